@@ -1,0 +1,1 @@
+"""Training, prediction and evaluation of multi-target networks on large volumes."""

@@ -1,0 +1,1 @@
+"""Trainer and evaluator pieces over MONAI's engines."""

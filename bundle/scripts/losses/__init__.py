@@ -1,0 +1,1 @@
+"""Masked losses and their multi-task sum."""

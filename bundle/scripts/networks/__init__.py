@@ -1,0 +1,1 @@
+"""Planning and the multi-head residual U-Net."""

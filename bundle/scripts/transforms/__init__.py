@@ -1,0 +1,1 @@
+"""Dictionary transforms: read, normalise, augment, derive targets."""

@@ -1,0 +1,3 @@
+"""The version of the program and of its bundle."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,27 @@
+"""Shared pieces of the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = Path(os.environ.get("VOLUMEN_DATA", ROOT.parent / "shared" / "data"))
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def real_data():
+    """Return a function that gives the folder of a real data set, or skips the test where it is absent."""
+
+    def folder(name: str) -> Path:
+        path = REAL_DATA / name
+        if not path.is_dir():
+            pytest.skip(f"real data set {name!r} is not on this machine (set VOLUMEN_DATA)")
+        return path
+
+    return folder
