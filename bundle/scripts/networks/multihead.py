@@ -1,0 +1,332 @@
+"""One residual encoder, and a decoder or a head for every target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.networks.blocks import Decoder, Head, ResidualEncoder
+from scripts.networks.operations import Operations
+from scripts.networks.planning import plan_blocks
+
+SHARED = "shared"
+POOL_TYPES = ("conv", "avg", "max")
+
+
+def resolve_out_channels(target: Mapping[str, Any], in_channels: int) -> int:
+    """Return the output channels of a target: `channels` or `out_channels` if it says so, else the input's.
+
+    Args:
+        target: a target's settings.
+        in_channels: channels of the image.
+
+    Returns:
+        The number of channels, at least 1.
+
+    Raises:
+        ValueError: if the two settings contradict each other, or the number is not a positive integer.
+    """
+    said = {key: target[key] for key in ("channels", "out_channels") if target.get(key) is not None}
+    if len(set(said.values())) > 1:
+        raise ValueError(f"channels and out_channels contradict each other: {said}")
+    channels = next(iter(said.values()), in_channels)
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"out_channels must be a positive integer, got {channels!r}")
+    return channels
+
+
+class MultiHeadDynUNet(nn.Module):
+    """A U-Net with one residual encoder and several outputs.
+
+    Input (B, in_channels, *spatial), every axis divisible by the product of its strides. Output: a
+    dictionary from target to logits (B, out_channels, *spatial). In training with deep supervision each value
+    is a list of logits at the decoder's resolutions, full resolution first. Activations belong to
+    post-processing.
+
+    The encoder is that of nnU-Net's residual U-Net (Isensee et al. 2024, arXiv:2404.09556): a stem, residual
+    blocks, strided convolutions down.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        heads: target to {"out_channels": int, "separate_decoder": bool}; heads that do not have a decoder of
+            their own share one.
+        features_per_stage: channels of each stage, full resolution first.
+        strides: stride on entering each stage, per axis (or one number); the first is 1.
+        kernel_sizes: kernel of each stage, per axis (or one number for all); odd.
+        n_blocks_per_stage: residual blocks of each encoder stage; None: 1, 3, 4, 6, 6, ...
+        n_conv_per_stage_decoder: convolutions of each decoder stage, lowest resolution first, or one number.
+        norm_op: see `Operations`, as the next six.
+        norm_op_kwargs: arguments of the normalisation.
+        nonlin: activation.
+        nonlin_kwargs: arguments of the activation.
+        dropout_op: dropout.
+        dropout_op_kwargs: arguments of the dropout.
+        conv_bias: whether convolutions have a bias.
+        do_stem: whether a convolution precedes the first stage.
+        stem_channels: its channels; None: those of the first stage.
+        stochastic_depth_p: probability that a sample skips a residual block in training.
+        squeeze_excitation: whether residual blocks end in squeeze and excitation.
+        squeeze_excitation_reduction_ratio: hidden width of it as a share of the channels.
+        pool_type: how the encoder goes down: "conv" (strided), "avg" or "max".
+        deep_supervision: whether there are heads at every resolution, used in training.
+
+    Raises:
+        ValueError: for settings that contradict each other; the message has the setting and its value.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        heads: Mapping[str, Mapping[str, Any]],
+        features_per_stage: Sequence[int],
+        strides: Sequence[Sequence[int] | int],
+        kernel_sizes: Sequence[Sequence[int] | int] | int = 3,
+        n_blocks_per_stage: Sequence[int] | int | None = None,
+        n_conv_per_stage_decoder: Sequence[int] | int = 1,
+        norm_op: str | None = "instance",
+        norm_op_kwargs: Mapping[str, Any] | None = None,
+        nonlin: str | None = "LeakyReLU",
+        nonlin_kwargs: Mapping[str, Any] | None = None,
+        dropout_op: str | float | None = None,
+        dropout_op_kwargs: Mapping[str, Any] | None = None,
+        conv_bias: bool = True,
+        do_stem: bool = True,
+        stem_channels: int | None = None,
+        stochastic_depth_p: float = 0.0,
+        squeeze_excitation: bool = False,
+        squeeze_excitation_reduction_ratio: float = 1.0 / 16,
+        pool_type: str = "conv",
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        if pool_type not in POOL_TYPES:
+            raise ValueError(f"pool_type must be one of {', '.join(POOL_TYPES)}, got {pool_type!r}")
+        if not 0 <= stochastic_depth_p < 1:
+            raise ValueError(f"stochastic_depth_p must be at least 0 and below 1, got {stochastic_depth_p}")
+        features = [int(width) for width in features_per_stage]
+        stages = len(features)
+        if stages == 0 or min(features) < 1:
+            raise ValueError(f"features_per_stage must be positive numbers, got {features_per_stage}")
+        steps = _per_stage(strides, stages, spatial_dims, "strides")
+        kernels = _per_stage(kernel_sizes, stages, spatial_dims, "kernel_sizes")
+        if any(size % 2 == 0 for kernel in kernels for size in kernel):
+            raise ValueError(f"kernel_sizes must be odd, got {kernels}")
+        if any(step != 1 for step in steps[0]):
+            raise ValueError(f"strides must start with 1 on every axis, got {steps[0]}")
+        blocks = _counts(n_blocks_per_stage or plan_blocks(stages), stages, "n_blocks_per_stage")
+        convolutions = _counts(n_conv_per_stage_decoder, stages - 1, "n_conv_per_stage_decoder")
+        self.final_config: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "in_channels": int(in_channels),
+            "heads": _checked_heads(heads),
+            "features_per_stage": features,
+            "strides": steps,
+            "kernel_sizes": kernels,
+            "n_blocks_per_stage": blocks,
+            "n_conv_per_stage_decoder": convolutions,
+            "norm_op": norm_op,
+            "norm_op_kwargs": dict(norm_op_kwargs or {}),
+            "nonlin": nonlin,
+            "nonlin_kwargs": dict(nonlin_kwargs or {}),
+            "dropout_op": dropout_op,
+            "dropout_op_kwargs": dict(dropout_op_kwargs or {}),
+            "conv_bias": bool(conv_bias),
+            "do_stem": bool(do_stem),
+            "stem_channels": stem_channels,
+            "stochastic_depth_p": float(stochastic_depth_p),
+            "squeeze_excitation": bool(squeeze_excitation),
+            "squeeze_excitation_reduction_ratio": float(squeeze_excitation_reduction_ratio),
+            "pool_type": pool_type,
+            "deep_supervision": bool(deep_supervision),
+        }
+        self.deep_supervision = bool(deep_supervision)
+        self.divisor = tuple(_product(step[axis] for step in steps) for axis in range(spatial_dims))
+        operations = Operations(
+            norm_op=norm_op,
+            norm_op_kwargs=norm_op_kwargs or {},
+            nonlin=nonlin,
+            nonlin_kwargs=nonlin_kwargs or {},
+            dropout_op=dropout_op,
+            dropout_op_kwargs=dropout_op_kwargs or {},
+            conv_bias=conv_bias,
+        )
+        self.encoder = ResidualEncoder(
+            spatial_dims,
+            in_channels,
+            features,
+            steps,
+            kernels,
+            blocks,
+            operations,
+            stem_channels=(stem_channels or features[0]) if do_stem else None,
+            pool_type=pool_type,
+            stochastic_depth_p=stochastic_depth_p,
+            squeeze_excitation_ratio=squeeze_excitation_reduction_ratio if squeeze_excitation else None,
+        )
+        self._decoder_of = {
+            name: key_of(name) if head["separate_decoder"] else SHARED
+            for name, head in self.final_config["heads"].items()
+        }
+        self.decoders = nn.ModuleDict(
+            {
+                key: Decoder(spatial_dims, features, steps, kernels, convolutions, operations)
+                for key in dict.fromkeys(self._decoder_of.values())
+            }
+        )
+        widths = features[: stages - 1] if deep_supervision and stages > 1 else features[:1]
+        self.heads = nn.ModuleDict(
+            {
+                key_of(name): Head(spatial_dims, widths, head["out_channels"])
+                for name, head in self.final_config["heads"].items()
+            }
+        )
+        self.apply(_initialise)
+
+    @classmethod
+    def from_config(cls, final_config: Mapping[str, Any]) -> MultiHeadDynUNet:
+        """Return a new network of the architecture that `final_config` describes."""
+        return cls(**final_config)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of the heads."""
+        return tuple(self._decoder_of)
+
+    def forward(self, x: Tensor, targets: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the logits of `targets`, or of all; only their decoders run."""
+        names = self.targets if targets is None else tuple(targets)
+        self._check(x, names)
+        skips = self.encoder(x)
+        supervised = self.training and self.deep_supervision
+        decoded = {
+            key: self.decoders[key](skips) for key in dict.fromkeys(self._decoder_of[name] for name in names)
+        }
+        outputs: dict[str, Any] = {}
+        for name in names:
+            features = decoded[self._decoder_of[name]]
+            head: Any = self.heads[key_of(name)]
+            outputs[name] = head.at_all_levels(features) if supervised else head(features)
+        return outputs
+
+    def _check(self, x: Tensor, names: tuple[str, ...]) -> None:
+        for name in names:
+            if name not in self._decoder_of:
+                raise ValueError(f"target {name!r} has no head; the network has {', '.join(self.targets)}")
+        if torch.compiler.is_compiling():
+            return
+        channels = self.final_config["in_channels"]
+        if x.ndim != len(self.divisor) + 2 or x.shape[1] != channels:
+            raise ValueError(
+                f"input must be (batch, {channels}, {len(self.divisor)} spatial axes), got {tuple(x.shape)}"
+            )
+        if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisor)):
+            raise ValueError(f"input size {tuple(x.shape[2:])} must be divisible by {self.divisor}")
+
+
+class ConcatenatedHeads(nn.Module):
+    """A view of a `MultiHeadDynUNet` that returns one tensor: the targets' logits, joined on channels.
+
+    It shares the network's modules under the same names, so either loads the other's state_dict. It has no
+    dictionary and no list in its outputs, as TorchScript, `torch.export` and ONNX want it.
+
+    Args:
+        network: the network to view.
+        targets: the outputs to give, in this order; None: all, in the order of the heads.
+    """
+
+    def __init__(self, network: MultiHeadDynUNet, targets: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.encoder = network.encoder
+        self.decoders = network.decoders
+        self.heads = network.heads
+        names = network.targets if targets is None else tuple(targets)
+        unknown = [name for name in names if name not in network.targets]
+        if unknown or not names:
+            raise ValueError(f"targets must be of {', '.join(network.targets)}, got {list(names)}")
+        self.order = [key_of(name) for name in names]
+        self.decoder_of = {key_of(name): key for name, key in network._decoder_of.items() if name in names}
+        self.used = [key for key in network.decoders if key in self.decoder_of.values()]
+
+    @classmethod
+    def from_config(
+        cls, final_config: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> ConcatenatedHeads:
+        """Return the view of a new network of the architecture that `final_config` describes."""
+        return cls(MultiHeadDynUNet.from_config(final_config), targets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, sum of out_channels, *spatial) logits."""
+        skips: list[Tensor] = self.encoder(x)
+        decoded: dict[str, list[Tensor]] = {}
+        for key, decoder in self.decoders.items():
+            if key in self.used:
+                decoded[key] = decoder(skips)
+        logits: dict[str, Tensor] = {}
+        for key, head in self.heads.items():
+            if key in self.decoder_of:
+                logits[key] = head(decoded[self.decoder_of[key]])
+        return torch.cat([logits[key] for key in self.order], dim=1)
+
+
+def key_of(name: str) -> str:
+    """Return the module name of a target's parts: modules cannot be called "train", "keys" or "a.b"."""
+    return "for_" + name.replace(".", "_")
+
+
+def _checked_heads(heads: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    if not heads:
+        raise ValueError("heads must name at least one target, got none")
+    checked = {}
+    for name, head in heads.items():
+        unknown = set(head) - {"out_channels", "separate_decoder"}
+        if unknown or "out_channels" not in head:
+            raise ValueError(f"heads[{name!r}] must have out_channels and separate_decoder, got {dict(head)}")
+        checked[str(name)] = {
+            "out_channels": resolve_out_channels(head, in_channels=1),
+            "separate_decoder": bool(head.get("separate_decoder", True)),
+        }
+    if len({key_of(name) for name in checked}) < len(checked):
+        raise ValueError(f"heads must differ in more than '.' and '_', got {', '.join(checked)}")
+    return checked
+
+
+def _per_stage(values: Any, stages: int, spatial_dims: int, key: str) -> list[list[int]]:
+    """Return one list per stage with one number per axis."""
+    given = [values] * stages if isinstance(values, int) else list(values)
+    if len(given) != stages:
+        raise ValueError(f"{key} must have {stages} stages as features_per_stage has, got {given}")
+    full = [[int(v)] * spatial_dims if isinstance(v, int) else [int(n) for n in v] for v in given]
+    if any(len(value) != spatial_dims or min(value) < 1 for value in full):
+        raise ValueError(f"{key} must have {spatial_dims} positive numbers per stage, got {given}")
+    return full
+
+
+def _counts(values: Sequence[int] | int, stages: int, key: str) -> list[int]:
+    given = [values] * stages if isinstance(values, int) else [int(value) for value in values]
+    if len(given) != stages or any(count < 1 for count in given):
+        raise ValueError(f"{key} must have {stages} positive numbers, got {values}")
+    return given
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw convolutions as He et al. 2015 for a leaky ReLU of slope 0.01, biases 0."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _product(values: Any) -> int:
+    product = 1
+    for value in values:
+        product *= value
+    return product

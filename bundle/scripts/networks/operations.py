@@ -1,0 +1,160 @@
+"""Turn the names that people write for a network's operations into MONAI's layer factories."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai.networks.layers.factories import Act
+from monai.networks.layers.utils import get_act_layer
+from torch import Tensor, nn
+from torch.nn import functional
+
+INSTANCE_KWARGS = {"eps": 1e-5, "affine": True}
+LEAKY_KWARGS = {"negative_slope": 0.01, "inplace": True}
+GROUPS = 8
+GATED = ("swiglu", "glu")
+
+NORMS = {
+    "instance": "instance",
+    "instancenorm": "instance",
+    "batch": "batch",
+    "batchnorm": "batch",
+    "syncbatch": "syncbatch",
+    "syncbatchnorm": "syncbatch",
+    "group": "group",
+    "groupnorm": "group",
+    "layer": "layer",
+    "layernorm": "layer",
+}
+# Names that differ from the ones of MONAI's factory, and those that it has under another spelling.
+ACTIVATIONS = {"leakyrelu": "leakyrelu", "silu": "swish", "swiglu": "swiglu", "glu": "glu"}
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What every convolution of a network is followed by.
+
+    Args:
+        norm_op: "instance", "batch", "syncbatch", "group" or "layer", short or as the class's name
+            (`nn.InstanceNorm3d`), or None.
+        norm_op_kwargs: arguments of the normalisation; instance: eps 1e-5 and affine.
+        nonlin: "LeakyReLU", "ReLU", "SwiGLU", "GLU" or an activation of MONAI's factory, short or as the
+            class's name, or None.
+        nonlin_kwargs: arguments of the activation; LeakyReLU: slope 0.01.
+        dropout_op: None, a probability, "dropout" (whole channels) or the name of a class (`nn.Dropout3d`;
+            `nn.Dropout` drops voxels).
+        dropout_op_kwargs: {"p": probability}.
+        conv_bias: whether convolutions have a bias.
+
+    Raises:
+        ValueError: for a name that is not known, with the closest one.
+    """
+
+    norm_op: str | None = "instance"
+    norm_op_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    nonlin: str | None = "LeakyReLU"
+    nonlin_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dropout_op: str | float | None = None
+    dropout_op_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    conv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        self.norm(GROUPS)
+        self.activation(2)
+        self.dropout(3)
+
+    def norm(self, channels: int) -> tuple[str, dict[str, Any]] | None:
+        """Return MONAI's name and arguments of the normalisation of so many channels."""
+        name = norm_name(self.norm_op)
+        if name is None:
+            return None
+        kwargs = dict(self.norm_op_kwargs)
+        if name == "instance":
+            return "instance", {**INSTANCE_KWARGS, **kwargs}
+        if name in ("group", "layer"):
+            # A layer norm over channels and space is a group norm of one group, for any patch size.
+            groups = 1 if name == "layer" else kwargs.pop("num_groups", GROUPS)
+            return "group", {"num_groups": math.gcd(groups, channels), **kwargs}
+        return name, kwargs
+
+    def activation(self, channels: int, spatial_dims: int = 3) -> nn.Module | None:
+        """Return a new activation for so many channels."""
+        name = activation_name(self.nonlin)
+        if name is None:
+            return None
+        kwargs = dict(self.nonlin_kwargs)
+        if name in GATED:
+            return GatedUnit(channels, spatial_dims, gate=name)
+        if name == "leakyrelu":
+            kwargs = {**LEAKY_KWARGS, **kwargs}
+        elif name == "relu":
+            kwargs = {"inplace": True, **kwargs}
+        return get_act_layer((name, kwargs))
+
+    def dropout(self, spatial_dims: int) -> tuple[float, int] | None:
+        """Return the probability and the dimensions of the dropout (1: single voxels), or None."""
+        named = short_name(self.dropout_op)
+        if isinstance(self.dropout_op, int | float) and not isinstance(self.dropout_op, bool):
+            return (float(self.dropout_op), spatial_dims) if self.dropout_op > 0 else None
+        if named is None:
+            return None
+        if named.rstrip("123d") != "dropout" and named != "dropout":
+            raise ValueError(f"dropout_op must be a probability or a dropout's name, got {self.dropout_op!r}")
+        probability = float(self.dropout_op_kwargs.get("p", 0.5))
+        by_voxel = str(self.dropout_op).endswith("Dropout")
+        return (probability, 1 if by_voxel else spatial_dims) if probability > 0 else None
+
+
+class GatedUnit(nn.Module):
+    """A gated linear unit: a 1x1 convolution to twice the channels, half of which gate the rest.
+
+    SwiGLU gates with SiLU, GLU with a sigmoid (Shazeer 2020, arXiv:2002.05202). Shape (B, C, *spatial).
+
+    Args:
+        channels: channels in and out.
+        spatial_dims: 2 or 3.
+        gate: "swiglu" or "glu".
+    """
+
+    def __init__(self, channels: int, spatial_dims: int, gate: str) -> None:
+        super().__init__()
+        convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        self.expand = convolution(channels, 2 * channels, kernel_size=1)
+        self.swish = gate == "swiglu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.expand(x).chunk(2, dim=1)
+        return value * (functional.silu(gate) if self.swish else functional.sigmoid(gate))
+
+
+def short_name(name: object) -> str | None:
+    """Return "instancenorm" for `torch.nn.InstanceNorm3d`, None for None and "none"."""
+    if name is None or name is False or str(name).lower() in ("", "none", "null", "identity"):
+        return None
+    text = str(name).rsplit(".", 1)[-1].strip("'>").lower()
+    return text[:-2] if text.endswith(("1d", "2d", "3d")) else text
+
+
+def norm_name(name: object) -> str | None:
+    """Return the normalisation's key in `NORMS`' values."""
+    short = short_name(name)
+    return None if short is None else _known(short, NORMS, "norm_op", name)
+
+
+def activation_name(name: object) -> str | None:
+    """Return the activation's name in MONAI's factory, or "swiglu" or "glu"."""
+    short = short_name(name)
+    known = {key.lower(): key.lower() for key in Act.names} | ACTIVATIONS
+    return None if short is None else _known(short.replace("_", ""), known, "nonlin", name)
+
+
+def _known(short: str, known: Mapping[str, str], key: str, given: object) -> str:
+    if short in known:
+        return known[short]
+    close = difflib.get_close_matches(short, known, n=1, cutoff=0.5)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{key} must be one of {', '.join(sorted(set(known.values())))}, got {given!r}{hint}")

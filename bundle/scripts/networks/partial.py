@@ -1,0 +1,75 @@
+"""Load those weights of a checkpoint that fit a network, and say which did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every weight.
+
+    Args:
+        loaded: names that the module and the state have with the same shape.
+        missing: names that only the module has; they keep their values.
+        unexpected: names that only the state has.
+        mismatched: names that both have, with the module's shape and the state's.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def summary(self, names: int = 5) -> str:
+        """Return one line with the counts and the first few names of what was not loaded."""
+        parts = [f"loaded {len(self.loaded)} weights"]
+        differing = tuple(f"{name} {theirs} for {ours}" for name, ours, theirs in self.mismatched)
+        for what, given in (
+            ("of another shape", differing),
+            ("missing in the file", self.missing),
+            ("not in the network", self.unexpected),
+        ):
+            if given:
+                more = f" and {len(given) - names} more" if len(given) > names else ""
+                parts.append(f"{len(given)} {what} ({', '.join(given[:names])}{more})")
+        return "; ".join(parts)
+
+
+def load_partial(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
+    """Copy into a module every tensor of the same name and shape; the rest of the module stays as it is.
+
+    Args:
+        module: the network, changed in place.
+        state_dict: name to tensor, on any device; `module.` and `_orig_mod.` prefixes, which
+            DistributedDataParallel and `torch.compile` leave, are dropped.
+
+    Returns:
+        What was loaded and what was not.
+    """
+    given = {plain_name(name): tensor for name, tensor in state_dict.items()}
+    own = module.state_dict()
+    shared = [name for name in own if name in given]
+    loaded = tuple(name for name in shared if own[name].shape == given[name].shape)
+    with torch.no_grad():
+        for name in loaded:
+            own[name].copy_(given[name])
+    return LoadReport(
+        loaded=loaded,
+        missing=tuple(name for name in own if name not in given),
+        unexpected=tuple(name for name in given if name not in own),
+        mismatched=tuple(
+            (name, tuple(own[name].shape), tuple(given[name].shape)) for name in shared if name not in loaded
+        ),
+    )
+
+
+def plain_name(name: str) -> str:
+    """Return a weight's name without what wrappers put before it."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name
