@@ -1,0 +1,107 @@
+"""The last steps of a sample: halo off, masks restricted, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+
+from scripts.errors import VolumenError
+
+
+class CropHalod(Transform):
+    """Crops labels and masks (C, *(patch + 2 halo)) of the primary targets to the patch and drops "in_volume".
+
+    Args:
+        targets: primary targets, present with their masks.
+        halo: voxels per axis to take off on every side.
+    """
+
+    def __init__(self, targets: Sequence[str], halo: Sequence[int] | int = 0) -> None:
+        self.targets = tuple(targets)
+        self.halo = halo
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        sample = dict(data)
+        sample.pop("in_volume", None)
+        for target in self.targets:
+            for key in (target, f"{target}_mask"):
+                sample[key] = self._crop(sample[key])
+        return sample
+
+    def _crop(self, array: np.ndarray) -> np.ndarray:
+        ndim = array.ndim - 1
+        widths = (self.halo,) * ndim if isinstance(self.halo, int) else tuple(self.halo)
+        spans = (slice(width, size - width) for width, size in zip(widths, array.shape[1:], strict=True))
+        return array[(slice(None), *spans)]
+
+
+class RestrictToLabelledd(Transform):
+    """Keeps the loss to labelled voxels: those whose label is above 0 (`loss_on_label_only`).
+
+    Stands after the derived targets, so that these still know what lies beside a label.
+
+    Args:
+        targets: primary targets.
+        derived: derived target to its source, whose label restricts it as well.
+    """
+
+    def __init__(self, targets: Sequence[str], derived: Mapping[str, str] | None = None) -> None:
+        self.sources = {**{target: target for target in targets}, **(derived or {})}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        sample = dict(data)
+        for target, source in self.sources.items():
+            labelled = (sample[source] > 0).any(axis=0, keepdims=True)
+            sample[f"{target}_mask"] = sample[f"{target}_mask"] & labelled
+        return sample
+
+
+class FinalizePatchd(Transform):
+    """Turns a sample into plain tensors and keeps nothing that a batch cannot hold.
+
+    Args:
+        targets: primary targets: int16 class indices (Ct, *patch).
+        derived: derived targets: float32 (C, *patch).
+
+    Returns:
+        image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str and "start"
+        int64 (n,).
+
+    Raises:
+        VolumenError: a label exceeds int16, as instance labels may.
+    """
+
+    def __init__(self, targets: Sequence[str], derived: Sequence[str] = ()) -> None:
+        self.targets, self.derived = tuple(targets), tuple(derived)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        final: dict[Hashable, Any] = {"image": _tensor(data["image"], np.float32)}
+        for target in self.targets:
+            final[target] = _tensor(_class_indices(data[target], target, data["volume_name"]), np.int16)
+            final[f"{target}_mask"] = _tensor(data[f"{target}_mask"], np.bool_)
+        for target in self.derived:
+            final[target] = _tensor(data[target], np.float32)
+            final[f"{target}_mask"] = _tensor(data[f"{target}_mask"], np.bool_)
+        final["volume_name"] = data["volume_name"]
+        final["start"] = torch.tensor([int(first) for first in data["start"]], dtype=torch.int64)
+        return final
+
+
+def _tensor(array: Any, dtype: type) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+
+
+def _class_indices(label: np.ndarray, target: str, volume: str) -> np.ndarray:
+    limits = np.iinfo(np.int16)
+    if label.dtype.itemsize > 1 and label.size and (label.max() > limits.max or label.min() < limits.min):
+        raise VolumenError(
+            f"label {target!r} of {volume}",
+            expected=f"class indices up to {limits.max}",
+            found=int(label.max()),
+            remedy="instance labels must be mapped to foreground or boundary first",
+        )
+    return label

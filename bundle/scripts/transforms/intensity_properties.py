@@ -1,0 +1,109 @@
+"""Samples the intensities of a data set in one streamed pass, for `Normalizer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+_LOGGER = logging.getLogger(__name__)
+
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
+_DEFAULT_BLOCK = 64
+
+Box = Sequence[Sequence[int]]
+
+
+def sample_intensity_properties(
+    cases: Sequence[Any],
+    *,
+    boxes: Mapping[str, Sequence[Box]] | None = None,
+    max_regions: int = 128,
+    values_per_region: int = 20_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Statistics of image intensities from a reproducible sample of storage blocks.
+
+    Args:
+        cases: `OpenCase` objects; their labels tell the foreground (any label above 0).
+        boxes: case name to regions (start, stop per axis) that may be looked at, as the training part of a split;
+            None: everything.
+        max_regions: blocks read, shared among the cases (at least one each).
+        values_per_region: values kept per block and channel, evenly strided.
+        seed: of the choice of blocks.
+
+    Returns:
+        A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
+        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met); and "dtypes",
+        the names of the images' types. Values that are not finite are left out.
+    """
+    rng = np.random.default_rng(seed)
+    everywhere: list[np.ndarray] = []
+    inside: list[np.ndarray] = []
+    per_case = max(1, max_regions // max(1, len(cases)))
+    for case in cases:
+        allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
+        regions = [region for box in allowed or [] for region in _blocks(box, case.image.chunks)]
+        chosen = rng.choice(len(regions), size=min(per_case, len(regions)), replace=False) if regions else []
+        for number in sorted(chosen):
+            image, foreground = _read(case, regions[number])
+            everywhere.append(_strided(image, values_per_region))
+            if foreground is not None and foreground.any():
+                inside.append(_strided(image[:, foreground], values_per_region))
+    if not everywhere:
+        raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
+    if not inside:
+        _LOGGER.debug("no labelled voxel among the %d blocks sampled", len(everywhere))
+    return {
+        "channels": _statistics(everywhere),
+        "foreground": _statistics(inside) if inside else None,
+        "dtypes": sorted({np.dtype(case.image.dtype).name for case in cases}),
+    }
+
+
+def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    # Whole storage blocks, aligned, so that none is decoded for a corner of it.
+    sizes = [size if _SMALLEST_BLOCK <= size <= _LARGEST_BLOCK else _DEFAULT_BLOCK for size in chunks]
+    starts = [range(start - start % size, stop, size) for (start, stop), size in zip(box, sizes)]
+    for corner in product(*starts):
+        yield tuple(
+            slice(max(first, start), min(first + size, stop))
+            for first, size, (start, stop) in zip(corner, sizes, box)
+        )
+
+
+def _read(case: Any, region: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    image = np.asarray(case.image.read(region))
+    foreground = None
+    for label in case.labels.values():
+        labelled = (label.read(region) > 0).any(axis=0)
+        foreground = labelled if foreground is None else foreground | labelled
+    return image.reshape(len(image), *(s.stop - s.start for s in region)), foreground
+
+
+def _strided(image: np.ndarray, limit: int) -> np.ndarray:
+    flat = image.reshape(len(image), -1)
+    return flat[:, :: max(1, -(-flat.shape[1] // limit))].astype(np.float32)
+
+
+def _statistics(parts: Sequence[np.ndarray]) -> list[dict[str, float]]:
+    return [_channel_statistics(values) for values in np.concatenate(parts, axis=1)]
+
+
+def _channel_statistics(values: np.ndarray) -> dict[str, float]:
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not values.size:
+        values = np.zeros(1)
+    low, high = np.percentile(values, [0.5, 99.5])
+    return {
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "percentile_00_5": float(low),
+        "percentile_99_5": float(high),
+        "count": int(values.size),
+    }

@@ -1,0 +1,175 @@
+"""Intensity normalisation: a clip and a linear map per channel, the same in training and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from numba import njit
+
+from scripts.errors import VolumenError
+
+SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
+_COMPILED = ("uint8", "uint16", "int16", "float32")
+_MIN_RANGE = 1e-8  # a constant image must map to a constant, not to infinity
+
+
+class Normalizer:
+    """Maps raw intensities to the values that the network sees: `(clip(v, low, high) - shift) * scale`.
+
+    Schemes:
+        unit: [0, 1]: 8-bit unsigned images by their type's range; others by the sampled minimum and maximum, or,
+            without properties, by the range of their integer type.
+        percentile: [0, 1] between the sampled percentiles 0.5 and 99.5, clipped there.
+        zscore: sampled mean 0, standard deviation 1.
+        ct: clipped to the percentiles 0.5 and 99.5 of the sampled foreground, then by the foreground's mean and
+            standard deviation (nnU-Net's CTNormalization).
+        none: the raw values.
+
+    Args:
+        scheme: one of the schemes above.
+        properties: what `scripts.transforms.intensity_properties.sample_intensity_properties` returned.
+
+    Raises:
+        VolumenError: the scheme is unknown, or needs properties that were not sampled.
+    """
+
+    def __init__(self, scheme: str = "unit", properties: Mapping[str, Any] | None = None) -> None:
+        if scheme not in SCHEMES:
+            raise VolumenError(
+                "dataset_config.normalization_scheme",
+                expected=f"one of {', '.join(SCHEMES)}",
+                found=repr(scheme),
+            )
+        if scheme in ("percentile", "zscore", "ct") and not properties:
+            raise VolumenError(
+                "dataset_config.intensity_properties",
+                expected=f"sampled properties for the scheme {scheme!r}",
+                found="none",
+                remedy="leave normalization to the training command, which samples them, or use 'unit'",
+            )
+        self.scheme = scheme
+        self.properties = dict(properties) if properties else None
+        self._coefficients: dict[np.dtype, np.ndarray] = {}
+
+    @classmethod
+    def from_config(cls, scheme: str, properties: Mapping[str, Any] | None) -> Normalizer:
+        """The normaliser of a snapshot's `normalization_scheme` and `intensity_properties`."""
+        return cls(scheme, properties)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Normalises an image (C, *spatial) of any real dtype into a new, contiguous float32 array."""
+        return self.into(image, np.empty(image.shape, dtype=np.float32))
+
+    def into(self, image: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """As a call, but writes into `out` (C, *spatial) float32, which may be a view."""
+        coefficients = self.coefficients(image.dtype, len(image))
+        if image.dtype == np.bool_:
+            image = image.view(np.uint8)
+        elif image.dtype.name not in _COMPILED or not image.dtype.isnative:
+            image = image.astype(np.float32)
+        target = out if out.flags.c_contiguous else np.empty(out.shape, dtype=np.float32)
+        for channel, (low, high, shift, scale) in enumerate(coefficients):
+            flat = np.ascontiguousarray(image[channel]).reshape(-1)
+            _clip_shift_scale(flat, low, high, shift, scale, target[channel].reshape(-1))
+        if target is not out:
+            out[...] = target
+        return out
+
+    def zero_level(self, dtype: np.dtype, channels: int) -> np.ndarray:
+        """Raw value per channel (channels,) float32 that normalises to zero."""
+        return self.coefficients(dtype, channels)[:, 2]
+
+    def coefficients(self, dtype: np.dtype, channels: int) -> np.ndarray:
+        """Rows (low, high, shift, scale) per channel, float32, for images of `dtype`.
+
+        Raises:
+            VolumenError: the properties describe another number of channels.
+        """
+        dtype = np.dtype(dtype)
+        if dtype not in self._coefficients or len(self._coefficients[dtype]) != channels:
+            rows = [self._row(dtype, channel, channels) for channel in range(channels)]
+            self._coefficients[dtype] = np.asarray(rows, dtype=np.float32)
+        return self._coefficients[dtype]
+
+    def _row(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float, float, float]:
+        if self.scheme == "none":
+            return -np.inf, np.inf, 0.0, 1.0
+        if self.scheme == "unit":
+            low, high = self._unit_range(dtype, channel, channels)
+            return -np.inf, np.inf, low, 1.0 / max(high - low, _MIN_RANGE)
+        if self.scheme == "percentile":
+            known = self._known("channels", channel, channels)
+            low, high = known["percentile_00_5"], known["percentile_99_5"]
+            return low, high, low, 1.0 / max(high - low, _MIN_RANGE)
+        if self.scheme == "zscore":
+            known = self._known("channels", channel, channels)
+            return -np.inf, np.inf, known["mean"], 1.0 / max(known["std"], _MIN_RANGE)
+        known = self._known("foreground", channel, channels)
+        return (
+            known["percentile_00_5"],
+            known["percentile_99_5"],
+            known["mean"],
+            1.0 / max(known["std"], _MIN_RANGE),
+        )
+
+    def _unit_range(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float]:
+        if dtype == np.bool_:
+            return 0.0, 1.0
+        if dtype != np.uint8 and self.properties:
+            known = self._known("channels", channel, channels)
+            return known["min"], known["max"]
+        if np.issubdtype(dtype, np.integer):
+            return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+        raise VolumenError(
+            "dataset_config.intensity_properties",
+            expected=f"sampled minimum and maximum to bring {dtype} images to [0, 1]",
+            found="none",
+            remedy="leave normalization to the training command, or use normalization_scheme: none",
+        )
+
+    def _known(self, region: str, channel: int, channels: int) -> Mapping[str, float]:
+        assert self.properties is not None
+        known = self.properties.get(region) or self.properties["channels"]
+        if len(known) != channels:
+            raise VolumenError(
+                "dataset_config.intensity_properties",
+                expected=f"{channels} channels, as the image has",
+                found=len(known),
+                remedy="sample them again from these images",
+            )
+        return known[channel]
+
+
+class NormalizeImaged(MapTransform):
+    """Dictionary form of `Normalizer`, for samples that were read raw.
+
+    Args:
+        keys: images (C, *spatial) to replace by float32.
+        scheme, properties: as for `Normalizer`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = ("image",),
+        scheme: str = "unit",
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.normalizer = Normalizer(scheme, properties)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            sample[key] = self.normalizer(np.asarray(sample[key]))
+        return sample
+
+
+@njit(cache=True, nogil=True)
+def _clip_shift_scale(source, low, high, shift, scale, out):
+    for position in range(source.size):
+        value = min(max(np.float32(source[position]), low), high)
+        out[position] = (value - shift) * scale

@@ -1,0 +1,247 @@
+"""Draws the spatial augmentation of a sample; `ReadPatchd` carries it out while it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from monai.transforms import RandomizableTransform
+
+from scripts.errors import VolumenError
+
+ANISOTROPY_LIMIT = 3.0  # nnU-Net's: beyond it a rotation out of the plane would mix unlike axes
+_AXIS_NAMES = "zyx"
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialTransform:
+    """Where each voxel of a patch comes from.
+
+    The patch is first sampled on a grid turned and scaled about its centre, then its axes are permuted and
+    flipped: `patch = flip(transpose(sampled, permutation), axes with flips)`.
+
+    Args:
+        permutation: axis of the sampled grid that becomes each axis of the patch.
+        flips: for each axis of the patch, whether it is mirrored.
+        matrix: (n, n) physical matrix in spatial order from offsets in the patch to offsets in the volume, both
+            from the patch's centre; None is the identity, and keeps the patch a plain crop.
+    """
+
+    permutation: tuple[int, ...]
+    flips: tuple[bool, ...]
+    matrix: np.ndarray | None = None
+
+    @classmethod
+    def identity(cls, ndim: int) -> SpatialTransform:
+        """The transform that changes nothing in `ndim` dimensions."""
+        return cls(tuple(range(ndim)), (False,) * ndim)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.permutation)
+
+    def orient(self, array: np.ndarray) -> np.ndarray:
+        """A view of an array (C, *sampled) with axes permuted and flipped: (C, *patch)."""
+        turned = array.transpose(0, *(axis + 1 for axis in self.permutation))
+        return turned[(slice(None), *(slice(None, None, -1 if flip else None) for flip in self.flips))]
+
+    def sampled(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Sizes per axis of the patch, brought into the order of the sampled grid's axes."""
+        inner = [0] * self.ndim
+        for size, axis in zip(sizes, self.permutation):
+            inner[axis] = int(size)
+        return tuple(inner)
+
+    def voxel_matrix(self, spacing: Sequence[float]) -> np.ndarray:
+        """(n, n) matrix from voxel offsets in the sampled grid to voxel offsets in the volume."""
+        if self.matrix is None:
+            return np.eye(self.ndim)
+        scale = np.asarray(spacing, dtype=float)
+        return self.matrix * scale[None, :] / scale[:, None]
+
+    def oriented_matrix(self, spacing: Sequence[float]) -> np.ndarray:
+        """(n, n) matrix from voxel offsets in the patch to voxel offsets in the volume, flips included."""
+        orientation = np.zeros((self.ndim, self.ndim))
+        for axis, (source, flip) in enumerate(zip(self.permutation, self.flips)):
+            orientation[source, axis] = -1.0 if flip else 1.0
+        return self.voxel_matrix(spacing) @ orientation
+
+
+class RandSpatialTransformd(RandomizableTransform):
+    """Draws rotation, scaling, flips and axis swaps into `sample["spatial"]` and touches no voxel.
+
+    Probabilities and ranges default to nnU-Net's (`nnUNetTrainer.get_training_transforms`). Rotation takes place
+    in physical space. When the spacing or the patch is anisotropic by more than 3, rotation and scaling stay in
+    the plane across the thin axis, as in nnU-Net.
+
+    Args:
+        prob_rotation: probability of a rotation about every allowed axis.
+        rotation_degrees: largest angle, degrees; None: 30 about three axes, 180 in a plane.
+        prob_scale: probability of an isotropic scaling.
+        scale_range: factors on the sampled extent: above 1 the patch shows more of the volume, smaller.
+        prob_flip: probability of mirroring, for each axis on its own.
+        rotate90: permute axes at random where patch size and spacing agree.
+        rotation_axes: axes to rotate about, 'z', 'y', 'x' or indices in spatial order (in 2D only 'z'); None:
+            all, or the thin one; an empty list: no rotation.
+        no_spatial: draw the identity.
+
+    Raises:
+        VolumenError: a probability, range or axis is not valid.
+    """
+
+    def __init__(
+        self,
+        prob_rotation: float = 0.2,
+        rotation_degrees: float | None = None,
+        prob_scale: float = 0.2,
+        scale_range: Sequence[float] = (0.7, 1.4),
+        prob_flip: float = 0.5,
+        rotate90: bool = True,
+        rotation_axes: Sequence[str | int] | None = None,
+        no_spatial: bool = False,
+    ) -> None:
+        super().__init__(prob=1.0)
+        for name, value in (
+            ("prob_rotation", prob_rotation),
+            ("prob_scale", prob_scale),
+            ("prob_flip", prob_flip),
+        ):
+            if not 0.0 <= value <= 1.0:
+                raise VolumenError(name, expected="a probability in [0, 1]", found=value)
+        low, high = (float(value) for value in scale_range)
+        if not 0.0 < low <= high:
+            raise VolumenError("scale_range", expected="0 < low <= high", found=list(scale_range))
+        self.prob_rotation, self.prob_scale, self.prob_flip = prob_rotation, prob_scale, prob_flip
+        self.rotation_degrees = rotation_degrees
+        self.scale_range = (low, high)
+        self.rotate90 = rotate90
+        self.rotation_axes = None if rotation_axes is None else [str(axis) for axis in rotation_axes]
+        self.no_spatial = no_spatial
+
+    def draw(self, size: Sequence[int], spacing: Sequence[float]) -> SpatialTransform:
+        """One random transform for a patch of `size` voxels with `spacing` (both in spatial order)."""
+        ndim = len(size)
+        if self.no_spatial:
+            return SpatialTransform.identity(ndim)
+        thin = thin_axis(size, spacing)
+        axes = self._axes(ndim, thin)
+        matrix = np.eye(ndim)
+        if self.R.uniform() < self.prob_rotation and axes:
+            for axis in axes:
+                matrix = matrix @ _rotation(ndim, axis, self._angle(planar=len(axes) == 1))
+        if self.R.uniform() < self.prob_scale:
+            scale = np.full(ndim, self._scale())
+            if thin is not None:
+                scale[thin] = 1.0
+            matrix = matrix * scale[None, :]
+        flips = tuple(bool(value < self.prob_flip) for value in self.R.uniform(size=ndim))
+        permutation = self._permutation(size, spacing, axes)
+        return SpatialTransform(permutation, flips, None if np.array_equal(matrix, np.eye(ndim)) else matrix)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Adds "spatial" to a sample with "case" and "location"."""
+        sample = dict(data)
+        sample["spatial"] = self.draw(sample["location"].size, sample["case"].spacing)
+        return sample
+
+    def _angle(self, planar: bool) -> float:
+        limit = self.rotation_degrees
+        if limit is None:
+            limit = 180.0 if planar else 30.0
+        return float(np.deg2rad(self.R.uniform(-limit, limit)))
+
+    def _scale(self) -> float:
+        # As in batchgenerators: shrinking and enlarging are equally likely, however the range lies about 1.
+        low, high = self.scale_range
+        if low < 1.0 < high:
+            low, high = (low, 1.0) if self.R.uniform() < 0.5 else (1.0, high)
+        return float(self.R.uniform(low, high))
+
+    def _axes(self, ndim: int, thin: int | None) -> list[int]:
+        if self.rotation_axes is None:
+            if ndim == 2:
+                return [0]
+            return [0, 1, 2] if thin is None else [thin]
+        return sorted({_axis_index(name, ndim) for name in self.rotation_axes})
+
+    def _permutation(
+        self, size: Sequence[int], spacing: Sequence[float], axes: Sequence[int]
+    ) -> tuple[int, ...]:
+        choices = _interchangeable(tuple(size), tuple(spacing), tuple(axes)) if self.rotate90 else []
+        if len(choices) < 2:
+            return tuple(range(len(size)))
+        return choices[self.R.randint(len(choices))]
+
+
+def thin_axis(size: Sequence[int], spacing: Sequence[float]) -> int | None:
+    """The axis across which a 3D patch is too coarse to be turned, or None.
+
+    Args:
+        size: patch size, voxels.
+        spacing: voxel size per axis.
+
+    Returns:
+        The axis of largest spacing where spacings differ by more than 3 times, else the shortest axis of a patch
+        whose sizes differ by more than 3 times.
+    """
+    if len(size) < 3:
+        return None
+    if max(spacing) > ANISOTROPY_LIMIT * min(spacing):
+        return int(np.argmax(spacing))
+    if max(size) > ANISOTROPY_LIMIT * min(size):
+        return int(np.argmin(size))
+    return None
+
+
+def _axis_index(name: str, ndim: int) -> int:
+    if ndim == 2:
+        if name in ("z", "0"):
+            return 0
+        raise VolumenError(
+            "rotation_axes",
+            expected="'z' (a 2D image turns about it alone)",
+            found=repr(name),
+            remedy="use [z]",
+        )
+    if name in _AXIS_NAMES:
+        return _AXIS_NAMES.index(name)
+    if name in ("0", "1", "2"):
+        return int(name)
+    raise VolumenError(
+        "rotation_axes", expected="names of 'z', 'y', 'x' or indices 0, 1, 2", found=repr(name)
+    )
+
+
+def _plane(ndim: int, axis: int) -> tuple[int, int]:
+    if ndim == 2:
+        return 0, 1
+    first, second = (other for other in range(3) if other != axis)
+    return first, second
+
+
+def _rotation(ndim: int, axis: int, angle: float) -> np.ndarray:
+    first, second = _plane(ndim, axis)
+    matrix = np.eye(ndim)
+    matrix[first, first] = matrix[second, second] = np.cos(angle)
+    matrix[first, second], matrix[second, first] = -np.sin(angle), np.sin(angle)
+    return matrix
+
+
+def _interchangeable(
+    size: tuple[int, ...], spacing: tuple[float, ...], axes: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    ndim = len(size)
+    group = list(range(ndim))
+    for axis in axes:
+        first, second = _plane(ndim, axis)
+        if size[first] == size[second] and np.isclose(spacing[first], spacing[second], rtol=1e-3):
+            merged = group[second]
+            group = [group[first] if member == merged else member for member in group]
+    return [
+        order
+        for order in permutations(range(ndim))
+        if all(group[axis] == group[source] for axis, source in enumerate(order))
+    ]
