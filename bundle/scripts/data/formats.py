@@ -1,0 +1,95 @@
+"""What a file is, told by its content; and the file name endings that belong to each format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scripts.errors import VolumenError
+
+SUFFIXES = {
+    "zarr": (".ome.zarr", ".zarr"),
+    "tif": (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".btf", ".tf8"),
+    "nifti": (".nii.gz", ".nii"),
+}
+"""File name endings per format, the longest of each family first."""
+
+_ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Tell whether a path is a URL (`scheme://`, or fsspec's chained `a::b`)."""
+    text = str(path)
+    return "://" in text or "::" in text
+
+
+def split_suffix(name: str) -> tuple[str, str | None]:
+    """Split "a.ome.zarr" into its stem "a" and the format of its ending, "zarr" (None if it names none)."""
+    for kind, endings in SUFFIXES.items():
+        for ending in endings:
+            if name.lower().endswith(ending) and len(name) > len(ending):
+                return name[: -len(ending)], kind
+    return name, None
+
+
+def is_zarr_folder(path: Path) -> bool:
+    """Tell whether a folder is a zarr array or group."""
+    return any((path / mark).is_file() for mark in _ZARR_MARKS)
+
+
+def detect_format(path: str | os.PathLike) -> str:
+    """Return "zarr", "tif" or "nifti" by looking into the file.
+
+    Raises:
+        VolumenError: it does not exist, cannot be read, or is none of these.
+    """
+    if is_url(path):
+        return "zarr"
+    file = Path(path)
+    try:
+        if file.is_dir():
+            os.listdir(file)  # noqa: PTH208  (raises where permissions are missing)
+            return _folder_format(file)
+        with file.open("rb") as handle:
+            head = handle.read(352)
+    except FileNotFoundError:
+        # A path inside a zarr (a.zarr/0) that is absent from disk gets the better message of the zarr reader.
+        if any(part.endswith(".zarr") for part in file.parts[:-1]):
+            return "zarr"
+        raise VolumenError(file, "no such file or folder", remedy="check the path") from None
+    except PermissionError:
+        raise VolumenError(
+            file, "may not be read", remedy="give yourself read permission (chmod u+r)"
+        ) from None
+    return _file_format(file, head)
+
+
+def _folder_format(folder: Path) -> str:
+    if is_zarr_folder(folder) or folder.name.endswith(".zarr") or _inside_zarr(folder):
+        return "zarr"
+    raise VolumenError(
+        folder, expected="a zarr, TIFF or NIfTI volume", found="a folder without zarr metadata"
+    )
+
+
+def _inside_zarr(folder: Path) -> bool:
+    return any(is_zarr_folder(parent) for parent in folder.parents)
+
+
+def _file_format(file: Path, head: bytes) -> str:
+    if not head:
+        raise VolumenError(file, "is empty (0 bytes)", remedy="copy it again")
+    if head[:4] in _TIFF_MAGIC:
+        return "tif"
+    if head[:2] == _GZIP_MAGIC and file.name.lower().endswith(".gz"):
+        return "nifti"
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
+        return "nifti"
+    raise VolumenError(
+        file,
+        expected="zarr, TIFF or NIfTI",
+        found=f"a file that starts with {head[:8]!r}",
+        remedy="convert it, or copy it again if it should be one of these",
+    )

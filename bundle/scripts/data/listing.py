@@ -1,0 +1,99 @@
+"""Which volumes a folder holds, on disk or at a URL."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.data.formats import is_url, is_zarr_folder, split_suffix
+from scripts.errors import VolumenError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A volume in a folder: its name without ending (Unicode NFC), its format, its path or URL."""
+
+    name: str
+    format: str
+    path: str
+
+
+def list_volumes(folder: str) -> list[Entry]:
+    """List what a folder holds that looks like a volume, sorted by name.
+
+    Hidden files and files of other kinds are passed over. Links are followed.
+
+    Raises:
+        VolumenError: the folder or one of its volumes may not be read, or a link leads nowhere.
+    """
+    entries = _remote_entries(folder) if is_url(folder) else _local_entries(Path(folder))
+    return sorted(entries, key=lambda entry: (entry.name, entry.path))
+
+
+def folder_exists(folder: str) -> bool:
+    """Tell whether there is such a folder."""
+    if not is_url(folder):
+        return Path(folder).is_dir()
+    return bool(_remote_names(folder))
+
+
+def child(root: str, *names: str) -> str:
+    """Join a path or URL and names below it."""
+    if is_url(root):
+        return "/".join([root.rstrip("/"), *names])
+    return str(Path(root, *names))
+
+
+def names_in(folder: str) -> list[str]:
+    """List all names in a folder, for messages."""
+    if is_url(folder):
+        return sorted(_remote_names(folder))
+    return sorted(os.listdir(folder))  # noqa: PTH208
+
+
+def _local_entries(folder: Path) -> Iterator[Entry]:
+    try:
+        children = sorted(folder.iterdir())
+    except PermissionError:
+        raise VolumenError(
+            folder, "may not be read", remedy="give yourself permission (chmod u+rx)"
+        ) from None
+    for path in children:
+        if path.name.startswith("."):
+            continue
+        stem, kind = split_suffix(path.name)
+        if kind is not None and not path.exists():
+            raise VolumenError(path, "is a link that leads nowhere", remedy="repair or remove it")
+        if kind is None and path.is_dir() and is_zarr_folder(path):
+            kind = "zarr"
+        if kind is not None:
+            yield Entry(unicodedata.normalize("NFC", stem), kind, str(path))
+
+
+def _remote_entries(folder: str) -> Iterator[Entry]:
+    for name in _remote_names(folder):
+        stem, kind = split_suffix(name)
+        if kind == "zarr":
+            yield Entry(unicodedata.normalize("NFC", stem), kind, child(folder, name))
+
+
+def _remote_names(folder: str) -> list[str]:
+    try:
+        import fsspec
+    except ImportError:
+        raise VolumenError(folder, "URLs need fsspec", remedy="pip install 'volumen[remote]'") from None
+    try:
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        listed = filesystem.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise VolumenError(
+            folder, f"cannot be listed ({reason})", remedy="check the URL and the network"
+        ) from error
+    names = {str(item).rstrip("/").rsplit("/", 1)[-1] for item in listed}
+    return [name for name in names if name and not name.startswith("?")]

@@ -1,0 +1,88 @@
+"""Cases from the layers of an open napari viewer, without copying their arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scripts.data.layout import OpenCase, as_integers, check_same_kind, check_shape, match
+from scripts.data.listing import Entry
+from scripts.data.volumes import ArrayVolume, Volume
+from scripts.errors import VolumenError
+
+
+def cases_from_viewer(
+    viewer: Any, *, targets: Sequence[str] | None = None, allow_unlabeled: bool = False
+) -> list[OpenCase]:
+    """Pair a viewer's layers by name: Image layers with Labels `<image>_<target>` and `<image>_mask`.
+
+    Args:
+        viewer: a napari viewer, or anything with `layers` that have `name`, `data` and `scale`.
+        targets: targets to use; by default all that have a layer.
+        allow_unlabeled: accept images that lack the layer of some target.
+
+    Raises:
+        VolumenError: a layer is missing or its shape does not fit.
+    """
+    images = {layer.name: layer for layer in viewer.layers if _kind(layer) == "image"}
+    labels = {layer.name: layer for layer in viewer.layers if _kind(layer) == "labels"}
+    if not images:
+        raise VolumenError(
+            "napari", expected="an Image layer", found="none", remedy="add the image to the viewer"
+        )
+    masks = [Entry(name, "napari", name) for name in labels if name.endswith("_mask")]
+    rest = [Entry(name, "napari", name) for name in labels if not name.endswith("_mask")]
+    matched, _ = match(
+        "napari", [Entry(name, "napari", name) for name in images], rest, masks, targets, allow_unlabeled
+    )
+    opened = {}
+    cases = []
+    for case in matched:
+        image = _image_volume(images[case.name])
+        for name in {*case.labels.values(), *case.masks.values()}:
+            opened[name] = as_integers(check_shape(image, _label_volume(labels[name], image)))
+        cases.append(
+            OpenCase(
+                case.name,
+                image,
+                {target: opened[name] for target, name in case.labels.items()},
+                {target: opened[name] for target, name in case.masks.items()},
+                image.spacing or (1.0,) * len(image.shape),
+            )
+        )
+    check_same_kind(cases)
+    return cases
+
+
+def _kind(layer: Any) -> str:
+    return str(getattr(layer, "_type_string", type(layer).__name__)).lower()
+
+
+def _finest(layer: Any) -> Any:
+    return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+
+
+def _image_volume(layer: Any) -> Volume:
+    array = _finest(layer)
+    rgb = bool(getattr(layer, "rgb", False))
+    ndim = len(array.shape) - rgb
+    axes = {2: "yx", 3: "zyx", 4: "czyx"}.get(ndim)
+    if axes is None:
+        raise VolumenError(layer.name, expected="a layer of 2 to 4 axes", found=f"shape {tuple(array.shape)}")
+    return ArrayVolume(
+        array,
+        axes=axes + "c" * rgb,
+        spacing=tuple(_scale(layer, min(ndim, 3))),
+        path=f"napari layer {layer.name}",
+    )
+
+
+def _label_volume(layer: Any, image: Volume) -> Volume:
+    array = _finest(layer)
+    return ArrayVolume(array, ndim=len(image.shape), spacing=image.spacing, path=f"napari layer {layer.name}")
+
+
+def _scale(layer: Any, ndim: int) -> list[float]:
+    scale = getattr(layer, "scale", None)
+    values = [1.0] * ndim if scale is None else [abs(float(value)) for value in scale]
+    return values[-ndim:]
