@@ -1,0 +1,102 @@
+"""Cross-entropies, sigmoid and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.losses.base import LABEL_KINDS, VoxelLoss
+
+
+def channel_vector(values: Sequence[float] | float | None) -> Tensor | None:
+    """Return a float32 vector with one entry per channel (or a single one for all), or None."""
+    return None if values is None else torch.as_tensor(values, dtype=torch.float32).reshape(-1)
+
+
+def over_channels(vector: Tensor, like: Tensor) -> Tensor:
+    """Return a vector (C,) shaped to multiply (B, C, *spatial)."""
+    return vector.to(like.dtype).view(1, -1, *[1] * (like.dim() - 2))
+
+
+class BCEWithLogitsLoss(VoxelLoss):
+    """Binary cross-entropy of logits, mean over valid voxels and channels; class indices are made one-hot.
+
+    l = -(pos_weight t log sigmoid(x) + (1 - t) log(1 - sigmoid(x))), as torch.nn.BCEWithLogitsLoss.
+
+    Args:
+        pos_weight: weight of the positive class, one number or one per channel.
+        label_smoothing: e moves targets from {0, 1} to {e / 2, 1 - e / 2}.
+        kind: "binary", "multilabel" or "multiclass".
+    """
+
+    kinds = LABEL_KINDS
+    default_kind = "multilabel"
+
+    def __init__(
+        self,
+        pos_weight: Sequence[float] | float | None = None,
+        label_smoothing: float = 0.0,
+        *,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(kind=kind)
+        self.pos_weight: Tensor | None
+        self.register_buffer("pos_weight", channel_vector(pos_weight), persistent=False)
+        self.label_smoothing = label_smoothing
+
+    def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        if self.label_smoothing:
+            target = target * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        weight = None if self.pos_weight is None else over_channels(self.pos_weight, pred)
+        return F.binary_cross_entropy_with_logits(pred, target, pos_weight=weight, reduction="none")
+
+
+class CrossEntropyLoss(VoxelLoss):
+    """Softmax cross-entropy of K logits against class indices, mean over valid voxels.
+
+    l = -w_c log softmax(x)_c; with class weights the mean is divided by their sum, as
+    torch.nn.CrossEntropyLoss.
+
+    Args:
+        weight: one weight per class, optional.
+        label_smoothing: e puts e / K on every class and 1 - e more on the true one.
+        kind: "multiclass".
+    """
+
+    kinds = frozenset({"multiclass"})
+    default_kind = "multiclass"
+
+    def __init__(
+        self,
+        weight: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        *,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(kind=kind)
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", channel_vector(weight), persistent=False)
+        self.label_smoothing = label_smoothing
+
+    def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        log_prob = pred.log_softmax(dim=1)
+        if self.class_weight is not None:
+            # The mean divides by the weight of the true class, so the values must not hold it twice.
+            log_prob_weighted = log_prob * over_channels(self.class_weight, pred)
+            true_weight = self._true_weight(target).clamp_min(torch.finfo(pred.dtype).tiny)
+            hard = -(target * log_prob).sum(dim=1, keepdim=True)
+            smooth = -log_prob_weighted.mean(dim=1, keepdim=True) / true_weight
+        else:
+            hard = -(target * log_prob).sum(dim=1, keepdim=True)
+            smooth = -log_prob.mean(dim=1, keepdim=True)
+        return (1 - self.label_smoothing) * hard + self.label_smoothing * smooth
+
+    def weights(self, target: Tensor) -> Tensor | None:
+        return None if self.class_weight is None else self._true_weight(target)
+
+    def _true_weight(self, target: Tensor) -> Tensor:
+        assert self.class_weight is not None
+        return (target * over_channels(self.class_weight, target)).sum(dim=1, keepdim=True)

@@ -1,0 +1,108 @@
+"""Targets for outputs below full resolution."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
+from scripts.losses.masking import as_real, full_mask, guard
+
+# A block whose directions nearly cancel has no direction of its own.
+SHORTEST_MEAN_DIRECTION = 0.1
+INTERPOLATIONS = ("nearest", "linear")
+
+
+def level_weights(levels: int) -> list[float]:
+    """Return one weight per level, halving from full resolution on, with sum 1."""
+    raw = [0.5**level for level in range(levels)]
+    return [weight / sum(raw) for weight in raw]
+
+
+def default_interpolation(kind: str) -> str:
+    """Return "nearest" for labels and "linear" for everything else."""
+    return "nearest" if kind in LABEL_KINDS else "linear"
+
+
+def block_size(full: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the fine voxels per coarse voxel and axis: the smallest f with ceil(full / f) == size.
+
+    Raises:
+        ValueError: no whole f leads from one size to the other.
+    """
+    factors = []
+    for fine, coarse in zip(full, size, strict=True):
+        factor = next((f for f in range(1, fine + 1) if -(-fine // f) == coarse), None)
+        if factor is None:
+            raise ValueError(f"an output of size {size} is no downsampling of {full}")
+        factors.append(factor)
+    return tuple(factors)
+
+
+def downsample(
+    target: Tensor, mask: Tensor | None, size: tuple[int, ...], *, kind: str, interpolation: str
+) -> tuple[Tensor, Tensor]:
+    """Return a target and its mask at the size of a coarser output.
+
+    Args: target: (B, C, *spatial). mask: (B, 1, *spatial) bool or None. size: spatial size of the output.
+        kind: kind of the target; directions are brought back to unit length, those without sign aligned
+        first. interpolation: "nearest" takes the voxel nearest the middle of each block (the lower of two),
+        "linear" the mean over the block.
+
+    Returns: target and bool mask at `size`. A coarse voxel is valid if every fine voxel of its block is, so
+        no ignored value enters an average; invalid ones hold 0. A block whose directions cancel is invalid as
+        well.
+    """
+    mask = full_mask(mask, target)
+    if tuple(target.shape[2:]) == tuple(size):
+        return target, mask
+    factor = block_size(tuple(target.shape[2:]), tuple(size))
+    coarse_mask = _pool_all(mask, factor)
+    if interpolation == "nearest":
+        return guard(_pick_middle(target, factor), coarse_mask), coarse_mask
+    fine = guard(as_real(target), mask)
+    if kind not in DIRECTION_KINDS:
+        return guard(_pool_mean(fine, factor), coarse_mask), coarse_mask
+    mean = _mean_axis(fine, factor) if kind == "axis" else _pool_mean(fine, factor)
+    groups = direction_groups(mean)
+    length = groups.norm(dim=2, keepdim=True)
+    sound = (length > SHORTEST_MEAN_DIRECTION).all(dim=1) & coarse_mask
+    unit = (groups / length.clamp_min(SHORTEST_MEAN_DIRECTION)).flatten(1, 2)
+    return guard(unit, sound), sound
+
+
+def _pool_mean(x: Tensor, factor: tuple[int, ...]) -> Tensor:
+    pool = F.avg_pool2d if len(factor) == 2 else F.avg_pool3d
+    return pool(x, factor, stride=factor, ceil_mode=True, count_include_pad=False)
+
+
+def _pool_all(mask: Tensor, factor: tuple[int, ...]) -> Tensor:
+    pool = F.max_pool2d if len(factor) == 2 else F.max_pool3d
+    return pool((~mask).float(), factor, stride=factor, ceil_mode=True) == 0
+
+
+def _pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
+    """Return the voxel nearest the middle of each block; of a cut block at the end, its last one at most."""
+    for axis, f in enumerate(factor, start=2):
+        index = torch.arange(0, x.shape[axis], f, device=x.device) + (f - 1) // 2
+        x = x.index_select(axis, index.clamp_max(x.shape[axis] - 1))
+    return x
+
+
+def _mean_axis(x: Tensor, factor: tuple[int, ...]) -> Tensor:
+    """Return the mean of directions without sign, aligned with their block's own mean direction.
+
+    One alignment to the middle voxel, a second to the mean that results: what the leading eigenvector of the
+        mean
+    outer product would give, at a fraction of its cost.
+    """
+    reference = _pick_middle(x, factor)
+    for _ in range(2):
+        spread = reference
+        for axis, f in enumerate(factor, start=2):
+            spread = spread.repeat_interleave(f, dim=axis).narrow(axis, 0, x.shape[axis])
+        along = (direction_groups(x) * direction_groups(spread)).sum(dim=2, keepdim=True)
+        sign = torch.where(along < 0, -1.0, 1.0).to(x.dtype)
+        reference = _pool_mean((sign * direction_groups(x)).flatten(1, 2), factor)
+    return reference

@@ -1,0 +1,275 @@
+"""The sum that is trained on: every target, every loss, every level of deep supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.errors import VolumenError
+from scripts.losses.base import KINDS
+from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
+from scripts.losses.masking import present_samples, zero_of
+from scripts.losses.registry import accepted_extras, build_loss
+
+LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
+# Other systems' names for the same two.
+INTERPOLATION_ALIASES = {"bilinear": "linear", "trilinear": "linear", "area": "linear"}
+
+
+@dataclass
+class _Entry:
+    """One line of a target's `losses`."""
+
+    label: str
+    weight: float
+    start_epoch: int
+    skip_deep_supervision: bool
+    extras: frozenset[str]
+
+
+class _Pyramid:
+    """A target and its mask at the sizes asked for, each made once per step."""
+
+    def __init__(self, target: Tensor, mask: Tensor | None, kind: str, interpolation: str) -> None:
+        self._source = (target, mask)
+        self._how = {"kind": kind, "interpolation": interpolation}
+        self._levels: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def at(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        if size not in self._levels:
+            self._levels[size] = downsample(*self._source, size, **self._how)
+        return self._levels[size]
+
+
+class MultiTaskLoss(nn.Module):
+    """total = sum over targets of weight_t * sum over its losses of weight_l * loss_l.
+
+    Under deep supervision a loss is the sum over levels of its value against the target downsampled to the
+    output's own size, weighted 1, 1/2, 1/4, ... normalised to sum 1; an entry with `skip_deep_supervision`
+    reads the full resolution alone, with weight 1.
+
+    Args:
+        targets: name -> {"kind", "losses": [{name, weight=1, kwargs={}, start_epoch=0,
+            skip_deep_supervision=False}], "weight"=1, "ds_interpolation"=nearest for labels, linear else,
+            "source_target"=None}; other keys are ignored. An entry takes part from epoch `start_epoch` on,
+            epochs counted from 0.
+        balancing: "fixed", "uncertainty" or "gradnorm", see `scripts.losses.balancing`.
+        spacing: voxel size in spatial order, for losses that measure distances.
+        balancing_kwargs: arguments of the balancing.
+
+    Attributes: components: detached scalars of the last step: per target its unweighted-by-`weight` sum
+        ("membrane"), per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor where there is
+        one ("membrane/weight").
+
+    Raises: VolumenError: a target without losses, an unknown loss, key, kind or interpolation, a source that
+        is no target.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Mapping[str, Any]],
+        *,
+        balancing: str = "fixed",
+        spacing: Sequence[float] | None = None,
+        balancing_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not targets:
+            raise VolumenError("dataset_config.targets", expected="at least one target", found="none")
+        self.epoch = 0
+        self.components: dict[str, Tensor] = {}
+        self.target_weights: dict[str, float] = {}
+        self._entries: dict[str, list[_Entry]] = {}
+        self._how: dict[str, tuple[str, str]] = {}
+        self._source: dict[str, str | None] = {}
+        self._modules_of: dict[str, list[nn.Module]] = {}
+        self.losses = nn.ModuleList()
+        for name, target in targets.items():
+            self._add(name, target, targets, None if spacing is None else tuple(spacing))
+        self.balancing = self._balancing(balancing, dict(balancing_kwargs or {}))
+
+    def _add(
+        self, name: str, target: Mapping[str, Any], targets: Mapping[str, Mapping], spacing: Any
+    ) -> None:
+        where = f"targets.{name}"
+        kind = target.get("kind")
+        if kind not in KINDS:
+            raise VolumenError(f"{where}.kind", expected=f"one of {', '.join(sorted(KINDS))}", found=kind)
+        source = target.get("source_target")
+        if source is not None and source not in targets:
+            raise VolumenError(
+                f"{where}.source_target", expected=f"one of {', '.join(targets)}", found=source
+            )
+        losses = target.get("losses") or []
+        if not losses:
+            raise VolumenError(
+                f"{where}.losses",
+                expected="at least one loss",
+                found="none",
+                remedy="give it a loss or remove the target: a head without one would never be trained",
+            )
+        self._source[name] = source
+        self._how[name] = (kind, _interpolation(target.get("ds_interpolation"), kind, where))
+        self.target_weights[name] = _number(target.get("weight", 1.0), f"{where}.weight")
+        self._entries[name], built = [], []
+        for i, entry in enumerate(losses):
+            loss, parsed = _entry(entry, f"{where}.losses[{i}]", kind, source, targets, spacing)
+            taken = sum(e.label.split("#")[0] == parsed.label for e in self._entries[name])
+            if taken:
+                parsed.label += f"#{taken + 1}"
+            self._entries[name].append(parsed)
+            built.append(loss)
+            self.losses.append(loss)
+        # A plain dict of lists: the modules are already registered in self.losses.
+        self._modules_of[name] = built
+
+    def _balancing(self, balancing: str, kwargs: dict[str, Any]) -> nn.Module:
+        from scripts.losses.balancing import build_balancing
+
+        kinds = {name: kind for name, (kind, _) in self._how.items()}
+        return build_balancing(balancing, kinds, self.target_weights, kwargs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, counted from 0, that `start_epoch` is compared with."""
+        self.epoch = int(epoch)
+
+    def forward(self, outputs: Mapping[str, Tensor | Sequence[Tensor]], batch: Mapping[str, Any]) -> Tensor:
+        """Return the total, a float32 scalar on the graph of every output.
+
+        Args: outputs: target -> logits (B, C, *spatial), or a list of them, full resolution first. batch:
+            target -> (B, Ct, *spatial), and target + "_mask" -> (B, 1, *spatial) bool (absent: all valid).
+
+        Raises:
+            VolumenError: an output or a batch entry of a target is missing.
+        """
+        self.components = {}
+        values: dict[str, Tensor] = {}
+        present: dict[str, Tensor] = {}
+        pyramids = {name: self._pyramid(name, batch) for name in self._entries}
+        levels = {name: _levels(outputs, name) for name in self._entries}
+        for name in self._entries:
+            values[name] = self._target_loss(name, levels, pyramids, batch)
+            self.components[name] = values[name].detach()
+            mask = batch.get(f"{name}_mask")
+            if mask is not None:
+                present[name] = present_samples(mask).any()
+        total, factors = self.balancing(values, present)
+        for name, factor in factors.items():
+            self.components[f"{name}/weight"] = factor.detach()
+        return total
+
+    def _pyramid(self, name: str, batch: Mapping[str, Any]) -> _Pyramid:
+        if name not in batch:
+            raise VolumenError(
+                f"batch[{name!r}]", "the batch holds no such target", found=", ".join(map(str, batch))
+            )
+        return _Pyramid(batch[name], batch.get(f"{name}_mask"), *self._how[name])
+
+    def _target_loss(
+        self,
+        name: str,
+        levels: Mapping[str, list[Tensor]],
+        pyramids: Mapping[str, _Pyramid],
+        batch: Mapping[str, Any],
+    ) -> Tensor:
+        # Without an active loss a head still belongs to the graph, or DDP would wait for its gradients.
+        total = zero_of(levels[name][0])
+        for entry, loss in zip(self._entries[name], self._modules_of[name], strict=True):
+            if self.epoch < entry.start_epoch:
+                continue
+            used = levels[name][:1] if entry.skip_deep_supervision else levels[name]
+            value = zero_of(used[0])
+            for weight, pred in zip(level_weights(len(used)), used, strict=True):
+                value = value + weight * self._value(name, entry, loss, pred, levels, pyramids)
+            self.components[f"{name}/{entry.label}"] = value.detach()
+            total = total + entry.weight * value
+        return total
+
+    def _value(
+        self,
+        name: str,
+        entry: _Entry,
+        loss: nn.Module,
+        pred: Tensor,
+        levels: Mapping[str, list[Tensor]],
+        pyramids: Mapping[str, _Pyramid],
+    ) -> Tensor:
+        size = tuple(pred.shape[2:])
+        target, mask = pyramids[name].at(size)
+        extras: dict[str, Any] = {"mask": mask}
+        if "scale" in entry.extras:
+            extras["scale"] = tuple(f / s for f, s in zip(levels[name][0].shape[2:], size, strict=True))
+        source = self._source[name]
+        if source is not None and "source_pred" in entry.extras:
+            extras["source_pred"] = _at_size(levels[source], size)
+        if source is not None and "source_mask" in entry.extras:
+            extras["source_mask"] = pyramids[source].at(size)[1]
+        return loss(pred, target, **extras)
+
+
+def _entry(
+    entry: Mapping[str, Any],
+    where: str,
+    kind: str,
+    source: str | None,
+    targets: Mapping[str, Mapping],
+    spacing: Any,
+) -> tuple[nn.Module, _Entry]:
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    unknown = [key for key in entry if key not in LOSS_KEYS]
+    if unknown or "name" not in entry:
+        raise VolumenError(
+            where, expected=f"the keys {', '.join(LOSS_KEYS)}", found=", ".join(map(str, entry))
+        )
+    source_kind = targets[source].get("kind") if source is not None else None
+    loss = build_loss(
+        entry["name"], entry.get("kwargs"), kind=kind, where=where, source_kind=source_kind, spacing=spacing
+    )
+    parsed = _Entry(
+        label=str(entry["name"]).rpartition(".")[2],
+        weight=_number(entry.get("weight", 1.0), f"{where}.weight"),
+        start_epoch=int(_number(entry.get("start_epoch") or 0, f"{where}.start_epoch")),
+        skip_deep_supervision=bool(entry.get("skip_deep_supervision", False)),
+        extras=accepted_extras(loss),
+    )
+    return loss, parsed
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise VolumenError(where, expected="a number of at least 0", found=repr(value))
+    return float(value)
+
+
+def _interpolation(value: str | None, kind: str, where: str) -> str:
+    if value is None:
+        return default_interpolation(kind)
+    chosen = INTERPOLATION_ALIASES.get(value, value)
+    if chosen not in INTERPOLATIONS:
+        raise VolumenError(
+            f"{where}.ds_interpolation", expected=f"one of {', '.join(INTERPOLATIONS)}", found=value
+        )
+    if chosen == "linear" and kind == "multiclass":
+        raise VolumenError(f"{where}.ds_interpolation", expected="nearest for class indices", found=value)
+    return chosen
+
+
+def _levels(outputs: Mapping[str, Tensor | Sequence[Tensor]], name: str) -> list[Tensor]:
+    if name not in outputs:
+        raise VolumenError(f"outputs[{name!r}]", "the network has no such output", found=", ".join(outputs))
+    output = outputs[name]
+    return [output] if isinstance(output, Tensor) else list(output)
+
+
+def _at_size(levels: list[Tensor], size: tuple[int, ...]) -> Tensor:
+    """Return the level of this size, or the full resolution resized where the source has none."""
+    for level in levels:
+        if tuple(level.shape[2:]) == size:
+            return level
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(levels[0].float(), size=size, mode=mode, align_corners=False)

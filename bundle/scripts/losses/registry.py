@@ -1,0 +1,169 @@
+"""Losses by name: ours, those a user registers, and any of torch.nn or monai.losses."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from scripts.errors import VolumenError
+
+ENTRY_POINT_GROUP = "volumen.losses"
+# What a loss may ask for in `forward` beyond prediction and target.
+EXTRAS = ("mask", "source_pred", "source_mask", "scale")
+# What a constructor may ask for that the experiment knows and the user need not write.
+CONTEXT = ("kind", "source_kind", "spacing")
+
+_OWN = {
+    "SoftDiceLoss": "dice",
+    "DiceCELoss": "dice",
+    "BCEWithLogitsLoss": "cross_entropy",
+    "CrossEntropyLoss": "cross_entropy",
+    "MSELoss": "regression",
+    "MaskedMSELoss": "regression",
+    "L1Loss": "regression",
+    "SmoothL1Loss": "regression",
+    "WeightedSmoothL1Loss": "regression",
+    "SignedDistanceLoss": "distance",
+    "CosineSimilarityLoss": "vectors",
+    "SignInvariantCosineLoss": "vectors",
+    "NormalSmoothnessLoss": "vectors",
+}
+_registered: dict[str, type[nn.Module]] = {}
+
+
+def register_loss(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Make a class available under a name in `losses:`; see `scripts.losses.base.Loss` for what it has to keep to.
+
+    Example:
+        >>> @register_loss("TripleL1Loss")
+        ... class TripleL1Loss(L1Loss):
+        ...     def voxelwise(self, pred, target):
+        ...         return 3 * super().voxelwise(pred, target)
+    """
+
+    def add(cls: type[nn.Module]) -> type[nn.Module]:
+        _registered[name] = cls
+        return cls
+
+    return add
+
+
+def loss_names() -> list[str]:
+    """Return the names of our own and the registered losses, sorted."""
+    return sorted({*_OWN, *_registered, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
+    """Find the class of a loss: ours, registered, an entry point, then monai.losses, then torch.nn.
+
+    Args:
+        name: a bare name, or "torch.nn.X" / "monai.losses.X" to name the library.
+        where: configuration key to blame.
+
+    Raises:
+        VolumenError: no such loss; names the closest one.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name in _OWN:
+        return getattr(import_module(f"scripts.losses.{_OWN[name]}"), name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return entry.load()
+    library, _, bare = name.rpartition(".")
+    for module in ("monai.losses", "torch.nn"):
+        if library in ("", module) and _is_loss(found := getattr(import_module(module), bare, None)):
+            return found
+    known = [*loss_names(), *_library_names()]
+    close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
+    raise VolumenError(
+        where,
+        f"unknown loss {name!r}",
+        expected=f"one of {', '.join(loss_names())}, or any loss of torch.nn or monai.losses",
+        remedy=f"did you mean {close[0]!r}?" if close else "choose one of these",
+    )
+
+
+def _is_loss(found: object) -> bool:
+    return inspect.isclass(found) and issubclass(found, nn.Module) and found.__name__.endswith("Loss")
+
+
+def _library_names() -> list[str]:
+    modules = (import_module("monai.losses"), import_module("torch.nn"))
+    return [name for module in modules for name in dir(module) if _is_loss(getattr(module, name))]
+
+
+def accepted_extras(loss: nn.Module) -> frozenset[str]:
+    """Return which of `EXTRAS` the loss declares in `forward`: read from its signature, never by trial."""
+    return frozenset(inspect.signature(loss.forward).parameters) & frozenset(EXTRAS)
+
+
+def build_loss(
+    name: str,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    kind: str,
+    where: str = "losses",
+    source_kind: str | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> nn.Module:
+    """Build a loss that takes (pred, target, mask, ...) and honours the mask.
+
+    Args:
+        name: see `loss_class`.
+        kwargs: constructor arguments of the user.
+        kind: kind of the target, see `scripts.losses.base.Loss`.
+        where: configuration key to blame.
+        source_kind: kind of the source target, for losses that read its prediction.
+        spacing: voxel size in spatial order, for losses that measure distances and were given none.
+
+    Raises:
+        VolumenError: unknown name or argument, a value that the loss refuses, or a kind that it cannot take.
+    """
+    from scripts.losses.base import Loss
+    from scripts.losses.wrap import WrappedLoss
+
+    cls = loss_class(name, where=where)
+    kwargs = dict(kwargs or {})
+    own = issubclass(cls, Loss) or "mask" in inspect.signature(cls.forward).parameters
+    _check_kwargs(cls, name, kwargs, where, hidden=CONTEXT[:2] if own else ())
+    if own:
+        known = {"kind": kind, "source_kind": source_kind, "spacing": spacing}
+        accepted = inspect.signature(cls).parameters
+        kwargs = {k: v for k, v in known.items() if k in accepted and v is not None} | kwargs
+    try:
+        return cls(**kwargs) if own else WrappedLoss(cls, kwargs, kind=kind, where=where)
+    except VolumenError as error:
+        raise VolumenError(where, str(error)) from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VolumenError(where, f"{name} refuses its kwargs: {error}", remedy="correct kwargs") from error
+
+
+def _check_kwargs(
+    cls: type[nn.Module], name: str, kwargs: Mapping[str, Any], where: str, hidden: tuple
+) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    allowed = [p for p in parameters if p not in hidden]
+    for key in kwargs:
+        if key in allowed:
+            continue
+        close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+        raise VolumenError(
+            f"{where}.kwargs",
+            f"{name} takes no {key!r}",
+            expected=", ".join(allowed) or "no arguments",
+            remedy=f"did you mean {close[0]!r}?" if close else "remove it",
+        )
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in kwargs]
+    missing = [
+        m for m in missing if m not in hidden and parameters[m].kind is not inspect.Parameter.VAR_POSITIONAL
+    ]
+    if missing:
+        raise VolumenError(f"{where}.kwargs", f"{name} needs {', '.join(missing)}", remedy="add it")

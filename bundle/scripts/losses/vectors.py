@@ -1,0 +1,157 @@
+"""Losses of direction fields: surface normals (signed) and in-plane directions (without sign)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scripts.losses.base import DIRECTION_KINDS, Loss, VoxelLoss, direction_groups
+from scripts.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
+
+
+def normalised(x: Tensor, dim: int, eps: float) -> Tensor:
+    """Return x / max(|x|, eps) along `dim`, with a finite gradient at 0."""
+    return x / (x * x).sum(dim=dim, keepdim=True).clamp_min(eps * eps).sqrt()
+
+
+class CosineSimilarityLoss(VoxelLoss):
+    """1 - cos(pred, target), mean over valid voxels; for kind "axis" 1 - |cos|. It normalises both arguments.
+
+    With more than one vector per voxel (channels a multiple of the dimension) each counts by itself.
+
+    Args:
+        dim: channel axis; only 1 is meaningful for (B, C, *spatial).
+        eps: shortest length that is divided by; shorter predictions are pulled outward with bounded gradient.
+        kind: "vector", "axis", or "field" (then all channels make one vector).
+    """
+
+    kinds = DIRECTION_KINDS | {"field"}
+    default_kind = "vector"
+
+    def __init__(self, dim: int = 1, eps: float = 1e-6, *, kind: str | None = None) -> None:
+        super().__init__(kind=kind)
+        if dim != 1:
+            raise ValueError(f"dim must be 1, the channel axis, got {dim}")
+        self.eps = eps
+
+    def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "field":
+            pred, target = pred.unsqueeze(1), target.unsqueeze(1)
+        else:
+            pred, target = direction_groups(pred), direction_groups(target)
+        cosine = (normalised(pred, 2, self.eps) * normalised(target, 2, self.eps)).sum(dim=2)
+        return 1 - (cosine.abs() if self.kind == "axis" else cosine)
+
+
+class SignInvariantCosineLoss(CosineSimilarityLoss):
+    """1 - |cos(pred, target)|, mean over valid voxels, whatever the kind: a direction without sign."""
+
+    def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        cost = super().voxelwise(pred, target)
+        return 1 - (1 - cost).abs()
+
+
+def gaussian_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
+    """Return the (size, size) matrix that filters an axis by a Gaussian cut at 3 sigma, without border padding."""
+    position = torch.arange(size, device=like.device, dtype=like.dtype)
+    offset = position[:, None] - position[None, :]
+    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
+    return kernel * (offset.abs() <= max(1.0, round(3 * sigma)))
+
+
+def gaussian_sum(x: Tensor, sigma: Sequence[float]) -> Tensor:
+    """Return the Gaussian-weighted sum of neighbours, per channel; sigma in voxels, one per spatial axis.
+
+    Products with banded matrices: depth-wise 3D convolutions are several times slower on a CPU.
+    """
+    for axis, width in enumerate(sigma, start=2):
+        matrix = gaussian_matrix(x.shape[axis], width, x)
+        x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
+    return x
+
+
+class NormalSmoothnessLoss(Loss):
+    """Predicted directions should agree with their neighbours: sum(g (1 - n . m)^q) / sum(g).
+
+    n is the prediction brought to unit length, m = G(g n) / G(g) the mean direction around it under a
+    Gaussian G of width sigma, and g the mask times the source target's predicted foreground probability, so
+    that only directions on the structure count and the two faces of a gap do not mix. Since n is unit, 1 - n
+    . m is half the mean squared
+    difference to the neighbours: not renormalising m keeps the gradient finite where they cancel. For kind
+        "axis",
+    n . m becomes n' T n with T the mean of the outer products n n', which has no sign.
+
+    It reads no target. The gate carries no gradient: else the source would learn to vanish where normals are
+    rough.
+
+    Args:
+        sigma: width of the neighbourhood, in voxels of the full resolution.
+        q: exponent, at least 1; 2 punishes sharp flips more than gentle curvature.
+        eps: shortest length that is divided by.
+        kind: "vector" or "axis".
+        source_kind: kind of the source target: softmax foreground for "multiclass", else the largest sigmoid.
+    """
+
+    kinds = DIRECTION_KINDS
+    default_kind = "vector"
+
+    def __init__(
+        self,
+        sigma: float = 2.0,
+        q: float = 2.0,
+        eps: float = 1e-6,
+        *,
+        kind: str | None = None,
+        source_kind: str = "binary",
+    ) -> None:
+        super().__init__(kind=kind)
+        if sigma <= 0 or q < 1:
+            raise ValueError(f"sigma must be positive and q at least 1, got {sigma} and {q}")
+        self.sigma, self.q, self.eps = sigma, q, eps
+        self.source_kind = source_kind
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor | None = None,
+        mask: Tensor | None = None,
+        source_pred: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        scale: Sequence[float] | None = None,
+    ) -> Tensor:
+        with full_precision(pred):
+            mask = full_mask(mask, pred)
+            if source_mask is not None:
+                mask = mask & full_mask(source_mask, pred)
+            unit = normalised(direction_groups(guard(as_real(pred), mask)), 2, self.eps)
+            gate = mask.to(unit.dtype)
+            if source_pred is not None:
+                gate = gate * guard(foreground(as_real(source_pred.detach()), self.source_kind), mask)
+            sigma = [self.sigma / f for f in scale or (1.0,) * (pred.dim() - 2)]
+            agreement = (
+                sum(self._agreement(unit[:, i], gate, sigma) for i in range(unit.shape[1])) / unit.shape[1]
+            )
+            # Rounding can make the agreement exceed 1 by 1e-7, which a fractional power turns into NaN.
+            return masked_mean((1 - agreement).clamp_min(0) ** self.q, mask, gate)
+
+    def _agreement(self, unit: Tensor, gate: Tensor, sigma: Sequence[float]) -> Tensor:
+        """Return n . m (or n' T n) per voxel, (B, 1, *spatial), for one direction field (B, d, *spatial)."""
+        if self.kind == "axis":
+            rows, columns = torch.triu_indices(unit.shape[1], unit.shape[1], device=unit.device)
+            field = unit[:, rows] * unit[:, columns]
+            twice = torch.where(rows == columns, 1.0, 2.0).to(unit.dtype).view(1, -1, *[1] * (unit.dim() - 2))
+            weights = twice * field
+        else:
+            field = weights = unit
+        around = gaussian_sum(torch.cat([gate * field, gate], dim=1), sigma)
+        mean = around[:, :-1] / around[:, -1:].clamp_min(self.eps)
+        return (mean * weights).sum(dim=1, keepdim=True)
+
+
+def foreground(logits: Tensor, kind: str) -> Tensor:
+    """Return the probability (B, 1, *spatial) that a voxel belongs to any class but the background."""
+    if kind == "multiclass":
+        return 1 - logits.softmax(dim=1)[:, :1]
+    return logits.sigmoid().amax(dim=1, keepdim=True)

@@ -1,0 +1,142 @@
+"""Masks for losses that know none: any of torch.nn and monai.losses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import VolumenError
+from scripts.losses.base import LABEL_KINDS, Loss, encode_target
+from scripts.losses.masking import (
+    as_real,
+    full_mask,
+    full_precision,
+    guard,
+    masked_mean,
+    present_samples,
+    ratio,
+    sample_mean,
+    zero_of,
+)
+
+# These take class indices (B, *spatial) where all others take a target of the prediction's shape.
+INDEX_LOSSES = frozenset({"CrossEntropyLoss", "NLLLoss", "NLLLoss2d", "MultiMarginLoss"})
+# exp(-60) is below the rounding of any sum, yet far from overflow in float32.
+CERTAIN = 60.0
+
+
+class WrappedLoss(Loss):
+    """A foreign loss made to honour the mask.
+
+    Ignored voxels are blanked before the loss sees them (label targets: logits of -60 against 0, the
+    background class against itself when softmax is applied; regression: 0 against 0), so their gradient is
+    exactly zero. What is averaged depends on what the loss returns with reduction="none":
+
+    - a value per voxel: mean over valid voxels, so a blank voxel does not count at all;
+    - a value per sample, or a loss without reduction="none": mean over the samples with a valid voxel. Sums
+      inside, as in Dice, then see blank voxels as certain background, which adds nothing to a foreground
+      class.
+
+    MONAI losses with `sigmoid`, `softmax`, `use_softmax` or `to_onehot_y` get the value that the target's
+    kind asks for, unless the user set it, since networks here return logits.
+
+    Args:
+        cls: the foreign class.
+        kwargs: its constructor arguments; lists become tensors for `weight` and `pos_weight`.
+        kind: kind of the target.
+        where: configuration key to blame.
+    """
+
+    def __init__(
+        self, cls: type[nn.Module], kwargs: Mapping[str, Any], *, kind: str, where: str = "losses"
+    ) -> None:
+        super().__init__(kind=kind)
+        self.name = cls.__name__
+        _check_forward(cls, where)
+        parameters = inspect.signature(cls).parameters
+        built = dict(kwargs)
+        for key in ("weight", "pos_weight"):
+            if isinstance(built.get(key), list | tuple):
+                built[key] = torch.tensor(built[key], dtype=torch.float32)
+        for key, value in self._activation().items():
+            if key in parameters:
+                built.setdefault(key, value)
+        if "reduction" in parameters:
+            built["reduction"] = "none"
+        self.loss = self._construct(cls, built)
+        if self.name in INDEX_LOSSES and kind != "multiclass":
+            raise VolumenError(self.name, expected="a target of kind multiclass", found=f"kind {kind}")
+
+    def _construct(self, cls: type[nn.Module], built: dict[str, Any]) -> nn.Module:
+        try:
+            return cls(**built)
+        except ValueError:
+            # A few losses know "mean" and "sum" alone.
+            if built.pop("reduction", None) is None:
+                raise
+            return cls(**built)
+
+    def _activation(self) -> dict[str, bool]:
+        if self.kind not in LABEL_KINDS:
+            return {}
+        multiclass = self.kind == "multiclass"
+        return {"sigmoid": not multiclass, "softmax": multiclass, "use_softmax": multiclass}
+
+    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        with full_precision(pred):
+            mask = full_mask(mask, pred)
+            blank_pred, blank_target = self._blank(pred, target, mask)
+            present = present_samples(mask)
+            # Whatever the loss sums over the batch must not see an absent sample.
+            keep = present.nonzero().flatten()
+            if len(keep) == 0:
+                return ratio(zero_of(pred), present.sum())
+            values = self.loss(blank_pred[keep], blank_target[keep])
+            if values.dim() == 0:
+                return ratio(values * len(keep), present.sum())
+            return self._reduce(values, mask[keep])
+
+    def _blank(self, pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        pred, target = as_real(pred), guard(target, mask)
+        if self.kind not in LABEL_KINDS:
+            return guard(pred, mask), target.to(pred.dtype)
+        blank = torch.full(
+            (1, pred.shape[1], *[1] * (pred.dim() - 2)), -CERTAIN, dtype=pred.dtype, device=pred.device
+        )
+        if self.kind == "multiclass":
+            blank[:, 0] = CERTAIN
+        pred = torch.where(mask, pred, blank)
+        if self.name in INDEX_LOSSES:
+            return pred, target[:, 0].long()
+        if getattr(self.loss, "to_onehot_y", False):
+            return pred, target
+        return pred, encode_target(target, self.kind, pred.shape[1], pred.dtype)
+
+    def _reduce(self, values: Tensor, mask: Tensor) -> Tensor:
+        spatial = mask.shape[2:]
+        if values.shape[1:] == spatial:
+            values = values.unsqueeze(1)
+        if values.dim() == mask.dim() and values.shape[2:] == spatial:
+            return masked_mean(values, mask)
+        if values.shape[0] != mask.shape[0]:
+            raise ValueError(
+                f"{self.name} returned values of shape {tuple(values.shape)}, neither per voxel nor sample"
+            )
+        return sample_mean(values.flatten(1).mean(dim=1), mask)
+
+
+def _check_forward(cls: type[nn.Module], where: str) -> None:
+    """Refuse a loss whose forward needs more, or less, than a prediction and a target."""
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(needed) != 2:
+        raise VolumenError(
+            where,
+            f"{cls.__name__} cannot be used here",
+            expected="a loss that takes a prediction and a target",
+            found=f"forward({', '.join(needed)})",
+        )
