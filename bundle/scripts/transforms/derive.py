@@ -1,0 +1,152 @@
+"""Dictionary transforms that add derived targets to a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from monai.transforms.transform import Transform
+
+from scripts.errors import VolumenError
+from scripts.transforms.fields import SourceFields
+from scripts.transforms.task_registry import (
+    complete_params,
+    derive_halo,
+    get_task,
+    resolve_reach,
+    validate_task,
+)
+
+__all__ = [
+    "DeriveTargetsd",
+    "DistanceTransformd",
+    "InplaneDirectiond",
+    "StructureTensord",
+    "SurfaceNormalsd",
+    "derive_halo",
+]
+
+FIELDS_KEY = "derived_fields"
+"""Where a sample keeps the fields that tasks of one source share."""
+
+
+class DeriveTargetsd(Transform):
+    """Derive targets from labels: after augmentation, on a patch with its halo.
+
+    Reads `sample[source]` integer (Ct, *(patch + 2 halo)), `sample[source + "_mask"]` bool (1, ...) if there,
+    `sample["in_volume"]` bool (1, ...) or None, and `sample["spacing"]` if there. Writes for every task
+    `sample[task]` float32 (C, *patch) and `sample[task + "_mask"]` bool (1, *patch). With a halo of at least
+    `derive_halo(tasks, spacing)` a value equals the one derived from the whole volume wherever the mask is
+    True.
+
+    Args:
+        tasks: entries of `auxiliary_tasks` by name, each with `type`, `source_target` and the type's keys.
+        halo: voxels per axis to crop from the results on every side.
+        spacing: voxel size per axis where the sample has none.
+        keep_fields: leave the shared fields in the sample (for single transforms in a row).
+
+    Raises:
+        VolumenError: an entry is not valid, see `validate_task`.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Mapping[str, Any]],
+        halo: Sequence[int] | int = 0,
+        spacing: Sequence[float] | None = None,
+        keep_fields: bool = False,
+    ) -> None:
+        self.halo = halo
+        self.spacing = None if spacing is None else tuple(spacing)
+        self.keep_fields = keep_fields
+        self._tasks = {}
+        for name, params in tasks.items():
+            validate_task(name, params)
+            if not params.get("source_target"):
+                raise VolumenError(f"auxiliary_tasks.{name}", "no source_target", remedy="name the target")
+            task = get_task(params["type"])
+            self._tasks[name] = (task, complete_params(task, params))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        sample = dict(data)
+        fields: dict[str, SourceFields] = dict(sample.get(FIELDS_KEY, {}))
+        for name, (task, params) in self._tasks.items():
+            source = params["source_target"]
+            if source not in fields:
+                fields[source] = self._fields(sample, source)
+            values, valid = task.derive(fields[source], params)
+            sample[name] = self._crop(values.astype(np.float32, copy=False))
+            sample[f"{name}_mask"] = self._crop(valid)
+        if self.keep_fields:
+            sample[FIELDS_KEY] = fields
+        else:
+            sample.pop(FIELDS_KEY, None)
+        return sample
+
+    def _fields(self, sample: Mapping[Hashable, Any], source: str) -> SourceFields:
+        if source not in sample:
+            raise KeyError(
+                f"source target {source!r} is not in the sample; it has {sorted(map(str, sample))}"
+            )
+        labels = np.asarray(sample[source])
+        spacing = sample.get("spacing") or self.spacing or (1.0,) * (labels.ndim - 1)
+        reaches = [
+            resolve_reach(params["reach"], spacing)
+            for _, params in self._tasks.values()
+            if params["source_target"] == source and "reach" in params
+        ]
+        return SourceFields(
+            labels,
+            known=sample.get(f"{source}_mask"),
+            in_volume=sample.get("in_volume"),
+            spacing=spacing,
+            reach=max(reaches, default=None),
+        )
+
+    def _crop(self, array: np.ndarray) -> np.ndarray:
+        ndim = array.ndim - 1
+        halo = (self.halo,) * ndim if isinstance(self.halo, int) else tuple(self.halo)
+        inner = tuple(slice(size, -size or None) for size in halo)
+        return np.ascontiguousarray(array[(slice(None), *inner)])
+
+
+class _SingleTaskd(DeriveTargetsd):
+    """One derived target as a transform of its own; transforms in a row share the source's fields."""
+
+    type_name: ClassVar[str]
+
+    def __init__(
+        self,
+        source_target: str,
+        name: str | None = None,
+        halo: Sequence[int] | int = 0,
+        spacing: Sequence[float] | None = None,
+        **params: Any,
+    ) -> None:
+        entry = {"type": self.type_name, "source_target": source_target, **params}
+        super().__init__({name or self.type_name: entry}, halo, spacing, keep_fields=True)
+
+
+class DistanceTransformd(_SingleTaskd):
+    """`distance_transform` of a source target, see `tasks.DistanceTransform`."""
+
+    type_name = "distance_transform"
+
+
+class SurfaceNormalsd(_SingleTaskd):
+    """`surface_normals` of a source target, see `tasks.SurfaceNormals`."""
+
+    type_name = "surface_normals"
+
+
+class StructureTensord(_SingleTaskd):
+    """`structure_tensor` of a source target, see `tasks.StructureTensor`."""
+
+    type_name = "structure_tensor"
+
+
+class InplaneDirectiond(_SingleTaskd):
+    """`inplane_direction` of a source target, see `tasks.InplaneDirection`."""
+
+    type_name = "inplane_direction"

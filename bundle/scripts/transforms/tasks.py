@@ -1,0 +1,192 @@
+"""The derived targets that come with volumen, as registered task types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scripts.errors import VolumenError
+from scripts.transforms.task_registry import (
+    DerivedTask,
+    add_radii,
+    distance_halo,
+    gaussian_radius,
+    gradient_radius,
+    register_task,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scripts.transforms.fields import SourceFields
+
+
+@register_task
+class DistanceTransform(DerivedTask):
+    """Distance to the label's boundary, see `fields.signed_distance`.
+
+    Keys: `distance_type` "signed", "inside" or "outside"; `reach`, where distances are cut, in the unit of
+    the spacing (default 16 times the smallest spacing). One channel; with `classes` (or a source of several
+    channels) and as many `out_channels`, one channel per class, and otherwise one for their union.
+    """
+
+    type_name = "distance_transform"
+    kind = "distance"
+    defaults: ClassVar[Mapping[str, Any]] = {"distance_type": "signed", "reach": None}
+    choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"distance_type": ("signed", "inside", "outside")}
+
+    def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
+        return int(params.get("out_channels") or params.get("channels") or 1)
+
+    def check(self, name: str, params: Mapping[str, Any]) -> None:
+        channels, classes = self.out_channels(3, params), params["classes"]
+        if classes is not None and channels not in (1, len(classes)):
+            raise VolumenError(
+                f"{name}.out_channels",
+                expected=f"1 (all classes together) or {len(classes)} (one channel for each of `classes`)",
+                found=channels,
+            )
+
+    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        return distance_halo(params["reach"], spacing)
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        from scripts.transforms.fields import distance_transform
+
+        values, valid = [], np.ones((1, *source.shape), bool)
+        for classes in self._class_groups(source, params):
+            signed, known = source.signed_distance(params["reach"], classes)
+            values.append(distance_transform(signed, params["distance_type"]))
+            valid[0] &= known
+        return np.stack(values), valid
+
+    def _class_groups(self, source: SourceFields, params: Mapping[str, Any]) -> list[list[int] | None]:
+        channels, classes = self.out_channels(source.ndim, params), params["classes"]
+        if channels == 1:
+            return [classes]
+        if classes is None:
+            first = 0 if len(source.labels) > 1 else 1
+            classes = list(range(first, first + channels))
+        return [[one] for one in classes]
+
+
+@register_task
+class SurfaceNormals(DerivedTask):
+    """Unit gradient of the signed distance, outward, see `fields.surface_normals`. Channels (x, y[, z])."""
+
+    type_name = "surface_normals"
+    kind = "vector"
+    defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 1.0, "reach": None}
+
+    def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
+        return ndim
+
+    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        return add_radii(
+            distance_halo(params["reach"], spacing), gradient_radius(params["grad_sigma"], spacing)
+        )
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        from scripts.transforms.fields import surface_normals
+
+        reach = source.resolve_reach(params["reach"])
+        slope, valid = source.gradient("sdt", params["grad_sigma"], reach, params["classes"])
+        signed, _ = source.signed_distance(reach, params["classes"])
+        normals, valid = surface_normals(slope, signed, valid, reach)
+        return normals, valid[None]
+
+
+class _TensorTask(DerivedTask):
+    """What the structure tensor and its axis share: the tensor, computed once."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "compute_from": "sdt",
+        "grad_sigma": 1.0,
+        "tensor_sigma": 1.5,
+        "reach": None,
+    }
+    choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"compute_from": ("sdt", "binary")}
+
+    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        filters = add_radii(
+            gradient_radius(params["grad_sigma"], spacing), gaussian_radius(params["tensor_sigma"], spacing)
+        )
+        if params["compute_from"] == "binary":
+            return filters
+        return add_radii(distance_halo(params["reach"], spacing), filters)
+
+    def tensor(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        origin, classes, reach = (
+            params["compute_from"],
+            params["classes"],
+            source.resolve_reach(params["reach"]),
+        )
+        sigmas = float(params["grad_sigma"]), float(params["tensor_sigma"])
+        key = ("tensor", origin, sigmas, reach, None if classes is None else tuple(sorted(classes)))
+        return source.share(key, lambda: self._tensor(source, origin, sigmas, reach, classes))
+
+    @staticmethod
+    def _tensor(
+        source: SourceFields, origin: str, sigmas: tuple[float, float], reach: float, classes: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        from scripts.transforms.tensors import PLAIN_TRACE, structure_tensor, tensor_trace
+
+        slope, valid = source.gradient(origin, sigmas[0], reach, classes)
+        tensor = structure_tensor(slope, sigmas[1], source.spacing, source.in_volume)
+        valid = source.erode(valid, gaussian_radius(sigmas[1], source.spacing))
+        valid = valid & (tensor_trace(tensor) >= PLAIN_TRACE)
+        if origin == "sdt":
+            valid &= np.abs(source.signed_distance(reach, classes)[0]) < np.float32(reach)
+        if source.in_volume is not None:
+            valid &= source.in_volume
+        tensor *= valid
+        return tensor, valid
+
+
+@register_task
+class StructureTensor(_TensorTask):
+    """Smoothed outer product of gradients, see `tensors.structure_tensor`.
+
+    Keys: `compute_from` "sdt" (signed distance) or "binary" (mask); `grad_sigma`, the smoothing before the
+    gradient, and `tensor_sigma`, after the product, both in voxels of the smallest spacing; `reach`.
+    Channels (yy, yx, xx) or (zz, zy, zx, yy, yx, xx). Invalid and 0 where the distance is cut at `reach`, and
+    where the trace is below 1e-3: no surface within the filters, so nothing to learn.
+    `ignore_index` is accepted: invalid voxels are told by the mask, and losses that want the number may have
+    it.
+    """
+
+    type_name = "structure_tensor"
+    kind = "tensor"
+
+    def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
+        return ndim * (ndim + 1) // 2
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        tensor, valid = self.tensor(source, params)
+        return tensor, valid[None]
+
+
+@register_task
+class InplaneDirection(_TensorTask):
+    """Axis of least change: eigenvector of the smallest eigenvalue of the structure tensor, without sign.
+
+    Keys as `structure_tensor`. Channels (x, y[, z]). Also invalid where the two smallest eigenvalues are
+    nearer than 1 % of the largest: on a flat sheet in 3D every direction within it is as good.
+    """
+
+    type_name = "inplane_direction"
+    kind = "axis"
+
+    def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
+        return ndim
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        from scripts.transforms.tensors import smallest_axis
+
+        tensor, valid = self.tensor(source, params)
+        axes, valid = smallest_axis(tensor, valid)
+        return axes, valid[None]
