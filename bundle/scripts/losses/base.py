@@ -73,14 +73,14 @@ class Loss(nn.Module):
             )
 
     def prepare(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return prediction and target as real tensors of one shape, blanked outside the mask, and the mask."""
+        """Return prediction and target as real tensors of one shape, 0 outside the mask, and the mask."""
         mask = full_mask(mask, pred)
         pred = guard(as_real(pred), mask)
         target = encode_target(guard(target, mask), self.kind, pred.shape[1], pred.dtype)
         if target.shape != pred.shape:
             raise ValueError(
-                f"{type(self).__name__}: target of shape {tuple(target.shape)} does not fit a prediction of shape "
-                f"{tuple(pred.shape)}"
+                f"{type(self).__name__}: target of shape {tuple(target.shape)} does not fit "
+                f"a prediction of shape {tuple(pred.shape)}"
             )
         return pred, target, mask
 

@@ -45,14 +45,18 @@ def downsample(
 ) -> tuple[Tensor, Tensor]:
     """Return a target and its mask at the size of a coarser output.
 
-    Args: target: (B, C, *spatial). mask: (B, 1, *spatial) bool or None. size: spatial size of the output.
-        kind: kind of the target; directions are brought back to unit length, those without sign aligned
-        first. interpolation: "nearest" takes the voxel nearest the middle of each block (the lower of two),
-        "linear" the mean over the block.
+    Args:
+        target: (B, C, *spatial).
+        mask: (B, 1, *spatial) bool or None.
+        size: spatial size of the output.
+        kind: kind of the target; directions are brought back to unit length, those without sign are aligned
+            before they are averaged.
+        interpolation: "nearest" takes the voxel nearest the middle of each block (the lower of two),
+            "linear" the mean over the block.
 
-    Returns: target and bool mask at `size`. A coarse voxel is valid if every fine voxel of its block is, so
-        no ignored value enters an average; invalid ones hold 0. A block whose directions cancel is invalid as
-        well.
+    Returns:
+        target and bool mask at `size`. A coarse voxel is valid if every fine voxel of its block is, so no
+        ignored value enters an average; invalid ones hold 0. A block whose directions cancel is invalid too.
     """
     mask = full_mask(mask, target)
     if tuple(target.shape[2:]) == tuple(size):

@@ -16,7 +16,7 @@ EIKONAL_TOLERANCE = 0.25
 
 
 def central_gradient_squared(x: Tensor, spacing: Sequence[float]) -> Tensor:
-    """Return |grad x|^2 by central differences, shape of `x` (B, C, *spatial); 0 along an axis at the border."""
+    """Return |grad x|^2 by central differences (B, C, *spatial); the slope across the border counts as 0."""
     total = torch.zeros_like(x)
     for axis, step in enumerate(spacing, start=2):
         size = x.shape[axis]
@@ -28,7 +28,7 @@ def central_gradient_squared(x: Tensor, spacing: Sequence[float]) -> Tensor:
 
 
 def interior(mask: Tensor) -> Tensor:
-    """Return the voxels of the mask (B, C, *spatial) whose two neighbours along every axis are in it as well."""
+    """Return the voxels of the mask (B, C, *spatial) whose neighbours along every axis are in it too."""
     inner = mask
     for axis in range(2, mask.dim()):
         size = mask.shape[axis]
@@ -89,7 +89,7 @@ class SignedDistanceLoss(Loss):
         super().__init__(kind=kind)
         if rho <= 0 or beta < 0 or not 0 <= far_weight <= 1:
             raise ValueError(
-                f"rho must be positive, beta not negative, far_weight in 0..1; got {rho}, {beta}, {far_weight}"
+                f"rho > 0, beta >= 0 and 0 <= far_weight <= 1 wanted, got {rho}, {beta} and {far_weight}"
             )
         self.rho, self.beta, self.far_weight = rho, beta, far_weight
         self.eikonal, self.eikonal_weight = eikonal, eikonal_weight

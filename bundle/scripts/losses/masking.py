@@ -17,7 +17,7 @@ from torch import Tensor
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
-    """Switch autocast off for `x`'s device: sums over millions of voxels do not fit a half-precision mantissa."""
+    """Switch autocast off on the device of `x`: a sum over a million voxels needs a long mantissa."""
     with torch.autocast(device_type=x.device.type, enabled=False):
         yield
 
@@ -55,7 +55,7 @@ def zero_of(pred: Tensor) -> Tensor:
 
 
 def synchronised() -> bool:
-    """Tell whether sums run over all ranks: only while gradients are recorded, as rank 0 may validate alone."""
+    """Tell whether sums run over all ranks: only while gradients are recorded; rank 0 may validate alone."""
     return (
         dist.is_available()
         and dist.is_initialized()
@@ -65,7 +65,7 @@ def synchronised() -> bool:
 
 
 def global_sum(x: Tensor) -> Tensor:
-    """Return the sum of `x` over all ranks, with a gradient that DistributedDataParallel turns into the right one.
+    """Return the sum of `x` over all ranks, with a gradient that DDP turns into the right one.
 
     DDP averages the ranks' gradients, so each rank's own share is scaled by the world size. Then
     `global_sum(a) / global_sum(b)`, or any other function of such sums, has on every rank the value of the

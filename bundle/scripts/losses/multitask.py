@@ -36,12 +36,14 @@ class _Pyramid:
 
     def __init__(self, target: Tensor, mask: Tensor | None, kind: str, interpolation: str) -> None:
         self._source = (target, mask)
-        self._how = {"kind": kind, "interpolation": interpolation}
+        self._kind, self._interpolation = kind, interpolation
         self._levels: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def at(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         if size not in self._levels:
-            self._levels[size] = downsample(*self._source, size, **self._how)
+            self._levels[size] = downsample(
+                *self._source, size, kind=self._kind, interpolation=self._interpolation
+            )
         return self._levels[size]
 
 
@@ -61,12 +63,14 @@ class MultiTaskLoss(nn.Module):
         spacing: voxel size in spatial order, for losses that measure distances.
         balancing_kwargs: arguments of the balancing.
 
-    Attributes: components: detached scalars of the last step: per target its unweighted-by-`weight` sum
-        ("membrane"), per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor where there is
-        one ("membrane/weight").
+    Attributes:
+        components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
+            per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor where there is one
+            ("membrane/weight").
 
-    Raises: VolumenError: a target without losses, an unknown loss, key, kind or interpolation, a source that
-        is no target.
+    Raises:
+        VolumenError: a target without losses, an unknown loss, key, kind or interpolation, or a source that
+            is no target.
     """
 
     def __init__(
@@ -140,8 +144,10 @@ class MultiTaskLoss(nn.Module):
     def forward(self, outputs: Mapping[str, Tensor | Sequence[Tensor]], batch: Mapping[str, Any]) -> Tensor:
         """Return the total, a float32 scalar on the graph of every output.
 
-        Args: outputs: target -> logits (B, C, *spatial), or a list of them, full resolution first. batch:
-            target -> (B, Ct, *spatial), and target + "_mask" -> (B, 1, *spatial) bool (absent: all valid).
+        Args:
+            outputs: target -> logits (B, C, *spatial), or a list of them, full resolution first.
+            batch: target -> (B, Ct, *spatial), and target + "_mask" -> (B, 1, *spatial) bool (without it, all
+                voxels are valid).
 
         Raises:
             VolumenError: an output or a batch entry of a target is missing.

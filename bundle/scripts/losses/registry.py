@@ -38,7 +38,7 @@ _registered: dict[str, type[nn.Module]] = {}
 
 
 def register_loss(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Make a class available under a name in `losses:`; see `scripts.losses.base.Loss` for what it has to keep to.
+    """Make a class available by name in `losses:`; `scripts.losses.base.Loss` says what it has to keep to.
 
     Example:
         >>> @register_loss("TripleL1Loss")
@@ -77,7 +77,8 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
         return entry.load()
     library, _, bare = name.rpartition(".")
     for module in ("monai.losses", "torch.nn"):
-        if library in ("", module) and _is_loss(found := getattr(import_module(module), bare, None)):
+        found: Any = getattr(import_module(module), bare, None)
+        if library in ("", module) and inspect.isclass(found) and _is_loss(found):
             return found
     known = [*loss_names(), *_library_names()]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
@@ -89,13 +90,18 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
     )
 
 
-def _is_loss(found: object) -> bool:
-    return inspect.isclass(found) and issubclass(found, nn.Module) and found.__name__.endswith("Loss")
+def _is_loss(found: type) -> bool:
+    return issubclass(found, nn.Module) and found.__name__.endswith("Loss")
 
 
 def _library_names() -> list[str]:
     modules = (import_module("monai.losses"), import_module("torch.nn"))
-    return [name for module in modules for name in dir(module) if _is_loss(getattr(module, name))]
+    return [
+        name
+        for module in modules
+        for name, found in inspect.getmembers(module, inspect.isclass)
+        if _is_loss(found)
+    ]
 
 
 def accepted_extras(loss: nn.Module) -> frozenset[str]:

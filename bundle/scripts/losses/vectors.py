@@ -54,7 +54,7 @@ class SignInvariantCosineLoss(CosineSimilarityLoss):
 
 
 def gaussian_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
-    """Return the (size, size) matrix that filters an axis by a Gaussian cut at 3 sigma, without border padding."""
+    """Return the (size, size) matrix that filters an axis by a Gaussian cut at 3 sigma and at the border."""
     position = torch.arange(size, device=like.device, dtype=like.dtype)
     offset = position[:, None] - position[None, :]
     kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
@@ -77,11 +77,10 @@ class NormalSmoothnessLoss(Loss):
 
     n is the prediction brought to unit length, m = G(g n) / G(g) the mean direction around it under a
     Gaussian G of width sigma, and g the mask times the source target's predicted foreground probability, so
-    that only directions on the structure count and the two faces of a gap do not mix. Since n is unit, 1 - n
-    . m is half the mean squared
-    difference to the neighbours: not renormalising m keeps the gradient finite where they cancel. For kind
-        "axis",
-    n . m becomes n' T n with T the mean of the outer products n n', which has no sign.
+    that only directions on the structure count and the two faces of a gap do not mix. Since n is unit,
+    1 - n . m is half the mean squared difference to the neighbours: not renormalising m keeps the gradient
+    finite where they cancel. For kind "axis", n . m becomes n' T n with T the mean of the outer products
+    n n', which has no sign.
 
     It reads no target. The gate carries no gradient: else the source would learn to vanish where normals are
     rough.
@@ -130,9 +129,7 @@ class NormalSmoothnessLoss(Loss):
             if source_pred is not None:
                 gate = gate * guard(foreground(as_real(source_pred.detach()), self.source_kind), mask)
             sigma = [self.sigma / f for f in scale or (1.0,) * (pred.dim() - 2)]
-            agreement = (
-                sum(self._agreement(unit[:, i], gate, sigma) for i in range(unit.shape[1])) / unit.shape[1]
-            )
+            agreement = torch.stack([self._agreement(u, gate, sigma) for u in unit.unbind(1)]).mean(0)
             # Rounding can make the agreement exceed 1 by 1e-7, which a fractional power turns into NaN.
             return masked_mean((1 - agreement).clamp_min(0) ** self.q, mask, gate)
 
