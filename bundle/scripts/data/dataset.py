@@ -1,0 +1,144 @@
+"""Patches as a PyTorch dataset whose samples do not depend on the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from monai.transforms import Randomizable
+from torch.utils.data import Dataset
+
+from scripts.data.patches import PatchIndex, PatchLocation
+from scripts.data.sampler import EpochPlan, plan_epoch, sample_rng
+from scripts.errors import VolumenError
+
+
+class SampleError(VolumenError):
+    """A sample could not be made; says which volume and where in it, in one line also from a worker
+    process.
+    """
+
+    def __init__(self, where: object, problem: str = "", **details: Any) -> None:
+        # DataLoader rebuilds a worker's exception from the text of its traceback, whose last line is ours.
+        if not problem and "Original Traceback" in str(where):
+            last = str(where).strip().splitlines()[-1]
+            where, _, problem = last.partition(f"{type(self).__name__}: ")[2].partition(": ")
+        super().__init__(where, problem, **details)
+
+
+class PatchDataset(Dataset):
+    """Samples of patches; `dataset[(epoch, index)]` is a pure function of the seed, the epoch and the index.
+
+    Training draws patches by `plan_epoch` and moves them off the grid. Validation (`training=False`) has the
+    foreground patches on the grid, the same in every epoch.
+
+    Args:
+        cases: opened cases (`OpenCase`); their volumes are read lazily and can be pickled.
+        index: the valid patches of these cases.
+        transform: called with {"case": OpenCase, "location": PatchLocation}; reads and transforms the patch.
+            A MONAI `Randomizable` is seeded for each sample. None returns that dictionary.
+        seed: seed of everything random.
+        samples_per_epoch: steps * batch size * processes; None for one sample per foreground patch. In
+            validation at most this many, chosen at random once (`max_val_steps_per_epoch` times the batch
+            size).
+        training: draw at random and move off the grid.
+        bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`), training only.
+        class_oversampling: share of foreground samples drawn by class, training only.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Any],
+        index: PatchIndex,
+        transform: Callable[[dict], Any] | None,
+        *,
+        seed: int,
+        samples_per_epoch: int | None = None,
+        training: bool = True,
+        bg_to_fg_ratio: float = 0.0,
+        class_oversampling: float = 0.0,
+    ) -> None:
+        if samples_per_epoch is not None and samples_per_epoch < 1:
+            raise ValueError(f"samples_per_epoch must be positive, got {samples_per_epoch}")
+        self.cases = list(cases)
+        self.index = index
+        self.transform = transform
+        self.seed = int(seed)
+        self.training = training
+        self.bg_to_fg_ratio = bg_to_fg_ratio
+        self.class_oversampling = class_oversampling
+        self._plan: tuple[int, EpochPlan] | None = None
+        if training:
+            self.samples_per_epoch = samples_per_epoch or len(index)
+        else:
+            self._rows = _spread_rows(len(index), samples_per_epoch, self.seed)
+            self.samples_per_epoch = len(self._rows)
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def location(self, epoch: int, index: int) -> PatchLocation:
+        """Return where the patch of a sample lies."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        if not self.training:
+            return self.index.grid_location(int(self._rows[index]))
+        plan = self._epoch_plan(epoch)
+        class_row = int(plan.class_row[index])
+        return self.index.random_location(
+            int(plan.row[index]),
+            sample_rng(self.seed, epoch, index),
+            background=bool(plan.background[index]),
+            class_row=None if class_row < 0 else class_row,
+        )
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = int(epoch), int(index)
+        location = self.location(epoch, index)
+        case = self.cases[location.case]
+        sample = {"case": case, "location": location}
+        if self.transform is None:
+            return sample
+        if isinstance(self.transform, Randomizable):
+            # Validation transforms get the same seed in every epoch.
+            self.transform.set_random_state(seed=sample_seed(self.seed, epoch if self.training else 0, index))
+        try:
+            return self.transform(sample)
+        except Exception as error:
+            raise SampleError(
+                case.image.path,
+                f"the patch at {location.start} of size {location.size} failed ({_cause(error)})",
+            ) from error
+
+    def _epoch_plan(self, epoch: int) -> EpochPlan:
+        if self._plan is None or self._plan[0] != epoch:
+            plan = plan_epoch(
+                self.index,
+                seed=self.seed,
+                epoch=epoch,
+                samples=self.samples_per_epoch,
+                bg_to_fg_ratio=self.bg_to_fg_ratio,
+                class_oversampling=self.class_oversampling,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the 32-bit seed of a sample's transforms."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+
+
+def _spread_rows(count: int, most: int | None, seed: int) -> np.ndarray:
+    """Choose at most `most` of `count` rows, in an order that mixes volumes; fixed by the seed."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order if most is None else order[:most]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause: MONAI's Compose wraps what a transform raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) if isinstance(error, VolumenError) else f"{type(error).__name__}: {error}"
