@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.networks.blocks import Decoder, Head, ResidualEncoder
-from scripts.networks.operations import Operations
+from scripts.networks.operations import Operations, norm_name
 from scripts.networks.planning import plan_blocks
 
 SHARED = "shared"
@@ -230,6 +230,11 @@ class MultiHeadDynUNet(nn.Module):
             )
         if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisor)):
             raise ValueError(f"input size {tuple(x.shape[2:])} must be divisible by {self.divisor}")
+        if tuple(x.shape[2:]) == self.divisor and norm_name(self.final_config["norm_op"]) == "instance":
+            raise ValueError(
+                f"input size {tuple(x.shape[2:])} must be larger than {self.divisor} along an axis:"
+                " nothing can be normalised over the single voxel of the last stage"
+            )
 
 
 class ConcatenatedHeads(nn.Module):

@@ -18,10 +18,12 @@ weights. A checkpoint file holds them under `network_weights`.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from scripts.networks.multihead import SHARED, MultiHeadDynUNet, key_of
@@ -36,6 +38,17 @@ RENAMED = (
     (re.compile(r"^decoder\.stages\.(\d+)\.convs\."), r"decoder.stages.\1."),
     (re.compile(r"\.norm\.(weight|bias|running_mean|running_var|num_batches_tracked)$"), r".adn.N.\1"),
 )
+
+
+def safe_globals() -> list[Any]:
+    """Return what nnU-Net's files hold besides tensors: the numbers of its log, in NumPy's types.
+
+    Use: `with torch.serialization.safe_globals(safe_globals()): torch.load(path, weights_only=True)`. They
+    are plain values and run no code. Files of NumPy 1 name `numpy.core`, those of NumPy 2 `numpy._core`.
+    """
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds, codecs.encode]
 
 
 def is_nnunet_state(state_dict: Mapping[str, Any]) -> bool:
