@@ -1,0 +1,23 @@
+"""Where the bundle's files are: beside the code in a checkout, inside the package in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def bundle_root() -> Path:
+    """Return the folder that holds `configs/`.
+
+    Raises:
+        FileNotFoundError: if the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent
+    for root in (package.parent, package / "_bundle"):
+        if (root / "configs" / "train.yaml").is_file():
+            return root
+    raise FileNotFoundError(f"the bundle's configs are neither in {package.parent} nor in {package / '_bundle'}")
+
+
+def configs_dir() -> Path:
+    """Return the folder of the bundle's configs."""
+    return bundle_root() / "configs"

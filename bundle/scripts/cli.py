@@ -1,0 +1,176 @@
+"""The command `volumen`: argument parsing only. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from scripts.version import __version__
+
+# Exit codes: 0 done, 1 a defect of the program, 2 something the user can mend, 130 and 143 stopped by a signal.
+EXIT_USER_ERROR = 2
+EXIT_DEFECT = 1
+
+_DESCRIPTION = "Train one network on many targets of a 2D or 3D volume, predict volumes of any size, evaluate."
+_EPILOG = "exit codes: 0 done; 1 defect; 2 input or settings to mend; 130, 143 stopped by Ctrl-C or SIGTERM."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every command."""
+    parser = argparse.ArgumentParser(prog="volumen", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"volumen {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code.
+
+    Args:
+        arguments: the words after `volumen`; None takes them from the command line.
+    """
+    options = build_parser().parse_args(arguments)
+    from scripts.command import run_guarded
+
+    return run_guarded(options.run, options)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    common = parser.add_argument_group("messages")
+    common.add_argument("--verbose", action="store_true", help="more messages; a traceback with an error")
+    common.add_argument("--quiet", action="store_true", help="warnings and errors only, no progress bar")
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model on a folder of volumes",
+        description="Train a model on a folder with images/, labels/<image>_<target> and, optionally, masks/.",
+    )
+    add_train_arguments(parser)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `volumen train`. Options left out take the experiment file's value, else the default."""
+    data = parser.add_argument_group("data and output")
+    data.add_argument("-i", "--input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
+    data.add_argument("-o", "--output", metavar="OUT", help="output folder; the run goes to OUT/<model name>")
+    data.add_argument(
+        "--format", choices=("zarr", "tif", "nifti", "napari"), help="data format (default: by content)"
+    )
+    data.add_argument("--config-path", metavar="YAML", help="experiment file: any part of the sections, data only")
+    data.add_argument(
+        "--config-file",
+        metavar="YAML",
+        action="append",
+        default=[],
+        help="bundle config on top of train.yaml; it is code: declares MONAI objects (repeatable)",
+    )
+    data.add_argument("--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)")
+    data.add_argument(
+        "--loss-on-label-only",
+        action="store_true",
+        default=None,
+        help="count the loss only where the label is not 0",
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-name", metavar="NAME", help="name of the run's folder and files (default: model)")
+    model.add_argument(
+        "--patch-size", metavar="Z,Y,X", help="patch in voxels, e.g. 192,192,192 (default: from the data)"
+    )
+    model.add_argument(
+        "--loss",
+        nargs="+",
+        metavar="LOSS",
+        help="losses of the labelled targets, as list or commas (default: cross-entropy and Dice)",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--batch-size", type=int, metavar="N", help="patches per step (default: 2)")
+    training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
+    training.add_argument("--steps-per-epoch", type=int, metavar="N", help="steps per epoch (default: 250)")
+    training.add_argument("--val-steps", type=int, metavar="N", help="batches per validation (default: 50)")
+    training.add_argument("--seed", type=int, metavar="N", help="seed of split, weights and sampling (default: 0)")
+    training.add_argument("--resume", nargs="?", const="", metavar="FILE", help="go on from the newest checkpoint of the run, or from FILE")
+    training.add_argument("--finetune", metavar="FILE", help="start from the weights of a checkpoint")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    machine.add_argument(
+        "--amp", choices=("auto", "off", "float16", "bfloat16"), help="mixed precision (default: auto)"
+    )
+    machine.add_argument("--workers", type=int, metavar="N", help="processes that prepare patches (default: cores less 1)")
+
+    parser.add_argument_group("any setting").add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="any key of any section, e.g. tr_config.initial_lr=0.0003 (repeatable)",
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_run_train)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    from scripts.inference.command import add_predict_arguments
+
+    parser = commands.add_parser("predict", help="predict volumes of any size with a trained model")
+    add_predict_arguments(parser)
+    _add_common(parser)
+    parser.set_defaults(run=_run_predict)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    from scripts.inference.evaluate_command import add_evaluate_arguments
+
+    parser = commands.add_parser("evaluate", help="score predictions against labels")
+    add_evaluate_arguments(parser)
+    _add_common(parser)
+    parser.set_defaults(run=_run_evaluate)
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("inspect", help="show what a data folder holds and the network planned for it")
+    parser.add_argument("input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
+    parser.add_argument("--config-path", metavar="YAML", help="experiment file")
+    parser.add_argument("--patch-size", metavar="Z,Y,X", help="patch in voxels (default: from the data)")
+    parser.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of labels over images")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)")
+    _add_common(parser)
+    parser.set_defaults(run=_run_inspect)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    from scripts.train import run_train
+
+    return run_train(options)
+
+
+def _run_predict(options: argparse.Namespace) -> int:
+    from scripts.inference.command import run_predict
+
+    return run_predict(options)
+
+
+def _run_evaluate(options: argparse.Namespace) -> int:
+    from scripts.inference.evaluate_command import run_evaluate
+
+    return run_evaluate(options)
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    from scripts.inspection import run_inspect
+
+    return run_inspect(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

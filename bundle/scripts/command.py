@@ -1,0 +1,124 @@
+"""Running a command so that a mistake is one line, a defect a short one, and a signal an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+
+from scripts.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+EXIT_DEFECT, EXIT_USER_ERROR, EXIT_INTERRUPT = 1, 2, 130
+
+
+def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command and turn what it raises into a line on stderr and an exit code.
+
+    Args:
+        command: takes the options, returns an exit code.
+        options: has `verbose` and `quiet`.
+
+    Returns:
+        The command's exit code; 2 for a mistake the user can mend, 1 for a defect, 130 for Ctrl-C.
+    """
+    set_up_logging(verbose=options.verbose, quiet=options.quiet)
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        _say("stopped by Ctrl-C")
+        return EXIT_INTERRUPT
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_DEFECT
+    except Exception as error:
+        if options.verbose:
+            traceback.print_exc()
+        return _report(error)
+
+
+def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Send our messages to stderr in a short form, and keep the libraries' own quiet unless asked."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    root = logging.getLogger()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    root.handlers[:] = [handler]
+    root.setLevel(level if verbose else logging.WARNING)
+    logging.getLogger("scripts").setLevel(level)
+    logging.captureWarnings(True)
+    if quiet:
+        # What tqdm reads as its default for `disable`.
+        os.environ["TQDM_DISABLE"] = "1"
+    if not verbose:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
+        logging.getLogger("ignite").setLevel(logging.ERROR)
+        # torch and ignite log the full traceback of what we report in one line.
+        logging.getLogger("monai").setLevel(logging.ERROR)
+
+
+class _Formatter(logging.Formatter):
+    """Time and message; the level too where it is a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno >= logging.WARNING:
+            time, _, rest = text.partition(" ")
+            text = f"{time} {record.levelname.lower()}: {rest}"
+        return text
+
+
+def find_cause(error: BaseException) -> BaseException:
+    """Return the error a person should see: ours, or the innermost one, of a chain of wrapped errors."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, VolumenError):
+            return link
+    return chain[-1]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _report(error: BaseException) -> int:
+    cause = find_cause(error)
+    if isinstance(cause, VolumenError):
+        _say(str(cause))
+        return EXIT_USER_ERROR
+    if isinstance(cause, OSError):
+        _say(_explain_os_error(cause))
+        return EXIT_USER_ERROR
+    text = " ".join(str(cause).split())
+    if "out of memory" in text.lower() or isinstance(cause, MemoryError):
+        _say(f"out of memory ({text[:200]}); use a smaller --patch-size or --batch-size")
+        return EXIT_USER_ERROR
+    _say(f"{type(cause).__name__}: {text[:500]}; this may be a defect: run again with --verbose for a traceback")
+    return EXIT_DEFECT
+
+
+def _explain_os_error(error: OSError) -> str:
+    where = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: no space left on the disk; free some, then go on with --resume"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}: not permitted ({error.strerror}); check the folder's permissions"
+    return f"{where}: {error.strerror or error}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"volumen: error: {line}\n")

@@ -1,0 +1,417 @@
+"""The configuration of a run: sections checked, the data's own facts detected, everything written back.
+
+`ConfigManager` is what the bundle's YAML refers to as `@config`. It holds one frozen dataclass per section and
+answers, lazily, what follows from them and from the data: cases, targets, patch size, network plan, split.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.errors import VolumenError
+from scripts.experiment_file import check_section_names, refuse_code
+from scripts.sections import ALIASES, RETIRED, SECTIONS, TargetConfig
+from scripts.targets import Target, inject_auxiliary_tasks, make_target, read_target
+from scripts.validation import check_section, closest
+
+if TYPE_CHECKING:
+    import torch
+
+    from scripts.data.layout import Layout, OpenCase
+    from scripts.data.split import Split
+    from scripts.networks.planning import NetworkPlan
+
+logger = logging.getLogger(__name__)
+
+
+class ConfigManager:
+    """The experiment's sections, checked, and what the data add to them.
+
+    Args:
+        tr_setup: training setup; see `scripts.sections.TrainingSetup`.
+        tr_config: training parameters.
+        model_config: network settings.
+        dataset_config: data settings.
+        inference_config: prediction settings.
+        auxiliary_tasks: derived targets by name.
+        dataset_dir: data folder; goes before `dataset_config.data_path`.
+        output_dir: output folder; goes before `tr_setup.ckpt_out_base`.
+        device: where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`.
+        origin: name of the file the sections come from, for errors.
+
+    Raises:
+        VolumenError: for an unknown key or a wrong value, naming file, key and remedy.
+    """
+
+    def __init__(
+        self,
+        *,
+        tr_setup: Mapping[str, Any] | None = None,
+        tr_config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        dataset_config: Mapping[str, Any] | None = None,
+        inference_config: Mapping[str, Any] | None = None,
+        auxiliary_tasks: Mapping[str, Any] | None = None,
+        dataset_dir: str | None = None,
+        output_dir: str | None = None,
+        device: str = "auto",
+        origin: str = "configuration",
+    ) -> None:
+        given = {
+            "tr_setup": tr_setup,
+            "tr_config": tr_config,
+            "model_config": model_config,
+            "dataset_config": dataset_config,
+            "inference_config": inference_config,
+        }
+        check_section_names({**given, "auxiliary_tasks": auxiliary_tasks}, origin)
+        refuse_code({**given, "auxiliary_tasks": auxiliary_tasks}, origin)
+        self.origin = origin
+        checked = {name: _section(name, values or {}, origin) for name, values in given.items()}
+        self.tr_setup = checked["tr_setup"]
+        self.tr_config = checked["tr_config"]
+        self.model_config = checked["model_config"]
+        self.dataset_config = checked["dataset_config"]
+        self.inference_config = checked["inference_config"]
+        self.auxiliary_tasks = {name: dict(task or {}) for name, task in (auxiliary_tasks or {}).items()}
+        self.dataset_dir = dataset_dir or self.dataset_config.data_path
+        self.output_dir = output_dir or self.tr_setup.ckpt_out_base
+        self.device_name = device
+        self.target_configs = self._read_targets()
+
+    # -- where things are ---------------------------------------------------------------------------------
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run: `<output>/<model_name>`."""
+        if not self.output_dir:
+            raise VolumenError("-o/--output", "no output folder is given", remedy="give -o or tr_setup.ckpt_out_base")
+        return Path(self.output_dir) / self.tr_setup.model_name
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device on which the network runs."""
+        from scripts.engines.device import choose_device
+
+        return choose_device(self.device_name)
+
+    # -- data ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which images, labels and masks there are."""
+        from scripts.data.layout import discover
+
+        if not self.dataset_dir:
+            raise VolumenError("-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path")
+        layout = discover(
+            self.dataset_dir,
+            format=self.dataset_config.format,
+            targets=list(self.target_configs) or None,
+            allow_unlabeled=self.dataset_config.allow_unlabeled_data,
+        )
+        return _chosen(layout, self.dataset_config.volumes, self.origin)
+
+    @cached_property
+    def cases(self) -> list[OpenCase]:
+        """The opened volumes, checked against each other."""
+        from scripts.data.layout import open_cases
+
+        return open_cases(
+            self.layout,
+            axes=self.dataset_config.axes,
+            level=self.dataset_config.ome_zarr_resolution,
+            spacing=self.dataset_config.spacing,
+        )
+
+    @cached_property
+    def spatial_dims(self) -> int:
+        """2 or 3, by the data."""
+        return len(self.cases[0].image.shape)
+
+    @cached_property
+    def in_channels(self) -> int:
+        """Image channels: the setting, else the data's."""
+        found = self.cases[0].image.channels
+        configured = self.model_config.in_channels
+        if configured is not None and configured != found:
+            raise VolumenError(
+                f"{self.origin}: model_config.in_channels",
+                expected=f"{found}, the channels of {self.cases[0].image.path}",
+                found=configured,
+                remedy="leave it out, or set dataset_config.axes",
+            )
+        return found
+
+    @cached_property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size per spatial axis that the network is planned for: the median over the volumes."""
+        from scripts.detect import median_spacing
+
+        return median_spacing(self.cases)
+
+    @cached_property
+    def split(self) -> Split:
+        """Which regions train and which validate; the run's own when it is resumed."""
+        from scripts.data.split import load_or_make_split
+
+        return load_or_make_split(
+            self.cases,
+            patch_size=self.patch_size,
+            train_fraction=self.tr_setup.tr_val_split,
+            seed=self.tr_setup.seed,
+            saved=self.split_file if self.tr_setup.resume else None,
+        )
+
+    @property
+    def split_file(self) -> Path:
+        """Where the run keeps its split."""
+        return self.run_dir / f"{self.tr_setup.model_name}_split.json"
+
+    @cached_property
+    def intensity_properties(self) -> dict[str, Any]:
+        """Statistics of the images for the normalisation: those given, else sampled from the training part."""
+        from scripts.detect import needs_intensity_properties
+        from scripts.transforms.intensity_properties import sample_intensity_properties
+
+        given = self.dataset_config.intensity_properties
+        scheme = self.dataset_config.normalization_scheme
+        if given or not needs_intensity_properties(scheme, self.cases):
+            return dict(given)
+        return sample_intensity_properties(self.cases, boxes=self.split.train, seed=self.tr_setup.seed)
+
+    # -- targets ------------------------------------------------------------------------------------------
+
+    def _read_targets(self) -> dict[str, TargetConfig]:
+        here, there = self.dataset_config.targets, self.model_config.targets
+        twice = sorted(name for name in set(here) & set(there) if here[name] != there[name])
+        if twice:
+            raise VolumenError(
+                f"{self.origin}: targets.{twice[0]}",
+                "dataset_config.targets and model_config.targets contradict each other",
+                remedy="keep one of them",
+            )
+        return {name: read_target(name, entry, self.origin) for name, entry in {**there, **here}.items()}
+
+    @cached_property
+    def primary_targets(self) -> dict[str, Target]:
+        """The labelled targets, with kind and channels as configured, else as the labels say."""
+        from scripts.detect import detect_label_kind
+
+        primary = {}
+        for name in self.target_configs or self.layout.targets:
+            config = self.target_configs.get(name) or TargetConfig()
+            kind, channels = detect_label_kind(name, config, self.cases, self.in_channels, self.origin)
+            primary[name] = make_target(
+                config,
+                name,
+                kind=kind,
+                out_channels=channels,
+                separate=self.model_config.separate_decoders,
+                losses=self.tr_config.losses,
+            )
+        return primary
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """All targets: labelled, then auxiliary."""
+        return inject_auxiliary_tasks(
+            self.primary_targets,
+            self.auxiliary_tasks,
+            spatial_dims=self.spatial_dims,
+            separate=self.model_config.separate_decoders,
+            origin=self.origin,
+        )
+
+    @cached_property
+    def derived_tasks(self) -> dict[str, dict[str, Any]]:
+        """Parameters of every derived target, as `DeriveTargetsd` takes them."""
+        return {
+            name: {"type": target.task_type, "source_target": target.source_target, **target.task_params}
+            for name, target in self.targets.items()
+            if target.auxiliary_task
+        }
+
+    @cached_property
+    def halo(self) -> tuple[int, ...]:
+        """Voxels per axis that derived targets need around a patch."""
+        from scripts.transforms.task_registry import derive_halo
+
+        return derive_halo(self.derived_tasks, self.spacing)
+
+    @property
+    def loss_sections(self) -> dict[str, dict[str, Any]]:
+        """What `MultiTaskLoss` is built from."""
+        return {name: target.loss_section() for name, target in self.targets.items()}
+
+    @property
+    def ignore_labels(self) -> dict[str, int]:
+        """Label value that means unknown, for the targets that have one."""
+        return {
+            name: target.ignore_label
+            for name, target in self.primary_targets.items()
+            if target.ignore_label is not None
+        }
+
+    @property
+    def label_classes(self) -> dict[str, int | None]:
+        """Classes per labelled target, or None where every value but 0 means foreground."""
+        return {
+            name: target.out_channels if target.kind == "multiclass" else None
+            for name, target in self.primary_targets.items()
+        }
+
+    # -- network ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def requested_patch_size(self) -> tuple[int, ...]:
+        """The patch asked for, else one chosen from the data."""
+        from scripts.detect import default_patch_size
+
+        if self.tr_config.patch_size is None:
+            return default_patch_size(self.cases, self.spacing, self.device.type)
+        size = tuple(self.tr_config.patch_size)
+        if len(size) != self.spatial_dims:
+            raise VolumenError(
+                f"{self.origin}: tr_config.patch_size",
+                expected=f"{self.spatial_dims} numbers, as {self.cases[0].image.path} is {self.spatial_dims}D",
+                found=list(size),
+                remedy="give one size per spatial axis, (Z, Y, X) or (Y, X)",
+            )
+        return size
+
+    @cached_property
+    def plan(self) -> NetworkPlan:
+        """The network's plan: planned, with what `model_config` fixes put in its place."""
+        from scripts.networks.plan_settings import apply_settings
+        from scripts.networks.planning import plan_network
+
+        model = self.model_config
+        try:
+            return apply_settings(
+                plan_network(self.requested_patch_size, self.spacing),
+                features_per_stage=model.features_per_stage,
+                strides=model.strides or model.pool_op_kernel_sizes,
+                kernel_sizes=model.kernel_sizes,
+                blocks_per_stage=model.n_blocks_per_stage,
+                n_stages=model.n_stages,
+                base_features=model.base_features,
+                max_features=model.max_features,
+                adjust_patch=self.tr_setup.autoconfigure,
+            )
+        except ValueError as error:
+            raise VolumenError(f"{self.origin}: model_config", str(error), remedy="correct the setting") from None
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Patch in voxels that the network can take."""
+        return tuple(self.plan.patch_size)
+
+    @cached_property
+    def network_config(self) -> dict[str, Any]:
+        """What `MultiHeadDynUNet.from_config` builds the network from."""
+        model = self.model_config
+        return {
+            "spatial_dims": self.spatial_dims,
+            "in_channels": self.in_channels,
+            "heads": {
+                name: {"out_channels": target.out_channels, "separate_decoder": target.separate_decoder}
+                for name, target in self.targets.items()
+            },
+            "features_per_stage": list(self.plan.features_per_stage),
+            "strides": [list(stride) for stride in self.plan.strides],
+            "kernel_sizes": [list(kernel) for kernel in self.plan.kernel_sizes],
+            "n_blocks_per_stage": list(self.plan.blocks_per_stage),
+            "n_conv_per_stage_decoder": model.n_conv_per_stage_decoder,
+            "norm_op": model.norm_op,
+            "nonlin": model.nonlin,
+            "dropout_op": model.dropout_op,
+            "dropout_op_kwargs": {"p": model.dropout_p} if model.dropout_op else None,
+            "conv_bias": model.conv_bias,
+            "do_stem": model.do_stem,
+            "stem_channels": model.stem_channels,
+            "stochastic_depth_p": model.stochastic_depth_p,
+            "squeeze_excitation": model.squeeze_excitation,
+            "squeeze_excitation_reduction_ratio": model.squeeze_excitation_reduction_ratio,
+            "pool_type": model.pool_type,
+            "deep_supervision": self.tr_config.enable_deep_supervision,
+        }
+
+    # -- snapshot -----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """Return every section with all values settled: plain data that trains the same model again."""
+        model = self.network_config
+        return {
+            "tr_setup": {**asdict(self.tr_setup), "ckpt_out_base": _text(self.output_dir), "resume": False},
+            "tr_config": {**asdict(self.tr_config), "patch_size": list(self.patch_size)},
+            "model_config": {
+                **asdict(self.model_config),
+                "targets": {},
+                "in_channels": self.in_channels,
+                "features_per_stage": model["features_per_stage"],
+                "n_blocks_per_stage": model["n_blocks_per_stage"],
+                "kernel_sizes": model["kernel_sizes"],
+                "strides": model["strides"],
+                "pool_op_kernel_sizes": None,
+            },
+            "dataset_config": {
+                **asdict(self.dataset_config),
+                "data_path": _text(self.dataset_dir),
+                "format": self.layout.format,
+                "targets": {name: target.snapshot() for name, target in self.primary_targets.items()},
+                "spacing": list(self.spacing) if self.dataset_config.spacing else None,
+                "intensity_properties": self.intensity_properties,
+            },
+            "inference_config": asdict(self.inference_config),
+            "auxiliary_tasks": {
+                name: target.snapshot() for name, target in self.targets.items() if target.auxiliary_task
+            },
+        }
+
+
+def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
+    """Check one section after settling aliases and setting aside retired keys."""
+    settled = dict(values)
+    for old, new in ALIASES.get(name, {}).items():
+        if old in settled:
+            if new in settled and settled[new] != settled[old]:
+                raise VolumenError(f"{origin}: {name}.{old}", f"contradicts {new}", remedy=f"keep {new}")
+            settled[new] = settled.pop(old)
+    for key, advice in RETIRED.get(name, {}).items():
+        if key in settled:
+            del settled[key]
+            logger.warning("%s: %s.%s has no effect here: %s", origin, name, key, advice)
+    checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
+    if name == "model_config" and checked.strides and checked.pool_op_kernel_sizes not in (None, checked.strides):
+        raise VolumenError(
+            f"{origin}: model_config.pool_op_kernel_sizes", "contradicts strides", remedy="keep strides alone"
+        )
+    return checked
+
+
+
+
+def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
+    """Keep the volumes named in `dataset_config.volumes`."""
+    if volumes is None:
+        return layout
+    names = [case.name for case in layout.cases]
+    for name in volumes:
+        if name not in names:
+            raise VolumenError(
+                f"{origin}: dataset_config.volumes",
+                expected=f"names of images under {layout.root}",
+                found=repr(name),
+                remedy=closest(name, names) or f"known: {', '.join(names[:10])}",
+            )
+    return replace(layout, cases=tuple(case for case in layout.cases if case.name in volumes))
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)

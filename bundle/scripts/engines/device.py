@@ -1,0 +1,34 @@
+"""Which device the network runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from scripts.errors import VolumenError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; `auto` is CUDA where there is one, else the CPU.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:N` or any other device of torch.
+
+    Raises:
+        VolumenError: the name is no device's, or the device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise VolumenError("--device", expected="auto, cpu, cuda or cuda:N", found=repr(name)) from None
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise VolumenError(
+            "--device",
+            expected="a CUDA device of this machine",
+            found=f"{name!r}, with {torch.cuda.device_count()} such devices",
+            remedy="use --device cpu",
+        )
+    return device

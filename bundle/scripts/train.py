@@ -1,0 +1,166 @@
+"""`volumen train`: flags and experiment file become overrides of the bundle's `train.yaml`, which is then run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.bundle_root import configs_dir
+from scripts.errors import VolumenError
+from scripts.experiment_file import SECTION_NAMES, assign, merge, parse_assignment, read_experiment
+
+logger = logging.getLogger(__name__)
+
+# Flag -> where its value belongs.
+_FLAGS: dict[str, tuple[str, str]] = {
+    "format": ("dataset_config", "format"),
+    "train_split": ("tr_setup", "tr_val_split"),
+    "loss_on_label_only": ("tr_setup", "compute_loss_on_labeled_only"),
+    "model_name": ("tr_setup", "model_name"),
+    "seed": ("tr_setup", "seed"),
+    "batch_size": ("tr_config", "batch_size"),
+    "max_epochs": ("tr_config", "max_epoch"),
+    "steps_per_epoch": ("tr_config", "max_steps_per_epoch"),
+    "val_steps": ("tr_config", "max_val_steps_per_epoch"),
+    "amp": ("tr_config", "amp"),
+    "workers": ("tr_config", "num_dataloader_workers"),
+}
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train as the options say.
+
+    Args:
+        options: the parsed options of `volumen train`.
+
+    Returns:
+        Exit code: 0 when training finished, 130 or 143 when a signal stopped it.
+
+    Raises:
+        VolumenError: for anything wrong in the options, the experiment file or the data.
+    """
+    sections, origin = experiment_sections(options)
+    overrides: dict[str, Any] = dict(sections)
+    overrides["config#origin"] = origin
+    for key, value in (("dataset_dir", options.input), ("output_dir", options.output), ("device_name", options.device)):
+        if value is not None:
+            overrides[key] = value
+    return run_bundle("train.yaml", options.config_file, overrides)
+
+
+def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) -> int:
+    """Run one of the bundle's configs as `python -m monai.bundle run` does.
+
+    Args:
+        name: file name under `configs/`.
+        overlays: more config files, merged over it in order.
+        overrides: values by MONAI id.
+
+    Returns:
+        Exit code.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    configs = configs_dir()
+    for overlay in overlays:
+        if not Path(overlay).is_file():
+            raise VolumenError(overlay, "no such file", remedy="check --config-file")
+    workflow = ConfigWorkflow(
+        config_file=[str(configs / name), *overlays],
+        meta_file=str(configs / "metadata.json"),
+        logging_file=None,
+        workflow_type="train",
+        **overrides,
+    )
+    workflow.initialize()
+    results = workflow.run()
+    workflow.finalize()
+    codes = [result for result in results if isinstance(result, int) and not isinstance(result, bool)]
+    return codes[-1] if codes else 0
+
+
+def experiment_sections(options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], str]:
+    """Merge defaults, experiment file and flags, in this order of increasing precedence.
+
+    Args:
+        options: parsed options with any of the flags.
+
+    Returns:
+        All sections, and the name of the file to blame in errors.
+    """
+    sections = shipped_sections()
+    origin = "settings"
+    if options.config_path:
+        sections = merge(sections, read_experiment(options.config_path))
+        origin = str(options.config_path)
+    for flag, (section, key) in _FLAGS.items():
+        value = getattr(options, flag, None)
+        if value is not None:
+            sections[section][key] = value
+    if getattr(options, "patch_size", None):
+        sections["tr_config"]["patch_size"] = parse_patch_size(options.patch_size)
+    if getattr(options, "resume", None) is not None:
+        sections["tr_setup"]["resume"] = True
+        if options.resume:
+            sections["tr_setup"].update(checkpoint_path=options.resume, load_weights_only=False)
+    if getattr(options, "finetune", None):
+        sections["tr_setup"].update(checkpoint_path=options.finetune, load_weights_only=True)
+    for text in options.set:
+        keys, value = parse_assignment(text)
+        assign(sections, keys, value)
+    if getattr(options, "loss", None):
+        _set_losses(sections, options.loss)
+    return sections, origin
+
+
+def shipped_sections() -> dict[str, dict[str, Any]]:
+    """Return the sections of the bundle's own `train.yaml`."""
+    content = yaml.safe_load((configs_dir() / "train.yaml").read_text(encoding="utf-8"))
+    return {name: dict(content[name] or {}) for name in SECTION_NAMES}
+
+
+def parse_patch_size(text: str) -> list[int]:
+    """Read `192,192,192` (also with x or spaces).
+
+    Raises:
+        VolumenError: if it is not two or three positive whole numbers.
+    """
+    parts = text.replace("x", ",").replace(" ", ",").strip("[]()").split(",")
+    try:
+        size = [int(part) for part in parts if part]
+    except ValueError:
+        size = []
+    if len(size) not in (2, 3) or min(size) < 1:
+        raise VolumenError(
+            "--patch-size", expected="two or three positive numbers such as 64,64,64", found=repr(text)
+        )
+    return size
+
+
+def _set_losses(sections: dict[str, dict[str, Any]], words: Sequence[str]) -> None:
+    """Give every labelled target the losses of `--loss`; those still to be found too."""
+    names = [name.strip(" []'\"") for word in words for name in word.split(",")]
+    losses = [{"name": name} for name in names if name]
+    sections["tr_config"]["losses"] = losses
+    for section in (sections["dataset_config"], sections["model_config"]):
+        section["targets"] = {
+            name: {**(entry or {}), "losses": losses} for name, entry in (section.get("targets") or {}).items()
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m scripts.train ...` is `volumen train ...`."""
+    from scripts.cli import main as volumen
+
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return volumen(["train", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Configuration: names load, mistakes are told, defaults agree, detection follows the data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import yaml
+from data_folders import ball, image_of, shells, write_tiff_folder
+
+from scripts.bundle_root import configs_dir
+from scripts.config import ConfigManager
+from scripts.errors import VolumenError
+from scripts.experiment_file import assign, merge, parse_assignment, read_experiment
+from scripts.sections import SECTIONS
+
+# Keys of people's five-section files; every one of them must load.
+KNOWN_KEYS = {
+    "tr_setup": {
+        "model_name": "m",
+        "autoconfigure": True,
+        "tr_val_split": 0.9,
+        "compute_loss_on_labeled_only": False,
+        "ckpt_out_base": "out",
+        "checkpoint_path": None,
+        "load_weights_only": False,
+    },
+    "tr_config": {
+        "patch_size": [32, 32, 32],
+        "batch_size": 2,
+        "initial_lr": 0.01,
+        "weight_decay": 0.0001,
+        "optimizer": "SGD",
+        "scheduler": "poly",
+        "max_epoch": 3,
+        "max_steps_per_epoch": 2,
+        "max_val_steps_per_epoch": 2,
+        "num_dataloader_workers": 0,
+        "gradient_accumulation": 1,
+        "gradient_clip": 12.0,
+        "enable_deep_supervision": True,
+        "amp_dtype": "bfloat16",
+        "augment_on_device": False,
+        "val_every_n": 1,
+        "early_stopping_patience": 5,
+    },
+    "model_config": {
+        "in_channels": None,
+        "targets": {},
+        "separate_decoders": True,
+        "features_per_stage": [8, 16, 32],
+        "n_blocks_per_stage": [1, 2, 2],
+        "n_conv_per_stage_decoder": [1, 1],
+        "kernel_sizes": [[3, 3, 3]] * 3,
+        "strides": [1, 2, 2],
+        "pool_op_kernel_sizes": None,
+        "norm_op": "nn.InstanceNorm3d",
+        "nonlin": "LeakyReLU",
+        "dropout_op": None,
+        "conv_bias": True,
+        "do_stem": True,
+        "stem_channels": 8,
+        "stochastic_depth_p": 0.1,
+        "squeeze_excitation": True,
+        "squeeze_excitation_reduction_ratio": 0.0625,
+        "pool_type": "conv",
+    },
+    "dataset_config": {
+        "data_path": "data",
+        "targets": {
+            "ink": {
+                "out_channels": 1,
+                "activation": "sigmoid",
+                "losses": [
+                    {
+                        "name": "SoftDiceLoss",
+                        "weight": 1.0,
+                        "kwargs": {},
+                        "start_epoch": 0,
+                        "skip_deep_supervision": True,
+                    }
+                ],
+                "weight": 1.0,
+                "ignore_index": 2,
+                "ds_interpolation": "nearest",
+                "separate_decoder": True,
+            }
+        },
+        "volumes": None,
+        "min_labeled_ratio": 0.1,
+        "min_bbox_percent": 0.1,
+        "skip_patch_validation": False,
+        "cache_valid_patches": True,
+        "valid_patch_find_resolution": 1,
+        "ome_zarr_resolution": 0,
+        "allow_unlabeled_data": False,
+        "bg_sampling_enabled": True,
+        "bg_to_fg_ratio": 0.5,
+        "normalization_scheme": "zscore",
+        "intensity_properties": {},
+        "no_spatial": False,
+        "rotation_axes": ["z"],
+    },
+    "inference_config": {
+        "checkpoint_path": None,
+        "patch_size": [32, 32, 32],
+        "batch_size": 1,
+        "output_targets": ["ink"],
+        "overlap": 0.5,
+        "load_strict": True,
+        "num_dataloader_workers": 2,
+    },
+}
+
+
+def test_every_known_key_loads_and_keeps_its_value(caplog):
+    config = ConfigManager(**KNOWN_KEYS)
+    assert config.tr_config.amp == "bfloat16"
+    assert config.target_configs["ink"].ignore_label == 2
+    for section, values in KNOWN_KEYS.items():
+        loaded = asdict(getattr(config, section))
+        for key, value in values.items():
+            if key in loaded and key != "targets":
+                assert loaded[key] == value, (section, key)
+    assert "augment_on_device has no effect" in caplog.text
+
+
+def test_shipped_sections_are_the_dataclasses_defaults():
+    shipped = yaml.safe_load((configs_dir() / "train.yaml").read_text())
+    for name, cls in SECTIONS.items():
+        assert shipped[name] == asdict(cls()), name
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        # An unknown key: the file, the key, the closest known one.
+        ({"tr_config": {"batchsize": 2}}, ["my.yaml: tr_config.batchsize", "did you mean batch_size?"]),
+        ({"tr_config": {"batch_size": "many"}}, ["tr_config.batch_size", "'many'"]),
+        ({"tr_config": {"batch_size": 0}}, ["tr_config.batch_size", "found 0"]),
+        ({"tr_setup": {"model_name": "../evil"}}, ["tr_setup.model_name"]),
+        ({"dataset_config": {"targets": {"ink": {"out_chanels": 1}}}}, ["targets.ink.out_chanels", "out_channels"]),
+        ({"dataset_config": {"targets": {"ink": {"losses": [{"nam": "x"}]}}}}, ["targets.ink.losses"]),
+        ({"dataset_config": {"targets": {"ink": {"ignore_label": 1, "ignore_index": 2}}}}, ["contradict"]),
+        ({"dataset_config": {"data_path": "$__import__('os')"}}, ["not evaluated"]),
+        ({"auxiliary_tasks": {"x": {"_target_": "os.system"}}}, ["data, not code"]),
+        ({"model_config": {"strides": [1, 2], "pool_op_kernel_sizes": [1, 1]}}, ["contradicts strides"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_and_remedy(sections, words):
+    with pytest.raises(VolumenError) as caught:
+        ConfigManager(**sections, origin="my.yaml")
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_experiment_file_is_data(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("tr_config:\n  optimizer: $print(1)\n")
+    with pytest.raises(VolumenError, match="not evaluated"):
+        read_experiment(path)
+    path.write_text("tr_config:\n  a: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(VolumenError, match="not valid YAML"):
+        read_experiment(path)
+    path.write_text("tr_config:\n  batch_size: 1\n  batch_size: 2\n")
+    with pytest.raises(VolumenError, match="given twice"):
+        read_experiment(path)
+    path.write_text("tr_confg:\n  batch_size: 1\n")
+    with pytest.raises(VolumenError, match="did you mean tr_config"):
+        read_experiment(path)
+
+
+def test_merging_keeps_what_is_not_said_and_assignments_reach_inside():
+    merged = merge({"tr_config": {"a": 1, "b": 2}}, {"tr_config": {"b": 3}})
+    assert merged == {"tr_config": {"a": 1, "b": 3}}
+    sections = {"dataset_config": {"targets": {"ink": {"weight": 1.0}}}}
+    keys, value = parse_assignment("dataset_config.targets.ink.weight=0.5")
+    assign(sections, keys, value)
+    assert sections["dataset_config"]["targets"]["ink"]["weight"] == 0.5
+    with pytest.raises(VolumenError, match="unknown section"):
+        parse_assignment("tr_confg.batch_size=2")
+
+
+def test_targets_are_detected_from_the_labels(tmp_path):
+    label = ball((24, 24, 24))
+    classes = label + shells((24, 24, 24)) * label
+    write_tiff_folder(tmp_path, {"a": {"ink": label * 255, "organ": classes}})
+    config = ConfigManager(dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert config.spatial_dims == 3
+    assert config.in_channels == 1
+    ink, organ = config.targets["ink"], config.targets["organ"]
+    assert (ink.kind, ink.out_channels, ink.activation) == ("binary", 1, "sigmoid")
+    assert (organ.kind, organ.out_channels, organ.activation) == ("multiclass", 3, "softmax")
+
+
+def test_instances_are_not_taken_for_classes(tmp_path):
+    label = np.arange(20 * 20, dtype=np.uint16).reshape(20, 20)
+    write_tiff_folder(tmp_path, {"a": {"cells": label}}, images={"a": image_of(label > 200)})
+    config = ConfigManager(dataset_dir=str(tmp_path))
+    with pytest.raises(VolumenError, match="looks like instances"):
+        _ = config.targets
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ({"d": {"type": "distance_transfrm", "source_target": "ink", "losses": [{"name": "MaskedMSELoss"}]}}, ["distance_transform"]),
+        ({"d": {"type": "distance_transform", "source_target": "inc", "losses": [{"name": "MaskedMSELoss"}]}}, ["did you mean ink?"]),
+        ({"d": {"type": "distance_transform", "source_target": "ink"}}, ["no loss"]),
+        ({"ink": {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "MaskedMSELoss"}]}}, ["labelled target's"]),
+        ({"n": {"type": "surface_normals", "source_target": "ink", "out_channels": 2, "losses": [{"name": "MaskedMSELoss"}]}}, ["3 for surface_normals"]),
+    ],
+)  # fmt: skip
+def test_an_auxiliary_task_that_cannot_train_is_refused(tmp_path, tasks, words):
+    write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16, 16))}})
+    config = ConfigManager(dataset_dir=str(tmp_path), auxiliary_tasks=tasks)
+    with pytest.raises(VolumenError) as caught:
+        _ = config.targets
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_snapshot_configures_the_same_experiment_again(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((40, 40, 40))}})
+    tasks = {
+        "n": {"type": "surface_normals", "source_target": "ink", "losses": [{"name": "CosineSimilarityLoss"}]}
+    }
+    first = ConfigManager(
+        dataset_dir=str(tmp_path),
+        output_dir="out",
+        tr_config={"patch_size": [20, 20, 20]},
+        model_config={"features_per_stage": [4, 8, 16]},
+        auxiliary_tasks=tasks,
+    )
+    snapshot = yaml.safe_load(yaml.safe_dump(first.snapshot()))
+    second = ConfigManager(**snapshot)
+    assert second.snapshot() == snapshot
+    assert second.network_config == first.network_config
+    assert second.patch_size == first.patch_size == (20, 20, 20)
+    assert second.targets == first.targets
