@@ -1,0 +1,95 @@
+"""Mixed precision chosen by what the device does fast."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = ("auto", "off", "float16", "bfloat16")
+
+
+class AmpPolicy:
+    """Which number format the network computes in, and the gradient scaler that goes with it.
+
+    MONAI's own `amp=True` is bound to CUDA and makes its scaler where no checkpoint can reach it, so the
+    engines run with `amp=False` and take autocast and scaling from here.
+
+    Args:
+        setting: "auto", "off", "float16" or "bfloat16". "auto" is bfloat16 on a GPU that computes in it
+            (Ampere and later), float16 with gradient scaling on an older GPU, bfloat16 on a CPU with
+            instructions for it (AVX512-BF16, AMX or Arm's BF16), and off elsewhere.
+        device: the device that trains.
+
+    Raises:
+        VolumenError: the setting is none of the four.
+    """
+
+    def __init__(self, setting: str = "auto", device: str | torch.device = "cpu") -> None:
+        # YAML 1.1 reads a bare `off` as False.
+        setting = "off" if setting is False else setting
+        if setting not in SETTINGS:
+            raise VolumenError("tr_config.amp", expected=f"one of {', '.join(SETTINGS)}", found=repr(setting))
+        self.device = torch.device(device)
+        self.dtype: torch.dtype | None = choose_dtype(setting, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def autocast(self) -> AbstractContextManager:
+        """Context in which the network's forward pass runs; does nothing when mixed precision is off."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaler's state; empty where nothing is scaled."""
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the scaler; a state from a run without one leaves a fresh scaler."""
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
+
+    def __repr__(self) -> str:
+        name = "off" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return f"AmpPolicy({name} on {self.device})"
+
+
+def choose_dtype(setting: str, device: torch.device) -> torch.dtype | None:
+    """The number format that `setting` means on `device`; None is full float32."""
+    if setting == "off":
+        return None
+    if setting != "auto":
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16}[setting]
+    if device.type == "cuda":
+        # `is_bf16_supported()` is also true where bfloat16 is only emulated, hence the compute capability.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu" and cpu_computes_bfloat16():
+        return torch.bfloat16
+    return None
+
+
+@functools.cache
+def cpu_computes_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; emulated bfloat16 is slower than float32."""
+    flags = _cpu_flags()
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()

@@ -1,0 +1,86 @@
+"""Any optimizer of torch by its name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from scripts.errors import VolumenError
+
+KEY = "tr_config.optimizer"
+
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    name: value
+    for name, value in vars(torch.optim).items()
+    if inspect.isclass(value)
+    and issubclass(value, torch.optim.Optimizer)
+    and value is not torch.optim.Optimizer
+}
+
+
+def build_optimizer(
+    name: str,
+    params: torch.nn.Module | Iterable[torch.nn.Parameter],
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    decay_norm_and_bias: bool = True,
+    **kwargs: Any,
+) -> torch.optim.Optimizer:
+    """Make an optimizer of `torch.optim`.
+
+    Args:
+        name: the class's name, in any case: "AdamW", "SGD", "RAdam", ...
+        params: a network or its parameters.
+        lr: learning rate.
+        weight_decay: passed on where the optimizer knows it.
+        decay_norm_and_bias: False leaves parameters with one axis (biases, normalisation) without weight
+            decay.
+        kwargs: the optimizer's other arguments, e.g. `momentum=0.99, nesterov=True`.
+
+    Raises:
+        VolumenError: no such optimizer, or it does not take one of the arguments.
+    """
+    kind = _CLASSES.get(_match(name))
+    if kind is None:
+        close = difflib.get_close_matches(name, _CLASSES, n=1, cutoff=0.4)
+        raise VolumenError(
+            KEY,
+            expected=f"an optimizer of torch.optim ({', '.join(sorted(_CLASSES))})",
+            found=repr(name),
+            remedy=f"did you mean {close[0]!r}?" if close else "",
+        )
+    known = inspect.signature(kind).parameters
+    unknown = sorted(set(kwargs) - set(known))
+    if unknown:
+        raise VolumenError(
+            f"{KEY}_kwargs",
+            f"{kind.__name__} takes no {', '.join(map(repr, unknown))}",
+            expected=", ".join(known),
+        )
+    if "weight_decay" in known:
+        kwargs["weight_decay"] = weight_decay
+    elif weight_decay:
+        raise VolumenError(
+            "tr_config.weight_decay", f"{kind.__name__} has no weight decay", remedy="set it to 0"
+        )
+    parameters = list(params.parameters() if isinstance(params, torch.nn.Module) else params)
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not decay_norm_and_bias and weight_decay:
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    try:
+        return kind(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
+    except (ValueError, TypeError) as error:
+        raise VolumenError(KEY, f"{kind.__name__} refuses its arguments: {error}") from error
+
+
+def _match(name: str) -> str:
+    return next((known for known in _CLASSES if known.lower() == str(name).lower()), "")

@@ -1,0 +1,163 @@
+"""Learning-rate schedules as pure functions of how far training is.
+
+Every schedule here is `lr = initial lr * factor(step / total)`, so a resumed run with another number of
+epochs is on the new curve at the right place: nothing of the old curve is carried over.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from scripts.errors import VolumenError
+
+KEY = "tr_config.scheduler"
+
+Curve = Callable[[float], float]
+
+
+def cosine(*, eta_min: float = 0.0) -> Curve:
+    """Half a cosine from 1 to `eta_min` (a share of the initial rate); torch's CosineAnnealingLR.
+
+    Loshchilov and Hutter, "SGDR", 2017, equation 5 without restarts.
+    """
+    return lambda t: eta_min + (1 - eta_min) * (1 + math.cos(math.pi * t)) / 2
+
+
+def poly(*, power: float = 0.9) -> Curve:
+    """`(1 - t) ** power`; with 0.9 that of nnU-Net and DeepLab."""
+    return lambda t: max(0.0, 1 - t) ** power
+
+
+def linear(*, end: float = 0.0) -> Curve:
+    """A straight line from 1 to `end`."""
+    return lambda t: 1 + (end - 1) * t
+
+
+def constant() -> Curve:
+    """1 throughout."""
+    return lambda t: 1.0
+
+
+def onecycle(*, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> Curve:
+    """Cosine from 1 / `div_factor` up to 1 at `pct_start`, then cosine down to 1 / (div * final_div).
+
+    The initial rate is the peak. Smith and Topin, "Super-convergence", 2018, as torch's OneCycleLR, without
+    its cycling of momentum.
+    """
+
+    def curve(t: float) -> float:
+        low, end = 1 / div_factor, 1 / (div_factor * final_div_factor)
+        start, stop, part = (
+            (low, 1.0, t / pct_start) if t < pct_start else (1.0, end, (t - pct_start) / (1 - pct_start))
+        )
+        return stop + (start - stop) * (1 + math.cos(math.pi * part)) / 2
+
+    return curve
+
+
+CURVES: dict[str, Callable[..., Curve]] = {
+    "cosine": cosine,
+    "poly": poly,
+    "linear": linear,
+    "onecycle": onecycle,
+    "constant": constant,
+}
+
+_ALIASES = {
+    "cosineannealinglr": "cosine",
+    "cosineannealing": "cosine",
+    "polynomiallr": "poly",
+    "polylr": "poly",
+    "polynomial": "poly",
+    "linearlr": "linear",
+    "onecyclelr": "onecycle",
+    "constantlr": "constant",
+    "none": "constant",
+}
+
+
+class Schedule(LRScheduler):
+    """A curve over a run of `total` steps, after a linear warm-up.
+
+    Args:
+        optimizer: whose learning rates to set; their values now are the initial ones.
+        curve: factor as a function of progress from 0 to 1.
+        total: steps of the whole run (epochs, or iterations if it is stepped so).
+        warmup: steps of linear warm-up from `1 / (warmup + 1)` of the initial rate; the curve takes the rest.
+    """
+
+    def __init__(self, optimizer: Optimizer, curve: Curve, total: int, warmup: int = 0) -> None:
+        if total < 1:
+            raise ValueError(f"total must be at least 1, got {total}")
+        if not 0 <= warmup < total:
+            raise VolumenError(
+                "tr_config.warmup", expected=f"fewer than the run's {total} steps", found=warmup
+            )
+        self.curve = curve
+        self.total = total
+        self.warmup = warmup
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """The share of the initial learning rate at a step, 0 for the first; constant after the last."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return self.curve(min(1.0, (step - self.warmup) / (self.total - self.warmup)))
+
+    def get_lr(self) -> list[float]:
+        """The learning rate of each parameter group now."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only the position: the curve belongs to the configuration."""
+        return {"last_epoch": self.last_epoch, "total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the position of a checkpoint on this run's own curve."""
+        self.last_epoch = int(state["last_epoch"])
+        self._step_count = self.last_epoch + 1
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr()):
+            group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def build_scheduler(
+    name: str | None, optimizer: Optimizer, total: int, *, warmup: int = 0, **kwargs: Any
+) -> Schedule:
+    """Make a schedule by name.
+
+    Args:
+        name: "cosine" (also "CosineAnnealingLR"), "poly", "linear", "onecycle", "constant" (also None), any
+            case; "warmup_" before a name warms up for a twentieth of the run unless `warmup` says otherwise.
+        optimizer: whose learning rates it sets.
+        total: steps of the whole run.
+        warmup: steps of warm-up.
+        kwargs: the curve's own arguments.
+
+    Raises:
+        VolumenError: no such schedule, or it does not take one of the arguments.
+    """
+    key = str(name or "constant").lower()
+    if key.startswith("warmup_"):
+        key = key.removeprefix("warmup_")
+        warmup = warmup or min(total - 1, max(1, total // 20))
+    key = _ALIASES.get(key, key)
+    if key not in CURVES:
+        close = difflib.get_close_matches(key, [*CURVES, *_ALIASES], n=1)
+        raise VolumenError(
+            KEY,
+            expected=f"one of {', '.join(CURVES)}",
+            found=repr(name),
+            remedy=f"did you mean {close[0]!r}?" if close else "",
+        )
+    try:
+        curve = CURVES[key](**kwargs)
+    except TypeError as error:
+        raise VolumenError(f"{KEY}_kwargs", f"{key} does not take these: {error}") from error
+    return Schedule(optimizer, curve, total, warmup)

@@ -1,0 +1,176 @@
+"""One training step for MONAI's `SupervisedTrainer` (its `iteration_update`).
+
+MONAI's own step is bound to CUDA for mixed precision, cannot clip gradients where they are complete, and
+divides a partial group of accumulated batches by the full group's size. This one keeps MONAI's events and
+output keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+
+from scripts.engines import distributed
+from scripts.engines.amp import AmpPolicy
+from scripts.engines.guard import NonFiniteGuard
+
+logger = logging.getLogger(__name__)
+
+
+class TrainStep:
+    """Forward, loss, backward and, where a group of accumulated batches is complete, an optimizer step.
+
+    The step reads `network`, `optimizer`, `loss_function`, `inferer`, `prepare_batch` and
+    `accumulation_steps` of the trainer that runs it. Gradients are averaged over the group: equal to one big
+    batch for losses that are means over samples or voxels when each batch of the group has as many valid
+    voxels (a mean of means otherwise). A group ends with the epoch, and a partial group is averaged over its
+    own size.
+
+    `engine.state.output` holds MONAI's keys `image`, `label`, `pred` (detached) and `loss` (detached scalar),
+    and
+    - `losses`: floats: `loss` (the total), each target and each `target/LossName`;
+    - `stepped`: whether the optimizer stepped;
+    - `gradient_norm`: the norm before clipping, None on steps that only accumulate.
+
+    Args:
+        amp: number format and gradient scaler.
+        gradient_clip: largest allowed norm of the whole gradient; None or 0 does not clip.
+        guard: what to do about a loss or gradient that is not finite; by default ten steps are skipped before
+            training stops.
+    """
+
+    def __init__(
+        self,
+        amp: AmpPolicy | None = None,
+        *,
+        gradient_clip: float | None = None,
+        guard: NonFiniteGuard | None = None,
+    ) -> None:
+        self.amp = amp or AmpPolicy("off")
+        self.gradient_clip = gradient_clip or None
+        self.guard = guard or NonFiniteGuard()
+        self._group_failed = False
+
+    def __call__(self, engine: SupervisedTrainer, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one iteration; see the class for what is returned."""
+        image, targets = engine.prepare_batch(
+            batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        first, last, size = accumulation_group(
+            engine.state.iteration, engine.state.epoch_length, engine.accumulation_steps
+        )
+        engine.network.train()
+        if first:
+            engine.optimizer.zero_grad(set_to_none=True)
+            self._group_failed = False
+
+        output: dict[str, Any] = {
+            Keys.IMAGE: image,
+            Keys.LABEL: targets,
+            "stepped": False,
+            "gradient_norm": None,
+        }
+        engine.state.output = output
+        with distributed.without_gradient_sync(engine.network, active=not last):
+            self._forward_and_backward(engine, batch, size)
+        if last:
+            self._finish_group(engine, batch)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _forward_and_backward(self, engine: SupervisedTrainer, batch: Mapping[str, Any], size: int) -> None:
+        output = engine.state.output
+        with self.amp.autocast():
+            predictions = engine.inferer(output[Keys.IMAGE], engine.network)
+            output[Keys.PRED] = predictions
+            engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+            loss = engine.loss_function(predictions, output[Keys.LABEL]).mean()
+        output[Keys.LOSS] = loss
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+
+        output["losses"] = loss_values(loss, engine.loss_function)
+        finite = math.isfinite(output["losses"]["loss"])
+        # All processes must agree, or those that go on would wait for the gradients of the one that does not.
+        if distributed.any_rank(not finite, engine.state.device):
+            self._group_failed = True
+            self.guard.report_loss(engine, batch, output["losses"], predictions)
+        else:
+            self.amp.scaler.scale(loss / size).backward()
+        output[Keys.LOSS] = loss.detach()
+        output[Keys.PRED] = detach(predictions)
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+
+    def _finish_group(self, engine: SupervisedTrainer, batch: Mapping[str, Any]) -> None:
+        if self._group_failed:
+            engine.optimizer.zero_grad(set_to_none=True)
+            return
+        scaler, output = self.amp.scaler, engine.state.output
+        scaler.unscale_(engine.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in engine.network.parameters() if p.grad is not None], self.gradient_clip or math.inf
+        ).item()
+        output["gradient_norm"] = norm
+        if not math.isfinite(norm) and not scaler.is_enabled():
+            engine.optimizer.zero_grad(set_to_none=True)
+            self.guard.report_gradient(engine, batch)
+            return
+        # A scaler leaves out a step whose float16 gradients overflowed, and lowers its scale: that is no
+        # fault.
+        scaler.step(engine.optimizer)
+        scaler.update()
+        output["stepped"] = math.isfinite(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaler's state and the number of skipped steps."""
+        return {"scaler": self.amp.state_dict(), "guard": self.guard.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.amp.load_state_dict(state["scaler"])
+        self.guard.load_state_dict(state["guard"])
+
+
+def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> tuple[bool, bool, int]:
+    """Where an iteration stands in its group of accumulated batches.
+
+    Args:
+        iteration: the engine's count, 1 for the first of the run.
+        epoch_length: iterations per epoch; a group never crosses the end of an epoch.
+        steps: batches per group.
+
+    Returns:
+        Whether it is the first of its group, whether it is the last, and how many batches the group has.
+    """
+    if epoch_length is None:
+        position = iteration - 1
+        return position % steps == 0, (position + 1) % steps == 0, steps
+    position = (iteration - 1) % epoch_length
+    size = min(steps, epoch_length - position // steps * steps)
+    return position % steps == 0, (position + 1) % steps == 0 or position + 1 == epoch_length, size
+
+
+def loss_values(total: torch.Tensor, loss_function: Any) -> dict[str, float]:
+    """The total and every component of a loss as floats, fetched from the device in one transfer."""
+    components: dict[str, torch.Tensor] = dict(getattr(loss_function, "components", None) or {})
+    tensors = [
+        total.detach(),
+        *(torch.as_tensor(value, device=total.device) for value in components.values()),
+    ]
+    values = torch.stack([tensor.float().reshape(()) for tensor in tensors]).tolist()
+    return dict(zip(["loss", *components], values))
+
+
+def detach(predictions: Any) -> Any:
+    """The same nest of dictionaries and lists with tensors that hold no graph."""
+    if isinstance(predictions, torch.Tensor):
+        return predictions.detach()
+    if isinstance(predictions, Mapping):
+        return {key: detach(value) for key, value in predictions.items()}
+    return [detach(value) for value in predictions]

@@ -1,0 +1,405 @@
+"""Saving and resuming a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+
+from scripts.engines import distributed
+from scripts.engines.network import unwrap
+from scripts.errors import VolumenError
+from scripts.handlers.checkpoint_file import (
+    DamagedCheckpoint,
+    load_checkpoint,
+    plain,
+    save_checkpoint,
+    sync_folder,
+    writing_failed,
+)
+from scripts.handlers.metric import KeyMetric
+from scripts.handlers.random_state import random_state, set_random_state
+from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.state import Stateful, registered_state
+from scripts.version import __version__
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class Checkpointer:
+    """Write `<model_name>_<epoch>.pth` after each epoch, and start from one when resuming.
+
+    The file holds `model`, `optimizer`, `scheduler`, `epoch` and `model_config`, and what an exact resume
+    needs: `iteration`, `scaler`, `rng`, `best_metric`, the state of every registered handler, and the
+        experiment's `config`.
+    It saves after all other handlers of an epoch, wherever it stands in the list.
+
+    Args:
+        directory: the run's folder.
+        network: the network, wrapped or not; weights are saved without a wrapper's prefix.
+        optimizer: its optimizer.
+        scheduler: its schedule.
+        step: the training step, for the gradient scaler and the count of skipped steps.
+        config: the resolved experiment; saved whole, compared on resuming.
+        fingerprint: of the data set; compared on resuming.
+        key_metric: decides which epochs are best.
+        keep: how many epoch checkpoints stay.
+        best: how many of the best stay besides: `<model_name>_best.pth`, and with more than one also
+            `<model_name>_best_<epoch>.pth` for each.
+        every: epochs between checkpoints; the last is always saved.
+        resume: "latest" or True continues from the newest whole checkpoint, a path from that file, None or
+            False starts anew.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Stateful | None = None,
+        *,
+        step: Stateful | None = None,
+        config: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
+        key_metric: KeyMetric | None = None,
+        keep: int = 10,
+        best: int = 1,
+        every: int = 1,
+        resume: bool | str | os.PathLike | None = None,
+    ) -> None:
+        for name, value, least in (("keep", keep, 1), ("best", best, 0), ("every", every, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.directory = directory
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.step = step
+        self.config = plain(config or {})
+        self.fingerprint = fingerprint
+        self.key_metric = key_metric or KeyMetric()
+        self.keep = keep
+        self.best = best
+        self.every = every
+        self.resume = resume
+        #: The best epochs, best first: [metric, epoch].
+        self.ranking: list[list[float]] = []
+        self._saved_iteration = -1
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Resume when the trainer starts, save when an epoch ends."""
+        engine.add_event_handler(Events.STARTED, self._on_start)
+
+    def _on_start(self, engine: SupervisedTrainer) -> None:
+        if not engine.has_event_handler(self._on_epoch, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch)
+        if self.resume:
+            self.restore(engine)
+
+    def _on_epoch(self, engine: SupervisedTrainer) -> None:
+        epoch = engine.state.epoch
+        self._rank_epoch(engine)
+        if epoch % self.every == 0 or epoch == engine.state.max_epochs or self._is_best(epoch):
+            self.save(engine)
+
+    def save(self, engine: SupervisedTrainer) -> Path | None:
+        """Save the state after this iteration, in the first process; None in the others.
+
+        At the end of an epoch the file is that epoch's; in the middle of one it is
+        `<model_name>_interrupted.pth`.
+
+        Raises:
+            VolumenError: the disk is full or cannot be written; older checkpoints are whole.
+        """
+        if not distributed.is_main() or self._saved_iteration == engine.state.iteration:
+            return None
+        content = self.content(engine)
+        if content["iteration"] % engine.state.epoch_length:
+            path = save_checkpoint(content, self.directory.interrupted)
+        else:
+            path = save_checkpoint(content, self.directory.file(f"{content['epoch']}.pth"))
+            self.tidy()
+        self._saved_iteration = engine.state.iteration
+        logger.debug("saved %s", path)
+        return path
+
+    def content(self, engine: SupervisedTrainer) -> dict[str, Any]:
+        """Everything that a checkpoint holds."""
+        state = engine.state
+        network = unwrap(self.network)
+        best = self.ranking[0] if self.ranking else None
+        handlers = {name: item.state_dict() for name, item in registered_state(engine).items()}
+        step = self.step.state_dict() if self.step is not None else {}
+        loss = getattr(engine, "loss_function", None)
+        return plain(
+            {
+                "model": dict(network.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
+                "epoch": state.iteration // state.epoch_length,
+                "model_config": getattr(network, "final_config", {}),
+                "config": self.config,
+                "iteration": state.iteration,
+                "epoch_length": state.epoch_length,
+                "max_epochs": state.max_epochs,
+                "scaler": step.get("scaler", {}),
+                "step": step,
+                "loss": dict(loss.state_dict()) if isinstance(loss, torch.nn.Module) else {},
+                "rng": random_state(),
+                "sampler": {
+                    "epoch": state.iteration // state.epoch_length,
+                    "batch": state.iteration % state.epoch_length,
+                },
+                "best_metric": best[0] if best else None,
+                "best_metric_epoch": int(best[1]) if best else None,
+                "ranking": self.ranking,
+                "handlers": handlers,
+                "fingerprint": self.fingerprint,
+                "versions": {"volumen": __version__, "torch": torch.__version__},
+                "format": FORMAT,
+            }
+        )
+
+    def restore(self, engine: SupervisedTrainer) -> None:
+        """Continue from the checkpoint that `resume` means; with "latest" and none there, start anew.
+
+        Raises:
+            VolumenError: the checkpoint is damaged, or of another architecture or data set.
+        """
+        path, content = self._find()
+        if content is None:
+            logger.info("nothing to resume in %s: training starts from the beginning", self.directory.path)
+            return
+        for line in differences(content, unwrap(self.network), self.fingerprint, path):
+            logger.warning("%s", line)
+        unwrap(self.network).load_state_dict(content["model"])
+        restore_optimizer(self.optimizer, content["optimizer"], path)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        if self.step is not None:
+            self.step.load_state_dict(content["step"])
+        if content["loss"] and isinstance(getattr(engine, "loss_function", None), torch.nn.Module):
+            engine.loss_function.load_state_dict(content["loss"])
+        self.ranking = [[value, int(epoch)] for value, epoch in content["ranking"]]
+        self._restore_position(engine, content, path)
+        for name, item in registered_state(engine).items():
+            if name in content["handlers"]:
+                item.load_state_dict(content["handlers"][name])
+        set_random_state(content["rng"])
+        self._saved_iteration = engine.state.iteration
+        if distributed.is_main():
+            self.tidy()
+        logger.info(
+            "resumed from %s: epoch %d, iteration %d", path, engine.state.epoch, engine.state.iteration
+        )
+
+    def _find(self) -> tuple[Path, dict[str, Any] | None]:
+        if self.resume is True or self.resume == "latest":
+            found = find_resumable(self.directory)
+            return found if found is not None else (self.directory.path, None)
+        path = Path(self.resume)  # type: ignore[arg-type]
+        return path, load_checkpoint(path)
+
+    def _restore_position(self, engine: SupervisedTrainer, content: Mapping[str, Any], path: Path) -> None:
+        length, batch = engine.state.epoch_length, content["sampler"]["batch"]
+        if batch and length != content["epoch_length"]:
+            raise VolumenError(
+                path,
+                "was saved in the middle of an epoch",
+                expected=f"{content['epoch_length']} steps per epoch",
+                found=length,
+                remedy="keep max_steps_per_epoch and batch_size, or resume from an epoch's checkpoint",
+            )
+        engine.state.epoch = content["epoch"]
+        engine.state.iteration = content["epoch"] * length + batch
+
+    def _rank_epoch(self, engine: SupervisedTrainer) -> None:
+        value, epoch = self.key_metric.value(engine), engine.state.epoch
+        if value is None or not self.best:
+            return
+        # An epoch that is trained again after resuming replaces what it was.
+        ranking = [[value, epoch]] + [entry for entry in self.ranking if entry[1] < epoch]
+        sign = 1 if self.key_metric.smaller_is_better(engine) else -1
+        self.ranking = sorted(ranking, key=lambda entry: (sign * entry[0], entry[1]))[: self.best]
+
+    def _is_best(self, epoch: int) -> bool:
+        return any(entry[1] == epoch for entry in self.ranking)
+
+    def tidy(self) -> None:
+        """Bring the folder to the files that belong there: the newest, the best, nothing half done.
+
+        It may be repeated after a crash at any point. The best are linked before any epoch's file goes.
+        """
+        self._link_best()
+        checkpoints = self.directory.checkpoints()
+        for _, path in checkpoints[: -self.keep]:
+            path.unlink(missing_ok=True)
+        if checkpoints and self.directory.interrupted.is_file():
+            self._remove_interrupted(checkpoints[-1][1])
+        for path in self.directory.path.glob(f".{self.directory.model_name}_*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def _remove_interrupted(self, newest: Path) -> None:
+        if newest.stat().st_mtime_ns >= self.directory.interrupted.stat().st_mtime_ns:
+            self.directory.interrupted.unlink(missing_ok=True)
+
+    def _link_best(self) -> None:
+        wanted: dict[Path, Path] = {}
+        for place, (_, epoch) in enumerate(self.ranking):
+            source = self.directory.file(f"{int(epoch)}.pth")
+            if place == 0:
+                wanted[self.directory.file("best.pth")] = source
+            if self.best > 1:
+                wanted[self.directory.file(f"best_{int(epoch)}.pth")] = source
+        for target, source in wanted.items():
+            if source.is_file() and not (target.is_file() and target.samefile(source)):
+                link_atomically(source, target)
+        for path in self.directory.path.glob(f"{self.directory.model_name}_best_*.pth"):
+            if path not in wanted:
+                path.unlink(missing_ok=True)
+
+
+def link_atomically(source: Path, target: Path) -> None:
+    """Give a file a second name that replaces what had it; a copy where the file system knows no links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise writing_failed(target, error) from error
+
+
+def find_resumable(directory: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run and its content; None when the run has no checkpoint at all.
+
+    Damaged files are skipped with a warning. A checkpoint of an interrupted epoch counts by its iteration.
+
+    Raises:
+        VolumenError: there are checkpoints, and all are damaged.
+    """
+    candidates = [path for _, path in reversed(directory.checkpoints())]
+    damaged: list[str] = []
+    interrupted = _load_or_warn(directory.interrupted, damaged) if directory.interrupted.is_file() else None
+    for path in candidates:
+        content = _load_or_warn(path, damaged)
+        if content is not None:
+            if interrupted is not None and interrupted["iteration"] > content["iteration"]:
+                return directory.interrupted, interrupted
+            return path, content
+    if interrupted is not None:
+        return directory.interrupted, interrupted
+    if damaged:
+        raise VolumenError(
+            directory.path,
+            f"every checkpoint is damaged ({', '.join(damaged)})",
+            remedy="start anew with another --model-name",
+        )
+    return None
+
+
+def _load_or_warn(path: Path, damaged: list[str]) -> dict[str, Any] | None:
+    try:
+        return load_checkpoint(path)
+    except DamagedCheckpoint as error:
+        logger.warning("%s; it is skipped", error)
+        damaged.append(path.name)
+        return None
+
+
+def differences(
+    content: Mapping[str, Any], network: torch.nn.Module, fingerprint: str | None, path: Path
+) -> list[str]:
+    """Compare a checkpoint with the run that wants to resume from it.
+
+    Returns:
+        Lines about what differs and does no harm.
+
+    Raises:
+        VolumenError: the architecture or the data set differs.
+    """
+    mine = plain(getattr(network, "final_config", {}))
+    if mine != content["model_config"]:
+        key, expected, found = first_difference(content["model_config"], mine)
+        raise VolumenError(
+            path,
+            f"is of another architecture: model_config.{key}",
+            expected=expected,
+            found=found,
+            remedy="resume with the run's own configuration, or load weights alone with --finetune",
+        )
+    shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
+    saved = {name: list(value.shape) for name, value in content["model"].items()}
+    if shapes != saved:
+        key, expected, found = first_difference(saved, shapes)
+        raise VolumenError(
+            path,
+            f"is of another architecture: weight {key}",
+            expected=expected,
+            found=found,
+            remedy="load what fits with --finetune",
+        )
+    if fingerprint and content["fingerprint"] and fingerprint != content["fingerprint"]:
+        raise VolumenError(
+            path,
+            "was trained on other data",
+            expected=f"fingerprint {content['fingerprint'][:12]}",
+            found=fingerprint[:12],
+            remedy="give the same data, or load weights alone with --finetune",
+        )
+    return [
+        f"{path}: was saved by {name} {version}, this is {name} {now}; the result may differ in the last bits"
+        for name, version, now in (
+            ("torch", content["versions"]["torch"], str(torch.__version__)),
+            ("volumen", content["versions"]["volumen"], __version__),
+        )
+        if version != now
+    ]
+
+
+def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any]:
+    """The first key in two nests at which they differ, with both values ("absent" for a missing key)."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            here = f"{prefix}.{key}" if prefix else str(key)
+            if key not in old or key not in new:
+                return here, old.get(key, "absent"), new.get(key, "absent")
+            if old[key] != new[key]:
+                return first_difference(old[key], new[key], here)
+    return prefix, old, new
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
+    """Restore an optimizer's memory, with the options (learning rate, decay, ...) of this run's
+    configuration.
+
+    Raises:
+        VolumenError: it was another optimizer, or one over other parameters.
+    """
+    fresh = optimizer.state_dict()
+    if _layout(saved) != _layout(fresh):
+        raise VolumenError(
+            path,
+            "was saved with another optimizer",
+            remedy="resume with the same tr_config.optimizer, or load weights alone with --finetune",
+        )
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": fresh["param_groups"]})
+
+
+def _layout(state: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
+    """The number of parameters and the names of the options in each group."""
+    return [(len(group["params"]), sorted(group)) for group in state["param_groups"]]

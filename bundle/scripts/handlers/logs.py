@@ -1,0 +1,286 @@
+"""Where an epoch's numbers go: the console, `metrics.csv`, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from ignite.engine import Events
+from monai.engines import Workflow
+
+from scripts.engines import distributed
+from scripts.handlers.checkpoint_file import write_atomically
+from scripts.handlers.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def epoch_numbers(engine: Workflow, learning_rate: float) -> dict[str, float]:
+    """The learning rate and every number in `state.metrics`, sorted, the losses first."""
+    metrics = {name: float(value) for name, value in engine.state.metrics.items()}
+    names = sorted(metrics, key=lambda name: (not name.startswith("loss"), name))
+    return {"learning_rate": learning_rate, **{name: metrics[name] for name in names}}
+
+
+class _EpochLog:
+    """Remembers the learning rate that an epoch was trained with, since schedules step when it ends."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._learning_rate = 0.0
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the trainer, in the first process only."""
+        if not distributed.is_main():
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._remember)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+
+    def _remember(self, engine: Workflow) -> None:
+        self._learning_rate = float(self.optimizer.param_groups[0]["lr"])
+
+    def _epoch(self, engine: Workflow) -> None:
+        self.log(engine, epoch_numbers(engine, self._learning_rate))
+
+    def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
+        """Write an epoch's numbers."""
+        raise NotImplementedError
+
+
+class MetricsFile(_EpochLog):
+    """Append each epoch's numbers to `metrics.csv`: epoch, iteration, learning rate, losses, metrics.
+
+    It holds no times, so that the file of a resumed run equals that of an uninterrupted one byte for byte.
+    Resuming drops the rows after the checkpoint's epoch. A new column makes the file be rewritten with it.
+
+    Args:
+        directory: the run's folder.
+        optimizer: for the learning rate.
+    """
+
+    def __init__(self, directory: RunDirectory, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer)
+        self.directory = directory
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.directory.path / "metrics.csv"
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the trainer, in the first process only."""
+        super().attach(engine)
+        if distributed.is_main():
+            engine.add_event_handler(Events.EPOCH_STARTED, self._truncate)
+
+    def _truncate(self, engine: Workflow) -> None:
+        rows = self.read()
+        kept = [row for row in rows if int(row["epoch"]) < engine.state.epoch]
+        if len(kept) < len(rows):
+            self._write(kept)
+
+    def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
+        """Write an epoch's row."""
+        row = {"epoch": str(engine.state.epoch), "iteration": str(engine.state.iteration)}
+        row.update({name: f"{value:.9g}" for name, value in numbers.items()})
+        self._write([*self.read(), row])
+
+    def read(self) -> list[dict[str, str]]:
+        """The rows so far; none when there is no file."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        if not rows:
+            self.path.unlink(missing_ok=True)
+            return
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+class TensorBoardLog(_EpochLog):
+    """Every loss, metric, learning rate, gradient norm and the patches per second, for TensorBoard.
+
+    Per iteration: the losses and the gradient norm ("iteration/..."). Per epoch: all that `metrics.csv` has,
+        and
+    "patches_per_second". Resuming hides what was logged after the checkpoint.
+
+    Args:
+        directory: the run's folder; events go to `tensorboard/` in it.
+        optimizer: for the learning rate.
+        every: iterations between points of the per-iteration curves.
+    """
+
+    def __init__(self, directory: RunDirectory, optimizer: torch.optim.Optimizer, *, every: int = 10) -> None:
+        super().__init__(optimizer)
+        self.directory = directory
+        self.every = every
+        self.writer: Any = None
+        self._speed = Speed()
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the trainer, in the first process only."""
+        super().attach(engine)
+        if not distributed.is_main():
+            return
+        self._speed.attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._iteration)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _engine, _error: self._close())
+
+    def _open(self, engine: Workflow) -> Any:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Opened with the first number, when a resumed run knows where it is.
+            self.writer = SummaryWriter(
+                str(self.directory.path / "tensorboard"), purge_step=max(1, engine.state.iteration)
+            )
+        return self.writer
+
+    def _iteration(self, engine: Workflow) -> None:
+        output, writer = engine.state.output, self._open(engine)
+        for name, value in output["losses"].items():
+            writer.add_scalar(f"iteration/{name}", value, engine.state.iteration)
+        if output.get("gradient_norm") is not None:
+            writer.add_scalar("iteration/gradient_norm", output["gradient_norm"], engine.state.iteration)
+
+    def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
+        """Write an epoch's points, placed by iteration."""
+        writer = self._open(engine)
+        for name, value in {**numbers, "patches_per_second": self._speed.epoch}.items():
+            writer.add_scalar(name, value, engine.state.iteration)
+        writer.flush()
+
+    def _close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+class Speed:
+    """Patches per second: over the epoch, and smoothed over the last iterations.
+
+    Only the time from an epoch's start to its last iteration counts, so validation and saving do not.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0.0
+        self.now = 0.0
+        self._patches = 0
+        self._began = self._last = 0.0
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+
+    def _start(self, engine: Workflow) -> None:
+        self._began = self._last = time.perf_counter()
+        self._patches = 0
+
+    def _count(self, engine: Workflow) -> None:
+        # A monotonic clock: setting the computer's time does not matter.
+        now, patches = time.perf_counter(), len(engine.state.output["image"]) * distributed.world_size()
+        self._patches += patches
+        self.epoch = self._patches / max(now - self._began, 1e-9)
+        latest = patches / max(now - self._last, 1e-9)
+        self.now = latest if not self.now else 0.9 * self.now + 0.1 * latest
+        self._last = now
+
+
+class Progress(_EpochLog):
+    """A bar with the loss and patches per second on a terminal, and one line per epoch in the log.
+
+    Without a terminal (a file, a cluster's log) there is no bar, only the lines. While the bar is shown, log
+    lines are written above it.
+
+    Args:
+        optimizer: for the learning rate.
+        stream: where the bar goes; standard error by default.
+        show: True or False to force or forbid the bar; None shows it on a terminal.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, stream: TextIO | None = None, show: bool | None = None
+    ) -> None:
+        super().__init__(optimizer)
+        self.stream = stream
+        self.show = show
+        self._bar: Any = None
+        self._redirect: Any = None
+        self._speed = Speed()
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the trainer, in the first process only."""
+        if not distributed.is_main():
+            return
+        self._speed.attach(engine)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_bar)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        # The bar ends before the epoch's other handlers write their lines.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_bar)
+        engine.add_event_handler(Events.COMPLETED, self._end_bar)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _engine, _error: self._end_bar())
+        super().attach(engine)
+
+    def _start_bar(self, engine: Workflow) -> None:
+        stream = self.stream or sys.stderr
+        if not (stream.isatty() if self.show is None else self.show):
+            return
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        done = engine.state.iteration % engine.state.epoch_length
+        self._bar = tqdm(
+            total=engine.state.epoch_length,
+            initial=done,
+            desc=f"epoch {engine.state.epoch}/{engine.state.max_epochs}",
+            file=stream,
+            leave=False,
+            dynamic_ncols=True,
+            unit="step",
+        )
+        self._redirect = logging_redirect_tqdm()
+        self._redirect.__enter__()
+
+    def _advance(self, engine: Workflow) -> None:
+        if self._bar is not None:
+            loss = engine.state.output["losses"]["loss"]
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {self._speed.now:.2f} patches/s", refresh=False)
+            self._bar.update()
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+            self._redirect.__exit__(None, None, None)
+
+    def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
+        """Write an epoch's line."""
+        told = {name: value for name, value in numbers.items() if not _is_single_loss(name)}
+        logger.info(
+            "epoch %d/%d: %s, %.2f patches/s",
+            engine.state.epoch,
+            engine.state.max_epochs,
+            ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items()),
+            self._speed.epoch,
+        )
+
+
+def _is_single_loss(name: str) -> bool:
+    """Whether this is one loss of a target, as "loss/ink/SoftDiceLoss": too much for a line."""
+    parts = name.removeprefix("val/").split("/")
+    return parts[0] == "loss" and len(parts) > 2

@@ -1,0 +1,71 @@
+"""Averages of losses over an epoch, for training and validation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import Workflow
+
+from scripts.engines import distributed
+from scripts.handlers.state import register_state
+
+
+class LossAverages:
+    """Mean over an epoch of the total loss, each target's and each single loss, into `engine.state.metrics`.
+
+    The keys are "loss", "loss/<target>" and "loss/<target>/<LossName>", the weights the batch sizes. Steps
+    whose loss is not finite are left out. A component that is absent from a batch does not count there. With
+    several processes the mean is over all of them. The trainer's also averages "gradient_norm" over its
+    optimizer steps.
+
+    Args:
+        save_as: the name under which an unfinished epoch's sums are kept in checkpoints; None (for the
+            evaluator) keeps none.
+    """
+
+    def __init__(self, save_as: str | None = None) -> None:
+        self.save_as = save_as
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def attach(self, engine: Workflow) -> None:
+        """Add after each iteration of a trainer or evaluator, average when its epoch ends."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        # An evaluator that stopped half way must not leave its sums to the next validation.
+        if self.save_as is None:
+            engine.add_event_handler(Events.STARTED, self._clear)
+        else:
+            register_state(engine, self.save_as, self)
+
+    def _add(self, engine: Workflow) -> None:
+        output: dict[str, Any] = engine.state.output
+        losses, size = output.get("losses", {}), len(output["image"])
+        if all(math.isfinite(value) for value in losses.values()):
+            for name, value in losses.items():
+                self._count(name if name == "loss" else f"loss/{name}", value, size)
+        norm = output.get("gradient_norm")
+        if norm is not None and math.isfinite(norm):
+            self._count("gradient_norm", norm, 1)
+
+    def _count(self, name: str, value: float, weight: float) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + value * weight
+        self._counts[name] = self._counts.get(name, 0.0) + weight
+
+    def _finish(self, engine: Workflow) -> None:
+        sums, counts = distributed.sum_over_ranks(self._sums), distributed.sum_over_ranks(self._counts)
+        engine.state.metrics.update({name: sums[name] / counts[name] for name in sums})
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums, self._counts = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and counts of the epoch so far."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])

@@ -1,0 +1,51 @@
+"""The number by which epochs are compared."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from scripts.errors import VolumenError
+
+#: Metrics with these words in their name are better when smaller.
+SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "hd95", "hausdorff", "distance", "angle", "angular")
+
+
+class KeyMetric:
+    """A metric's name and which way is better.
+
+    Args:
+        name: as in `metrics.csv`, e.g. "val/membrane/dice"; None is the evaluator's own key metric, or
+            "val/loss" where it has none.
+        mode: "max", "min", or "auto" to tell from the name.
+    """
+
+    def __init__(self, name: str | None = None, mode: str = "auto") -> None:
+        if mode not in ("auto", "max", "min"):
+            raise VolumenError("tr_config.key_metric_mode", expected="auto, max or min", found=repr(mode))
+        self.name = name
+        self.mode = mode
+
+    def value(self, engine: Any) -> float | None:
+        """This epoch's value from the trainer's `state.metrics`; None where it was not measured or is NaN."""
+        value = engine.state.metrics.get(self.resolve(engine))
+        if value is None:
+            return None
+        value = float(value)
+        return None if math.isnan(value) else value
+
+    def resolve(self, engine: Any) -> str:
+        """The metric's name; the evaluator's when none was given."""
+        return self.name or getattr(engine.state, "key_metric", None) or "val/loss"
+
+    def better(self, new: float, old: float, engine: Any) -> bool:
+        """Whether one value is better than another."""
+        return new < old if self.smaller_is_better(engine) else new > old
+
+    def smaller_is_better(self, engine: Any) -> bool:
+        """Which way is better."""
+        if self.mode != "auto":
+            return self.mode == "min"
+        words = re.split(r"[^a-z0-9]+", self.resolve(engine).lower())
+        return any(word in SMALLER_IS_BETTER for word in words)

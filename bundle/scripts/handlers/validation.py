@@ -1,0 +1,74 @@
+"""Validation every few epochs, its results handed to the trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.handlers import ValidationHandler
+
+from scripts.handlers.state import register_state
+
+PREFIX = "val/"
+KEY_METRIC = "key_metric"
+
+
+class Validate(ValidationHandler):
+    """Run an evaluator and put its metrics into the trainer's `state.metrics` under "val/...".
+
+    After an epoch without validation those keys are absent. It must stand before the handlers that read
+    metrics.
+
+    Args:
+        validator: the evaluator.
+        interval: epochs between validations; the last epoch is always validated.
+    """
+
+    def __init__(self, validator: Evaluator, interval: int = 1) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1, got {interval}")
+        super().__init__(interval=interval, validator=validator)
+        self.evaluator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Run when an epoch of the trainer ends."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        register_state(engine, "validation", self)
+
+    def _forget(self, engine: Engine) -> None:
+        for name in [name for name in engine.state.metrics if name.startswith(PREFIX)]:
+            del engine.state.metrics[name]
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate if it is this epoch's turn."""
+        epoch = engine.state.epoch
+        if epoch % self.interval and epoch != engine.state.max_epochs:
+            return
+        self.evaluator.run(epoch)
+        engine.state.metrics.update(
+            {
+                PREFIX + name: value
+                for name, value in self.evaluator.state.metrics.items()
+                if _is_number(value)
+            }
+        )
+        name = self.evaluator.state.key_metric_name
+        setattr(engine.state, KEY_METRIC, PREFIX + name if name else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluator's best metric."""
+        state = self.evaluator.state
+        return {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the evaluator's best metric."""
+        self.evaluator.state.best_metric = saved["best_metric"]
+        self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
+
+
+def _is_number(value: Any) -> bool:
+    if hasattr(value, "numel"):
+        return value.numel() == 1
+    return isinstance(value, (int, float)) or (hasattr(value, "ndim") and value.ndim == 0)

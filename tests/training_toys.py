@@ -1,0 +1,201 @@
+"""A small network, data set and loss, and a whole training run over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from scripts.engines.amp import AmpPolicy
+from scripts.engines.batch import prepare_batch
+from scripts.engines.evaluator import EvaluateStep
+from scripts.engines.guard import NonFiniteGuard
+from scripts.engines.optimizers import build_optimizer
+from scripts.engines.sampler import ResumableSampler
+from scripts.engines.schedules import build_scheduler
+from scripts.engines.trainer import TrainStep
+from scripts.handlers.checkpoint import Checkpointer
+from scripts.handlers.epochs import EpochStart, StepSchedule
+from scripts.handlers.logs import MetricsFile
+from scripts.handlers.losses import LossAverages
+from scripts.handlers.random_state import SeedIterations, seed_everything
+from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.validation import Validate
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+SIDE = 8
+
+
+class ToyNetwork(torch.nn.Module):
+    """Two heads over one convolution, with dropout so that random numbers matter."""
+
+    def __init__(self, features: int = 4) -> None:
+        super().__init__()
+        self.final_config = {"features": features, "heads": ["ink", "depth"]}
+        self.body = torch.nn.Conv2d(1, features, 3, padding=1)
+        self.norm = torch.nn.InstanceNorm2d(features, affine=True)
+        self.dropout = torch.nn.Dropout(0.2)
+        self.ink = torch.nn.Conv2d(features, 1, 1)
+        self.depth = torch.nn.Conv2d(features, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.dropout(torch.relu(self.norm(self.body(image))))
+        return {"ink": self.ink(features), "depth": self.depth(features)}
+
+
+class ToyLoss(torch.nn.Module):
+    """Cross-entropy and squared error, with components as the multi-task loss has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.components: dict[str, torch.Tensor] = {}
+        self.epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def forward(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        ink = torch.nn.functional.binary_cross_entropy_with_logits(
+            outputs["ink"].float(), batch["ink"].float()
+        )
+        depth = torch.nn.functional.mse_loss(outputs["depth"].float(), batch["depth"])
+        self.components = {
+            "ink": ink.detach(),
+            "ink/BCE": ink.detach(),
+            "depth": depth.detach(),
+            "depth/MSE": depth.detach(),
+        }
+        return ink + 0.5 * depth
+
+
+class ToyData(Dataset):
+    """Samples that are a pure function of (seed, epoch, index)."""
+
+    def __init__(self, length: int = 8, poison: tuple[int, int] | None = None) -> None:
+        self.length = length
+        self.poison = poison
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        image = torch.rand(1, SIDE, SIDE, generator=generator)
+        if self.poison == (epoch, index):
+            image[0, 0, 0] = float("nan")
+        return {
+            "image": image,
+            "ink": (image > 0.5).to(torch.uint8),
+            "ink_mask": torch.ones(1, SIDE, SIDE, dtype=torch.bool),
+            "depth": image - 0.5,
+            "volume_name": f"scroll{index % 2}",
+            "start": torch.tensor([epoch, index]),
+        }
+
+
+class ToySampler(Sampler):
+    """(epoch, index) pairs in order."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter([(self.epoch, index) for index in range(self.length)])
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def make_trainer(
+    out: Path,
+    *,
+    epochs: int = 3,
+    resume: Any = None,
+    workers: int = 0,
+    seed: int = 7,
+    amp: str = "off",
+    accumulation: int = 1,
+    clip: float | None = 1.0,
+    length: int = 8,
+    batch_size: int = 2,
+    scheduler: str = "cosine",
+    poison: tuple[int, int] | None = None,
+    max_skipped: int = 10,
+    features: int = 4,
+    fingerprint: str | None = "data-1",
+    extra_handlers: Any = (),
+    data: Dataset | None = None,
+    optimizer: str = "AdamW",
+    **checkpoint_options: Any,
+) -> SupervisedTrainer:
+    """A trainer with validation and all that saves and restores it, over toy data."""
+    seed_everything(seed)
+    network = ToyNetwork(features)
+    optim = build_optimizer(optimizer, network, lr=0.01, weight_decay=0.01)
+    schedule = build_scheduler(scheduler, optim, epochs)
+    loss = ToyLoss()
+    policy = AmpPolicy(amp, "cpu")
+    step = TrainStep(policy, gradient_clip=clip, guard=NonFiniteGuard(max_skipped))
+    sampler = ResumableSampler(ToySampler(length), batch_size)
+    data = data or ToyData(length, poison)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(ToyData(4), batch_size=2),
+        network=network,
+        prepare_batch=prepare_batch,
+        iteration_update=EvaluateStep(policy, loss_function=loss),
+        decollate=False,
+        val_handlers=[LossAverages()],
+    )
+    directory = RunDirectory(out, "toy", resume=bool(resume))
+    handlers = [
+        directory,
+        SeedIterations(seed),
+        EpochStart(sampler, [loss]),
+        LossAverages("losses"),
+        Validate(evaluator),
+        MetricsFile(directory, optim),
+        StepSchedule(schedule),
+        Checkpointer(
+            directory,
+            network,
+            optim,
+            schedule,
+            step=step,
+            config={"tr_config": {"max_epoch": epochs}},
+            fingerprint=fingerprint,
+            resume=resume,
+            **checkpoint_options,
+        ),
+        *extra_handlers,
+    ]
+    return SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=DataLoader(data, batch_size=batch_size, sampler=sampler, num_workers=workers),
+        network=network,
+        optimizer=optim,
+        loss_function=loss,
+        prepare_batch=prepare_batch,
+        iteration_update=step,
+        accumulation_steps=accumulation,
+        decollate=False,
+        train_handlers=handlers,
+    )
+
+
+def weights(trainer: SupervisedTrainer) -> dict[str, torch.Tensor]:
+    """A copy of the network's weights."""
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are bitwise equal."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
