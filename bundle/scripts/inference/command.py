@@ -1,0 +1,172 @@
+"""`volumen predict`: flags in, `PredictRequest` out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from scripts.errors import VolumenError
+
+if TYPE_CHECKING:
+    from scripts.inference.predict import PredictReport, PredictRequest
+
+logger = logging.getLogger(__name__)
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `volumen predict` to a parser."""
+    files = parser.add_argument_group("what")
+    files.add_argument("-i", "--input", help="image, or folder of images (its images/ folder if it has one)")
+    files.add_argument("-m", "--checkpoint", help="trained network, a .pth file")
+    files.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        help="NAME.zarr for one image, else a folder that gets IMAGE.zarr each",
+    )
+    files.add_argument(
+        "--like", metavar="OLD.zarr", help="repeat this prediction: its image, network and settings"
+    )
+    files.add_argument("--targets", help="targets to predict, by commas (default: all)")
+    files.add_argument("--mask", help="volume, or folder with one per image: predict where it is not 0")
+    files.add_argument(
+        "--region", help="start:stop per axis in voxels, such as 0:64,100:300,: (default: all)"
+    )
+    files.add_argument("--axes", help="axes of the image where its metadata do not say, such as czyx")
+    files.add_argument("--level", type=int, help="resolution level of an OME-Zarr image (default: 0)")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--overlap", type=float, help="share of a window that the next covers (default: 0.5)")
+    how.add_argument(
+        "--patch-size", help="window in voxels, such as 64,192,192 (default: the training patch)"
+    )
+    how.add_argument("--batch-size", type=int, help="windows per forward pass (default: 1)")
+    how.add_argument(
+        "--tta",
+        nargs="?",
+        const="mirror",
+        choices=("none", "mirror", "rotate"),
+        help="average over flips (mirror), or flips and 90-degree rotations (rotate) (default: none)",
+    )
+    how.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    how.add_argument(
+        "--amp", choices=("auto", "off", "bfloat16", "float16"), help="precision (default: auto)"
+    )
+    how.add_argument("--workers", type=int, help="threads that read, and as many that write (default: 2)")
+    how.add_argument(
+        "--no-skip-empty", dest="skip_empty", action="store_false", default=None,
+        help="predict windows without contrast too",
+    )  # fmt: skip
+    how.add_argument(
+        "--on-corrupt", choices=("stop", "skip"), help="a chunk that cannot be read (default: stop)"
+    )
+
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "--dtype",
+        choices=("uint8", "float16", "float32", "labels"),
+        help="probabilities as uint8 (255 is 1), float16 or float32, or labels (default: uint8)",
+    )
+    result.add_argument("--threshold", type=float, help="write labels: 1 from this probability on")
+    result.add_argument(
+        "--compress", choices=("zstd", "lz4", "gzip", "none"), help="compression of chunks (default: zstd)"
+    )
+    result.add_argument(
+        "--no-pyramid", dest="pyramid", action="store_false", default=None, help="full resolution only"
+    )
+    result.add_argument(
+        "--overwrite", action="store_true", default=None, help="remove an earlier prediction in the output"
+    )
+
+
+def request_from(arguments: argparse.Namespace) -> PredictRequest:
+    """Return the request that flags ask for; what is not given keeps its default.
+
+    Raises:
+        VolumenError: a flag's value cannot be, or the input or the checkpoint is missing.
+    """
+    from scripts.inference.predict import PredictRequest
+
+    given: dict[str, Any] = {}
+    for name in PredictRequest.__dataclass_fields__:
+        value = getattr(arguments, name, None)
+        if value is not None:
+            given[name] = value
+    for name in ("input", "checkpoint"):
+        if name not in given:
+            flag = {"input": "-i", "checkpoint": "-m"}[name]
+            raise VolumenError(flag, "missing", remedy=f"give the {name}, or --like an earlier prediction")
+    if isinstance(given.get("targets"), str):
+        given["targets"] = tuple(name for name in given["targets"].replace(",", " ").split())
+    if isinstance(given.get("patch_size"), str):
+        given["patch_size"] = _numbers("--patch-size", given["patch_size"])
+    region = given.pop("region", None)
+    if region is not None:
+        given["region"] = _region(region)
+    return PredictRequest(**given)
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise VolumenError(flag, expected="whole numbers by commas", found=repr(text)) from None
+
+
+def _region(text: str) -> tuple[tuple[int | None, int | None], ...]:
+    """Return bounds per axis; None where a bound is left out."""
+    bounds = []
+    for part in text.split(","):
+        start, colon, stop = part.partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            bounds.append((int(start) if start else None, int(stop) if stop else None))
+        except ValueError:
+            raise VolumenError(
+                "--region", expected="start:stop per axis, by commas", found=repr(text)
+            ) from None
+    return tuple(bounds)
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Run `volumen predict`; return the exit status.
+
+    Raises:
+        VolumenError: for whatever a user can set right.
+    """
+    from tqdm import tqdm
+
+    from scripts.inference.predict import predict
+
+    request = request_from(arguments)
+    with tqdm(unit="window", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+
+        def show(name: str, count: int, total: int) -> None:
+            if bar.desc != f"{name}: ":
+                bar.reset(total)
+                bar.set_description(name)
+            bar.update(count - bar.n)
+
+        report = predict(request, progress=show)
+    tell(report)
+    return 0
+
+
+def tell(report: PredictReport) -> None:
+    """Log what was done, a line per volume."""
+    for volume in report.volumes:
+        if volume.already_done:
+            logger.info("%s: finished already, nothing to do", volume.output)
+            continue
+        logger.info(
+            "%s: %d windows in %.1f s, %d skipped as empty",
+            volume.output,
+            volume.windows,
+            volume.seconds,
+            volume.skipped,
+        )
+        for box in volume.corrupt:
+            logger.warning("%s: left empty, unreadable in the image: %s", volume.output, box)

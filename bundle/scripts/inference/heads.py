@@ -1,0 +1,133 @@
+"""What the outputs of a head mean: how its windows are blended and how blended values become results.
+
+Logits are blended and the activation comes after, as in nnU-Net: the mean of logits is the logarithm of a
+geometric mean of odds, in which a window that is sure outweighs one that is not.
+Unit vectors are made unit in every window (their length is arbitrary), averaged, and made unit again.
+Directions without sign are averaged as outer products, of which the principal axis is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PROBABILITIES = ("binary", "multiclass", "multilabel")
+ACTIVATIONS = ("sigmoid", "softmax", "none")
+KINDS = (*PROBABILITIES, "distance", "vector", "axis", "tensor", "field")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of the network.
+
+    Args:
+        name: the target.
+        channels: channels that the network gives.
+        activation: sigmoid, softmax or none.
+        kind: binary, multiclass, multilabel, distance, vector, axis, tensor or field.
+    """
+
+    name: str
+    channels: int
+    activation: str = "sigmoid"
+    kind: str = "binary"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+
+    @property
+    def is_probability(self) -> bool:
+        return self.activation != "none"
+
+    @property
+    def blended_channels(self) -> int:
+        """Channels that are accumulated: an axis is blended as its outer product."""
+        if self.kind == "axis":
+            return self.channels * (self.channels + 1) // 2
+        return self.channels
+
+    def encode(self, output: Tensor) -> Tensor:
+        """Turn a window's output (B, channels, *patch) into what is averaged, float32."""
+        output = output.float()
+        if self.kind == "vector":
+            return unit(output, dim=1)
+        if self.kind == "axis":
+            return outer(unit(output, dim=1))
+        return output
+
+    def decode(self, blended: Tensor) -> Tensor:
+        """Turn averaged values (blended_channels, *space) into the result (channels, *space), float32."""
+        if self.activation == "sigmoid":
+            return torch.sigmoid(blended)
+        if self.activation == "softmax":
+            return torch.softmax(blended, dim=0)
+        if self.kind == "vector":
+            return unit(blended, dim=0)
+        if self.kind == "axis":
+            return principal_axis(blended, self.channels)
+        return blended
+
+
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Return vectors of length 1 along a dimension; a zero vector stays zero."""
+    return torch.nn.functional.normalize(vectors, dim=dim, eps=1e-12)
+
+
+def outer(vectors: Tensor) -> Tensor:
+    """Return the upper triangle of v v^T by rows: (B, n, *s) -> (B, n (n + 1) / 2, *s)."""
+    n = vectors.shape[1]
+    return torch.stack([vectors[:, i] * vectors[:, j] for i in range(n) for j in range(i, n)], dim=1)
+
+
+def principal_axis(products: Tensor, n: int) -> Tensor:
+    """Return the unit eigenvector of the largest eigenvalue of averaged outer products.
+
+    Found by squaring the matrix six times (the 64th power, in which the largest eigenvalue is alone
+    unless two are nearly equal and the direction is undefined) and taking its longest column. The sign,
+    which carries no meaning, makes the component of largest size positive.
+
+    Args:
+        products: upper triangles by rows, shape (n (n + 1) / 2, *space).
+        n: components of the direction.
+
+    Returns:
+        Directions of shape (n, *space); zero where all products are zero.
+    """
+    matrix = symmetric(products, n)
+    for _ in range(6):
+        matrix = matrix / matrix.abs().amax(dim=(0, 1)).clamp_min(1e-30)
+        matrix = torch.einsum("ij...,jk...->ik...", matrix, matrix)
+    longest = torch.stack([matrix[i, i] for i in range(n)]).argmax(dim=0)
+    column = torch.gather(matrix, 1, longest.expand(n, 1, *longest.shape))[:, 0]
+    column = unit(column, dim=0)
+    largest = column.abs().argmax(dim=0, keepdim=True)
+    return column * torch.where(torch.gather(column, 0, largest) < 0, -1.0, 1.0)
+
+
+def symmetric(triangle: Tensor, n: int) -> Tensor:
+    """Return full symmetric matrices (n, n, *space) of upper triangles by rows (n (n + 1) / 2, *space)."""
+    rows: list[list[Tensor]] = [[triangle[0]] * n for _ in range(n)]
+    number = 0
+    for i in range(n):
+        for j in range(i, n):
+            rows[i][j] = rows[j][i] = triangle[number]
+            number += 1
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def encode_all(heads: Sequence[Head], outputs: Mapping[str, Any]) -> Tensor:
+    """Concatenate the encoded outputs of all heads on the channel axis: (B, sum of blended, *patch)."""
+    return torch.cat([head.encode(outputs[head.name]) for head in heads], dim=1)
+
+
+def split_channels(heads: Sequence[Head], blended: Tensor) -> dict[str, Tensor]:
+    """Cut concatenated channels (sum of blended, *space) into one tensor per head, not yet decoded."""
+    parts = torch.split(blended, [head.blended_channels for head in heads], dim=0)
+    return {head.name: part for head, part in zip(heads, parts, strict=True)}

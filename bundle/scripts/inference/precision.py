@@ -1,0 +1,57 @@
+"""Choice of device and of the precision of the forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from scripts.errors import VolumenError
+
+AMP_MODES = ("auto", "off", "bfloat16", "float16")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name: "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1".
+
+    Raises:
+        VolumenError: for an unknown device, or CUDA where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise VolumenError("--device", expected="auto, cpu, cuda or cuda:N", found=repr(name)) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise VolumenError("--device", "no CUDA device on this machine", remedy="use --device cpu")
+    return device
+
+
+def choose_precision(mode: str, device: torch.device) -> str:
+    """Return "float32", "bfloat16" or "float16" for an `--amp` mode.
+
+    "auto" is bfloat16 where the hardware computes it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
+    float16 on older CUDA devices, and float32 elsewhere: bfloat16 has the range of float32, so instance
+    norms of bright volumes do not overflow.
+
+    Raises:
+        VolumenError: for an unknown mode.
+    """
+    if mode not in AMP_MODES:
+        raise VolumenError("--amp", expected=f"one of {', '.join(AMP_MODES)}", found=repr(mode))
+    if mode == "off":
+        return "float32"
+    if mode != "auto":
+        return mode
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "bfloat16" if probe is not None and probe() else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which the forward pass runs at a precision."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))

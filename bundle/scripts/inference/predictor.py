@@ -1,0 +1,305 @@
+"""A trained network with everything that its checkpoint says about using it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import VolumenError
+from scripts.inference.blending import gaussian_window
+from scripts.inference.heads import PROBABILITIES, Head, encode_all, split_channels
+from scripts.inference.precision import autocast
+from scripts.inference.sliding import SlidingWindow
+from scripts.inference.tta import AxisTransform, transforms
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network ready to predict.
+
+    Args:
+        network: gives a dict of logits (B, K, *patch) for windows (B, C, *patch) and takes `targets=`.
+        config: the experiment's snapshot, by section.
+        targets: the network's outputs by name.
+        normalizer: maps a raw image (C, *space) to float32.
+        patch_size: the window that the network was trained on.
+        spacing: voxel size that it was trained on, or None.
+        in_channels: image channels that it takes.
+        divisor: what a window's sides must be divisible by.
+        path: the checkpoint.
+        checksum: SHA-256 of the checkpoint, or "" for a network that comes from none.
+        epoch: training epochs behind it, or None.
+    """
+
+    network: nn.Module
+    config: Mapping[str, Any]
+    targets: Mapping[str, Head]
+    normalizer: Callable[[np.ndarray], np.ndarray]
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...] | None = None
+    in_channels: int = 1
+    divisor: tuple[int, ...] = ()
+    path: str = ""
+    checksum: str = ""
+    epoch: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.network.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def heads(self, names: Sequence[str] | None = None) -> tuple[Head, ...]:
+        """Return the heads of the named targets, or all.
+
+        Raises:
+            VolumenError: for a target that the network does not have.
+        """
+        for name in names or ():
+            if name not in self.targets:
+                raise VolumenError(
+                    self.path or "network",
+                    expected=f"a target among {', '.join(self.targets)}",
+                    found=repr(name),
+                    remedy="choose --targets among them",
+                )
+        return tuple(self.targets[name] for name in (names or self.targets))
+
+    def check_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
+        """Return a window size after checking that the network can take it.
+
+        Raises:
+            VolumenError: wrong number of axes, or a side that the network's strides do not divide.
+        """
+        patch = tuple(int(p) for p in patch_size)
+        if len(patch) != len(self.patch_size):
+            raise VolumenError("patch_size", expected=f"{len(self.patch_size)} axes", found=f"{patch}")
+        divisor = self.divisor or (1,) * len(patch)
+        if any(p < 1 or p % d for p, d in zip(patch, divisor, strict=True)):
+            raise VolumenError("patch_size", expected=f"sides divisible by {divisor}", found=f"{patch}")
+        return patch
+
+
+def load_predictor(checkpoint_path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+    """Load a checkpoint for prediction; it alone is enough.
+
+    Args:
+        checkpoint_path: a file with the keys `model`, `model_config` and `config`.
+        device: where the network goes.
+
+    Raises:
+        VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
+    """
+    from scripts.networks.multihead import MultiHeadDynUNet
+    from scripts.transforms.normalize import Normalizer
+
+    path = Path(checkpoint_path)
+    state = read_checkpoint(path)
+    final_config = state["model_config"]
+    config = state.get("config") or {}
+    network = MultiHeadDynUNet.from_config(final_config)
+    strict = config.get("inference_config", {}).get("load_strict", True)
+    try:
+        network.load_state_dict(state["model"], strict=strict)
+    except RuntimeError as error:
+        raise VolumenError(
+            path, f"weights do not fit the network: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    network.to(device).eval()
+    dataset = config.get("dataset_config", {})
+    spacing = dataset.get("spacing")
+    ndim = int(final_config["spatial_dims"])
+    return Predictor(
+        network=network,
+        config=config,
+        targets=read_heads(final_config["heads"], config, ndim),
+        normalizer=Normalizer.from_config(
+            dataset.get("normalization_scheme", "unit"), dataset.get("intensity_properties") or None
+        ),
+        patch_size=_patch_size(path, config, ndim),
+        spacing=None if spacing is None else tuple(float(s) for s in spacing),
+        in_channels=int(final_config["in_channels"]),
+        divisor=tuple(int(d) for d in getattr(network, "divisor", (1,) * ndim)),
+        path=str(path),
+        checksum=file_checksum(path),
+        epoch=state.get("epoch"),
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's content on the CPU, weights only.
+
+    Raises:
+        VolumenError: no such file, unreadable, or without the keys that prediction needs.
+    """
+    if not path.is_file():
+        raise VolumenError(path, "no such checkpoint", remedy="give the .pth file of a trained model")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise VolumenError(
+            path,
+            f"not a readable checkpoint ({type(error).__name__})",
+            remedy="it may be cut short: use another",
+        ) from None
+    missing = [key for key in ("model", "model_config") if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise VolumenError(
+            path, expected="a checkpoint of volumen train", found=f"none of its keys {missing}"
+        )
+    return state
+
+
+def read_heads(
+    heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], ndim: int
+) -> dict[str, Head]:
+    """Return the outputs of a network by name, in its order.
+
+    Args:
+        heads: `final_config["heads"]`.
+        config: the snapshot; without it one channel is read as a sigmoid, several as a softmax.
+        ndim: spatial dimensions.
+    """
+    labelled = config.get("dataset_config", {}).get("targets", {})
+    tasks = config.get("auxiliary_tasks", {})
+    result = {}
+    for name, entry in heads.items():
+        channels = int(entry["out_channels"])
+        if name in tasks:
+            kind = _task_kind(tasks[name])
+            activation = tasks[name].get("activation") or ("sigmoid" if kind in PROBABILITIES else "none")
+            result[name] = Head(name, channels, activation, kind)
+            continue
+        target = labelled.get(name, {})
+        activation = target.get("activation") or ("sigmoid" if channels == 1 else "softmax")
+        kind = target.get("kind") or {"softmax": "multiclass", "none": "field"}.get(
+            activation, "binary" if channels == 1 else "multilabel"
+        )
+        result[name] = Head(name, channels, activation, kind)
+        if not target:
+            logger.warning("the checkpoint says nothing of target %r: read as %s", name, activation)
+    return result
+
+
+def _task_kind(task: Mapping[str, Any]) -> str:
+    from scripts.transforms.task_registry import task_kind
+
+    return task.get("kind") or task_kind(task["type"])
+
+
+def _patch_size(path: Path, config: Mapping[str, Any], ndim: int) -> tuple[int, ...]:
+    for section in ("inference_config", "tr_config"):
+        patch = config.get(section, {}).get("patch_size")
+        if patch:
+            return tuple(int(p) for p in patch)
+    raise VolumenError(path, "holds no patch size", remedy=f"give --patch-size with {ndim} numbers")
+
+
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class WindowNetwork:
+    """Runs a batch of windows through the network and gives what is accumulated.
+
+    Args:
+        predictor: the network and its outputs.
+        heads: the outputs wanted; only their decoders run.
+        patch_size: shape of a window.
+        tta: test-time augmentation, see `scripts.inference.tta.transforms`.
+        precision: "float32", "bfloat16" or "float16".
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        heads: Sequence[Head],
+        patch_size: Sequence[int],
+        *,
+        tta: str = "none",
+        precision: str = "float32",
+    ) -> None:
+        self.predictor = predictor
+        self.heads = tuple(heads)
+        self.names = [head.name for head in self.heads]
+        self.channels = sum(head.blended_channels for head in self.heads)
+        self.turns: tuple[AxisTransform, ...] = transforms(tta, patch_size, predictor.spacing)
+        self.precision = precision
+        self.device = predictor.device
+        self._weights = torch.from_numpy(gaussian_window(tuple(patch_size))).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, windows: np.ndarray) -> np.ndarray:
+        """Return weighted, encoded outputs.
+
+        Args:
+            windows: normalised images, float32, shape (B, C, *patch).
+
+        Returns:
+            Mean over the augmentations of the encoded outputs, times the blending weights: float32, shape
+            (B, blended channels, *patch).
+        """
+        images = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        total: Tensor | None = None
+        for turn in self.turns:
+            with autocast(self.precision, self.device):
+                outputs = self.predictor.network(turn.apply(images).contiguous(), targets=self.names)
+            turned = {
+                head.name: turn.undo_components(outputs[head.name].float(), head.kind) for head in self.heads
+            }
+            encoded = encode_all(self.heads, turned)
+            total = encoded if total is None else total.add_(encoded)
+        assert total is not None
+        total *= self._weights if len(self.turns) == 1 else self._weights / len(self.turns)
+        return total.cpu().numpy()
+
+
+def predict_array(
+    predictor: Predictor,
+    image: np.ndarray,
+    *,
+    targets: Sequence[str] | None = None,
+    patch_size: Sequence[int] | None = None,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    precision: str = "float32",
+) -> dict[str, np.ndarray]:
+    """Predict an image in memory.
+
+    Args:
+        predictor: the network.
+        image: raw image, shape (C, *space).
+        targets: targets wanted; None for all.
+        patch_size: window; None for that of the training.
+        overlap: share of a window that the next one covers.
+        batch_size: windows given to the network at once.
+        precision: "float32", "bfloat16" or "float16".
+
+    Returns:
+        Per target a float32 array (K, *space): probabilities, unit vectors, distances or tensors.
+    """
+    heads = predictor.heads(targets)
+    patch = predictor.check_patch(patch_size or predictor.patch_size)
+    normalised = torch.from_numpy(predictor.normalizer(image)).to(predictor.device)
+
+    def encoded(windows: Tensor) -> dict[str, Tensor]:
+        with autocast(precision, predictor.device):
+            outputs = predictor.network(windows, targets=[head.name for head in heads])
+        return {"all": encode_all(heads, outputs)}
+
+    with torch.inference_mode():
+        blended = SlidingWindow(patch, overlap, batch_size)(normalised[None], encoded)["all"][0]
+        parts = split_channels(heads, blended)
+        return {head.name: head.decode(parts[head.name]).cpu().numpy() for head in heads}

@@ -1,0 +1,233 @@
+"""The plan of a prediction: which windows, in which order, and which output blocks each one touches.
+
+Everything here is arithmetic on shapes, so a plan is known, printed and compared before a voxel is read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+Box = tuple[tuple[int, int], ...]
+"""Start and stop of each spatial axis, in voxels."""
+
+
+def axis_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
+    """Return where the windows of one axis start.
+
+    Windows stand `round(patch * (1 - overlap))` voxels apart; the last one is shifted inward so that it
+    ends where the axis ends. An axis shorter than the patch has a single window that sticks out on both
+    sides alike, so its start is negative or 0.
+
+    Args:
+        size: length of the axis in voxels, at least 1.
+        patch: length of a window in voxels, at least 1.
+        overlap: share of a window that its neighbour covers, in [0, 1).
+
+    Raises:
+        ValueError: for a size or patch below 1, or an overlap outside [0, 1).
+    """
+    if size < 1 or patch < 1:
+        raise ValueError(f"size and patch must be at least 1, got {size} and {patch}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}")
+    if size <= patch:
+        return (-((patch - size) // 2),)
+    stride = max(1, round(patch * (1 - overlap)))
+    return (*range(0, size - patch, stride), size - patch)
+
+
+@dataclass(frozen=True)
+class AxisPart:
+    """Where a window and a block meet on one axis: `block` is its number, slices are local to each."""
+
+    block: int
+    in_window: slice
+    in_block: slice
+
+
+@dataclass(frozen=True)
+class PredictPlan:
+    """Windows over a volume and output blocks over a region of it.
+
+    The windows are those of the whole volume, of which only the ones that touch the region are kept: what
+    is predicted of a region is the crop of what is predicted of the whole.
+
+    Windows are walked tile by tile: a tile is `tile[a]` windows wide on every axis `a` but the first, and
+    the first axis is walked within a tile. Partial sums therefore live in one tile's column, `patch[0]`
+    deep, and on the borders between tiles, whatever the size of the volume.
+
+    Args:
+        shape: spatial shape of the volume, in voxels.
+        patch_size: shape of a window.
+        overlap: share of a window that the next one covers, in [0, 1).
+        region: start and stop per axis of what is wanted; None for everything.
+        block_shape: shape of an output block, the unit that is finished, written and recorded.
+        batch_size: windows given to the network at once.
+        tile: windows per tile and axis.
+    """
+
+    shape: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    overlap: float
+    region: Box | None = None
+    block_shape: tuple[int, ...] = ()
+    batch_size: int = 1
+    tile: tuple[int, ...] = ()
+    starts: tuple[tuple[int, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ndim = len(self.shape)
+        if len(self.patch_size) != ndim:
+            raise ValueError(f"patch_size {self.patch_size} and shape {self.shape} differ in dimensions")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        region = self.region or tuple((0, size) for size in self.shape)
+        for (start, stop), size in zip(region, self.shape, strict=True):
+            if not 0 <= start < stop <= size:
+                raise ValueError(f"region {region} does not lie in a volume of shape {self.shape}")
+        set_field = object.__setattr__
+        set_field(self, "region", region)
+        set_field(self, "block_shape", self.block_shape or self.patch_size)
+        set_field(self, "tile", self.tile or (4,) * ndim)
+        starts = []
+        for size, patch, (low, high) in zip(self.shape, self.patch_size, region, strict=True):
+            every = axis_starts(size, patch, self.overlap)
+            starts.append(tuple(s for s in every if s < high and s + patch > low))
+        set_field(self, "starts", tuple(starts))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def box(self) -> Box:
+        """The region, never None."""
+        assert self.region is not None
+        return self.region
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in self.box)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Output blocks per axis."""
+        return tuple(math.ceil(n / b) for n, b in zip(self.output_shape, self.block_shape, strict=True))
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Window numbers per axis in the order of work: int32, shape (windows, ndim)."""
+        counts = [len(s) for s in self.starts]
+        index = np.indices(counts, dtype=np.int32).reshape(self.ndim, -1)
+        tiles = [index[axis] // self.tile[axis] for axis in range(1, self.ndim)]
+        # The last key of lexsort is the most significant: tiles first, then the window itself.
+        keys = [index[axis] for axis in range(self.ndim - 1, -1, -1)] + tiles[::-1]
+        return np.ascontiguousarray(index[:, np.lexsort(keys)].T)
+
+    def __len__(self) -> int:
+        return math.prod(len(s) for s in self.starts)
+
+    def batches(self) -> Iterator[range]:
+        """Yield positions in `order`, one range per batch: a pure function of the plan."""
+        for first in range(0, len(self), self.batch_size):
+            yield range(first, min(first + self.batch_size, len(self)))
+
+    def start(self, position: int) -> tuple[int, ...]:
+        """Return where the window at a position of the order starts in the volume (maybe below 0)."""
+        return tuple(self.starts[axis][number] for axis, number in enumerate(self.order[position]))
+
+    @cached_property
+    def axis_parts(self) -> tuple[tuple[tuple[AxisPart, ...], ...], ...]:
+        """Per axis and window of that axis, its parts in the output blocks."""
+        return tuple(
+            tuple(self._parts(axis, start) for start in starts) for axis, starts in enumerate(self.starts)
+        )
+
+    def _parts(self, axis: int, start: int) -> tuple[AxisPart, ...]:
+        low, high = self.box[axis]
+        size = self.block_shape[axis]
+        begin, end = max(start, low), min(start + self.patch_size[axis], high)
+        parts = []
+        for block in range((begin - low) // size, (end - low - 1) // size + 1):
+            block_start = low + block * size
+            first, last = max(begin, block_start), min(end, block_start + size)
+            parts.append(
+                AxisPart(
+                    block, slice(first - start, last - start), slice(first - block_start, last - block_start)
+                )
+            )
+        return tuple(parts)
+
+    def parts(self, position: int) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+        """Yield (block, slices in the window, slices in the block) of the window at a position."""
+        per_axis = [self.axis_parts[axis][number] for axis, number in enumerate(self.order[position])]
+        for combination in itertools.product(*per_axis):
+            yield (
+                tuple(part.block for part in combination),
+                tuple(part.in_window for part in combination),
+                tuple(part.in_block for part in combination),
+            )
+
+    def touched(self, position: int) -> tuple[slice, ...]:
+        """Return the blocks that a window touches, as one slice of the block grid per axis."""
+        per_axis = [self.axis_parts[axis][number] for axis, number in enumerate(self.order[position])]
+        return tuple(slice(parts[0].block, parts[-1].block + 1) for parts in per_axis)
+
+    def windows_per_block(self) -> np.ndarray:
+        """Return how many windows touch each block: int64, shape `blocks`."""
+        counts = np.ones((), dtype=np.int64)
+        for axis, blocks in enumerate(self.blocks):
+            along = np.zeros(blocks, dtype=np.int64)
+            for parts in self.axis_parts[axis]:
+                for part in parts:
+                    along[part.block] += 1
+            counts = np.multiply.outer(counts, along)
+        return counts
+
+    def block_box(self, block: tuple[int, ...]) -> tuple[slice, ...]:
+        """Return a block's place in the output array, cut at the output's end."""
+        return tuple(
+            slice(b * size, min((b + 1) * size, n))
+            for b, size, n in zip(block, self.block_shape, self.output_shape, strict=True)
+        )
+
+
+def choose_block_shape(
+    output_shape: tuple[int, ...], patch_size: tuple[int, ...], limit: int | None = None
+) -> tuple[int, ...]:
+    """Return the shape of an output block: powers of two, about a patch, never beyond the output.
+
+    Args:
+        output_shape: spatial shape of the output.
+        patch_size: shape of a window.
+        limit: longest side; 128 in 3D and 512 in 2D when None, so that a chunk stays about 1 MB.
+    """
+    longest = limit or (128 if len(output_shape) >= 3 else 512)
+    return tuple(
+        min(1 << (min(patch, longest).bit_length() - 1), size)
+        for size, patch in zip(output_shape, patch_size, strict=True)
+    )
+
+
+def choose_tile(patch_size: tuple[int, ...], overlap: float, channels: int, budget: int) -> tuple[int, ...]:
+    """Return the windows per tile and axis whose column of partial sums fits a budget, at least 2.
+
+    Args:
+        patch_size: shape of a window.
+        overlap: share of a window that the next one covers.
+        channels: accumulated channels, float32 each.
+        budget: bytes for the partial sums in memory.
+    """
+    tile = 2
+    while tile < 64:
+        wider = [p + tile * max(1, round(p * (1 - overlap))) for p in patch_size[1:]]
+        if 4 * channels * patch_size[0] * math.prod(wider) > budget:
+            break
+        tile += 1
+    return (1, *(tile for _ in patch_size[1:]))

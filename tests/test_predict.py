@@ -1,0 +1,186 @@
+"""Prediction end to end: streaming equals the plain computation, hostile inputs, resuming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from prediction import blend_in_memory, make_predictor, save_checkpoint
+from scripts.data.volumes import ArrayVolume
+from scripts.errors import VolumenError
+from scripts.inference.predict import PredictRequest, predict, predict_volume
+from scripts.inference.predictor import load_predictor, predict_array
+from scripts.inference.sliding import SlidingWindow
+
+ALL_HEADS_3D = {
+    "ink": (1, "sigmoid", "binary"),
+    "tissue": (3, "softmax", "multiclass"),
+    "normals": (3, "none", "vector"),
+    "distance": (1, "none", "distance"),
+    "tensor": (6, "none", "tensor"),
+    "direction": (3, "none", "axis"),
+}
+
+
+def request_for(output, **settings):
+    return PredictRequest(
+        **{"input": "", "checkpoint": "", "output": str(output), "dtype": "float32", "amp": "off", **settings}
+    )
+
+
+def logits_reference(predictor, image, name, overlap=0.5):
+    def run(window):
+        with torch.no_grad():
+            tensor = torch.from_numpy(window.astype(np.float32))[None]
+            return predictor.network(tensor)[name][0].numpy()
+
+    return blend_in_memory(run, predictor.normalizer(image), predictor.patch_size, overlap)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "overlap"),
+    [
+        ((20, 23, 31), (8, 8, 8), 0.5),
+        ((5, 40, 9), (8, 16, 8), 0.3),
+        ((3, 4, 5), (8, 8, 8), 0.5),
+        ((16, 16, 16), (16, 16, 16), 0.5),
+        ((37, 41), (16, 8), 0.5),
+        ((7, 100), (16, 16), 0.7),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_streamed_prediction_equals_blending_in_memory(shape, patch, overlap, batch_size, tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, *shape), dtype=np.uint8)
+    predictor = make_predictor(len(shape), patch)
+    reference, windows = logits_reference(predictor, image, "ink", overlap)
+    volume = ArrayVolume(image[0])
+    predictor.network.calls = 0
+    request = request_for(tmp_path / "out.zarr", overlap=overlap, batch_size=batch_size)
+    report = predict_volume(predictor, volume, tmp_path / "out.zarr", request)
+    assert predictor.network.calls == windows == report.windows
+    stored = zarr.open_array(tmp_path / "out.zarr" / "ink" / "0", mode="r")[...]
+    np.testing.assert_allclose(stored, 1 / (1 + np.exp(-reference[0])), atol=1e-5)
+
+
+def test_predict_array_and_the_inferer_agree_with_the_reference():
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (2, 11, 19, 14), dtype=np.uint8)
+    predictor = make_predictor(3, (8, 8, 8), {"tissue": (3, "softmax", "multiclass")}, in_channels=2)
+    reference, _ = logits_reference(predictor, image, "tissue")
+    inferer = SlidingWindow((8, 8, 8), overlap=0.5, batch_size=4)
+    batch = torch.from_numpy(predictor.normalizer(image))[None].repeat(2, 1, 1, 1, 1)
+    with torch.no_grad():
+        outputs = inferer(batch, predictor.network)
+    np.testing.assert_allclose(outputs["tissue"][1], reference, atol=1e-5)
+    expected = torch.softmax(torch.from_numpy(reference), 0)
+    np.testing.assert_allclose(predict_array(predictor, image)["tissue"], expected, atol=1e-5)
+
+
+def test_every_kind_of_head_streams_as_it_does_in_memory(tmp_path):
+    image = np.random.default_rng(2).integers(0, 256, (19, 13, 21), dtype=np.uint8)
+    predictor = make_predictor(3, (8, 8, 8), ALL_HEADS_3D)
+    predict_volume(predictor, ArrayVolume(image), tmp_path / "o.zarr", request_for(tmp_path / "o.zarr"))
+    expected = predict_array(predictor, image[None])
+    root = zarr.open_group(tmp_path / "o.zarr", mode="r")
+    for name, (channels, _, kind) in ALL_HEADS_3D.items():
+        stored = root[f"{name}/0"][...]
+        stored = stored[None] if channels == 1 else stored
+        np.testing.assert_allclose(stored, expected[name], atol=2e-5, err_msg=name)
+        if kind in ("vector", "axis"):
+            np.testing.assert_allclose(np.linalg.norm(stored, axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_checkpoint_alone_is_enough(ndim, tmp_path):
+    shape = (20, 33, 17)[:ndim]
+    image = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    zarr.save_array(tmp_path / "scroll.zarr", image)
+    checkpoint = save_checkpoint(tmp_path / "model_3.pth", ndim, (8,) * ndim)
+    request = PredictRequest(
+        str(tmp_path / "scroll.zarr"), str(checkpoint), str(tmp_path / "out"), amp="off", dtype="float32"
+    )
+    report = predict(request)
+    assert report.volumes[0].output == str(tmp_path / "out" / "scroll.zarr")
+    root = zarr.open_group(tmp_path / "out" / "scroll.zarr", mode="r")
+    expected = predict_array(load_predictor(checkpoint), image[None])
+    assert set(expected) == {"ink", "tissue", "normals"}
+    for name, values in expected.items():
+        stored = root[f"{name}/0"][...]
+        np.testing.assert_allclose(stored, values[0] if len(values) == 1 else values, atol=1e-5)
+    assert root.attrs["volumen"]["recipe"]["model"]["epoch"] == 3
+
+
+def test_only_the_targets_asked_for_run(tmp_path):
+    predictor = make_predictor(3, (8, 8, 8), ALL_HEADS_3D)
+    asked = []
+    predictor.network.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(tuple(kwargs["targets"])), with_kwargs=True
+    )
+    image = np.random.default_rng(4).integers(0, 256, (9, 9, 9), dtype=np.uint8)
+    request = request_for(tmp_path / "o.zarr", targets=("distance", "ink"))
+    predict_volume(predictor, ArrayVolume(image), tmp_path / "o.zarr", request)
+    assert set(asked) == {("distance", "ink")}
+    assert set(zarr.open_group(tmp_path / "o.zarr", mode="r").group_keys()) == {"OME", "distance", "ink"}
+
+
+def test_a_region_is_the_crop_of_the_whole(tmp_path):
+    image = np.random.default_rng(5).integers(0, 256, (30, 25, 20), dtype=np.uint8)
+    predictor = make_predictor()
+    region = ((3, 17), (0, 9), (11, 20))
+    predict_volume(predictor, ArrayVolume(image), tmp_path / "a.zarr", request_for("a"))
+    predict_volume(predictor, ArrayVolume(image), tmp_path / "b.zarr", request_for("b", region=region))
+    whole = zarr.open_array(tmp_path / "a.zarr" / "ink" / "0", mode="r")
+    part = zarr.open_array(tmp_path / "b.zarr" / "ink" / "0", mode="r")
+    np.testing.assert_allclose(part[...], whole[3:17, 0:9, 11:20], atol=1e-6)
+    ome = zarr.open_group(tmp_path / "b.zarr" / "ink", mode="r").attrs["ome"]
+    shift = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][1]
+    assert shift == {"type": "translation", "translation": [3.0, 0.0, 11.0]}
+
+
+def test_a_mask_leaves_the_inside_as_it_was_and_saves_windows(tmp_path):
+    image = np.random.default_rng(6).integers(0, 256, (40, 24, 24), dtype=np.uint8)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[5:12, 3:20, 2:15] = 1
+    predictor = make_predictor()
+    predict_volume(predictor, ArrayVolume(image), tmp_path / "a.zarr", request_for("a"))
+    report = predict_volume(
+        predictor, ArrayVolume(image), tmp_path / "b.zarr", request_for("b"), mask=ArrayVolume(mask)
+    )
+    whole = zarr.open_array(tmp_path / "a.zarr" / "ink" / "0", mode="r")[...]
+    part = zarr.open_array(tmp_path / "b.zarr" / "ink" / "0", mode="r")[...]
+    np.testing.assert_allclose(part[mask > 0], whole[mask > 0], atol=1e-6)
+    assert not part[mask == 0].any()
+    assert report.skipped > 0
+
+
+def test_windows_without_contrast_are_skipped_and_left_empty(tmp_path):
+    image = np.full((8, 8, 40), 7, np.uint8)
+    image[:, :, 30:] = np.random.default_rng(7).integers(0, 256, (8, 8, 10))
+    predictor = make_predictor()
+    report = predict_volume(predictor, ArrayVolume(image), tmp_path / "o.zarr", request_for("o"))
+    stored = zarr.open_array(tmp_path / "o.zarr" / "ink" / "0", mode="r")[...]
+    assert report.skipped == 6  # starts 0, 4, ..., 20: the one at 24 sees voxel 30
+    assert not stored[..., :28].any()
+    assert (stored[..., 28:] > 0).all()
+    whole = predict_volume(
+        predictor, ArrayVolume(image), tmp_path / "p.zarr", request_for("p", skip_empty=False)
+    )
+    assert whole.skipped == 0
+
+
+def test_settings_can_be_replaced():
+    request = request_for("x")
+    assert replace(request, overlap=0.25).overlap == 0.25
+    assert Path(request.output) == Path("x")
+
+
+def test_another_number_of_channels_is_refused(tmp_path):
+    predictor = make_predictor(in_channels=2)
+    with pytest.raises(VolumenError, match=r"expected 2 channels.*found 1"):
+        predict_volume(predictor, ArrayVolume(np.zeros((9, 9, 9))), tmp_path / "o", request_for("o"))
+    assert not (tmp_path / "o").exists()

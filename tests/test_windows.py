@@ -1,0 +1,103 @@
+"""The plan of windows: coverage, order, blocks, bounded frontier."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripts.inference.windows import PredictPlan, axis_starts, choose_block_shape, choose_tile
+
+
+@given(st.integers(1, 200), st.integers(1, 64), st.floats(0, 0.95))
+def test_windows_cover_an_axis_and_stay_inside(size, patch, overlap):
+    starts = axis_starts(size, patch, overlap)
+    assert list(starts) == sorted(set(starts))
+    if size <= patch:
+        assert len(starts) == 1
+        assert starts[0] <= 0
+        assert starts[0] + patch >= size
+        return
+    assert starts[0] == 0
+    assert starts[-1] == size - patch
+    steps = np.diff(starts)
+    assert steps.max() <= max(1, round(patch * (1 - overlap)))
+
+
+def test_strides_and_counts_are_those_of_nnunet():
+    assert axis_starts(192, 64, 0.5) == (0, 32, 64, 96, 128)
+    assert axis_starts(100, 64, 0.5) == (0, 32, 36)
+    assert axis_starts(30, 64, 0.5) == (-17,)
+
+
+@pytest.mark.parametrize(("size", "patch", "overlap"), [(0, 4, 0.5), (4, 0, 0.5), (4, 4, 1.0), (4, 4, -0.1)])
+def test_impossible_axes_are_refused(size, patch, overlap):
+    with pytest.raises(ValueError, match="got"):
+        axis_starts(size, patch, overlap)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_parts_of_all_windows_tile_the_region_once_per_window(data):
+    ndim = data.draw(st.integers(2, 3))
+    shape = tuple(data.draw(st.integers(1, 25)) for _ in range(ndim))
+    region = []
+    for n in shape:
+        low = data.draw(st.integers(0, n - 1))
+        region.append((low, data.draw(st.integers(low + 1, n))))
+    plan = PredictPlan(
+        shape,
+        tuple(data.draw(st.integers(1, 9)) for _ in range(ndim)),
+        data.draw(st.sampled_from([0.0, 0.25, 0.5, 0.7])),
+        region=tuple(region),
+        block_shape=tuple(data.draw(st.integers(1, 8)) for _ in range(ndim)),
+        tile=(1, *(data.draw(st.integers(1, 4)) for _ in range(ndim - 1))),
+    )
+    assert len(np.unique(plan.order, axis=0)) == len(plan) == len(plan.order)
+    counts = np.zeros(plan.blocks, dtype=int)
+    cover = np.zeros(plan.output_shape, dtype=int)
+    direct = np.zeros(plan.output_shape, dtype=int)
+    for position in range(len(plan)):
+        start = plan.start(position)
+        place = tuple(
+            slice(max(s, low) - low, min(s + p, high) - low)
+            for s, p, (low, high) in zip(start, plan.patch_size, plan.box)
+        )
+        direct[place] += 1
+        for block, in_window, in_block in plan.parts(position):
+            counts[block] += 1
+            box = plan.block_box(block)
+            target = tuple(slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, in_block))
+            cover[target] += 1
+            for axis in range(ndim):
+                voxel = plan.box[axis][0] + target[axis].start
+                assert in_window[axis].start == voxel - start[axis]
+        touched = plan.touched(position)
+        assert {b for b, _, _ in plan.parts(position)} == set(
+            itertools.product(*(range(t.start, t.stop) for t in touched))
+        )
+    np.testing.assert_array_equal(cover, direct)
+    np.testing.assert_array_equal(counts, plan.windows_per_block())
+    assert direct.min() >= 1
+
+
+def test_windows_of_a_region_are_those_of_the_whole():
+    whole = PredictPlan((40, 50), (8, 8), 0.5)
+    part = PredictPlan((40, 50), (8, 8), 0.5, region=((13, 22), (30, 50)))
+    starts = {part.start(i) for i in range(len(part))}
+    assert starts < {whole.start(i) for i in range(len(whole))}
+
+
+def test_block_shapes_are_powers_of_two_within_patch_and_output():
+    assert choose_block_shape((1000, 1000, 1000), (192, 192, 192)) == (128, 128, 128)
+    assert choose_block_shape((20, 1000, 1000), (8, 256, 256)) == (8, 128, 128)
+    assert choose_block_shape((30, 600), (320, 224)) == (30, 128)
+
+
+def test_a_tile_fits_its_budget_and_is_at_least_two_wide():
+    assert choose_tile((64, 64, 64), 0.5, 1, 1) == (1, 2, 2)
+    tile = choose_tile((64, 64, 64), 0.5, 1, 1 << 25)
+    side = 64 + (tile[1] - 1) * 32
+    assert 4 * 64 * side * side <= 1 << 25
