@@ -1,58 +1,237 @@
-"""TIFF images and stacks, read by region: mapped where the voxels lie in one piece, else by strip or tile."""
+"""TIFF images and stacks, read by region: mapped where voxels lie in one piece, else by strip or tile."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from scripts.data.axes import AxisMap, map_axes
+from scripts.data.block_cache import BLOCKS
 from scripts.data.fingerprints import file_fingerprint
+from scripts.data.raw_file import read_raw, too_short
+from scripts.data.tiff_metadata import tiff_spacing
 from scripts.data.volumes import LazyVolume, Region
 from scripts.errors import VolumenError
 
+logger = logging.getLogger(__name__)
+
 _LETTERS = {"S": "c", "I": "?", "Q": "?"}
+"""What tifffile's axes mean here: samples are channels; plain pages (I) and unnamed axes (Q) are open."""
+
+
+@dataclass
+class _OpenTiff:
+    """An open file: tifffile's view of its first series, and the file for reads at an offset."""
+
+    tiff: Any
+    series: Any
+    file: BinaryIO
+
+    def __del__(self) -> None:
+        self.file.close()
+        self.tiff.close()
 
 
 class TiffVolume(LazyVolume):
-    """The first series of a TIFF file."""
+    """The first series of a TIFF file; only the strips, tiles or bytes of the region are read."""
 
-    def __init__(self, path: Path, series: Any, axis_map: AxisMap, **known: Any) -> None:
-        page = series.keyframe
-        super().__init__(str(path), axis_map, series.dtype, chunks=_blocks(axis_map, page), **known)
+    def __init__(self, path: Path, series: Any, stored: _Stored, axis_map: AxisMap) -> None:
+        super().__init__(
+            str(path),
+            axis_map,
+            series.dtype,
+            chunks=axis_map.of_space(stored.blocks),
+            spacing=None,
+            unit=None,
+        )
+        self.spacing, self.unit = tiff_spacing(series.parent, axis_map)
+        self._offset = series.dataoffset
+        self._outer = stored.outer
+        self._stored_dtype = np.dtype(series.dtype).newbyteorder(series.parent.byteorder)
+        status = path.stat()
+        self._bytes = status.st_size
+        self._stamp = (str(path), status.st_size, status.st_mtime_ns)
 
-    def _open(self) -> Any:
-        import tifffile
-        import zarr
-
-        return zarr.open(tifffile.TiffFile(self.path).series[0].aszarr(level=0), mode="r")
+    def _open(self) -> _OpenTiff:
+        path = Path(self.path)
+        tiff = _tiff_file(path)
+        return _OpenTiff(tiff, tiff.series[0], path.open("rb"))
 
     def _read_stored(self, region: Region) -> np.ndarray:
+        shape = self.axis_map.stored_shape
+        if self._offset is not None:
+            return self._read_mapped(self._offset, shape, region)
+        outer = len(self._outer)
+        result = np.empty([part.stop - part.start for part in region], self.dtype)
+        places = [range(part.start, part.stop) for part in region[:outer]]
+        for into, index in zip(np.ndindex(result.shape[:outer]), product(*places)):
+            page = int(np.ravel_multi_index(index, self._outer)) if outer else 0
+            self._read_page(page, shape[outer:], region[outer:], result[into])
+        return result
+
+    def _read_mapped(self, offset: int, shape: tuple[int, ...], region: Region) -> np.ndarray:
+        return read_raw(self.handle.file, offset, shape, self._stored_dtype, region)
+
+    def _read_page(self, number: int, shape: tuple[int, ...], region: Region, out: np.ndarray) -> None:
+        page, keyframe = self._page(number)
+        if keyframe.is_final and _in_one_piece(page):
+            out[...] = self._read_mapped(page.dataoffsets[0], shape, region)
+            return
+        wanted = _five(keyframe, region)
+        view = out.reshape([part.stop - part.start for part in wanted])
+        for segment in _segments(keyframe, wanted):
+            key = (self._stamp, number, segment)
+            block = BLOCKS.get(key, partial(self._decode, page, keyframe, number, segment))
+            _place(block, _corner(keyframe, segment), wanted, view)
+
+    def _page(self, number: int) -> tuple[Any, Any]:
+        handle = self.handle
+        with self._lock:
+            page = handle.series.pages[number]
+        if page is None:
+            raise VolumenError(self.path, f"lacks page {number}", remedy="write it again")
+        return page, page.keyframe
+
+    def _decode(self, page: Any, keyframe: Any, number: int, segment: int) -> np.ndarray:
+        """Read and decode one strip or tile, as (separate samples, depth, length, width, samples)."""
+        offset, count = page.dataoffsets[segment], page.databytecounts[segment]
+        data = os.pread(self.handle.file.fileno(), count, offset)
+        if len(data) != count:
+            raise too_short(self.path, offset + count, offset + len(data))
         try:
-            return np.asarray(self.handle[region])
+            decoded, _, shape = keyframe.decode(data or None, segment, jpegtables=page.jpegtables)
+            if decoded is None:
+                return np.full((1, *shape), keyframe.nodata, self.dtype)
+            return np.array(decoded[tuple(slice(size) for size in shape)], self.dtype)[None]
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            kind, reason = "tile" if keyframe.is_tiled else "strip", f"{type(error).__name__}: {error}"
             raise VolumenError(
-                self.path, f"is truncated or corrupt ({reason})", remedy="copy it again"
+                self.path,
+                f"{kind} {segment} of page {number} cannot be read ({reason})",
+                remedy="copy it again",
             ) from error
 
     def fingerprint(self) -> str:
-        return file_fingerprint(Path(self.path), self.shape, self.dtype)
+        """Return a hash of the file's size, modification time and first bytes."""
+        return file_fingerprint(Path(self.path), self.shape, self.channels, self.dtype)
 
 
 def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -> TiffVolume:
-    """Open the first series of a TIFF file (TIFF, BigTIFF, ImageJ hyperstack, OME-TIFF)."""
+    """Open the first series of a TIFF file (TIFF, BigTIFF, ImageJ hyperstack, OME-TIFF).
+
+    Args:
+        path: the file.
+        axes: letters of the axes as tifffile's `imread` gives them, singletons dropped; see `open_volume`.
+        ndim: number of spatial axes, where known.
+
+    Raises:
+        VolumenError: the tags are damaged, the file is shorter than they say, or the axes are open.
+    """
+    with _tiff_file(path) as tiff:
+        try:
+            series = tiff.series[0]
+            stored = _stored(path, series)
+        except VolumenError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise VolumenError(
+                path, f"its TIFF tags are damaged ({reason})", remedy="copy it again"
+            ) from error
+        if len(tiff.series) > 1:
+            logger.warning("%s: only the first of its %d images is read", path, len(tiff.series))
+        _check_size(path, series)
+        axis_map = _map_stored(path, stored, axes, ndim)
+        return TiffVolume(path, series, stored, axis_map)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The array of a series: axes over pages first, then those inside a page.
+
+    Args:
+        shape: shape with all axes.
+        letters: one letter per axis.
+        visible: axes that a user sees; the others have one entry.
+        outer: shape over pages.
+        blocks: shape of a strip or tile, per axis.
+    """
+
+    shape: tuple[int, ...]
+    letters: str
+    visible: tuple[int, ...]
+    outer: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+def _stored(path: Path, series: Any) -> _Stored:
+    if series.dtype is None or np.dtype(series.dtype).kind not in "biuf":
+        raise VolumenError(
+            path, expected="numbers", found=f"values of type {series.dtype}", remedy="convert it"
+        )
+    if series.is_multifile:
+        raise VolumenError(
+            path, expected="one file", found="an OME-TIFF over several files", remedy="merge it"
+        )
+    keyframe, shape, letters = series.keyframe, series.get_shape(False), series.get_axes(False)
+    if series.dataoffset is not None:
+        outer: tuple[int, ...] = ()
+        inner = len(letters)
+    else:
+        split = _split(path, shape, letters.index("Y"), len(series.pages), prod(keyframe.shape))
+        outer, inner = shape[:split], len(keyframe.shape)
+        shape, letters = outer + keyframe.shape, letters[:split] + keyframe.axes
+    named = set(series.get_axes(True)) | {"Y", "X"}
+    visible = tuple(i for i, letter in enumerate(letters) if shape[i] != 1 or letter in named)
+    plane = _plane(keyframe)
+    blocks = tuple(
+        plane.get(letter, 1 if axis < len(letters) - inner or letter == "Z" else shape[axis])
+        for axis, letter in enumerate(letters)
+    )
+    if series.dataoffset is not None:
+        blocks = tuple(size if letter in "YXS" else 1 for size, letter in zip(shape, letters))
+    return _Stored(shape, "".join(_LETTERS.get(c, c.lower()) for c in letters), visible, outer, blocks)
+
+
+def _split(path: Path, shape: tuple[int, ...], last: int, pages: int, page_size: int) -> int:
+    """Find how many leading axes run over pages."""
+    for split in range(last, -1, -1):
+        if prod(shape[:split]) == pages and prod(shape[split:]) == page_size:
+            return split
+    raise VolumenError(
+        path, expected=f"pages that fill {shape}", found=f"{pages} pages", remedy="write it again"
+    )
+
+
+def _map_stored(path: Path, stored: _Stored, axes: str | None, ndim: int | None) -> AxisMap:
+    """Decide the axes among the visible ones, and give them as axes of the stored array."""
+    shape = [stored.shape[axis] for axis in stored.visible]
+    letters = "".join(stored.letters[axis] for axis in stored.visible)
+    seen = map_axes(path, shape, known=letters, requested=axes, ndim=ndim)
+    spatial = tuple(stored.visible[axis] for axis in seen.spatial)
+    return AxisMap(stored.shape, spatial, None if seen.channel is None else stored.visible[seen.channel])
+
+
+def _plane(keyframe: Any) -> dict[str, int]:
+    if keyframe.is_tiled:
+        return {"Z": max(keyframe.tiledepth, 1), "Y": keyframe.tilelength, "X": keyframe.tilewidth}
+    return {"Y": min(keyframe.rowsperstrip, keyframe.imagelength), "X": keyframe.imagewidth}
+
+
+def _tiff_file(path: Path) -> Any:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            known = "".join(_LETTERS.get(letter, letter.lower()) for letter in series.axes)
-            axis_map = map_axes(path, series.shape, known=known, requested=axes, ndim=ndim)
-            return TiffVolume(path, series, axis_map)
-    except VolumenError:
-        raise
+        return tifffile.TiffFile(path)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise VolumenError(
@@ -60,7 +239,80 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
         ) from error
 
 
-def _blocks(axis_map: AxisMap, page: Any) -> tuple[int, ...]:
-    plane = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-    plane = tuple(min(block, size) for block, size in zip(plane, axis_map.shape[-2:]))
-    return (1,) * (len(axis_map.shape) - 2) + plane
+def _check_size(path: Path, series: Any) -> None:
+    """Refuse a file that ends before the voxels that its tags promise."""
+    found = path.stat().st_size
+    if series.dataoffset is not None:
+        needed = series.dataoffset + prod(series.get_shape(False)) * np.dtype(series.dtype).itemsize
+        if needed > found:
+            raise too_short(path, needed, found)
+        return
+    for page in (series.pages[0], series.pages[-1]):
+        if page is None:
+            raise VolumenError(path, "lacks pages", remedy="copy or write it again")
+        expected, counts = prod(page.keyframe.chunked), len(page.databytecounts)
+        if counts < expected or len(page.dataoffsets) < expected:
+            raise VolumenError(
+                path,
+                expected=f"{expected} strips or tiles for shape {page.keyframe.shape}",
+                found=f"{counts}",
+                remedy="copy or write it again",
+            )
+        needed = max(o + c for o, c in zip(page.dataoffsets, page.databytecounts))
+        if needed > found:
+            raise too_short(path, needed, found)
+        raw = page.keyframe.nbytes
+        if page.keyframe.is_final and sum(page.databytecounts) < raw:
+            raise too_short(path, raw, sum(page.databytecounts))
+
+
+def _in_one_piece(page: Any) -> bool:
+    ends = [o + c for o, c in zip(page.dataoffsets, page.databytecounts)]
+    return all(end == start for end, start in zip(ends, page.dataoffsets[1:]))
+
+
+def _five(keyframe: Any, region: Region) -> Region:
+    """Give a region of a page in tifffile's five axes: separate samples, depth, length, width, samples."""
+    parts = dict(zip(keyframe.axes, region))
+    samples = parts.get("S", slice(0, 1))
+    separate = keyframe.planarconfig == 2
+    one = slice(0, 1)
+    return (
+        samples if separate else one,
+        parts.get("Z", one),
+        parts["Y"],
+        parts["X"],
+        one if separate else samples,
+    )
+
+
+def _grid(keyframe: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the number of segments and the shape of one, over the first four of the five axes."""
+    separate, depth, length, width, _ = keyframe.shaped
+    if keyframe.is_tiled:
+        size = (1, max(keyframe.tiledepth, 1), keyframe.tilelength, keyframe.tilewidth)
+    else:
+        size = (1, 1, min(keyframe.rowsperstrip, length), width)
+    return tuple(-(-total // part) for total, part in zip((separate, depth, length, width), size)), size
+
+
+def _segments(keyframe: Any, wanted: Region) -> Iterator[int]:
+    counts, size = _grid(keyframe)
+    ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(wanted, size)]
+    for index in product(*ranges):
+        yield int(np.ravel_multi_index(index, counts))
+
+
+def _corner(keyframe: Any, segment: int) -> tuple[int, ...]:
+    counts, size = _grid(keyframe)
+    return (*(int(i) * step for i, step in zip(np.unravel_index(segment, counts), size)), 0)
+
+
+def _place(block: np.ndarray, corner: tuple[int, ...], wanted: Region, out: np.ndarray) -> None:
+    """Copy what a segment and the wanted region share."""
+    source, target = [], []
+    for part, start, size in zip(wanted, corner, block.shape):
+        low, high = max(part.start, start), min(part.stop, start + size)
+        source.append(slice(low - start, high - start))
+        target.append(slice(low - part.start, high - part.start))
+    out[tuple(target)] = block[tuple(source)]

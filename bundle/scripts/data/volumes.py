@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,6 +80,13 @@ def check_region(region: Region, shape: tuple[int, ...]) -> Region:
     return tuple(checked)
 
 
+def _usable(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Return the spacing, or None where a file holds zeros or worse in its place."""
+    if spacing is None or not all(isfinite(size) and size > 0 for size in spacing):
+        return None
+    return tuple(float(size) for size in spacing)
+
+
 def describe_volume(volume: Volume) -> str:
     """Return one line with a volume's path, shape, channels and type."""
     kind, channels = type(volume).__name__, volume.channels
@@ -107,7 +115,7 @@ class LazyVolume(ABC):
         self.shape = axis_map.shape
         self.channels = axis_map.channels
         self.dtype = np.dtype(dtype).newbyteorder("=")
-        self.spacing = spacing
+        self.spacing = _usable(spacing)
         self.unit = unit
         self.chunks = tuple(min(c, s) if s else 1 for c, s in zip(chunks or self.shape, self.shape))
         self.affine = affine

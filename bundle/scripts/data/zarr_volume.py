@@ -12,6 +12,7 @@ from scripts.data.fingerprints import digest, folder_fingerprint
 from scripts.data.formats import is_url
 from scripts.data.ome_zarr import LEVEL_SETTING, level_info, multiscale_of, ome_attributes
 from scripts.data.volumes import LazyVolume, Region
+from scripts.data.zarr_chunks import ChunkReader, chunk_reader
 from scripts.errors import VolumenError
 
 
@@ -23,12 +24,16 @@ class ZarrVolume(LazyVolume):
         self._stored_chunks = tuple(array.chunks)
         self._metadata = _metadata_text(array)
 
-    def _open(self) -> Any:
-        return _open_node(self.path)
+    def _open(self) -> tuple[Any, ChunkReader | None]:
+        array = _open_node(self.path)
+        return array, chunk_reader(array)
 
     def _read_stored(self, region: Region) -> np.ndarray:
+        array, reader = self.handle
+        if reader is not None:
+            return reader.read(region)
         try:
-            return np.asarray(self.handle[region])
+            return np.asarray(array[region])
         except Exception as error:
             raise self._read_error(region, error) from error
 
@@ -36,7 +41,7 @@ class ZarrVolume(LazyVolume):
         """Find the chunk that cannot be read, among those that the region touches."""
         for chunk in _chunks_in(region, self._stored_chunks, self.axis_map.stored_shape):
             try:
-                self.handle[chunk]
+                self.handle[0][chunk]
             except Exception as cause:
                 place = ", ".join(f"{part.start}:{part.stop}" for part in chunk)
                 reason = f"{type(cause).__name__}: {cause}"

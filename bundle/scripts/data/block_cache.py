@@ -1,0 +1,93 @@
+"""A bounded store of decoded blocks, shared by all volumes of a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import numpy as np
+
+DEFAULT_BYTES = 128 * 2**20
+
+
+class BlockCache:
+    """Keeps the most recently used decoded blocks, up to a number of bytes.
+
+    A patch rarely ends where a stored block ends, so its neighbours need the same blocks again.
+    Blocks are marked read-only: callers copy what they hand out.
+
+    Args:
+        max_bytes: memory that the blocks may take together; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._blocks: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def max_bytes(self) -> int:
+        return self._max_bytes
+
+    @property
+    def largest(self) -> int:
+        """Size of the largest block that is kept: half of the bound."""
+        return self._max_bytes // 2
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+    def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return the block of a key, made by `make` where it is not kept.
+
+        Two threads that miss at once both make it. A block larger than `largest` is not kept.
+        """
+        with self._lock:
+            block = self._blocks.get(key)
+            if block is not None:
+                self._blocks.move_to_end(key)
+                return block
+        block = make()
+        if block.nbytes <= self.largest:
+            self._keep(key, block)
+        return block
+
+    def _keep(self, key: Hashable, block: np.ndarray) -> None:
+        block.flags.writeable = False
+        with self._lock:
+            if key in self._blocks:
+                return
+            self._blocks[key] = block
+            self._bytes += block.nbytes
+            while self._bytes > self._max_bytes:
+                _, oldest = self._blocks.popitem(last=False)
+                self._bytes -= oldest.nbytes
+
+    def resize(self, max_bytes: int) -> None:
+        """Change the bound; blocks beyond it are dropped."""
+        with self._lock:
+            self._max_bytes = max_bytes
+            while self._bytes > max_bytes:
+                _, oldest = self._blocks.popitem(last=False)
+                self._bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Drop all blocks."""
+        with self._lock:
+            self._blocks.clear()
+            self._bytes = 0
+
+    def _after_fork(self) -> None:
+        # The lock may have been held by a thread that the child does not have.
+        self._lock = threading.Lock()
+
+
+BLOCKS = BlockCache()
+"""The cache of this process."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=BLOCKS._after_fork)

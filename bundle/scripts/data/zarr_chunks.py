@@ -1,0 +1,258 @@
+"""Chunks of a zarr array on disk, read and decoded without zarr's event loop.
+
+zarr-python schedules every chunk on an event loop, which costs more than decoding 64 x 64 x 64 bytes. Patches
+are read by workers that run beside each other already, so here a chunk is one `open`, one `read` and one call
+of its codec. What this module does not know (other stores, grids or codecs) is left to zarr.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.data.block_cache import BLOCKS
+from scripts.errors import VolumenError
+
+Decoder = Callable[[Any], np.ndarray]
+BytesDecoder = Callable[[Any], Any]
+
+_REMEDY = "copy the volume again, or delete that file so that its voxels read as the fill value"
+_PERMISSION = "give yourself read permission (chmod u+r)"
+_ABSENT = 2**64 - 1
+"""Offset and size that a shard's index gives for a chunk that is not stored."""
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """How chunks lie in a shard: the zarr v3 `sharding_indexed` codec with a plain or checksummed index."""
+
+    grid: tuple[int, ...]
+    at_end: bool
+    checksum: bool
+
+    @property
+    def index_bytes(self) -> int:
+        return prod(self.grid) * 16 + 4 * self.checksum
+
+
+class ChunkReader:
+    """Reads regions of one array; safe to use from many threads.
+
+    Args:
+        folder: folder of the array.
+        metadata: zarr's metadata of the array.
+        decode: turns a stored chunk into an array of the chunk's shape.
+        chunks: shape of a chunk.
+        shards: how chunks are packed into files, None where each is a file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        metadata: Any,
+        decode: Decoder,
+        chunks: tuple[int, ...],
+        shards: _Shards | None,
+    ) -> None:
+        self.folder = str(folder)
+        self.shape = tuple(metadata.shape)
+        self.dtype = _native(metadata).newbyteorder("=")
+        self.chunks = chunks
+        self._key = metadata.encode_chunk_key
+        self._fill = 0 if metadata.fill_value is None else metadata.fill_value
+        self._decode = decode
+        self._shards = shards
+
+    def read(self, region: tuple[slice, ...]) -> np.ndarray:
+        """Return a region of the stored array; chunks that are not stored read as the fill value.
+
+        Raises:
+            VolumenError: a chunk cannot be read or decoded; names its file and its place.
+        """
+        out = np.empty([part.stop - part.start for part in region], self.dtype)
+        spans = [range(p.start // c, -(-p.stop // c)) for p, c in zip(region, self.chunks)]
+        for index in product(*spans):
+            source, target = [], []
+            for part, chunk, i in zip(region, self.chunks, index):
+                low, high = max(part.start, i * chunk), min(part.stop, (i + 1) * chunk)
+                source.append(slice(low - i * chunk, high - i * chunk))
+                target.append(slice(low - part.start, high - part.start))
+            block = self._chunk(index)
+            out[tuple(target)] = self._fill if block is None else block[tuple(source)]
+        return out
+
+    def _chunk(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """Return a decoded chunk, None if it is not stored."""
+        grid = self._shards.grid if self._shards else (1,) * len(index)
+        file = f"{self.folder}/{self._key(tuple(i // g for i, g in zip(index, grid)))}"
+        try:
+            status = os.stat(file)  # noqa: PTH116  (pathlib takes twice as long, once per chunk)
+            # The time and size tell apart what the file held before and after somebody wrote it anew.
+            stamp = (file, status.st_mtime_ns, status.st_size)
+            inner = int(np.ravel_multi_index([i % g for i, g in zip(index, grid)], grid))
+            return BLOCKS.get((stamp, inner), partial(self._load, stamp, inner))
+        except (FileNotFoundError, _NotStoredError):
+            return None
+        except VolumenError:
+            raise
+        except Exception as error:
+            place = ", ".join(
+                f"{i * c}:{min((i + 1) * c, size)}" for i, c, size in zip(index, self.chunks, self.shape)
+            )
+            reason = f"{type(error).__name__}: {error}"
+            remedy = _PERMISSION if isinstance(error, PermissionError) else _REMEDY
+            raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
+
+    def _load(self, stamp: tuple[str, int, int], inner: int) -> np.ndarray:
+        file, _, size = stamp
+        with open(file, "rb", buffering=0) as handle:  # noqa: PTH123
+            if self._shards is None:
+                data = handle.read()
+                _check_length(data, size)
+            else:
+                start, length = self._place_in_shard(handle.fileno(), stamp, inner)
+                data = os.pread(handle.fileno(), length, start)
+                _check_length(data, length)
+        return self._decode(data)
+
+    def _place_in_shard(self, descriptor: int, stamp: tuple[str, int, int], inner: int) -> tuple[int, int]:
+        index = BLOCKS.get((stamp, "index"), partial(self._load_index, descriptor, stamp[2]))
+        start, length = (int(value) for value in index[inner])
+        if start == _ABSENT and length == _ABSENT:
+            raise _NotStoredError
+        return start, length
+
+    def _load_index(self, descriptor: int, size: int) -> np.ndarray:
+        assert self._shards is not None
+        wanted = self._shards.index_bytes
+        data = os.pread(descriptor, wanted, max(size - wanted, 0) if self._shards.at_end else 0)
+        _check_length(data, wanted)
+        body = _verify_checksum(data) if self._shards.checksum else data
+        return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+
+class _NotStoredError(Exception):
+    """A chunk is absent from its shard."""
+
+
+def chunk_reader(array: Any) -> ChunkReader | None:
+    """Return a reader for a zarr array, or None where only zarr itself can read it."""
+    from zarr.storage import LocalStore
+
+    if not isinstance(array.store, LocalStore) or prod(array.shape) == 0:
+        return None
+    metadata, folder = array.metadata, Path(array.store.root, array.path)
+    dtype = _native(metadata)
+    if metadata.zarr_format == 2:
+        chunks = tuple(metadata.chunks)
+        return ChunkReader(folder, metadata, _decoder_v2(metadata, dtype), chunks, None)
+    if type(metadata.chunk_grid).__name__ != "RegularChunkGrid":
+        return None
+    outer = tuple(metadata.chunk_grid.chunk_shape)
+    codecs, chunks, shards = _unpack_shards(metadata.codecs, outer)
+    decode = None if codecs is None else _decoder_v3(codecs, chunks, dtype)
+    return None if decode is None else ChunkReader(folder, metadata, decode, chunks, shards)
+
+
+def _native(metadata: Any) -> np.dtype:
+    dtype = metadata.dtype
+    return np.dtype(dtype.to_native_dtype() if hasattr(dtype, "to_native_dtype") else dtype)
+
+
+def _decoder_v2(metadata: Any, dtype: np.dtype) -> Decoder:
+    codecs = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else [])]
+    steps: list[BytesDecoder] = [codec.decode for codec in reversed(codecs)]
+    shape, order = tuple(metadata.chunks), metadata.order
+
+    def decode(data: Any) -> np.ndarray:
+        for step in steps:
+            data = step(data)
+        return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+    return decode
+
+
+def _unpack_shards(
+    codecs: Sequence[Any], outer: tuple[int, ...]
+) -> tuple[Sequence[Any] | None, tuple[int, ...], _Shards | None]:
+    """Look into a sharding codec: the codecs and shape of the chunks inside, and how they are packed."""
+    if len(codecs) != 1 or type(codecs[0]).__name__ != "ShardingCodec":
+        return codecs, outer, None
+    sharding = codecs[0]
+    names = [type(codec).__name__ for codec in sharding.index_codecs]
+    endian = getattr(sharding.index_codecs[0], "endian", None)
+    if (
+        names not in (["BytesCodec"], ["BytesCodec", "Crc32cCodec"])
+        or endian is None
+        or endian.value != "little"
+    ):
+        return None, outer, None
+    chunks = tuple(sharding.chunk_shape)
+    grid = tuple(o // c for o, c in zip(outer, chunks))
+    at_end = sharding.index_location.value == "end"
+    return sharding.codecs, chunks, _Shards(grid, at_end, len(names) == 2)
+
+
+def _decoder_v3(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype) -> Decoder | None:
+    orders: list[tuple[int, ...]] = []
+    steps: list[BytesDecoder] = []
+    for codec in codecs:
+        name = type(codec).__name__
+        if name == "TransposeCodec" and not steps:
+            orders.append(tuple(codec.order))
+        elif name == "BytesCodec":
+            endian = codec.endian.value if codec.endian else "little"
+            dtype = dtype.newbyteorder(">" if endian == "big" else "<")
+        elif name in _BYTES_DECODERS:
+            steps.insert(0, _BYTES_DECODERS[name]())
+        else:
+            return None
+    shape = chunks
+    for order in orders:
+        shape = tuple(shape[axis] for axis in order)
+
+    def decode(data: Any) -> np.ndarray:
+        for step in steps:
+            data = step(data)
+        block = np.frombuffer(data, dtype).reshape(shape)
+        for order in reversed(orders):
+            block = block.transpose(np.argsort(order))
+        return block
+
+    return decode
+
+
+def _numcodec(name: str) -> BytesDecoder:
+    import numcodecs
+
+    return numcodecs.get_codec({"id": name}).decode
+
+
+def _verify_checksum(data: bytes) -> bytes:
+    import google_crc32c
+
+    body, stored = data[:-4], int.from_bytes(data[-4:], "little")
+    if google_crc32c.value(bytes(body)) != stored:
+        raise ValueError("its checksum does not fit its content")
+    return body
+
+
+_BYTES_DECODERS: dict[str, Callable[[], BytesDecoder]] = {
+    "BloscCodec": partial(_numcodec, "blosc"),
+    "ZstdCodec": partial(_numcodec, "zstd"),
+    "GzipCodec": partial(_numcodec, "gzip"),
+    "Crc32cCodec": lambda: _verify_checksum,
+}
+
+
+def _check_length(data: bytes, expected: int) -> None:
+    if len(data) != expected:
+        raise ValueError(f"ends after {len(data)} of {expected} bytes")
