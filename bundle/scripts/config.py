@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from scripts.data.layout import Layout, OpenCase
     from scripts.data.split import Split
+    from scripts.handlers.run_directory import RunDirectory
     from scripts.networks.planning import NetworkPlan
 
 logger = logging.getLogger(__name__)
@@ -158,15 +159,14 @@ class ConfigManager:
     @cached_property
     def split(self) -> Split:
         """Which regions train and which validate; the run's own when it is resumed."""
-        from scripts.data.split import load_or_make_split
+        from scripts.data.split import labelled_profiles, make_split
+        from scripts.data.split_file import load_split
 
-        return load_or_make_split(
-            self.cases,
-            patch_size=self.patch_size,
-            train_fraction=self.tr_setup.tr_val_split,
-            seed=self.tr_setup.seed,
-            saved=self.split_file if self.tr_setup.resume else None,
-        )
+        shapes = {case.name: case.image.shape for case in self.cases}
+        if self.resumes and self.split_file.is_file():
+            return load_split(self.split_file, shapes)
+        profiles = labelled_profiles(self.cases, list(self.primary_targets), ignore_labels=self.ignore_labels)
+        return make_split(shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, profiles)
 
     @property
     def split_file(self) -> Path:
@@ -184,6 +184,37 @@ class ConfigManager:
         if given or not needs_intensity_properties(scheme, self.cases):
             return dict(given)
         return sample_intensity_properties(self.cases, boxes=self.split.train, seed=self.tr_setup.seed)
+
+    @cached_property
+    def search_cases(self) -> list[OpenCase] | None:
+        """The volumes at the coarser level at which patches are looked for; None to look at full resolution."""
+        from scripts.data.layout import open_cases
+
+        level = self.dataset_config.valid_patch_find_resolution
+        if level <= self.dataset_config.ome_zarr_resolution:
+            return None
+        return open_cases(self.layout, axes=self.dataset_config.axes, level=level)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the data: files, regions and sizes; tells whether a checkpoint belongs to them."""
+        import hashlib
+
+        parts = []
+        for case in self.cases:
+            volumes = {"image": case.image, **case.labels, **{f"{k}/mask": v for k, v in case.masks.items()}}
+            parts += [f"{case.name}/{name}:{volume.fingerprint()}" for name, volume in sorted(volumes.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def cache_dir(self) -> Path | None:
+        """The user's cache folder for indices of valid patches; None for no cache."""
+        import os
+
+        if not self.dataset_config.cache_valid_patches:
+            return None
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(base) / "volumen" / "patches"
 
     # -- targets ------------------------------------------------------------------------------------------
 
@@ -265,6 +296,95 @@ class ConfigManager:
             name: target.out_channels if target.kind == "multiclass" else None
             for name, target in self.primary_targets.items()
         }
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The labelled target that each derived one comes from."""
+        return {name: task["source_target"] for name, task in self.derived_tasks.items()}
+
+    @property
+    def sampled_classes(self) -> dict[str, list[int]]:
+        """Label values by target whose presence in a patch is recorded, for sampling by class."""
+        if not self.dataset_config.class_oversampling:
+            return {}
+        return {
+            name: list(range(1, target.out_channels))
+            for name, target in self.primary_targets.items()
+            if target.kind == "multiclass"
+        }
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def workers(self) -> int:
+        """Processes that prepare patches."""
+        import os
+
+        configured = self.tr_config.num_dataloader_workers
+        return min(8, max(0, (os.cpu_count() or 1) - 1)) if configured is None else configured
+
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """Training patches per epoch over all processes; None: each valid patch once."""
+        from scripts.engines.distributed import world_size
+
+        steps = self.tr_config.max_steps_per_epoch
+        return None if steps is None else steps * self.tr_config.batch_size * world_size()
+
+    @property
+    def validation_samples(self) -> int | None:
+        """Validation patches per validation; None: all of them."""
+        steps = self.tr_config.max_val_steps_per_epoch
+        return None if steps is None else steps * self.tr_config.batch_size
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation part."""
+        return bool(self.split.val)
+
+    @property
+    def bg_to_fg_ratio(self) -> float:
+        """Background patches per foreground patch."""
+        return self.dataset_config.bg_to_fg_ratio if self.dataset_config.bg_sampling_enabled else 0.0
+
+    @property
+    def resume_from(self) -> str | None:
+        """What the checkpoint handler resumes from: a file, `latest`, or None."""
+        setup = self.tr_setup
+        if setup.checkpoint_path and not setup.load_weights_only:
+            return setup.checkpoint_path
+        return "latest" if setup.resume else None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an existing run is continued."""
+        return self.resume_from is not None
+
+    def prepare(self, run_directory: RunDirectory | None = None) -> None:
+        """Seed everything, check that the run may write where it is to write, and log what will be trained.
+
+        Args:
+            run_directory: the run's folder; nothing is created here.
+        """
+        from scripts.report import log_experiment
+
+        if run_directory is not None:
+            run_directory.check()
+        self.seed_everything()
+        log_experiment(self)
+
+    def seed_everything(self) -> None:
+        """Seed Python, NumPy and torch: weights and dropout; sampling and augmentation have seeds of their own."""
+        import random
+
+        import numpy as np
+        import torch
+
+        random.seed(self.tr_setup.seed)
+        np.random.seed(self.tr_setup.seed)
+        torch.manual_seed(self.tr_setup.seed)
+        if self.tr_setup.deterministic:
+            torch.use_deterministic_algorithms(True)
 
     # -- network ------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ def build_optimizer(
     weight_decay: float = 0.0,
     *,
     decay_norm_and_bias: bool = True,
+    options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> torch.optim.Optimizer:
     """Make an optimizer of `torch.optim`.
@@ -40,11 +41,13 @@ def build_optimizer(
         weight_decay: passed on where the optimizer knows it.
         decay_norm_and_bias: False leaves parameters with one axis (biases, normalisation) without weight
             decay.
-        kwargs: the optimizer's other arguments, e.g. `momentum=0.99, nesterov=True`.
+        options: the optimizer's other arguments as a mapping, e.g. `tr_config.optimizer_kwargs`.
+        kwargs: the same as keywords, e.g. `momentum=0.99, nesterov=True`.
 
     Raises:
         VolumenError: no such optimizer, or it does not take one of the arguments.
     """
+    kwargs = {**(options or {}), **kwargs}
     kind = _CLASSES.get(_match(name))
     if kind is None:
         close = difflib.get_close_matches(name, _CLASSES, n=1, cutoff=0.4)
