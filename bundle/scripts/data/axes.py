@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from scripts.errors import VolumenError
 SETTING = "dataset_config.axes"
 UNKNOWN = "?"
 _SPATIAL = "zyx"
+_ORDERS = {2: ("yx",), 3: ("zyx", "cyx", "yxc"), 4: ("czyx", "zyxc", "zcyx")}
+"""Orders that programs write, per number of axes."""
 _SMALL = 4
 """An unnamed axis of 2 to this many entries may hold channels (grey + alpha, RGB, RGBA)."""
 
@@ -135,56 +138,41 @@ def _fit_request(where: object, shape: tuple[int, ...], requested: str) -> str:
 
 
 def _guess(where: object, shape: tuple[int, ...], known: str, ndim: int | None) -> str:
-    """Name the unnamed axes: what is left of z, y, x, and a channel only where there must be one."""
-    letters = list(known)
-    unnamed = [axis for axis, letter in enumerate(known) if letter == UNKNOWN]
-    while len(unnamed) > 1 and len(shape) > 4 and shape[unnamed[0]] == 1:
-        letters[unnamed[0]] = "0123456789"[unnamed[0]]
-        unnamed.pop(0)
-    missing = [letter for letter in _SPATIAL if letter not in known]
-    if ndim == 2 and "z" in missing:
-        missing.remove("z")
-    spare = len(unnamed) - len(missing)
-    if len(shape) == 2 or (spare < 0 and missing[0] == "z"):
-        missing, spare = (
-            [m for m in missing if m != "z"],
-            len(unnamed) - len([m for m in missing if m != "z"]),
-        )
-    if spare < 0 or spare > 1 or (spare == 1 and "c" in known):
+    """Choose among the common orders the one that fits what is known of letters, dimensions and sizes."""
+    spare = 0
+    while len(shape) - spare > 4 and shape[spare] == 1:
+        spare += 1
+    orders = [
+        order
+        for order in _ORDERS.get(len(shape) - spare, ())
+        if all(k in (UNKNOWN, letter) for k, letter in zip(known[spare:], order))
+        and ndim in (None, len(order.replace("c", "")))
+    ]
+    if not orders:
+        found = f"shape {shape}" + (f" for {ndim} spatial axes" if ndim else "")
         raise VolumenError(
-            where,
-            expected="2 or 3 spatial axes and channels",
-            found=f"shape {shape}",
-            remedy=f"set {SETTING}",
+            where, expected="2 or 3 spatial axes and channels", found=found, remedy=f"set {SETTING}"
         )
-    if spare == 1:
-        missing = _with_channel(where, shape, unnamed, missing)
-    elif "z" in missing and "c" not in known and ndim is None:
-        _refuse_thin(where, shape, unnamed)
-    for axis, letter in zip(unnamed, missing):
-        letters[axis] = letter
-    return "".join(letters)
+    return "0123456789"[:spare] + (orders[0] if len(orders) == 1 else _by_size(where, shape, spare, orders))
 
 
-def _with_channel(where: object, shape: tuple[int, ...], unnamed: list[int], missing: list[str]) -> list[str]:
-    first, last = shape[unnamed[0]], shape[unnamed[-1]]
-    others = [shape[axis] for axis in unnamed[1:-1]]
-    channel_last = last <= _SMALL < first
-    channel_first = not channel_last and last > _SMALL and first < min([*others, last])
-    if channel_first == channel_last:
-        _refuse_ambiguous(where, shape)
-    return ["c", *missing] if channel_first else [*missing, "c"]
+def _by_size(where: object, shape: tuple[int, ...], spare: int, orders: list[str]) -> str:
+    sizes = shape[spare:]
+    small = [order for order in orders if "c" in order and sizes[order.index("c")] <= _SMALL]
+    if "zyx" in orders:
+        # An axis of one entry says nothing, and a stack that is tiny all over has no axis that stands out.
+        small = [order for order in small if sizes[order.index("c")] > 1 and max(sizes) > _SMALL]
+        if small:
+            _refuse_ambiguous(where, shape)
+        return "zyx"
+    if len(small) == 1:
+        return small[0]
+    if not small and orders[0][0] == "c" and sizes[0] < min(sizes[1:]):
+        return orders[0]
+    _refuse_ambiguous(where, shape)
 
 
-def _refuse_thin(where: object, shape: tuple[int, ...], unnamed: list[int]) -> None:
-    """Three unnamed axes are (Z, Y, X), unless the first or the last is as small as channels are."""
-    ends = (shape[unnamed[0]], shape[unnamed[-1]])
-    inner = [size for size in shape if size not in ends] or [max(shape)]
-    if any(1 < size <= _SMALL for size in ends) and max(shape) > _SMALL and min(inner) > _SMALL:
-        _refuse_ambiguous(where, shape)
-
-
-def _refuse_ambiguous(where: object, shape: tuple[int, ...]) -> None:
+def _refuse_ambiguous(where: object, shape: tuple[int, ...]) -> NoReturn:
     choices = {3: "zyx, cyx or yxc", 4: "czyx or zyxc"}.get(len(shape), "such as zyx or czyx")
     raise VolumenError(
         where,

@@ -1,4 +1,4 @@
-"""TIFF images and stacks, read by region: mapped where voxels lie in one piece, else by strip or tile."""
+"""TIFF images and stacks, read by region: bytes where voxels lie in one piece, else strips or tiles."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TiffVolume(LazyVolume):
     def _read_stored(self, region: Region) -> np.ndarray:
         shape = self.axis_map.stored_shape
         if self._offset is not None:
-            return self._read_mapped(self._offset, shape, region)
+            return self._read_raw(self._offset, shape, region)
         outer = len(self._outer)
         result = np.empty([part.stop - part.start for part in region], self.dtype)
         places = [range(part.start, part.stop) for part in region[:outer]]
@@ -78,13 +78,13 @@ class TiffVolume(LazyVolume):
             self._read_page(page, shape[outer:], region[outer:], result[into])
         return result
 
-    def _read_mapped(self, offset: int, shape: tuple[int, ...], region: Region) -> np.ndarray:
+    def _read_raw(self, offset: int, shape: tuple[int, ...], region: Region) -> np.ndarray:
         return read_raw(self.handle.file, offset, shape, self._stored_dtype, region)
 
     def _read_page(self, number: int, shape: tuple[int, ...], region: Region, out: np.ndarray) -> None:
         page, keyframe = self._page(number)
         if keyframe.is_final and _in_one_piece(page):
-            out[...] = self._read_mapped(page.dataoffsets[0], shape, region)
+            out[...] = self._read_raw(page.dataoffsets[0], shape, region)
             return
         wanted = _five(keyframe, region)
         view = out.reshape([part.stop - part.start for part in wanted])
@@ -139,6 +139,7 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
     with _tiff_file(path) as tiff:
         try:
             series = tiff.series[0]
+            _check_pages(path, tiff)
             stored = _stored(path, series)
         except VolumenError:
             raise
@@ -237,6 +238,18 @@ def _tiff_file(path: Path) -> Any:
         raise VolumenError(
             path, f"its TIFF tags cannot be read ({reason})", remedy="copy it again"
         ) from error
+
+
+def _check_pages(path: Path, tiff: Any) -> None:
+    """Refuse a file whose list of pages does not end properly: tifffile leaves out the rest."""
+    count, last = len(tiff.pages), tiff.pages.next_page_offset
+    with path.open("rb") as file:
+        file.seek(last)
+        following = file.read(tiff.tiff.offsetsize)
+    if any(following) or len(following) != tiff.tiff.offsetsize:
+        raise VolumenError(
+            path, f"is truncated: its list of pages breaks off after {count}", remedy="copy or write it again"
+        )
 
 
 def _check_size(path: Path, series: Any) -> None:
