@@ -116,6 +116,7 @@ class PatchSampler(DistributedSampler):
         self.num_replicas = world_size
         self.rank = rank
         self.epoch = 0
+        self._first = 0
         self.batch_size = batch_size
         self.drop_last = False
         self.shuffle = False
@@ -125,7 +126,7 @@ class PatchSampler(DistributedSampler):
         self.total_size = length
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([(self.epoch, index) for index in self._indices])
+        return iter([(self.epoch, index) for index in self._indices[self._first :]])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -135,6 +136,7 @@ class PatchSampler(DistributedSampler):
         """Number of batches, a last incomplete one included."""
         return -(-len(self) // self.batch_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose samples the next iteration yields."""
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Set the epoch whose samples the next iteration yields, and how many of its batches are done already."""
         self.epoch = int(epoch)
+        self._first = int(start_batch) * self.batch_size
