@@ -121,13 +121,19 @@ class VoxelLoss(Loss):
             pred, target, mask = self.prepare(pred, target, mask)
             values = self.voxelwise(pred, target)
             if self.kind == "axis":
-                values = smaller_sign(values, self.voxelwise(pred, -target))
+                values = smaller_sign(values, self.voxelwise(pred, -target), pred.shape[1])
             return masked_mean(values, mask, self.weights(target))
 
 
-def smaller_sign(plus: Tensor, minus: Tensor) -> Tensor:
-    """Return per voxel and direction the smaller of two losses, one for each sign of the target."""
-    if plus.shape[1] == 1:
+def smaller_sign(plus: Tensor, minus: Tensor, channels: int) -> Tensor:
+    """Return per voxel and direction the smaller of two losses, one for each sign of the target.
+
+    Args:
+        plus: loss against the target, per component or per direction.
+        minus: loss against its opposite.
+        channels: channels of the prediction, which tell components from directions.
+    """
+    if plus.shape[1] != channels:
         return torch.minimum(plus, minus)
     plus, minus = direction_groups(plus), direction_groups(minus)
     flip = minus.detach().sum(dim=2, keepdim=True) < plus.detach().sum(dim=2, keepdim=True)

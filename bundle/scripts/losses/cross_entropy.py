@@ -100,3 +100,39 @@ class CrossEntropyLoss(VoxelLoss):
     def _true_weight(self, target: Tensor) -> Tensor:
         assert self.class_weight is not None
         return (target * over_channels(self.class_weight, target)).sum(dim=1, keepdim=True)
+
+
+class FocalLoss(VoxelLoss):
+    """Cross-entropy that fades where the prediction is right: -a (1 - p)^gamma log(p), p of the true class.
+
+    Sigmoid per channel for "binary" and "multilabel" (mean over valid voxels and channels), softmax for
+    "multiclass" (mean over valid voxels). Lin et al. 2017.
+
+    Args:
+        gamma: how fast it fades; 0 is cross-entropy.
+        alpha: weight of the positives, 1 - alpha that of the negatives (for "multiclass" of the foreground
+            classes and the background); None: no weights.
+        kind: "binary", "multilabel" or "multiclass".
+    """
+
+    kinds = LABEL_KINDS
+    default_kind = "multilabel"
+
+    def __init__(self, gamma: float = 2.0, alpha: float | None = None, *, kind: str | None = None) -> None:
+        super().__init__(kind=kind)
+        if gamma < 0 or not 0 <= (alpha if alpha is not None else 0.5) <= 1:
+            raise ValueError(f"gamma >= 0 and 0 <= alpha <= 1 wanted, got {gamma} and {alpha}")
+        self.gamma = gamma
+        self.alpha = alpha
+
+    def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "multiclass":
+            log_prob = (pred.log_softmax(dim=1) * target).sum(dim=1, keepdim=True)
+            positive = 1 - target[:, :1]
+        else:
+            log_prob = F.logsigmoid(pred) * target + F.logsigmoid(-pred) * (1 - target)
+            positive = target
+        # 1 - p straight from log p keeps its digits where p is near 1; a power below 1 has no slope at 0.
+        miss = (-torch.expm1(log_prob)).clamp_min(torch.finfo(pred.dtype).tiny)
+        cost = -(miss**self.gamma) * log_prob
+        return cost if self.alpha is None else cost * torch.lerp(1 - positive, positive, self.alpha)

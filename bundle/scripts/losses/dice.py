@@ -99,6 +99,48 @@ class SoftDiceLoss(OverlapLoss):
         return 2 * (prob * target).sum(dims), size
 
 
+class TverskyLoss(OverlapLoss):
+    """Tversky: (1 - (TP + s) / (TP + alpha FP + beta FN + s))^gamma of soft counts.
+
+    Mean over classes, then over the samples with a valid voxel. alpha = beta = 0.5 is Dice; beta > alpha
+    prefers recall, for thin or rare structures. Salehi et al. 2017; gamma below 1 as in the focal Tversky
+    loss, Abraham and Khan 2019 (gamma there is 1 over theirs).
+
+    Args:
+        alpha: weight of false positives.
+        beta: weight of false negatives.
+        gamma: exponent.
+        smooth, batch, include_background, kind: see `OverlapLoss`.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 1.0,
+        smooth: float = 1e-5,
+        batch: bool = False,
+        include_background: bool | None = None,
+        *,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(smooth, batch, include_background, kind=kind)
+        if min(alpha, beta) < 0 or gamma <= 0:
+            raise ValueError(f"alpha and beta >= 0 and gamma > 0 wanted, got {alpha}, {beta} and {gamma}")
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+
+    def score(self, prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        dims = spatial_dims(prob)
+        hit = (prob * target).sum(dims)
+        false_positive, missed = prob.sum(dims) - hit, target.sum(dims) - hit
+        return hit, hit + self.alpha * false_positive + self.beta * missed
+
+    def cost(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        cost = super().cost(numerator, denominator)
+        # A root has no slope at 0, where a perfect sample stands.
+        return cost if self.gamma == 1 else cost.clamp_min(1e-7) ** self.gamma
+
+
 class DiceCELoss(Loss):
     """nnU-Net's pair: weight_dice * Dice + weight_ce * cross-entropy.
 

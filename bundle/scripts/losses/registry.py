@@ -22,6 +22,14 @@ CONTEXT = ("kind", "source_kind", "spacing")
 _OWN = {
     "SoftDiceLoss": "dice",
     "DiceCELoss": "dice",
+    "TverskyLoss": "dice",
+    "FocalLoss": "cross_entropy",
+    "BoundaryLoss": "boundary",
+    "SoftClDiceLoss": "topology",
+    "SkeletonRecallLoss": "topology",
+    "EigenvalueLoss": "tensors",
+    "PlanarityLoss": "tensors",
+    "NormalGatedRepulsionLoss": "vectors",
     "BCEWithLogitsLoss": "cross_entropy",
     "CrossEntropyLoss": "cross_entropy",
     "MSELoss": "regression",
@@ -78,7 +86,7 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
     library, _, bare = name.rpartition(".")
     for module in ("monai.losses", "torch.nn"):
         found: Any = getattr(import_module(module), bare, None)
-        if library in ("", module) and inspect.isclass(found) and _is_loss(found):
+        if library in ("", module) and _is_loss(found):
             return found
     known = [*loss_names(), *_library_names()]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
@@ -90,8 +98,8 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
     )
 
 
-def _is_loss(found: type) -> bool:
-    return issubclass(found, nn.Module) and found.__name__.endswith("Loss")
+def _is_loss(found: Any) -> bool:
+    return inspect.isclass(found) and issubclass(found, nn.Module) and found.__name__.endswith("Loss")
 
 
 def _library_names() -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scripts.losses.base import DIRECTION_KINDS, Loss, VoxelLoss, direction_groups
-from scripts.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
+from scripts.losses.masking import as_real, full_mask, full_precision, guard, masked_mean, ratio, zero_of
 
 
 def normalised(x: Tensor, dim: int, eps: float) -> Tensor:
@@ -129,7 +130,7 @@ class NormalSmoothnessLoss(Loss):
             if source_pred is not None:
                 gate = gate * guard(foreground(as_real(source_pred.detach()), self.source_kind), mask)
             sigma = [self.sigma / f for f in scale or (1.0,) * (pred.dim() - 2)]
-            agreement = torch.stack([self._agreement(u, gate, sigma) for u in unit.unbind(1)]).mean(0)
+            agreement = torch.cat([self._agreement(u, gate, sigma) for u in unit.unbind(1)], dim=1)
             # Rounding can make the agreement exceed 1 by 1e-7, which a fractional power turns into NaN.
             return masked_mean((1 - agreement).clamp_min(0) ** self.q, mask, gate)
 
@@ -152,3 +153,92 @@ def foreground(logits: Tensor, kind: str) -> Tensor:
     if kind == "multiclass":
         return 1 - logits.softmax(dim=1)[:, :1]
     return logits.sigmoid().amax(dim=1, keepdim=True)
+
+
+class NormalGatedRepulsionLoss(Loss):
+    """Two surfaces that face each other across a gap should not both reach into it.
+
+    For steps s = min_distance..max_distance along each voxel's outward normal n: L = sum_s sum_x g p(x) p(x +
+    s n) / sum_s sum_x g, p the source target's predicted foreground probability and g = max(0, -n(x) . n(x +
+    s n)) the gate: walking outward from a sheet one meets opposite normals on the next sheet, and never on
+    one's own. So merged sheets are pushed apart and the thickness of one is left alone. For kind "axis" there
+    is no outward: both ways are walked and g = (n . n')^2.
+
+    The normals are the target's (exact, and no loss can be lowered by turning them); p = sigmoid or softmax
+    foreground of `source_pred`, which alone gets a gradient. Values between voxels are linear; x + s n must
+    be inside the patch and among valid voxels only.
+
+    Args:
+        min_distance: first step, in voxels.
+        max_distance: last step, in voxels.
+        kind: "vector" or "axis".
+        source_kind: kind of the source target.
+    """
+
+    kinds = DIRECTION_KINDS
+    default_kind = "vector"
+
+    def __init__(
+        self,
+        min_distance: int = 1,
+        max_distance: int = 3,
+        *,
+        kind: str | None = None,
+        source_kind: str = "binary",
+    ) -> None:
+        super().__init__(kind=kind)
+        if not 0 < min_distance <= max_distance:
+            raise ValueError(
+                f"0 < min_distance <= max_distance wanted, got {min_distance} and {max_distance}"
+            )
+        self.steps = [float(s) for s in range(min_distance, max_distance + 1)]
+        self.source_kind = source_kind
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        source_pred: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        if source_pred is None:
+            raise ValueError("NormalGatedRepulsionLoss needs source_pred: give its target a source_target")
+        with full_precision(pred):
+            pred, target, mask = self.prepare(pred, target, mask)
+            if source_mask is not None:
+                mask = mask & full_mask(source_mask, pred)
+            source = guard(as_real(source_pred), mask)
+            prob = guard(foreground(source, self.source_kind), mask)
+            signs = (1.0, -1.0) if self.kind == "axis" else (1.0,)
+            total, weight = zero_of(pred), pred.new_zeros(())
+            for unit in normalised(direction_groups(guard(target, mask)), 2, 1e-6).unbind(1):
+                for step in [sign * s for sign in signs for s in self.steps]:
+                    cost, gate = self._pairs(prob, unit, mask, step)
+                    total, weight = total + cost, weight + gate
+            return ratio(total, weight)
+
+    def _pairs(self, prob: Tensor, unit: Tensor, mask: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """Return the sums of gate * p * p' and of the gate over all pairs one step apart."""
+        fields = torch.cat([prob, mask.to(prob.dtype), unit], dim=1)
+        there = sample_at(fields, unit * step)
+        prob_there, known_there, unit_there = there[:, :1], there[:, 1:2], there[:, 2:]
+        agreement = (unit * unit_there).sum(dim=1, keepdim=True)
+        gate = agreement**2 if self.kind == "axis" else (-agreement).clamp_min(0)
+        gate = guard(gate, mask & (known_there > 0.999))
+        return (gate * prob * prob_there).sum(), gate.sum()
+
+
+def sample_at(fields: Tensor, offset: Tensor) -> Tensor:
+    """Return `fields` (B, C, *spatial) at each voxel plus `offset` (B, d, *spatial), linear, 0 outside.
+
+    The offset is in voxels and in vector order (x, y[, z]), as grid_sample wants it.
+    """
+    size = fields.shape[2:]
+    axes = [torch.arange(n, device=fields.device, dtype=fields.dtype) for n in size]
+    position = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]) + offset
+    extent = fields.new_tensor(size[::-1]).view(1, -1, *[1] * len(size))
+    grid = (2 * position + 1) / extent - 1
+    return F.grid_sample(
+        fields, grid.movedim(1, -1), mode="bilinear", padding_mode="zeros", align_corners=False
+    )

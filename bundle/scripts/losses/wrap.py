@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import VolumenError
-from scripts.losses.base import LABEL_KINDS, Loss, encode_target
+from scripts.losses.base import LABEL_KINDS, Loss, encode_target, smaller_sign
 from scripts.losses.masking import (
     as_real,
     full_mask,
@@ -36,13 +36,15 @@ class WrappedLoss(Loss):
     background class against itself when softmax is applied; regression: 0 against 0), so their gradient is
     exactly zero. What is averaged depends on what the loss returns with reduction="none":
 
-    - a value per voxel: mean over valid voxels, so a blank voxel does not count at all;
+    - a value per voxel: mean over valid voxels, so a blank voxel does not count at all, and neither
+      does one with the loss's `ignore_index`; class weights do not enter the divisor;
     - a value per sample, or a loss without reduction="none": mean over the samples with a valid voxel. Sums
       inside, as in Dice, then see blank voxels as certain background, which adds nothing to a foreground
       class.
 
-    MONAI losses with `sigmoid`, `softmax`, `use_softmax` or `to_onehot_y` get the value that the target's
-    kind asks for, unless the user set it, since networks here return logits.
+    MONAI losses with `sigmoid`, `softmax` or `use_softmax` get the value that the target's kind asks for,
+    unless the user set it, since networks here return logits; classes come one-hot unless the user sets
+    `to_onehot_y`. For kind "axis" the better sign is taken per voxel, or per sample.
 
     Args:
         cls: the foreign class.
@@ -88,17 +90,31 @@ class WrappedLoss(Loss):
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         with full_precision(pred):
-            mask = full_mask(mask, pred)
+            mask = self._known(target, full_mask(mask, pred))
             blank_pred, blank_target = self._blank(pred, target, mask)
             present = present_samples(mask)
             # Whatever the loss sums over the batch must not see an absent sample.
             keep = present.nonzero().flatten()
             if len(keep) == 0:
                 return ratio(zero_of(pred), present.sum())
-            values = self.loss(blank_pred[keep], blank_target[keep])
+            values = self._values(blank_pred[keep], blank_target[keep])
             if values.dim() == 0:
                 return ratio(values * len(keep), present.sum())
             return self._reduce(values, mask[keep])
+
+    def _values(self, pred: Tensor, target: Tensor) -> Tensor:
+        values = self.loss(pred, target)
+        if self.kind != "axis":
+            return values
+        opposite = self.loss(pred, -target)
+        if values.shape == pred.shape:
+            return smaller_sign(values, opposite, pred.shape[1])
+        return torch.minimum(values, opposite)
+
+    def _known(self, target: Tensor, mask: Tensor) -> Tensor:
+        """Narrow the mask by the loss's own `ignore_index`, whose voxels would else count in the mean."""
+        index = getattr(self.loss, "ignore_index", None)
+        return mask if index is None else mask & (target != index).all(dim=1, keepdim=True)
 
     def _blank(self, pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         pred, target = as_real(pred), guard(target, mask)

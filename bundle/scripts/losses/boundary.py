@@ -1,0 +1,94 @@
+"""A loss that weighs errors by how far they are from the true surface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.losses.base import LABEL_KINDS, Loss, probabilities
+from scripts.losses.masking import full_precision, guard, masked_mean
+
+
+def surface_distance(
+    inside: np.ndarray, known: np.ndarray, spacing: Sequence[float], reach: float
+) -> np.ndarray:
+    """Return the distance of each voxel to the nearest known voxel on the other side, cut at `reach`.
+
+    Args:
+        inside: bool, spatial.
+        known: bool; an unknown voxel is on neither side.
+        spacing: voxel size in spatial order.
+        reach: largest value, also where the other side is nowhere known.
+    """
+    import edt
+
+    distance = np.empty(inside.shape, dtype=np.float32)
+    for side in (inside, ~inside):
+        other = known & ~side
+        # edt measures to the nearest zero; without one it measures to the border, which is no surface.
+        to_other = edt.edt(~other, anisotropy=tuple(spacing)) if other.any() else np.float32(np.inf)
+        distance[side] = np.broadcast_to(to_other, inside.shape)[side]
+    return np.minimum(distance, reach)
+
+
+class BoundaryLoss(Loss):
+    """Mean over valid voxels and classes of |p - t| min(d, reach) / reach, d the distance to the surface.
+
+    Kervadec et al. 2019: sum of p * phi with phi the signed distance of the truth. Here the part of phi that
+    p does not touch is added, which leaves the gradient as it is and makes the loss 0 at the truth; and phi
+    is cut and scaled by its reach, so that a patch without the class costs its mean probability. Use it
+    beside an overlap loss. Unknown voxels make no surface. The distance is computed on the CPU at each call,
+    with `edt`.
+
+    Args:
+        reach: distance beyond which errors weigh the same, in units of `spacing`.
+        include_background: count class 0 of a "multiclass" target too.
+        spacing: voxel size in spatial order; None is 1.
+        kind: "binary", "multilabel" or "multiclass".
+    """
+
+    kinds = LABEL_KINDS
+    default_kind = "multilabel"
+
+    def __init__(
+        self,
+        reach: float = 10.0,
+        include_background: bool = False,
+        spacing: Sequence[float] | None = None,
+        *,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(kind=kind)
+        if reach <= 0:
+            raise ValueError(f"reach must be positive, got {reach}")
+        self.reach = reach
+        self.include_background = include_background or self.kind != "multiclass"
+        self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        scale: Sequence[float] | None = None,
+    ) -> Tensor:
+        with full_precision(pred):
+            pred, target, mask = self.prepare(pred, target, mask)
+            prob = guard(probabilities(pred, self.kind), mask)
+            if not self.include_background and prob.shape[1] > 1:
+                prob, target = prob[:, 1:], target[:, 1:]
+            error = torch.where(target > 0.5, 1 - prob, prob)
+            return masked_mean(error * self._weights(target, mask, scale), mask)
+
+    def _weights(self, target: Tensor, mask: Tensor, scale: Sequence[float] | None) -> Tensor:
+        ones = (1.0,) * (target.dim() - 2)
+        step = [s * f for s, f in zip(self.spacing or ones, scale or ones, strict=True)]
+        inside, known = (target > 0.5).cpu().numpy(), mask[:, 0].cpu().numpy()
+        maps = [
+            [surface_distance(channel, known[i], step, self.reach) for channel in sample]
+            for i, sample in enumerate(inside)
+        ]
+        return torch.from_numpy(np.asarray(maps)).to(target) / self.reach

@@ -1,0 +1,144 @@
+"""Losses that care whether thin structures stay whole: clDice and skeleton recall."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.losses.base import LABEL_KINDS, Loss, probabilities
+from scripts.losses.masking import full_precision, guard, sample_mean, spatial_dims
+
+
+def soft_erode(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the minimum over a voxel and its face neighbours; ignored voxels and the border do not count."""
+    x = guard(x, mask, torch.inf)
+    dims = x.dim() - 2
+    pool = F.max_pool2d if dims == 2 else F.max_pool3d
+    lowest = x
+    for axis in range(dims):
+        size = [3 if i == axis else 1 for i in range(dims)]
+        lowest = torch.minimum(lowest, -pool(-x, size, stride=1, padding=[s // 2 for s in size]))
+    return guard(lowest, mask)
+
+
+def soft_dilate(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the maximum over the 3-wide cube around a voxel; ignored voxels and the border do not count."""
+    pool = F.max_pool2d if x.dim() == 4 else F.max_pool3d
+    return guard(pool(guard(x, mask), 3, stride=1, padding=1), mask)
+
+
+def soft_skeleton(x: Tensor, mask: Tensor, iterations: int) -> Tensor:
+    """Return the soft skeleton: what opening removes, at each of `iterations` erosions. Shit et al. 2021.
+
+    Args:
+        x: (B, C, *spatial) in 0..1.
+        mask: (B, 1, *spatial) bool, known voxels.
+        iterations: erosions; at least the largest radius of the structures in voxels.
+
+    Returns:
+        (B, C, *spatial), 0 in ignored voxels. Of a binary image, its morphological skeleton: the medial
+        surface of a sheet, the centreline of a tube.
+    """
+    x = guard(x, mask)
+    skeleton = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
+    for _ in range(iterations):
+        x = soft_erode(x, mask)
+        delta = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
+        skeleton = skeleton + F.relu(delta - skeleton * delta)
+    return skeleton
+
+
+class _SkeletonLoss(Loss):
+    kinds = LABEL_KINDS
+    default_kind = "multilabel"
+
+    def __init__(
+        self,
+        iterations: int = 3,
+        smooth: float = 1.0,
+        include_background: bool = False,
+        *,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(kind=kind)
+        if iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {iterations}")
+        self.iterations = iterations
+        self.smooth = smooth
+        self.include_background = include_background or self.kind != "multiclass"
+
+    def cost(self, prob: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss per sample and class (B, C); both arguments are 0 in ignored voxels."""
+        raise NotImplementedError
+
+    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        with full_precision(pred):
+            pred, target, mask = self.prepare(pred, target, mask)
+            prob, target = guard(probabilities(pred, self.kind), mask), guard(target, mask)
+            if not self.include_background and prob.shape[1] > 1:
+                prob, target = prob[:, 1:], target[:, 1:]
+            return sample_mean(self.cost(prob, target, mask).mean(dim=1), mask)
+
+
+class SoftClDiceLoss(_SkeletonLoss):
+    """Centreline Dice: 1 - 2 P S / (P + S) of topology precision P and sensitivity S.
+
+    P = (sum(S(p) t) + s) / (sum(S(p)) + s), S = (sum(S(t) p) + s) / (sum(S(t)) + s), S(.) the soft skeleton.
+    Mean over classes, then over samples with a valid voxel. Ignored voxels neither end nor break a skeleton.
+    Use it beside an overlap loss. Shit et al. 2021.
+
+    Args:
+        iterations: erosions of the soft skeleton; at least the radius of the structures in voxels.
+        smooth: s above.
+        include_background: count class 0 of a "multiclass" target too.
+        kind: "binary", "multilabel" or "multiclass".
+    """
+
+    def cost(self, prob: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        dims = spatial_dims(prob)
+        of_pred = soft_skeleton(prob, mask, self.iterations)
+        of_truth = soft_skeleton(target, mask, self.iterations)
+        precision = ((of_pred * target).sum(dims) + self.smooth) / (of_pred.sum(dims) + self.smooth)
+        recall = ((of_truth * prob).sum(dims) + self.smooth) / (of_truth.sum(dims) + self.smooth)
+        return 1 - 2 * precision * recall / (precision + recall)
+
+
+class SkeletonRecallLoss(_SkeletonLoss):
+    """1 - (sum(p K) + s) / (sum(K) + s), K the truth's skeleton thickened by `radius` and kept inside it.
+
+    Mean over classes, then over samples with a valid voxel. No soft skeleton of the prediction, so it costs a
+    fraction of clDice. It only rewards recall: use it beside an overlap loss. Kirchhoff et al. 2024.
+
+    Args:
+        iterations: erosions when the skeleton is made; at least the radius of the structures in voxels.
+        radius: dilations of the skeleton.
+        precomputed: the target is a skeleton already (the auxiliary task `skeleton`): it is used as it is.
+        smooth, include_background, kind: see `SoftClDiceLoss`.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 10,
+        radius: int = 1,
+        precomputed: bool = False,
+        smooth: float = 1.0,
+        include_background: bool = False,
+        *,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(iterations, smooth, include_background, kind=kind)
+        self.radius = radius
+        self.precomputed = precomputed
+
+    def cost(self, prob: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        dims = spatial_dims(prob)
+        with torch.no_grad():
+            tube = target if self.precomputed else self._tube(target, mask)
+        return 1 - ((prob * tube).sum(dims) + self.smooth) / (tube.sum(dims) + self.smooth)
+
+    def _tube(self, target: Tensor, mask: Tensor) -> Tensor:
+        tube = soft_skeleton(target, mask, self.iterations)
+        for _ in range(self.radius):
+            tube = soft_dilate(tube, mask)
+        return tube * target

@@ -1,0 +1,108 @@
+"""What every loss keeps to, tried on each one of the registry and on some of MONAI and torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loss_cases import VALUE_KINDS, Case, loss_cases
+
+CASES = loss_cases()
+each_loss = pytest.mark.parametrize(
+    ("name", "kwargs", "kind"), CASES, ids=[f"{n}-{k}-{kw}" for n, kw, k in CASES]
+)
+# The gate or the distance reads the source alone; their own prediction has no gradient by design.
+NO_GRADIENT = {"NormalGatedRepulsionLoss"}
+
+
+def _gradient(case: Case, **given) -> tuple[torch.Tensor, torch.Tensor]:
+    pred = given.pop("pred", case.pred).detach().clone().requires_grad_()
+    value = case.value(pred=pred, **given)
+    value.backward()
+    return value.detach(), pred.grad
+
+
+@each_loss
+@pytest.mark.parametrize("shape", [(2, 5, 4, 6), (2, 6, 7)], ids=["3d", "2d"])
+def test_gradient_is_right_in_float64(name, kwargs, kind, shape):
+    if "FocalLoss" in name and name.startswith("monai"):
+        pytest.skip("MONAI's own computes in float32")
+    case = Case(name, kwargs, kind, shape=shape)
+    pred = case.pred.requires_grad_()
+    if name == "PlanarityLoss" and kind != "tensor":
+        # Its weights follow the prediction and carry no gradient, which finite differences cannot know.
+        size = list(pred.shape)
+        size[1] -= kind == "multiclass"
+        case.loss.strength = lambda tensor, dims: torch.ones(size, dtype=pred.dtype)
+    source = case.source.requires_grad_(name in NO_GRADIENT)
+    assert torch.autograd.gradcheck(
+        lambda p, s: case.value(pred=p, source=s), (pred, source), fast_mode=True, atol=1e-5, rtol=1e-3
+    )
+
+
+@each_loss
+def test_ignored_voxels_have_zero_gradient_and_no_say(name, kwargs, kind):
+    case = Case(name, kwargs, kind)
+    value, gradient = _gradient(case)
+    hidden = (~case.mask).expand_as(case.pred)
+    hidden_target = (~case.mask).expand_as(case.target)
+    assert torch.all(gradient[hidden] == 0)
+    assert name in NO_GRADIENT or torch.any(gradient[~hidden] != 0)
+    for junk in (torch.nan, torch.inf, -1e30):
+        pred = case.pred.masked_fill(hidden, junk)
+        target = case.target.masked_fill(hidden_target, junk if kind in VALUE_KINDS else 255)
+        source = case.source.masked_fill(~case.mask, junk)
+        again, again_gradient = _gradient(case, pred=pred, target=target, source=source)
+        assert again == value
+        assert torch.equal(again_gradient, gradient)
+
+
+@each_loss
+def test_a_sample_without_valid_voxels_is_as_if_absent(name, kwargs, kind):
+    case = Case(name, kwargs, kind, shape=(3, 5, 4, 6))
+    case.mask[1] = False
+    value, gradient = _gradient(case)
+    keep = [0, 2]
+    alone, alone_gradient = _gradient(
+        case, pred=case.pred[keep], target=case.target[keep], mask=case.mask[keep], source=case.source[keep]
+    )
+    torch.testing.assert_close(value, alone, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient[keep], alone_gradient, rtol=1e-10, atol=1e-12)
+    assert torch.all(gradient[1] == 0)
+
+
+@each_loss
+def test_a_batch_without_valid_voxels_is_zero_on_the_graph(name, kwargs, kind):
+    case = Case(name, kwargs, kind)
+    junk = torch.full_like(case.pred, torch.nan)
+    value, gradient = _gradient(case, pred=junk, mask=torch.zeros_like(case.mask))
+    assert value == 0
+    assert torch.all(gradient == 0)
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_finite_float32_under_autocast(name, kwargs, kind, dtype):
+    case = Case(name, kwargs, kind, shape=(2, 12, 12, 12), dtype=torch.float32)
+    reference = case.value(pred=case.pred.to(dtype).float())
+    with torch.autocast("cpu", dtype=dtype):
+        value, gradient = _gradient(case, pred=case.pred.to(dtype))
+    assert value.dtype == torch.float32
+    assert torch.isfinite(gradient).all()
+    torch.testing.assert_close(value, reference.detach(), rtol=1e-5, atol=1e-6)
+
+
+@each_loss
+def test_large_half_precision_logits_stay_finite(name, kwargs, kind):
+    case = Case(name, kwargs, kind, dtype=torch.float32)
+    for scale in (0.0, 6e4):
+        value, gradient = _gradient(case, pred=(case.pred.clamp(-1, 1) * scale).half())
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+
+
+@each_loss
+def test_no_mask_means_all_valid(name, kwargs, kind):
+    case = Case(name, kwargs, kind)
+    full = torch.ones_like(case.mask)
+    extras = {"source_pred": case.source} if "source_pred" in case.extras else {}
+    assert case.loss(case.pred, case.target, **extras) == case.value(mask=full)
