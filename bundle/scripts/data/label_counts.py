@@ -1,23 +1,29 @@
-"""Count labelled voxels in the cells of a grid, decoding each stored chunk of a label once.
-
-A grid is given by its edges per axis, which need not be evenly spaced. Whatever set of patches is asked
-about, take all their borders as edges: every patch is then a whole number of cells, and its exact counts
-    follow from
-cumulative sums over cells (a summed-area table, one axis at a time).
-"""
+"""Count labelled voxels in the cells of a grid, decoding each stored chunk of a label once."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from scripts.data.block_cache import BLOCKS
+from scripts.data.cells import (
+    NONE_HIGH,
+    NONE_LOW,
+    AxisCut,
+    cell_any,
+    cell_extents,
+    cell_sums,
+    window_extremes,
+)
+from scripts.data.stored_chunks import stored_chunks
 from scripts.errors import VolumenError
 
 MAX_CLASSES = 63
@@ -30,6 +36,9 @@ MAX_TILE_VOXELS = 256**3
 """Larger chunks (a whole compressed NIfTI file) are looked at in slabs, to bound memory."""
 
 _MAX_SHARED_TILE_VOXELS = 128**3
+
+Region = tuple[slice, ...]
+Tile = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class CellCounts:
         labelled: number of labelled voxels: mask > 0 where there is a mask, else label != 0; never `ignore`.
         known: number of known voxels, or None if it was not asked for.
         foreground: number of known voxels with a label other than 0, or None.
-        low, high: per axis, the first and one past the last labelled coordinate in a cell (a cell
-            without labelled voxels holds the largest and smallest integer), or empty.
+        low, high: per axis, the first and one past the last labelled coordinate in a cell (`NONE_LOW`,
+            `NONE_HIGH` where nothing is labelled), or empty.
         classes: bit i set where the i-th requested class is present, or None.
     """
 
@@ -81,261 +90,269 @@ class CellCounts:
     def empty(cls, edges: Sequence[np.ndarray], request: CountRequest) -> CellCounts:
         """Return counts of zero for the grid with these edges."""
         shape = tuple(len(axis_edges) - 1 for axis_edges in edges)
-
-        def zeros(dtype: type = np.uint32) -> np.ndarray:
-            return np.zeros(shape, dtype)
-
-        limits = np.iinfo(np.int32)
         return cls(
             edges=tuple(edges),
-            labelled=zeros(),
-            known=zeros() if request.known else None,
-            foreground=zeros() if request.foreground else None,
-            low=[np.full(shape, limits.max, np.int32) for _ in shape] if request.extent else [],
-            high=[np.full(shape, limits.min, np.int32) for _ in shape] if request.extent else [],
-            classes=zeros(np.uint64) if request.classes else None,
+            labelled=np.zeros(shape, np.uint32),
+            known=np.zeros(shape, np.uint32) if request.known else None,
+            foreground=np.zeros(shape, np.uint32) if request.foreground else None,
+            low=[np.full(shape, NONE_LOW, np.int32) for _ in shape] if request.extent else [],
+            high=[np.full(shape, NONE_HIGH, np.int32) for _ in shape] if request.extent else [],
+            classes=np.zeros(shape, np.uint64) if request.classes else None,
         )
+
+
+@dataclass
+class _Flags:
+    """What the voxels of one tile are; None where no voxel is."""
+
+    labelled: np.ndarray | None = None
+    known: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+    classes: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class LabelReader:
+    """Reads one target's label and mask tile by tile, each stored chunk of the label once.
+
+    Args:
+        label: the label volume (`shape`, `chunks`, `read(region) -> (channels, *region)`).
+        mask: the volume whose positive voxels are labelled, or None.
+        request: what is to be known of the voxels.
+    """
+
+    def __init__(self, label: Any, mask: Any | None, request: CountRequest) -> None:
+        self.label = label
+        self.mask = mask
+        self.request = request
+        self.tile = _tile_shape(label, mask)
+        self._needs_label = (
+            mask is None or request.ignore is not None or request.foreground or bool(request.classes)
+        )
+        self._absent = self._absent_tiles()
+
+    @property
+    def reads_chunks_once(self) -> bool:
+        """Whether no block is needed by two tiles, so that nothing is gained by keeping decoded blocks."""
+        volumes = [v for v in (self.label, self.mask) if v is not None]
+        return all(
+            t % c == 0 or t >= n
+            for volume in volumes
+            for t, c, n in zip(self.tile, volume.chunks, volume.shape)
+        )
+
+    def tiles(self, grids: Sequence[Sequence[np.ndarray]]) -> list[Tile]:
+        """Return the indices of the tiles that grids touch and that can hold something to count."""
+        counts = [-(-n // t) for n, t in zip(self.label.shape, self.tile)]
+        wanted = np.zeros(counts, bool)
+        for edges in grids:
+            box = tuple(slice(int(e[0]) // t, -(-int(e[-1]) // t)) for e, t in zip(edges, self.tile))
+            wanted[box] = True
+        zero_counts = self.request.known and self.request.ignore != 0
+        if self.mask is None and self._absent is not None and not zero_counts:
+            wanted &= ~self._absent
+        return [tuple(index) for index in np.argwhere(wanted).tolist()]
+
+    def region(self, tile: Tile) -> Region:
+        """Return the voxels of a tile."""
+        return tuple(slice(i * t, min((i + 1) * t, n)) for i, t, n in zip(tile, self.tile, self.label.shape))
+
+    def flags(self, tile: Tile) -> _Flags:
+        """Read a tile and tell what its voxels are."""
+        region = self.region(tile)
+        inside = None
+        if self.mask is not None:
+            inside = _any_channel(_read(self.mask, region) > 0)
+            if not inside.any():
+                return _Flags()
+        label = None
+        if self._needs_label and not (self._absent is not None and self._absent[tile]):
+            label = _read(self.label, region)
+            if not _any_value(label):
+                label = None
+        return self._classify(label, inside, tuple(s.stop - s.start for s in region))
+
+    def _classify(
+        self, label: np.ndarray | None, inside: np.ndarray | None, shape: tuple[int, ...]
+    ) -> _Flags:
+        """Turn label (None: all zero) and mask (None: no mask) into flags."""
+        request = self.request
+        flags = _Flags()
+        known = inside
+        if request.ignore is not None and (label is not None or request.ignore == 0):
+            taught = ~_any_channel(label == request.ignore) if label is not None else np.zeros(shape, bool)
+            known = taught if inside is None else inside & taught
+        foreground = None
+        if label is not None:
+            foreground = _any_channel(label != 0)
+            if known is not None:
+                foreground &= known
+        flags.labelled = foreground if inside is None else known
+        if request.known:
+            flags.known = known if known is not None else np.ones(shape, bool)
+        if request.foreground:
+            flags.foreground = foreground
+        if label is not None:
+            for bit, value in enumerate(request.classes):
+                holds = _any_channel(label == value)
+                if known is not None:
+                    holds &= known
+                if holds.any():
+                    flags.classes[bit] = holds
+        return flags
+
+    def _absent_tiles(self) -> np.ndarray | None:
+        """Tell which tiles no stored chunk of the label touches, so that they hold 0 throughout."""
+        known = stored_chunks(self.label)
+        if known is None:
+            return None
+        grid, blocks = known
+        first, last = [], []
+        for size, tile, block in zip(self.label.shape, self.tile, blocks):
+            starts = np.arange(0, size, tile)
+            first.append(starts // block)
+            last.append(-(-np.minimum(starts + tile, size) // block))
+        return ~window_extremes(grid, first, last, np.logical_or)
 
 
 class LabelCounter:
     """Counts one target of one case over several grids in one pass.
 
     Args:
-        label: the label volume (`shape`, `chunks`, `read(region) -> (channels, *region)`).
-        mask: the volume whose positive voxels are labelled, or None.
+        reader: of the label.
         grids: edges per axis, for each grid.
-        request: what to record.
-        visit: called with every tile's region and per-voxel flags instead of counting cells.
     """
 
-    def __init__(
-        self,
-        label: Any,
-        mask: Any | None,
-        grids: Sequence[Sequence[np.ndarray]],
-        request: CountRequest,
-        visit: Callable[[tuple[slice, ...], dict[str, np.ndarray]], None] | None = None,
-    ) -> None:
-        self.counts = [CellCounts.empty(edges, request) for edges in grids]
-        self._label = label
-        self._mask = mask
-        self._request = request
-        self._needs_label = mask is None or bool(
-            request.foreground or request.classes or request.ignore is not None
-        )
-        self._stored = _StoredChunks(label)
-        self._tables = _class_table(request.classes) if request.classes else None
+    def __init__(self, reader: LabelReader, grids: Sequence[Sequence[np.ndarray]]) -> None:
+        self.reader = reader
+        self.counts = [CellCounts.empty(edges, reader.request) for edges in grids]
+        self.tiles = reader.tiles(grids)
+        self._cuts = [self._axis_cuts(edges) for edges in grids]
         self._lock = threading.Lock()
-        self._visit = visit or self._count_cells
 
-    def jobs(self) -> list[Callable[[], None]]:
-        """Return one callable per tile of the label that can hold something to count.
+    def _axis_cuts(self, edges: Sequence[np.ndarray]) -> list[list[AxisCut | None]]:
+        """Return the cuts of every row of tiles, per axis."""
+        return [
+            [AxisCut.of(axis_edges, start, min(start + t, n)) for start in range(0, n, t)]
+            for axis_edges, t, n in zip(edges, self.reader.tile, self.reader.label.shape)
+        ]
 
-        They may run in any order and in several threads; `counts` is complete when all have run.
-        """
-        tile = _tile_shape(self._label, self._mask)
-        regions = list(self._regions(tile))
-        return [lambda region=region: self._count_tile(region) for region in regions]  # type: ignore[misc]
+    def count(self, tile: Tile) -> None:
+        """Add a tile to the counts; tiles may be counted in any order and in several threads."""
+        flags = self.reader.flags(tile)
+        for counts, axis_cuts in zip(self.counts, self._cuts):
+            cuts = [cut for rows, i in zip(axis_cuts, tile) if (cut := rows[i]) is not None]
+            if len(cuts) == len(tile):
+                self._add(counts, cuts, flags)
 
-    def _regions(self, tile: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-        wanted: set[tuple[int, ...]] = set()
-        for counts in self.counts:
-            spans = [
-                range(int(edges[0]) // size, -(-int(edges[-1]) // size))
-                for edges, size in zip(counts.edges, tile)
-            ]
-            wanted.update(itertools.product(*spans))
-        for index in sorted(wanted):
-            region = tuple(
-                slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(index, tile, self._label.shape)
+    def _add(self, counts: CellCounts, cuts: Sequence[AxisCut], flags: _Flags) -> None:
+        crop = tuple(cut.crop for cut in cuts)
+        where = tuple(cut.cells for cut in cuts)
+        sums = [
+            (total, cell_sums(flag[crop], cuts))
+            for total, flag in (
+                (counts.labelled, flags.labelled),
+                (counts.known, flags.known),
+                (counts.foreground, flags.foreground),
             )
-            if self._mask is None and self._stored.is_zero(region) and not self._counts_zero():
-                continue
-            yield region
-
-    def _counts_zero(self) -> bool:
-        """Tell whether a voxel with label 0 outside any mask adds to a count."""
-        return self._request.known and self._request.ignore != 0
-
-    def _count_tile(self, region: tuple[slice, ...]) -> None:
-        inside = None
-        if self._mask is not None:
-            inside = _any_channel(_read(self._mask, region) > 0)
-            if not inside.any():
-                return
-        label = None
-        if self._needs_label and not self._stored.is_zero(region):
-            label = _read(self._label, region)
-        self._visit(region, self._flags(label, inside, tuple(s.stop - s.start for s in region)))
-
-    def _count_cells(self, region: tuple[slice, ...], flags: dict[str, np.ndarray]) -> None:
-        for counts in self.counts:
-            self._add(counts, region, flags)
-
-    def _flags(
-        self, label: np.ndarray | None, inside: np.ndarray | None, shape: tuple[int, ...]
-    ) -> dict[str, np.ndarray]:
-        """Return per-voxel arrays to be summed up per cell; what would add nothing is left out."""
-        request = self._request
-        ignored = None
-        if request.ignore is not None:
-            if label is not None:
-                ignored = _any_channel(label == request.ignore)
-            elif request.ignore == 0:
-                ignored = np.ones(shape, bool)
-        known = inside
-        if ignored is not None:
-            known = ~ignored if inside is None else inside & ~ignored
-        foreground = None
-        if label is not None:
-            foreground = _any_channel(label != 0)
-            if known is not None:
-                foreground &= known
-        labelled = foreground if inside is None else known
-        found = {"labelled": labelled}
-        if request.known:
-            found["known"] = known if known is not None else np.ones(shape, bool)
-        if request.foreground:
-            found["foreground"] = foreground
-        flags = {name: flag for name, flag in found.items() if flag is not None and flag.any()}
-        if self._tables is not None and label is not None and foreground is not None and foreground.any():
-            flags["classes"] = _class_bits(label, self._tables, foreground)
-        return flags
-
-    def _add(self, counts: CellCounts, region: tuple[slice, ...], flags: dict[str, np.ndarray]) -> None:
-        cuts, cells, inner = [], [], []
-        for edges, span in zip(counts.edges, region):
-            start, stop = max(span.start, int(edges[0])), min(span.stop, int(edges[-1]))
-            if start >= stop:
-                return
-            first = int(np.searchsorted(edges, start, side="right")) - 1
-            last = int(np.searchsorted(edges, stop, side="left"))
-            cut = np.clip(edges[first : last + 1], start, stop) - start
-            cuts.append(cut)
-            cells.append(slice(first, last))
-            inner.append(slice(start - span.start, stop - span.start))
-        where, crop = tuple(cells), tuple(inner)
-        sums = {name: _cell_sums(flags[name][crop], cuts) for name in flags if name != "classes"}
-        bits = _cell_bits(flags["classes"][crop], cuts) if "classes" in flags else None
-        box = None
-        if self._request.extent and "labelled" in flags:
-            origin = [span.start + part.start for span, part in zip(region, inner)]
-            box = _cell_extents(flags["labelled"][crop], cuts, origin)
+            if total is not None and flag is not None
+        ]
+        bits = [(bit, cell_any(flag[crop], cuts)) for bit, flag in flags.classes.items()]
+        with_extent = self.reader.request.extent and flags.labelled is not None
+        extents = cell_extents(flags.labelled[crop], cuts) if with_extent else []  # type: ignore[index]
         with self._lock:
-            for name, values in sums.items():
-                getattr(counts, name)[where] += values
-            if bits is not None and counts.classes is not None:
-                counts.classes[where] |= bits
-            if box is not None:
-                for axis, (low, high) in enumerate(box):
-                    np.minimum(counts.low[axis][where], low, out=counts.low[axis][where])
-                    np.maximum(counts.high[axis][where], high, out=counts.high[axis][where])
+            for total, values in sums:
+                total[where] += values
+            for bit, present in bits:
+                counts.classes[where] |= present.astype(np.uint64) << np.uint64(bit)  # type: ignore[index]
+            for axis, (low, high) in enumerate(extents):
+                np.minimum(counts.low[axis][where], low, out=counts.low[axis][where])
+                np.maximum(counts.high[axis][where], high, out=counts.high[axis][where])
 
 
 class SliceCounter:
     """Counts the labelled voxels in every slice across every axis of one label volume, in one pass.
 
     Args:
-        label: the label volume.
-        mask: the volume whose positive voxels are labelled, or None.
-        ignore: label value that is never labelled, or None.
+        reader: of the label.
     """
 
-    def __init__(self, label: Any, mask: Any | None, ignore: int | None) -> None:
-        self.profiles = [np.zeros(size, np.int64) for size in label.shape]
-        whole = [np.array([0, size]) for size in label.shape]
-        self._counter = LabelCounter(label, mask, [whole], CountRequest(ignore=ignore), visit=self._add)
+    def __init__(self, reader: LabelReader) -> None:
+        self.reader = reader
+        self.profiles = [np.zeros(size, np.int64) for size in reader.label.shape]
+        self.tiles = reader.tiles([[np.array([0, size]) for size in reader.label.shape]])
         self._lock = threading.Lock()
 
-    def jobs(self) -> list[Callable[[], None]]:
-        """Return the work, see `LabelCounter.jobs`; `profiles` is complete when all have run."""
-        return self._counter.jobs()
-
-    def _add(self, region: tuple[slice, ...], flags: dict[str, np.ndarray]) -> None:
-        labelled = flags.get("labelled")
+    def count(self, tile: Tile) -> None:
+        """Add a tile to the profiles; see `LabelCounter.count`."""
+        region = self.reader.region(tile)
+        labelled = self.reader.flags(tile).labelled
         if labelled is None:
             return
-        axes = range(labelled.ndim)
-        sums = [np.count_nonzero(labelled, axis=tuple(a for a in axes if a != axis)) for axis in axes]
-        with self._lock:
-            for profile, span, values in zip(self.profiles, region, sums):
+        whole = [AxisCut.of(np.array([0, size]), 0, size) for size in labelled.shape]
+        for axis, (profile, span) in enumerate(zip(self.profiles, region)):
+            lines = AxisCut.of(np.arange(labelled.shape[axis] + 1), 0, labelled.shape[axis])
+            cuts = [cut for cut in (*whole[:axis], lines, *whole[axis + 1 :]) if cut is not None]
+            values = cell_sums(labelled, cuts).ravel()
+            with self._lock:
                 profile[span] += values
 
 
-class _StoredChunks:
-    """Knows which chunks of a volume are absent and thus hold the fill value 0 without being decoded."""
-
-    def __init__(self, volume: Any) -> None:
-        grid = getattr(volume, "stored_chunks", None)
-        self._stored: np.ndarray | None = grid() if callable(grid) else None
-        if getattr(volume, "fill_value", 0) not in (0, None):
-            self._stored = None
-        self._chunks = tuple(volume.chunks)
-
-    def is_zero(self, region: tuple[slice, ...]) -> bool:
-        """Tell whether no stored chunk touches the region; False when the volume cannot tell."""
-        if self._stored is None:
-            return False
-        window = tuple(slice(s.start // c, -(-s.stop // c)) for s, c in zip(region, self._chunks))
-        return not self._stored[window].any()
+Counter = LabelCounter | SliceCounter
 
 
-def run_jobs(jobs: Iterable[Callable[[], None]], num_threads: int, done: Callable[[], Any]) -> None:
-    """Run jobs in the calling thread or in a pool, calling `done` in the calling thread after each.
-
-    At the first error, or at Ctrl-C, jobs that have not begun are dropped and the error is raised.
-    """
-    if num_threads <= 1:
-        for job in jobs:
-            job()
-            done()
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending = {pool.submit(job) for job in jobs}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    done()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def window_sums(cells: np.ndarray, first: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum cells over all windows of an outer grid of windows, one axis at a time.
+def count_case(
+    counters: Mapping[str, Counter], num_threads: int, begin: Callable[[int], Any], done: Callable[[], Any]
+) -> None:
+    """Run the counters of one case.
 
     Args:
-        cells: counts per cell, of any integer dtype.
-        first, last: per axis, index of each window's first cell and one past its last.
+        counters: by target.
+        num_threads: 1 reads in the calling thread.
+        begin: called with the number of tiles.
+        done: called in the calling thread after each tile.
 
-    Returns:
-        int64 array with one entry per combination of windows: shape (len(first[0]), len(first[1]), ...).
+    Raises:
+        VolumenError: a label cannot be read. Tiles that have not begun then, or at Ctrl-C, are dropped.
     """
-    sums = cells
-    for axis, (start, stop) in enumerate(zip(first, last)):
-        total = np.cumsum(sums, axis=axis, dtype=np.int64)
-        zero = np.zeros_like(total.take([0], axis))
-        total = np.concatenate([zero, total], axis)
-        sums = total.take(stop, axis) - total.take(start, axis)
-    return sums
+    jobs = [(counter, tile) for counter in counters.values() for tile in counter.tiles]
+    begin(len(jobs))
+    with _streaming(all(counter.reader.reads_chunks_once for counter in counters.values())):
+        if num_threads <= 1:
+            for counter, tile in jobs:
+                counter.count(tile)
+                done()
+            return
+        with ThreadPoolExecutor(num_threads) as pool:
+            pending: set[Future] = set()
+            queue = iter(jobs)
+            try:
+                while True:
+                    for counter, tile in itertools.islice(queue, 4 * num_threads - len(pending)):
+                        pending.add(pool.submit(counter.count, tile))
+                    if not pending:
+                        return
+                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                        done()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
-def window_extremes(
-    cells: np.ndarray, first: Sequence[np.ndarray], last: Sequence[np.ndarray], ufunc: np.ufunc
-) -> np.ndarray:
-    """Reduce cells over all windows with np.minimum or np.maximum; arguments as for `window_sums`."""
-    result = cells
-    for axis, (start, stop) in enumerate(zip(first, last)):
-        # reduceat takes the indices in pairs; the pad lets a window end at the last cell.
-        pairs = np.stack([start, stop], 1).ravel()
-        padded = np.concatenate([result, result.take([-1], axis)], axis)
-        result = ufunc.reduceat(padded, pairs, axis=axis).take(np.arange(0, len(pairs), 2), axis)
-    return result
+@contextmanager
+def _streaming(enabled: bool) -> Iterator[None]:
+    """Keep no decoded blocks meanwhile: filling the cache with them costs three times what decoding does."""
+    before = BLOCKS.max_bytes
+    if enabled:
+        BLOCKS.resize(0)
+    try:
+        yield
+    finally:
+        BLOCKS.resize(before)
 
 
-def _read(volume: Any, region: tuple[slice, ...]) -> np.ndarray:
+def _read(volume: Any, region: Region) -> np.ndarray:
     try:
         return volume.read(region)
     except VolumenError:
@@ -351,6 +368,11 @@ def _read(volume: Any, region: tuple[slice, ...]) -> np.ndarray:
 
 def _any_channel(flags: np.ndarray) -> np.ndarray:
     return flags[0] if len(flags) == 1 else np.any(flags, axis=0)
+
+
+def _any_value(label: np.ndarray) -> bool:
+    # max() takes a third of the time of any(), which converts integers first.
+    return bool(label.max()) if label.dtype.kind == "u" else bool(label.any())
 
 
 def _tile_shape(label: Any, mask: Any | None) -> tuple[int, ...]:
@@ -370,72 +392,3 @@ def _tile_shape(label: Any, mask: Any | None) -> tuple[int, ...]:
     while math.prod(tile) > MAX_TILE_VOXELS and tile[0] > 1:
         tile[0] = -(-tile[0] // 2)
     return tuple(tile)
-
-
-def _cell_sums(flags: np.ndarray, cuts: Sequence[np.ndarray]) -> np.ndarray:
-    """Count the true voxels in each cell; cuts are the cells' borders within `flags`, ends included."""
-    sums = flags.view(np.uint8)
-    most = 1
-    for axis, cut in enumerate(cuts):
-        # The first axis carries nearly all the work: its sums stay in the narrowest type that cannot
-        # overflow.
-        most *= int(np.diff(cut).max())
-        dtype = np.min_scalar_type(most)
-        sums = _reduce_segments(sums, cut, axis, np.add, dtype)
-    return sums
-
-
-def _cell_bits(bits: np.ndarray, cuts: Sequence[np.ndarray]) -> np.ndarray:
-    for axis, cut in enumerate(cuts):
-        bits = _reduce_segments(bits, cut, axis, np.bitwise_or, bits.dtype)
-    return bits.astype(np.uint64)
-
-
-def _reduce_segments(
-    values: np.ndarray, cut: np.ndarray, axis: int, ufunc: np.ufunc, dtype: Any
-) -> np.ndarray:
-    lead = (slice(None),) * axis
-    parts = [
-        ufunc.reduce(values[(*lead, slice(a, b))], axis=axis, dtype=dtype) for a, b in itertools.pairwise(cut)
-    ]
-    return np.stack(parts, axis)
-
-
-def _cell_extents(
-    flags: np.ndarray, cuts: Sequence[np.ndarray], origin: Sequence[int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return per axis the first and one past the last true coordinate of each cell, in volume coordinates."""
-    limits = np.iinfo(np.int32)
-    extents = []
-    for axis, cut in enumerate(cuts):
-        shadow = flags
-        for other, other_cut in enumerate(cuts):
-            if other != axis:
-                shadow = _reduce_segments(shadow, other_cut, other, np.logical_or, bool)
-        shadow = np.moveaxis(shadow, axis, -1)
-        lows, highs = [], []
-        for start, stop in itertools.pairwise(cut):
-            part = shadow[..., start:stop]
-            some = part.any(-1)
-            begin = origin[axis] + int(start)
-            lows.append(np.where(some, begin + part.argmax(-1), limits.max))
-            highs.append(np.where(some, origin[axis] + int(stop) - part[..., ::-1].argmax(-1), limits.min))
-        extents.append((np.stack(lows, axis).astype(np.int32), np.stack(highs, axis).astype(np.int32)))
-    return extents
-
-
-def _class_table(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted class values and the bit that each sets."""
-    dtype = np.min_scalar_type(2 ** max(len(classes), 1) - 1)
-    order = np.argsort(classes, kind="stable")
-    bits = np.array([1 << int(i) for i in order], dtype=dtype)
-    return np.asarray(classes)[order], bits
-
-
-def _class_bits(label: np.ndarray, table: tuple[np.ndarray, np.ndarray], known: np.ndarray) -> np.ndarray:
-    values, bits = table
-    codes = np.zeros(label.shape[1:], bits.dtype)
-    for value, bit in zip(values.tolist(), bits):
-        codes |= _any_channel(label == value) * bit
-    codes *= known
-    return codes

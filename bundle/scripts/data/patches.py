@@ -13,21 +13,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.data.boxes import Box, box_extent
+from scripts.data.cells import window_extremes, window_sums
 from scripts.data.index_cache import load_arrays, store_arrays
-from scripts.data.label_counts import (
-    CellCounts,
-    CountRequest,
-    LabelCounter,
-    run_jobs,
-    window_extremes,
-    window_sums,
-)
+from scripts.data.label_counts import CellCounts, CountRequest, LabelCounter, LabelReader, count_case
+from scripts.data.progress import grow
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -222,11 +218,12 @@ class _Region:
 
     @property
     def voxels(self) -> np.ndarray:
-        """Number of label voxels in each candidate patch, shape (candidates per axis...)."""
-        sizes = [edges[last] - edges[first] for edges, first, last in zip(self.edges, self.first, self.last)]
+        """Number of label voxels in each candidate patch; broadcasts to (candidates per axis...)."""
         total = np.ones((), np.int64)
-        for size in sizes:
-            total = np.multiply.outer(total, size.astype(np.int64))
+        for edges, first, last in zip(self.edges, self.first, self.last):
+            size = edges[last] - edges[first]
+            # Almost always all are equal, which spares a large array.
+            total = np.multiply.outer(total, size[:1] if (size == size[0]).all() else size)
         return total
 
 
@@ -395,22 +392,18 @@ def _count(
     """Yield (case index, counters by target) as soon as all labels of a case are counted."""
     from tqdm import tqdm
 
-    blocks = 0
-    with tqdm(desc="valid patches", unit="block", disable=not progress, leave=False) as bar:
+    with tqdm(total=0, desc="valid patches", unit="block", disable=not progress, leave=False) as bar:
         for case, parts in by_case.items():
             opened = searched[case]
             grids = [region.edges for region in parts]
             counters = {
                 target: LabelCounter(
-                    opened.labels[target], opened.masks.get(target), grids, rules.request(target)
+                    LabelReader(opened.labels[target], opened.masks.get(target), rules.request(target)), grids
                 )
                 for target in rules.targets
                 if target in opened.labels
             }
-            jobs = [job for counter in counters.values() for job in counter.jobs()]
-            blocks += len(jobs)
-            bar.total = blocks
-            run_jobs(jobs, num_threads, bar.update)
+            count_case(counters, num_threads, partial(grow, bar), bar.update)
             yield case, counters
 
 
@@ -440,11 +433,10 @@ def _shift_table(rules: _Rules, boxes: Sequence[Box]) -> tuple[tuple[int, ...], 
 
 
 def _axis_shifts(stride: int, count: int) -> list[int]:
-    """Return `count` displacements in -stride/2 to stride/2, or fewer for a small stride."""
+    """Return at most `count` displacements in -stride/2 to stride/2, zero first."""
     shifts = [0]
-    for i in range(1, count):
-        side = 1 if i % 2 else -1
-        value = side * round((i + 1) // 2 * stride / count) + i % 4
+    for step in range(-(count // 2), count - count // 2):
+        value = round(step * stride / count) + step % 4
         if abs(value) <= stride // 2 and value not in shifts:
             shifts.append(value)
     return shifts

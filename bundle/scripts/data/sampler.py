@@ -137,6 +137,8 @@ class PatchSampler(DistributedSampler):
         return -(-len(self) // self.batch_size)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Set the epoch whose samples the next iteration yields, and how many of its batches are done already."""
+        """Set the epoch whose samples the next iteration yields, and how many of its batches are done
+        already.
+        """
         self.epoch = int(epoch)
         self._first = int(start_batch) * self.batch_size

@@ -10,11 +10,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from scripts.data.boxes import Box, whole_box
+from scripts.data.label_counts import CountRequest, LabelReader, SliceCounter, count_case
+from scripts.data.progress import grow
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -149,23 +152,20 @@ def labelled_profiles(
     """
     from tqdm import tqdm
 
-    from scripts.data.label_counts import SliceCounter, run_jobs
-
+    ignore = ignore_labels or {}
     profiles: dict[str, dict[str, list[np.ndarray]]] = {}
-    blocks = 0
-    with tqdm(desc="labelled share", unit="block", disable=not progress, leave=False) as bar:
+    with tqdm(total=0, desc="labelled share", unit="block", disable=not progress, leave=False) as bar:
         for case in cases:
             counters = {
                 target: SliceCounter(
-                    case.labels[target], case.masks.get(target), (ignore_labels or {}).get(target)
+                    LabelReader(
+                        case.labels[target], case.masks.get(target), CountRequest(ignore=ignore.get(target))
+                    )
                 )
                 for target in targets
                 if target in case.labels
             }
-            jobs = [job for counter in counters.values() for job in counter.jobs()]
-            blocks += len(jobs)
-            bar.total = blocks
-            run_jobs(jobs, num_threads, bar.update)
+            count_case(counters, num_threads, partial(grow, bar), bar.update)
             profiles[case.name] = {target: counter.profiles for target, counter in counters.items()}
     return profiles
 
