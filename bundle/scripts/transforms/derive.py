@@ -9,7 +9,7 @@ import numpy as np
 from monai.transforms.transform import Transform
 
 from scripts.errors import VolumenError
-from scripts.transforms.fields import SourceFields
+from scripts.transforms.source_fields import SourceFields, derive_from
 from scripts.transforms.task_registry import (
     complete_params,
     derive_halo,
@@ -75,9 +75,8 @@ class DeriveTargetsd(Transform):
             source = params["source_target"]
             if source not in fields:
                 fields[source] = self._fields(sample, source)
-            values, valid = task.derive(fields[source], params)
-            sample[name] = self._crop(values.astype(np.float32, copy=False))
-            sample[f"{name}_mask"] = self._crop(valid)
+            values, valid = derive_from(fields[source], task.type_name, params)
+            sample[name], sample[f"{name}_mask"] = values, valid
         if self.keep_fields:
             sample[FIELDS_KEY] = fields
         else:
@@ -91,24 +90,18 @@ class DeriveTargetsd(Transform):
             )
         labels = np.asarray(sample[source])
         spacing = sample.get("spacing") or self.spacing or (1.0,) * (labels.ndim - 1)
-        reaches = [
-            resolve_reach(params["reach"], spacing)
-            for _, params in self._tasks.values()
-            if params["source_target"] == source and "reach" in params
-        ]
+        served = [pair for pair in self._tasks.values() if pair[1]["source_target"] == source]
+        reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
+        margins = [task.margin(params, spacing) for task, params in served]
         return SourceFields(
             labels,
             known=sample.get(f"{source}_mask"),
             in_volume=sample.get("in_volume"),
             spacing=spacing,
+            halo=self.halo,
             reach=max(reaches, default=None),
+            margin=tuple(map(max, zip(*margins))),
         )
-
-    def _crop(self, array: np.ndarray) -> np.ndarray:
-        ndim = array.ndim - 1
-        halo = (self.halo,) * ndim if isinstance(self.halo, int) else tuple(self.halo)
-        inner = tuple(slice(size, -size or None) for size in halo)
-        return np.ascontiguousarray(array[(slice(None), *inner)])
 
 
 class _SingleTaskd(DeriveTargetsd):

@@ -9,14 +9,11 @@ A project adds a task of its own by a class, registered by the decorator or by a
 
     @register_task
     class Thickness(DerivedTask):
-        '''Twice the inner distance: half a sheet's thickness on its middle surface, doubled.'''
+        '''Twice the depth within the foreground: a sheet's thickness on its middle surface.'''
 
         type_name = "thickness"
         kind = "distance"
         defaults = {"reach": None}
-
-        def halo(self, params, spacing):
-            return distance_halo(params["reach"], spacing)
 
         def derive(self, source, params):
             signed, valid = source.signed_distance(params["reach"])
@@ -42,7 +39,7 @@ from scripts.errors import VolumenError
 if TYPE_CHECKING:
     import numpy as np
 
-    from scripts.transforms.fields import SourceFields
+    from scripts.transforms.source_fields import SourceFields
 
 ENTRY_POINT_GROUP = "volumen.tasks"
 DEFAULT_REACH = 16.0
@@ -94,9 +91,14 @@ class DerivedTask:
     def check(self, name: str, params: Mapping[str, Any]) -> None:
         """Raise VolumenError where values (not keys) of `params` are wrong."""
 
+    def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        """Return how many voxels per axis around a value its filters look at the source's fields."""
+        return (0,) * len(spacing)
+
     def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        """Return how many voxels per axis a value depends on, counted from its own voxel."""
-        raise NotImplementedError
+        """Return how many voxels per axis around a value the labels matter: the margin and the reach."""
+        margin = self.margin(params, spacing)
+        return add_radii(margin, distance_halo(params["reach"], spacing)) if "reach" in params else margin
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Compute the target.
@@ -106,7 +108,7 @@ class DerivedTask:
             params: the task's keys, defaults filled in.
 
         Returns:
-            values float32 (C, *spatial), valid bool (1, *spatial).
+            values float32 (C, *source.shape), valid bool (1, *source.shape).
         """
         raise NotImplementedError
 

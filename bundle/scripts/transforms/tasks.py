@@ -9,7 +9,6 @@ from scripts.errors import VolumenError
 from scripts.transforms.task_registry import (
     DerivedTask,
     add_radii,
-    distance_halo,
     gaussian_radius,
     gradient_radius,
     register_task,
@@ -18,7 +17,7 @@ from scripts.transforms.task_registry import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from scripts.transforms.fields import SourceFields
+    from scripts.transforms.source_fields import SourceFields
 
 
 @register_task
@@ -47,9 +46,6 @@ class DistanceTransform(DerivedTask):
                 found=channels,
             )
 
-    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        return distance_halo(params["reach"], spacing)
-
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
@@ -67,7 +63,7 @@ class DistanceTransform(DerivedTask):
         if channels == 1:
             return [classes]
         if classes is None:
-            first = 0 if len(source.labels) > 1 else 1
+            first = 0 if source.channels > 1 else 1
             classes = list(range(first, first + channels))
         return [[one] for one in classes]
 
@@ -83,10 +79,8 @@ class SurfaceNormals(DerivedTask):
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
         return ndim
 
-    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        return add_radii(
-            distance_halo(params["reach"], spacing), gradient_radius(params["grad_sigma"], spacing)
-        )
+    def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        return gradient_radius(params["grad_sigma"], spacing)
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         from scripts.transforms.fields import surface_normals
@@ -109,13 +103,17 @@ class _TensorTask(DerivedTask):
     }
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"compute_from": ("sdt", "binary")}
 
-    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        filters = add_radii(
+    def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        return add_radii(
             gradient_radius(params["grad_sigma"], spacing), gaussian_radius(params["tensor_sigma"], spacing)
         )
-        if params["compute_from"] == "binary":
-            return filters
-        return add_radii(distance_halo(params["reach"], spacing), filters)
+
+    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        return (
+            self.margin(params, spacing)
+            if params["compute_from"] == "binary"
+            else super().halo(params, spacing)
+        )
 
     def tensor(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         origin, classes, reach = (
@@ -133,23 +131,25 @@ class _TensorTask(DerivedTask):
     ) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
-        from scripts.transforms.tensors import PLAIN_TRACE, structure_tensor, tensor_trace
+        from scripts.transforms.fields import smooth_products
+        from scripts.transforms.tensors import PLAIN_TRACE, tensor_trace
 
-        slope, valid = source.gradient(origin, sigmas[0], reach, classes)
-        tensor = structure_tensor(slope, sigmas[1], source.spacing, source.in_volume)
-        valid = source.erode(valid, gaussian_radius(sigmas[1], source.spacing))
-        valid = valid & (tensor_trace(tensor) >= PLAIN_TRACE)
+        radius = gaussian_radius(sigmas[1], source.spacing)
+        slope, known = source.gradient(origin, sigmas[0], reach, classes, radius)
+        inner = source.inner(radius)
+        tensor = smooth_products(slope, sigmas[1], source.spacing, source.inside(radius), inner)
+        valid = source.erode(known, radius, radius)
+        valid &= tensor_trace(tensor) >= PLAIN_TRACE
         if origin == "sdt":
             valid &= np.abs(source.signed_distance(reach, classes)[0]) < np.float32(reach)
-        if source.in_volume is not None:
-            valid &= source.in_volume
-        tensor *= valid
+        if not valid.all():
+            tensor *= valid
         return tensor, valid
 
 
 @register_task
 class StructureTensor(_TensorTask):
-    """Smoothed outer product of gradients, see `tensors.structure_tensor`.
+    """Smoothed outer product of gradients, see `fields.smooth_products`.
 
     Keys: `compute_from` "sdt" (signed distance) or "binary" (mask); `grad_sigma`, the smoothing before the
     gradient, and `tensor_sigma`, after the product, both in voxels of the smallest spacing; `reach`.

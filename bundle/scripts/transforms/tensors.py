@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.transforms import kernels
-from scripts.transforms.fields import smooth
+from scripts.transforms import eigen_kernels
+from scripts.transforms.fields import smooth_products
 
 PLAIN_TRACE = 1e-3
 """A tensor of a smaller trace says "nothing here": there is no surface to speak of within the filters."""
-MIN_GAP = 1e-2
+MIN_GAP = 1e-3
 """Relative gap between the two smallest eigenvalues below which the axis of the smallest is undefined."""
 
 
@@ -23,7 +23,7 @@ def structure_tensor(
     Bigun and Granlund, "Optimal orientation detection of linear symmetry", 1987.
 
     Args:
-        slope: float32 (ndim, *spatial), gradient in the order of the spatial axes.
+        slope: float32 (ndim, *spatial), gradient in the order of the spatial axes; 0 outside the volume.
         sigma: width of the smoothing, in voxels of the smallest spacing.
         spacing: voxel size per axis.
         in_volume: bool (*spatial); default everywhere inside.
@@ -31,9 +31,7 @@ def structure_tensor(
     Returns:
         float32, 2D (3, *spatial) in the order (yy, yx, xx), 3D (6, *spatial) (zz, zy, zx, yy, yx, xx).
     """
-    ndim = len(slope)
-    pairs = [(i, j) for i in range(ndim) for j in range(i, ndim)]
-    return np.stack([smooth(slope[i] * slope[j], sigma, spacing, in_volume) for i, j in pairs])
+    return smooth_products(slope, sigma, spacing, in_volume)
 
 
 def tensor_trace(tensor: np.ndarray) -> np.ndarray:
@@ -62,6 +60,6 @@ def smallest_axis(
     shape = tensor.shape[1:]
     good = np.array(valid, dtype=bool).reshape(-1)
     flat = np.ascontiguousarray(tensor.reshape(len(tensor), -1))
-    solve = kernels.smallest_axis_2d if len(tensor) == 3 else kernels.smallest_axis_3d
+    solve = eigen_kernels.smallest_axis_2d if len(tensor) == 3 else eigen_kernels.smallest_axis_3d
     axes = solve(flat, good, min_gap)
     return axes.reshape(-1, *shape), good.reshape(shape)

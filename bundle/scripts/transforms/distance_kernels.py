@@ -1,0 +1,174 @@
+"""Compiled loops of the distance transform: minima of parabolas along the lines of one axis.
+
+Squared distances are float32. "Nothing within reach" is 1e30, from which sums stay finite. Arrays have three
+axes; every function gives the part [start, stop) of the axis along which it works.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scripts.transforms.jit import compiled
+
+
+@compiled
+def nearest_in_row(feature, cost, start, stop):
+    """Squared distance to the nearest True voxel of the same row.
+
+    Args:
+        feature: bool (Z, Y, X).
+        cost: float32 (K + 1,), squared distance of a step of 0..K voxels, ascending; nothing lies further.
+        start, stop: columns to compute.
+
+    Returns:
+        float32 (Z, Y, stop - start).
+    """
+    nz, ny, nx = feature.shape
+    last = cost.size - 1
+    out = np.empty((nz, ny, stop - start), np.float32)
+    costs = np.full(last + 2, np.float32(1e30))
+    costs[: last + 1] = cost
+    ahead = np.empty(nx, np.int32)
+    for z in range(nz):
+        for y in range(ny):
+            steps = last + 1
+            for x in range(nx - 1, -1, -1):
+                steps = 0 if feature[z, y, x] else min(steps + 1, last + 1)
+                ahead[x] = steps
+            steps = last + 1
+            for x in range(stop):
+                steps = 0 if feature[z, y, x] else min(steps + 1, last + 1)
+                if x >= start:
+                    out[z, y, x - start] = costs[min(steps, ahead[x])]
+    return out
+
+
+@compiled
+def nearest_across(squared, cost, start, stop, axis):
+    """Minimum over steps k along axis 0 or 1 of `squared + cost[|k|]`.
+
+    Args:
+        squared: float32 (Z, Y, X), squared distances within the lines of the axes done before.
+        cost: float32 (K + 1,), as above, for this axis.
+        start, stop: positions to compute.
+        axis: 0 or 1.
+
+    Returns:
+        float32, shape of `squared` with stop - start in place of `axis`.
+    """
+    length = squared.shape[axis]
+    others = squared.shape[1 - axis]
+    nb = squared.shape[2]
+    reach = cost.size - 1
+    depth, height = (stop - start, others) if axis == 0 else (others, stop - start)
+    out = np.empty((depth, height, nb), np.float32)
+    for a in range(others):
+        for n in range(start, stop):
+            best = out[n - start, a] if axis == 0 else out[a, n - start]
+            best[:] = squared[n, a] if axis == 0 else squared[a, n]
+            for m in range(max(0, n - reach), min(length, n + reach + 1)):
+                step = cost[abs(m - n)]
+                other = squared[m, a] if axis == 0 else squared[a, m]
+                for b in range(nb):
+                    value = other[b] + step
+                    best[b] = value if value < best[b] else best[b]
+    return out
+
+
+@compiled
+def opposite_in_row(kind, cost, start, stop):
+    """Signed squared distance to the nearest voxel of another kind in the same row.
+
+    Args:
+        kind: uint8 (Z, Y, X): 0 background, 1 foreground, 2 opposite to both.
+        cost: float32 (K + 1,), as above.
+        start, stop: columns to compute.
+
+    Returns:
+        float32 (Z, Y, stop - start): positive in the background, negative in the foreground, 0 for kind 2.
+    """
+    nz, ny, nx = kind.shape
+    last = cost.size - 1
+    out = np.empty((nz, ny, stop - start), np.float32)
+    costs = np.full(last + 2, np.float32(1e30))
+    costs[: last + 1] = cost
+    ahead = np.empty(nx, np.int32)
+    for z in range(nz):
+        for y in range(ny):
+            steps = last + 1
+            before = kind[z, y, nx - 1]
+            for x in range(nx - 1, -1, -1):
+                own = kind[z, y, x]
+                steps = min(steps + 1, last + 1) if own == before else 1
+                before = own
+                ahead[x] = steps
+            steps = last + 1
+            before = kind[z, y, 0]
+            for x in range(stop):
+                own = kind[z, y, x]
+                steps = min(steps + 1, last + 1) if own == before else 1
+                before = own
+                if x >= start:
+                    value = costs[min(steps, ahead[x])]
+                    if own == 2:
+                        value = np.float32(0)
+                    elif own == 1:
+                        value = -value
+                    out[z, y, x - start] = value
+    return out
+
+
+@compiled
+def opposite_across(signed, cost, start, stop, axis):
+    """`nearest_across` for both classes at once.
+
+    A voxel of the one class is at distance 0 for a voxel of the other, and stands for its own line otherwise:
+    for background the value at q is max(signed(q), 0), for foreground max(-signed(q), 0). One pass then
+    serves inside and outside.
+
+    Args:
+        signed: float32 (Z, Y, X), as of `opposite_in_row`.
+        cost: float32 (K + 1,), as above, for this axis.
+        start, stop: positions to compute.
+        axis: 0 or 1.
+
+    Returns:
+        float32, shape of `signed` with stop - start in place of `axis`, signed in the same way.
+    """
+    length = signed.shape[axis]
+    others = signed.shape[1 - axis]
+    nb = signed.shape[2]
+    reach = cost.size - 1
+    zero = np.float32(0)
+    one = np.float32(1)
+    depth, height = (stop - start, others) if axis == 0 else (others, stop - start)
+    out = np.empty((depth, height, nb), np.float32)
+    side = np.empty(nb, np.float32)
+    best = np.empty(nb, np.float32)
+    for a in range(others):
+        for n in range(start, stop):
+            own = signed[n, a] if axis == 0 else signed[a, n]
+            for b in range(nb):
+                side[b] = -one if own[b] < zero else one
+                best[b] = abs(own[b])
+            for m in range(max(0, n - reach), min(length, n + reach + 1)):
+                step = cost[abs(m - n)]
+                other = signed[m, a] if axis == 0 else signed[a, m]
+                for b in range(nb):
+                    value = side[b] * other[b]
+                    value = (value if value > zero else zero) + step
+                    best[b] = value if value < best[b] else best[b]
+            target = out[n - start, a] if axis == 0 else out[a, n - start]
+            for b in range(nb):
+                target[b] = side[b] * best[b]
+    return out
+
+
+@compiled
+def signed_root(signed, half, cut):
+    """In place: sign(s) * min(sqrt(|s|) - half, cut) for a C-contiguous float32 array of any shape
+    (flattened)."""
+    for i in range(signed.size):
+        value = np.sqrt(abs(signed[i])) - half
+        value = value if value < cut else cut
+        signed[i] = -value if signed[i] < np.float32(0) else value

@@ -1,0 +1,24 @@
+"""How the inner loops of the derived targets are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile with numba at the first call, keeping the machine code on disk where some folder can be
+    written.
+
+    The code is compiled once per machine, so that a data-loading worker loads it in milliseconds. numba tries
+    the folder of the source file, then NUMBA_CACHE_DIR or the user's cache folder. Where none of them is
+    writable (a read-only container) it refuses to make a cache, and every process compiles for itself.
+    The global interpreter lock is released, and arithmetic is strict IEEE: a sum does not depend on how a
+    loop was vectorised, and hence not on where an array was cropped.
+    """
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True)(function)
