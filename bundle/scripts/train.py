@@ -48,7 +48,11 @@ def run_train(options: argparse.Namespace) -> int:
     sections, origin = experiment_sections(options)
     overrides: dict[str, Any] = dict(sections)
     overrides["config#origin"] = origin
-    for key, value in (("dataset_dir", options.input), ("output_dir", options.output), ("device_name", options.device)):
+    for key, value in (
+        ("dataset_dir", options.input),
+        ("output_dir", options.output),
+        ("device_name", options.device),
+    ):
         if value is not None:
             overrides[key] = value
     return run_bundle("train.yaml", options.config_file, overrides)
@@ -74,7 +78,7 @@ def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) ->
     workflow = ConfigWorkflow(
         config_file=[str(configs / name), *overlays],
         meta_file=str(configs / "metadata.json"),
-        logging_file=None,
+        logging_file=False,
         workflow_type="train",
         **overrides,
     )
@@ -150,7 +154,8 @@ def _set_losses(sections: dict[str, dict[str, Any]], words: Sequence[str]) -> No
     sections["tr_config"]["losses"] = losses
     for section in (sections["dataset_config"], sections["model_config"]):
         section["targets"] = {
-            name: {**(entry or {}), "losses": losses} for name, entry in (section.get("targets") or {}).items()
+            name: {**(entry or {}), "losses": losses}
+            for name, entry in (section.get("targets") or {}).items()
         }
 
 
