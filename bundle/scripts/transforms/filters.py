@@ -5,86 +5,80 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
-from scripts.transforms.resample import as_box, separable_linear
+from scripts.transforms.jit import compiled
+from scripts.transforms.resample import as_box, blend_separably, linear_taps
 
 _TRUNCATE = 3.0  # standard deviations; 99.7 % of a Gaussian's weight
 _TINY = np.float32(1e-7)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def mean_std(values):
-    """Mean and standard deviation (population) of a flat float32 array."""
-    total = 0.0
-    for value in values:
-        total += value
-    mean = total / values.size
-    spread = 0.0
-    for value in values:
-        spread += (value - mean) * (value - mean)
-    return np.float32(mean), np.float32(np.sqrt(spread / values.size))
+def add_noise(image: np.ndarray, share: float, generator: np.random.Generator, out: np.ndarray) -> None:
+    """Adds Gaussian noise whose deviation is `share` of the image's own.
+
+    Args:
+        image: (*spatial) float32.
+        share: of the image's standard deviation.
+        generator: source of the noise.
+        out: like `image`, contiguous, overwritten.
+    """
+    sigma = share * _mean_std(image, out)[1]
+    generator.standard_normal(dtype=np.float32, out=out)
+    np.multiply(out, np.float32(sigma), out=out)
+    np.add(out, image, out=out)
 
 
-@njit(cache=True, nogil=True)
-def add_scaled(image, sigma, noise):
-    """Turns `noise` into `image + sigma * noise`, all flat float32."""
-    for position in range(image.size):
-        noise[position] = image[position] + sigma * noise[position]
+def contrast(image: np.ndarray, factor: float, out: np.ndarray) -> None:
+    """Stretches a float32 image about its mean by `factor`, clipped to its range, into `out`."""
+    mean, low, high = image.mean(), image.min(), image.max()
+    _stretch(image.reshape(-1), np.float32(factor), mean, low, high, out.reshape(-1))
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def value_range(values):
-    """Smallest and largest value of a flat float32 array."""
-    low = high = values[0]
-    for value in values:
-        low = min(low, value)
-        high = max(high, value)
-    return low, high
-
-
-@njit(cache=True, nogil=True)
-def contrast(image, factor, out):
-    """Stretches a flat float32 image about its mean by `factor`, clipped to its range, into `out`."""
-    mean = mean_std(image)[0]
-    low, high = value_range(image)
+@compiled
+def _stretch(image, factor, mean, low, high, out):
     for position in range(image.size):
         out[position] = min(max((image[position] - mean) * factor + mean, low), high)
 
 
 def gamma(image: np.ndarray, exponent: float, invert: bool, retain_stats: bool, out: np.ndarray) -> None:
-    """Gamma correction of a flat float32 image within its own range, into `out`.
+    """Gamma correction of a float32 image within its own range, into `out`.
 
     Args:
-        image: (n,) float32.
+        image: (*spatial) float32.
         exponent: of intensities brought to [0, 1].
         invert: apply it to the negative.
-        retain_stats: restore mean and standard deviation.
-        out: (n,) float32, overwritten.
+        retain_stats: restore mean and standard deviation, which may leave the former range.
+        out: like `image`, contiguous, overwritten.
     """
-    low, high = value_range(image)
+    low, high = image.min(), image.max()
     if high - low < _TINY:
         out[...] = image
         return
-    sign = np.float32(-1.0 if invert else 1.0)
+    mean, std = _mean_std(image, out) if retain_stats else (0.0, 0.0)
+    scale = (low - high) if invert else (high - low)
     base = high if invert else low
     np.subtract(image, base, out=out)
-    np.multiply(out, sign / (high - low), out=out)
-    np.maximum(out, np.float32(0), out=out)
-    np.power(out, exponent, out=out)
-    if not retain_stats:
-        _linear(out, sign * (high - low), base)
-        return
-    mean, std = mean_std(image)
-    new_mean, new_std = mean_std(out)
-    scale = sign * std / max(new_std, _TINY)
-    _linear(out, scale, mean - scale * new_mean)
+    np.divide(out, scale, out=out)
+    np.power(out, np.float32(exponent), out=out)
+    if retain_stats:
+        new_mean = out.mean()
+        new_std = np.sqrt(_mean_square(out - new_mean))
+        scale = np.copysign(np.float32(std / max(new_std, _TINY)), scale)
+        base = np.float32(mean) - scale * new_mean
+    np.multiply(out, scale, out=out)
+    np.add(out, base, out=out)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _linear(values, scale, shift):
-    for position in range(values.size):
-        values[position] = values[position] * scale + shift
+def _mean_std(image: np.ndarray, scratch: np.ndarray) -> tuple[float, float]:
+    # NumPy's pairwise sums vectorise and, unlike BLAS, do not depend on the number of threads.
+    mean = image.mean()
+    np.subtract(image, mean, out=scratch)
+    return float(mean), float(np.sqrt(_mean_square(scratch)))
+
+
+def _mean_square(values: np.ndarray) -> float:
+    np.square(values, out=values)
+    return float(values.mean())
 
 
 def gaussian(image: np.ndarray, sigmas: Sequence[float], out: np.ndarray) -> None:
@@ -107,7 +101,7 @@ def _half_kernel(sigma: float) -> np.ndarray:
     return (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@compiled
 def _convolve(source, kernel_z, kernel_y, kernel_x, out):
     size_z, size_y, size_x = source.shape
     reach = kernel_x.size - 1
@@ -149,15 +143,13 @@ def low_resolution(image: np.ndarray, zooms: Sequence[float], out: np.ndarray) -
         out: like `image`, contiguous, overwritten.
     """
     taps = [_low_resolution_taps(size, zoom) for size, zoom in zip(image.shape, zooms)]
-    alone = (np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.float32))
-    z, y, x = [alone] * (3 - image.ndim) + taps
-    separable_linear(as_box(np.ascontiguousarray(image)), *z, *y, *x, as_box(out))
+    z, y, x = [linear_taps(np.zeros(1), 1)] * (3 - image.ndim) + taps
+    blend_separably(as_box(np.ascontiguousarray(image)), *z, *y, *x, np.float32(0), as_box(out))
 
 
 def _low_resolution_taps(size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     coarse = max(1, round(size * zoom))
     kept = np.minimum(((np.arange(coarse) + 0.5) * size / coarse).astype(np.int64), size - 1)
-    at = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
-    first = at.astype(np.int64)
-    second = np.minimum(first + 1, coarse - 1)
-    return kept[first], kept[second], (at - first).astype(np.float32)
+    positions = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
+    first, second, weight = linear_taps(positions, coarse)
+    return kept[first], kept[second], weight

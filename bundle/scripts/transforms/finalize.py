@@ -13,7 +13,7 @@ from scripts.errors import VolumenError
 
 
 class CropHalod(Transform):
-    """Crops labels and masks (C, *(patch + 2 halo)) of the primary targets to the patch and drops "in_volume".
+    """Crops labels and masks (C, *(patch + 2 halo)) of primary targets to the patch, drops "in_volume".
 
     Args:
         targets: primary targets, present with their masks.
@@ -68,8 +68,8 @@ class FinalizePatchd(Transform):
         derived: derived targets: float32 (C, *patch).
 
     Returns:
-        image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str and "start"
-        int64 (n,).
+        image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str and
+        "start" int64 (n,).
 
     Raises:
         VolumenError: a label exceeds int16, as instance labels may.

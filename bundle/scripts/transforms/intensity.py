@@ -1,7 +1,8 @@
 """Random changes of image intensity, with nnU-Net's published probabilities as defaults.
 
-All are MONAI dictionary transforms over float32 images (C, *spatial), 2D or 3D, and leave labels alone. Strengths
-are relative to the image's own spread, so that they mean the same for [0, 1] images as for z-scores.
+All are MONAI dictionary transforms over float32 images (C, *spatial), 2D or 3D, and leave labels alone.
+Strengths are relative to the image's own spread, so that they mean the same for [0, 1] images as for
+z-scores.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class RandIntensityd(RandomizableTransform, MapTransform):
         return sample
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        """Writes one changed channel (*spatial) into `out`; the axis `frozen` is too coarse to be filtered."""
+        """Writes one changed channel (*spatial) into `out`; axis `frozen` is too coarse to be filtered."""
         raise NotImplementedError
 
     def about_one(self, span: Sequence[float]) -> float:
@@ -82,9 +83,7 @@ class RandNoised(RandIntensityd):
         share = self.R.uniform(*self.sigma_range)
         # SFC64 draws float32 normals several times faster than the Mersenne twister behind self.R.
         generator = np.random.Generator(np.random.SFC64(self.R.randint(_SEEDS, dtype=np.uint64)))
-        generator.standard_normal(dtype=np.float32, out=out)
-        sigma = np.float32(share * filters.mean_std(image.reshape(-1))[1])
-        filters.add_scaled(image.reshape(-1), sigma, out.reshape(-1))
+        filters.add_noise(image, share, generator, out)
 
 
 class RandBlurd(RandIntensityd):
@@ -108,7 +107,7 @@ class RandBlurd(RandIntensityd):
         sigmas = self.R.uniform(*self.sigma_range, size=image.ndim)
         if frozen is not None:
             sigmas[frozen] = 0.0
-        filters.gaussian(image, sigmas, out)
+        filters.gaussian(image, sigmas.tolist(), out)
 
 
 class RandBrightnessd(RandIntensityd):
@@ -148,7 +147,7 @@ class RandContrastd(RandIntensityd):
         self.factor_range = _span("factor_range", factor_range, 0.0)
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        filters.contrast(image.reshape(-1), np.float32(self.about_one(self.factor_range)), out.reshape(-1))
+        filters.contrast(image, self.about_one(self.factor_range), out)
 
 
 class RandLowResolutiond(RandIntensityd):
@@ -196,8 +195,7 @@ class RandGammad(RandIntensityd):
         self.invert, self.retain_stats = invert, retain_stats
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        gamma = self.about_one(self.gamma_range)
-        filters.gamma(image.reshape(-1), np.float32(gamma), self.invert, self.retain_stats, out.reshape(-1))
+        filters.gamma(image, self.about_one(self.gamma_range), self.invert, self.retain_stats, out)
 
 
 def _span(name: str, span: Sequence[float], least: float) -> tuple[float, float]:

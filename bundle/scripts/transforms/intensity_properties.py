@@ -29,16 +29,16 @@ def sample_intensity_properties(
 
     Args:
         cases: `OpenCase` objects; their labels tell the foreground (any label above 0).
-        boxes: case name to regions (start, stop per axis) that may be looked at, as the training part of a split;
-            None: everything.
+        boxes: case name to regions (start, stop per axis) that may be looked at, as the training part of a
+            split; None: everything.
         max_regions: blocks read, shared among the cases (at least one each).
         values_per_region: values kept per block and channel, evenly strided.
         seed: of the choice of blocks.
 
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
-        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met); and "dtypes",
-        the names of the images' types. Values that are not finite are left out.
+        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met); and
+        "dtypes", the names of the images' types. Values that are not finite are left out.
     """
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
@@ -47,8 +47,8 @@ def sample_intensity_properties(
     for case in cases:
         allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
         regions = [region for box in allowed or [] for region in _blocks(box, case.image.chunks)]
-        chosen = rng.choice(len(regions), size=min(per_case, len(regions)), replace=False) if regions else []
-        for number in sorted(chosen):
+        chosen = rng.permutation(len(regions))[:per_case]
+        for number in sorted(chosen.tolist()):
             image, foreground = _read(case, regions[number])
             everywhere.append(_strided(image, values_per_region))
             if foreground is not None and foreground.any():

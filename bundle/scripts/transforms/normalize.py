@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from numba import njit
 
 from scripts.errors import VolumenError
+from scripts.transforms.jit import compiled
 
 SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")
@@ -21,12 +21,12 @@ class Normalizer:
     """Maps raw intensities to the values that the network sees: `(clip(v, low, high) - shift) * scale`.
 
     Schemes:
-        unit: [0, 1]: 8-bit unsigned images by their type's range; others by the sampled minimum and maximum, or,
-            without properties, by the range of their integer type.
+        unit: [0, 1]: 8-bit unsigned images by their type's range; others by the sampled minimum and maximum,
+            or, without properties, by the range of their integer type.
         percentile: [0, 1] between the sampled percentiles 0.5 and 99.5, clipped there.
         zscore: sampled mean 0, standard deviation 1.
-        ct: clipped to the percentiles 0.5 and 99.5 of the sampled foreground, then by the foreground's mean and
-            standard deviation (nnU-Net's CTNormalization).
+        ct: clipped to the percentiles 0.5 and 99.5 of the sampled foreground, then by the foreground's mean
+            and standard deviation (nnU-Net's CTNormalization).
         none: the raw values.
 
     Args:
@@ -62,26 +62,33 @@ class Normalizer:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalises an image (C, *spatial) of any real dtype into a new, contiguous float32 array."""
-        return self.into(image, np.empty(image.shape, dtype=np.float32))
+        return self.apply(image, self.coefficients(image.dtype, len(image)))
 
-    def into(self, image: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """As a call, but writes into `out` (C, *spatial) float32, which may be a view."""
-        coefficients = self.coefficients(image.dtype, len(image))
+    @staticmethod
+    def apply(image: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        """As a call, with coefficients made for another dtype, as for an image resampled from raw values.
+
+        Args:
+            image: (C, *spatial), any real dtype.
+            coefficients: (C, 4) from `coefficients`.
+
+        Returns:
+            float32 (C, *spatial), new and contiguous.
+        """
         if image.dtype == np.bool_:
             image = image.view(np.uint8)
         elif image.dtype.name not in _COMPILED or not image.dtype.isnative:
             image = image.astype(np.float32)
-        target = out if out.flags.c_contiguous else np.empty(out.shape, dtype=np.float32)
+        out = np.empty(image.shape, dtype=np.float32)
         for channel, (low, high, shift, scale) in enumerate(coefficients):
             flat = np.ascontiguousarray(image[channel]).reshape(-1)
-            _clip_shift_scale(flat, low, high, shift, scale, target[channel].reshape(-1))
-        if target is not out:
-            out[...] = target
+            _clip_shift_scale(flat, low, high, shift, scale, out[channel].reshape(-1))
         return out
 
-    def zero_level(self, dtype: np.dtype, channels: int) -> np.ndarray:
-        """Raw value per channel (channels,) float32 that normalises to zero."""
-        return self.coefficients(dtype, channels)[:, 2]
+    @staticmethod
+    def zero_level(coefficients: np.ndarray) -> np.ndarray:
+        """Raw value per channel (C,) float32 that normalises to zero, from `coefficients`."""
+        return coefficients[:, 2]
 
     def coefficients(self, dtype: np.dtype, channels: int) -> np.ndarray:
         """Rows (low, high, shift, scale) per channel, float32, for images of `dtype`.
@@ -168,7 +175,7 @@ class NormalizeImaged(MapTransform):
         return sample
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _clip_shift_scale(source, low, high, shift, scale, out):
     for position in range(source.size):
         value = min(max(np.float32(source[position]), low), high)

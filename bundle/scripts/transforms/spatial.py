@@ -26,8 +26,8 @@ class SpatialTransform:
     Args:
         permutation: axis of the sampled grid that becomes each axis of the patch.
         flips: for each axis of the patch, whether it is mirrored.
-        matrix: (n, n) physical matrix in spatial order from offsets in the patch to offsets in the volume, both
-            from the patch's centre; None is the identity, and keeps the patch a plain crop.
+        matrix: (n, n) physical matrix in spatial order from offsets in the patch to offsets in the volume,
+            both from the patch's centre; None is the identity, and keeps the patch a plain crop.
     """
 
     permutation: tuple[int, ...]
@@ -43,39 +43,37 @@ class SpatialTransform:
     def ndim(self) -> int:
         return len(self.permutation)
 
+    def permute(self, array: np.ndarray) -> np.ndarray:
+        """A view of an array (C, *sampled) with its axes in the patch's order."""
+        return array.transpose(0, *(axis + 1 for axis in self.permutation))
+
     def orient(self, array: np.ndarray) -> np.ndarray:
         """A view of an array (C, *sampled) with axes permuted and flipped: (C, *patch)."""
-        turned = array.transpose(0, *(axis + 1 for axis in self.permutation))
-        return turned[(slice(None), *(slice(None, None, -1 if flip else None) for flip in self.flips))]
+        mirror = (slice(None, None, -1 if flip else None) for flip in self.flips)
+        return self.permute(array)[(slice(None), *mirror)]
 
-    def sampled(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Sizes per axis of the patch, brought into the order of the sampled grid's axes."""
-        inner = [0] * self.ndim
-        for size, axis in zip(sizes, self.permutation):
-            inner[axis] = int(size)
+    def before_permutation(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Values per axis of the patch, in the order of the sampled grid's axes."""
+        inner: list[Any] = [None] * self.ndim
+        for value, axis in zip(values, self.permutation):
+            inner[axis] = value
         return tuple(inner)
 
-    def voxel_matrix(self, spacing: Sequence[float]) -> np.ndarray:
-        """(n, n) matrix from voxel offsets in the sampled grid to voxel offsets in the volume."""
+    def mirrored_matrix(self, spacing: Sequence[float]) -> np.ndarray:
+        """(n, n) matrix from voxel offsets in the sampled grid, mirrored already, to those in the volume."""
+        signs = np.where(self.before_permutation(self.flips), -1.0, 1.0)
         if self.matrix is None:
-            return np.eye(self.ndim)
+            return np.diag(signs)
         scale = np.asarray(spacing, dtype=float)
-        return self.matrix * scale[None, :] / scale[:, None]
-
-    def oriented_matrix(self, spacing: Sequence[float]) -> np.ndarray:
-        """(n, n) matrix from voxel offsets in the patch to voxel offsets in the volume, flips included."""
-        orientation = np.zeros((self.ndim, self.ndim))
-        for axis, (source, flip) in enumerate(zip(self.permutation, self.flips)):
-            orientation[source, axis] = -1.0 if flip else 1.0
-        return self.voxel_matrix(spacing) @ orientation
+        return self.matrix * (scale * signs)[None, :] / scale[:, None]
 
 
 class RandSpatialTransformd(RandomizableTransform):
     """Draws rotation, scaling, flips and axis swaps into `sample["spatial"]` and touches no voxel.
 
-    Probabilities and ranges default to nnU-Net's (`nnUNetTrainer.get_training_transforms`). Rotation takes place
-    in physical space. When the spacing or the patch is anisotropic by more than 3, rotation and scaling stay in
-    the plane across the thin axis, as in nnU-Net.
+    Probabilities and ranges default to nnU-Net's (`nnUNetTrainer.get_training_transforms`). Rotation takes
+    place in physical space. When the spacing or the patch is anisotropic by more than 3, rotation and scaling
+    stay in the plane across the thin axis, as in nnU-Net.
 
     Args:
         prob_rotation: probability of a rotation about every allowed axis.
@@ -184,8 +182,8 @@ def thin_axis(size: Sequence[int], spacing: Sequence[float]) -> int | None:
         spacing: voxel size per axis.
 
     Returns:
-        The axis of largest spacing where spacings differ by more than 3 times, else the shortest axis of a patch
-        whose sizes differ by more than 3 times.
+        The axis of largest spacing where spacings differ by more than 3 times, else the shortest axis of a
+        patch whose sizes differ by more than 3 times.
     """
     if len(size) < 3:
         return None
