@@ -91,7 +91,9 @@ class ConfigManager:
     def run_dir(self) -> Path:
         """Folder of this run: `<output>/<model_name>`."""
         if not self.output_dir:
-            raise VolumenError("-o/--output", "no output folder is given", remedy="give -o or tr_setup.ckpt_out_base")
+            raise VolumenError(
+                "-o/--output", "no output folder is given", remedy="give -o or tr_setup.ckpt_out_base"
+            )
         return Path(self.output_dir) / self.tr_setup.model_name
 
     @cached_property
@@ -109,7 +111,9 @@ class ConfigManager:
         from scripts.data.layout import discover
 
         if not self.dataset_dir:
-            raise VolumenError("-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path")
+            raise VolumenError(
+                "-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path"
+            )
         layout = discover(
             self.dataset_dir,
             format=self.dataset_config.format,
@@ -203,7 +207,9 @@ class ConfigManager:
         parts = []
         for case in self.cases:
             volumes = {"image": case.image, **case.labels, **{f"{k}/mask": v for k, v in case.masks.items()}}
-            parts += [f"{case.name}/{name}:{volume.fingerprint()}" for name, volume in sorted(volumes.items())]
+            parts += [
+                f"{case.name}/{name}:{volume.fingerprint()}" for name, volume in sorted(volumes.items())
+            ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
@@ -356,6 +362,17 @@ class ConfigManager:
         return "latest" if setup.resume else None
 
     @property
+    def finetune_from(self) -> str | None:
+        """A checkpoint to take weights alone from, or None."""
+        return self.tr_setup.checkpoint_path if self.tr_setup.load_weights_only else None
+
+    def split_text(self) -> str:
+        """Return the text of the run's split file."""
+        from scripts.data.split_file import split_text
+
+        return split_text(self.split, self.fingerprint)
+
+    @property
     def resumes(self) -> bool:
         """Whether an existing run is continued."""
         return self.resume_from is not None
@@ -425,7 +442,9 @@ class ConfigManager:
                 adjust_patch=self.tr_setup.autoconfigure,
             )
         except ValueError as error:
-            raise VolumenError(f"{self.origin}: model_config", str(error), remedy="correct the setting") from None
+            raise VolumenError(
+                f"{self.origin}: model_config", str(error), remedy="correct the setting"
+            ) from None
 
     @property
     def patch_size(self) -> tuple[int, ...]:
@@ -508,13 +527,15 @@ def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
             del settled[key]
             logger.warning("%s: %s.%s has no effect here: %s", origin, name, key, advice)
     checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
-    if name == "model_config" and checked.strides and checked.pool_op_kernel_sizes not in (None, checked.strides):
+    if (
+        name == "model_config"
+        and checked.strides
+        and checked.pool_op_kernel_sizes not in (None, checked.strides)
+    ):
         raise VolumenError(
             f"{origin}: model_config.pool_op_kernel_sizes", "contradicts strides", remedy="keep strides alone"
         )
     return checked
-
-
 
 
 def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
