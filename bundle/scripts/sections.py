@@ -34,15 +34,19 @@ class TrainingSetup:
     autoconfigure: Annotated[
         bool, Field(description="Plan pooling, kernels, stages and features from patch size and spacing.")
     ] = True
-    tr_val_split: Annotated[Share, Field(description="Share of the data that trains; the rest validates.")] = 0.8
+    tr_val_split: Annotated[
+        Share, Field(description="Share of the data that trains; the rest validates.")
+    ] = 0.8
     compute_loss_on_labeled_only: Annotated[
         bool, Field(description="Count the loss only where the label is not 0 (0 then means unknown).")
     ] = False
     ckpt_out_base: Annotated[
-        str | None, Field(description="Output folder where `-o` is not given; the run goes to <it>/<model_name>.")
+        str | None,
+        Field(description="Output folder where `-o` is not given; the run goes to its subfolder `model_name`."),
     ] = None
     checkpoint_path: Annotated[
-        str | None, Field(description="Checkpoint to go on from, or to take weights from (`load_weights_only`).")
+        str | None,
+        Field(description="Checkpoint to go on from, or to take weights from (`load_weights_only`)."),
     ] = None
     load_weights_only: Annotated[
         bool, Field(description="Take only the weights of `checkpoint_path`; start the schedule anew.")
@@ -50,7 +54,9 @@ class TrainingSetup:
     resume: Annotated[
         bool, Field(description="Go on from the newest whole checkpoint of this run, if there is one.")
     ] = False
-    seed: Annotated[Count, Field(description="Seed of the split, the weights, the sampling and the augmentation.")] = 0
+    seed: Annotated[
+        Count, Field(description="Seed of the split, the weights, the sampling and the augmentation.")
+    ] = 0
     deterministic: Annotated[
         bool, Field(description="Ask torch for deterministic algorithms (always the case on the CPU path).")
     ] = False
@@ -64,7 +70,9 @@ class LossSpec:
 
     name: Annotated[str, Field(description="Loss by name: ours, `torch.nn.X` or `monai.losses.X`.")]
     weight: Annotated[float, Field(ge=0.0, description="Weight in the target's sum.")] = 1.0
-    kwargs: Annotated[dict[str, Any], Field(description="Arguments of the loss.")] = field(default_factory=dict)
+    kwargs: Annotated[dict[str, Any], Field(description="Arguments of the loss.")] = field(
+        default_factory=dict
+    )
     start_epoch: Annotated[Count, Field(description="First epoch (from 0) at which it counts.")] = 0
     skip_deep_supervision: Annotated[bool, Field(description="Only at full resolution.")] = False
 
@@ -82,8 +90,8 @@ class TrainingConfig:
     initial_lr: Annotated[float, Field(gt=0, description="Learning rate at the start.")] = 1e-3
     weight_decay: Annotated[Amount, Field(description="Weight decay.")] = 0.01
     optimizer: Annotated[str, Field(description="Any optimizer of torch.optim, by class name.")] = "AdamW"
-    optimizer_kwargs: Annotated[dict[str, Any], Field(description="More arguments of the optimizer.")] = field(
-        default_factory=dict
+    optimizer_kwargs: Annotated[dict[str, Any], Field(description="More arguments of the optimizer.")] = (
+        field(default_factory=dict)
     )
     scheduler: Annotated[
         str, Field(description="cosine (CosineAnnealingLR), poly, onecycle or constant; steps per epoch.")
@@ -97,37 +105,46 @@ class TrainingConfig:
         Positive | None, Field(description="Validation batches per validation; null: all of them.")
     ] = 50
     num_dataloader_workers: Annotated[
-        Count | None, Field(description="Worker processes that prepare patches; null: CPU cores less one, at most 8.")
+        Count | None,
+        Field(description="Worker processes that prepare patches; null: CPU cores less one, at most 8."),
     ] = None
     gradient_accumulation: Annotated[Positive, Field(description="Batches per optimizer step.")] = 1
     gradient_clip: Annotated[
         Annotated[float, Field(gt=0)] | None, Field(description="Largest gradient norm; null: no clipping.")
     ] = 12.0
     enable_deep_supervision: Annotated[
-        bool, Field(description="Losses at every decoder resolution, weights halving per level and summing to 1.")
+        bool,
+        Field(description="Losses at every decoder resolution, weights halving per level and summing to 1."),
     ] = True
     amp: Annotated[
         AmpMode,
-        Field(description="Mixed precision; auto: bfloat16 where the device is fast at it, else float16 on CUDA."),
+        Field(
+            description="Mixed precision; auto: bfloat16 where the device is fast at it, else float16 on CUDA."
+        ),
     ] = "auto"
     channels_last: Annotated[bool, Field(description="Memory format channels last.")] = False
     compile: Annotated[bool, Field(description="Compile the network with torch.compile.")] = False
     val_every_n: Annotated[Positive, Field(description="Epochs between validations.")] = 1
     early_stopping_patience: Annotated[
-        Positive | None, Field(description="Validations without a better key metric before stopping; null: never.")
+        Positive | None,
+        Field(description="Validations without a better key metric before stopping; null: never."),
     ] = None
     key_metric: Annotated[
-        str | None, Field(description="Metric that chooses the best checkpoint; null: mean Dice of the labels.")
+        str | None,
+        Field(description="Metric that chooses the best checkpoint; null: mean Dice of the labels."),
     ] = None
     keep_checkpoints: Annotated[Positive, Field(description="Newest epoch checkpoints to keep.")] = 10
     losses: Annotated[
-        list[LossSpec], Field(description="Losses of labelled targets that list none; empty: cross-entropy and Dice.")
+        list[LossSpec],
+        Field(description="Losses of labelled targets that list none; empty: cross-entropy and Dice."),
     ] = field(default_factory=list)
     loss_balancing: Annotated[
-        Literal["fixed", "uncertainty", "gradnorm"], Field(description="How targets are weighed against each other.")
+        Literal["fixed", "uncertainty", "gradnorm"],
+        Field(description="How targets are weighed against each other."),
     ] = "fixed"
     ema_decay: Annotated[
-        Annotated[float, Field(gt=0, lt=1)] | None, Field(description="Moving average of the weights; null: none.")
+        Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(description="Moving average of the weights; null: none."),
     ] = None
     max_nonfinite_steps: Annotated[
         Count, Field(description="Steps with a NaN or infinite loss that are skipped before the run stops.")
@@ -144,9 +161,12 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
 
-    in_channels: Annotated[Positive | None, Field(description="Image channels; null: from the data, else 1.")] = None
+    in_channels: Annotated[
+        Positive | None, Field(description="Image channels; null: from the data, else 1.")
+    ] = None
     targets: Annotated[
-        dict[str, Any], Field(description="Targets; the same as `dataset_config.targets`, either place serves.")
+        dict[str, Any],
+        Field(description="Targets; the same as `dataset_config.targets`, either place serves."),
     ] = field(default_factory=dict)
     separate_decoders: Annotated[
         bool, Field(description="A decoder per target; false: one shared decoder with a head per target.")
@@ -163,20 +183,30 @@ class ModelConfig:
     n_conv_per_stage_decoder: Annotated[
         Positive | list[Positive], Field(description="Convolutions per decoder stage.")
     ] = 1
-    kernel_sizes: Annotated[list[Any] | None, Field(description="Convolution kernel per stage; null: planned.")] = None
-    strides: Annotated[list[Any] | None, Field(description="Stride per stage, first 1; null: planned.")] = None
-    pool_op_kernel_sizes: Annotated[list[Any] | None, Field(description="The older name of `strides`.")] = None
-    norm_op: Annotated[str, Field(description="instance, batch, group, layer or none (torch class names too).")] = (
-        "instance"
+    kernel_sizes: Annotated[
+        list[Any] | None, Field(description="Convolution kernel per stage; null: planned.")
+    ] = None
+    strides: Annotated[list[Any] | None, Field(description="Stride per stage, first 1; null: planned.")] = (
+        None
     )
+    pool_op_kernel_sizes: Annotated[list[Any] | None, Field(description="The older name of `strides`.")] = (
+        None
+    )
+    norm_op: Annotated[
+        str, Field(description="instance, batch, group, layer or none (torch class names too).")
+    ] = "instance"
     nonlin: Annotated[str, Field(description="LeakyReLU, ReLU, SwiGLU, GLU, GELU.")] = "LeakyReLU"
     dropout_op: Annotated[str | None, Field(description="Dropout in the encoder; null: none.")] = None
     dropout_p: Annotated[Share, Field(description="Probability of `dropout_op`.")] = 0.0
     conv_bias: Annotated[bool, Field(description="Convolutions have a bias.")] = True
     do_stem: Annotated[bool, Field(description="A convolution before the first stage.")] = True
-    stem_channels: Annotated[Positive | None, Field(description="Features of the stem; null: as stage 0.")] = None
+    stem_channels: Annotated[
+        Positive | None, Field(description="Features of the stem; null: as stage 0.")
+    ] = None
     stochastic_depth_p: Annotated[Share, Field(description="Probability of dropping a residual block.")] = 0.0
-    squeeze_excitation: Annotated[bool, Field(description="Squeeze and excitation in the residual blocks.")] = False
+    squeeze_excitation: Annotated[
+        bool, Field(description="Squeeze and excitation in the residual blocks.")
+    ] = False
     squeeze_excitation_reduction_ratio: Annotated[
         Annotated[float, Field(gt=0)], Field(description="Its reduction ratio (share of the channels kept).")
     ] = 1.0 / 16
@@ -202,7 +232,8 @@ class DatasetConfig:
         list[str] | None, Field(description="Names of the images to use; null: all of them.")
     ] = None
     axes: Annotated[
-        str | None, Field(description="Axes of the images where metadata do not say, such as zyx, czyx or yxc.")
+        str | None,
+        Field(description="Axes of the images where metadata do not say, such as zyx, czyx or yxc."),
     ] = None
     spacing: Annotated[
         list[Annotated[float, Field(gt=0)]] | None,
@@ -212,15 +243,16 @@ class DatasetConfig:
         Share, Field(description="Least labelled share of a training patch (masks first, else labels).")
     ] = 0.10
     min_bbox_percent: Annotated[
-        Share, Field(description="Least share of the patch that the bounding box of the labelled voxels fills.")
+        Share,
+        Field(description="Least share of the patch that the bounding box of the labelled voxels fills."),
     ] = 0.0
     patch_stride: Annotated[
         PatchSize | None, Field(description="Grid of candidate patches in voxels; null: half a patch.")
     ] = None
     skip_patch_validation: Annotated[bool, Field(description="Take every patch of the grid.")] = False
-    cache_valid_patches: Annotated[bool, Field(description="Keep the index of valid patches in the user's cache.")] = (
-        True
-    )
+    cache_valid_patches: Annotated[
+        bool, Field(description="Keep the index of valid patches in the user's cache.")
+    ] = True
     valid_patch_find_resolution: Annotated[
         Count, Field(description="OME-Zarr level of the labels at which patches are looked for.")
     ] = 0
@@ -228,7 +260,9 @@ class DatasetConfig:
     allow_unlabeled_data: Annotated[
         bool, Field(description="Accept images that lack some target; its loss is masked there.")
     ] = False
-    bg_sampling_enabled: Annotated[bool, Field(description="Also train on patches without foreground.")] = False
+    bg_sampling_enabled: Annotated[bool, Field(description="Also train on patches without foreground.")] = (
+        False
+    )
     bg_to_fg_ratio: Annotated[Amount, Field(description="Background patches per foreground patch.")] = 0.5
     class_oversampling: Annotated[
         Share, Field(description="Share of the patches drawn with classes equally likely.")
@@ -255,7 +289,9 @@ class InferenceConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
 
     checkpoint_path: Annotated[str | None, Field(description="Checkpoint to predict with.")] = None
-    patch_size: Annotated[PatchSize | None, Field(description="Window in voxels; null: the training patch.")] = None
+    patch_size: Annotated[
+        PatchSize | None, Field(description="Window in voxels; null: the training patch.")
+    ] = None
     batch_size: Annotated[Positive, Field(description="Windows per forward pass.")] = 1
     output_targets: Annotated[list[str] | None, Field(description="Targets to predict; null: all.")] = None
     overlap: Annotated[
@@ -277,7 +313,8 @@ class TargetConfig:
     ] = None
     channels: Annotated[Positive | None, Field(description="The same as `out_channels`.")] = None
     activation: Annotated[
-        Literal["sigmoid", "softmax", "none"] | None, Field(description="After the head; null: by the channels.")
+        Literal["sigmoid", "softmax", "none"] | None,
+        Field(description="After the head; null: by the channels."),
     ] = None
     losses: Annotated[
         list[LossSpec], Field(description="Losses; empty: cross-entropy and Dice, binary or by class.")
@@ -293,7 +330,8 @@ class TargetConfig:
         bool | None, Field(description="Its own decoder or not; null: as `model_config.separate_decoders`.")
     ] = None
     kind: Annotated[
-        Literal["binary", "multiclass", "multilabel"] | None, Field(description="How labels are read; null: detected.")
+        Literal["binary", "multiclass", "multilabel"] | None,
+        Field(description="How labels are read; null: detected."),
     ] = None
     classes: Annotated[list[str] | None, Field(description="Names of the classes, for reports.")] = None
 
