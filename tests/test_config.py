@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
-
 from scripts.bundle_root import configs_dir
 from scripts.config import ConfigManager
 from scripts.errors import VolumenError
@@ -140,7 +139,10 @@ def test_shipped_sections_are_the_dataclasses_defaults():
         ({"tr_config": {"batch_size": "many"}}, ["tr_config.batch_size", "'many'"]),
         ({"tr_config": {"batch_size": 0}}, ["tr_config.batch_size", "found 0"]),
         ({"tr_setup": {"model_name": "../evil"}}, ["tr_setup.model_name"]),
-        ({"dataset_config": {"targets": {"ink": {"out_chanels": 1}}}}, ["targets.ink.out_chanels", "out_channels"]),
+        (
+            {"dataset_config": {"targets": {"ink": {"out_chanels": 1}}}},
+            ["targets.ink.out_chanels", "out_channels"],
+        ),
         ({"dataset_config": {"targets": {"ink": {"losses": [{"nam": "x"}]}}}}, ["targets.ink.losses"]),
         ({"dataset_config": {"targets": {"ink": {"ignore_label": 1, "ignore_index": 2}}}}, ["contradict"]),
         ({"dataset_config": {"data_path": "$__import__('os')"}}, ["not evaluated"]),

@@ -15,7 +15,9 @@ def bundle_root() -> Path:
     for root in (package.parent, package / "_bundle"):
         if (root / "configs" / "train.yaml").is_file():
             return root
-    raise FileNotFoundError(f"the bundle's configs are neither in {package.parent} nor in {package / '_bundle'}")
+    raise FileNotFoundError(
+        f"the bundle's configs are neither in {package.parent} nor in {package / '_bundle'}"
+    )
 
 
 def configs_dir() -> Path:

@@ -12,7 +12,9 @@ from scripts.version import __version__
 EXIT_USER_ERROR = 2
 EXIT_DEFECT = 1
 
-_DESCRIPTION = "Train one network on many targets of a 2D or 3D volume, predict volumes of any size, evaluate."
+_DESCRIPTION = (
+    "Train one network on many targets of a 2D or 3D volume, predict volumes of any size, evaluate."
+)
 _EPILOG = "exit codes: 0 done; 1 defect; 2 input or settings to mend; 130, 143 stopped by Ctrl-C or SIGTERM."
 
 
@@ -58,12 +60,16 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `volumen train`. Options left out take the experiment file's value, else the default."""
     data = parser.add_argument_group("data and output")
-    data.add_argument("-i", "--input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
+    data.add_argument(
+        "-i", "--input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/"
+    )
     data.add_argument("-o", "--output", metavar="OUT", help="output folder; the run goes to OUT/<model name>")
     data.add_argument(
         "--format", choices=("zarr", "tif", "nifti", "napari"), help="data format (default: by content)"
     )
-    data.add_argument("--config-path", metavar="YAML", help="experiment file: any part of the sections, data only")
+    data.add_argument(
+        "--config-path", metavar="YAML", help="experiment file: any part of the sections, data only"
+    )
     data.add_argument(
         "--config-file",
         metavar="YAML",
@@ -71,7 +77,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="bundle config on top of train.yaml; it is code: declares MONAI objects (repeatable)",
     )
-    data.add_argument("--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)")
+    data.add_argument(
+        "--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)"
+    )
     data.add_argument(
         "--loss-on-label-only",
         action="store_true",
@@ -80,7 +88,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model-name", metavar="NAME", help="name of the run's folder and files (default: model)")
+    model.add_argument(
+        "--model-name", metavar="NAME", help="name of the run's folder and files (default: model)"
+    )
     model.add_argument(
         "--patch-size", metavar="Z,Y,X", help="patch in voxels, e.g. 192,192,192 (default: from the data)"
     )
@@ -96,8 +106,16 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
     training.add_argument("--steps-per-epoch", type=int, metavar="N", help="steps per epoch (default: 250)")
     training.add_argument("--val-steps", type=int, metavar="N", help="batches per validation (default: 50)")
-    training.add_argument("--seed", type=int, metavar="N", help="seed of split, weights and sampling (default: 0)")
-    training.add_argument("--resume", nargs="?", const="", metavar="FILE", help="go on from the newest checkpoint of the run, or from FILE")
+    training.add_argument(
+        "--seed", type=int, metavar="N", help="seed of split, weights and sampling (default: 0)"
+    )
+    training.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="go on from the newest checkpoint of the run, or from FILE",
+    )
     training.add_argument("--finetune", metavar="FILE", help="start from the weights of a checkpoint")
 
     machine = parser.add_argument_group("machine")
@@ -105,7 +123,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--amp", choices=("auto", "off", "float16", "bfloat16"), help="mixed precision (default: auto)"
     )
-    machine.add_argument("--workers", type=int, metavar="N", help="processes that prepare patches (default: cores less 1)")
+    machine.add_argument(
+        "--workers", type=int, metavar="N", help="processes that prepare patches (default: cores less 1)"
+    )
 
     parser.add_argument_group("any setting").add_argument(
         "--set",
@@ -137,13 +157,17 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("inspect", help="show what a data folder holds and the network planned for it")
+    parser = commands.add_parser(
+        "inspect", help="show what a data folder holds and the network planned for it"
+    )
     parser.add_argument("input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
     parser.add_argument("--config-path", metavar="YAML", help="experiment file")
     parser.add_argument("--patch-size", metavar="Z,Y,X", help="patch in voxels (default: from the data)")
     parser.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of labels over images")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)"
+    )
     _add_common(parser)
     parser.set_defaults(run=_run_inspect)
 

@@ -107,7 +107,9 @@ def _report(error: BaseException) -> int:
     if "out of memory" in text.lower() or isinstance(cause, MemoryError):
         _say(f"out of memory ({text[:200]}); use a smaller --patch-size or --batch-size")
         return EXIT_USER_ERROR
-    _say(f"{type(cause).__name__}: {text[:500]}; this may be a defect: run again with --verbose for a traceback")
+    _say(
+        f"{type(cause).__name__}: {text[:500]}; this may be a defect: run again with --verbose for a traceback"
+    )
     return EXIT_DEFECT
 
 

@@ -143,7 +143,10 @@ def _classes(where: str, labels: Sequence, ignore: int | None) -> int:
     foreground = sorted(values - {0})
     if foreground and foreground[0] < 0:
         raise VolumenError(
-            where, "the labels hold negative values", found=foreground[0], remedy=f"set ignore_label: {foreground[0]}"
+            where,
+            "the labels hold negative values",
+            found=foreground[0],
+            remedy=f"set ignore_label: {foreground[0]}",
         )
     if len(foreground) <= 1:
         return 2

@@ -78,7 +78,9 @@ def check_section_names(content: Mapping[str, Any], origin: str) -> None:
             remedy = closest(str(name), SECTION_NAMES) or f"known sections: {', '.join(SECTION_NAMES)}"
             raise VolumenError(f"{origin}: {name}", "unknown section", remedy=remedy)
         if section is not None and not isinstance(section, Mapping):
-            raise VolumenError(f"{origin}: {name}", expected="a mapping of keys to values", found=repr(section))
+            raise VolumenError(
+                f"{origin}: {name}", expected="a mapping of keys to values", found=repr(section)
+            )
 
 
 def refuse_code(content: Any, origin: str, path: str = "") -> None:

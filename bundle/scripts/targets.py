@@ -200,7 +200,9 @@ def inject_auxiliary_tasks(
     for name, entry in tasks.items():
         if name in everything:
             raise VolumenError(
-                f"{origin}: auxiliary_tasks.{name}", "the name is a labelled target's", remedy="choose another name"
+                f"{origin}: auxiliary_tasks.{name}",
+                "the name is a labelled target's",
+                remedy="choose another name",
             )
         everything[name] = _auxiliary_target(name, entry, targets, spatial_dims, separate, origin)
     return everything
@@ -278,5 +280,7 @@ def _agree(where: str, config: TargetConfig, *names: str) -> int | None:
     """Return what the aliases say, or None where none says anything."""
     said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if len(set(said.values())) > 1:
-        raise VolumenError(where, f"{' and '.join(said)} contradict each other", remedy=f"keep {names[0]} alone")
+        raise VolumenError(
+            where, f"{' and '.join(said)} contradict each other", remedy=f"keep {names[0]} alone"
+        )
     return next(iter(said.values()), None)
