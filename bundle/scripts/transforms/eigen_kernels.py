@@ -32,21 +32,26 @@ def smallest_axis_3d(tensor, valid, min_gap):
     """
     count = tensor.shape[1]
     out = np.zeros((3, count), np.float32)
-    block = 64
-    for begin in range(0, count, block):
-        end = min(begin + block, count)
+    # Blocks pass through one small buffer: reads and writes within it are seen not to overlap, hence vectorised.
+    work = np.zeros((10, 64), np.float64)
+    for begin in range(0, count, 64):
+        size = min(64, count - begin)
         wanted = False
-        for i in range(begin, end):
-            wanted |= valid[i]
+        for i in range(size):
+            wanted |= valid[begin + i]
+            work[9, i] = 1.0 if valid[begin + i] else 0.0
         if not wanted:
             continue
-        for i in range(begin, end):
-            a00 = np.float64(tensor[0, i])
-            a01 = np.float64(tensor[1, i])
-            a02 = np.float64(tensor[2, i])
-            a11 = np.float64(tensor[3, i])
-            a12 = np.float64(tensor[4, i])
-            a22 = np.float64(tensor[5, i])
+        for row in range(6):
+            for i in range(size):
+                work[row, i] = tensor[row, begin + i]
+        for i in range(64):
+            a00 = work[0, i]
+            a01 = work[1, i]
+            a02 = work[2, i]
+            a11 = work[3, i]
+            a12 = work[4, i]
+            a22 = work[5, i]
             mean = (a00 + a11 + a22) * (1.0 / 3.0)
             b00, b11, b22 = a00 - mean, a11 - mean, a22 - mean
             off = a01 * a01 + a02 * a02 + a12 * a12
@@ -62,11 +67,11 @@ def smallest_axis_3d(tensor, valid, min_gap):
             minor2 = b01 * b12 - b11 * b02
             det = b00 * minor0 - b01 * minor1 + b02 * minor2
             top = det >= 0.0
-            size = 0.5 * abs(det)
-            size = size if size < 1.0 else np.float64(1)
-            t = np.float64(1.7320508075688772) + size * (0.3214063 - 0.0534571 * size)
-            t = t - (t * t * t - 3.0 * t - 2.0 * size) / (3.0 * t * t - 3.0)
-            t = t - (t * t * t - 3.0 * t - 2.0 * size) / (3.0 * t * t - 3.0)
+            half = 0.5 * abs(det)
+            half = half if half < 1.0 else np.float64(1)
+            t = np.float64(1.7320508075688772) + half * (0.3214063 - 0.0534571 * half)
+            t = t - (t * t * t - 3.0 * t - 2.0 * half) / (3.0 * t * t - 3.0)
+            t = t - (t * t * t - 3.0 * t - 2.0 * half) / (3.0 * t * t - 3.0)
             root = t if top else -t
             r00, r11, r22 = b00 - root, b11 - root, b22 - root
             x0, x1, x2 = b01 * b12 - b02 * r11, b02 * b01 - r00 * b12, r00 * r11 - b01 * b01
@@ -116,13 +121,18 @@ def smallest_axis_3d(tensor, valid, min_gap):
             e2 = c * u2 + s * w2 if top else v2
             gap = 2.0 * spread if top else low - root
             largest = root if top else low + 2.0 * spread
-            good = good and valid[i] and gap * p >= min_gap * (largest * p + mean)
+            good = good and work[9, i] > 0.0 and gap * p >= min_gap * (largest * p + mean)
             lead = e0 if abs(e0) > 1e-6 else (e1 if abs(e1) > 1e-6 else e2)
             sign = (-1.0 if lead < 0.0 else 1.0) if good else 0.0
-            valid[i] = good
-            out[0, i] = sign * e2
-            out[1, i] = sign * e1
-            out[2, i] = sign * e0
+            work[6, i] = sign * e2
+            work[7, i] = sign * e1
+            work[8, i] = sign * e0
+            work[9, i] = sign
+        for i in range(size):
+            valid[begin + i] = work[9, i] != 0.0
+        for row in range(3):
+            for i in range(size):
+                out[row, begin + i] = work[6 + row, i]
     return out
 
 

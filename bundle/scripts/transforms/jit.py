@@ -7,6 +7,10 @@ from typing import Any
 
 import numba
 
+# NumPy's error model: a division by zero gives inf; a check for it would keep loops from vectorising.
+# A cached kernel is renewed when its own file changes: touch the kernels after a change here.
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile with numba at the first call, keeping the machine code on disk where some folder can be
@@ -19,6 +23,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     loop was vectorised, and hence not on where an array was cropped.
     """
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:
-        return numba.njit(nogil=True)(function)
+        return numba.njit(**_OPTIONS)(function)
