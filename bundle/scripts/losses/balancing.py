@@ -1,21 +1,27 @@
-"""How targets are weighed against each other."""
+"""How targets are weighed against each other: fixed, by learned uncertainty, or by their gradients' norm."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from scripts.errors import VolumenError
 from scripts.losses.base import LABEL_KINDS
-
-BALANCINGS = ("fixed", "uncertainty", "gradnorm")
+from scripts.losses.masking import global_sum, synchronised
 
 
 class FixedBalancing(nn.Module):
-    """total = sum of weight * loss."""
+    """total = sum of weight * loss.
+
+    Args:
+        kinds: target -> kind.
+        weights: target -> weight.
+    """
 
     def __init__(self, kinds: Mapping[str, str], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -39,28 +45,147 @@ class UncertaintyBalancing(nn.Module):
 
     total = sum of weight * (exp(-s) L + s / 2) for label targets and weight * (exp(-s) L / 2 + s / 2) for
     regression, s = log sigma^2 a parameter per target. It is least at exp(s) = 2 L, or exp(s) = L for
-    regression, so a target that is hard at the scale of its loss weighs less. Give `parameters()` of the loss
-    to the optimizer, without weight decay. A target without a valid voxel in the batch leaves its s alone.
+    regression: there each target weighs in with the same exp(-s) L, whatever the scale of its loss. Give the
+    parameters of the loss to the optimizer, without weight decay. A target without a valid voxel in the batch
+    leaves its s alone.
+
+    Args:
+        kinds: target -> kind.
+        weights: target -> the user's weight.
     """
 
     def __init__(self, kinds: Mapping[str, str], weights: Mapping[str, float]) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.halved = {name: 1.0 if kind in LABEL_KINDS else 0.5 for name, kind in kinds.items()}
-        self.log_variances = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in kinds})
+        self.log_variances = nn.ParameterList([nn.Parameter(torch.zeros(())) for _ in kinds])
 
     def forward(
         self, values: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         terms, factors = [], {}
-        for name, value in values.items():
-            s = self.log_variances[name]
+        for s, (name, value) in zip(self.log_variances, values.items(), strict=True):
             factors[name] = self.weights[name] * self.halved[name] * torch.exp(-s)
-            regulariser = 0.5 * self.weights[name] * s
-            if name in present:
-                regulariser = regulariser * present[name]
-            terms.append(factors[name] * value + regulariser)
+            term = factors[name] * value + 0.5 * self.weights[name] * s
+            seen = (
+                global_sum(present[name].to(value.dtype)) > 0 if name in present else torch.ones_like(s) > 0
+            )
+            # Ranks hold equal values and equal s, so the average of their gradients is the single one.
+            terms.append(torch.where(seen, term, value))
         return torch.stack(terms).sum(), factors
+
+
+class GradNormBalancing(nn.Module):
+    """Weights that give every target an equal, or rate-adjusted, gradient on shared parameters.
+
+    GradNorm, Chen et al. 2018: with g_t = |grad of L_t on the shared parameters| and r_t the target's inverse
+    training rate (L_t / L_t at the start, over the mean of that), the factors f_t should make f_t g_t
+    proportional to r_t^alpha, with mean 1. Chen et al. get there by gradient steps on f; here the solution
+    f_t ~ r_t^alpha / g_t is taken directly, averaged over steps in the log domain with weight `momentum` on
+    the past: no second optimizer, nothing to tune. The factors are buffers, so checkpoints keep them. The
+    user's weights multiply them.
+
+    `set_shared_parameters` must name parameters that every target depends on (the last stage of the shared
+    encoder is the usual choice). Each update costs one partial backward pass per target.
+
+    Args:
+        kinds: target -> kind.
+        weights: target -> the user's weight.
+        alpha: how strongly slow targets are favoured; 0 equalises the gradients.
+        momentum: weight of the past, 0 to 1.
+        interval: steps between updates.
+    """
+
+    log_factors: Tensor
+    initial: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        kinds: Mapping[str, str],
+        weights: Mapping[str, float],
+        alpha: float = 0.5,
+        momentum: float = 0.9,
+        interval: int = 1,
+    ) -> None:
+        super().__init__()
+        if alpha < 0 or not 0 <= momentum < 1 or interval < 1:
+            raise ValueError(
+                f"alpha >= 0, 0 <= momentum < 1, interval >= 1 wanted, got {alpha}, {momentum}, {interval}"
+            )
+        self.weights = dict(weights)
+        self.alpha, self.momentum, self.interval = alpha, momentum, interval
+        self._shared: list[nn.Parameter] = []
+        self.register_buffer("log_factors", torch.zeros(len(kinds)))
+        self.register_buffer("initial", torch.full((len(kinds),), torch.nan))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def set_shared_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Name the parameters on which the gradients are compared."""
+        self._shared = [p for p in parameters if p.requires_grad]
+        if not self._shared:
+            raise ValueError("gradient-norm balancing needs at least one shared parameter that is trained")
+
+    def forward(
+        self, values: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.training and torch.is_grad_enabled():
+            if int(self.step) % self.interval == 0:
+                self._update(values)
+            self.step += 1
+        factors = self.log_factors.exp()
+        terms, logged = [], {}
+        for factor, (name, value) in zip(factors, values.items(), strict=True):
+            logged[name] = self.weights[name] * factor
+            terms.append(logged[name] * value)
+        return torch.stack(terms).sum(), logged
+
+    def _update(self, values: Mapping[str, Tensor]) -> None:
+        if not self._shared:
+            raise VolumenError(
+                "tr_config.loss_balancing",
+                "gradnorm was given no shared parameters",
+                remedy="call set_shared_parameters with the last stage of the shared encoder",
+            )
+        loss = torch.stack([value.detach() for value in values.values()])
+        norm = torch.stack([self._norm(value) for value in values.values()])
+        # A target that is absent or already perfect says nothing about its factor.
+        known = (norm > 0) & torch.isfinite(norm) & (loss > 0)
+        if int(known.sum()) == 0:
+            return
+        self.initial = torch.where(torch.isnan(self.initial) & known, loss, self.initial)
+        rate = torch.where(known, loss / self.initial, torch.ones_like(loss))
+        rate = rate / rate[known].mean()
+        wanted = self.alpha * rate.clamp_min(1e-6).log() - norm.clamp_min(1e-30).log()
+        # Only ratios among the targets of this step are known: keep the level that they have had so far.
+        wanted = wanted - wanted[known].mean() + self.log_factors[known].mean()
+        momentum = 0.0 if int(self.step) == 0 else self.momentum
+        mixed = momentum * self.log_factors + (1 - momentum) * wanted
+        log_factors = torch.where(known, mixed, self.log_factors)
+        self.log_factors = (
+            log_factors - torch.logsumexp(log_factors, 0) + torch.log(norm.new_tensor(len(norm)))
+        )
+
+    def _norm(self, value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return value.new_zeros(())
+        gradients = torch.autograd.grad(value, self._shared, retain_graph=True, allow_unused=True)
+        parts = [g.detach().float().flatten() for g in gradients if g is not None]
+        if not parts:
+            return value.new_zeros(())
+        flat = torch.cat(parts)
+        if synchronised():
+            # The norm of the averaged gradient, which is what the optimizer will see.
+            dist.all_reduce(flat)
+            flat = flat / dist.get_world_size()
+        return flat.norm()
+
+
+BALANCINGS: dict[str, type[nn.Module]] = {
+    "fixed": FixedBalancing,
+    "uncertainty": UncertaintyBalancing,
+    "gradnorm": GradNormBalancing,
+}
 
 
 def build_balancing(
@@ -72,15 +197,22 @@ def build_balancing(
         name: "fixed", "uncertainty" or "gradnorm".
         kinds: target -> kind.
         weights: target -> the user's weight, which multiplies whatever the balancing finds.
-        kwargs: arguments of the balancing.
+        kwargs: further arguments of the balancing.
 
     Raises:
         VolumenError: unknown name or arguments.
     """
-    classes = {"fixed": FixedBalancing, "uncertainty": UncertaintyBalancing}
-    if name not in classes:
-        raise VolumenError("tr_config.loss_balancing", expected=f"one of {', '.join(classes)}", found=name)
+    if name not in BALANCINGS:
+        raise VolumenError("tr_config.loss_balancing", expected=f"one of {', '.join(BALANCINGS)}", found=name)
+    allowed = list(inspect.signature(BALANCINGS[name]).parameters)[2:]
+    unknown = [key for key in kwargs if key not in allowed]
+    if unknown:
+        raise VolumenError(
+            "tr_config.loss_balancing_kwargs",
+            expected=", ".join(allowed) or f"no arguments for {name}",
+            found=", ".join(unknown),
+        )
     try:
-        return classes[name](kinds, weights, **kwargs)
-    except TypeError as error:
+        return BALANCINGS[name](kinds, weights, **kwargs)
+    except (TypeError, ValueError) as error:
         raise VolumenError("tr_config.loss_balancing_kwargs", str(error)) from error

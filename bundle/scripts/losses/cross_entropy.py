@@ -18,7 +18,7 @@ def channel_vector(values: Sequence[float] | float | None) -> Tensor | None:
 
 def over_channels(vector: Tensor, like: Tensor) -> Tensor:
     """Return a vector (C,) shaped to multiply (B, C, *spatial)."""
-    return vector.to(like.dtype).view(1, -1, *[1] * (like.dim() - 2))
+    return vector.to(like).view(1, -1, *[1] * (like.dim() - 2))
 
 
 class BCEWithLogitsLoss(VoxelLoss):

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -68,7 +68,7 @@ def loss_names() -> list[str]:
 
 
 def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
-    """Find the class of a loss: ours, registered, an entry point, then monai.losses, then torch.nn.
+    """Find the class of a loss: ours, registered, an entry point, then torch.nn, then monai.losses.
 
     Args:
         name: a bare name, or "torch.nn.X" / "monai.losses.X" to name the library.
@@ -84,10 +84,9 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return entry.load()
     library, _, bare = name.rpartition(".")
-    for module in ("monai.losses", "torch.nn"):
-        found: Any = getattr(import_module(module), bare, None)
-        if library in ("", module) and _is_loss(found):
-            return found
+    for module in ("torch.nn", "monai.losses"):
+        if library in ("", module) and _is_loss(found := getattr(import_module(module), bare, None)):
+            return cast(type[nn.Module], found)
     known = [*loss_names(), *_library_names()]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
     raise VolumenError(

@@ -1,0 +1,108 @@
+"""Targets of coarser outputs: what goes into a coarse voxel, and what must not."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_cases import make_target
+from scripts.losses.deep_supervision import block_size, default_interpolation, downsample, level_weights
+
+
+def _blocks(x: torch.Tensor, factor: tuple[int, ...]):
+    """Yield the index of each coarse voxel and the slices of its fine ones."""
+    size = [-(-n // f) for n, f in zip(x.shape[2:], factor)]
+    for index in np.ndindex(*size):
+        yield index, tuple(slice(i * f, (i + 1) * f) for i, f in zip(index, factor))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5])
+def test_level_weights_halve_and_sum_to_one(levels):
+    weights = level_weights(levels)
+    assert sum(weights) == pytest.approx(1)
+    assert all(a == pytest.approx(2 * b) for a, b in itertools.pairwise(weights))
+
+
+def test_block_sizes():
+    assert block_size((8, 64, 64), (8, 32, 16)) == (1, 2, 4)
+    assert block_size((5, 7), (3, 2)) == (2, 4)
+    with pytest.raises(ValueError, match="no downsampling"):
+        block_size((8,), (7,))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (2, 5, 7), (1, 7, 5, 9)])
+@pytest.mark.parametrize("kind", ["distance", "tensor"])
+def test_linear_is_the_mean_of_blocks_whose_voxels_are_all_valid(shape, kind):
+    generator = torch.Generator().manual_seed(0)
+    target = make_target(kind, shape, generator)
+    mask = torch.rand(shape[0], 1, *shape[1:], generator=generator) > 0.1
+    target = target.masked_fill(~mask, torch.nan)
+    factor = (2,) * (len(shape) - 1)
+    size = tuple(-(-n // 2) for n in shape[1:])
+    coarse, known = downsample(target, mask, size, kind=kind, interpolation="linear")
+    assert coarse.shape[2:] == known.shape[2:] == size
+    assert known.dtype == torch.bool
+    for index, block in _blocks(target, factor):
+        here = (slice(None), slice(None), *index)
+        fine, valid = target[(..., *block)].flatten(2), mask[(..., *block)].flatten(2)
+        assert torch.equal(known[here], valid.all(dim=2))
+        expected = torch.where(valid.all(dim=2), fine.mean(dim=2), 0.0)
+        torch.testing.assert_close(coarse[here], expected)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_labels_are_picked_and_never_mixed(factor):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 5, (2, 1, 16, 16, 8), generator=generator).to(torch.uint8)
+    mask = torch.rand(2, 1, 16, 16, 8, generator=generator) > 0.02
+    target[~mask] = 255
+    size = tuple(n // factor for n in target.shape[2:])
+    coarse, known = downsample(target, mask, size, kind="multiclass", interpolation="nearest")
+    assert coarse.dtype == torch.uint8
+    middle = (factor - 1) // 2
+    picked = target[:, :, middle::factor, middle::factor, middle::factor]
+    assert torch.equal(coarse, torch.where(known, picked, 0))
+    assert coarse.max() < 5
+
+
+def test_vectors_are_renormalised_and_cancelled_ones_left_out():
+    target = torch.zeros(1, 2, 4, 4)
+    target[:, 0] = 1.0
+    target[:, :, :2, :2] = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
+    target[:, :, :1, :2] = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    target[:, 0, 2:, 2:] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    coarse, known = downsample(target, None, (2, 2), kind="vector", interpolation="linear")
+    torch.testing.assert_close(coarse[0, :, 0, 0], torch.full((2,), 0.5**0.5))
+    torch.testing.assert_close(coarse[0, :, 0, 1], torch.tensor([1.0, 0.0]))
+    assert known[0, 0].tolist() == [[True, True], [True, False]]
+    assert torch.all(coarse[0, :, 1, 1] == 0)
+
+
+def test_axes_are_averaged_like_the_leading_eigenvector_of_their_outer_products():
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.randn(1, 3, 2, 2, 2, generator=generator), size=(8, 8, 8), mode="trilinear")
+    axis = F.normalize(smooth, dim=1)
+    flipped = axis * torch.where(torch.rand(1, 1, 8, 8, 8, generator=generator) < 0.5, -1.0, 1.0)
+    coarse, known = downsample(flipped, None, (4, 4, 4), kind="axis", interpolation="linear")
+    again, _ = downsample(axis, None, (4, 4, 4), kind="axis", interpolation="linear")
+    torch.testing.assert_close((coarse * again).sum(1).abs(), torch.ones(1, 4, 4, 4))
+    outer = F.avg_pool3d((flipped[:, :, None] * flipped[:, None]).flatten(1, 2), 2).unflatten(1, (3, 3))
+    leading = torch.linalg.eigh(outer.movedim((1, 2), (-2, -1)))[1][..., -1].movedim(-1, 1)
+    agreement = (coarse * leading).sum(1).abs()[known[:, 0]]
+    assert known.float().mean() > 0.9
+    assert agreement.mean() > 0.995
+
+
+def test_same_size_is_untouched_and_no_mask_means_all_valid():
+    target = torch.randn(1, 1, 4, 4)
+    same, known = downsample(target, None, (4, 4), kind="distance", interpolation="linear")
+    assert same is target
+    assert known.all()
+
+
+def test_defaults():
+    assert default_interpolation("multiclass") == "nearest"
+    assert default_interpolation("axis") == "linear"
