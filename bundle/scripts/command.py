@@ -52,15 +52,17 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     root.setLevel(level if verbose else logging.WARNING)
     logging.getLogger("scripts").setLevel(level)
     logging.captureWarnings(True)
+    # What tifffile logs of a damaged file, the reader raises as an error of ours.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     if quiet:
         # What tqdm reads as its default for `disable`.
         os.environ["TQDM_DISABLE"] = "1"
     if not verbose:
         warnings.filterwarnings("ignore")
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
-        logging.getLogger("ignite").setLevel(logging.ERROR)
-        # torch and ignite log the full traceback of what we report in one line.
-        logging.getLogger("monai").setLevel(logging.ERROR)
+        # Ignite and MONAI log every exception that passes through them; we report it in one line.
+        logging.getLogger("ignite").setLevel(logging.CRITICAL)
+        logging.getLogger("monai").setLevel(logging.CRITICAL)
 
 
 class _Formatter(logging.Formatter):

@@ -71,6 +71,8 @@ def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) ->
     """
     from monai.bundle import ConfigWorkflow
 
+    # It would tell that our own logging set-up is kept; importing it has set its level.
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     configs = configs_dir()
     for overlay in overlays:
         if not Path(overlay).is_file():
