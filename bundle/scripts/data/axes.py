@@ -19,6 +19,10 @@ _SMALL = 4
 """An unnamed axis of 2 to this many entries may hold channels (grey + alpha, RGB, RGBA)."""
 
 
+class AmbiguousAxesError(VolumenError):
+    """A shape that can be read in two ways."""
+
+
 @dataclass(frozen=True)
 class AxisMap:
     """The stored axes that hold space and channels; every other stored axis has one entry.
@@ -174,7 +178,7 @@ def _by_size(where: object, shape: tuple[int, ...], spare: int, orders: list[str
 
 def _refuse_ambiguous(where: object, shape: tuple[int, ...]) -> NoReturn:
     choices = {3: "zyx, cyx or yxc", 4: "czyx or zyxc"}.get(len(shape), "such as zyx or czyx")
-    raise VolumenError(
+    raise AmbiguousAxesError(
         where,
         f"shape {shape} can be read in two ways: is the small axis a channel?",
         remedy=f"set {SETTING}: {choices}",

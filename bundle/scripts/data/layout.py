@@ -1,10 +1,10 @@
-"""The folders that a user brings: which label and which mask belong to which image.
+"""The folder that a user brings, and the volumes in it.
 
 data/
-  images/  image1.zarr            one file per image
-  labels/  image1_ink.zarr        one file per image and target
+  images/  image1.zarr            one volume per image
+  labels/  image1_ink.zarr        one volume per image and target
   masks/   image1_ink.zarr        optional: where the target's label is to be believed
-           image1_mask.zarr       (or image1.zarr) the same for every target of the image
+           image1_mask.zarr       (or image1.zarr) the same for all targets of the image
 """
 
 from __future__ import annotations
@@ -12,30 +12,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from os import PathLike, fspath
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from scripts.data.axes import AmbiguousAxesError
 from scripts.data.formats import SUFFIXES
+from scripts.data.integral import IntegralVolume
 from scripts.data.listing import Entry, child, folder_exists, list_volumes, names_in
+from scripts.data.pairing import Case, owner_of, pair_cases
 from scripts.data.volumes import Volume, open_volume
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
 FORMATS = (*SUFFIXES, "napari")
-ALL_TARGETS = ""
-"""Key of a mask that holds for every target, while names are being paired."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image with the paths of its labels and masks, each keyed by target."""
-
-    name: str
-    image: str
-    labels: dict[str, str]
-    masks: dict[str, str]
+_NAMED = "named <image>_<target>"
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,14 @@ def discover(
     """Find images, labels and masks below a folder and pair them by name.
 
     A label `<image>_<target>` belongs to the image with the longest name that fits, so both parts may contain
-    underscores. Names are compared case-sensitively, after Unicode normalisation (NFC).
+    underscores. Names are compared case-sensitively, after Unicode normalisation (NFC). An OME-Zarr image may
+    also carry labels in its own `labels/` group; a label of the same name in the folder comes first.
 
     Args:
-        root: folder (or URL) with `images/`, `labels/` and, optionally, `masks/`.
-        format: "zarr", "tif", "nifti" or "napari"; by default what `images/` holds.
+        root: folder (or URL, for zarr) with `images/`, `labels/` and, optionally, `masks/`. With format
+            "napari" also a folder of layers that napari saved: `<image>.tif`, `<image>_<target>.tif`,
+            `<image>_mask.tif`.
+        format: format of the images, "zarr", "tif", "nifti" or "napari"; by default what `images/` holds.
         targets: targets to use; by default all that have a label.
         allow_unlabeled: accept images that lack the label of some target.
 
@@ -87,39 +84,10 @@ def discover(
     if format is not None and format not in FORMATS:
         raise VolumenError("--format", expected=f"one of {', '.join(FORMATS)}", found=repr(format))
     images, labels, masks = _entries(root, format)
-    cases, chosen = match(child(root, "labels"), images, labels, masks, targets, allow_unlabeled)
-    return Layout(root, format or images[0].format, cases, chosen)
-
-
-def match(
-    where: str,
-    images: Sequence[Entry],
-    labels: Sequence[Entry],
-    masks: Sequence[Entry],
-    targets: Sequence[str] | None,
-    allow_unlabeled: bool,
-) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Pair images, labels and masks by name; return the cases and the targets, see `discover`.
-
-    Args:
-        where: what holds the labels, named in errors.
-    """
-    names = [image.name for image in images]
-    by_image = _pair(labels, names, targets, "label")
-    found = sorted({target for paths in by_image.values() for target in paths})
-    chosen = _choose_targets(where, found, targets)
-    mask_paths = _pair_masks(masks, names, found, chosen)
-    cases = tuple(
-        Case(
-            image.name,
-            image.path,
-            {target: path for target, path in sorted(by_image[image.name].items()) if target in chosen},
-            mask_paths[image.name],
-        )
-        for image in images
+    cases, chosen = pair_cases(
+        child(root, "labels"), images, labels, masks, targets=targets, allow_unlabeled=allow_unlabeled
     )
-    _check_complete(cases, chosen, allow_unlabeled)
-    return cases, chosen
+    return Layout(root, format or images[0].format, cases, chosen)
 
 
 def open_cases(
@@ -131,6 +99,8 @@ def open_cases(
 ) -> list[OpenCase]:
     """Open every volume of a layout and check that they fit each other.
 
+    Labels of a floating type are taken if their values are whole numbers, which is checked as they are read.
+
     Args:
         layout: what `discover` found.
         axes: `dataset_config.axes`, see `open_volume`.
@@ -138,44 +108,37 @@ def open_cases(
         spacing: voxel size per spatial axis, instead of the files' own.
 
     Raises:
-        VolumenError: a volume cannot be opened, or shapes, channels or types do not fit.
+        VolumenError: a volume cannot be opened, or shapes, channels or spacing do not fit.
     """
     cases = [_open_case(case, axes, level, spacing) for case in layout.cases]
     check_same_kind(cases)
+    _tell_costs(cases)
     return cases
 
 
 def check_same_kind(cases: Sequence[OpenCase]) -> None:
-    """Refuse cases that differ in dimensions or channels."""
-    first = cases[0]
+    """Refuse cases that differ in dimensions or channels.
+
+    Raises:
+        VolumenError: names the first image that differs from the first of all.
+    """
+    first = cases[0].image
     for case in cases[1:]:
-        if len(case.image.shape) != len(first.image.shape) or case.image.channels != first.image.channels:
+        if (len(case.image.shape), case.image.channels) != (len(first.shape), first.channels):
             raise VolumenError(
                 case.image.path,
-                expected=f"{_describe(first.image)}, as in {first.image.path}",
-                found=_describe(case.image),
+                expected=f"{_kind(first)}, as in {first.path}",
+                found=_kind(case.image),
                 remedy="train on images of one kind",
             )
 
 
-def _describe(volume: Volume) -> str:
-    return f"{len(volume.shape)}D with {volume.channels} channel{'s' * (volume.channels != 1)}"
+def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
+    """Check a label or mask against its image, and return it as a volume of integers.
 
-
-def _open_case(case: Case, axes: str | None, level: int, spacing: Sequence[float] | None) -> OpenCase:
-    image = open_volume(case.image, axes=axes, level=level)
-    ndim = len(image.shape)
-    labels: dict[str, Volume] = {}
-    masks: dict[str, Volume] = {}
-    for opened, paths in ((labels, case.labels), (masks, case.masks)):
-        for target, path in paths.items():
-            label = open_volume(path, axes=axes, level=level, ndim=ndim)
-            opened[target] = as_integers(check_shape(image, label))
-    return OpenCase(case.name, image, labels, masks, _spacing(image, labels, spacing))
-
-
-def check_shape(image: Volume, label: Volume) -> Volume:
-    """Return the label if it lies on the image's grid."""
+    Raises:
+        VolumenError: its shape differs, or a mask has several channels.
+    """
     if label.shape != image.shape:
         raise VolumenError(
             label.path,
@@ -183,14 +146,38 @@ def check_shape(image: Volume, label: Volume) -> Volume:
             found=f"{label.shape}",
             remedy="resample it to the image's grid",
         )
-    return label
+    if mask and label.channels != 1:
+        raise VolumenError(
+            label.path, expected="a mask of 1 channel", found=f"{label.channels}", remedy="save it as grey"
+        )
+    _warn_of_geometry(image, label)
+    return label if np.dtype(label.dtype).kind in "ui" else IntegralVolume(label)
 
 
-def as_integers(volume: Volume) -> Volume:
-    """Return the volume itself if it holds integers, else a view that casts floats and refuses fractions."""
-    from scripts.data.integral import IntegralVolume
+def _kind(volume: Volume) -> str:
+    return f"{len(volume.shape)}D with {volume.channels} channel{'s' * (volume.channels != 1)}"
 
-    return volume if np.dtype(volume.dtype).kind in "ui" else IntegralVolume(volume)
+
+def _open_case(case: Case, axes: str | None, level: int, spacing: Sequence[float] | None) -> OpenCase:
+    image = _open_image(case, axes, level)
+    opened = {
+        path: open_volume(path, axes=axes, level=level, ndim=len(image.shape))
+        for path in {*case.labels.values(), *case.masks.values()}
+    }
+    labels = {target: fit_label(image, opened[path]) for target, path in case.labels.items()}
+    masks = {target: fit_label(image, opened[path], mask=True) for target, path in case.masks.items()}
+    return OpenCase(case.name, image, labels, masks, _spacing(image, labels, spacing))
+
+
+def _open_image(case: Case, axes: str | None, level: int) -> Volume:
+    """Open an image; where its shape can be read in two ways, its label may know the number of dimensions."""
+    try:
+        return open_volume(case.image, axes=axes, level=level)
+    except AmbiguousAxesError:
+        if not case.labels:
+            raise
+        label = open_volume(next(iter(case.labels.values())), level=level)
+        return open_volume(case.image, level=level, ndim=len(label.shape))
 
 
 def _spacing(image: Volume, labels: dict[str, Volume], spacing: Sequence[float] | None) -> tuple[float, ...]:
@@ -205,58 +192,101 @@ def _spacing(image: Volume, labels: dict[str, Volume], spacing: Sequence[float] 
     return tuple(float(value) for value in spacing)
 
 
+def _warn_of_geometry(image: Volume, label: Volume) -> None:
+    if image.affine is not None and label.affine is not None:
+        if not np.allclose(image.affine, label.affine, atol=1e-2):
+            logger.warning("%s lies elsewhere in space than %s: their affines differ", label.path, image.path)
+    elif image.spacing and label.spacing and not np.allclose(image.spacing, label.spacing, rtol=1e-2):
+        logger.warning("%s: spacing %s, its image %s", label.path, label.spacing, image.spacing)
+
+
+def _tell_costs(cases: Sequence[OpenCase]) -> None:
+    """Warn of what makes reading slow or images empty, though it is legal."""
+    from scripts.data.block_cache import BLOCKS
+    from scripts.data.nifti_volume import NiftiVolume
+    from scripts.data.stored_chunks import stored_chunks
+
+    images = [case.image for case in cases]
+    volumes = [volume for case in cases for volume in (case.image, *case.labels.values())]
+    compressed = [volume for volume in volumes if isinstance(volume, NiftiVolume) and volume.compressed]
+    total = sum(volume.decoded_bytes for volume in compressed)
+    if total > BLOCKS.max_bytes:
+        logger.warning(
+            "%d compressed NIfTI volumes hold %d MB, of which %d MB are kept decompressed: patches will "
+            "decompress files again and again; gunzip them or convert them to zarr",
+            len(compressed),
+            total // 10**6,
+            BLOCKS.max_bytes // 10**6,
+        )
+    for image in images:
+        stored = stored_chunks(image)
+        if stored is not None and not stored[0].all():
+            grid = stored[0]
+            logger.warning(
+                "%s: %d of %d chunks are not stored and read as 0",
+                image.path,
+                grid.size - grid.sum(),
+                grid.size,
+            )
+
+
 def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """List images, labels and masks of one format."""
+    """List images, labels and masks."""
     images_folder = child(root, "images")
     if not folder_exists(images_folder):
         if format == "napari" and folder_exists(root):
             return _split_layers(root)
         raise VolumenError(root, "has no images/ folder", remedy=_hint(root))
     wanted = "tif" if format == "napari" else format
-    listed = [
-        list_volumes(folder) if folder_exists(folder) else []
-        for folder in (images_folder, child(root, "labels"), child(root, "masks"))
-    ]
-    images = [entry for entry in listed[0] if wanted in (None, entry.format)]
+    listed = list_volumes(images_folder)
+    images = [entry for entry in listed if wanted in (None, entry.format)]
     if not images:
-        _refuse_empty(images_folder, wanted)
+        _refuse_empty(images_folder, wanted, listed)
     kinds = sorted({entry.format for entry in images})
     if len(kinds) > 1:
         raise VolumenError(
             images_folder,
             expected="one format",
             found=" and ".join(kinds),
-            remedy=f"pass --format {kinds[0]}",
+            remedy=f"pass --format {kinds[0]}, or convert the others",
         )
     _refuse_twins(images)
-    labels, masks = (
-        [entry for entry in entries if wanted in (None, entry.format)] for entries in (listed[1], listed[2])
-    )
-    return images, labels + _group_labels(images), masks
+    labels, masks = (_prefer(_list(child(root, name)), kinds[0]) for name in ("labels", "masks"))
+    taken = {entry.name for entry in labels}
+    return images, labels + [entry for entry in _group_labels(images) if entry.name not in taken], masks
+
+
+def _list(folder: str) -> list[Entry]:
+    return list_volumes(folder) if folder_exists(folder) else []
+
+
+def _prefer(entries: list[Entry], format: str) -> list[Entry]:
+    """Of two entries with one name, keep only those of the images' format."""
+    preferred = {entry.name for entry in entries if entry.format == format}
+    return [entry for entry in entries if entry.format == format or entry.name not in preferred]
 
 
 def _group_labels(images: list[Entry]) -> list[Entry]:
     """List the labels in the images' own `labels/` groups (OME-Zarr), named like those of a folder."""
-    from scripts.data.ome_zarr import label_names
-    from scripts.data.zarr_volume import open_attributes
+    from scripts.data.zarr_volume import group_labels
 
-    entries = []
-    for image in images:
-        if image.format != "zarr" or not folder_exists(child(image.path, "labels")):
-            continue
-        group = child(image.path, "labels")
-        for name in label_names(open_attributes(group) or {}):
-            entries.append(Entry(f"{image.name}_{name}", "zarr", child(group, name)))
-    return entries
+    return [
+        Entry(f"{image.name}_{name}", "zarr", path)
+        for image in images
+        if image.format == "zarr"
+        for name, path in group_labels(image.path).items()
+    ]
 
 
 def _split_layers(root: str) -> tuple[list[Entry], list[Entry], list[Entry]]:
     """Tell images, labels and masks apart in a folder of layers that napari saved: by their names alone."""
-    entries = [entry for entry in list_volumes(root) if entry.format == "tif"]
+    listed = list_volumes(root)
+    entries = [entry for entry in listed if entry.format == "tif"]
     if not entries:
-        _refuse_empty(root, "tif")
+        _refuse_empty(root, "tif", listed)
     names = [entry.name for entry in entries]
-    images = [entry for entry in entries if _owner(entry.name, names) is None]
+    images = [entry for entry in entries if owner_of(entry.name, names) is None]
+    _refuse_twins(images)
     rest = [entry for entry in entries if entry not in images]
     masks = [entry for entry in rest if entry.name.endswith("_mask")]
     return images, [entry for entry in rest if entry not in masks], masks
@@ -265,21 +295,26 @@ def _split_layers(root: str) -> tuple[list[Entry], list[Entry], list[Entry]]:
 def _hint(root: str) -> str:
     if not folder_exists(root):
         return "there is no such folder: check the path"
+    if PurePosixPath(root).name in ("images", "labels", "masks"):
+        return f"give the folder above it, {root.rstrip('/').rsplit('/', 1)[0]}"
     names = names_in(root)
+    similar = get_close_matches("images", [name.lower() for name in names], n=1)
+    if similar:
+        name = next(name for name in names if name.lower() == similar[0])
+        return f"rename {name} to images"
     below = [name for name in names if folder_exists(child(root, name, "images"))]
     if below:
         return f"did you mean {child(root, below[0])}?"
-    if root.rstrip("/").rsplit("/", 1)[-1] in ("images", "labels", "masks"):
-        return f"give the folder above it, {root.rstrip('/').rsplit('/', 1)[0]}"
-    return "put the images into images/ and their labels into labels/, named <image>_<target>"
+    return f"put the images into images/ and their labels, {_NAMED}, into labels/"
 
 
-def _refuse_empty(folder: str, wanted: str | None) -> None:
+def _refuse_empty(folder: str, wanted: str | None, listed: list[Entry]) -> None:
     names = [name for name in names_in(folder) if not name.startswith(".")]
     kinds = [wanted] if wanted else list(SUFFIXES)
     endings = ", ".join(ending for kind in kinds for ending in SUFFIXES[kind])
     found = f"only {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "an empty folder"
-    raise VolumenError(folder, expected=f"images ({endings})", found=found, remedy="add or convert images")
+    remedy = f"pass --format {listed[0].format}" if listed else "add images, or convert them"
+    raise VolumenError(folder, expected=f"images ({endings})", found=found, remedy=remedy)
 
 
 def _refuse_twins(images: Iterable[Entry]) -> None:
@@ -288,120 +323,7 @@ def _refuse_twins(images: Iterable[Entry]) -> None:
         if entry.name in seen:
             raise VolumenError(
                 entry.path,
-                f"has the name {entry.name!r} that {seen[entry.name]} has too",
-                remedy="rename one",
+                f"has the name {entry.name!r}, as {seen[entry.name]} has",
+                remedy="rename or remove one of them",
             )
         seen[entry.name] = entry.path
-
-
-def _owner(name: str, images: Iterable[str], targets: Sequence[str] | None = None) -> tuple[str, str] | None:
-    """Split a label's name into image and target: the longest image name that fits."""
-    fits = [image for image in images if name.startswith(image + "_") and len(name) > len(image) + 1]
-    if targets is not None:
-        fits = [image for image in fits if name[len(image) + 1 :] in targets] or fits
-    if not fits:
-        return None
-    image = max(fits, key=len)
-    return image, name[len(image) + 1 :]
-
-
-def _pair(
-    entries: Sequence[Entry], images: list[str], targets: Sequence[str] | None, what: str
-) -> dict[str, dict[str, str]]:
-    paired: dict[str, dict[str, str]] = {image: {} for image in images}
-    for entry in entries:
-        owner = _owner(entry.name, images, targets)
-        if owner is None:
-            _report_orphan(entry, images, what)
-            continue
-        image, target = owner
-        if target in paired[image]:
-            if entry.path.startswith(paired[image][target].rsplit("/", 1)[0]):
-                raise VolumenError(
-                    entry.path, f"is a second {what} like {paired[image][target]}", remedy="remove one"
-                )
-            logger.info("%s is used instead of %s", paired[image][target], entry.path)
-            continue
-        paired[image][target] = entry.path
-    return paired
-
-
-def _report_orphan(entry: Entry, images: list[str], what: str) -> None:
-    name = entry.name
-    if name in images:
-        raise VolumenError(
-            entry.path,
-            f"names no target: a {what} is called <image>_<target>",
-            remedy=f"rename it {name}_<target>",
-        )
-    similar = _owner(name.casefold(), [image.casefold() for image in images])
-    if similar is not None:
-        image = next(image for image in images if image.casefold() == similar[0])
-        raise VolumenError(
-            entry.path, f"differs from image {image!r} in upper and lower case", remedy="rename one of them"
-        )
-    logger.warning("%s belongs to no image and is left out", entry.path)
-
-
-def _choose_targets(labels: str, found: list[str], targets: Sequence[str] | None) -> tuple[str, ...]:
-    if not found:
-        raise VolumenError(
-            labels, "holds no label", expected="labels named <image>_<target>", remedy="add them"
-        )
-    for target in targets or ():
-        if target not in found:
-            raise VolumenError(
-                labels,
-                expected=f"a label of target {target!r}",
-                found=f"labels of {', '.join(found)}",
-                remedy=f"add <image>_{target}, or take the target out of the configuration",
-            )
-    return tuple(sorted(targets or found))
-
-
-def _pair_masks(
-    entries: Sequence[Entry], images: list[str], found: Sequence[str], chosen: tuple[str, ...]
-) -> dict[str, dict[str, str]]:
-    """Give each image's masks by target; one for all targets yields to one of a single target."""
-    paired: dict[str, dict[str, str]] = {image: {} for image in images}
-    for entry in entries:
-        if entry.name in images:
-            paired[entry.name][ALL_TARGETS] = entry.path
-            continue
-        known = [*found, "mask", *(f"{target}_mask" for target in found)]
-        owner = _owner(entry.name, images, known)
-        if owner is None:
-            _report_orphan(entry, images, "mask")
-            continue
-        image, target = owner
-        if target not in found and target.removesuffix("_mask") in found:
-            target = target.removesuffix("_mask")
-        if target not in found and target != "mask":
-            raise VolumenError(
-                entry.path,
-                expected=f"the name of an image and of a target ({', '.join(found)}), or <image>_mask",
-                found=f"target {target!r}",
-                remedy="rename it",
-            )
-        paired[image][target if target in found else ALL_TARGETS] = entry.path
-    return {image: _spread(paths, chosen) for image, paths in paired.items()}
-
-
-def _spread(paths: dict[str, str], chosen: tuple[str, ...]) -> dict[str, str]:
-    general = paths.get(ALL_TARGETS)
-    masks = {target: paths.get(target, general) for target in chosen}
-    return {target: path for target, path in masks.items() if path is not None}
-
-
-def _check_complete(cases: Sequence[Case], targets: Sequence[str], allow_unlabeled: bool) -> None:
-    if allow_unlabeled:
-        return
-    for case in cases:
-        missing = [target for target in targets if target not in case.labels]
-        if missing:
-            raise VolumenError(
-                case.image,
-                expected=f"a label {case.name}_{missing[0]}",
-                found=f"labels of {', '.join(case.labels) or 'no target'}",
-                remedy="add it, or set dataset_config.allow_unlabeled_data: true",
-            )

@@ -35,9 +35,12 @@ def list_volumes(folder: str) -> list[Entry]:
 
 def folder_exists(folder: str) -> bool:
     """Tell whether there is such a folder."""
-    if not is_url(folder):
+    if is_url(folder):
+        return bool(_remote_names(folder))
+    try:
         return Path(folder).is_dir()
-    return bool(_remote_names(folder))
+    except PermissionError:
+        raise _forbidden(folder) from None
 
 
 def child(root: str, *names: str) -> str:
@@ -71,6 +74,10 @@ def _local_entries(folder: Path) -> Iterator[Entry]:
             kind = "zarr"
         if kind is not None:
             yield Entry(unicodedata.normalize("NFC", stem), kind, str(path))
+
+
+def _forbidden(folder: object) -> VolumenError:
+    return VolumenError(folder, "may not be read", remedy="give yourself permission (chmod u+rx)")
 
 
 def _remote_entries(folder: str) -> Iterator[Entry]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
-from scripts.data.layout import OpenCase, as_integers, check_same_kind, check_shape, match
+from scripts.data.layout import OpenCase, check_same_kind, fit_label
 from scripts.data.listing import Entry
+from scripts.data.pairing import Case, pair_cases
 from scripts.data.volumes import ArrayVolume, Volume
 from scripts.errors import VolumenError
 
@@ -30,28 +32,32 @@ def cases_from_viewer(
         raise VolumenError(
             "napari", expected="an Image layer", found="none", remedy="add the image to the viewer"
         )
-    masks = [Entry(name, "napari", name) for name in labels if name.endswith("_mask")]
-    rest = [Entry(name, "napari", name) for name in labels if not name.endswith("_mask")]
-    matched, _ = match(
-        "napari", [Entry(name, "napari", name) for name in images], rest, masks, targets, allow_unlabeled
-    )
-    opened = {}
-    cases = []
-    for case in matched:
-        image = _image_volume(images[case.name])
-        for name in {*case.labels.values(), *case.masks.values()}:
-            opened[name] = as_integers(check_shape(image, _label_volume(labels[name], image)))
-        cases.append(
-            OpenCase(
-                case.name,
-                image,
-                {target: opened[name] for target, name in case.labels.items()},
-                {target: opened[name] for target, name in case.masks.items()},
-                image.spacing or (1.0,) * len(image.shape),
-            )
-        )
+    masks = [name for name in labels if name.endswith("_mask")]
+    rest = [name for name in labels if name not in masks]
+    entries = [[_entry(name) for name in names] for names in (images, rest, masks)]
+    paired, _ = pair_cases("napari", *entries, targets=targets, allow_unlabeled=allow_unlabeled)
+    cases = [_open_case(case, images, labels) for case in paired]
     check_same_kind(cases)
     return cases
+
+
+def _open_case(case: Case, images: dict[str, Any], labels: dict[str, Any]) -> OpenCase:
+    image = _image_volume(images[case.image])
+
+    def fitted(name: str, mask: bool) -> Volume:
+        return fit_label(image, _label_volume(labels[name], image), mask=mask)
+
+    return OpenCase(
+        case.name,
+        image,
+        {target: fitted(name, False) for target, name in case.labels.items()},
+        {target: fitted(name, True) for target, name in case.masks.items()},
+        image.spacing or (1.0,) * len(image.shape),
+    )
+
+
+def _entry(name: str) -> Entry:
+    return Entry(normalize("NFC", name), "napari", name)
 
 
 def _kind(layer: Any) -> str:

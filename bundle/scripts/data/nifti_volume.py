@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +15,6 @@ from scripts.data.fingerprints import file_fingerprint
 from scripts.data.raw_file import read_raw, too_short
 from scripts.data.volumes import LazyVolume, Region
 from scripts.errors import VolumenError
-
-logger = logging.getLogger(__name__)
 
 
 class NiftiVolume(LazyVolume):
@@ -121,12 +118,6 @@ def open_nifti(path: Path, *, ndim: int | None = None) -> NiftiVolume:
     needed, found = volume._offset + volume.decoded_bytes, path.stat().st_size
     if not volume.compressed and found < needed:
         raise too_short(path, needed, found)
-    if volume.compressed and volume.decoded_bytes > BLOCKS.largest:
-        logger.warning(
-            "%s: %d MB when decompressed; every patch decompresses it anew: gunzip it or convert it to zarr",
-            path,
-            volume.decoded_bytes // 10**6,
-        )
     return volume
 
 

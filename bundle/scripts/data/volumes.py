@@ -162,8 +162,11 @@ class LazyVolume(ABC):
         """Return a short hash of sizes, modification times and metadata."""
 
     def read(self, region: Region) -> np.ndarray:
-        stored = self.axis_map.stored_region(check_region(region, self.shape))
-        return self.axis_map.channels_first(self._read_stored(stored)).astype(self.dtype, copy=False)
+        region = check_region(region, self.shape)
+        if any(part.start == part.stop for part in region):
+            return np.empty((self.channels, *(part.stop - part.start for part in region)), self.dtype)
+        stored = self._read_stored(self.axis_map.stored_region(region))
+        return self.axis_map.channels_first(stored).astype(self.dtype, copy=False)
 
 
 class ArrayVolume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from scripts.data.axes import AxisMap, map_axes
 from scripts.data.fingerprints import digest, folder_fingerprint
 from scripts.data.formats import is_url
-from scripts.data.ome_zarr import LEVEL_SETTING, level_info, multiscale_of, ome_attributes
+from scripts.data.ome_zarr import LEVEL_SETTING, label_names, level_info, multiscale_of, ome_attributes
 from scripts.data.volumes import LazyVolume, Region
 from scripts.data.zarr_chunks import ChunkReader, chunk_reader
 from scripts.errors import VolumenError
@@ -95,14 +94,15 @@ def open_zarr(path: str, *, axes: str | None = None, level: int = 0, ndim: int |
     return ZarrVolume(path, node, axis_map, spacing=spacing, unit=unit)
 
 
-def open_attributes(path: str) -> Mapping[str, Any] | None:
-    """Return the attributes of a zarr node, or None where there is none."""
+def group_labels(path: str) -> dict[str, str]:
+    """Return names and paths of the labels in an OME-Zarr image's own `labels/` group, if it has one."""
     import zarr
 
     try:
-        return zarr.open(path, mode="r").attrs.asdict()
-    except Exception:
-        return None
+        attributes = zarr.open_group(_join(path, "labels"), mode="r").attrs.asdict()
+    except Exception:  # no such group, or an array, or not even zarr: opening the image itself will tell
+        return {}
+    return {name: _join(path, f"labels/{name}") for name in label_names(attributes)}
 
 
 def _open_node(path: str) -> Any:
