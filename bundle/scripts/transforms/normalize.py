@@ -18,7 +18,7 @@ _MIN_RANGE = 1e-8  # a constant image must map to a constant, not to infinity
 
 
 class Normalizer:
-    """Maps raw intensities to the values that the network sees: `(clip(v, low, high) - shift) * scale`.
+    """Maps raw intensities to the values that the network sees: `(clip(v, low, high) - shift) / width`.
 
     Schemes:
         unit: [0, 1]: 8-bit unsigned images by their type's range; others by the sampled minimum and maximum,
@@ -80,9 +80,9 @@ class Normalizer:
         elif image.dtype.name not in _COMPILED or not image.dtype.isnative:
             image = image.astype(np.float32)
         out = np.empty(image.shape, dtype=np.float32)
-        for channel, (low, high, shift, scale) in enumerate(coefficients):
+        for channel, (low, high, shift, width) in enumerate(coefficients):
             flat = np.ascontiguousarray(image[channel]).reshape(-1)
-            _clip_shift_scale(flat, low, high, shift, scale, out[channel].reshape(-1))
+            _clip_and_map(flat, low, high, shift, width, out[channel].reshape(-1))
         return out
 
     @staticmethod
@@ -91,7 +91,7 @@ class Normalizer:
         return coefficients[:, 2]
 
     def coefficients(self, dtype: np.dtype, channels: int) -> np.ndarray:
-        """Rows (low, high, shift, scale) per channel, float32, for images of `dtype`.
+        """Rows (low, high, shift, width) per channel, float32, for images of `dtype`.
 
         Raises:
             VolumenError: the properties describe another number of channels.
@@ -107,20 +107,20 @@ class Normalizer:
             return -np.inf, np.inf, 0.0, 1.0
         if self.scheme == "unit":
             low, high = self._unit_range(dtype, channel, channels)
-            return -np.inf, np.inf, low, 1.0 / max(high - low, _MIN_RANGE)
+            return -np.inf, np.inf, low, max(high - low, _MIN_RANGE)
         if self.scheme == "percentile":
             known = self._known("channels", channel, channels)
             low, high = known["percentile_00_5"], known["percentile_99_5"]
-            return low, high, low, 1.0 / max(high - low, _MIN_RANGE)
+            return low, high, low, max(high - low, _MIN_RANGE)
         if self.scheme == "zscore":
             known = self._known("channels", channel, channels)
-            return -np.inf, np.inf, known["mean"], 1.0 / max(known["std"], _MIN_RANGE)
+            return -np.inf, np.inf, known["mean"], max(known["std"], _MIN_RANGE)
         known = self._known("foreground", channel, channels)
         return (
             known["percentile_00_5"],
             known["percentile_99_5"],
             known["mean"],
-            1.0 / max(known["std"], _MIN_RANGE),
+            max(known["std"], _MIN_RANGE),
         )
 
     def _unit_range(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float]:
@@ -176,7 +176,7 @@ class NormalizeImaged(MapTransform):
 
 
 @compiled
-def _clip_shift_scale(source, low, high, shift, scale, out):
+def _clip_and_map(source, low, high, shift, width, out):
     for position in range(source.size):
         value = min(max(np.float32(source[position]), low), high)
-        out[position] = (value - shift) * scale
+        out[position] = (value - shift) / width

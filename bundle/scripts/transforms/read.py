@@ -149,5 +149,5 @@ class ReadPatchd(Transform):
         return label, known
 
 
-def _both(known: np.ndarray | None, also: np.ndarray) -> np.ndarray:
+def _both(known: np.ndarray | None, also: Any) -> np.ndarray:
     return also if known is None else known & also

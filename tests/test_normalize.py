@@ -1,0 +1,155 @@
+"""Normalisation schemes, and the sampling of the intensities that they rest on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from patch_cases import case_of
+from scripts.errors import VolumenError
+from scripts.transforms.intensity_properties import sample_intensity_properties
+from scripts.transforms.normalize import SCHEMES, NormalizeImaged, Normalizer
+
+RNG = np.random.default_rng(3)
+KNOWN = {"min": -2.0, "max": 6.0, "mean": 1.0, "std": 0.5, "percentile_00_5": 0.0, "percentile_99_5": 4.0}
+PROPERTIES = {"channels": [KNOWN], "foreground": [{**KNOWN, "mean": 2.0}]}
+VALUES = np.array([[-2.0, 0, 1, 2, 4, 6]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        ("unit", [0, 0.25, 0.375, 0.5, 0.75, 1]),
+        ("percentile", [0, 0, 0.25, 0.5, 1, 1]),
+        ("zscore", [-6, -2, 0, 2, 6, 10]),
+        ("ct", [-4, -4, -2, 0, 4, 4]),
+        ("none", [-2, 0, 1, 2, 4, 6]),
+    ],
+)
+def test_schemes(scheme, expected):
+    out = Normalizer(scheme, PROPERTIES)(VALUES)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [("uint8", 0, 255), ("uint16", 0, 65535), ("int16", -32768, 32767), ("int8", -128, 127), ("bool", 0, 1)],
+)
+def test_unit_maps_the_range_of_an_integer_type_to_0_1(dtype, low, high):
+    out = Normalizer("unit")(np.array([[low, high]], dtype=dtype))
+    np.testing.assert_allclose(out, [[0, 1]], atol=1e-7)
+
+
+def test_unit_prefers_the_sampled_range_but_for_bytes():
+    values = np.array([[0, 4]])
+    np.testing.assert_allclose(Normalizer("unit", PROPERTIES)(values.astype(np.int16)), [[0.25, 0.75]])
+    np.testing.assert_allclose(Normalizer("unit", PROPERTIES)(values.astype(np.uint8)), [[0, 4 / 255]])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float16", "float64", ">u2", ">f4"])
+def test_every_dtype_and_layout_gives_the_same_floats(dtype):
+    image = RNG.integers(0, 100, (2, 5, 6, 7)).astype(dtype)[:, ::-1].transpose(0, 3, 1, 2)
+    out = Normalizer("percentile", {"channels": [KNOWN, {**KNOWN, "percentile_99_5": 50.0}]})(image)
+    assert out.flags.c_contiguous
+    exact = image.astype(np.float64)
+    expected = np.stack([exact[0].clip(0, 4) / 4, exact[1].clip(0, 50) / 50])
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+def test_channels_have_their_own_statistics():
+    properties = {"channels": [KNOWN, {**KNOWN, "mean": 3.0, "std": 2.0}]}
+    out = Normalizer("zscore", properties)(np.repeat(VALUES, 2, axis=0))
+    np.testing.assert_allclose(out[1], (VALUES[0] - 3) / 2)
+
+
+@pytest.mark.parametrize("scheme", ["unit", "percentile", "zscore", "ct"])
+def test_a_constant_image_stays_finite(scheme):
+    image = np.full((1, 4, 4, 4), 5.0, np.float32)
+    flat = {**dict.fromkeys(KNOWN, 5.0), "std": 0.0}
+    out = Normalizer(scheme, {"channels": [flat], "foreground": None})(image)
+    np.testing.assert_array_equal(out, 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_properties_survive_json_and_give_the_same_map(scheme):
+    case = case_of(
+        RNG.normal(100, 20, (40, 40, 40)).astype(np.float32), {"m": np.ones((40, 40, 40), np.uint8)}
+    )
+    sampled = sample_intensity_properties([case])
+    restored = json.loads(json.dumps(sampled))
+    assert restored == sampled
+    image = case.image.data[:, :8]
+    np.testing.assert_array_equal(
+        Normalizer(scheme, sampled)(image), Normalizer.from_config(scheme, restored)(image)
+    )
+
+
+@pytest.mark.parametrize("scheme", ["percentile", "zscore", "ct"])
+def test_missing_properties_are_refused(scheme):
+    with pytest.raises(VolumenError, match="intensity_properties"):
+        Normalizer(scheme)
+
+
+def test_bad_input_is_refused_in_one_line():
+    with pytest.raises(VolumenError, match="normalization_scheme.*one of unit.*'minmax'"):
+        Normalizer("minmax")
+    with pytest.raises(VolumenError, match=r"expected 2 channels.*found 1"):
+        Normalizer("zscore", PROPERTIES)(np.zeros((2, 3, 3), np.float32))
+    with pytest.raises(VolumenError, match="float32"):
+        Normalizer("unit")(np.zeros((1, 3, 3), np.float32))
+
+
+def test_dictionary_form():
+    sample = {"image": np.array([[[0, 255]]], np.uint8), "label": 1}
+    out = NormalizeImaged()(sample)
+    np.testing.assert_array_equal(out["image"], [[[0, 1]]])
+    assert out["label"] == 1
+    assert sample["image"].dtype == np.uint8
+
+
+def test_sampled_statistics_match_the_whole():
+    image = RNG.gamma(4.0, 10.0, (80, 80, 80)).astype(np.float32)
+    label = (image > 60).astype(np.uint8)
+    case = case_of(image, {"m": label})
+    sampled = sample_intensity_properties([case], max_regions=40)
+    for region, values in (("channels", image), ("foreground", image[label > 0])):
+        (known,) = sampled[region]
+        assert known["mean"] == pytest.approx(values.mean(), rel=0.02)
+        assert known["std"] == pytest.approx(values.std(), rel=0.04)
+        assert known["percentile_00_5"] == pytest.approx(np.percentile(values, 0.5), rel=0.05)
+        assert known["percentile_99_5"] == pytest.approx(np.percentile(values, 99.5), rel=0.05)
+    assert sampled["dtypes"] == ["float32"]
+
+
+def test_sampling_is_reproducible_streamed_and_stays_in_the_boxes():
+    image = RNG.integers(0, 1000, (64, 64, 64)).astype(np.uint16)
+    box = ((10, 40), (0, 64), (20, 50))
+    runs = []
+    for _ in range(2):
+        case = case_of(image, {"m": np.zeros_like(image)}, allowed=box)
+        runs.append(sample_intensity_properties([case], boxes={"case": [box]}, max_regions=5, seed=4))
+        assert len(case.image.regions) == 5
+        assert all(s.stop - s.start <= 16 for region in case.image.regions for s in region)
+    assert runs[0] == runs[1]
+    assert runs[0]["foreground"] is None
+
+
+def test_sampling_leaves_out_what_is_not_finite():
+    image = np.full((32, 32, 32), 2.0, np.float32)
+    image[::3] = np.nan
+    image[1::3] = np.inf
+    (known,) = sample_intensity_properties([case_of(image)])["channels"]
+    assert (known["min"], known["max"], known["std"]) == (2, 2, 0)
+
+
+def test_sampling_counts_every_case_and_channel():
+    cases = [case_of(np.full((2, 32, 32), value, np.uint8), channels=True) for value in (10, 30)]
+    sampled = sample_intensity_properties(cases, max_regions=1)
+    assert [known["mean"] for known in sampled["channels"]] == [20, 20]
+
+
+def test_nothing_to_sample_is_an_error():
+    with pytest.raises(ValueError, match="no region"):
+        sample_intensity_properties([case_of(np.zeros((8, 8), np.uint8))], boxes={})
