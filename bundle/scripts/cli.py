@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after `volumen`; None takes them from the command line.
     """
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser().parse_args(words)
+    options.words = words
     from scripts.command import run_guarded
 
     return run_guarded(options.run, options)
@@ -125,6 +127,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     machine.add_argument(
         "--workers", type=int, metavar="N", help="processes that prepare patches (default: cores less 1)"
+    )
+
+    machine.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)"
     )
 
     parser.add_argument_group("any setting").add_argument(

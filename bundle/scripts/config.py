@@ -98,10 +98,11 @@ class ConfigManager:
 
     @cached_property
     def device(self) -> torch.device:
-        """Device on which the network runs."""
+        """Device on which the network runs; with several processes, this one's own. Joins their group."""
         from scripts.engines.device import choose_device
+        from scripts.engines.distributed import initialize
 
-        return choose_device(self.device_name)
+        return initialize(choose_device(self.device_name))
 
     # -- data ---------------------------------------------------------------------------------------------
 
@@ -330,12 +331,24 @@ class ConfigManager:
         return min(8, max(0, (os.cpu_count() or 1) - 1)) if configured is None else configured
 
     @property
-    def samples_per_epoch(self) -> int | None:
-        """Training patches per epoch over all processes; None: each valid patch once."""
+    def rank(self) -> int:
+        """Number of this process."""
+        from scripts.engines.distributed import rank
+
+        return rank()
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
         from scripts.engines.distributed import world_size
 
+        return world_size()
+
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """Training patches per epoch over all processes; None: each valid patch once."""
         steps = self.tr_config.max_steps_per_epoch
-        return None if steps is None else steps * self.tr_config.batch_size * world_size()
+        return None if steps is None else steps * self.tr_config.batch_size * self.world_size
 
     @property
     def validation_samples(self) -> int | None:
@@ -385,10 +398,17 @@ class ConfigManager:
         """
         from scripts.report import log_experiment
 
+        _ = self.device  # several processes meet before the first of them touches the disk
         if run_directory is not None:
             run_directory.check()
         self.seed_everything()
         log_experiment(self)
+
+    def finish(self) -> None:
+        """Leave the group of processes, if there is one."""
+        from scripts.engines.distributed import finalize
+
+        finalize()
 
     def seed_everything(self) -> None:
         """Seed Python, NumPy and torch: weights and dropout; sampling and augmentation have seeds of their own."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +47,8 @@ def run_train(options: argparse.Namespace) -> int:
     Raises:
         VolumenError: for anything wrong in the options, the experiment file or the data.
     """
+    if options.nproc > 1 and "RANK" not in os.environ:
+        return run_processes(options.nproc, options.words)
     sections, origin = experiment_sections(options)
     overrides: dict[str, Any] = dict(sections)
     overrides["config#origin"] = origin
@@ -56,6 +60,23 @@ def run_train(options: argparse.Namespace) -> int:
         if value is not None:
             overrides[key] = value
     return run_bundle("train.yaml", options.config_file, overrides)
+
+
+def run_processes(count: int, words: Sequence[str]) -> int:
+    """Run the same command in several processes of this machine, by torchrun.
+
+    Args:
+        count: number of processes.
+        words: the command line after `volumen`.
+
+    Returns:
+        Exit code of torchrun: 0 when all processes ended well.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    # torchrun reads all words and takes --nproc for an abbreviation of its own option.
+    own = [word for word, before in zip(words, ["", *words]) if "--nproc" not in (word, before)]
+    own = [word for word in own if not word.startswith("--nproc=")]
+    return subprocess.call([*command, "-m", "scripts.cli", *own])
 
 
 def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) -> int:
