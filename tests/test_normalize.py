@@ -93,7 +93,7 @@ def test_missing_properties_are_refused(scheme):
 
 
 def test_bad_input_is_refused_in_one_line():
-    with pytest.raises(VolumenError, match="normalization_scheme.*one of unit.*'minmax'"):
+    with pytest.raises(VolumenError, match=r"normalization_scheme.*one of unit.*'minmax'"):
         Normalizer("minmax")
     with pytest.raises(VolumenError, match=r"expected 2 channels.*found 1"):
         Normalizer("zscore", PROPERTIES)(np.zeros((2, 3, 3), np.float32))
