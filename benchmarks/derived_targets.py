@@ -34,7 +34,7 @@ TASKS = {
     name: {"type": name, "source_target": "sheet"}
     for name in ("distance_transform", "surface_normals", "structure_tensor", "inplane_direction")
 }
-REACH, GRAD_SIGMA, TENSOR_SIGMA = 16.0, 1.0, 1.5
+REACH, NORMAL_SIGMA, GRAD_SIGMA, TENSOR_SIGMA = 16.0, 2.0, 1.0, 1.5
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
@@ -56,20 +56,20 @@ def reference_distance(label: np.ndarray) -> np.ndarray:
     return np.clip(np.where(label > 0, -inside, outside), -REACH, REACH).astype(np.float32)
 
 
-def reference_gradient(label: np.ndarray) -> np.ndarray:
+def reference_gradient(label: np.ndarray, sigma: float) -> np.ndarray:
     """Gradient (z, y, x) of the smoothed signed distance."""
-    return np.stack(np.gradient(gaussian_filter(reference_distance(label), GRAD_SIGMA)))
+    return np.stack(np.gradient(gaussian_filter(reference_distance(label), sigma)))
 
 
 def reference_normals(label: np.ndarray) -> np.ndarray:
     """Unit normals (x, y, z)."""
-    slope = reference_gradient(label)
+    slope = reference_gradient(label, NORMAL_SIGMA)
     return (slope / np.maximum(np.linalg.norm(slope, axis=0), 1e-6))[::-1]
 
 
 def reference_tensor(label: np.ndarray) -> np.ndarray:
     """Structure tensor (zz, zy, zx, yy, yx, xx)."""
-    slope = reference_gradient(label)
+    slope = reference_gradient(label, GRAD_SIGMA)
     return np.stack([gaussian_filter(slope[i] * slope[j], TENSOR_SIGMA) for i, j in PAIRS])
 
 

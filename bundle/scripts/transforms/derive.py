@@ -93,6 +93,9 @@ class DeriveTargetsd(Transform):
         served = [pair for pair in self._tasks.values() if pair[1]["source_target"] == source]
         reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
         margins = [task.margin(params, spacing) for task, params in served]
+        if self.keep_fields:
+            # Transforms that follow may need more around the patch than this one.
+            margins = [(self.halo,) * (labels.ndim - 1) if isinstance(self.halo, int) else tuple(self.halo)]
         return SourceFields(
             labels,
             known=sample.get(f"{source}_mask"),

@@ -32,7 +32,8 @@ def smallest_axis_3d(tensor, valid, min_gap):
     """
     count = tensor.shape[1]
     out = np.zeros((3, count), np.float32)
-    # Blocks pass through one small buffer: reads and writes within it are seen not to overlap, hence vectorised.
+    # Blocks pass through one small buffer, within which the compiler sees that reads and writes do not
+    # overlap: it vectorises.
     work = np.zeros((10, 64), np.float64)
     for begin in range(0, count, 64):
         size = min(64, count - begin)

@@ -13,7 +13,7 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from scripts.transforms import distance_kernels, filter_kernels
 from scripts.transforms.task_registry import gaussian_radius, resolve_reach
 
 Region = tuple[slice, ...]
+Border = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-MIN_GRADIENT = 0.25
+MIN_GRADIENT = 0.1
 """Below this norm of the smoothed gradient a normal is undefined: surfaces that face each other cancel."""
 DISTANCE_TYPES = ("signed", "inside", "outside")
 
@@ -128,11 +129,13 @@ def smooth(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Gaussian filter, normalised over the voxels inside the volume.
+    """Gaussian filter; near the border of the volume a local linear regression with Gaussian weights.
 
-    G(p) = sum_q w(q - p) f(q) / sum_q w(q - p) over the q inside the volume within 4 sigma (normalised
-    convolution, Knutsson and Westin 1993). Far from the border this is `scipy.ndimage.gaussian_filter`; near
-    it, no value from outside the volume takes part, so that a crop with enough around it gives the same.
+    Along every axis in turn, G(p) is the value at p of the line that fits the field best with Gaussian
+    weights over the voxels inside the volume within 4 sigma (Fan and Gijbels, "Local Polynomial Modelling",
+    1996). Where the kernel is complete that is `scipy.ndimage.gaussian_filter`; near the border ramps stay
+    ramps, and no value from outside the volume takes part, so that a crop with enough around it gives the
+    same.
 
     Args:
         field: float32, 2 or 3 axes.
@@ -145,18 +148,24 @@ def smooth(
         float32, shape of the region; 0 outside the volume.
     """
     if in_volume is None:
-        return _filter(field, sigma, spacing, region, normalise=True)
-    inside = in_volume.astype(np.float32)
-    total = _filter(field * inside, sigma, spacing, region, normalise=False)
-    total *= volume_weight(in_volume, sigma, spacing, region)
-    return total
+        return _filter(field, sigma, spacing, region, _fit_line)
+    out = np.ascontiguousarray(field * in_volume, dtype=np.float32)
+    shape = field.shape
+    for axis, (step, radius) in enumerate(zip(spacing, gaussian_radius(sigma, spacing))):
+        if radius:
+            kernel = _gaussian(sigma * min(spacing) / step, radius).astype(np.float32)
+            lines = (int(np.prod(shape[:axis], dtype=int)), shape[axis], -1)
+            inside = np.ascontiguousarray(in_volume).reshape(lines)
+            out = filter_kernels.regress_lines(out.reshape(lines), inside, kernel)
+    out = out.reshape(shape)
+    return out if region is None else out[region]
 
 
 def volume_weight(
     in_volume: np.ndarray, sigma: float, spacing: Sequence[float], region: Region | None = None
 ) -> np.ndarray:
     """Return 1 / sum_q w(q - p) over the q inside the volume, 0 where p is outside: float32 (*region)."""
-    total = _filter(in_volume.astype(np.float32), sigma, spacing, region, normalise=False)
+    total = _filter(in_volume.astype(np.float32), sigma, spacing, region, _keep)
     inside = in_volume if region is None else in_volume[region]
     return np.divide(np.float32(1), total, out=np.zeros_like(total), where=inside)
 
@@ -168,7 +177,10 @@ def smooth_products(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """`smooth` of every product slope[i] * slope[j], i <= j.
+    """Gaussian filter of every product slope[i] * slope[j], i <= j, normalised over the volume.
+
+    sum_q w(q - p) f(q) / sum_q w(q - p) over the q inside the volume within 4 sigma (normalised convolution,
+    Knutsson and Westin 1993): weights stay positive, so that a tensor stays positive semi-definite.
 
     Args:
         slope: float32 (D, *spatial), D = 2 or 3; 0 outside the volume.
@@ -178,8 +190,8 @@ def smooth_products(
         float32 (D (D + 1) / 2, *region).
     """
     ndim = slope.ndim - 1
-    normalise = in_volume is None
-    filters = _axis_filters(slope.shape[1:], sigma, spacing, region, normalise)
+    border = _scale_to_one if in_volume is None else _keep
+    filters = _axis_filters(slope.shape[1:], sigma, spacing, region, border)
     volume = np.ascontiguousarray(slope.reshape(len(slope), *_three(slope.shape[1:])))
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
     planes = filter_kernels.filter_product_planes(volume, weights_y, first_y, weights_x, first_x)
@@ -226,7 +238,7 @@ def surface_normals(
     """Unit gradient of the signed distance, pointing out of the foreground.
 
     n = g / |g| with g the gradient of the Gaussian-smoothed signed distance. Undefined, hence invalid and 0,
-    where the distance is cut at `reach`, and where |g| < 0.25: between surfaces that face each other (the
+    where the distance is cut at `reach`, and where |g| < 0.1: between surfaces that face each other (the
     medial axis) gradients cancel, |g| being the cosine of half the angle between them.
 
     Args:
@@ -346,9 +358,9 @@ def _opposite_squared(kind: np.ndarray, costs: Sequence[np.ndarray], part: Regio
 
 
 def _filter(
-    field: np.ndarray, sigma: float, spacing: Sequence[float], region: Region | None, normalise: bool
+    field: np.ndarray, sigma: float, spacing: Sequence[float], region: Region | None, border: Border
 ) -> np.ndarray:
-    filters = _axis_filters(field.shape, sigma, spacing, region, normalise)
+    filters = _axis_filters(field.shape, sigma, spacing, region, border)
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
     volume = np.ascontiguousarray(field, dtype=np.float32).reshape(_three(field.shape))
     out = filter_kernels.filter_planes(volume, weights_y, first_y, weights_x, first_x)
@@ -362,14 +374,14 @@ def _axis_filters(
     sigma: float,
     spacing: Sequence[float],
     region: Region | None,
-    normalise: bool,
+    border: Border,
 ) -> list[tuple[np.ndarray, int]]:
     """Weights and first position for z, y and x (transposed for x); a single 1 along z in 2D."""
     finest = min(spacing)
     radii = gaussian_radius(sigma, spacing)
     region = region or tuple(slice(0, size) for size in shape)
     filters = [
-        (_border_weights(_gaussian(sigma * finest / step, radius), length, part, normalise), part.start)
+        (_border_weights(_gaussian(sigma * finest / step, radius), length, part, border), part.start)
         for length, step, radius, part in zip(shape, spacing, radii, region)
     ]
     last, start = filters[-1]
@@ -384,14 +396,29 @@ def _gaussian(sigma: float, radius: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _border_weights(kernel: np.ndarray, length: int, part: slice, normalise: bool) -> np.ndarray:
-    """One row of weights per position: the part of the kernel within the line, scaled to sum 1 if asked."""
+def _border_weights(kernel: np.ndarray, length: int, part: slice, border: Border) -> np.ndarray:
+    """One row of weights per position: the part of the kernel within the line, completed by `border`."""
     radius = len(kernel) // 2
-    positions = np.arange(part.start, part.stop)[:, None] + np.arange(-radius, radius + 1)[None]
+    steps = np.arange(-radius, radius + 1)
+    positions = np.arange(part.start, part.stop)[:, None] + steps[None]
     weights = np.where((positions >= 0) & (positions < length), kernel[None], 0.0)
-    if normalise:
-        weights /= weights.sum(axis=1, keepdims=True)
-    return weights.astype(np.float32)
+    return border(weights, steps).astype(np.float32)
+
+
+def _keep(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    return weights
+
+
+def _scale_to_one(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _fit_line(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Weights of the local linear regression, see `filter_kernels.regress_lines`."""
+    total, first, second = ((weights * steps**power).sum(axis=1, keepdims=True) for power in range(3))
+    spread = total * second - first**2
+    fitted = weights * (second - first * steps) / np.where(spread > 1e-6, spread, 1)
+    return np.where(spread > 1e-6, fitted, weights / total)
 
 
 def _gradient_inside(field: np.ndarray, spacing: Sequence[float], in_volume: np.ndarray) -> np.ndarray:

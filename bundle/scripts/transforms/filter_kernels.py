@@ -116,6 +116,50 @@ def filter_product_planes(slope, weights_y, first_y, weights_x, first_x):
 
 
 @compiled
+def regress_lines(field, inside, kernel):
+    """Local linear regression along the middle axis: reproduces ramps up to the border of any volume.
+
+    The value at 0 of the line a + b k that fits f(k) best with weights w(k), over the k inside the volume:
+    (M2 S0 - M1 S1) / (M0 M2 - M1^2) with Mn = sum w k^n, Sn = sum w k^n f; S0 / M0 where that is undefined.
+
+    Args:
+        field: float32 (A, N, B), finite.
+        inside: bool (A, N, B).
+        kernel: float32 (2 r + 1,), symmetric.
+
+    Returns:
+        float32 (A, N, B), 0 outside the volume.
+    """
+    na, nn, nb = field.shape
+    radius = kernel.size // 2
+    out = np.zeros((na, nn, nb), np.float32)
+    moments = np.empty((5, nb), np.float32)
+    for a in range(na):
+        for n in range(nn):
+            moments[:] = np.float32(0)
+            for m in range(max(0, n - radius), min(nn, n + radius + 1)):
+                step = np.float32(m - n)
+                weight = kernel[m - n + radius]
+                for b in range(nb):
+                    share = weight if inside[a, m, b] else np.float32(0)
+                    first = share * step
+                    moments[0, b] += share
+                    moments[1, b] += first
+                    moments[2, b] += first * step
+                    moments[3, b] += share * field[a, m, b]
+                    moments[4, b] += first * field[a, m, b]
+            for b in range(nb):
+                if inside[a, n, b]:
+                    spread = moments[0, b] * moments[2, b] - moments[1, b] * moments[1, b]
+                    if spread > np.float32(1e-6):
+                        fitted = moments[2, b] * moments[3, b] - moments[1, b] * moments[4, b]
+                        out[a, n, b] = fitted / spread
+                    else:
+                        out[a, n, b] = moments[3, b] / moments[0, b]
+    return out
+
+
+@compiled
 def central_differences(field, starts, stops, inverse):
     """Gradient of a part of the field: central differences, one-sided at the ends of the array.
 

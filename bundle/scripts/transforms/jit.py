@@ -9,7 +9,7 @@ import numba
 
 # NumPy's error model: a division by zero gives inf; a check for it would keep loops from vectorising.
 # A cached kernel is renewed when its own file changes: touch the kernels after a change here.
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

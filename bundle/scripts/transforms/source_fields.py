@@ -153,7 +153,9 @@ class SourceFields:
         if self._known is not None:
             # A value beyond the cut may be valid where the exact one is not: an unknown voxel lies between.
             full, key = cut, (*key, cut)
-        distance, valid = self.share((*key, full, wide), lambda: self._distance(full, classes, wide))
+        distance, valid = self.share(
+            (*key, full, self._place(wide)), lambda: self._distance(full, classes, wide)
+        )
         part = self.inner(wide, margin)
         distance, valid = distance[part], valid[part]
         if cut < full:
@@ -179,7 +181,14 @@ class SourceFields:
         radius = gradient_radius(sigma, self.spacing)
         spare = [max(most - used, 0) for most, used in zip(self._margin, radius)]
         wide = _larger(margin, spare)
-        key = ("gradient", compute_from, float(sigma), self.resolve_reach(reach), _key(classes), wide)
+        key = (
+            "gradient",
+            compute_from,
+            float(sigma),
+            self.resolve_reach(reach),
+            _key(classes),
+            self._place(wide),
+        )
         slope, valid = self.share(key, lambda: self._gradient(compute_from, sigma, reach, classes, wide))
         part = self.inner(wide, margin)
         return slope[(slice(None), *part)], valid[part]
@@ -207,6 +216,9 @@ class SourceFields:
         part = tuple(slice(start, start + size) for start, size in zip(self._offset, self.shape))
         out[(slice(None), *part)] = values
         return out
+
+    def _place(self, margin: Sequence[int]) -> Hashable:
+        return tuple((part.start, part.stop) for part in self.window(margin))
 
     def _distance(
         self, reach: float, classes: Classes, margin: Sequence[int]

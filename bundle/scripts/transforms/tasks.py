@@ -70,11 +70,16 @@ class DistanceTransform(DerivedTask):
 
 @register_task
 class SurfaceNormals(DerivedTask):
-    """Unit gradient of the signed distance, outward, see `fields.surface_normals`. Channels (x, y[, z])."""
+    """Unit gradient of the signed distance, outward, see `fields.surface_normals`. Channels (x, y[, z]).
+
+    Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing, which takes out
+    the staircase of the labels (raw differences err by 5 to 13 degrees on a sphere, 2.0 leaves 1 to 1.5);
+    `reach`.
+    """
 
     type_name = "surface_normals"
     kind = "vector"
-    defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 1.0, "reach": None}
+    defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 2.0, "reach": None}
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
         return ndim
@@ -175,7 +180,7 @@ class InplaneDirection(_TensorTask):
     """Axis of least change: eigenvector of the smallest eigenvalue of the structure tensor, without sign.
 
     Keys as `structure_tensor`. Channels (x, y[, z]). Also invalid where the two smallest eigenvalues are
-    nearer than 1 % of the largest: on a flat sheet in 3D every direction within it is as good.
+    nearer than 0.1 % of the largest: on a flat sheet in 3D every direction within it is as good.
     """
 
     type_name = "inplane_direction"
