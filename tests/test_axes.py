@@ -51,6 +51,7 @@ def test_open_shapes_name_the_setting(shape):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
+        ((0, 4, 5), {}, r"a: expected voxels, found shape \(0, 4, 5\)"),
         ((5,), {}, r"a: expected 2 or 3 spatial axes and channels, found shape \(5,\)"),
         ((2, 3, 30, 40, 50), {}, r"found shape \(2, 3, 30, 40, 50\)"),
         ((9, 40, 50), {"known": "tyx"}, r"found 'tyx' with t=9; set dataset_config.axes"),

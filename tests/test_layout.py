@@ -328,6 +328,29 @@ def test_label_settles_an_ambiguous_image(tmp_path):
     assert case.image.shape == (3, 40, 50)
 
 
+def test_label_drawn_at_a_coarser_level(tmp_path):
+    group = zarr.open_group(tmp_path / "images/a.zarr", mode="w")
+    axes = [{"name": n, "type": "space"} for n in "zyx"]
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}, {"path": "1"}]}]
+    group.create_array("0", data=np.ones((12, 14, 16), "u1"))
+    group.create_array("1", data=np.ones(SHAPE, "u1"))
+    touch(tmp_path, "labels/a_ink.tif")
+    layout = discover(tmp_path)
+    assert open_cases(layout, level=1)[0].image.shape == SHAPE
+    with pytest.raises(VolumenError, match=r"a_ink\.tif: expected shape \(12, 14, 16\)"):
+        open_cases(layout)
+    touch(tmp_path / "plain", "images/a.zarr", "labels/a_ink.zarr")
+    with pytest.raises(
+        VolumenError, match=r"a\.zarr: has a single resolution, not a level 1; set dataset_config"
+    ):
+        open_cases(discover(tmp_path / "plain"), level=1)
+
+
+def test_file_url(tmp_path):
+    touch(tmp_path / "a b", "images/a.tif", "labels/a_ink.tif")
+    assert len(open_cases(discover((tmp_path / "a b").as_uri()))) == 1
+
+
 def test_one_setting_of_axes_serves_images_and_labels(tmp_path):
     touch(tmp_path, "images/a.zarr", shape=(2, 6, 7, 8))
     touch(tmp_path, "labels/a_ink.zarr", shape=(6, 7, 8))

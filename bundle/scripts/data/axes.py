@@ -87,6 +87,8 @@ def map_axes(
         VolumenError: the shape can be read in two ways, or it does not fit the axes.
     """
     shape = tuple(int(size) for size in shape)
+    if 0 in shape:
+        raise VolumenError(where, expected="voxels", found=f"shape {shape}", remedy="write it again")
     if requested:
         letters = _fit_request(where, shape, requested.lower())
     elif known is not None and UNKNOWN not in known:

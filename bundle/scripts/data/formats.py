@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 from scripts.errors import VolumenError
 
@@ -23,6 +24,12 @@ def is_url(path: str | os.PathLike) -> bool:
     """Tell whether a path is a URL (`scheme://`, or fsspec's chained `a::b`)."""
     text = str(path)
     return "://" in text or "::" in text
+
+
+def local_path(path: str | os.PathLike) -> str | os.PathLike:
+    """Turn a `file://` URL into a path; others stay as they are."""
+    text = str(path)
+    return unquote(text.removeprefix("file://")) if text.startswith("file://") else path
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:

@@ -19,11 +19,11 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from scripts.data.axes import AmbiguousAxesError
-from scripts.data.formats import SUFFIXES
+from scripts.data.formats import SUFFIXES, local_path
 from scripts.data.integral import IntegralVolume
 from scripts.data.listing import Entry, child, folder_exists, list_volumes, names_in
 from scripts.data.pairing import Case, owner_of, pair_cases
-from scripts.data.volumes import Volume, open_volume
+from scripts.data.volumes import SingleLevelError, Volume, open_volume
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def discover(
     Raises:
         VolumenError: a folder, an image or a label is missing, or names do not fit.
     """
-    root = fspath(root)
+    root = fspath(local_path(root))
     if format is not None and format not in FORMATS:
         raise VolumenError("--format", expected=f"one of {', '.join(FORMATS)}", found=repr(format))
     images, labels, masks = _entries(root, format)
@@ -161,12 +161,20 @@ def _kind(volume: Volume) -> str:
 def _open_case(case: Case, axes: str | None, level: int, spacing: Sequence[float] | None) -> OpenCase:
     image = _open_image(case, axes, level)
     opened = {
-        path: open_volume(path, axes=axes, level=level, ndim=len(image.shape))
+        path: _open_label(path, axes, level, len(image.shape))
         for path in {*case.labels.values(), *case.masks.values()}
     }
     labels = {target: fit_label(image, opened[path]) for target, path in case.labels.items()}
     masks = {target: fit_label(image, opened[path], mask=True) for target, path in case.masks.items()}
     return OpenCase(case.name, image, labels, masks, _spacing(image, labels, spacing))
+
+
+def _open_label(path: str, axes: str | None, level: int, ndim: int | None) -> Volume:
+    """Open a label at the image's level; one without levels may have been drawn at that level."""
+    try:
+        return open_volume(path, axes=axes, level=level, ndim=ndim)
+    except SingleLevelError:
+        return open_volume(path, axes=axes, ndim=ndim)
 
 
 def _open_image(case: Case, axes: str | None, level: int) -> Volume:
@@ -176,7 +184,7 @@ def _open_image(case: Case, axes: str | None, level: int) -> Volume:
     except AmbiguousAxesError:
         if not case.labels:
             raise
-        label = open_volume(next(iter(case.labels.values())), level=level)
+        label = _open_label(next(iter(case.labels.values())), None, level, None)
         return open_volume(case.image, level=level, ndim=len(label.shape))
 
 

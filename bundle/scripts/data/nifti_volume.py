@@ -124,7 +124,7 @@ def open_nifti(path: Path, *, ndim: int | None = None) -> NiftiVolume:
 def _axis_map(path: Path, shape: tuple[int, ...], ndim: int | None) -> AxisMap:
     spatial = min(len(shape), 3)
     extra = [axis for axis in range(spatial, len(shape)) if shape[axis] != 1]
-    if spatial < 2 or len(extra) > 1 or 0 in shape:
+    if spatial < 2 or len(extra) > 1:
         raise VolumenError(
             path, expected="(X, Y[, Z][, channels])", found=f"shape {shape}", remedy="split it into files"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -73,25 +72,27 @@ class TiffVolume(LazyVolume):
         outer = len(self._outer)
         result = np.empty([part.stop - part.start for part in region], self.dtype)
         places = [range(part.start, part.stop) for part in region[:outer]]
+        plan = _plan(self._page(0)[1], region[outer:])
         for into, index in zip(np.ndindex(result.shape[:outer]), product(*places)):
             page = int(np.ravel_multi_index(index, self._outer)) if outer else 0
-            self._read_page(page, shape[outer:], region[outer:], result[into])
+            self._read_page(page, shape[outer:], region[outer:], plan, result[into])
         return result
 
     def _read_raw(self, offset: int, shape: tuple[int, ...], region: Region) -> np.ndarray:
         return read_raw(self.handle.file, offset, shape, self._stored_dtype, region)
 
-    def _read_page(self, number: int, shape: tuple[int, ...], region: Region, out: np.ndarray) -> None:
+    def _read_page(
+        self, number: int, shape: tuple[int, ...], region: Region, plan: _Plan, out: np.ndarray
+    ) -> None:
         page, keyframe = self._page(number)
         if keyframe.is_final and _in_one_piece(page):
             out[...] = self._read_raw(page.dataoffsets[0], shape, region)
             return
-        wanted = _five(keyframe, region)
-        view = out.reshape([part.stop - part.start for part in wanted])
-        for segment in _segments(keyframe, wanted):
+        view = out.reshape(plan.shape)
+        for segment, source, target in plan.copies:
             key = (self._stamp, number, segment)
             block = BLOCKS.get(key, partial(self._decode, page, keyframe, number, segment))
-            _place(block, _corner(keyframe, segment), wanted, view)
+            view[target] = block[source]
 
     def _page(self, number: int) -> tuple[Any, Any]:
         handle = self.handle
@@ -284,12 +285,45 @@ def _in_one_piece(page: Any) -> bool:
     return all(end == start for end, start in zip(ends, page.dataoffsets[1:]))
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How a region of a page is put together: the same for every page of a series.
+
+    Args:
+        shape: shape of the region in tifffile's five axes: separate samples, depth, length, width, samples.
+        copies: number of each strip or tile, what to take of it, and where it goes.
+    """
+
+    shape: tuple[int, ...]
+    copies: list[tuple[int, Region, Region]]
+
+
+def _plan(keyframe: Any, region: Region) -> _Plan:
+    wanted = _five(keyframe, region)
+    separate, depth, length, width, samples = keyframe.shaped
+    if keyframe.is_tiled:
+        size = (1, max(keyframe.tiledepth, 1), keyframe.tilelength, keyframe.tilewidth)
+    else:
+        size = (1, 1, min(keyframe.rowsperstrip, length), width)
+    counts = [-(-total // part) for total, part in zip((separate, depth, length, width), size)]
+    copies = []
+    for index in product(*(range(part.start // s, -(-part.stop // s)) for part, s in zip(wanted, size))):
+        corner = (*(i * s for i, s in zip(index, size)), 0)
+        source, target = [], []
+        for part, start, extent in zip(wanted, corner, (*size, samples)):
+            low, high = max(part.start, start), min(part.stop, start + extent)
+            source.append(slice(low - start, high - start))
+            target.append(slice(low - part.start, high - part.start))
+        copies.append((int(np.ravel_multi_index(index, counts)), tuple(source), tuple(target)))
+    return _Plan(tuple(part.stop - part.start for part in wanted), copies)
+
+
 def _five(keyframe: Any, region: Region) -> Region:
-    """Give a region of a page in tifffile's five axes: separate samples, depth, length, width, samples."""
+    """Give a region of a page in tifffile's five axes."""
     parts = dict(zip(keyframe.axes, region))
-    samples = parts.get("S", slice(0, 1))
-    separate = keyframe.planarconfig == 2
     one = slice(0, 1)
+    samples = parts.get("S", one)
+    separate = keyframe.planarconfig == 2
     return (
         samples if separate else one,
         parts.get("Z", one),
@@ -297,35 +331,3 @@ def _five(keyframe: Any, region: Region) -> Region:
         parts["X"],
         one if separate else samples,
     )
-
-
-def _grid(keyframe: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the number of segments and the shape of one, over the first four of the five axes."""
-    separate, depth, length, width, _ = keyframe.shaped
-    if keyframe.is_tiled:
-        size = (1, max(keyframe.tiledepth, 1), keyframe.tilelength, keyframe.tilewidth)
-    else:
-        size = (1, 1, min(keyframe.rowsperstrip, length), width)
-    return tuple(-(-total // part) for total, part in zip((separate, depth, length, width), size)), size
-
-
-def _segments(keyframe: Any, wanted: Region) -> Iterator[int]:
-    counts, size = _grid(keyframe)
-    ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(wanted, size)]
-    for index in product(*ranges):
-        yield int(np.ravel_multi_index(index, counts))
-
-
-def _corner(keyframe: Any, segment: int) -> tuple[int, ...]:
-    counts, size = _grid(keyframe)
-    return (*(int(i) * step for i, step in zip(np.unravel_index(segment, counts), size)), 0)
-
-
-def _place(block: np.ndarray, corner: tuple[int, ...], wanted: Region, out: np.ndarray) -> None:
-    """Copy what a segment and the wanted region share."""
-    source, target = [], []
-    for part, start, size in zip(wanted, corner, block.shape):
-        low, high = max(part.start, start), min(part.stop, start + size)
-        source.append(slice(low - start, high - start))
-        target.append(slice(low - part.start, high - part.start))
-    out[tuple(target)] = block[tuple(source)]

@@ -225,12 +225,26 @@ class ArrayVolume:
         return np.array(block, dtype=self.dtype)
 
 
+class SingleLevelError(VolumenError):
+    """A resolution level was asked of a volume that has but one."""
+
+
+def single_level(path: object, level: int) -> SingleLevelError:
+    """Return the error for a level of a volume that has but one."""
+    return SingleLevelError(
+        path,
+        f"has a single resolution, not a level {level}",
+        remedy="set dataset_config.ome_zarr_resolution to 0",
+    )
+
+
 def open_volume(
     path: str | os.PathLike, *, axes: str | None = None, level: int = 0, ndim: int | None = None
 ) -> Volume:
     """Open a volume by its content, whatever its name.
 
-    Zarr (v2, v3, OME-Zarr) may also be a URL that fsspec opens. TIFF and NIfTI are files.
+    Zarr (v2, v3, OME-Zarr) may also be a URL that fsspec opens, also a chained one: `simplecache::https://...`
+    keeps what was fetched on disk. TIFF and NIfTI are files.
 
     Args:
         path: file, zarr folder, or URL.
@@ -240,17 +254,20 @@ def open_volume(
         ndim: number of spatial axes where known (a label follows its image).
 
     Raises:
-        VolumenError: not found, not readable, unknown, truncated, or of an ambiguous shape.
+        AmbiguousAxesError: the shape can be read in two ways.
+        SingleLevelError: a level above 0 of a volume that has but one.
+        VolumenError: not found, not readable, unknown, truncated, or not an image.
     """
-    from scripts.data.formats import detect_format
+    from scripts.data.formats import detect_format, local_path
 
+    path = local_path(path)
     kind = detect_format(path)
     if kind == "zarr":
         from scripts.data.zarr_volume import open_zarr
 
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
     if level:
-        raise VolumenError(path, f"has no resolution level {level}", remedy="only OME-Zarr holds several")
+        raise single_level(path, level)
     if kind == "tif":
         from scripts.data.tiff_volume import open_tiff
 

@@ -9,8 +9,8 @@ import numpy as np
 from scripts.data.axes import AxisMap, map_axes
 from scripts.data.fingerprints import digest, folder_fingerprint
 from scripts.data.formats import is_url
-from scripts.data.ome_zarr import LEVEL_SETTING, label_names, level_info, multiscale_of, ome_attributes
-from scripts.data.volumes import LazyVolume, Region
+from scripts.data.ome_zarr import label_names, level_info, multiscale_of, ome_attributes
+from scripts.data.volumes import LazyVolume, Region, single_level
 from scripts.data.zarr_chunks import ChunkReader, chunk_reader
 from scripts.errors import VolumenError
 
@@ -80,9 +80,7 @@ def open_zarr(path: str, *, axes: str | None = None, level: int = 0, ndim: int |
     if isinstance(node, zarr.Group):
         path, node, known, scale, unit = _array_of(path, node, level)
     elif level:
-        raise VolumenError(
-            path, f"is a single array and has no level {level}", remedy=f"set {LEVEL_SETTING} to 0"
-        )
+        raise single_level(path, level)
     _check_dtype(path, node.dtype)
     known = known or _dimension_names(node)
     if known is not None and len(known) != node.ndim:
