@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.errors import VolumenError
+from scripts.losses.balancing import GradNormBalancing, build_balancing
 from scripts.losses.base import KINDS
 from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from scripts.losses.masking import present_samples, zero_of
@@ -132,10 +133,13 @@ class MultiTaskLoss(nn.Module):
         self._modules_of[name] = built
 
     def _balancing(self, balancing: str, kwargs: dict[str, Any]) -> nn.Module:
-        from scripts.losses.balancing import build_balancing
-
         kinds = {name: kind for name, (kind, _) in self._how.items()}
         return build_balancing(balancing, kinds, self.target_weights, kwargs)
+
+    def set_shared_parameters(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Tell a balancing that compares gradients ("gradnorm") on which parameters; others need none."""
+        if isinstance(self.balancing, GradNormBalancing):
+            self.balancing.set_shared_parameters(list(parameters))
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 0, that `start_epoch` is compared with."""

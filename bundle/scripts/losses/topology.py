@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,22 +12,36 @@ from scripts.losses.base import LABEL_KINDS, Loss, probabilities
 from scripts.losses.masking import full_precision, guard, sample_mean, spatial_dims
 
 
+def _highest_of_three(x: Tensor, axis: int) -> Tensor:
+    """Return the maximum of a voxel and its two neighbours along an axis; the border has one neighbour less.
+
+    Where no gradient is wanted, in two passes over shifted views: on a CPU four times faster than pooling,
+    whose backward pass, however, is the faster one.
+    """
+    size = x.shape[axis]
+    if x.requires_grad or size < 2:
+        dims = x.dim() - 2
+        width = [3 if i == axis else 1 for i in spatial_dims(x)]
+        pool = F.max_pool2d if dims == 2 else F.max_pool3d
+        return pool(x, width, stride=1, padding=[w // 2 for w in width])
+    pairs = torch.maximum(x.narrow(axis, 0, size - 1), x.narrow(axis, 1, size - 1))
+    inner = torch.maximum(pairs.narrow(axis, 0, size - 2), pairs.narrow(axis, 1, size - 2))
+    return torch.cat([pairs.narrow(axis, 0, 1), inner, pairs.narrow(axis, size - 2, 1)], dim=axis)
+
+
 def soft_erode(x: Tensor, mask: Tensor) -> Tensor:
     """Return the minimum over a voxel and its face neighbours; ignored voxels and the border do not count."""
-    x = guard(x, mask, torch.inf)
-    dims = x.dim() - 2
-    pool = F.max_pool2d if dims == 2 else F.max_pool3d
-    lowest = x
-    for axis in range(dims):
-        size = [3 if i == axis else 1 for i in range(dims)]
-        lowest = torch.minimum(lowest, -pool(-x, size, stride=1, padding=[s // 2 for s in size]))
-    return guard(lowest, mask)
+    flipped = guard(-x, mask, -torch.inf)
+    highest = [_highest_of_three(flipped, axis) for axis in spatial_dims(x)]
+    return guard(-reduce(torch.maximum, highest), mask)
 
 
 def soft_dilate(x: Tensor, mask: Tensor) -> Tensor:
     """Return the maximum over the 3-wide cube around a voxel; ignored voxels and the border do not count."""
-    pool = F.max_pool2d if x.dim() == 4 else F.max_pool3d
-    return guard(pool(guard(x, mask), 3, stride=1, padding=1), mask)
+    x = guard(x, mask)
+    for axis in spatial_dims(x):
+        x = _highest_of_three(x, axis)
+    return guard(x, mask)
 
 
 def soft_skeleton(x: Tensor, mask: Tensor, iterations: int) -> Tensor:
@@ -44,6 +60,8 @@ def soft_skeleton(x: Tensor, mask: Tensor, iterations: int) -> Tensor:
     skeleton = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
     for _ in range(iterations):
         x = soft_erode(x, mask)
+        if not x.requires_grad and not x.any():
+            break
         delta = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
         skeleton = skeleton + F.relu(delta - skeleton * delta)
     return skeleton
