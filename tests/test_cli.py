@@ -11,7 +11,6 @@ import pytest
 import tifffile
 from conftest import ROOT
 from data_folders import image_of, shells, write_tiff_folder
-
 from scripts.cli import main
 
 SMALL = [

@@ -130,7 +130,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     machine.add_argument(
-        "--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)"
+        "--nproc",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine, one per GPU (default: 1)",
     )
 
     parser.add_argument_group("any setting").add_argument(

@@ -44,6 +44,8 @@ def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.
 
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send our messages to stderr in a short form, and keep the libraries' own quiet unless asked."""
+    # Of several processes that train together only the first tells what it does.
+    quiet = quiet or os.environ.get("RANK", "0") != "0"
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     root = logging.getLogger()
     handler = logging.StreamHandler()

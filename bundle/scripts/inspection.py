@@ -33,7 +33,10 @@ def run_inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     sections, origin = experiment_sections(options)
-    config = ConfigManager(**sections, dataset_dir=options.input, device=options.device or "auto", origin=origin)
+    settings: dict[str, Any] = dict(sections)
+    config = ConfigManager(
+        **settings, dataset_dir=options.input, device=options.device or "auto", origin=origin
+    )
     console = Console()
     profiles = _labelled(config)
     console.print(_volume_table(config, profiles))
@@ -66,7 +69,8 @@ def _volume_table(config: ConfigManager, profiles: dict[str, Any]) -> Any:
             str(np.dtype(case.image.dtype)),
             " ".join(f"{value:g}" for value in case.spacing),
             ", ".join(
-                f"{target} {_share(axes, case.image.shape):.1%}" for target, axes in profiles[case.name].items()
+                f"{target} {_share(axes, case.image.shape):.1%}"
+                for target, axes in profiles[case.name].items()
             )
             or "none",
         )
@@ -129,7 +133,9 @@ def _memory_summary(config: ConfigManager) -> str:
     with torch.device("meta"):
         network = MultiHeadDynUNet.from_config(config.network_config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    activations = _activation_bytes(network, (config.tr_config.batch_size, config.in_channels, *config.patch_size))
+    activations = _activation_bytes(
+        network, (config.tr_config.batch_size, config.in_channels, *config.patch_size)
+    )
     # Weights, gradients and AdamW's two moments in float32, plus the feature maps kept for the backward pass.
     total = parameters * 16 + activations
     return (
@@ -198,15 +204,22 @@ _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 
 
 def _tile(case: OpenCase, targets: Iterable[str], size: int) -> np.ndarray:
     """Return (size, size, 3) uint8: the slice with most labels, the whole plane scaled to fit."""
+    from PIL import Image
+
     plane = _richest_plane(case)
     steps = [max(1, -(-extent // size)) for extent in case.image.shape[-2:]]
     step = max(steps)
     image = case.image.read(plane).reshape(case.image.channels, *case.image.shape[-2:])[:, ::step, ::step]
-    grey = image[:3].astype(np.float32) if len(image) >= 3 else np.repeat(image[:1].astype(np.float32), 3, axis=0)
+    grey = (
+        image[:3].astype(np.float32)
+        if len(image) >= 3
+        else np.repeat(image[:1].astype(np.float32), 3, axis=0)
+    )
     low, high = np.percentile(grey, (0.5, 99.5))
     picture = np.clip((grey - low) / max(high - low, 1e-6), 0, 1).transpose(1, 2, 0) * 255
     for colour, target in zip(_COLOURS, [name for name in targets if name in case.labels]):
-        label = case.labels[target].read(plane).any(axis=0).reshape(case.image.shape[-2:])[::step, ::step]
+        labelled = np.asarray(case.labels[target].read(plane) != 0).max(axis=0)
+        label = labelled.reshape(case.image.shape[-2:])[::step, ::step]
         inner = label.copy()
         inner[1:] &= label[:-1]
         inner[:-1] &= label[1:]
@@ -216,9 +229,12 @@ def _tile(case: OpenCase, targets: Iterable[str], size: int) -> np.ndarray:
         picture[inner] = 0.75 * picture[inner] + 0.25 * np.asarray(colour)
     canvas = np.zeros((size, size, 3), dtype=np.uint8)
     height, width = picture.shape[:2]
-    zoom = max(1, size // max(height, width))
-    large = np.kron(picture, np.ones((zoom, zoom, 1))) if zoom > 1 else picture
-    canvas[: large.shape[0], : large.shape[1]] = large[:size, :size].astype(np.uint8)
+    scale = size / max(height, width)
+    fitted = Image.fromarray(picture.astype(np.uint8)).resize(
+        (max(1, round(width * scale)), max(1, round(height * scale))),
+        Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS,
+    )
+    canvas[: fitted.height, : fitted.width] = np.asarray(fitted)
     return canvas
 
 

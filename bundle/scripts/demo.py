@@ -1,0 +1,80 @@
+"""`make demo`: make a phantom, train on it, predict a roll never seen, score it, leave pictures to look at."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.bundle_root import configs_dir
+from scripts.command import run_guarded, set_up_logging
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration; return an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=__doc__)
+    parser.add_argument(
+        "-o", "--output", default="demo", help="folder for everything that is made (default: demo)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=160, help="voxels along each side of the phantom (default: 160)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="more messages; a traceback with an error")
+    parser.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    options = parser.parse_args(arguments)
+    return run_guarded(run_demo, options)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Run the steps one after the other, each as the command that a user would type.
+
+    A second run finds the phantom, the finished training and the finished prediction, and leaves them as they are.
+
+    Returns:
+        0, or the exit code of the first command that failed.
+    """
+    from scripts.phantom import write_phantom
+
+    began = time.monotonic()
+    output = Path(options.output)
+    data, run = output / "phantom", output / "runs" / "demo"
+    if not (data / "images").is_dir():
+        logger.info("writing a phantom of rolled sheets, %d voxels a side, to %s", options.size, data)
+        write_phantom(data, (options.size,) * 3)
+    experiment = configs_dir() / "recipes" / "demo.yaml"
+    commands = [
+        ["train", "-i", data, "-o", output / "runs", "--config-path", experiment, "--resume"],
+        ["predict", "-i", data / "heldout", "-m", run / "demo_best.pth", "-o", output / "prediction",
+         "--overlap", "0.25"],
+        ["evaluate", "-p", output / "prediction", "-l", data / "heldout" / "labels", "-o", output / "report"],
+    ]  # fmt: skip
+    for words in commands:
+        code = run_command([str(word) for word in words], options)
+        if code:
+            return code
+    logger.info("done in %.1f minutes; look at:", (time.monotonic() - began) / 60)
+    for path in (run / "demo_debug.gif", output / "prediction", output / "report"):
+        logger.info("  %s", path)
+    return 0
+
+
+def run_command(words: list[str], options: argparse.Namespace) -> int:
+    """Run one command of `volumen` in this process, saying what would be typed."""
+    from scripts.cli import main as volumen
+
+    logger.info("$ volumen %s", shlex.join(words))
+    code = volumen(
+        [*words, *(["--verbose"] if options.verbose else []), *(["--quiet"] if options.quiet else [])]
+    )
+    set_up_logging(verbose=options.verbose, quiet=options.quiet)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
