@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from scripts.engines.amp import AmpPolicy
 from scripts.engines.batch import prepare_batch
@@ -17,12 +19,17 @@ from scripts.engines.sampler import ResumableSampler
 from scripts.engines.schedules import build_scheduler
 from scripts.engines.trainer import TrainStep
 from scripts.handlers.checkpoint import Checkpointer
+from scripts.handlers.early_stopping import EarlyStopping
 from scripts.handlers.epochs import EpochStart, StepSchedule
 from scripts.handlers.logs import MetricsFile
 from scripts.handlers.losses import LossAverages
+from scripts.handlers.metric import KeyMetric
 from scripts.handlers.random_state import SeedIterations, seed_everything
 from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.signals import StopOnSignal, outlive_signals
+from scripts.handlers.snapshot import ConfigSnapshot
 from scripts.handlers.validation import Validate
+from scripts.handlers.weight_average import WeightAverage
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 SIDE = 8
@@ -133,6 +140,11 @@ def make_trainer(
     extra_handlers: Any = (),
     data: Dataset | None = None,
     optimizer: str = "AdamW",
+    loss: Any = None,
+    ema: float | None = None,
+    patience: int | None = None,
+    stop_on_signal: bool = False,
+    validation_delay: float = 0.0,
     **checkpoint_options: Any,
 ) -> SupervisedTrainer:
     """A trainer with validation and all that saves and restores it, over toy data."""
@@ -140,7 +152,7 @@ def make_trainer(
     network = ToyNetwork(features)
     optim = build_optimizer(optimizer, network, lr=0.01, weight_decay=0.01)
     schedule = build_scheduler(scheduler, optim, epochs)
-    loss = ToyLoss()
+    loss = loss or ToyLoss()
     policy = AmpPolicy(amp, "cpu")
     step = TrainStep(policy, gradient_clip=clip, guard=NonFiniteGuard(max_skipped))
     sampler = ResumableSampler(ToySampler(length), batch_size)
@@ -155,6 +167,19 @@ def make_trainer(
         val_handlers=[LossAverages()],
     )
     directory = RunDirectory(out, "toy", resume=bool(resume))
+    checkpointer = Checkpointer(
+        directory,
+        network,
+        optim,
+        schedule,
+        step=step,
+        config={"tr_config": {"max_epoch": epochs}},
+        fingerprint=fingerprint,
+        resume=resume,
+        **checkpoint_options,
+    )
+    if validation_delay:
+        evaluator.add_event_handler(Events.ITERATION_STARTED, lambda _: time.sleep(validation_delay))
     handlers = [
         directory,
         SeedIterations(seed),
@@ -163,23 +188,23 @@ def make_trainer(
         Validate(evaluator),
         MetricsFile(directory, optim),
         StepSchedule(schedule),
-        Checkpointer(
-            directory,
-            network,
-            optim,
-            schedule,
-            step=step,
-            config={"tr_config": {"max_epoch": epochs}},
-            fingerprint=fingerprint,
-            resume=resume,
-            **checkpoint_options,
-        ),
+        WeightAverage(network, ema, evaluator),
+        EarlyStopping(KeyMetric(), patience),
+        checkpointer,
+        ConfigSnapshot(directory, {"tr_config": {"max_epoch": epochs}}),
+        *([StopOnSignal(checkpointer, evaluator)] if stop_on_signal else []),
         *extra_handlers,
     ]
     return SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
-        train_data_loader=DataLoader(data, batch_size=batch_size, sampler=sampler, num_workers=workers),
+        train_data_loader=DataLoader(
+            data,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            worker_init_fn=outlive_signals if stop_on_signal else None,
+        ),
         network=network,
         optimizer=optim,
         loss_function=loss,

@@ -48,6 +48,7 @@ def build_optimizer(
         VolumenError: no such optimizer, or it does not take one of the arguments.
     """
     kwargs = {**(options or {}), **kwargs}
+    kwargs = {**(options or {}), **kwargs}
     kind = _CLASSES.get(_match(name))
     if kind is None:
         close = difflib.get_close_matches(name, _CLASSES, n=1, cutoff=0.4)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -110,7 +111,7 @@ class Schedule(LRScheduler):
             return (step + 1) / (self.warmup + 1)
         return self.curve(min(1.0, (step - self.warmup) / (self.total - self.warmup)))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         """The learning rate of each parameter group now."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
@@ -121,7 +122,8 @@ class Schedule(LRScheduler):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to the position of a checkpoint on this run's own curve."""
         self.last_epoch = int(state["last_epoch"])
-        self._step_count = self.last_epoch + 1
+        # Torch warns at a first step before the optimizer's; the optimizer stepped before the checkpoint.
+        self._step_count = self.last_epoch + 2
         for group, lr in zip(self.optimizer.param_groups, self.get_lr()):
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

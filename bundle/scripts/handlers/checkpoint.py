@@ -108,33 +108,46 @@ class Checkpointer:
     def _on_epoch(self, engine: SupervisedTrainer) -> None:
         epoch = engine.state.epoch
         self._rank_epoch(engine)
-        if epoch % self.every == 0 or epoch == engine.state.max_epochs or self._is_best(epoch):
+        last = epoch == engine.state.max_epochs or engine.should_terminate
+        if last or epoch % self.every == 0 or self._is_best(epoch):
             self.save(engine)
 
     def save(self, engine: SupervisedTrainer) -> Path | None:
-        """Save the state after this iteration, in the first process; None in the others.
-
-        At the end of an epoch the file is that epoch's; in the middle of one it is
-        `<model_name>_interrupted.pth`.
+        """Save the epoch that has just ended, in the first process; None in the others.
 
         Raises:
             VolumenError: the disk is full or cannot be written; older checkpoints are whole.
         """
-        if not distributed.is_main() or self._saved_iteration == engine.state.iteration:
-            return None
-        content = self.content(engine)
-        if content["iteration"] % engine.state.epoch_length:
-            path = save_checkpoint(content, self.directory.interrupted)
-        else:
-            path = save_checkpoint(content, self.directory.file(f"{content['epoch']}.pth"))
-            self.tidy()
         self._saved_iteration = engine.state.iteration
-        logger.debug("saved %s", path)
+        if not distributed.is_main():
+            return None
+        path = save_checkpoint(self.content(engine), self.directory.file(f"{engine.state.epoch}.pth"))
+        self.directory.interrupted.unlink(missing_ok=True)
+        self.tidy()
         return path
 
-    def content(self, engine: SupervisedTrainer) -> dict[str, Any]:
-        """Everything that a checkpoint holds."""
+    def save_interrupted(self, engine: SupervisedTrainer) -> Path | None:
+        """Save the state after the last step as `<model_name>_interrupted.pth`, in the first process.
+
+        After the last step of an epoch whose end (validation, logs) has not come, the resumed run begins with
+        that.
+
+        Returns:
+            The file, or None when there is nothing that is not saved already.
+        """
+        if engine.state.iteration in (0, self._saved_iteration) or not distributed.is_main():
+            return None
+        return save_checkpoint(self.content(engine, interrupted=True), self.directory.interrupted)
+
+    def content(self, engine: SupervisedTrainer, *, interrupted: bool = False) -> dict[str, Any]:
+        """Everything that a checkpoint holds.
+
+        Args:
+            engine: the trainer.
+            interrupted: whether the epoch's end is still to come.
+        """
         state = engine.state
+        done = (state.iteration - 1) // state.epoch_length if interrupted else state.epoch
         network = unwrap(self.network)
         best = self.ranking[0] if self.ranking else None
         handlers = {name: item.state_dict() for name, item in registered_state(engine).items()}
@@ -145,7 +158,7 @@ class Checkpointer:
                 "model": dict(network.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
-                "epoch": state.iteration // state.epoch_length,
+                "epoch": done,
                 "model_config": getattr(network, "final_config", {}),
                 "config": self.config,
                 "iteration": state.iteration,
@@ -155,10 +168,7 @@ class Checkpointer:
                 "step": step,
                 "loss": dict(loss.state_dict()) if isinstance(loss, torch.nn.Module) else {},
                 "rng": random_state(),
-                "sampler": {
-                    "epoch": state.iteration // state.epoch_length,
-                    "batch": state.iteration % state.epoch_length,
-                },
+                "sampler": {"epoch": done, "batch": state.iteration - done * state.epoch_length},
                 "best_metric": best[0] if best else None,
                 "best_metric_epoch": int(best[1]) if best else None,
                 "ranking": self.ranking,
@@ -187,20 +197,32 @@ class Checkpointer:
             self.scheduler.load_state_dict(content["scheduler"])
         if self.step is not None:
             self.step.load_state_dict(content["step"])
-        if content["loss"] and isinstance(getattr(engine, "loss_function", None), torch.nn.Module):
-            engine.loss_function.load_state_dict(content["loss"])
+        loss = getattr(engine, "loss_function", None)
+        if content["loss"] and isinstance(loss, torch.nn.Module):
+            loss.load_state_dict(content["loss"])
         self.ranking = [[value, int(epoch)] for value, epoch in content["ranking"]]
         self._restore_position(engine, content, path)
         for name, item in registered_state(engine).items():
             if name in content["handlers"]:
                 item.load_state_dict(content["handlers"][name])
         set_random_state(content["rng"])
-        self._saved_iteration = engine.state.iteration
+        distributed.barrier()
         if distributed.is_main():
+            self._set_aside_newer(content["epoch"], path)
             self.tidy()
         logger.info(
             "resumed from %s: epoch %d, iteration %d", path, engine.state.epoch, engine.state.iteration
         )
+        if content["sampler"]["batch"] == content["epoch_length"]:
+            # After the other handlers' start, since it runs all of them.
+            engine.add_event_handler(Events.STARTED, self._end_interrupted_epoch)
+        elif not content["sampler"]["batch"]:
+            self._saved_iteration = engine.state.iteration
+
+    def _end_interrupted_epoch(self, engine: SupervisedTrainer) -> None:
+        """Run what an epoch that was interrupted after its last step lacks: validation, logs, checkpoint."""
+        engine.remove_event_handler(self._end_interrupted_epoch, Events.STARTED)
+        engine.fire_event(Events.EPOCH_COMPLETED)
 
     def _find(self) -> tuple[Path, dict[str, Any] | None]:
         if self.resume is True or self.resume == "latest":
@@ -219,7 +241,7 @@ class Checkpointer:
                 found=length,
                 remedy="keep max_steps_per_epoch and batch_size, or resume from an epoch's checkpoint",
             )
-        engine.state.epoch = content["epoch"]
+        engine.state.epoch = content["epoch"] + (1 if batch == length else 0)
         engine.state.iteration = content["epoch"] * length + batch
 
     def _rank_epoch(self, engine: SupervisedTrainer) -> None:
@@ -243,14 +265,18 @@ class Checkpointer:
         checkpoints = self.directory.checkpoints()
         for _, path in checkpoints[: -self.keep]:
             path.unlink(missing_ok=True)
-        if checkpoints and self.directory.interrupted.is_file():
-            self._remove_interrupted(checkpoints[-1][1])
         for path in self.directory.path.glob(f".{self.directory.model_name}_*.tmp"):
             path.unlink(missing_ok=True)
 
-    def _remove_interrupted(self, newest: Path) -> None:
-        if newest.stat().st_mtime_ns >= self.directory.interrupted.stat().st_mtime_ns:
-            self.directory.interrupted.unlink(missing_ok=True)
+    def _set_aside_newer(self, epoch: int, resumed: Path) -> None:
+        """Rename the checkpoints of a history that is left by resuming from before them; none is lost."""
+        newer = [path for number, path in self.directory.checkpoints() if number > epoch]
+        interrupted = self.directory.interrupted
+        if interrupted.is_file() and interrupted.resolve() != resumed.resolve():
+            newer.append(interrupted)
+        for path in newer:
+            logger.warning("%s: is later than what is resumed, renamed to %s.old", path, path.name)
+            path.replace(path.with_name(f"{path.name}.old"))
 
     def _link_best(self) -> None:
         wanted: dict[Path, Path] = {}

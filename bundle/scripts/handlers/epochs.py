@@ -8,6 +8,8 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from scripts.engines.sampler import ResumableSampler
+
 
 class EpochStart:
     """Tell samplers, data sets and losses which epoch begins.
@@ -16,11 +18,16 @@ class EpochStart:
     batches that were already used.
 
     Args:
-        sampler: a `ResumableSampler`; None when there is none.
+        sampler: the one of the training data; None when there is none.
         others: have `set_epoch(epoch)`.
     """
 
-    def __init__(self, sampler: Any = None, others: Sequence[Any] = ()) -> None:
+    def __init__(self, sampler: ResumableSampler | None = None, others: Sequence[Any] = ()) -> None:
+        if sampler is not None and not isinstance(sampler, ResumableSampler):
+            raise TypeError(
+                f"sampler must be a ResumableSampler around the {type(sampler).__name__}, or a run that is"
+                " interrupted in an epoch could not go on there"
+            )
         self.sampler = sampler
         self.others = list(others)
 

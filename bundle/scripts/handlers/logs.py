@@ -17,6 +17,7 @@ from monai.engines import Workflow
 from scripts.engines import distributed
 from scripts.handlers.checkpoint_file import write_atomically
 from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.state import register_state
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,22 @@ class _EpochLog:
         """Follow the trainer, in the first process only."""
         if not distributed.is_main():
             return
+        register_state(engine, f"{type(self).__name__}.learning_rate", self)
         engine.add_event_handler(Events.EPOCH_STARTED, self._remember)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
 
     def _remember(self, engine: Workflow) -> None:
-        self._learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        # An epoch that is resumed in its middle keeps the rate that it began with.
+        if engine.state.iteration % engine.state.epoch_length == 0:
+            self._learning_rate = float(self.optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, float]:
+        """The learning rate at the epoch's start."""
+        return {"learning_rate": self._learning_rate}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what `state_dict` gave."""
+        self._learning_rate = float(state["learning_rate"])
 
     def _epoch(self, engine: Workflow) -> None:
         self.log(engine, epoch_numbers(engine, self._learning_rate))

@@ -34,10 +34,8 @@ class LossAverages:
         """Add after each iteration of a trainer or evaluator, average when its epoch ends."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-        # An evaluator that stopped half way must not leave its sums to the next validation.
-        if self.save_as is None:
-            engine.add_event_handler(Events.STARTED, self._clear)
-        else:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
+        if self.save_as is not None:
             register_state(engine, self.save_as, self)
 
     def _add(self, engine: Workflow) -> None:
@@ -57,10 +55,11 @@ class LossAverages:
     def _finish(self, engine: Workflow) -> None:
         sums, counts = distributed.sum_over_ranks(self._sums), distributed.sum_over_ranks(self._counts)
         engine.state.metrics.update({name: sums[name] / counts[name] for name in sums})
-        self._clear()
 
-    def _clear(self) -> None:
-        self._sums, self._counts = {}, {}
+    def _clear(self, engine: Workflow) -> None:
+        # Not at the epoch's end: a signal during validation saves the epoch as it stands before that.
+        if engine.state.epoch_length is None or engine.state.iteration % engine.state.epoch_length == 0:
+            self._sums, self._counts = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and counts of the epoch so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from monai.engines import Workflow
+from ignite.engine import Engine
 
 _ATTRIBUTE = "stateful_handlers"
 
@@ -21,7 +21,7 @@ class Stateful(Protocol):
         ...
 
 
-def register_state(engine: Workflow, name: str, item: Stateful) -> None:
+def register_state(engine: Engine, name: str, item: Stateful) -> None:
     """Have an object's state saved in every checkpoint of this trainer and restored on resuming.
 
     Args:
@@ -38,7 +38,7 @@ def register_state(engine: Workflow, name: str, item: Stateful) -> None:
     known[name] = item
 
 
-def registered_state(engine: Workflow) -> dict[str, Stateful]:
+def registered_state(engine: Engine) -> dict[str, Stateful]:
     """All that is registered, by name."""
     if not hasattr(engine, _ATTRIBUTE):
         setattr(engine, _ATTRIBUTE, {})

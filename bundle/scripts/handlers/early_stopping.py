@@ -1,0 +1,81 @@
+"""Stop when the key metric no longer gets better."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from scripts.errors import VolumenError
+from scripts.handlers.metric import KeyMetric
+from scripts.handlers.state import register_state
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStopping:
+    """End training after `patience` validations without a better key metric. It must stand after `Validate`.
+
+    Args:
+        key_metric: the metric.
+        patience: validations to wait; None never stops.
+        min_delta: by how much a value must be better to count.
+    """
+
+    def __init__(
+        self, key_metric: KeyMetric | None = None, patience: int | None = None, *, min_delta: float = 0.0
+    ) -> None:
+        if patience is not None and patience < 1:
+            raise VolumenError("tr_config.early_stopping_patience", expected="at least 1", found=patience)
+        self.key_metric = key_metric or KeyMetric()
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self.waited = 0
+        self._engine: Engine | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the metric when an epoch of the trainer ends."""
+        if self.patience is None:
+            return
+        self._engine = engine
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        register_state(engine, "early_stopping", self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Count this epoch's validation, if there was one."""
+        value = self.key_metric.value(engine)
+        if value is None:
+            return
+        if self.best is None or self._is_better(value, engine):
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        if self._is_over():
+            logger.info(
+                "epoch %d: %s has not been better than %.4g for %d validations, training ends early",
+                engine.state.epoch,
+                self.key_metric.resolve(engine),
+                self.best,
+                self.waited,
+            )
+            engine.terminate()
+
+    def _is_better(self, value: float, engine: Engine) -> bool:
+        assert self.best is not None
+        gained = self.best - value if self.key_metric.smaller_is_better(engine) else value - self.best
+        return gained > self.min_delta
+
+    def _is_over(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and the validations since."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the count; a run that had stopped early stops again at once."""
+        self.best, self.waited = state["best"], int(state["waited"])
+        if self._is_over() and self._engine is not None:
+            self._engine.terminate()

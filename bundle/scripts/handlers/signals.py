@@ -1,0 +1,150 @@
+"""Ctrl-C and SIGTERM: finish the step, save, leave; a second one leaves at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer, Workflow
+
+from scripts.engines import distributed
+from scripts.engines.trainer import accumulation_group
+from scripts.handlers.checkpoint import Checkpointer
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: Seconds that a data loader's worker lives on after SIGTERM.
+WORKER_GRACE = 3.0
+
+
+class StopOnSignal:
+    """Save and exit with 130 (Ctrl-C) or 143 (SIGTERM) at the first signal.
+
+    The step under way is finished, and with gradient accumulation its group, so that what is saved is a state
+    between two optimizer steps. A signal while the trainer waits for data saves at once, one during
+    validation leaves the rest of the validation to the resumed run. The second signal exits at once;
+    checkpoints are atomic, so it harms none.
+
+    Workers of a data loader get a terminal's Ctrl-C too: give them `worker_init_fn=outlive_signals`.
+
+    Args:
+        checkpointer: saves.
+        validator: the evaluator, to be left when a signal comes during validation.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, validator: Workflow | None = None) -> None:
+        self.checkpointer = checkpointer
+        self.validator = validator
+        self.received: int | None = None
+        self._trainer: SupervisedTrainer | None = None
+        self._former: dict[int, Any] = {}
+        self._process = 0
+        self._waiting = False
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Listen while the trainer runs."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._wait)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._work)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._work)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._end)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._validating)
+
+    def _start(self, engine: SupervisedTrainer) -> None:
+        self._trainer = engine
+        self._process = os.getpid()
+        self._waiting = False
+        # Added now so that it comes after the handlers whose state it saves.
+        for event, handler in (
+            (Events.ITERATION_COMPLETED, self._between_steps),
+            (Events.EPOCH_COMPLETED, self._after_epoch),
+        ):
+            if not engine.has_event_handler(handler, event):
+                engine.add_event_handler(event, handler)
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _end(self, engine: SupervisedTrainer, *_: Any) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+        self._former = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a worker that was forked with this handler: its trainer decides
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        logger.warning(
+            "%s: finishing this step and saving; once more to leave at once", signal.Signals(number).name
+        )
+        if self._waiting and not distributed.is_distributed():
+            self._save_and_exit()
+
+    def _wait(self, engine: SupervisedTrainer) -> None:
+        self._waiting = self._at_group_end(engine)
+        if self._waiting and self.received is not None and not distributed.is_distributed():
+            self._save_and_exit()
+
+    def _work(self, engine: SupervisedTrainer) -> None:
+        self._waiting = False
+
+    def _between_steps(self, engine: SupervisedTrainer) -> None:
+        if self._at_group_end(engine) and self._agreed():
+            self._save_and_exit()
+
+    def _after_epoch(self, engine: SupervisedTrainer) -> None:
+        if self._agreed():
+            self._save_and_exit()
+
+    def _validating(self, engine: Workflow) -> None:
+        # Processes need not validate equally many batches, so with several the validation is finished.
+        if self.received is not None and not distributed.is_distributed():
+            self._save_and_exit()
+
+    def _agreed(self) -> bool:
+        """Whether to stop here: all processes at the same step."""
+        assert self._trainer is not None
+        stop = distributed.any_rank(self.received is not None, self._trainer.state.device)
+        if stop and self.received is None:
+            self.received = signal.SIGTERM
+        return stop
+
+    @staticmethod
+    def _at_group_end(engine: SupervisedTrainer) -> bool:
+        if engine.state.iteration == 0:
+            return True
+        return accumulation_group(
+            engine.state.iteration, engine.state.epoch_length, engine.accumulation_steps
+        )[1]
+
+    def _save_and_exit(self) -> None:
+        assert self._trainer is not None
+        assert self.received is not None
+        self._waiting = False
+        path = self.checkpointer.save_interrupted(self._trainer)
+        if path is not None:
+            logger.warning("saved %s; go on with --resume", path)
+        raise SystemExit(128 + self.received)
+
+
+def outlive_signals(worker: int = 0) -> None:
+    """Keep a data loader's worker alive at signals meant for the trainer (its `worker_init_fn`).
+
+    A terminal's Ctrl-C is ignored. At SIGTERM, which a cluster sends to every process and a closing data
+    loader to its workers, the worker ends some seconds later and without an error code: until then the
+        trainer can fetch what
+    the last step needs, and it does not take the worker for crashed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE))

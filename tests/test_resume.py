@@ -1,0 +1,214 @@
+"""A run that was stopped and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from ignite.engine import Events
+from scripts.errors import VolumenError
+from scripts.handlers.checkpoint_file import load_checkpoint, save_checkpoint
+from training_toys import make_trainer, same_weights, weights
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+def crash_at(trainer, iteration: int) -> None:
+    """Raise in the middle of a run, after this iteration."""
+
+    def crash(engine) -> None:
+        if engine.state.iteration == iteration:
+            raise Stop
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, crash)
+
+
+def run_with_crashes(out, crashes, **options):
+    """Run, crash at each iteration given, resume; return the trainer that ended."""
+    for count, iteration in enumerate(crashes):
+        trainer = make_trainer(out, resume=True if count else None, **options)
+        crash_at(trainer, iteration)
+        with pytest.raises(Stop):
+            trainer.run()
+    trainer = make_trainer(out, resume=True, **options)
+    trainer.run()
+    return trainer
+
+
+def files(out):
+    """Names in the run's folder, without TensorBoard's."""
+    return sorted(path.name for path in (out / "toy").iterdir())
+
+
+def checkpoint_equal(one, other) -> bool:
+    """Whether two nests are bitwise equal."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(checkpoint_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(checkpoint_equal, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize(
+    ("options", "crashes"),
+    [
+        ({}, [5]),
+        ({}, [6, 9, 11]),  # several crashes
+        ({"workers": 1}, [5]),
+        ({"accumulation": 3}, [7]),  # a partial group at each epoch's end
+        ({"scheduler": "onecycle", "optimizer": "SGD"}, [9]),
+        ({"ema": 0.9}, [5]),
+        ({"amp": "bfloat16"}, [6]),
+        ({"keep": 1}, [10]),
+        ({"best": 2}, [9]),
+    ],
+)
+def test_resumed_run_equals_uninterrupted(tmp_path, options, crashes):
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.run()
+    resumed = run_with_crashes(tmp_path / "resumed", crashes, **options)
+
+    assert same_weights(weights(whole), weights(resumed))
+    assert files(tmp_path / "whole") == files(tmp_path / "resumed")
+    for name in files(tmp_path / "whole"):
+        one, other = tmp_path / "whole" / "toy" / name, tmp_path / "resumed" / "toy" / name
+        if name.endswith(".pth"):
+            assert checkpoint_equal(load_checkpoint(one), load_checkpoint(other)), name
+        else:
+            assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_worker_count_may_change_on_resuming(tmp_path):
+    whole = make_trainer(tmp_path / "whole")
+    whole.run()
+    first = make_trainer(tmp_path / "resumed", workers=1)
+    crash_at(first, 5)
+    with pytest.raises(Stop):
+        first.run()
+    second = make_trainer(tmp_path / "resumed", workers=2, resume=True)
+    second.run()
+    assert same_weights(weights(whole), weights(second))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    make_trainer(tmp_path).run()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
+    trainer = make_trainer(tmp_path, resume=True)
+    trainer.run()
+    assert trainer.state.epoch == 3
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
+
+
+def test_more_epochs_on_resuming_follow_the_new_schedule(tmp_path):
+    make_trainer(tmp_path, epochs=2).run()
+    rates = []
+    trainer = make_trainer(tmp_path, epochs=6, resume=True)
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED, lambda engine: rates.append(engine.optimizer.param_groups[0]["lr"])
+    )
+    trainer.run()
+    fresh = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(fresh, T_max=6)
+    expected = []
+    for _ in range(6):
+        expected.append(fresh.param_groups[0]["lr"])
+        fresh.step()
+        reference.step()
+    assert rates == pytest.approx(expected[2:])
+
+
+def test_the_optimizers_options_come_from_the_configuration(tmp_path):
+    make_trainer(tmp_path, epochs=1).run()
+    trainer = make_trainer(tmp_path, epochs=2, resume=True)
+    trainer.optimizer.param_groups[0]["weight_decay"] = 0.5
+    trainer.run()
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_damaged_newest_is_skipped_for_the_one_before(tmp_path, caplog):
+    whole = make_trainer(tmp_path)
+    whole.run()
+    newest = tmp_path / "toy" / "toy_3.pth"
+    newest.unlink()  # `best` may be the same file
+    newest.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        resumed = make_trainer(tmp_path, resume=True)
+        resumed.run()
+    assert "toy_3.pth" in caplog.text
+    assert "skipped" in caplog.text
+    assert same_weights(weights(whole), weights(resumed))
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    make_trainer(tmp_path, epochs=1).run()
+    (tmp_path / "toy" / "toy_1.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(VolumenError, match=r"every checkpoint is damaged \(toy_1.pth\)"):
+        make_trainer(tmp_path, resume=True).run()
+
+
+def test_resuming_from_an_older_file_sets_newer_ones_aside(tmp_path):
+    whole = make_trainer(tmp_path)
+    whole.run()
+    resumed = make_trainer(tmp_path, resume=str(tmp_path / "toy" / "toy_1.pth"))
+    crash_at(resumed, 6)
+    with pytest.raises(Stop):
+        resumed.run()
+    assert (tmp_path / "toy" / "toy_3.pth.old").is_file()
+    again = make_trainer(tmp_path, resume=True)
+    again.run()
+    assert same_weights(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": 5}, r"another architecture: model_config.features, expected 4, found 5; .*--finetune"),
+        ({"fingerprint": "data-2"}, r"other data, expected fingerprint data-1, found data-2"),
+        ({"optimizer": "SGD"}, r"saved with another optimizer"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_runs(tmp_path, options, message):
+    make_trainer(tmp_path, epochs=1).run()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
+    trainer = make_trainer(tmp_path, epochs=2, resume=True, **options)
+    with pytest.raises(VolumenError, match=message):
+        trainer.run()
+    assert trainer.state.iteration == 0
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
+
+
+def test_another_torch_version_is_told(tmp_path, caplog):
+    make_trainer(tmp_path, epochs=1).run()
+    path = tmp_path / "toy" / "toy_1.pth"
+    content = load_checkpoint(path)
+    content["versions"]["torch"] = "1.0"
+    save_checkpoint(content, path)
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, epochs=2, resume=True).run()
+    assert "was saved by torch 1.0" in caplog.text
+
+
+def test_early_stopping_ends_and_stays_ended(tmp_path):
+    class Constant(torch.nn.Module):
+        """A loss that cannot get better."""
+
+        components: dict = {}  # noqa: RUF012
+
+        def set_epoch(self, epoch):
+            pass
+
+        def forward(self, outputs, batch):
+            return outputs["ink"].sum() * 0 + 1
+
+    def trainer(**options):
+        made = make_trainer(tmp_path, epochs=9, patience=2, loss=Constant(), **options)
+        made.run()
+        return made
+
+    assert trainer().state.epoch == 3
+    assert trainer(resume=True).state.epoch == 3

@@ -1,0 +1,98 @@
+"""A signal finishes the step, saves, and the resumed run is the run that was not stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from scripts.handlers.checkpoint_file import load_checkpoint
+from toy_process import ToyProcess
+from training_toys import make_trainer, same_weights, weights
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights and metrics of the uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    trainer = make_trainer(out, epochs=2)
+    trainer.run()
+    return weights(trainer), (out / "toy" / "metrics.csv").read_bytes()
+
+
+def check_resumed(out: Path, whole) -> None:
+    """Resume and compare with the uninterrupted run."""
+    trainer = make_trainer(out, epochs=2, resume=True)
+    trainer.run()
+    assert same_weights(weights(trainer), whole[0])
+    assert (out / "toy" / "metrics.csv").read_bytes() == whole[1]
+    assert sorted(path.name for path in (out / "toy").iterdir()) == [
+        "metrics.csv",
+        "toy_1.pth",
+        "toy_2.pth",
+        "toy_best.pth",
+        "toy_config.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "workers"),
+    [(signal.SIGINT, 2, 0), (signal.SIGTERM, 6, 1), (signal.SIGINT, 4, 0), (signal.SIGINT, 2, 2)],
+    ids=["first epoch", "second epoch, worker", "last step of the first epoch", "two workers"],
+)
+def test_signal_saves_and_resumes_exactly(tmp_path, whole, number, step, workers):
+    process = ToyProcess(tmp_path / "out", delay=0.15, epochs=2, workers=workers)
+    process.wait_for_step(step)
+    process.kill_group(number)
+    code, errors = process.finish()
+    assert code == 128 + number, errors
+    assert "go on with --resume" in errors
+    saved = load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")
+    assert step <= saved["iteration"] <= step + 1
+    check_resumed(tmp_path / "out", whole)
+
+
+def test_signal_during_validation(tmp_path, whole):
+    process = ToyProcess(tmp_path / "out", epochs=2, validation_delay=0.8)
+    process.wait_for_step(4)
+    time.sleep(0.4)
+    process.kill(signal.SIGTERM)
+    code, errors = process.finish()
+    assert code == 143, errors
+    saved = load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")
+    assert (saved["iteration"], saved["epoch"]) == (4, 0)
+    check_resumed(tmp_path / "out", whole)
+
+
+def test_signal_before_the_first_step_leaves_nothing(tmp_path):
+    process = ToyProcess(tmp_path / "out", delay=2.0)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "out" / "toy" / "toy_config.yaml").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.kill(signal.SIGINT)
+    code, errors = process.finish()
+    assert code == 130, errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_second_signal_leaves_at_once(tmp_path):
+    process = ToyProcess(tmp_path / "out", delay=0.2, accumulation=4)
+    process.wait_for_step(5)  # the first of a group of four: saving has to wait
+    process.kill(signal.SIGINT)
+    time.sleep(0.1)
+    began = time.monotonic()
+    process.kill(signal.SIGINT)
+    code, _ = process.finish()
+    assert code == 130
+    assert time.monotonic() - began < 2
+    assert load_checkpoint(tmp_path / "out" / "toy" / "toy_1.pth")["epoch"] == 1
+    assert not (tmp_path / "out" / "toy" / "toy_interrupted.pth").exists()
+
+
+def test_signals_work_as_before_when_training_is_over(tmp_path):
+    former = signal.getsignal(signal.SIGINT)
+    make_trainer(tmp_path, epochs=1, stop_on_signal=True).run()
+    assert signal.getsignal(signal.SIGINT) is former
