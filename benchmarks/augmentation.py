@@ -2,9 +2,9 @@
 """Time the augmentation of a patch against batchgeneratorsv2 with nnU-Net's published pipeline.
 
 Both start from the same initial patch in memory (float32 image, one channel; three labels), draw with the
-same probabilities and ranges (`nnUNetTrainer.get_training_transforms`) and end with tensors of the final patch.
-The reference holds the three labels in one segmentation (values 0, 1, 2); ours reads three label volumes, which
-is more work. One thread; CPU seconds per patch, median of rounds that alternate between the two.
+same probabilities and ranges (`nnUNetTrainer.get_training_transforms`) and end with tensors of the final
+patch. The reference holds the three labels in one segmentation (values 0, 1, 2); ours reads three label
+volumes, which is more work. One thread; CPU seconds per patch, median of rounds that alternate between the two.
 
     pip install batchgeneratorsv2
     python benchmarks/augmentation.py [--sizes 64 128] [--rounds 5] [--uint8]
