@@ -12,7 +12,7 @@ import zarr
 from prediction import blend_in_memory, make_predictor, save_checkpoint
 from scripts.data.volumes import ArrayVolume
 from scripts.errors import VolumenError
-from scripts.inference.predict import PredictRequest, predict, predict_volume
+from scripts.inference.predict import Job, PredictRequest, predict, predict_volume
 from scripts.inference.predictor import load_predictor, predict_array
 from scripts.inference.sliding import SlidingWindow
 
@@ -58,10 +58,10 @@ def test_streamed_prediction_equals_blending_in_memory(shape, patch, overlap, ba
     image = rng.integers(0, 256, (1, *shape), dtype=np.uint8)
     predictor = make_predictor(len(shape), patch)
     reference, windows = logits_reference(predictor, image, "ink", overlap)
-    volume = ArrayVolume(image[0])
+    volume = ArrayVolume(image[0], axes="zyx"[-len(shape) :])
     predictor.network.calls = 0
     request = request_for(tmp_path / "out.zarr", overlap=overlap, batch_size=batch_size)
-    report = predict_volume(predictor, volume, tmp_path / "out.zarr", request)
+    report = predict_volume(predictor, Job(volume, tmp_path / "out.zarr"), request)
     assert predictor.network.calls == windows == report.windows
     stored = zarr.open_array(tmp_path / "out.zarr" / "ink" / "0", mode="r")[...]
     np.testing.assert_allclose(stored, 1 / (1 + np.exp(-reference[0])), atol=1e-5)
@@ -84,7 +84,7 @@ def test_predict_array_and_the_inferer_agree_with_the_reference():
 def test_every_kind_of_head_streams_as_it_does_in_memory(tmp_path):
     image = np.random.default_rng(2).integers(0, 256, (19, 13, 21), dtype=np.uint8)
     predictor = make_predictor(3, (8, 8, 8), ALL_HEADS_3D)
-    predict_volume(predictor, ArrayVolume(image), tmp_path / "o.zarr", request_for(tmp_path / "o.zarr"))
+    predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request_for(tmp_path / "o.zarr"))
     expected = predict_array(predictor, image[None])
     root = zarr.open_group(tmp_path / "o.zarr", mode="r")
     for name, (channels, _, kind) in ALL_HEADS_3D.items():
@@ -123,7 +123,7 @@ def test_only_the_targets_asked_for_run(tmp_path):
     )
     image = np.random.default_rng(4).integers(0, 256, (9, 9, 9), dtype=np.uint8)
     request = request_for(tmp_path / "o.zarr", targets=("distance", "ink"))
-    predict_volume(predictor, ArrayVolume(image), tmp_path / "o.zarr", request)
+    predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request)
     assert set(asked) == {("distance", "ink")}
     assert set(zarr.open_group(tmp_path / "o.zarr", mode="r").group_keys()) == {"OME", "distance", "ink"}
 
@@ -132,8 +132,8 @@ def test_a_region_is_the_crop_of_the_whole(tmp_path):
     image = np.random.default_rng(5).integers(0, 256, (30, 25, 20), dtype=np.uint8)
     predictor = make_predictor()
     region = ((3, 17), (0, 9), (11, 20))
-    predict_volume(predictor, ArrayVolume(image), tmp_path / "a.zarr", request_for("a"))
-    predict_volume(predictor, ArrayVolume(image), tmp_path / "b.zarr", request_for("b", region=region))
+    predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "a.zarr"), request_for("a"))
+    predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "b.zarr"), request_for("b", region=region))
     whole = zarr.open_array(tmp_path / "a.zarr" / "ink" / "0", mode="r")
     part = zarr.open_array(tmp_path / "b.zarr" / "ink" / "0", mode="r")
     np.testing.assert_allclose(part[...], whole[3:17, 0:9, 11:20], atol=1e-6)
@@ -147,9 +147,9 @@ def test_a_mask_leaves_the_inside_as_it_was_and_saves_windows(tmp_path):
     mask = np.zeros(image.shape, np.uint8)
     mask[5:12, 3:20, 2:15] = 1
     predictor = make_predictor()
-    predict_volume(predictor, ArrayVolume(image), tmp_path / "a.zarr", request_for("a"))
+    predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "a.zarr"), request_for("a"))
     report = predict_volume(
-        predictor, ArrayVolume(image), tmp_path / "b.zarr", request_for("b"), mask=ArrayVolume(mask)
+        predictor, Job(ArrayVolume(image), tmp_path / "b.zarr", ArrayVolume(mask)), request_for("b")
     )
     whole = zarr.open_array(tmp_path / "a.zarr" / "ink" / "0", mode="r")[...]
     part = zarr.open_array(tmp_path / "b.zarr" / "ink" / "0", mode="r")[...]
@@ -162,13 +162,13 @@ def test_windows_without_contrast_are_skipped_and_left_empty(tmp_path):
     image = np.full((8, 8, 40), 7, np.uint8)
     image[:, :, 30:] = np.random.default_rng(7).integers(0, 256, (8, 8, 10))
     predictor = make_predictor()
-    report = predict_volume(predictor, ArrayVolume(image), tmp_path / "o.zarr", request_for("o"))
+    report = predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request_for("o"))
     stored = zarr.open_array(tmp_path / "o.zarr" / "ink" / "0", mode="r")[...]
     assert report.skipped == 6  # starts 0, 4, ..., 20: the one at 24 sees voxel 30
     assert not stored[..., :28].any()
     assert (stored[..., 28:] > 0).all()
     whole = predict_volume(
-        predictor, ArrayVolume(image), tmp_path / "p.zarr", request_for("p", skip_empty=False)
+        predictor, Job(ArrayVolume(image), tmp_path / "p.zarr"), request_for("p", skip_empty=False)
     )
     assert whole.skipped == 0
 
@@ -182,5 +182,5 @@ def test_settings_can_be_replaced():
 def test_another_number_of_channels_is_refused(tmp_path):
     predictor = make_predictor(in_channels=2)
     with pytest.raises(VolumenError, match=r"expected 2 channels.*found 1"):
-        predict_volume(predictor, ArrayVolume(np.zeros((9, 9, 9))), tmp_path / "o", request_for("o"))
+        predict_volume(predictor, Job(ArrayVolume(np.zeros((9, 9, 9))), tmp_path / "o"), request_for("o"))
     assert not (tmp_path / "o").exists()

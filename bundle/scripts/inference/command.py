@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.errors import VolumenError
@@ -71,6 +72,9 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     result.add_argument("--threshold", type=float, help="write labels: 1 from this probability on")
     result.add_argument(
+        "--format", choices=("zarr", "tif", "nifti"), help="format of the output (default: by its name)"
+    )
+    result.add_argument(
         "--compress", choices=("zstd", "lz4", "gzip", "none"), help="compression of chunks (default: zstd)"
     )
     result.add_argument(
@@ -90,6 +94,10 @@ def request_from(arguments: argparse.Namespace) -> PredictRequest:
     from scripts.inference.predict import PredictRequest
 
     given: dict[str, Any] = {}
+    if getattr(arguments, "like", None) is not None:
+        from scripts.inference.like import recipe_of, settings_like
+
+        given.update(settings_like(recipe_of(Path(arguments.like))))
     for name in PredictRequest.__dataclass_fields__:
         value = getattr(arguments, name, None)
         if value is not None:
@@ -102,9 +110,8 @@ def request_from(arguments: argparse.Namespace) -> PredictRequest:
         given["targets"] = tuple(name for name in given["targets"].replace(",", " ").split())
     if isinstance(given.get("patch_size"), str):
         given["patch_size"] = _numbers("--patch-size", given["patch_size"])
-    region = given.pop("region", None)
-    if region is not None:
-        given["region"] = _region(region)
+    if isinstance(given.get("region"), str):
+        given["region"] = _region(given["region"])
     return PredictRequest(**given)
 
 

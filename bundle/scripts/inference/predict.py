@@ -7,7 +7,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,13 @@ import torch
 
 from scripts.errors import VolumenError
 from scripts.inference.blending import BlockAccumulator, axis_weight_sums, divide_by_weights
+from scripts.inference.exports import DEFAULT_SUFFIX, FileExport, format_of
 from scripts.inference.heads import Head, split_channels
 from scripts.inference.journal import OutputState
+from scripts.inference.like import check_same, recipe_of
 from scripts.inference.precision import choose_device, choose_precision
 from scripts.inference.predictor import Predictor, WindowNetwork, load_predictor
-from scripts.inference.reader import WindowReader
+from scripts.inference.reader import WindowReader, cache_bytes
 from scripts.inference.results import Stored
 from scripts.inference.stream import Finished, StreamCounts, stream
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
@@ -34,10 +37,11 @@ logger = logging.getLogger(__name__)
 
 OpenBox = tuple[tuple[int | None, int | None], ...]
 """Start and stop of each spatial axis, None for the volume's own."""
-PARTIAL_SUMS_BYTES = 1 << 25
+PARTIAL_SUMS_BYTES = 1 << 24
 """Memory for partial sums; more goes to a temporary file beside the output."""
-CHUNK_CACHE_BYTES = 1 << 25
-"""Memory for decoded input chunks."""
+LEAST_CACHE_BYTES = 1 << 25
+MOST_CACHE_BYTES = 1 << 30
+"""Memory for decoded input chunks: the least, and the most where chunks are large."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class PredictRequest:
     Args:
         input: an image or a folder of images.
         checkpoint: the trained network.
-        output: for one image the OME-Zarr group; for a folder, or where it does not end in ".zarr", a folder
-            that gets `<image name>.zarr` per image.
+        output: for one image `NAME.zarr`, `NAME.tif` or `NAME.nii.gz`; else a folder that gets
+            `<image name>.zarr` per image, or `<image name>_<target>.tif` and such per target.
         targets: outputs wanted; None for all.
         overlap: share of a window that the next one covers, in [0, 1).
         batch_size: windows given to the network at once.
@@ -63,11 +67,13 @@ class PredictRequest:
         threshold: probability from which on a label is 1; setting it asks for labels.
         compress: "zstd", "lz4", "gzip" or "none".
         pyramid: whether coarser levels are made.
+        format: "zarr", "tif" or "nifti"; None to go by the output's name.
         overwrite: whether an earlier prediction in the output may be removed.
         on_corrupt: "stop" or "skip", for chunks of the image that cannot be read.
         axes: letters of the image's axes where its metadata leave them open.
         level: resolution level of an OME-Zarr image.
         workers: threads that read, and as many that write.
+        like: earlier prediction of which this one is a repetition: its network and image are compared.
     """
 
     input: str
@@ -87,11 +93,13 @@ class PredictRequest:
     threshold: float | None = None
     compress: str = "zstd"
     pyramid: bool = True
+    format: str | None = None
     overwrite: bool = False
     on_corrupt: str = "stop"
     axes: str | None = None
     level: int = 0
     workers: int = 2
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class VolumeReport:
 
     Args:
         input: the image.
-        output: the OME-Zarr group.
+        output: the OME-Zarr group, or the record of the files.
         windows: windows that the network saw.
         skipped: windows without content.
         blocks: blocks written, in this run.
@@ -140,11 +148,11 @@ def predict(
     """
     device = choose_device(request.device)
     predictor = load_predictor(request.checkpoint, device)
-    jobs = find_jobs(request)
+    jobs = find_jobs(request, tuple(head.name for head in predictor.heads(request.targets)))
     reports = []
-    for image, output, mask in jobs:
-        told = None if progress is None else _Progress(Path(output).name, progress)
-        reports.append(predict_volume(predictor, image, Path(output), request, mask=mask, progress=told))
+    for job in jobs:
+        told = None if progress is None else _Progress(volume_name(job.image.path), progress)
+        reports.append(predict_volume(predictor, job, request, progress=told))
     return PredictReport(tuple(reports))
 
 
@@ -159,33 +167,63 @@ class _Progress:
         self._tell(self._name, self._count, self.total)
 
 
-def find_jobs(request: PredictRequest) -> list[tuple[Volume, str, Volume | None]]:
-    """Open the images of a request: (image, output group, mask) each.
+@dataclass(frozen=True)
+class Job:
+    """One volume to predict.
+
+    Args:
+        image: the volume.
+        output: the OME-Zarr group, the one that is streamed into where files are wanted.
+        mask: volume that is predicted where it is not 0, or None.
+        export: the files wanted, or None for the group itself.
+    """
+
+    image: Volume
+    output: Path
+    mask: Volume | None = None
+    export: FileExport | None = None
+
+
+def find_jobs(request: PredictRequest, targets: tuple[str, ...]) -> list[Job]:
+    """Open the images of a request.
+
+    Args:
+        request: what to predict.
+        targets: names of the outputs.
 
     Raises:
         VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
     """
     from scripts.data.volumes import open_volume
 
-    source, output = Path(request.input), Path(request.output)
     images = image_paths(request.input)
     single = images == [request.input]
-    if not single and output.suffix == ".zarr":
-        raise VolumenError(output, expected="a folder, since there are several images", found="a .zarr name")
+    kind, suffix = format_of(request.output, request.format)
+    if not single and suffix:
+        raise VolumenError(request.output, expected="a folder, since there are several images", found=suffix)
     jobs = []
     for path in images:
         image = open_volume(path, axes=request.axes, level=request.level)
         name = volume_name(path)
-        group = output if single and output.suffix == ".zarr" else output / f"{name}.zarr"
         mask = None
         if request.mask is not None:
             mask_path = Path(request.mask) if single else _mask_of(Path(request.mask), name)
             mask = open_volume(mask_path, ndim=len(image.shape))
             if mask.shape != image.shape:
                 raise VolumenError(mask_path, expected=f"shape {image.shape}, as the image", found=mask.shape)
-        jobs.append((image, str(group), mask))
+        folder = Path(request.output)
+        if suffix:
+            folder, name = folder.parent, folder.name[: -len(suffix)]
+        if kind == "zarr":
+            jobs.append(Job(image, folder / f"{name}.zarr", mask))
+            continue
+        ending = suffix or DEFAULT_SUFFIX[kind]
+        export = FileExport(folder, name, targets, ending, plain=bool(suffix))
+        jobs.append(Job(image, export.working, mask, export))
     if not jobs:
-        raise VolumenError(source, "no image found", remedy="give an image, or a folder that holds some")
+        raise VolumenError(
+            request.input, "no image found", remedy="give an image, or a folder that holds some"
+        )
     return jobs
 
 
@@ -234,38 +272,41 @@ def _mask_of(folder: Path, name: str) -> Path:
 
 def predict_volume(
     predictor: Predictor,
-    image: Volume,
-    output: Path,
+    job: Job,
     request: PredictRequest,
     *,
-    mask: Volume | None = None,
     progress: _Progress | None = None,
 ) -> VolumeReport:
-    """Predict one volume into an OME-Zarr group.
+    """Predict one volume.
 
     Args:
         predictor: the network.
-        image: the volume.
-        output: folder of the group.
+        job: the volume, and where its prediction goes.
         request: how.
-        mask: volume that is predicted where it is not 0.
         progress: told of settled windows.
 
     Raises:
         VolumenError: the image does not fit the network, the output is another's, or space runs out.
     """
     began = time.perf_counter()
+    image, mask, output = job.image, job.mask, job.output
+    shown = str(job.export.sidecar if job.export else output)
     check_image(predictor, image)
     heads = predictor.heads(request.targets)
     plan = make_plan(predictor, image.shape, heads, request)
     stored = [stored_as(head, request) for head in heads]
     precision = choose_precision(request.amp, predictor.device)
     recipe = make_recipe(predictor, image, mask, request, plan, stored, precision)
+    if request.like is not None:
+        check_same(recipe_of(Path(request.like)), recipe, request.like)
     names = tuple(head.name for head in heads)
+    if job.export is not None and job.export.settle(recipe, overwrite=request.overwrite):
+        logger.info("%s is finished already", shown)
+        return VolumeReport(image.path, shown, already_done=True)
     state = OutputState(output, recipe, names, plan.blocks, overwrite=request.overwrite)
     if state.finished:
-        logger.info("%s is finished already", output)
-        return VolumeReport(image.path, str(output), already_done=True)
+        logger.info("%s is finished already", shown)
+        return VolumeReport(image.path, shown, already_done=True)
     check_space(output, stored, plan)
     arrays = ZarrOutput(
         output,
@@ -276,7 +317,7 @@ def predict_volume(
         unit=image.unit,
         origin=tuple(start for start, _ in plan.box),
         compress=request.compress,
-        pyramid=request.pyramid,
+        pyramid=request.pyramid and job.export is None,
     )
     reader = WindowReader(
         image,
@@ -285,11 +326,20 @@ def predict_volume(
         mask=mask,
         skip_empty=request.skip_empty,
         on_corrupt=request.on_corrupt,
-        budget=CHUNK_CACHE_BYTES,
     )
+    budget = cache_bytes(image, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
     network = WindowNetwork(predictor, heads, plan.patch_size, tta=request.tta, precision=precision)
     try:
-        counts = _run(plan, state, arrays, reader, network, stored, request.workers, progress)
+        with block_cache_of(budget):
+            counts = _run(plan, state, arrays, reader, network, stored, request.workers, progress)
+        extra = {"corrupt": [list(map(list, box)) for box in reader.corrupt]}
+        if job.export is None:
+            state.complete(extra)
+        else:
+            state.close()
+            record = {"recipe": recipe, **extra}
+            compress = request.compress != "none"
+            job.export.write(arrays, record, affine=image.affine, compress=compress)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -302,13 +352,26 @@ def predict_volume(
         state.close()
     return VolumeReport(
         image.path,
-        str(output),
+        shown,
         windows=counts.windows,
         skipped=counts.skipped,
         blocks=counts.blocks,
         corrupt=tuple(reader.corrupt),
         seconds=time.perf_counter() - began,
     )
+
+
+@contextmanager
+def block_cache_of(budget: int) -> Iterator[None]:
+    """Give decoded input chunks this much memory meanwhile."""
+    from scripts.data.block_cache import BLOCKS
+
+    before = BLOCKS.max_bytes
+    BLOCKS.resize(budget)
+    try:
+        yield
+    finally:
+        BLOCKS.resize(before)
 
 
 def _run(
@@ -339,7 +402,6 @@ def _run(
             progress=progress,
         )
     arrays.build_pyramid(workers)
-    state.complete({"corrupt": [list(map(list, box)) for box in reader.corrupt]})
     return counts
 
 
@@ -507,6 +569,7 @@ def make_recipe(
         "on_corrupt": request.on_corrupt,
         "dtype": request.dtype,
         "threshold": request.threshold,
+        "format": format_of(request.output, request.format)[0],
         "compress": request.compress,
         "pyramid": request.pyramid,
         "versions": versions(),

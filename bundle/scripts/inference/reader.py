@@ -6,9 +6,7 @@ import itertools
 import logging
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,24 +22,20 @@ logger = logging.getLogger(__name__)
 Region = tuple[slice, ...]
 
 
-class ChunkCache:
-    """Reads regions of a volume and keeps the chunks read last, so that neighbours do not decode them again.
+class RegionReader:
+    """Reads regions of a volume and knows what to do with chunks that cannot be read.
+
+    Decoded chunks are kept by the volumes themselves (`scripts.data.block_cache`).
 
     Args:
         volume: what is read.
-        budget: bytes of chunks to keep. Chunks above a quarter of it are not kept: the volume's own
-            reader (a memory map, an array in memory) serves every region then.
         on_corrupt: "stop" or "skip".
     """
 
-    def __init__(self, volume: Volume, budget: int, on_corrupt: str = "stop") -> None:
+    def __init__(self, volume: Volume, on_corrupt: str = "stop") -> None:
         self.volume = volume
         self.on_corrupt = on_corrupt
         self.corrupt: list[Box] = []
-        chunk_bytes = math.prod(volume.chunks) * volume.channels * np.dtype(volume.dtype).itemsize
-        self._capacity = max(budget // max(chunk_bytes, 1), 8)
-        self._cached = 4 * chunk_bytes <= budget
-        self._chunks: OrderedDict[tuple[int, ...], Future[np.ndarray | None]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, region: Region) -> tuple[np.ndarray, list[Region]]:
@@ -50,72 +44,76 @@ class ChunkCache:
         Raises:
             VolumenError: a chunk cannot be read and `on_corrupt` is "stop".
         """
-        if not self._cached:
-            values = self._load(region)
-            if values is not None:
-                return values, []
-            shape = (self.volume.channels, *(part.stop - part.start for part in region))
-            return np.zeros(shape, self.volume.dtype), [tuple(slice(0, n) for n in shape[1:])]
-        return self._assemble(region)
-
-    def _assemble(self, region: Region) -> tuple[np.ndarray, list[Region]]:
-        sizes = tuple(part.stop - part.start for part in region)
-        values = np.zeros((self.volume.channels, *sizes), self.volume.dtype)
-        bad = []
-        chunks = self.volume.chunks
-        ranges = [range(p.start // c, (p.stop - 1) // c + 1) for p, c in zip(region, chunks, strict=True)]
-        for index in itertools.product(*ranges):
-            chunk = self._chunk(index)
-            here, there = [], []
-            for i, c, part in zip(index, chunks, region, strict=True):
-                low, high = max(i * c, part.start), min((i + 1) * c, part.stop)
-                here.append(slice(low - part.start, high - part.start))
-                there.append(slice(low - i * c, high - i * c))
-            if chunk is None:
-                bad.append(tuple(here))
-            else:
-                values[(slice(None), *here)] = chunk[(slice(None), *there)]
-        return values, bad
-
-    def _chunk(self, index: tuple[int, ...]) -> np.ndarray | None:
-        with self._lock:
-            known = self._chunks.get(index)
-            if known is not None:
-                self._chunks.move_to_end(index)
-            else:
-                mine: Future[np.ndarray | None] = Future()
-                self._chunks[index] = mine
-                while len(self._chunks) > self._capacity:
-                    self._chunks.popitem(last=False)
-        if known is not None:
-            return known.result()
-        region = tuple(
-            slice(i * c, min((i + 1) * c, n))
-            for i, c, n in zip(index, self.volume.chunks, self.volume.shape, strict=True)
-        )
         try:
-            mine.set_result(self._load(region))
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        return mine.result()
-
-    def _load(self, region: Region) -> np.ndarray | None:
-        try:
-            return self.volume.read(region)
-        except Exception as error:  # every codec has its own errors for damaged bytes
-            box = tuple((part.start, part.stop) for part in region)
+            return self.volume.read(region), []
+        except (VolumenError, OSError, ValueError, RuntimeError) as error:
             if self.on_corrupt == "stop":
                 raise VolumenError(
                     self.volume.path,
-                    f"cannot read voxels {_told(box)} ({type(error).__name__}: {error})",
-                    remedy="repair the file, or leave such chunks empty with --on-corrupt skip",
+                    f"cannot read voxels {_told(_box(region))}: {error}",
+                    remedy="or leave such chunks empty with --on-corrupt skip",
                 ) from error
-            logger.warning("%s: skipping voxels %s (%s)", self.volume.path, _told(box), error)
-            with self._lock:
-                if box not in self.corrupt:
-                    self.corrupt.append(box)
-            return None
+        return self._read_chunk_by_chunk(region)
+
+    def _read_chunk_by_chunk(self, region: Region) -> tuple[np.ndarray, list[Region]]:
+        volume = self.volume
+        shape = (volume.channels, *(part.stop - part.start for part in region))
+        values, bad = np.zeros(shape, volume.dtype), []
+        grid = [
+            range(p.start // c, (p.stop - 1) // c + 1) for p, c in zip(region, volume.chunks, strict=True)
+        ]
+        for index in itertools.product(*grid):
+            chunk = tuple(
+                slice(i * c, min((i + 1) * c, n))
+                for i, c, n in zip(index, volume.chunks, volume.shape, strict=True)
+            )
+            wanted = tuple(
+                slice(max(c.start, p.start), min(c.stop, p.stop)) for c, p in zip(chunk, region, strict=True)
+            )
+            local = tuple(
+                slice(w.start - p.start, w.stop - p.start) for w, p in zip(wanted, region, strict=True)
+            )
+            try:
+                values[(slice(None), *local)] = volume.read(wanted)
+            except (VolumenError, OSError, ValueError, RuntimeError) as error:
+                self._note(_box(chunk), error)
+                bad.append(local)
+        return values, bad
+
+    def _note(self, box: Box, error: Exception) -> None:
+        with self._lock:
+            if box not in self.corrupt:
+                self.corrupt.append(box)
+                logger.warning("%s: leaving voxels %s empty: %s", self.volume.path, _told(box), error)
+
+
+def _box(region: Region) -> Box:
+    return tuple((part.start, part.stop) for part in region)
+
+
+def cache_bytes(volume: Volume, patch_size: tuple[int, ...], least: int, most: int) -> int:
+    """Return the memory for decoded chunks with which a row of windows decodes none of them twice.
+
+    Args:
+        volume: what is read.
+        patch_size: shape of a window.
+        least: what is given anyway, in bytes.
+        most: what is given at most; a volume of larger chunks is decoded again and again.
+    """
+    chunk = math.prod(volume.chunks) * volume.channels * np.dtype(volume.dtype).itemsize
+    touched = math.prod(
+        min(-(-p // c) + 1, -(-n // c))
+        for p, c, n in zip(patch_size, volume.chunks, volume.shape, strict=True)
+    )
+    # The cache keeps no chunk above half its size.
+    needed = max(chunk * touched, 2 * chunk)
+    if needed > most:
+        logger.warning(
+            "%s: a window needs %d MB of stored chunks; rechunk it (for example to 128^3) for speed",
+            volume.path,
+            needed >> 20,
+        )
+    return min(max(needed, least), most)
 
 
 def _told(box: Box) -> str:
@@ -136,7 +134,6 @@ class WindowReader:
         mask: volume of the image's shape, predicted where it is not 0; None for everywhere.
         skip_empty: whether windows without contrast are skipped.
         on_corrupt: "stop" or "skip".
-        budget: bytes of decoded chunks to keep.
     """
 
     def __init__(
@@ -148,11 +145,10 @@ class WindowReader:
         mask: Volume | None = None,
         skip_empty: bool = True,
         on_corrupt: str = "stop",
-        budget: int = 1 << 25,
     ) -> None:
         self.plan = plan
-        self.image = ChunkCache(volume, budget, on_corrupt)
-        self.mask = None if mask is None else ChunkCache(mask, budget, "stop")
+        self.image = RegionReader(volume, on_corrupt)
+        self.mask = None if mask is None else RegionReader(mask, "stop")
         self._normalizer = normalizer
         self._skip_empty = skip_empty
 
