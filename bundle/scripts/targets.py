@@ -76,6 +76,7 @@ class Target:
             "weight": self.weight,
             "ds_interpolation": self.ds_interpolation,
             "source_target": self.source_target,
+            "classes": list(self.classes) if self.classes else None,
         }
 
     def snapshot(self) -> dict[str, Any]:

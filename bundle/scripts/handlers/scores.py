@@ -1,0 +1,89 @@
+"""The metrics of every target as the evaluator's key metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.utils.enums import CommonKeys as Keys
+
+from scripts.engines import distributed
+from scripts.metrics.target_metrics import CHEAP_METRICS, build_metrics
+
+# Labels whose channels are probabilities on their own; the class of largest logit needs no softmax.
+_SIGMOID = ("binary", "multilabel")
+
+
+class TargetScores(Metric):
+    """Dice and IoU of labels, angles of directions, absolute errors of values, per target and class.
+
+    The engine's output needs `pred` and `label` as `EvaluateStep` leaves them, its batch `volume_name`: patches of
+    a volume count as parts of one case. Its own value, the key metric, is the mean Dice over the labelled targets,
+    or NaN where none is labelled; all others go to `engine.state.metrics` by their names.
+
+    Args:
+        targets: name -> {"kind", "out_channels", "classes"}, as `build_metrics` takes them.
+        spacing: voxel size in spatial order.
+        names: of the metrics; None: those that cost one pass over the arrays.
+    """
+
+    # Ignite sums tensors named here over processes; ours are dictionaries and go their own way.
+    _state_dict_all_req_keys: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        targets: Mapping[str, Mapping[str, Any]],
+        spacing: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self._kinds = {name: str(target["kind"]) for name, target in targets.items()}
+        self._scores = build_metrics(targets, spacing, names=CHEAP_METRICS if names is None else tuple(names))
+        self.values: dict[str, float] = {}
+        super().__init__()
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._scores.reset()
+
+    def update(self, output: tuple[dict, dict, dict, list]) -> None:
+        """Add a batch: predictions, labels, masks by target, and the samples' volumes."""
+        predictions, labels, masks, volumes = output
+        self._scores.update(predictions, labels, masks, cases=volumes)
+
+    def compute(self) -> float:
+        """Return the mean Dice; leaves all values in `values`."""
+        if distributed.is_distributed():
+            states: list[Any] = [None] * distributed.world_size()
+            dist.all_gather_object(states, self._scores.state())
+            self._scores.reset()
+            for state in states:
+                self._scores.merge(state)
+        self.values = self._scores.compute()
+        return self.values.get("mean_dice", math.nan)
+
+    def iteration_completed(self, engine: Engine, *_: Any) -> None:
+        """Add the evaluator's last batch."""
+        output, batch = engine.state.output, engine.state.batch
+        labels = output[Keys.LABEL]
+        self.update(
+            (
+                {name: self._activated(name, value) for name, value in output[Keys.PRED].items()},
+                {name: labels[name] for name in self._kinds if name in labels},
+                {name: labels[f"{name}_mask"] for name in self._kinds if f"{name}_mask" in labels},
+                list(batch["volume_name"]),
+            )
+        )
+
+    def completed(self, engine: Engine, name: str, *_: Any) -> None:
+        """Write every metric that has a value into the evaluator's state."""
+        value = self.compute()
+        engine.state.metrics.update({key: v for key, v in self.values.items() if not math.isnan(v)})
+        engine.state.metrics[name] = value
+
+    def _activated(self, name: str, logits: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(logits) if self._kinds.get(name) in _SIGMOID else logits
