@@ -315,6 +315,30 @@ def test_nothing_valid_is_an_error_that_says_what_would_be(array, options, parts
         assert part in str(caught.value)
 
 
+def test_a_default_ratio_gives_way(tmp_path, caplog):
+    case = CaseStub({"t": ArrayStub(np.eye(16, dtype=np.uint8))})
+    with caplog.at_level(logging.WARNING):
+        index = find(case, (16, 16), relax=True, cache_dir=tmp_path)
+    assert len(index) == 1
+    assert "at most to 0.0625; 0.0312 is used instead" in caplog.text
+    assert_same_index(index, find(case, (16, 16), relax=True, cache_dir=tmp_path))
+    for options in ({}, {"cache_dir": tmp_path}):
+        with pytest.raises(VolumenError):
+            find(case, (16, 16), **options)
+
+
+def test_a_grid_too_fine_for_memory_is_refused():
+    label = ArrayStub(np.zeros((1, 1, 1), np.uint8))
+    label.shape = label.chunks = (4096, 4096, 4096)
+    with pytest.raises(VolumenError, match=r"stride: the patch grid of 1 1 1 voxels .*larger stride"):
+        find(CaseStub({"t": label}), (64, 64, 64), stride=(1, 1, 1))
+
+
+def test_a_fine_grid_limits_the_displacements():
+    label = ArrayStub(np.ones((4, 900, 900), np.uint8))
+    assert len(find(CaseStub({"t": label}), (2, 4, 4), jitter=True).shifts) < 64
+
+
 def test_suggested_ratio_works():
     case = CaseStub({"t": ArrayStub(np.eye(16, dtype=np.uint8))})
     assert len(find(case, (16, 16), min_labeled_ratio=0.062)) == 1

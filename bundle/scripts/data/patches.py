@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
 """Raised whenever the same parameters would give another index, so that old cache files are not used."""
+
+MAX_GRID_CELLS = 2**29
+"""Above this many cells the counts of one target alone would take 2 GB."""
 
 MAX_CELLS = 2**25
 """Above this many cells of the counting grid, training positions are tied more closely to the patch grid."""
@@ -245,6 +248,7 @@ def find_valid_patches(
     num_threads: int = 0,
     cache_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    relax: bool = False,
     allow_empty: bool = False,
     part: str = "training",
 ) -> PatchIndex:
@@ -274,6 +278,8 @@ def find_valid_patches(
         num_threads: threads that read labels; 0 for one per CPU core, at most 8.
         cache_dir: folder for the index, or None for no cache.
         progress: show a progress bar.
+        relax: where no patch reaches `min_labeled_ratio`, take half of the best share found instead and log a
+            warning: for a ratio that is only a default, which small organs never reach.
         allow_empty: return an empty index where nothing is valid.
         part: what the patches are for, named in messages.
 
@@ -301,10 +307,22 @@ def find_valid_patches(
     index = None
     key = None
     if cache_dir is not None and not skip_patch_validation:
-        key = _cache_key(rules, cases, searched, regions)
+        key = {**_cache_key(rules, cases, searched, regions), "relax": relax}
         index = _load(Path(cache_dir), key, rules, regions)
     if index is None:
-        index, best = _build(rules, cases, searched, regions, num_threads or _default_threads(), progress)
+        build = partial(_build, cases=cases, searched=searched, regions=regions, progress=progress)
+        threads = num_threads or _default_threads()
+        index, best = build(rules, num_threads=threads)
+        if not len(index) and relax and 0 < best[0] < rules.min_labeled_ratio:
+            rules = replace(rules, min_labeled_ratio=best[0] / 2)
+            logger.warning(
+                "%s: no patch is labelled to min_labeled_ratio %g, at most to %.3g; %.3g is used instead",
+                part,
+                min_labeled_ratio,
+                best[0],
+                rules.min_labeled_ratio,
+            )
+            index, best = build(rules, num_threads=threads)
         if not len(index) and not allow_empty:
             raise _nothing_found(rules, cases, regions, best, part)
         if cache_dir is not None and key is not None:
@@ -344,6 +362,7 @@ def _default_threads() -> int:
 
 def _build(
     rules: _Rules,
+    *,
     cases: Sequence[Any],
     searched: Sequence[Any],
     regions: tuple[tuple[int, Box], ...],
@@ -415,10 +434,8 @@ def _shift_table(rules: _Rules, boxes: Sequence[Box]) -> tuple[tuple[int, ...], 
     does not always meet a network's strided convolutions in the same phase.
     """
     zero = (0,) * len(rules.patch_size)
-    if not rules.jitter:
-        return (zero,)
-    most = {1: 16, 2: 8}.get(len(zero), 4)
-    for per_axis in (most, most // 2, 1):
+    most = {1: 16, 2: 8}.get(len(zero), 4) if rules.jitter else 1
+    for per_axis in sorted({most, max(1, most // 2), 1}, reverse=True):
         options = [_axis_shifts(stride, per_axis) for stride in rules.stride]
         cells = sum(
             math.prod(
@@ -429,6 +446,13 @@ def _shift_table(rules: _Rules, boxes: Sequence[Box]) -> tuple[tuple[int, ...], 
         )
         if cells <= MAX_CELLS:
             break
+    if cells > MAX_GRID_CELLS:
+        raise VolumenError(
+            "stride",
+            f"the patch grid of {' '.join(map(str, rules.stride))} voxels has {cells:.1e} cells",
+            expected=f"at most {MAX_GRID_CELLS:.1e}",
+            remedy="use a larger stride or a coarser valid_patch_find_resolution",
+        )
     return (zero, *(shift for shift in itertools.product(*options) if shift != zero))
 
 
