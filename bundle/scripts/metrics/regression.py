@@ -18,20 +18,14 @@ def angles(pred: np.ndarray, truth: np.ndarray, *, signed: bool = True) -> np.nd
     Returns:
         float64 (*spatial), 0 to 180.
     """
-    pred, truth = _unit(pred), _unit(truth)
-    # Kahan's formula: arccos of a cosine near 1 would lose half the digits.
-    apart = np.linalg.norm(pred - truth, axis=0)
-    together = np.linalg.norm(pred + truth, axis=0)
-    if not signed:
-        apart, together = np.minimum(apart, together), np.maximum(apart, together)
-    degrees = np.degrees(2 * np.arctan2(apart, together))
-    return np.where(np.linalg.norm(pred, axis=0) * np.linalg.norm(truth, axis=0) == 0, 90.0, degrees)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64)
-    length = np.linalg.norm(x, axis=0, keepdims=True)
-    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    a, b = pred.astype(np.float64), truth.astype(np.float64)
+    along = sum(a[i] * b[i] for i in range(len(a)))
+    # The sine from the cross product: arccos of a cosine near 1 would lose half the digits.
+    across = np.sqrt(sum((a[i] * b[j] - a[j] * b[i]) ** 2 for i in range(len(a)) for j in range(i)))
+    nowhere = (across == 0) & (along == 0)
+    degrees = np.degrees(np.arctan2(across, along if signed else np.abs(along)))
+    degrees[nowhere] = 90.0
+    return degrees
 
 
 def angle_sums(pred: np.ndarray, truth: np.ndarray, known: np.ndarray | None, *, signed: bool) -> np.ndarray:
