@@ -6,6 +6,7 @@ import gzip
 import json
 import multiprocessing
 import pickle
+import shutil
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -490,6 +491,14 @@ def test_memory_url():
     volume = open_volume("memory://volumes/a.zarr")
     assert_reads_like(volume, array[None])
     assert volume.fingerprint() == open_volume("memory://volumes/a.zarr").fingerprint()
+    zarr.create_array("memory://volumes/twin.zarr", data=array, chunks=(5, 8, 13), overwrite=True)
+    assert open_volume("memory://volumes/twin.zarr").fingerprint() != volume.fingerprint()
+    bound = BLOCKS.max_bytes
+    try:
+        BLOCKS.resize(0)
+        assert_reads_like(volume, array[None])
+    finally:
+        BLOCKS.resize(bound)
     with pytest.raises(VolumenError, match=r"memory://volumes/b\.zarr: no zarr array or group there"):
         open_volume("memory://volumes/b.zarr")
 
@@ -517,6 +526,17 @@ def test_http_url(tmp_path, http_root):
     assert volume.spacing == (4.0, 1.0, 1.0)
     with pytest.raises(VolumenError, match=r"b\.zarr: "):
         open_volume(f"{http_root}/b.zarr")
+    shutil.rmtree(tmp_path / "a.zarr")
+    assert_reads_like(volume, array[None])  # by now every chunk is kept
+
+
+def test_corrupt_chunk_at_a_url_is_named():
+    import fsspec
+
+    zarr.create_array("memory://volumes/c.zarr", data=random_array(), chunks=(5, 8, 13), overwrite=True)
+    fsspec.filesystem("memory").pipe("/volumes/c.zarr/c/1/1/1", b"\xff" * 9)
+    with pytest.raises(VolumenError, match=r"c\.zarr: chunk \[5:10, 8:16, 13:26\] cannot be read"):
+        everything(open_volume("memory://volumes/c.zarr"))
 
 
 def test_region_must_lie_inside(tmp_path):

@@ -46,17 +46,24 @@ class BlockCache:
 
         Two threads that miss at once both make it. A block larger than `largest` is not kept.
         """
+        block = self.find(key)
+        if block is None:
+            block = make()
+            self.keep(key, block)
+        return block
+
+    def find(self, key: Hashable) -> np.ndarray | None:
+        """Return the block of a key if it is kept."""
         with self._lock:
             block = self._blocks.get(key)
             if block is not None:
                 self._blocks.move_to_end(key)
-                return block
-        block = make()
-        if block.nbytes <= self.largest:
-            self._keep(key, block)
-        return block
+            return block
 
-    def _keep(self, key: Hashable, block: np.ndarray) -> None:
+    def keep(self, key: Hashable, block: np.ndarray) -> None:
+        """Keep a block, unless it is larger than `largest`."""
+        if block.nbytes > self.largest:
+            return
         block.flags.writeable = False
         with self._lock:
             if key in self._blocks:

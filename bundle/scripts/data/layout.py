@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import prod
 from os import PathLike, fspath
 from pathlib import PurePosixPath
 
@@ -213,6 +214,7 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
     from scripts.data.block_cache import BLOCKS
     from scripts.data.nifti_volume import NiftiVolume
     from scripts.data.stored_chunks import stored_chunks
+    from scripts.data.zarr_volume import ZarrVolume
 
     images = [case.image for case in cases]
     volumes = [volume for case in cases for volume in (case.image, *case.labels.values())]
@@ -229,13 +231,12 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
     for image in images:
         stored = stored_chunks(image)
         if stored is not None and not stored[0].all():
-            grid = stored[0]
-            logger.warning(
-                "%s: %d of %d chunks are not stored and read as 0",
-                image.path,
-                grid.size - grid.sum(),
-                grid.size,
-            )
+            missing, total = int((~stored[0]).sum()), stored[0].size
+            logger.warning("%s: %d of %d chunks are not stored and read as 0", image.path, missing, total)
+    for volume in volumes:
+        block = prod(volume.chunks) * volume.dtype.itemsize
+        if isinstance(volume, ZarrVolume) and block > BLOCKS.largest:
+            logger.warning("%s: every patch decodes chunks of %d MB; rechunk it", volume.path, block // 10**6)
 
 
 def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], list[Entry]]:

@@ -142,6 +142,8 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
             series = tiff.series[0]
             _check_pages(path, tiff)
             stored = _stored(path, series)
+            _check_size(path, series)
+            volume = TiffVolume(path, series, stored, _map_stored(path, stored, axes, ndim))
         except VolumenError:
             raise
         except Exception as error:
@@ -151,9 +153,7 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
             ) from error
         if len(tiff.series) > 1:
             logger.warning("%s: only the first of its %d images is read", path, len(tiff.series))
-        _check_size(path, series)
-        axis_map = _map_stored(path, stored, axes, ndim)
-        return TiffVolume(path, series, stored, axis_map)
+        return volume
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from scripts.data.block_cache import BLOCKS
+from scripts.data.fingerprints import digest
 from scripts.errors import VolumenError
 
 Decoder = Callable[[Any], np.ndarray]
 BytesDecoder = Callable[[Any], Any]
+_Stamp = tuple[str, int, int, str]
 
 _REMEDY = "copy the volume again, or delete that file so that its voxels read as the fill value"
 _PERMISSION = "give yourself read permission (chmod u+r)"
@@ -70,6 +72,7 @@ class ChunkReader:
         self._fill = 0 if metadata.fill_value is None else metadata.fill_value
         self._decode = decode
         self._shards = shards
+        self._form = digest([metadata.to_dict()])
 
     def read(self, region: tuple[slice, ...]) -> np.ndarray:
         """Return a region of the stored array; chunks that are not stored read as the fill value.
@@ -95,8 +98,8 @@ class ChunkReader:
         file = f"{self.folder}/{self._key(tuple(i // g for i, g in zip(index, grid)))}"
         try:
             status = os.stat(file)  # noqa: PTH116  (pathlib takes twice as long, once per chunk)
-            # The time and size tell apart what the file held before and after somebody wrote it anew.
-            stamp = (file, status.st_mtime_ns, status.st_size)
+            # Time and size tell apart what the file held before and after somebody wrote it anew.
+            stamp = (file, status.st_mtime_ns, status.st_size, self._form)
             inner = int(np.ravel_multi_index([i % g for i, g in zip(index, grid)], grid))
             return BLOCKS.get((stamp, inner), partial(self._load, stamp, inner))
         except (FileNotFoundError, _NotStoredError):
@@ -111,8 +114,8 @@ class ChunkReader:
             remedy = _PERMISSION if isinstance(error, PermissionError) else _REMEDY
             raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
 
-    def _load(self, stamp: tuple[str, int, int], inner: int) -> np.ndarray:
-        file, _, size = stamp
+    def _load(self, stamp: _Stamp, inner: int) -> np.ndarray:
+        file, _, size, _ = stamp
         with open(file, "rb", buffering=0) as handle:  # noqa: PTH123
             if self._shards is None:
                 data = handle.read()
@@ -123,7 +126,7 @@ class ChunkReader:
                 _check_length(data, length)
         return self._decode(data)
 
-    def _place_in_shard(self, descriptor: int, stamp: tuple[str, int, int], inner: int) -> tuple[int, int]:
+    def _place_in_shard(self, descriptor: int, stamp: _Stamp, inner: int) -> tuple[int, int]:
         index = BLOCKS.get((stamp, "index"), partial(self._load_index, descriptor, stamp[2]))
         start, length = (int(value) for value in index[inner])
         if start == _ABSENT and length == _ABSENT:

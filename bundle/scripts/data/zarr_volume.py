@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,22 @@ from scripts.data.axes import AxisMap, map_axes
 from scripts.data.fingerprints import digest, folder_fingerprint
 from scripts.data.formats import is_url
 from scripts.data.ome_zarr import label_names, level_info, multiscale_of, ome_attributes
+from scripts.data.remote_chunks import chunks_in, fetch_region
 from scripts.data.volumes import LazyVolume, Region, single_level
 from scripts.data.zarr_chunks import ChunkReader, chunk_reader
 from scripts.errors import VolumenError
 
 
 class ZarrVolume(LazyVolume):
-    """A zarr array. Chunks that are not stored read as the fill value, as zarr defines."""
+    """A zarr array. Chunks that are not stored read as the fill value, as zarr defines.
+
+    Chunks fetched from a URL are kept (see `block_cache`) on the understanding that they do not change.
+    """
 
     def __init__(self, path: str, array: Any, axis_map: AxisMap, **known: Any) -> None:
         super().__init__(path, axis_map, array.dtype, chunks=axis_map.of_space(array.chunks), **known)
         self._stored_chunks = tuple(array.chunks)
-        self._metadata = _metadata_text(array)
+        self._metadata = digest([array.metadata.to_dict()])
 
     def _open(self) -> tuple[Any, ChunkReader | None]:
         array = _open_node(self.path)
@@ -32,13 +37,15 @@ class ZarrVolume(LazyVolume):
         if reader is not None:
             return reader.read(region)
         try:
+            if is_url(self.path):
+                return fetch_region(array, region, (self.path, self._metadata))
             return np.asarray(array[region])
         except Exception as error:
             raise self._read_error(region, error) from error
 
     def _read_error(self, region: Region, error: Exception) -> VolumenError:
         """Find the chunk that cannot be read, among those that the region touches."""
-        for chunk in _chunks_in(region, self._stored_chunks, self.axis_map.stored_shape):
+        for chunk in chunks_in(region, self._stored_chunks, self.axis_map.stored_shape):
             try:
                 self.handle[0][chunk]
             except Exception as cause:
@@ -54,11 +61,9 @@ class ZarrVolume(LazyVolume):
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of the metadata and, on disk, of all chunks' sizes and modification times."""
+        """Return a hash of the metadata and of all chunks' sizes and times; of a URL, of its text and metadata."""
         if is_url(self.path):
-            return digest([self._metadata])
-        from pathlib import Path
-
+            return digest([self.path, self._metadata])
         return folder_fingerprint(Path(self.path), self._metadata)
 
 
@@ -110,15 +115,17 @@ def _open_node(path: str) -> Any:
         return zarr.open(path, mode="r")
     except (FileNotFoundError, KeyError) as error:
         raise VolumenError(path, "no zarr array or group there", remedy="check the path") from error
+    except ImportError as error:
+        remedy = "pip install 'volumen[remote]', or the package that it names"
+        raise VolumenError(path, f"URLs of this kind need a package ({error})", remedy=remedy) from error
     except PermissionError as error:
         raise VolumenError(
             path, "may not be read", remedy="give yourself read permission (chmod u+r)"
         ) from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise VolumenError(
-            path, f"its zarr metadata cannot be read ({reason})", remedy="write it again"
-        ) from error
+        remedy = "check the URL and the network" if is_url(path) else "write it again"
+        raise VolumenError(path, f"its zarr metadata cannot be read ({reason})", remedy=remedy) from error
 
 
 def _array_of(
@@ -179,20 +186,9 @@ def _plain_spacing(attributes: Any, axis_map: AxisMap) -> tuple[float, ...] | No
 
 
 def _metadata_text(array: Any) -> str:
-    return str(array.metadata.to_dict())
+    return digest([array.metadata.to_dict()])
 
 
 def _check_dtype(path: str, dtype: np.dtype) -> None:
     if np.dtype(dtype).kind not in "biuf":
         raise VolumenError(path, expected="numbers", found=f"values of type {dtype}", remedy="convert it")
-
-
-def _chunks_in(region: Region, chunks: tuple[int, ...], shape: tuple[int, ...]) -> list[Region]:
-    """List the stored chunks that a region touches, each as slices of the stored array."""
-    from itertools import product
-
-    per_axis = []
-    for part, chunk, size in zip(region, chunks, shape):
-        first, last = part.start // chunk, -(-part.stop // chunk)
-        per_axis.append([slice(i * chunk, min((i + 1) * chunk, size)) for i in range(first, last)])
-    return [tuple(parts) for parts in product(*per_axis)]
