@@ -14,6 +14,7 @@ from scripts.engines.amp import AmpPolicy
 from scripts.engines.batch import prepare_batch
 from scripts.engines.evaluator import EvaluateStep
 from scripts.engines.guard import NonFiniteGuard
+from scripts.engines.network import prepare_network
 from scripts.engines.optimizers import build_optimizer
 from scripts.engines.sampler import ResumableSampler
 from scripts.engines.schedules import build_scheduler
@@ -38,12 +39,12 @@ SIDE = 8
 class ToyNetwork(torch.nn.Module):
     """Two heads over one convolution, with dropout so that random numbers matter."""
 
-    def __init__(self, features: int = 4) -> None:
+    def __init__(self, features: int = 4, dropout: float = 0.2) -> None:
         super().__init__()
         self.final_config = {"features": features, "heads": ["ink", "depth"]}
         self.body = torch.nn.Conv2d(1, features, 3, padding=1)
         self.norm = torch.nn.InstanceNorm2d(features, affine=True)
-        self.dropout = torch.nn.Dropout(0.2)
+        self.dropout = torch.nn.Dropout(dropout)
         self.ink = torch.nn.Conv2d(features, 1, 1)
         self.depth = torch.nn.Conv2d(features, 1, 1)
 
@@ -104,20 +105,20 @@ class ToyData(Dataset):
 
 
 class ToySampler(Sampler):
-    """(epoch, index) pairs in order."""
+    """The (epoch, index) pairs of one process, in order."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self):
-        return iter([(self.epoch, index) for index in range(self.length)])
+        return iter([(self.epoch, index) for index in self.indices])
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.indices)
 
 
 def make_trainer(
@@ -136,11 +137,14 @@ def make_trainer(
     poison: tuple[int, int] | None = None,
     max_skipped: int = 10,
     features: int = 4,
+    dropout: float = 0.2,
+    world: tuple[int, int] = (0, 1),
     fingerprint: str | None = "data-1",
     extra_handlers: Any = (),
     data: Dataset | None = None,
     optimizer: str = "AdamW",
     loss: Any = None,
+    val_every: int = 1,
     ema: float | None = None,
     patience: int | None = None,
     stop_on_signal: bool = False,
@@ -149,13 +153,13 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """A trainer with validation and all that saves and restores it, over toy data."""
     seed_everything(seed)
-    network = ToyNetwork(features)
+    network = prepare_network(ToyNetwork(features, dropout))
     optim = build_optimizer(optimizer, network, lr=0.01, weight_decay=0.01)
     schedule = build_scheduler(scheduler, optim, epochs)
     loss = loss or ToyLoss()
     policy = AmpPolicy(amp, "cpu")
     step = TrainStep(policy, gradient_clip=clip, guard=NonFiniteGuard(max_skipped))
-    sampler = ResumableSampler(ToySampler(length), batch_size)
+    sampler = ResumableSampler(ToySampler(length, *world), batch_size)
     data = data or ToyData(length, poison)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -185,7 +189,7 @@ def make_trainer(
         SeedIterations(seed),
         EpochStart(sampler, [loss]),
         LossAverages("losses"),
-        Validate(evaluator),
+        Validate(evaluator, val_every),
         MetricsFile(directory, optim),
         StepSchedule(schedule),
         WeightAverage(network, ema, evaluator),
@@ -195,7 +199,7 @@ def make_trainer(
         *([StopOnSignal(checkpointer, evaluator)] if stop_on_signal else []),
         *extra_handlers,
     ]
-    return SupervisedTrainer(
+    trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
         train_data_loader=DataLoader(
@@ -214,6 +218,8 @@ def make_trainer(
         decollate=False,
         train_handlers=handlers,
     )
+    trainer.toy_directory = directory
+    return trainer
 
 
 def weights(trainer: SupervisedTrainer) -> dict[str, torch.Tensor]:

@@ -98,7 +98,7 @@ class Schedule(LRScheduler):
             raise ValueError(f"total must be at least 1, got {total}")
         if not 0 <= warmup < total:
             raise VolumenError(
-                "tr_config.warmup", expected=f"fewer than the run's {total} steps", found=warmup
+                "tr_config.warmup_epochs", expected=f"fewer than the run's {total} steps", found=warmup
             )
         self.curve = curve
         self.total = total

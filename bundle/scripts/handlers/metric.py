@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from scripts.errors import VolumenError
@@ -28,12 +29,26 @@ class KeyMetric:
         self.mode = mode
 
     def value(self, engine: Any) -> float | None:
-        """This epoch's value from the trainer's `state.metrics`; None where it was not measured or is NaN."""
-        value = engine.state.metrics.get(self.resolve(engine))
+        """This epoch's value from the trainer's `state.metrics`; None where it was not measured or is NaN.
+
+        Raises:
+            VolumenError: the epoch was validated, and there is no such metric.
+        """
+        name, measured = self.resolve(engine), engine.state.metrics
+        value = measured.get(name)
         if value is None:
+            self._check_is_measured(name, measured)
             return None
         value = float(value)
         return None if math.isnan(value) else value
+
+    def _check_is_measured(self, name: str, measured: Mapping[str, Any]) -> None:
+        """Refuse a name that validation does not measure, at the first validation rather than never."""
+        validated = sorted(other for other in measured if other.startswith("val/"))
+        if self.name is not None and validated and name not in measured:
+            raise VolumenError(
+                "tr_config.key_metric", expected=f"one of {', '.join(validated)}", found=repr(name)
+            )
 
     def resolve(self, engine: Any) -> str:
         """The metric's name; the evaluator's when none was given."""

@@ -1,0 +1,134 @@
+"""Two processes: gradients of the joined batch, one writer, the same stop."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from scripts.engines import distributed
+from scripts.handlers.checkpoint_file import load_checkpoint
+from training_toys import make_trainer, same_weights, weights
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _enter(rank: int, port: int, work, arguments) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    distributed.initialize("cpu")
+    work(rank, *arguments)
+    distributed.finalize()
+
+
+def in_two_processes(work, *arguments, timeout: float = 60) -> list[int]:
+    """Run `work(rank, *arguments)` in two gloo processes; return their exit codes."""
+    context = multiprocessing.get_context("fork")
+    port = free_port()
+    processes = [context.Process(target=_enter, args=(rank, port, work, arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.exitcode is None:
+            process.kill()
+    assert None not in codes, "a process hangs"
+    return codes
+
+
+def _train(rank: int, out: Path, options: dict) -> None:
+    trainer = make_trainer(out, world=(rank, 2), dropout=0.0, **options)
+    trainer.run()
+    torch.save(weights(trainer), out.parent / f"rank{rank}.pt")
+    (out.parent / f"metrics{rank}.json").write_text(json.dumps(trainer.state.metrics))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_train_as_one_on_the_joined_batch(tmp_path, accumulation):
+    options = {"epochs": 2, "optimizer": "SGD", "accumulation": accumulation}
+    assert in_two_processes(_train, tmp_path / "two", {**options, "batch_size": 1}) == [0, 0]
+    alone = make_trainer(tmp_path / "one", dropout=0.0, batch_size=2, **options)
+    alone.run()
+
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = [{name.removeprefix("module."): value for name, value in state.items()} for state in ranks]
+    assert same_weights(*ranks)
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-6, atol=1e-6)
+    metrics = [json.loads((tmp_path / f"metrics{rank}.json").read_text()) for rank in range(2)]
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["loss"] == pytest.approx(alone.state.metrics["loss"], rel=1e-5)
+    # One set of files, the same names of weights as a single process writes.
+    saved = load_checkpoint(tmp_path / "two" / "toy" / "toy_2.pth")["model"]
+    assert same_weights(saved, ranks[0])
+    assert sorted(path.name for path in (tmp_path / "two" / "toy").iterdir()) == sorted(
+        path.name for path in (tmp_path / "one" / "toy").iterdir()
+    )
+
+
+def _train_poisoned(rank: int, out: Path) -> None:
+    trainer = make_trainer(out, world=(rank, 2), epochs=1, batch_size=1, poison=(0, 2))
+    trainer.run()
+    state = weights(trainer)
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
+    torch.save(state, out.parent / f"rank{rank}.pt")
+
+
+def test_nan_in_one_process_skips_the_step_in_both(tmp_path):
+    assert in_two_processes(_train_poisoned, tmp_path / "out") == [0, 0]
+    assert same_weights(*(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)))
+
+
+def _stop_one(rank: int, out: Path) -> None:
+    import signal
+
+    from ignite.engine import Events
+
+    trainer = make_trainer(out, world=(rank, 2), epochs=1, batch_size=1, stop_on_signal=True)
+    if rank == 1:
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED(once=2), lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
+    trainer.run()
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    assert in_two_processes(_stop_one, tmp_path / "out") == [143, 143]
+    assert load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")["iteration"] == 2
+
+
+def test_alone_nothing_is_reduced():
+    assert not distributed.is_distributed()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.is_main()
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
+    assert distributed.sum_over_ranks({"a": 1.5}) == {"a": 1.5}
+    assert distributed.initialize("cpu") == torch.device("cpu")
+
+
+def _reduce(rank: int, out: Path) -> None:
+    assert distributed.any_rank(rank == 1)
+    assert not distributed.any_rank(False)
+    values = {"a": 1.0 + rank, **({"b": 5.0} if rank else {})}
+    assert distributed.sum_over_ranks(values) == {"a": 3.0, "b": 5.0}
+    assert distributed.is_main() == (rank == 0)
+    distributed.barrier()
+
+
+def test_values_are_summed_over_processes(tmp_path):
+    assert in_two_processes(_reduce, tmp_path) == [0, 0]

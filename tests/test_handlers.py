@@ -1,0 +1,230 @@
+"""What a run writes and shows, and the handlers around it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+
+import pytest
+import torch
+import yaml
+from ignite.engine import Events
+from scripts.engines.sampler import ResumableSampler
+from scripts.errors import VolumenError
+from scripts.handlers.checkpoint_file import load_checkpoint
+from scripts.handlers.epochs import EpochStart
+from scripts.handlers.finetune import Finetune, inference_weights, load_weights
+from scripts.handlers.logs import Progress, TensorBoardLog
+from scripts.handlers.metric import KeyMetric
+from scripts.handlers.state import register_state
+from toy_process import SlowData
+from training_toys import ToyNetwork, make_trainer, same_weights, weights
+
+
+def read_metrics(out):
+    """The rows of `metrics.csv`."""
+    with (out / "toy" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_file_has_every_loss_and_is_an_average(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=2)
+    seen = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.output["losses"]["ink/BCE"])
+    )
+    trainer.run()
+    rows = read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["iteration"] for row in rows] == ["4", "8"]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.01, 0.005])
+    for name in ("loss", "loss/ink", "loss/depth", "gradient_norm", "val/loss", "val/loss/ink/BCE"):
+        assert all(float(row[name]) > 0 for row in rows)
+    assert float(rows[1]["loss/ink/BCE"]) == pytest.approx(sum(seen[4:]) / 4)
+
+
+def test_validation_every_other_epoch_and_the_last(tmp_path):
+    make_trainer(tmp_path, epochs=5, val_every=2).run()
+    assert [bool(row["val/loss"]) for row in read_metrics(tmp_path)] == [False, True, False, True, True]
+
+
+def test_tensorboard_has_every_number(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tmp_path, epochs=2)
+    TensorBoardLog(trainer.toy_directory, trainer.optimizer, every=2).attach(trainer)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "toy" / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    row = read_metrics(tmp_path)[0]
+    assert set(row) - {"epoch", "iteration"} <= tags
+    assert {"patches_per_second", "iteration/loss", "iteration/ink", "iteration/gradient_norm"} <= tags
+    assert [event.step for event in events.Scalars("iteration/loss")] == [2, 4, 6, 8]
+    assert events.Scalars("val/loss")[0].value == pytest.approx(float(row["val/loss"]))
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "bar"), [(Terminal(), True), (io.StringIO(), False)])
+def test_progress_shows_a_bar_on_a_terminal_only_and_a_line_per_epoch(tmp_path, caplog, stream, bar):
+    trainer = make_trainer(tmp_path, epochs=2, data=SlowData(8, 0.05))
+    Progress(trainer.optimizer, stream=stream).attach(trainer)
+    with caplog.at_level(logging.INFO, logger="scripts.handlers.logs"):
+        trainer.run()
+    lines = [record.getMessage() for record in caplog.records if record.name == "scripts.handlers.logs"]
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch 1/2: learning rate 0.01, loss ")
+    assert "patches/s" in lines[0]
+    assert "ink/BCE" not in lines[0]
+    assert ("epoch 1/2" in stream.getvalue()) == bar
+    assert ("patches/s" in stream.getvalue()) == bar
+
+
+def test_snapshot_is_the_configuration(tmp_path):
+    make_trainer(tmp_path, epochs=1).run()
+    text = (tmp_path / "toy" / "toy_config.yaml").read_text()
+    assert yaml.safe_load(text) == {"tr_config": {"max_epoch": 1}}
+
+
+def test_samplers_and_losses_are_told_the_epoch_from_0(tmp_path):
+    seen = []
+    trainer = make_trainer(tmp_path, epochs=2)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: seen.append((engine.loss_function.epoch, engine.state.batch["start"].tolist())),
+    )
+    trainer.run()
+    assert seen[0] == (0, [[0, 0], [0, 1]])
+    assert seen[-1] == (1, [[1, 6], [1, 7]])
+
+
+def test_resumable_sampler_skips_batches_once():
+    class Numbers:
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            return iter([(self.epoch, i) for i in range(5)])
+
+        def __len__(self):
+            return 5
+
+    sampler = ResumableSampler(Numbers(), batch_size=2)
+    sampler.set_epoch(3, 2)
+    assert list(sampler) == [(3, 4)]
+    assert len(sampler) == 5
+    sampler.set_epoch(4)
+    assert list(sampler) == [(4, i) for i in range(5)]
+    with pytest.raises(TypeError, match="must be a ResumableSampler around the Numbers"):
+        EpochStart(Numbers())
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "smaller"),
+    [
+        ("val/loss", "auto", True),
+        ("val/membrane/dice", "auto", False),
+        ("val/normals/angular_error", "auto", True),
+        ("val/membrane/hd95", "auto", True),
+        ("val/surface_dice", "auto", False),
+        ("val/dice", "min", True),
+    ],
+)
+def test_key_metric_knows_which_way_is_better(name, mode, smaller):
+    metric = KeyMetric(name, mode)
+    assert metric.smaller_is_better(None) == smaller
+    assert metric.better(1.0, 2.0, None) == smaller
+
+
+def test_key_metric_without_a_value(tmp_path):
+    trainer = make_trainer(tmp_path)
+    assert KeyMetric("val/dice").value(trainer) is None
+    trainer.state.metrics["val/dice"] = torch.tensor(float("nan"))
+    assert KeyMetric("val/dice").value(trainer) is None
+    with pytest.raises(VolumenError, match="key_metric_mode"):
+        KeyMetric("val/dice", "largest")
+
+
+def test_a_key_metric_that_is_never_measured_is_refused(tmp_path):
+    with pytest.raises(VolumenError, match=r"tr_config\.key_metric: .*one of .*val/loss.*found 'val/dise'"):
+        make_trainer(tmp_path, key_metric=KeyMetric("val/dise")).run()
+
+
+def test_weight_average_validates_and_is_saved(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    averaged = make_trainer(tmp_path / "averaged", ema=0.9)
+    plain.run()
+    averaged.run()
+    assert same_weights(weights(plain), weights(averaged))
+    content = load_checkpoint(tmp_path / "averaged" / "toy" / "toy_3.pth")
+    average = inference_weights(content)
+    assert not same_weights(average, content["model"])
+    assert same_weights(
+        inference_weights(load_checkpoint(tmp_path / "plain" / "toy" / "toy_3.pth")), weights(plain)
+    )
+    assert averaged.state.metrics["val/loss"] != plain.state.metrics["val/loss"]
+
+
+def test_weight_average_is_the_recursion(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=1, ema=0.3)
+    history = []
+
+    def remember(engine):
+        history.append(engine.network.ink.bias.item())
+
+    trainer.add_event_handler(Events.STARTED, remember)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
+    trainer.run()
+    average = history[0]
+    for step, value in enumerate(history[1:], 1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * value
+    saved = inference_weights(load_checkpoint(tmp_path / "toy" / "toy_1.pth"))
+    assert saved["ink.bias"].item() == pytest.approx(average)
+
+
+def test_finetune_loads_what_fits_and_says_what_does_not(tmp_path, caplog):
+    source = make_trainer(tmp_path / "a", epochs=1)
+    source.run()
+    path = tmp_path / "a" / "toy" / "toy_1.pth"
+    network = ToyNetwork()
+    network.depth = torch.nn.Conv2d(4, 2, 1)
+    network.new = torch.nn.Conv2d(4, 1, 1)
+    report = load_weights(network, path)
+    assert torch.equal(network.body.weight, source.network.body.weight)
+    assert {name for name, *_ in report.mismatched} == {"depth.weight", "depth.bias"}
+    assert set(report.missing) == {"new.weight", "new.bias"}
+
+    target = make_trainer(tmp_path / "b", epochs=1)
+    finetune = Finetune(target.network, path)
+    target.add_event_handler(Events.STARTED, finetune)
+    first = []
+    target.add_event_handler(Events.STARTED, lambda engine: first.append(weights(engine)))
+    with caplog.at_level(logging.INFO):
+        target.run()
+    assert same_weights(first[0], weights(source))
+    assert "loaded 8 weights" in caplog.text
+
+
+def test_finetune_tells_of_useless_files(tmp_path):
+    with pytest.raises(VolumenError, match="no such file"):
+        Finetune(ToyNetwork(), tmp_path / "absent.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(VolumenError, match="cannot be read as a checkpoint"):
+        load_weights(ToyNetwork(), tmp_path / "text.pth")
+    torch.save({"model": {"other": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(VolumenError, match="no weight of this file fits"):
+        load_weights(ToyNetwork(), tmp_path / "other.pth")
+
+
+def test_two_states_of_one_name_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="'losses'"):
+        register_state(trainer, "losses", KeyMetric())
