@@ -440,3 +440,23 @@ def test_real_data(real_data, name, format, targets, cases, masks):
     region = tuple(slice(0, 5) for _ in first.image.shape)
     for volume in (first.image, *first.labels.values(), *first.masks.values()):
         assert volume.read(region).shape == (volume.channels, *(5,) * len(region))
+
+
+def test_more_files_than_may_be_open(tmp_path, monkeypatch):
+    from scripts.data import open_handles
+
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("open files are counted where Linux lists them")
+    monkeypatch.setattr(open_handles.HANDLES, "limit", 10)
+    touch(tmp_path, *(f"images/a{i}.tif" for i in range(20)), *(f"labels/a{i}_ink.tif" for i in range(20)))
+    touch(
+        tmp_path / "n", *(f"images/a{i}.nii" for i in range(20)), *(f"labels/a{i}_ink.nii" for i in range(20))
+    )
+    cases = open_cases(discover(tmp_path)) + open_cases(discover(tmp_path / "n"))
+    before = len(list(descriptors.iterdir()))
+    for _ in range(2):
+        for case in cases:
+            for volume in (case.image, case.labels["ink"]):
+                assert volume.read((slice(0, 2),) * 3).all()
+    assert len(list(descriptors.iterdir())) <= before + 2 * 10

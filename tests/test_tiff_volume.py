@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from scripts.data.block_cache import BlockCache
 from scripts.data.volumes import Volume, open_volume
 from scripts.errors import VolumenError
 
@@ -298,3 +299,20 @@ def test_real_images(real_data, name, shape, channels):
     assert (volume.shape, volume.channels, volume.dtype) == (shape, channels, np.uint8)
     whole = tifffile.imread(file)
     assert_reads_like(volume, np.moveaxis(whole, -1, 0) if channels == 3 else whole[None])
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}], ids=str)
+def test_files_are_dropped_while_others_read(tmp_path, monkeypatch, options):
+    """Many threads over more files than may be open: each read keeps the file that it uses."""
+    from scripts.data import open_handles
+
+    monkeypatch.setattr(open_handles.HANDLES, "limit", 2)
+    monkeypatch.setattr("scripts.data.tiff_volume.BLOCKS", BlockCache(0))
+    stacks = [random_stack((8, 32, 32), seed=seed) for seed in range(6)]
+    for number, stack in enumerate(stacks):
+        tifffile.imwrite(tmp_path / f"{number}.tif", stack, photometric="minisblack", **options)
+    volumes = [open_volume(tmp_path / f"{number}.tif") for number in range(6)]
+    order = np.random.default_rng(0).integers(0, 6, 300)
+    with ThreadPoolExecutor(8) as pool:
+        for number, block in zip(order, pool.map(lambda n: everything(volumes[n]), order)):
+            np.testing.assert_array_equal(block[0], stacks[number])

@@ -79,7 +79,8 @@ class TiffVolume(LazyVolume):
         return result
 
     def _read_raw(self, offset: int, shape: tuple[int, ...], region: Region) -> np.ndarray:
-        return read_raw(self.handle.file, offset, shape, self._stored_dtype, region)
+        handle = self.handle  # held while its file is in use: another thread may have it dropped
+        return read_raw(handle.file, offset, shape, self._stored_dtype, region)
 
     def _read_page(
         self, number: int, shape: tuple[int, ...], region: Region, plan: _Plan, out: np.ndarray
@@ -105,7 +106,8 @@ class TiffVolume(LazyVolume):
     def _decode(self, page: Any, keyframe: Any, number: int, segment: int) -> np.ndarray:
         """Read and decode one strip or tile, as (separate samples, depth, length, width, samples)."""
         offset, count = page.dataoffsets[segment], page.databytecounts[segment]
-        data = os.pread(self.handle.file.fileno(), count, offset)
+        handle = self.handle
+        data = os.pread(handle.file.fileno(), count, offset)
         if len(data) != count:
             raise too_short(self.path, offset + count, offset + len(data))
         try:

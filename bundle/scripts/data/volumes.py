@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from scripts.data.axes import AxisMap, map_axes
+from scripts.data.open_handles import HANDLES
 from scripts.errors import VolumenError
 
 Region = tuple[slice, ...]
@@ -139,15 +140,26 @@ class LazyVolume(ABC):
     @property
     def handle(self) -> Any:
         """The open file, opened by this process."""
-        if self._owner != os.getpid():
+        handle = self._handle
+        if handle is None or self._owner != os.getpid():
+            handle = self._open_here()
+        return handle
+
+    def _open_here(self) -> Any:
+        if self._owner not in (-1, os.getpid()):
             # A forked child may inherit the lock while a thread of its parent held it.
-            if self._owner != -1:
-                self._forget_handle()
-            with self._lock:
-                if self._owner != os.getpid():
-                    self._handle = self._open()
-                    self._owner = os.getpid()
-        return self._handle
+            self._forget_handle()
+        with self._lock:
+            handle = self._handle
+            if handle is None:
+                handle = self._handle = self._open()
+                self._owner = os.getpid()
+                HANDLES.add(self)
+            return handle
+
+    def drop_handle(self) -> None:
+        """Let go of the open file; it closes when the last read that uses it ends, and opens anew when needed."""
+        self._handle = None
 
     @abstractmethod
     def _open(self) -> Any:
