@@ -131,6 +131,10 @@ class Grid:
             )
             whole[(slice(None), *spans)] = raw
             raw = whole
+        if self.spatial.permutation != tuple(range(len(self.shape))):
+            # A slice of a large array in memory is packed first: exchanging its axes in one go would touch a
+            # page per voxel.
+            raw = np.ascontiguousarray(raw)
         return np.ascontiguousarray(self.spatial.orient(raw))
 
     def _in_three(self, region: Region) -> tuple[np.ndarray, np.ndarray]:

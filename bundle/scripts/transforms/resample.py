@@ -189,8 +189,9 @@ def blend_separably(source, z0, z1, wz, y0, y1, wy, x0, x1, wx, outside, out):
             for x in range(size_x):
                 row[x] = upper[x] + wy[y] * (lower[x] - upper[x])
             for x in range(line.size):
-                first = row[max(x0[x], 0)]
-                value = first + wx[x] * (row[x1[x]] - first)
+                # Unsigned indices spare the test for a negative one.
+                first = row[np.uintp(max(x0[x], 0))]
+                value = first + wx[x] * (row[np.uintp(x1[x])] - first)
                 line[x] = value if x0[x] >= 0 else outside
 
 
@@ -201,6 +202,9 @@ def _bilinear(source, planes, matrix, offset, outside, out):
     one = np.uintp(1)
     step_y, step_x = matrix[0, 1], matrix[1, 1]
     last = out.shape[2] - 1
+    corner = np.empty(out.shape[2], dtype=np.int64)
+    weight_y = np.empty(out.shape[2], dtype=np.float32)
+    weight_x = np.empty(out.shape[2], dtype=np.float32)
     for z in range(out.shape[0]):
         if planes[z] < 0:
             out[z] = outside
@@ -219,13 +223,15 @@ def _bilinear(source, planes, matrix, offset, outside, out):
                 for x in range(line.size):
                     at_y, at_x = base_y + step_y * x, base_x + step_x * x
                     y0, x0 = int(at_y), int(at_x)
-                    fy, fx = np.float32(at_y - y0), np.float32(at_x - x0)
-                    # Unsigned indices spare the test for a negative one.
-                    corner = np.uintp(y0) * width + np.uintp(x0)
-                    v00, v01 = np.float32(flat[corner]), np.float32(flat[corner + one])
-                    v10, v11 = np.float32(flat[corner + width]), np.float32(flat[corner + width + one])
-                    v0, v1 = v00 + fx * (v01 - v00), v10 + fx * (v11 - v10)
-                    line[x] = v0 + fy * (v1 - v0)
+                    weight_y[x], weight_x[x] = at_y - y0, at_x - x0
+                    corner[x] = y0 * size_x + x0
+                for x in range(line.size):
+                    near = np.uintp(corner[x])
+                    v0 = np.float32(flat[near])
+                    v0 += weight_x[x] * (np.float32(flat[near + one]) - v0)
+                    v1 = np.float32(flat[near + width])
+                    v1 += weight_x[x] * (np.float32(flat[near + width + one]) - v1)
+                    line[x] = v0 + weight_y[x] * (v1 - v0)
                 continue
             for x in range(line.size):
                 at_y, at_x = base_y + step_y * x, base_x + step_x * x
