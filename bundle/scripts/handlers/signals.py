@@ -32,7 +32,7 @@ class StopOnSignal:
     validation leaves the rest of the validation to the resumed run. The second signal exits at once;
     checkpoints are atomic, so it harms none.
 
-    Workers of a data loader get a terminal's Ctrl-C too: give them `worker_init_fn=outlive_signals`.
+    Workers of a data loader get a terminal's Ctrl-C too: give them `worker_init_fn=ignore_signals`.
 
     Args:
         checkpointer: saves.
@@ -137,7 +137,7 @@ class StopOnSignal:
         raise SystemExit(128 + self.received)
 
 
-def outlive_signals(worker: int = 0) -> None:
+def ignore_signals(worker: int = 0) -> None:
     """Keep a data loader's worker alive at signals meant for the trainer (its `worker_init_fn`).
 
     A terminal's Ctrl-C is ignored. At SIGTERM, which a cluster sends to every process and a closing data

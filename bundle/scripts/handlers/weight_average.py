@@ -43,7 +43,8 @@ class WeightAverage:
         """Average after each optimizer step of the trainer."""
         if self.decay is None:
             return
-        engine.add_event_handler(Events.STARTED, self._start)
+        # When the first epoch starts, the weights to begin with (of another model, perhaps) are loaded.
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
         register_state(engine, STATE, self)
         if self.validator is not None:
