@@ -116,7 +116,6 @@ class PatchSampler(DistributedSampler):
         self.num_replicas = world_size
         self.rank = rank
         self.epoch = 0
-        self._first = 0
         self.batch_size = batch_size
         self.drop_last = False
         self.shuffle = False
@@ -126,7 +125,7 @@ class PatchSampler(DistributedSampler):
         self.total_size = length
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([(self.epoch, index) for index in self._indices[self._first :]])
+        return iter([(self.epoch, index) for index in self._indices])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -136,9 +135,6 @@ class PatchSampler(DistributedSampler):
         """Number of batches, a last incomplete one included."""
         return -(-len(self) // self.batch_size)
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Set the epoch whose samples the next iteration yields, and how many of its batches are done
-        already.
-        """
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose samples the next iteration yields."""
         self.epoch = int(epoch)
-        self._first = int(start_batch) * self.batch_size

@@ -22,9 +22,9 @@ _SIGMOID = ("binary", "multilabel")
 class TargetScores(Metric):
     """Dice and IoU of labels, angles of directions, absolute errors of values, per target and class.
 
-    The engine's output needs `pred` and `label` as `EvaluateStep` leaves them, its batch `volume_name`: patches of
-    a volume count as parts of one case. Its own value, the key metric, is the mean Dice over the labelled targets,
-    or NaN where none is labelled; all others go to `engine.state.metrics` by their names.
+    The engine's output needs `pred` and `label` as `EvaluateStep` leaves them, its batch `volume_name`:
+    patches of a volume count as parts of one case. Its own value, the key metric, is the mean Dice over the
+    labelled targets, or NaN where none is labelled; all others go to `engine.state.metrics` by their names.
 
     Args:
         targets: name -> {"kind", "out_channels", "classes"}, as `build_metrics` takes them.
