@@ -136,6 +136,15 @@ def test_sampling_is_reproducible_streamed_and_stays_in_the_boxes():
     assert runs[0]["foreground"] is None
 
 
+def test_ignored_voxels_are_no_foreground():
+    image = np.zeros((32, 32, 32), np.uint8)
+    image[:16], image[16:] = 10, 200
+    label = np.where(image > 100, 255, 1).astype(np.uint8)
+    case = case_of(image, {"m": label})
+    (known,) = sample_intensity_properties([case], ignore_labels={"m": 255})["foreground"]
+    assert (known["min"], known["max"]) == (10, 10)
+
+
 def test_sampling_leaves_out_what_is_not_finite():
     image = np.full((32, 32, 32), 2.0, np.float32)
     image[::3] = np.nan

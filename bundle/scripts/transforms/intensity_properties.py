@@ -24,6 +24,7 @@ def sample_intensity_properties(
     max_regions: int = 128,
     values_per_region: int = 20_000,
     seed: int = 0,
+    ignore_labels: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Statistics of image intensities from a reproducible sample of storage blocks.
 
@@ -34,6 +35,7 @@ def sample_intensity_properties(
         max_regions: blocks read, shared among the cases (at least one each).
         values_per_region: values kept per block and channel, evenly strided.
         seed: of the choice of blocks.
+        ignore_labels: target to the label value that means "unknown", which is no foreground.
 
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
@@ -49,7 +51,7 @@ def sample_intensity_properties(
         regions = [region for box in allowed or [] for region in _blocks(box, case.image.chunks)]
         chosen = rng.permutation(len(regions))[:per_case]
         for number in sorted(chosen.tolist()):
-            image, foreground = _read(case, regions[number])
+            image, foreground = _read(case, regions[number], ignore_labels or {})
             everywhere.append(_strided(image, values_per_region))
             if foreground is not None and foreground.any():
                 inside.append(_strided(image[:, foreground], values_per_region))
@@ -75,11 +77,14 @@ def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
         )
 
 
-def _read(case: Any, region: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+def _read(
+    case: Any, region: tuple[slice, ...], ignore_labels: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray | None]:
     image = np.asarray(case.image.read(region))
     foreground = None
-    for label in case.labels.values():
-        labelled = (label.read(region) > 0).any(axis=0)
+    for target, volume in case.labels.items():
+        label = np.asarray(volume.read(region))
+        labelled = ((label > 0) & (label != ignore_labels.get(target, 0))).any(axis=0)
         foreground = labelled if foreground is None else foreground | labelled
     return image.reshape(len(image), *(s.stop - s.start for s in region)), foreground
 
