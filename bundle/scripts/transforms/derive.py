@@ -19,9 +19,14 @@ from scripts.transforms.task_registry import (
 )
 
 __all__ = [
+    "Affinitiesd",
+    "Boundaryd",
     "DeriveTargetsd",
     "DistanceTransformd",
     "InplaneDirectiond",
+    "LocalShapeDescriptorsd",
+    "NearestComponentd",
+    "Skeletond",
     "StructureTensord",
     "SurfaceNormalsd",
     "derive_halo",
@@ -146,3 +151,33 @@ class InplaneDirectiond(_SingleTaskd):
     """`inplane_direction` of a source target, see `tasks.InplaneDirection`."""
 
     type_name = "inplane_direction"
+
+
+class NearestComponentd(_SingleTaskd):
+    """`nearest_component` of a source target, see `tasks.NearestComponent`."""
+
+    type_name = "nearest_component"
+
+
+class Skeletond(_SingleTaskd):
+    """`skeleton` of a source target, see `tasks.Skeleton`."""
+
+    type_name = "skeleton"
+
+
+class Boundaryd(_SingleTaskd):
+    """`boundary` of a source target, see `instance_tasks.Boundary`."""
+
+    type_name = "boundary"
+
+
+class Affinitiesd(_SingleTaskd):
+    """`affinities` of a source target, see `instance_tasks.Affinities`."""
+
+    type_name = "affinities"
+
+
+class LocalShapeDescriptorsd(_SingleTaskd):
+    """`local_shape_descriptors` of a source target, see `instance_tasks.LocalShapeDescriptors`."""
+
+    type_name = "local_shape_descriptors"

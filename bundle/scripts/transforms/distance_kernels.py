@@ -172,3 +172,67 @@ def signed_root(signed, half, cut):
         value = np.sqrt(abs(signed[i])) - half
         value = value if value < cut else cut
         signed[i] = -value if signed[i] < np.float32(0) else value
+
+
+@compiled
+def nearest_offsets(feature, cost_z, cost_y, cost_x):
+    """Steps to the nearest True voxel, as `nearest_in_row` and `nearest_across` measure it.
+
+    Of voxels as near, the one with the smallest z, then y, then x counts, wherever the array was cropped.
+
+    Args:
+        feature: bool (Z, Y, X).
+        cost_z, cost_y, cost_x: float32 (K + 1,), squared distance of a step of 0..K voxels along an axis.
+
+    Returns:
+        int16 (3, Z, Y, X), steps along (z, y, x); 0 where nothing lies within reach.
+    """
+    nz, ny, nx = feature.shape
+    far = np.float32(1e30)
+    steps = np.zeros((3, nz, ny, nx), np.int16)
+    squared = np.full((nz, ny, nx), far)
+    last = cost_x.size - 1
+    for z in range(nz):
+        for y in range(ny):
+            gone = last + 1
+            for x in range(nx):
+                gone = 0 if feature[z, y, x] else gone + 1
+                if gone <= last:
+                    squared[z, y, x] = cost_x[gone]
+                    steps[2, z, y, x] = -gone
+            gone = last + 1
+            for x in range(nx - 1, -1, -1):
+                gone = 0 if feature[z, y, x] else gone + 1
+                if gone <= last and cost_x[gone] < squared[z, y, x]:
+                    squared[z, y, x] = cost_x[gone]
+                    steps[2, z, y, x] = gone
+    reach = cost_y.size - 1
+    within = squared.copy()
+    rows = steps[2].copy()
+    for z in range(nz):
+        for y in range(ny):
+            squared[z, y, :] = far
+            for m in range(max(0, y - reach), min(ny, y + reach + 1)):
+                step = cost_y[abs(m - y)]
+                for x in range(nx):
+                    value = within[z, m, x] + step
+                    if value < squared[z, y, x]:
+                        squared[z, y, x] = value
+                        steps[1, z, y, x] = m - y
+                        steps[2, z, y, x] = rows[z, m, x]
+    reach = cost_z.size - 1
+    within = squared.copy()
+    planes = steps.copy()
+    for z in range(nz):
+        for y in range(ny):
+            squared[z, y, :] = far
+            for m in range(max(0, z - reach), min(nz, z + reach + 1)):
+                step = cost_z[abs(m - z)]
+                for x in range(nx):
+                    value = within[m, y, x] + step
+                    if value < squared[z, y, x]:
+                        squared[z, y, x] = value
+                        steps[0, z, y, x] = m - z
+                        steps[1, z, y, x] = planes[1, m, y, x]
+                        steps[2, z, y, x] = planes[2, m, y, x]
+    return steps

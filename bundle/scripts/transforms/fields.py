@@ -70,9 +70,9 @@ def signed_distance(
         if mask is not None and mask.shape != foreground.shape:
             raise ValueError(f"{name} has shape {mask.shape}, foreground {foreground.shape}")
     cut, half = resolve_reach(reach, steps), min(steps) / 2
-    costs = [_step_costs(size, min(steps), cut) for size in steps]
+    costs = [step_costs(size, min(steps), cut) for size in steps]
     # Only what lies within reach of the region matters.
-    around, part = _surroundings(foreground.shape, region, [len(cost) - 1 for cost in costs])
+    around, part = surroundings(foreground.shape, region, [len(cost) - 1 for cost in costs])
     foreground = foreground[around]
     known, in_volume = (None if mask is None else mask[around] for mask in (known, in_volume))
     unknown = _unknown(known, in_volume)
@@ -192,7 +192,7 @@ def smooth_products(
     ndim = slope.ndim - 1
     border = _scale_to_one if in_volume is None else _keep
     filters = _axis_filters(slope.shape[1:], sigma, spacing, region, border)
-    volume = np.ascontiguousarray(slope.reshape(len(slope), *_three(slope.shape[1:])))
+    volume = np.ascontiguousarray(slope.reshape(len(slope), *three_axes(slope.shape[1:])))
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
     planes = filter_kernels.filter_product_planes(volume, weights_y, first_y, weights_x, first_x)
     if ndim == 3:
@@ -227,7 +227,7 @@ def gradient(
     starts = np.array([0] * flat + [part.start for part in region])
     stops = np.array([1] * flat + [part.stop for part in region])
     inverse = np.array([1.0] * flat + [1 / size for size in spacing], np.float32)
-    volume = np.ascontiguousarray(field, dtype=np.float32).reshape(_three(field.shape))
+    volume = np.ascontiguousarray(field, dtype=np.float32).reshape(three_axes(field.shape))
     out = filter_kernels.central_differences(volume, starts, stops, inverse)
     return out[flat:].reshape(field.ndim, *out.shape[1 + flat :])
 
@@ -277,7 +277,7 @@ def erode(
     shape = valid.shape
     region = region or tuple(slice(0, size) for size in shape)
     flat = 3 - valid.ndim
-    out = (valid if in_volume is None else valid | ~in_volume).astype(np.uint8).reshape(_three(shape))
+    out = (valid if in_volume is None else valid | ~in_volume).astype(np.uint8).reshape(three_axes(shape))
     lengths = out.shape
     rows = np.ascontiguousarray(out).reshape(-1, lengths[2])
     out = filter_kernels.all_within_row(rows, radii[-1], region[-1].start, region[-1].stop)
@@ -306,7 +306,7 @@ def check_spacing(ndim: int, spacing: Sequence[float] | None) -> tuple[float, ..
     return steps
 
 
-def _three(shape: Sequence[int]) -> tuple[int, ...]:
+def three_axes(shape: Sequence[int]) -> tuple[int, ...]:
     return (1,) * (3 - len(shape)) + tuple(shape)
 
 
@@ -317,7 +317,7 @@ def _unknown(known: np.ndarray | None, in_volume: np.ndarray | None) -> np.ndarr
     return unknown if unknown.any() else None
 
 
-def _surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[int]) -> tuple[Region, Region]:
+def surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[int]) -> tuple[Region, Region]:
     """Return the region with `radii` around it, within the array, and the region within that."""
     if region is None:
         everything = tuple(slice(0, size) for size in shape)
@@ -332,7 +332,7 @@ def _surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[i
     return around, inner
 
 
-def _step_costs(size: float, finest: float, reach: float) -> np.ndarray:
+def step_costs(size: float, finest: float, reach: float) -> np.ndarray:
     """Squared distance of 0, 1, ... steps along an axis to a voxel's inner box, as far as `reach` asks."""
     last = max(1, int(np.ceil(reach / size + 0.5)))
     steps = np.arange(last + 1)
@@ -340,7 +340,7 @@ def _step_costs(size: float, finest: float, reach: float) -> np.ndarray:
 
 
 def _nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    volume = np.ascontiguousarray(feature).reshape(_three(feature.shape))
+    volume = np.ascontiguousarray(feature).reshape(three_axes(feature.shape))
     squared = distance_kernels.nearest_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
     squared = distance_kernels.nearest_across(squared, costs[-2], part[-2].start, part[-2].stop, 1)
     if feature.ndim == 3:
@@ -349,7 +349,7 @@ def _nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Reg
 
 
 def _opposite_squared(kind: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    volume = np.ascontiguousarray(kind).reshape(_three(kind.shape))
+    volume = np.ascontiguousarray(kind).reshape(three_axes(kind.shape))
     signed = distance_kernels.opposite_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
     signed = distance_kernels.opposite_across(signed, costs[-2], part[-2].start, part[-2].stop, 1)
     if kind.ndim == 3:
@@ -362,7 +362,7 @@ def _filter(
 ) -> np.ndarray:
     filters = _axis_filters(field.shape, sigma, spacing, region, border)
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
-    volume = np.ascontiguousarray(field, dtype=np.float32).reshape(_three(field.shape))
+    volume = np.ascontiguousarray(field, dtype=np.float32).reshape(three_axes(field.shape))
     out = filter_kernels.filter_planes(volume, weights_y, first_y, weights_x, first_x)
     if field.ndim == 3:
         out = filter_kernels.filter_depth(out[None], weights_z, first_z)[0]

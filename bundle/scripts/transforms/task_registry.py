@@ -283,6 +283,7 @@ def _load_entry_points() -> None:
     if _loaded_entry_points:
         return
     _loaded_entry_points = True
+    import scripts.transforms.instance_tasks
     import scripts.transforms.tasks  # noqa: F401
 
     for point in entry_points(group=ENTRY_POINT_GROUP):

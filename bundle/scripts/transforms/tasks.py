@@ -9,6 +9,7 @@ from scripts.errors import VolumenError
 from scripts.transforms.task_registry import (
     DerivedTask,
     add_radii,
+    distance_halo,
     gaussian_radius,
     gradient_radius,
     register_task,
@@ -195,3 +196,67 @@ class InplaneDirection(_TensorTask):
         tensor, valid = self.tensor(source, params)
         axes, valid = smallest_axis(tensor, valid)
         return axes, valid[None]
+
+
+@register_task
+class NearestComponent(DerivedTask):
+    """Where the nearest component is, seen from the background, see `components.nearest_component`.
+
+    Key: `reach`. Channels (x, y[, z], distance): the unit vector to the nearest foreground voxel, and the
+    distance to the boundary in the unit of the spacing. Invalid within the foreground and where none is
+    within reach.
+    """
+
+    type_name = "nearest_component"
+    kind = "field"
+    defaults: ClassVar[Mapping[str, Any]] = {"reach": None}
+
+    def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
+        return ndim + 1
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        from scripts.transforms.components import nearest_component
+
+        reach = source.resolve_reach(params["reach"])
+        signed, valid = source.signed_distance(reach, params["classes"])
+        around = distance_halo(reach, source.spacing)
+        feature = source.foreground(params["classes"], around) & source.known(around)
+        vectors = nearest_component(feature, spacing=source.spacing, reach=reach, region=source.inner(around))
+        valid = valid & (signed > 0) & (signed < np.float32(reach))
+        return np.concatenate([vectors, signed[None]]) * valid, valid[None]
+
+
+@register_task
+class Skeleton(DerivedTask):
+    """Medial surface of sheets and centreline of tubes, see `skeletons.skeleton`.
+
+    Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing; `angle`, in
+    degrees, how far apart the directions must be from which surfaces meet; `reach`, at least half the
+    thickness of what has a skeleton: where the distance is cut, nothing is known of it.
+    """
+
+    type_name = "skeleton"
+    kind = "binary"
+    defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 1.0, "angle": 120.0, "reach": None}
+
+    def check(self, name: str, params: Mapping[str, Any]) -> None:
+        angle = params["angle"]
+        if isinstance(angle, bool) or not isinstance(angle, (int, float)) or not 0 < angle < 180:
+            raise VolumenError(f"{name}.angle", expected="degrees between 0 and 180", found=repr(angle))
+
+    def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        return gradient_radius(params["grad_sigma"], spacing)
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        from scripts.transforms.skeletons import skeleton
+
+        reach = source.resolve_reach(params["reach"])
+        slope, valid = source.gradient("sdt", params["grad_sigma"], reach, params["classes"])
+        signed, _ = source.signed_distance(reach, params["classes"])
+        valid = valid & (signed > np.float32(-reach))
+        ridge = skeleton(slope, signed, params["angle"]) & valid
+        return ridge[None].astype(np.float32), valid[None]
