@@ -40,7 +40,7 @@ def child(image: str, output: str, overlap: float) -> None:
     import torch
     from scripts.data.volumes import open_volume
     from scripts.inference.heads import Head
-    from scripts.inference.predict import PredictRequest, predict_volume
+    from scripts.inference.predict import Job, PredictRequest, predict_volume
     from scripts.inference.predictor import Predictor
     from scripts.transforms.normalize import Normalizer
     from torch import nn
@@ -58,7 +58,7 @@ def child(image: str, output: str, overlap: float) -> None:
     predictor = Predictor(Tiny().eval(), {}, {"ink": Head("ink", 1)}, Normalizer("unit"), (64, 64, 64))
     request = PredictRequest(image, "", output, overlap=overlap, amp="off")
     began = time.perf_counter()
-    report = predict_volume(predictor, open_volume(image), Path(output), request)
+    report = predict_volume(predictor, Job(open_volume(image), Path(output)), request)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{peak:.0f} {time.perf_counter() - began:.1f} {report.windows}")
 
@@ -80,7 +80,7 @@ def main() -> None:
             make_image(image, shape)
             command = [sys.executable, __file__, "--overlap", str(arguments.overlap)]
             told = subprocess.run(
-                [*command, "--child", str(image), str(output)], check=True, capture_output=True, text=True
+                [*command, "--child", str(image), str(output)], check=True, stdout=subprocess.PIPE, text=True
             ).stdout.split()
             peak, seconds, windows = float(told[0]), float(told[1]), int(told[2])
             reference = reference or peak

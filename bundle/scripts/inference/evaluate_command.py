@@ -1,0 +1,78 @@
+"""`volumen evaluate`: flags in, `EvaluateRequest` out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+
+logger = logging.getLogger(__name__)
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `volumen evaluate` to a parser."""
+    parser.add_argument(
+        "-p", "--predictions", required=True, help="output of volumen predict, or IMAGE_TARGET files"
+    )
+    parser.add_argument("-l", "--labels", required=True, help="folder of IMAGE_TARGET labels, or a dataset")
+    parser.add_argument(
+        "-o", "--output", required=True, help="folder for metrics.json, metrics.csv, report.html"
+    )
+    parser.add_argument(
+        "--masks", help="folder of masks; scored where not 0 (default: masks/ beside labels/)"
+    )
+    parser.add_argument("--targets", help="targets to score, by commas (default: all with labels)")
+    parser.add_argument(
+        "--metrics", help="dice, iou, surface_dice, hd95, cldice, by commas (default: all that make sense)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="foreground from this probability on (default: 0.5)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, help="surface Dice tolerance, in the spacing's unit (default: one voxel)"
+    )
+    parser.add_argument("--spacing", help="voxel size per axis, by commas (default: from the files)")
+    parser.add_argument("--worst", type=int, default=3, help="cases with a picture, per target (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Run `volumen evaluate`; return the exit status.
+
+    Raises:
+        VolumenError: for whatever a user can set right.
+    """
+    from scripts.errors import VolumenError
+    from scripts.inference.evaluation import EvaluateRequest, evaluate
+
+    spacing = None
+    if arguments.spacing:
+        try:
+            spacing = tuple(float(part) for part in arguments.spacing.split(","))
+        except ValueError:
+            raise VolumenError("--spacing", expected="numbers by commas", found=arguments.spacing) from None
+    evaluation = evaluate(
+        EvaluateRequest(
+            predictions=arguments.predictions,
+            labels=arguments.labels,
+            output=arguments.output,
+            masks=arguments.masks,
+            targets=_names(arguments.targets),
+            metrics=_names(arguments.metrics),
+            tolerance=arguments.tolerance,
+            threshold=arguments.threshold,
+            spacing=spacing,
+            worst=arguments.worst,
+            seed=arguments.seed,
+        )
+    )
+    for key, value in evaluation.mean.items():
+        bounds = evaluation.interval[key]
+        told = f" (95 %% interval {bounds[0]:.4f} to {bounds[1]:.4f})".replace("%%", "%") if bounds else ""
+        logger.info("%s: %s%s", key, "undefined" if math.isnan(value) else f"{value:.4f}", told)
+    logger.info("report: %s/report.html", arguments.output)
+    return 0
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part for part in text.replace(",", " ").split())

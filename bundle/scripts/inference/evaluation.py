@@ -1,0 +1,407 @@
+"""Scores of predictions against labels: per case, target and class, with bootstrap confidence intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scripts.errors import VolumenError
+from scripts.inference.heads import PROBABILITIES
+from scripts.inference.journal import read_recipe, write_atomically
+from scripts.inference.predict import image_paths, volume_name
+
+if TYPE_CHECKING:
+    from scripts.data.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+PIECE_VOXELS = 1 << 27
+"""A larger case is scored slab by slab: its surface metrics then leave out what crosses a slab's end."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to score.
+
+    Args:
+        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`.
+        labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
+            a single prediction.
+        output: folder of the report.
+        masks: folder with `<image>` or `<image>_<target>`, scored where not 0; None: `masks` beside `labels`.
+        targets: targets to score; None for all that have labels.
+        metrics: names of `scripts.metrics.target_metrics.ALL_METRICS`; None for all that make sense.
+        tolerance: of the surface Dice in units of the spacing; None for one voxel.
+        threshold: probability from which on a voxel is foreground.
+        spacing: voxel size; None for that of the predictions or labels.
+        worst: cases with pictures in the report.
+        seed: of the bootstrap.
+    """
+
+    predictions: str
+    labels: str
+    output: str
+    masks: str | None = None
+    targets: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None
+    tolerance: float | None = None
+    threshold: float = 0.5
+    spacing: tuple[float, ...] | None = None
+    worst: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A prediction with its label.
+
+    Args:
+        name: the image's name.
+        target: the target's name.
+        kind: binary, multiclass or multilabel.
+        prediction: probabilities or labels.
+        label: the truth.
+        mask: scored where not 0, or None.
+        region: place of the prediction in the label, per axis.
+        channels: channels of the head.
+        scale: what stored values are divided by to be probabilities; 0 for labels.
+        ignore: label value that means unknown, or None.
+        image: path of the image, or None.
+        classes: names of the classes, or None.
+    """
+
+    name: str
+    target: str
+    kind: str
+    prediction: Volume
+    label: Volume
+    mask: Volume | None
+    region: tuple[slice, ...]
+    channels: int
+    scale: float
+    ignore: int | None = None
+    image: str | None = None
+    classes: tuple[str, ...] | None = None
+
+    def pieces(self) -> Iterator[tuple[slice, ...]]:
+        """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
+        shape = self.prediction.shape
+        depth = max(1, PIECE_VOXELS // max(1, math.prod(shape[1:])))
+        for start in range(0, shape[0], depth):
+            yield (slice(start, min(start + depth, shape[0])), *(slice(0, n) for n in shape[1:]))
+
+    def read(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return prediction (C, *box), truth (Ct, *box) and known voxels, bool (*box)."""
+        there = tuple(
+            slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
+        )
+        found, truth = self.prediction.read(box), self.label.read(there)
+        if self.scale:
+            found = found.astype(np.float32) / self.scale
+        known = np.ones(truth.shape[1:], bool)
+        if self.mask is not None:
+            known &= self.mask.read(there).any(axis=0)
+        if self.ignore is not None:
+            known &= (truth != self.ignore).all(axis=0)
+        return found, truth, known
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores.
+
+    Args:
+        mean: metric to its mean over cases.
+        interval: metric to its 95 % bootstrap interval over cases, None below two cases.
+        cases: case to metric to value; NaN where undefined.
+        scored: what was compared.
+        settings: what shapes the scores.
+    """
+
+    mean: dict[str, float]
+    interval: dict[str, tuple[float, float] | None]
+    cases: dict[str, dict[str, float]]
+    scored: tuple[ScoredCase, ...] = field(repr=False)
+    settings: dict[str, Any]
+
+
+def evaluate(request: EvaluateRequest) -> Evaluation:
+    """Score predictions and write `metrics.json`, `metrics.csv` and `report.html`.
+
+    Raises:
+        VolumenError: nothing to score, shapes that differ, or an unknown metric.
+    """
+    from scripts.inference.report import render_report
+
+    scored = find_cases(request)
+    evaluation = score(scored, request)
+    output = Path(request.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "metrics.json", json_text(evaluation))
+    write_atomically(output / "metrics.csv", csv_text(evaluation))
+    write_atomically(output / "report.html", render_report(evaluation, worst=request.worst))
+    return evaluation
+
+
+def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
+    """Return the scores of cases, read piece by piece."""
+    from scripts.metrics.target_metrics import build_metrics
+
+    targets = {
+        case.target: {"kind": case.kind, "out_channels": case.channels, "classes": case.classes}
+        for case in scored
+    }
+    spacing = request.spacing or scored[0].prediction.spacing or scored[0].label.spacing
+    metrics = build_metrics(
+        targets,
+        spacing,
+        names=request.metrics,
+        tolerance=request.tolerance,
+        threshold=request.threshold,
+    )
+    for case in scored:
+        for box in case.pieces():
+            found, truth, known = case.read(box)
+            metrics.update(
+                {case.target: found[None]},
+                {case.target: truth[None]},
+                {case.target: known[None, None]},
+                cases=[case.name],
+                spacing=request.spacing or case.prediction.spacing or case.label.spacing,
+            )
+    cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
+    mean = metrics.compute()
+    interval = {
+        key: bootstrap([row.get(key, math.nan) for row in cases.values()], request.seed) for key in mean
+    }
+    settings = {
+        "predictions": request.predictions,
+        "labels": request.labels,
+        "threshold": request.threshold,
+        "tolerance": metrics.tolerance,
+        "spacing": None if spacing is None else list(spacing),
+        "resamples": RESAMPLES,
+        "seed": request.seed,
+    }
+    return Evaluation(mean, interval, dict(sorted(cases.items())), tuple(scored), settings)
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of the mean over resampled cases (Efron 1979).
+
+    Args:
+        values: one per case; NaN does not count.
+        seed: of the resampling.
+
+    Returns:
+        (low, high), or None below two values.
+    """
+    known = np.array([value for value in values if not math.isnan(value)])
+    if len(known) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means = known[rng.integers(0, len(known), (RESAMPLES, len(known)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
+    """Pair predictions with labels.
+
+    Raises:
+        VolumenError: no pair, or shapes that differ.
+    """
+    for path in (request.predictions, request.labels, request.masks):
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise VolumenError(path, "no such file or folder")
+    predictions = find_predictions(Path(request.predictions))
+    labels = _volumes_by_name(_labels_folder(Path(request.labels)))
+    masks_folder = (
+        Path(request.masks) if request.masks else _labels_folder(Path(request.labels)).parent / "masks"
+    )
+    masks = _volumes_by_name(masks_folder) if masks_folder.is_dir() else {}
+    cases = []
+    for found in predictions:
+        if request.targets is not None and found.target not in request.targets:
+            continue
+        wanted = f"{found.name}_{found.target}"
+        path = labels.get(wanted) or (next(iter(labels.values())) if _is_one(labels, predictions) else None)
+        if path is None:
+            logger.info("no label for %s", wanted)
+            continue
+        mask = masks.get(wanted) or masks.get(found.name)
+        cases.append(_pair(found, path, mask))
+    if not cases:
+        raise VolumenError(
+            request.labels,
+            expected=f"labels named like {predictions[0].name}_{predictions[0].target}",
+            found=", ".join(sorted(labels)[:3]) or "none",
+        )
+    return cases
+
+
+@dataclass(frozen=True)
+class Found:
+    """A predicted target of an image: where it lies and what its prediction says of it."""
+
+    name: str
+    target: str
+    path: str
+    recipe: Mapping[str, Any] | None = None
+
+
+def find_predictions(path: Path) -> list[Found]:
+    """Return the predicted label targets under a path.
+
+    Raises:
+        VolumenError: there are none.
+    """
+    found: list[Found] = []
+    if read_recipe(path) is not None:
+        found = _of_group(path)
+    elif path.is_file():
+        found = [Found(*_split_name(volume_name(str(path))), str(path))]
+    elif path.is_dir():
+        records = sorted(path.glob("*.volumen.json"))
+        known: set[str] = set()
+        for record in records:
+            content = json.loads(record.read_text())
+            name = record.name[: -len(".volumen.json")]
+            for target, file in zip(content["recipe"]["targets"], content["files"], strict=True):
+                known.add(str(path / file))
+                found.append(Found(name, target, str(path / file), content["recipe"]))
+        for image in image_paths(str(path)):
+            if image in known:
+                continue
+            group = _of_group(Path(image))
+            found += group or [Found(*_split_name(volume_name(image)), image)]
+    found = [item for item in found if _is_label_target(item)]
+    if not found:
+        raise VolumenError(
+            path, "no prediction of a label found", remedy="give the output of volumen predict"
+        )
+    return found
+
+
+def _of_group(path: Path) -> list[Found]:
+    recipe = read_recipe(path)
+    if recipe is None:
+        return []
+    return [Found(volume_name(recipe["input"]["path"]), t, str(path / t), recipe) for t in recipe["targets"]]
+
+
+def _is_label_target(item: Found) -> bool:
+    return item.recipe is None or item.recipe["targets"][item.target]["kind"] in PROBABILITIES
+
+
+def _split_name(stem: str) -> tuple[str, str]:
+    name, _, target = stem.rpartition("_")
+    return (name, target) if name else (stem, "label")
+
+
+def _labels_folder(path: Path) -> Path:
+    return path / "labels" if (path / "labels").is_dir() else path
+
+
+def _volumes_by_name(path: Path) -> dict[str, str]:
+    return {volume_name(entry): entry for entry in image_paths(str(path))}
+
+
+def _is_one(labels: Mapping[str, str], predictions: Sequence[Found]) -> bool:
+    return len(labels) == 1 and len(predictions) == 1
+
+
+def _pair(found: Found, label_path: str, mask_path: str | None) -> ScoredCase:
+    from scripts.data.volumes import open_volume
+
+    prediction = open_volume(found.path)
+    ndim = len(prediction.shape)
+    label = open_volume(label_path, ndim=ndim)
+    region = tuple(slice(0, n) for n in label.shape)
+    entry: Mapping[str, Any] = {}
+    target: Mapping[str, Any] = {}
+    image = None
+    if found.recipe is not None:
+        entry = found.recipe["targets"][found.target]
+        region = tuple(slice(start, stop) for start, stop in found.recipe["region"])
+        target = (
+            found.recipe.get("made_of", {}).get("dataset_config", {}).get("targets", {}).get(found.target, {})
+        )
+        image = found.recipe["input"]["path"]
+        whole = tuple(found.recipe["input"]["shape"])
+    else:
+        whole = prediction.shape
+    if label.shape != whole:
+        raise VolumenError(
+            label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
+        )
+    mask = None if mask_path is None else open_volume(mask_path, ndim=ndim)
+    kind, channels, scale = _reading(found, entry, prediction)
+    classes = target.get("classes")
+    return ScoredCase(
+        found.name, found.target, kind, prediction, label, mask, region, channels, scale,
+        ignore=target.get("ignore_label"), image=image, classes=tuple(classes) if classes else None,
+    )  # fmt: skip
+
+
+def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tuple[str, int, float]:
+    """Return (kind, channels, divisor of stored values or 0 for labels)."""
+    if found.recipe is not None:
+        labels = found.recipe["dtype"] == "labels" or found.recipe["threshold"] is not None
+        scale = 0.0 if labels else (255.0 if entry["dtype"] == "uint8" else 1.0)
+        return entry["kind"], int(entry["channels"]), scale
+    if np.issubdtype(prediction.dtype, np.floating):
+        return ("multiclass", prediction.channels, 1.0) if prediction.channels > 1 else ("binary", 1, 1.0)
+    highest = max(int(prediction.read(box).max()) for box in _slabs(prediction))
+    return ("binary", 1, 0.0) if highest <= 1 else ("multiclass", highest + 1, 0.0)
+
+
+def _slabs(volume: Volume) -> Iterator[tuple[slice, ...]]:
+    depth = max(1, PIECE_VOXELS // max(1, math.prod(volume.shape[1:])))
+    for start in range(0, volume.shape[0], depth):
+        stop = min(start + depth, volume.shape[0])
+        yield (slice(start, stop), *(slice(0, n) for n in volume.shape[1:]))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def json_text(evaluation: Evaluation) -> str:
+    """Return the scores as JSON; an undefined value is null."""
+    content = {
+        "settings": evaluation.settings,
+        "mean": {key: _finite(value) for key, value in evaluation.mean.items()},
+        "interval_95": {key: bounds and list(bounds) for key, bounds in evaluation.interval.items()},
+        "cases": {name: {k: _finite(v) for k, v in row.items()} for name, row in evaluation.cases.items()},
+    }
+    return json.dumps(content, indent=1)
+
+
+def csv_text(evaluation: Evaluation) -> str:
+    """Return the scores as CSV: a row per case, then their mean and the interval's ends."""
+    keys = [key for key in evaluation.mean if key != "mean_dice"]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["case", *keys])
+    for name, row in evaluation.cases.items():
+        table.writerow([name, *(_cell(row.get(key)) for key in keys)])
+    table.writerow(["mean", *(_cell(evaluation.mean[key]) for key in keys)])
+    for place, name in enumerate(("low_95", "high_95")):
+        bounds = [evaluation.interval[key] for key in keys]
+        table.writerow([name, *(_cell(b[place]) if b else "" for b in bounds)])
+    return text.getvalue()
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"

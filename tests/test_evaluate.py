@@ -1,0 +1,167 @@
+"""Evaluation: pairing, scores against hand counts, intervals, the report."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from prediction import save_checkpoint
+from scripts.errors import VolumenError
+from scripts.inference import evaluation as module
+from scripts.inference.evaluate_command import add_evaluate_arguments, run_evaluate
+from scripts.inference.evaluation import EvaluateRequest, bootstrap, evaluate
+from scripts.inference.predict import PredictRequest, predict
+
+
+def write(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, values, metadata={"axes": "ZYX"[-values.ndim :]})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a folder with three cases of known Dice: 1, 2/3 and 0."""
+    truth = np.zeros((6, 12, 10), np.uint8)
+    truth[2:4, 4:8, 2:6] = 1
+    half = truth.copy()
+    half[2] = 0
+    wrong = np.roll(truth, 5, axis=1)
+    for name, found in (("a", truth), ("b", half), ("c", wrong)):
+        write(tmp_path / "found" / f"{name}_ink.tif", found)
+        write(tmp_path / "data" / "labels" / f"{name}_ink.tif", truth)
+    return tmp_path
+
+
+def test_scores_intervals_and_files(files):
+    evaluation = evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
+    dices = {name: row["ink/dice"] for name, row in evaluation.cases.items()}
+    assert dices == pytest.approx({"a": 1, "b": 2 / 3, "c": 0.0})
+    assert evaluation.mean["ink/dice"] == pytest.approx(5 / 9)
+    low, high = evaluation.interval["ink/dice"]
+    assert 0 <= low < 5 / 9 < high <= 1
+    told = json.loads((files / "out" / "metrics.json").read_text())
+    assert told["mean"]["ink/dice"] == pytest.approx(5 / 9)
+    rows = list(csv.reader((files / "out" / "metrics.csv").open()))
+    assert [row[0] for row in rows] == ["case", "a", "b", "c", "mean", "low_95", "high_95"]
+    column = rows[0].index("ink/dice")
+    assert float(rows[2][column]) == pytest.approx(2 / 3, rel=1e-5)
+
+
+def test_the_report_stands_alone_and_shows_the_worst_first(files):
+    evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out"), worst=2))
+    page = (files / "out" / "report.html").read_text()
+    assert "http" not in page
+    sources = []
+
+    class Pictures(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag == "img":
+                sources.append(dict(attrs))
+
+    Pictures().feed(page)
+    assert len(sources) == 2
+    assert sources[0]["alt"].startswith("c, ink: Dice 0.0000")
+    assert all(s["src"].startswith("data:image/png;base64,") for s in sources)
+
+
+def test_a_case_in_pieces_has_the_scores_of_the_whole(files, monkeypatch):
+    request = EvaluateRequest(
+        str(files / "found"), str(files / "data"), str(files / "out"), metrics=("dice", "iou")
+    )
+    whole = evaluate(request)
+    monkeypatch.setattr(module, "PIECE_VOXELS", 200)
+    pieces = evaluate(request)
+    assert pieces.cases == whole.cases
+
+
+def test_masks_are_respected(files):
+    mask = np.ones((6, 12, 10), np.uint8)
+    mask[2] = 0
+    write(files / "data" / "masks" / "b.tif", mask)
+    evaluation = evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
+    assert evaluation.cases["b"]["ink/dice"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "labels"])
+@pytest.mark.parametrize("form", ["zarr", "tif"])
+def test_predictions_are_read_as_they_were_stored(tmp_path, dtype, form):
+    image = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    array = zarr.create_array(
+        tmp_path / "images" / "s.zarr", shape=image.shape, chunks=image.shape, dtype="uint8"
+    )
+    array[...] = image
+    checkpoint = save_checkpoint(tmp_path / "m.pth")
+    region = ((2, 12), (0, 16), (3, 16))
+    predict(
+        PredictRequest(
+            str(tmp_path / "images" / "s.zarr"), str(checkpoint), str(tmp_path / "found"),
+            amp="off", dtype=dtype, format=form, region=region,
+        )
+    )  # fmt: skip
+    labels = predict(
+        PredictRequest(
+            str(tmp_path / "images" / "s.zarr"), str(checkpoint), str(tmp_path / "truth.zarr"),
+            amp="off", dtype="labels",
+        )
+    )  # fmt: skip
+    assert labels.volumes
+    root = zarr.open_group(tmp_path / "truth.zarr", mode="r")
+    for target in ("ink", "tissue"):
+        write(tmp_path / "labels" / f"s_{target}.tif", root[f"{target}/0"][...])
+    evaluation = evaluate(
+        EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "labels"), str(tmp_path / "out"))
+    )
+    assert set(evaluation.cases) == {"s"}
+    assert evaluation.mean["tissue/dice"] > 0.99 or dtype != "float32"
+    assert evaluation.mean["mean_dice"] > 0.95
+    assert "tissue/dice/2" in evaluation.mean
+
+
+def test_a_label_of_another_shape_is_refused(files):
+    write(files / "data" / "labels" / "b_ink.tif", np.zeros((6, 12, 11), np.uint8))
+    with pytest.raises(VolumenError, match=r"b_ink\.tif: expected shape \(6, 12, 10\).*found \(6, 12, 11\)"):
+        evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
+    assert not (files / "out").exists()
+
+
+def test_labels_of_other_names_are_told(files):
+    with pytest.raises(VolumenError, match="nothing: no such file or folder"):
+        evaluate(EvaluateRequest(str(files / "found"), str(files / "found" / "nothing"), str(files / "out")))
+
+
+def test_the_interval_covers_the_mean_and_shrinks_with_cases():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(0.7, 0.1, 8), rng.normal(0.7, 0.1, 200)
+    narrow, wide = bootstrap(list(many)), bootstrap(list(few))
+    assert narrow[1] - narrow[0] < wide[1] - wide[0]
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 1.96 * many.std() / np.sqrt(200), rel=0.15)
+    assert bootstrap([0.5]) is None
+    assert bootstrap([0.5, float("nan")]) is None
+
+
+def test_the_command(files):
+    parser = argparse.ArgumentParser()
+    add_evaluate_arguments(parser)
+    arguments = parser.parse_args(
+        [
+            "-p",
+            str(files / "found"),
+            "-l",
+            str(files / "data"),
+            "-o",
+            str(files / "out"),
+            "--metrics",
+            "dice,hd95",
+        ]
+    )
+    assert run_evaluate(arguments) == 0
+    assert set(json.loads((files / "out" / "metrics.json").read_text())["mean"]) == {
+        "ink/dice", "ink/hd95", "mean_dice",
+    }  # fmt: skip
