@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from loss_cases import VALUE_KINDS, Case, loss_cases
+from scripts.losses.registry import loss_names
 
 CASES = loss_cases()
 each_loss = pytest.mark.parametrize(
@@ -106,3 +107,20 @@ def test_no_mask_means_all_valid(name, kwargs, kind):
     full = torch.ones_like(case.mask)
     extras = {"source_pred": case.source} if "source_pred" in case.extras else {}
     assert case.loss(case.pred, case.target, **extras) == case.value(mask=full)
+
+
+OWN = [case for case in CASES if case[0] in loss_names() and case[0] != "BoundaryLoss"]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "kind"), OWN, ids=[f"{n}-{k}-{kw}" for n, kw, k in OWN])
+def test_runs_on_another_device_without_waiting_for_it(name, kwargs, kind):
+    """The meta device holds no values: what runs there mixes no devices and reads nothing back from a GPU."""
+    case = Case(name, kwargs, kind, dtype=torch.float32)
+    case.loss.to("meta")
+    for field in ("pred", "target", "mask", "source"):
+        setattr(case, field, getattr(case, field).to("meta"))
+    pred = case.pred.requires_grad_()
+    value = case.value(pred=pred)
+    assert value.device.type == "meta"
+    value.backward()
+    assert pred.grad.shape == pred.shape

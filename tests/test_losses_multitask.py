@@ -235,3 +235,13 @@ def test_a_loss_of_one_s_own_is_registered_by_name():
         torch.testing.assert_close(loss({"f": pred}, {"f": target}), 3 * F.mse_loss(pred, target))
     finally:
         _registered.pop("TripleMSELoss")
+
+
+@pytest.mark.parametrize("balancing", ["fixed", "uncertainty"])
+def test_the_sum_runs_on_another_device_without_waiting_for_it(balancing):
+    outputs, batch = _batch()
+    loss = MultiTaskLoss(TARGETS, balancing=balancing).to("meta")
+    elsewhere = {n: [x.detach().to("meta").requires_grad_() for x in levels] for n, levels in outputs.items()}
+    total = loss(elsewhere, {n: x.to("meta") for n, x in batch.items()})
+    assert total.device.type == "meta"
+    total.backward()

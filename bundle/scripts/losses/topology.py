@@ -60,7 +60,8 @@ def soft_skeleton(x: Tensor, mask: Tensor, iterations: int) -> Tensor:
     skeleton = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
     for _ in range(iterations):
         x = soft_erode(x, mask)
-        if not x.requires_grad and not x.any():
+        # Asking would make a GPU wait for the answer.
+        if x.device.type == "cpu" and not x.requires_grad and not x.any():
             break
         delta = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
         skeleton = skeleton + F.relu(delta - skeleton * delta)
