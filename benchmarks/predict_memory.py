@@ -10,6 +10,7 @@ pattern), the network a small U-Net-like pair of convolutions, so what differs b
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -79,8 +80,14 @@ def main() -> None:
             image, output = Path(folder, "image.zarr"), Path(folder, "out.zarr")
             make_image(image, shape)
             command = [sys.executable, __file__, "--overlap", str(arguments.overlap)]
+            bundle = str(Path(__file__).resolve().parents[1] / "bundle")
+            environment = {**os.environ, "PYTHONPATH": bundle, "OMP_NUM_THREADS": "1"}
             told = subprocess.run(
-                [*command, "--child", str(image), str(output)], check=True, stdout=subprocess.PIPE, text=True
+                [*command, "--child", str(image), str(output)],
+                env=environment,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
             ).stdout.split()
             peak, seconds, windows = float(told[0]), float(told[1]), int(told[2])
             reference = reference or peak
