@@ -1,0 +1,229 @@
+"""Previews: what is drawn, how large, and which files they leave."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from PIL import Image
+from scripts.handlers import preview_colours as colours
+from scripts.handlers.preview import PreviewHandler, add_panel, encode, most_foreground
+from scripts.handlers.render import probabilities, render_preview
+from scripts.handlers.run_directory import RunDirectory
+
+KINDS = {
+    "surface": "binary",
+    "parts": "multiclass",
+    "layers": "multilabel",
+    "distance": "distance",
+    "normals": "vector",
+    "tensor": "tensor",
+    "direction": "axis",
+    "height": "field",
+}
+
+
+def sample(shape, seed=0):
+    """Return arrays for every kind of target: image, truths, predictions, masks."""
+    generator = np.random.default_rng(seed)
+    ndim = len(shape)
+
+    def noise(channels):
+        return generator.standard_normal((channels, *shape)).astype(np.float32)
+
+    channels = {
+        "surface": 1,
+        "parts": 3,
+        "layers": 2,
+        "distance": 1,
+        "normals": ndim,
+        "tensor": 3 if ndim == 2 else 6,
+        "direction": ndim,
+        "height": 1,
+    }
+    predictions = {name: noise(count) for name, count in channels.items()}
+    truths = {name: noise(count) for name, count in channels.items()}
+    truths["surface"] = (truths["surface"] > 0).astype(np.uint8)
+    truths["layers"] = (truths["layers"] > 0).astype(np.uint8)
+    truths["parts"] = generator.integers(0, 3, (1, *shape))
+    masks = {name: generator.random((1, *shape)) > 0.3 for name in channels}
+    return noise(1), truths, predictions, masks
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64), (8, 256, 256), (16, 20, 12), (1, 9, 9), (40, 40), (3, 500)])
+def test_every_kind_of_target_is_drawn_at_any_size(shape):
+    frames = render_preview(*sample(shape), KINDS, title="a model")
+    assert len(frames) == (1 if len(shape) == 2 else min(24, shape[0]))
+    assert {frame.size for frame in frames} == {frames[0].size}
+    assert frames[0].width <= 1600
+    assert frames[0].mode == "RGB"
+
+
+def test_the_slices_move():
+    frames = render_preview(*sample((12, 16, 16)), KINDS)
+    assert len({frame.tobytes() for frame in frames}) == 12
+
+
+def test_a_perfect_prediction_looks_like_the_truth():
+    shape = (2, 32, 32)
+    image, truths, predictions, _ = sample(shape)
+    for name in ("distance", "normals", "tensor", "direction", "height"):
+        predictions[name] = truths[name]
+    predictions["surface"] = np.where(truths["surface"] > 0, 50.0, -50.0)
+    # cells are 7 x 32 pixels; the first stands at 36 pixels from the left and 58 from above
+    cell, gap, left, top = 224, 10, 36, 58
+    for name in ("surface", "distance", "normals", "tensor", "direction", "height"):
+        frame = np.asarray(render_preview(image, truths, predictions, {}, {name: KINDS[name]})[0])
+        x = left + cell + gap
+        above = frame[top : top + cell, x : x + cell]
+        below = frame[top + cell + gap : top + 2 * cell + gap, x : x + cell]
+        assert np.abs(above.astype(int) - below).max() <= 1
+
+
+def test_what_is_unknown_does_not_show_its_truth():
+    image, truths, predictions, masks = sample((2, 16, 16))
+    other = {name: np.roll(value, 3, axis=-1) for name, value in truths.items()}
+    hidden = {name: np.zeros_like(mask) for name, mask in masks.items()}
+    kinds = {name: kind for name, kind in KINDS.items() if kind in ("binary", "vector", "axis")}
+    first = render_preview(image, truths, predictions, hidden, kinds)[0]
+    assert first.tobytes() == render_preview(image, other, predictions, hidden, kinds)[0].tobytes()
+
+
+def test_values_that_are_not_finite_do_not_stop_a_preview():
+    image, truths, predictions, masks = sample((2, 16, 16))
+    for value in predictions.values():
+        value[..., 0] = np.nan
+        value[..., 1] = np.inf
+        value[..., 2] = -np.inf
+    image[..., 0] = np.nan
+    assert render_preview(image, truths, predictions, masks, KINDS)
+
+
+def test_a_prediction_without_a_truth_is_drawn():
+    image, _, predictions, _ = sample((2, 16, 16))
+    assert render_preview(image, {}, predictions, {}, KINDS)
+
+
+def test_probabilities_are_those_of_the_logits():
+    logits = np.random.default_rng(0).standard_normal((3, 4, 4)).astype(np.float32)
+    tensor = torch.from_numpy(logits)
+    assert np.allclose(probabilities(logits, "multiclass"), tensor.softmax(0)[1:], atol=1e-6)
+    assert np.allclose(probabilities(logits, "multilabel"), tensor.sigmoid(), atol=1e-6)
+
+
+def test_colours_mean_what_the_keys_say():
+    across = np.array([1.0, 0.0, 0.0])[:, None, None]
+    assert colours.directions(across, signed=True)[0, 0] == pytest.approx([255, 127.5, 127.5])
+    assert colours.directions(-across, signed=True)[0, 0] == pytest.approx([0, 127.5, 127.5])
+    # without a sign both ends look the same
+    assert np.array_equal(colours.directions(across, signed=False), colours.directions(-across, signed=False))
+    assert colours.directions(5 * across, signed=False)[0, 0] == pytest.approx([255, 0, 0])
+    inside, border, outside = colours.diverging(np.array([-3.0, 0.0, 3.0]), limit=3)
+    assert inside[2] > inside[0]
+    assert outside[0] > outside[2]
+    assert border.min() > 240
+    xx = np.zeros((6, 1))
+    xx[5] = 1
+    assert colours.tensor_diagonal(xx, 1.0)[0] == pytest.approx([255, 0, 0])
+    zz = np.zeros((6, 1))
+    zz[0] = 1
+    assert colours.tensor_diagonal(zz, 1.0)[0] == pytest.approx([0, 0, 255])
+
+
+def test_a_gif_stays_below_its_limit():
+    generator = np.random.default_rng(0)
+    frames = [Image.fromarray(generator.integers(0, 255, (300, 500, 3), dtype=np.uint8)) for _ in range(24)]
+    suffix, data = encode(frames, max_bytes=700_000)
+    assert suffix == "gif"
+    assert len(data) <= 700_000
+    assert Image.open(io.BytesIO(data)).n_frames >= 8
+
+
+def evaluator(shape=(8, 16, 16), batch=2):
+    """Return an engine that has the state of the bundle's evaluator after a batch."""
+    image, truths, predictions, masks = sample(shape)
+
+    def twice(array):
+        return torch.from_numpy(np.stack([array] * batch))
+
+    labels = {name: twice(value) for name, value in truths.items()}
+    labels |= {f"{name}_mask": twice(mask) for name, mask in masks.items()}
+    output = {
+        "image": twice(image),
+        "label": labels,
+        "pred": {name: twice(value) for name, value in predictions.items()},
+    }
+    engine = Engine(lambda engine, _: output)
+    engine.state.epoch = 0
+    return engine, [{"volume_name": ["scroll"] * batch}] * 2
+
+
+def directory(tmp_path):
+    run = RunDirectory(tmp_path, "a.model")
+    run.path.mkdir(parents=True)
+    return run
+
+
+@pytest.mark.parametrize(("shape", "suffix"), [((8, 16, 16), "gif"), ((16, 16), "png")])
+def test_the_handler_draws_the_first_batch_of_each_validation(tmp_path, shape, suffix):
+    run = directory(tmp_path)
+    engine, data = evaluator(shape)
+    handler = PreviewHandler(run, KINDS)
+    handler.attach(engine)
+    drawn = []
+    original = handler.frames
+    handler.frames = lambda engine: drawn.append(engine.state.iteration) or original(engine)
+    engine.run(data)
+    assert drawn == [1]
+    assert [path.name for path in run.path.iterdir()] == [f"a.model_debug.{suffix}"]
+    assert Image.open(run.file(f"debug.{suffix}")).format == suffix.upper()
+
+
+def test_history_keeps_the_newest(tmp_path):
+    run = directory(tmp_path)
+    handler = PreviewHandler(run, KINDS, history=2)
+    frames = render_preview(*sample((16, 16)), KINDS)
+    for epoch in (1, 2, 9, 10):
+        handler._write(frames, epoch)
+    names = sorted(path.name for path in run.path.iterdir())
+    assert names == ["a.model_debug.png", "a.model_debug_10.png", "a.model_debug_9.png"]
+
+
+def test_a_preview_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    engine, data = evaluator()
+    run = RunDirectory(tmp_path / "missing", "model")
+    PreviewHandler(run, KINDS).attach(engine)
+    engine.run(data)
+    assert "no preview" in caplog.text
+
+
+def test_tensorboard_gets_a_panel(tmp_path):
+    calls = []
+    writer = SimpleNamespace(add_image=lambda tag, image, **kwargs: calls.append((tag, image.shape, kwargs)))
+    engine, data = evaluator()
+    handler = PreviewHandler(directory(tmp_path), KINDS, tensorboard=SimpleNamespace(writer=writer))
+    handler.attach(engine)
+    engine.run(data)
+    ((tag, shape, kwargs),) = calls
+    assert tag == "preview"
+    assert shape[2] == 3
+    assert kwargs == {"global_step": 1, "dataformats": "HWC"}
+    add_panel(writer, render_preview(*sample((16, 16)), KINDS), 3)
+    assert calls[1][2]["global_step"] == 3
+
+
+def test_the_sample_with_the_most_known_foreground_is_drawn():
+    labels = {"a": torch.zeros(3, 1, 4, 4), "a_mask": torch.ones(3, 1, 4, 4, dtype=torch.bool)}
+    labels["a"][1, :, :2] = 1
+    labels["a"][2] = 1
+    labels["a_mask"][2] = False
+    assert most_foreground(labels, ["a"], 3) == 1
+
+
+def test_a_negative_history_is_told(tmp_path):
+    with pytest.raises(ValueError, match="history must be at least 0, got -1"):
+        PreviewHandler(directory(tmp_path), KINDS, history=-1)
