@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 from ignite.engine import Events
-from scripts.engines.sampler import ResumableSampler
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import load_checkpoint
-from scripts.handlers.epochs import EpochStart
+from scripts.handlers.epochs import remaining_batches
 from scripts.handlers.finetune import Finetune, inference_weights, load_weights
 from scripts.handlers.logs import Progress, TensorBoardLog
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.state import register_state
+from torch.utils.data import DataLoader
 from toy_process import SlowData
-from training_toys import ToyNetwork, make_trainer, same_weights, weights
+from training_toys import ToyData, ToyNetwork, make_trainer, same_weights, weights
 
 
 def read_metrics(out):
@@ -105,25 +105,13 @@ def test_samplers_and_losses_are_told_the_epoch_from_0(tmp_path):
     assert seen[-1] == (1, [[1, 6], [1, 7]])
 
 
-def test_resumable_sampler_skips_batches_once():
-    class Numbers:
-        def set_epoch(self, epoch):
-            self.epoch = epoch
-
-        def __iter__(self):
-            return iter([(self.epoch, i) for i in range(5)])
-
-        def __len__(self):
-            return 5
-
-    sampler = ResumableSampler(Numbers(), batch_size=2)
-    sampler.set_epoch(3, 2)
-    assert list(sampler) == [(3, 4)]
-    assert len(sampler) == 5
-    sampler.set_epoch(4)
-    assert list(sampler) == [(4, i) for i in range(5)]
-    with pytest.raises(TypeError, match="must be a ResumableSampler around the Numbers"):
-        EpochStart(Numbers())
+@pytest.mark.parametrize("workers", [0, 1])
+def test_remaining_batches_are_the_epochs_last(workers):
+    loader = DataLoader(ToyData(7), batch_size=2, num_workers=workers)
+    whole = [batch["start"].tolist() for batch in loader]
+    rest = remaining_batches(loader, 3)
+    assert [batch["start"].tolist() for batch in rest] == whole[3:]
+    assert len(list(rest)) == 1
 
 
 @pytest.mark.parametrize(

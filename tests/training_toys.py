@@ -16,7 +16,6 @@ from scripts.engines.evaluator import EvaluateStep
 from scripts.engines.guard import NonFiniteGuard
 from scripts.engines.network import prepare_network
 from scripts.engines.optimizers import build_optimizer
-from scripts.engines.sampler import ResumableSampler
 from scripts.engines.schedules import build_scheduler
 from scripts.engines.trainer import TrainStep
 from scripts.handlers.checkpoint import Checkpointer
@@ -159,7 +158,7 @@ def make_trainer(
     loss = loss or ToyLoss()
     policy = AmpPolicy(amp, "cpu")
     step = TrainStep(policy, gradient_clip=clip, guard=NonFiniteGuard(max_skipped))
-    sampler = ResumableSampler(ToySampler(length, *world), batch_size)
+    sampler = ToySampler(length, *world)
     data = data or ToyData(length, poison)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ignite.engine import Events
 from monai.engines import Workflow
-
-from scripts.engines.sampler import ResumableSampler
+from torch.utils.data import DataLoader
 
 
 class EpochStart:
     """Tell samplers, data sets and losses which epoch begins.
 
-    They count epochs from 0. When a run resumes in the middle of an epoch, the sampler starts after the
-    batches that were already used.
+    They count epochs from 0. When a run resumes in the middle of an epoch, the trainer's data loader starts
+    after the batches that were already used, without loading them.
 
     Args:
-        sampler: the one of the training data; None when there is none.
-        others: have `set_epoch(epoch)`.
+        sampler: has `set_epoch(epoch)`; None when there is none.
+        others: have it too.
     """
 
-    def __init__(self, sampler: ResumableSampler | None = None, others: Sequence[Any] = ()) -> None:
-        if sampler is not None and not isinstance(sampler, ResumableSampler):
-            raise TypeError(
-                f"sampler must be a ResumableSampler around the {type(sampler).__name__}, or a run that is"
-                " interrupted in an epoch could not go on there"
-            )
-        self.sampler = sampler
-        self.others = list(others)
+    def __init__(self, sampler: Any = None, others: Sequence[Any] = ()) -> None:
+        self.listeners = [item for item in (sampler, *others) if item is not None]
+        self._shortened = False
 
     def attach(self, engine: Workflow) -> None:
         """Call at the start of each epoch of the trainer."""
@@ -38,10 +33,32 @@ class EpochStart:
     def __call__(self, engine: Workflow) -> None:
         """Set the epoch that the engine starts."""
         epoch = engine.state.epoch - 1
-        if self.sampler is not None:
-            self.sampler.set_epoch(epoch, engine.state.iteration - epoch * engine.state.epoch_length)
-        for item in self.others:
+        for item in self.listeners:
             item.set_epoch(epoch)
+        done = engine.state.iteration - epoch * engine.state.epoch_length
+        if done:
+            engine.state.dataloader = remaining_batches(engine.data_loader, done)
+            self._shortened = True
+        elif self._shortened:
+            engine.state.dataloader = engine.data_loader
+            self._shortened = False
+
+
+def remaining_batches(loader: Iterable[Any], done: int) -> Iterable[Any]:
+    """A data loader like another, that gives an epoch's batches without the first `done`."""
+    if not isinstance(loader, DataLoader):
+        return list(itertools.islice(loader, done, None))
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=list(itertools.islice(iter(loader.batch_sampler), done, None)),  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
 
 
 class StepSchedule:

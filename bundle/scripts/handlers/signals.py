@@ -140,10 +140,10 @@ class StopOnSignal:
 def ignore_signals(worker: int = 0) -> None:
     """Keep a data loader's worker alive at signals meant for the trainer (its `worker_init_fn`).
 
-    A terminal's Ctrl-C is ignored. At SIGTERM, which a cluster sends to every process and a closing data
-    loader to its workers, the worker ends some seconds later and without an error code: until then the
-        trainer can fetch what
-    the last step needs, and it does not take the worker for crashed.
+    A terminal's Ctrl-C is ignored. SIGTERM is what a cluster sends to every process, and a closing data
+    loader to its workers: the worker ends some seconds later and without an error code. Until then the
+        trainer can fetch
+    what the last step needs, and it does not take the worker for crashed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
