@@ -22,6 +22,12 @@ from scripts.errors import VolumenError
         ((3, 40, 50), {"requested": "cyx"}, (1, 2), 0),
         ((40, 50, 3), {"requested": "YXC"}, (0, 1), 2),
         ((40, 50), {"requested": "yxc"}, (0, 1), None),  # the label of an image with channels
+        (
+            (9, 40, 50),
+            {"requested": "tczyx"},
+            (0, 1, 2),
+            None,
+        ),  # as a reader gives it that drops single entries
         ((1, 40, 50), {"requested": "yx"}, (1, 2), None),
         ((2, 30, 40, 50), {}, (1, 2, 3), 0),
         ((30, 40, 50, 3), {}, (0, 1, 2), 3),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from scripts.data.block_cache import BLOCKS
 from scripts.data.layout import discover, open_cases
 from scripts.errors import VolumenError
 
@@ -440,6 +441,25 @@ def test_real_data(real_data, name, format, targets, cases, masks):
     region = tuple(slice(0, 5) for _ in first.image.shape)
     for volume in (first.image, *first.labels.values(), *first.masks.values()):
         assert volume.read(region).shape == (volume.channels, *(5,) * len(region))
+
+
+def test_labels_group_without_a_list(tmp_path):
+    image = zarr.open_group(tmp_path / "images/a.zarr", mode="w")
+    image.create_array("0", data=np.ones(SHAPE, "u1"))
+    image.create_group("labels").create_group("ink").create_array("0", data=np.ones(SHAPE, "u1"))
+    assert discover(tmp_path).targets == ("ink",)
+
+
+def test_warnings_of_what_reads_slowly(tmp_path, caplog):
+    touch(tmp_path, "images/a.nii.gz", "labels/a_ink.zarr")
+    bound = BLOCKS.max_bytes
+    try:
+        BLOCKS.resize(300)
+        open_cases(discover(tmp_path))
+    finally:
+        BLOCKS.resize(bound)
+    assert "1 compressed NIfTI volumes hold 0 MB" in caplog.text
+    assert "every patch decodes chunks of 0 MB; rechunk it" in caplog.text
 
 
 def test_more_files_than_may_be_open(tmp_path, monkeypatch):

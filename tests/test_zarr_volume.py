@@ -333,6 +333,26 @@ def test_ome_0_1_without_axes(tmp_path):
     assert open_volume(folder).spacing is None
 
 
+def test_ome_0_3_axes_are_plain_letters(tmp_path):
+    multiscale = {"version": "0.3", "axes": ["c", "y", "x"], "datasets": [{"path": "0"}]}
+    group = zarr.open_group(
+        tmp_path / "a.zarr", mode="w", zarr_format=2, attributes={"multiscales": [multiscale]}
+    )
+    array = random_array((3, 40, 50))
+    group.create_array("0", data=array)
+    assert_reads_like(open_volume(tmp_path / "a.zarr"), array)
+
+
+def test_image_below_a_numbered_group(tmp_path):
+    """The layout of bioformats2raw: the first image lies in the group "0"."""
+    fine = random_array((12, 16, 20))
+    zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
+    write_ome(tmp_path / "a.zarr" / "0", [fine], version="0.4", axes="zyx", scales=[[3, 1, 1]])
+    volume = open_volume(tmp_path / "a.zarr")
+    assert_reads_like(volume, fine[None])
+    assert volume.spacing == (3.0, 1.0, 1.0)
+
+
 def test_level_inside_a_group_by_its_own_path(tmp_path):
     fine = random_array((12, 16, 20))
     write_ome(tmp_path / "a.zarr", [fine], version="0.4", axes="zyx", scales=[[1, 1, 1]])

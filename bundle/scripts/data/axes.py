@@ -127,14 +127,14 @@ def _build(where: object, shape: tuple[int, ...], letters: str, ndim: int | None
 
 
 def _fit_request(where: object, shape: tuple[int, ...], requested: str) -> str:
+    """Fit the asked axes to a shape that may lack time and channels, or begin with axes of one entry."""
     if set(requested) - set("tczyx"):
         raise VolumenError(SETTING, expected="letters among t, c, z, y, x", found=repr(requested))
-    if len(requested) == len(shape):
-        return requested
-    without = requested.replace("c", "")
-    for letters in (requested, without):
+    for dropped in ("", "c", "t", "tc"):
+        letters = "".join(letter for letter in requested if letter not in dropped)
         if len(letters) == len(shape):
             return letters
+    for letters in (requested, requested.replace("c", "")):
         spare = len(shape) - len(letters)
         if spare > 0 and all(size == 1 for size in shape[:spare]):
             return "0123456789"[:spare] + letters

@@ -102,10 +102,11 @@ def group_labels(path: str) -> dict[str, str]:
     import zarr
 
     try:
-        attributes = zarr.open_group(_join(path, "labels"), mode="r").attrs.asdict()
+        group = zarr.open_group(_join(path, "labels"), mode="r")
+        names = label_names(group.attrs.asdict()) or sorted(group.group_keys())
     except Exception:  # no such group, or an array, or not even zarr: opening the image itself will tell
         return {}
-    return {name: _join(path, f"labels/{name}") for name in label_names(attributes)}
+    return {name: _join(path, f"labels/{name}") for name in names}
 
 
 def _open_node(path: str) -> Any:
