@@ -48,7 +48,7 @@ def channels(kind: str, dims: int) -> int:
     """Return the channels of a prediction of this kind."""
     if kind == "tensor":
         return dims * (dims + 1) // 2
-    return {"multiclass": 3, "multilabel": 2, "vector": dims, "axis": dims}.get(kind, 1)
+    return {"multiclass": 3, "multilabel": 2, "vector": dims, "axis": dims, "field": 2}.get(kind, 1)
 
 
 def make_target(kind: str, shape: tuple[int, ...], generator: torch.Generator, dtype=torch.float32) -> Tensor:

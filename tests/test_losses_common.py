@@ -124,3 +124,34 @@ def test_runs_on_another_device_without_waiting_for_it(name, kwargs, kind):
     assert value.device.type == "meta"
     value.backward()
     assert pred.grad.shape == pred.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@each_loss
+def test_a_gpu_gives_the_cpu_s_value_and_gradient(name, kwargs, kind):
+    case = Case(name, kwargs, kind)
+    value, gradient = _gradient(case)
+    case.loss.cuda()
+    for field in ("pred", "target", "mask", "source"):
+        setattr(case, field, getattr(case, field).cuda())
+    there, there_gradient = _gradient(case)
+    torch.testing.assert_close(there.cpu(), value, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(there_gradient.cpu(), gradient, rtol=1e-5, atol=1e-8)
+
+
+# These read one side of the matter only, or none of the truth.
+ONE_SIDED = {"NormalSmoothnessLoss", "PlanarityLoss", "NormalGatedRepulsionLoss"}
+
+
+@each_loss
+def test_descent_leads_towards_the_truth(name, kwargs, kind):
+    case = Case(name, kwargs, kind, shape=(2, 6, 6, 6), dtype=torch.float32)
+    pred = case.pred.clone().requires_grad_(name not in NO_GRADIENT)
+    source = case.source.clone().requires_grad_(name in NO_GRADIENT)
+    optimizer = torch.optim.Adam([source if name in NO_GRADIENT else pred], lr=0.2)
+    start = case.value(pred=pred, source=source).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        case.value(pred=pred, source=source).backward()
+        optimizer.step()
+    assert case.value(pred=pred, source=source).item() < (0.9 if name in ONE_SIDED else 0.6) * start

@@ -245,3 +245,18 @@ def test_the_sum_runs_on_another_device_without_waiting_for_it(balancing):
     total = loss(elsewhere, {n: x.to("meta") for n, x in batch.items()})
     assert total.device.type == "meta"
     total.backward()
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "value"), [("multiclass", 3, 3), ("binary", 1, 255), ("binary", 1, -1)]
+)
+def test_labels_beyond_the_classes_are_refused_where_they_count(kind, channels, value):
+    target = {"kind": kind, "out_channels": channels, "losses": [{"name": "DiceCELoss"}]}
+    loss = MultiTaskLoss({"ink": target})
+    label = torch.zeros(1, 1, 4, 4, dtype=torch.int16)
+    label[..., 0, 0] = value
+    pred, mask = {"ink": torch.randn(1, channels, 4, 4)}, torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(VolumenError, match=rf"labels of ink: expected values 0 to .*found {value};"):
+        loss(pred, {"ink": label, "ink_mask": mask})
+    mask[..., 0, 0] = False
+    assert torch.isfinite(loss(pred, {"ink": label, "ink_mask": mask}))

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.errors import VolumenError
 from scripts.losses.balancing import GradNormBalancing, build_balancing
-from scripts.losses.base import KINDS
+from scripts.losses.base import KINDS, LABEL_KINDS
 from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from scripts.losses.masking import present_samples, zero_of
 from scripts.losses.registry import accepted_extras, build_loss
@@ -91,6 +92,7 @@ class MultiTaskLoss(nn.Module):
         self._entries: dict[str, list[_Entry]] = {}
         self._how: dict[str, tuple[str, str]] = {}
         self._source: dict[str, str | None] = {}
+        self._channels: dict[str, int | None] = {}
         self._modules_of: dict[str, list[nn.Module]] = {}
         self.losses = nn.ModuleList()
         for name, target in targets.items():
@@ -118,6 +120,7 @@ class MultiTaskLoss(nn.Module):
                 remedy="give it a loss or remove the target: a head without one would never be trained",
             )
         self._source[name] = source
+        self._channels[name] = target.get("out_channels")
         self._how[name] = (kind, _interpolation(target.get("ds_interpolation"), kind, where))
         self.target_weights[name] = _number(target.get("weight", 1.0), f"{where}.weight")
         self._entries[name], built = [], []
@@ -154,7 +157,7 @@ class MultiTaskLoss(nn.Module):
                 voxels are valid).
 
         Raises:
-            VolumenError: an output or a batch entry of a target is missing.
+            VolumenError: an output or a batch entry of a target is missing, or labels are no classes of it.
         """
         self.components = {}
         values: dict[str, Tensor] = {}
@@ -177,7 +180,9 @@ class MultiTaskLoss(nn.Module):
             raise VolumenError(
                 f"batch[{name!r}]", "the batch holds no such target", found=", ".join(map(str, batch))
             )
-        return _Pyramid(batch[name], batch.get(f"{name}_mask"), *self._how[name])
+        target, mask = batch[name], batch.get(f"{name}_mask")
+        _check_labels(name, target, mask, self._how[name][0], self._channels[name])
+        return _Pyramid(target, mask, *self._how[name])
 
     def _target_loss(
         self,
@@ -219,6 +224,24 @@ class MultiTaskLoss(nn.Module):
         if source is not None and "source_mask" in entry.extras:
             extras["source_mask"] = pyramids[source].at(size)[1]
         return loss(pred, target, **extras)
+
+
+def _check_labels(name: str, target: Tensor, mask: Tensor | None, kind: str, channels: int | None) -> None:
+    """Refuse class indices that the head has no channel for; on a GPU it would have to wait for the answer."""
+    if kind not in LABEL_KINDS or target.device.type != "cpu" or target.numel() == 0:
+        return
+    if kind == "multiclass" and channels is None:
+        return
+    highest = channels - 1 if kind == "multiclass" and channels is not None else 1
+    known = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
+    low, high = (value.item() for value in known.aminmax())
+    if low < 0 or high > highest:
+        raise VolumenError(
+            f"labels of {name}",
+            expected=f"values 0 to {highest} in voxels that count",
+            found=low if low < 0 else high,
+            remedy=f"set targets.{name}.out_channels or targets.{name}.ignore_label",
+        )
 
 
 def _entry(
