@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, list_data_collate
+from monai.data.utils import set_rnd
 from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Transform
 from scripts.data.boxes import whole_box
 from scripts.data.dataset import PatchDataset, SampleError
@@ -94,6 +95,15 @@ def test_batches_are_the_same_for_any_number_of_workers():
     assert len(set(expected)) == len(expected) == 16
     assert hash_epochs(make_dataset(), num_workers=1) == expected
     assert hash_epochs(make_dataset(), num_workers=4, persistent_workers=True) == expected
+
+
+def test_workers_do_not_look_into_the_volumes():
+    dataset = make_dataset(samples=6)
+    handle = SimpleNamespace()
+    handle.parent = handle
+    dataset.cases[0].image.handle = handle
+    set_rnd(dataset, seed=3)
+    assert hash_epochs(dataset, epochs=1) == hash_epochs(make_dataset(samples=6), epochs=1)
 
 
 def test_a_resumed_epoch_repeats_itself():

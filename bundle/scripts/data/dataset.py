@@ -112,6 +112,14 @@ class PatchDataset(Dataset):
                 f"the patch at {location.start} of size {location.size} failed ({_cause(error)})",
             ) from error
 
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> PatchDataset:
+        """Do nothing: every sample is seeded by itself.
+
+        MONAI's DataLoader calls this in each worker. Without it, it would search every attribute for
+        transforms to seed, through the cases into their open files, and recurse without end.
+        """
+        return self
+
     def _epoch_plan(self, epoch: int) -> EpochPlan:
         if self._plan is None or self._plan[0] != epoch:
             plan = plan_epoch(
