@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
-from patch_cases import case_of
+from patch_cases import RecordingVolume, case_of
 from scripts.errors import VolumenError
 from scripts.transforms.intensity_properties import sample_intensity_properties
 from scripts.transforms.normalize import SCHEMES, NormalizeImaged, Normalizer
@@ -162,3 +163,59 @@ def test_sampling_counts_every_case_and_channel():
 def test_nothing_to_sample_is_an_error():
     with pytest.raises(ValueError, match="no region"):
         sample_intensity_properties([case_of(np.zeros((8, 8), np.uint8))], boxes={})
+
+
+def _two_units():
+    shape, base = (32, 32, 32), RNG.random((32, 32, 32)).astype(np.float32)
+    names = ("dim", "bright")
+    cases = [case_of(base.reshape(shape) * factor) for factor in (1, 1000)]
+    for case, name in zip(cases, names):
+        case.name = case.image.path = name
+    return cases
+
+
+@pytest.mark.parametrize("scheme", ["unit", "percentile", "zscore"])
+def test_per_volume_statistics_bring_volumes_in_other_units_together(scheme):
+    cases = _two_units()
+    normalizer = Normalizer(scheme, sample_intensity_properties(cases, per_volume=True))
+    dim, bright = (normalizer.for_volume(case.image)(case.image.data) for case in cases)
+    np.testing.assert_allclose(dim, bright, atol=1e-5)
+    assert dim.std() > 0.2
+    with pytest.raises(ValueError, match="for_volume"):
+        normalizer(cases[0].image.data)
+
+
+def test_per_volume_statistics_follow_from_the_content_alone():
+    image = RNG.normal(50, 9, (1, 40, 40, 40)).astype(np.float32)
+    properties = {**PROPERTIES, "per_volume": True}
+    results = [
+        Normalizer("zscore", json.loads(json.dumps(properties)))
+        .for_volume(RecordingVolume(image, channels=True, path=path))
+        .coefficients(image.dtype, 1)
+        for path in ("training", "prediction")
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+def test_bytes_ct_and_global_statistics_need_no_volume():
+    volume = RecordingVolume(np.zeros((8, 8, 8), np.uint8))
+    for scheme, properties in (
+        ("unit", {**PROPERTIES, "per_volume": True}),
+        ("ct", {**PROPERTIES, "per_volume": True}),
+        ("zscore", PROPERTIES),
+    ):
+        normalizer = Normalizer(scheme, properties)
+        assert normalizer.for_volume(volume) is normalizer
+        normalizer(volume.data)
+    assert volume.regions == []
+
+
+def test_volumes_in_other_units_are_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        sample_intensity_properties(_two_units())
+        assert "dim span" in caplog.text
+        assert "bright" in caplog.text
+        caplog.clear()
+        sample_intensity_properties(_two_units(), per_volume=True)
+        sample_intensity_properties(_two_units()[:1])
+    assert not caplog.records

@@ -265,3 +265,16 @@ def test_each_volume_is_read_once_and_no_more_than_the_transform_needs():
     assert image[0] == slice(12, 25)
     assert label[0] == slice(10, 27)
     assert all(span.stop - span.start <= np.ceil(12 * 2**0.5) + 2 for span in image)
+
+
+def test_per_volume_statistics_are_used_and_sampled_once():
+    image = smooth((40, 40, 40)) * 1e5
+    case = case_of(image)
+    read = ReadPatchd([], intensity_properties={"channels": [], "per_volume": True})
+    sample = sample_of(case, (8, 8, 8), (8, 8, 8))
+    out = read(sample)
+    sampled = len(case.image.regions)
+    expected = (image[8:16, 8:16, 8:16] - image.min()) / (image.max() - image.min())
+    np.testing.assert_allclose(out["image"][0], expected, atol=0.02)
+    read(sample)
+    assert len(case.image.regions) == sampled + 1

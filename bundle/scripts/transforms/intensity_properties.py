@@ -13,6 +13,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
 _DEFAULT_BLOCK = 64
+_DISAGREEMENT = 4.0  # ratio of intensity ranges from which volumes cannot share one
+_REGIONS_PER_VOLUME = 32
 
 Box = Sequence[Sequence[int]]
 
@@ -25,6 +27,7 @@ def sample_intensity_properties(
     values_per_region: int = 20_000,
     seed: int = 0,
     ignore_labels: Mapping[str, int] | None = None,
+    per_volume: bool = False,
 ) -> dict[str, Any]:
     """Statistics of image intensities from a reproducible sample of storage blocks.
 
@@ -36,34 +39,75 @@ def sample_intensity_properties(
         values_per_region: values kept per block and channel, evenly strided.
         seed: of the choice of blocks.
         ignore_labels: target to the label value that means "unknown", which is no foreground.
+        per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; without it
+            a warning tells when the volumes' ranges differ by more than 4 times.
 
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
-        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met); and
-        "dtypes", the names of the images' types. Values that are not finite are left out.
+        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met);
+        "dtypes", the names of the images' types; and "per_volume". Values that are not finite are left out.
     """
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
     inside: list[np.ndarray] = []
+    ranges: dict[str, float] = {}
     per_case = max(1, max_regions // max(1, len(cases)))
     for case in cases:
         allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
         regions = [region for box in allowed or [] for region in _blocks(box, case.image.chunks)]
         chosen = rng.permutation(len(regions))[:per_case]
+        before = len(everywhere)
         for number in sorted(chosen.tolist()):
             image, foreground = _read(case, regions[number], ignore_labels or {})
             everywhere.append(_strided(image, values_per_region))
             if foreground is not None and foreground.any():
                 inside.append(_strided(image[:, foreground], values_per_region))
+        if len(everywhere) > before:
+            known = _statistics(everywhere[before:])[0]
+            ranges[case.name] = known["percentile_99_5"] - known["percentile_00_5"]
     if not everywhere:
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
     if not inside:
         _LOGGER.debug("no labelled voxel among the %d blocks sampled", len(everywhere))
+    if not per_volume and any(case.image.dtype != np.uint8 for case in cases):
+        _warn_of_disagreement(ranges)
     return {
         "channels": _statistics(everywhere),
         "foreground": _statistics(inside) if inside else None,
         "dtypes": sorted({np.dtype(case.image.dtype).name for case in cases}),
+        "per_volume": per_volume,
     }
+
+
+def volume_properties(volume: Any) -> dict[str, Any]:
+    """Statistics of one volume's intensities: a function of its content alone, so that prediction repeats it.
+
+    Args:
+        volume: a `Volume`.
+
+    Returns:
+        A JSON-able dict with "channels" as in `sample_intensity_properties`.
+    """
+    regions = list(_blocks([(0, size) for size in volume.shape], volume.chunks))
+    chosen = np.random.default_rng(0).permutation(len(regions))[:_REGIONS_PER_VOLUME]
+    parts = [_strided(np.asarray(volume.read(regions[number])), 20_000) for number in sorted(chosen.tolist())]
+    return {"channels": _statistics(parts)}
+
+
+def _warn_of_disagreement(ranges: Mapping[str, float]) -> None:
+    widths = {name: width for name, width in ranges.items() if width > 0}
+    if not widths:
+        return
+    narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
+    if widths[wide] > _DISAGREEMENT * widths[narrow]:
+        _LOGGER.warning(
+            "intensities of %s span %.4g and those of %s %.4g: one normalisation for both would flatten the "
+            "former; sample them per volume",
+            narrow,
+            widths[narrow],
+            wide,
+            widths[wide],
+        )
 
 
 def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:

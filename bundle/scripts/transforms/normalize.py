@@ -14,6 +14,7 @@ from scripts.transforms.jit import compiled
 
 SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")
+_BY_TYPE = ("bool", "uint8")  # the scheme "unit" takes their range from the type
 _MIN_RANGE = 1e-8  # a constant image must map to a constant, not to infinity
 
 
@@ -28,6 +29,9 @@ class Normalizer:
         ct: clipped to the percentiles 0.5 and 99.5 of the sampled foreground, then by the foreground's mean
             and standard deviation (nnU-Net's CTNormalization).
         none: the raw values.
+
+    Properties sampled with `per_volume` make unit (but for bytes), percentile and zscore use the statistics of
+    the very volume: there `for_volume` gives the normaliser to call.
 
     Args:
         scheme: one of the schemes above.
@@ -54,11 +58,31 @@ class Normalizer:
         self.scheme = scheme
         self.properties = dict(properties) if properties else None
         self._coefficients: dict[np.dtype, np.ndarray] = {}
+        self._volumes: dict[str, Normalizer] = {}
 
     @classmethod
     def from_config(cls, scheme: str, properties: Mapping[str, Any] | None) -> Normalizer:
         """The normaliser of a snapshot's `normalization_scheme` and `intensity_properties`."""
         return cls(scheme, properties)
+
+    def for_volume(self, volume: Any) -> Normalizer:
+        """The normaliser for images read from `volume`: this one, unless statistics are per volume.
+
+        Args:
+            volume: a `Volume`; the statistics sampled from it are kept under its path.
+        """
+        if not self._per_volume(volume.dtype):
+            return self
+        if volume.path not in self._volumes:
+            from scripts.transforms.intensity_properties import volume_properties
+
+            self._volumes[volume.path] = Normalizer(self.scheme, volume_properties(volume))
+        return self._volumes[volume.path]
+
+    def _per_volume(self, dtype: np.dtype) -> bool:
+        if self.scheme in ("ct", "none") or (self.scheme == "unit" and np.dtype(dtype).name in _BY_TYPE):
+            return False
+        return bool(self.properties and self.properties.get("per_volume"))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalises an image (C, *spatial) of any real dtype into a new, contiguous float32 array."""
@@ -95,8 +119,13 @@ class Normalizer:
 
         Raises:
             VolumenError: the properties describe another number of channels.
+            ValueError: statistics are per volume, and this normaliser belongs to none.
         """
         dtype = np.dtype(dtype)
+        if self._per_volume(dtype):
+            raise ValueError(
+                "intensity statistics are per volume: call for_volume(volume) for the normalizer"
+            )
         if dtype not in self._coefficients or len(self._coefficients[dtype]) != channels:
             rows = [self._row(dtype, channel, channels) for channel in range(channels)]
             self._coefficients[dtype] = np.asarray(rows, dtype=np.float32)
@@ -126,7 +155,7 @@ class Normalizer:
     def _unit_range(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float]:
         if dtype == np.bool_:
             return 0.0, 1.0
-        if dtype != np.uint8 and self.properties:
+        if dtype.name not in _BY_TYPE and self.properties:
             known = self._known("channels", channel, channels)
             return known["min"], known["max"]
         if np.issubdtype(dtype, np.integer):

@@ -99,14 +99,15 @@ class ReadPatchd(Transform):
         if is_empty(region):
             return np.zeros((volume.channels, *grid.patch_shape), dtype=np.float32)
         raw = np.asarray(volume.read(region))
-        coefficients = self.normalizer.coefficients(raw.dtype, len(raw))
+        normalizer = self.normalizer.for_volume(volume)
+        coefficients = normalizer.coefficients(raw.dtype, len(raw))
+        zero = normalizer.zero_level(coefficients)
         if raw.dtype.kind == "f":
-            raw = self._finite(raw, volume, region)
+            raw = self._finite(raw, volume, region, zero)
         # Interpolating raw values moves less memory than interpolating normalised ones, and is the same map.
-        zero = self.normalizer.zero_level(coefficients)
-        return self.normalizer.apply(grid.sample(raw, region, zero, self.image_order), coefficients)
+        return normalizer.apply(grid.sample(raw, region, zero, self.image_order), coefficients)
 
-    def _finite(self, raw: np.ndarray, volume: Any, region: Region) -> np.ndarray:
+    def _finite(self, raw: np.ndarray, volume: Any, region: Region, zero: np.ndarray) -> np.ndarray:
         finite = np.isfinite(raw)
         if finite.all():
             return raw
@@ -127,8 +128,7 @@ class ReadPatchd(Transform):
                 count,
                 tuple(span.start for span in region),
             )
-        zero = self.normalizer.zero_level(self.normalizer.coefficients(raw.dtype, len(raw))).astype(raw.dtype)
-        return np.where(finite, raw, zero.reshape(-1, *(1,) * (raw.ndim - 1)))
+        return np.where(finite, raw, zero.astype(raw.dtype).reshape(-1, *(1,) * (raw.ndim - 1)))
 
     def _label(self, case: Any, target: str, reader: LabelReader) -> tuple[np.ndarray, np.ndarray]:
         volume = case.labels.get(target)
