@@ -122,7 +122,7 @@ def test_colours_mean_what_the_keys_say():
     # without a sign both ends look the same
     assert np.array_equal(colours.directions(across, signed=False), colours.directions(-across, signed=False))
     assert colours.directions(5 * across, signed=False)[0, 0] == pytest.approx([255, 0, 0])
-    inside, border, outside = colours.diverging(np.array([-3.0, 0.0, 3.0]), limit=3)
+    inside, border, outside = colours.diverging(np.array([-1.0, 0.0, 3.0]), 1, 3)
     assert inside[2] > inside[0]
     assert outside[0] > outside[2]
     assert border.min() > 240

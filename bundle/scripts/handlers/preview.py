@@ -16,6 +16,7 @@ from PIL import Image
 from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import write_atomically
+from scripts.handlers.preview_colours import key_colours
 from scripts.handlers.render import MAX_FRAMES, render_preview
 from scripts.handlers.run_directory import RunDirectory
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 4_000_000
 MILLISECONDS = 110
 MIN_FRAMES = 8
+NEAREST = Image.Resampling.NEAREST
 
 
 class PreviewHandler:
@@ -142,7 +144,10 @@ def _gif(frames: Sequence[Image.Image]) -> bytes:
     """Return an endless GIF; all frames share one palette, so that nothing flickers."""
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)]
     width, height = frames[0].size
-    sheet = Image.new("RGB", (width, height * len(chosen)))
+    # A strip of the keys' colours, so that small swatches do not lose theirs to the pictures.
+    strip = Image.fromarray(key_colours().astype(np.uint8)[None]).resize((width, height // 8), NEAREST)
+    sheet = Image.new("RGB", (width, height * len(chosen) + strip.height))
+    sheet.paste(strip, (0, height * len(chosen)))
     for place, frame in enumerate(chosen):
         sheet.paste(frame, (0, place * height))
     palette = sheet.quantize(colors=255, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)

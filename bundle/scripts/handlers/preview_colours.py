@@ -36,6 +36,7 @@ SEQUENTIAL = np.array(
     [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)],
     np.float32,
 )
+AXES = ((255, 60, 60), (60, 220, 60), (90, 110, 255))
 UNKNOWN, UNKNOWN_STRIPE = 24.0, 58.0
 OVERLAY = 0.75
 
@@ -45,6 +46,12 @@ def through(anchors: np.ndarray, values: np.ndarray) -> np.ndarray:
     position = np.clip(np.nan_to_num(values), 0, 1) * (len(anchors) - 1)
     steps = np.arange(len(anchors))
     return np.stack([np.interp(position, steps, anchors[:, c]) for c in range(3)], axis=-1).astype(np.float32)
+
+
+def key_colours() -> np.ndarray:
+    """Return the colours (n, 3) that keys are made of."""
+    ramps = [through(anchors, np.linspace(0, 1, 24)) for anchors in (DIVERGING, SEQUENTIAL)]
+    return np.concatenate([*ramps, PALETTE, np.array(AXES, np.float32)])
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -62,9 +69,9 @@ def overlay(base: np.ndarray, weights: np.ndarray, first: int = 0) -> np.ndarray
     return colours
 
 
-def diverging(values: np.ndarray, limit: float) -> np.ndarray:
-    """Return the colours of one channel (*spatial), white at 0, saturated at +-limit."""
-    return through(DIVERGING, values / (2 * limit) + 0.5)
+def diverging(values: np.ndarray, below: float, above: float) -> np.ndarray:
+    """Return the colours of one channel (*spatial), white at 0, saturated at -below and at +above."""
+    return through(DIVERGING, 0.5 + 0.5 * np.where(values < 0, values / below, values / above))
 
 
 def directions(vectors: np.ndarray, *, signed: bool) -> np.ndarray:

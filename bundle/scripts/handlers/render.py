@@ -148,9 +148,9 @@ def _target_panel(
         rows = colours.tensor_diagonal(given, limit), colours.tensor_diagonal(predicted, limit)
         key = ("axes", ("xx", "yy", "zz")[: 3 if len(predicted) == 6 else 2])
     elif kind == "distance":
-        limit = _distance_limit(given[0], known)
-        rows = colours.diverging(given[0], limit), colours.diverging(predicted[0], limit)
-        key = ("bar", f"-{limit:.3g}", f"+{limit:.3g}", colours.DIVERGING, "inside | outside")
+        limits = _distance_limits(given[0], known)
+        rows = colours.diverging(given[0], *limits), colours.diverging(predicted[0], *limits)
+        key = ("bar", f"-{limits[0]:.3g}", f"+{limits[1]:.3g}", colours.DIVERGING, "inside | outside")
     else:
         low, high = np.percentile(given[0][known] if known.any() else given[0], (1, 99))
         span = max(high - low, 1e-6)
@@ -177,11 +177,13 @@ def _limit(values: np.ndarray, known: np.ndarray) -> float:
     return max(float(np.percentile(shown, 99)), 1e-6) if shown.size else 1.0
 
 
-def _distance_limit(distance: np.ndarray, known: np.ndarray) -> float:
-    """Return where the colours of a signed distance end: three times the shallower side shows thin sheets."""
-    sides = [side[side > 0] for side in (distance[known], -distance[known])]
-    depths = [float(np.percentile(side, 99)) for side in sides if side.size]
-    return max(min(max(depths), 3 * min(depths)), 1e-6) if depths else 1.0
+def _distance_limits(distance: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """Return the depths inside and outside at which colours saturate, so that thin sheets have an inside."""
+    sides = (-distance[known], distance[known])
+    inside, outside = (
+        float(np.percentile(side[side > 0], 99)) if (side > 0).any() else 0.0 for side in sides
+    )
+    return inside or outside or 1.0, outside or inside or 1.0
 
 
 def _frame(panels: Sequence[Panel], index: int, title: str, caption: str, max_width: int) -> Image.Image:
@@ -260,7 +262,7 @@ def _draw_key(
             (left + 30, top + 12), _shortened(text, column - 30, 11), fill=FAINT, font=small, anchor="lm"
         )
     elif key[0] == "axes":
-        for number, (name, colour) in enumerate(zip(key[1], ((255, 60, 60), (60, 220, 60), (90, 110, 255)))):
+        for number, (name, colour) in enumerate(zip(key[1], colours.AXES)):
             x = left + number * 38
             draw.rectangle((x, top + 1, x + 9, top + 10), fill=colour)
             draw.text((x + 14, top + 6), name, fill=FAINT, font=small, anchor="lm")
