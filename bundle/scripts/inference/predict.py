@@ -39,7 +39,7 @@ OpenBox = tuple[tuple[int | None, int | None], ...]
 """Start and stop of each spatial axis, None for the volume's own."""
 PARTIAL_SUMS_BYTES = 1 << 24
 """Memory for partial sums; more goes to a temporary file beside the output."""
-LEAST_CACHE_BYTES = 1 << 25
+LEAST_CACHE_BYTES = 3 << 23
 MOST_CACHE_BYTES = 1 << 30
 """Memory for decoded input chunks: the least, and the most where chunks are large."""
 
@@ -332,6 +332,7 @@ def predict_volume(
     try:
         with block_cache_of(budget):
             counts = _run(plan, state, arrays, reader, network, stored, request.workers, progress)
+        arrays.build_pyramid(request.workers)
         extra = {"corrupt": [list(map(list, box)) for box in reader.corrupt]}
         if job.export is None:
             state.complete(extra)
@@ -401,7 +402,6 @@ def _run(
             workers=workers,
             progress=progress,
         )
-    arrays.build_pyramid(workers)
     return counts
 
 
