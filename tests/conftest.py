@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("VOLUMEN_DATA", ROOT.parent / "shared" / "data"))
 
 torch.set_num_threads(1)
+# Machines are shared, so an example may take any time; the same examples everywhere, so a failure is everyone's.
+settings.register_profile("volumen", deadline=None, derandomize=True)
+settings.load_profile("volumen")
 
 
 @pytest.fixture

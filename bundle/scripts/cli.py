@@ -107,7 +107,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--batch-size", type=int, metavar="N", help="patches per step (default: 2)")
     training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
     training.add_argument("--steps-per-epoch", type=int, metavar="N", help="steps per epoch (default: 250)")
-    training.add_argument("--val-steps", type=int, metavar="N", help="batches per validation (default: 50)")
+    training.add_argument(
+        "--val-steps", type=int, metavar="N", help="batches of windows per validation (default: 50)"
+    )
     training.add_argument(
         "--seed", type=int, metavar="N", help="seed of split, weights and sampling (default: 0)"
     )

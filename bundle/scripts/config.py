@@ -351,8 +351,8 @@ class ConfigManager:
         return None if steps is None else steps * self.tr_config.batch_size * self.world_size
 
     @property
-    def validation_samples(self) -> int | None:
-        """Validation patches per validation; None: all of them."""
+    def validation_windows(self) -> int | None:
+        """Windows per validation; None: the whole validation part."""
         steps = self.tr_config.max_val_steps_per_epoch
         return None if steps is None else steps * self.tr_config.batch_size
 

@@ -42,7 +42,9 @@ class TrainingSetup:
     ] = False
     ckpt_out_base: Annotated[
         str | None,
-        Field(description="Output folder where `-o` is not given; the run goes to its subfolder `model_name`."),
+        Field(
+            description="Output folder where `-o` is not given; the run goes to its subfolder `model_name`."
+        ),
     ] = None
     checkpoint_path: Annotated[
         str | None,
@@ -102,7 +104,8 @@ class TrainingConfig:
         Positive | None, Field(description="Steps per epoch; null: one pass over the valid patches.")
     ] = 250
     max_val_steps_per_epoch: Annotated[
-        Positive | None, Field(description="Validation batches per validation; null: all of them.")
+        Positive | None,
+        Field(description="Batches of windows per validation; null: the whole validation part."),
     ] = 50
     num_dataloader_workers: Annotated[
         Count | None,

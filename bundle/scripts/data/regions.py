@@ -1,0 +1,137 @@
+"""The validation part as blocks that cover it without overlap, for sliding-window validation."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from scripts.data.boxes import Box
+from scripts.data.dataset import SampleError
+from scripts.data.patches import PatchLocation
+
+logger = logging.getLogger(__name__)
+
+# A block's outputs are held for all heads at once: 16 MiB a channel.
+MOST_BLOCK_VOXELS = 1 << 22
+
+
+class RegionDataset(Dataset):
+    """Blocks of the validation regions, each voxel in one block, the same in every epoch.
+
+    A block is up to two patches wide along every axis, as memory allows, so that a sliding window blends inside it.
+    Blocks without any label that counts (no voxel of a mask above 0; without a mask, no label but 0 and the ignore
+    label) are left out.
+
+    Args:
+        cases: opened cases (`OpenCase`).
+        boxes: validation regions by case name.
+        transform: called with {"case": OpenCase, "location": PatchLocation}; reads the whole location.
+        patch_size: the network's window, voxels per axis.
+        targets: labelled targets.
+        ignore_labels: label value that means unknown, by target.
+        most_windows: about how many windows all blocks together may hold; None: no limit. Blocks are then chosen at
+            random once, but at least one.
+        seed: of that choice.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Any],
+        boxes: Mapping[str, Sequence[Box]],
+        transform: Callable[[dict], Any],
+        *,
+        patch_size: Sequence[int],
+        targets: Sequence[str],
+        ignore_labels: Mapping[str, int | None] | None = None,
+        most_windows: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.cases = list(cases)
+        self.transform = transform
+        blocks = [
+            PatchLocation(number, tuple(a for a, _ in block), tuple(b - a for a, b in block), box)
+            for number, case in enumerate(self.cases)
+            for box in boxes.get(case.name, ())
+            for block in cut(box, block_size(patch_size))
+        ]
+        self.locations = self._choose(blocks, targets, ignore_labels or {}, patch_size, most_windows, seed)
+        logger.info("validation: %d regions, %d of them labelled and used", len(blocks), len(self.locations))
+        if blocks and not self.locations:
+            logger.warning("validation: no region holds a label, so there will be no scores")
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    def __getitem__(self, index: int) -> Any:
+        location = self.locations[index]
+        case = self.cases[location.case]
+        try:
+            return self.transform({"case": case, "location": location})
+        except Exception as error:
+            raise SampleError(
+                case.image.path, f"the region at {location.start} of size {location.size} failed ({error})"
+            ) from error
+
+    def _choose(
+        self,
+        blocks: Sequence[PatchLocation],
+        targets: Sequence[str],
+        ignore: Mapping[str, int | None],
+        patch_size: Sequence[int],
+        most: int | None,
+        seed: int,
+    ) -> list[PatchLocation]:
+        """Keep labelled blocks, in random order, until they hold as many windows as allowed."""
+        chosen: list[PatchLocation] = []
+        windows = 0
+        for number in np.random.default_rng(seed).permutation(len(blocks)):
+            if most is not None and windows >= most:
+                break
+            block = blocks[number]
+            if any(is_labelled(self.cases[block.case], block, name, ignore.get(name)) for name in targets):
+                chosen.append(block)
+                windows += window_count(block.size, patch_size)
+        return chosen
+
+
+def block_size(patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the largest block for a patch: two patches along as many axes, from the last, as memory allows."""
+    size = [int(extent) for extent in patch_size]
+    for axis in reversed(range(len(size))):
+        if 2 * math.prod(size) <= MOST_BLOCK_VOXELS:
+            size[axis] *= 2
+    return tuple(size)
+
+
+def cut(box: Box, largest: Sequence[int]) -> Iterator[Box]:
+    """Cut a box into blocks of nearly equal size, none larger than `largest` along any axis."""
+    spans = []
+    for (start, stop), most in zip(box, largest, strict=True):
+        pieces = max(1, math.ceil((stop - start) / most))
+        edges = [start + (stop - start) * piece // pieces for piece in range(pieces + 1)]
+        spans.append(list(itertools.pairwise(edges)))
+    yield from itertools.product(*spans)
+
+
+def window_count(size: Sequence[int], patch_size: Sequence[int]) -> int:
+    """Return how many windows, each half over the next, a block takes."""
+    return math.prod(
+        1 + math.ceil(max(0, extent - patch) / max(1, patch // 2)) for extent, patch in zip(size, patch_size)
+    )
+
+
+def is_labelled(case: Any, block: PatchLocation, target: str, ignore: int | None) -> bool:
+    """Whether any voxel of a block is labelled for a target."""
+    region = tuple(slice(start, start + size) for start, size in zip(block.start, block.size))
+    if target not in case.labels:
+        return False
+    if target in case.masks:
+        return bool((case.masks[target].read(region) > 0).any())
+    label = case.labels[target].read(region)
+    return bool(((label != 0) & (label != ignore)).any()) if ignore is not None else bool(label.any())

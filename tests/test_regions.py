@@ -1,0 +1,85 @@
+"""Validation blocks cover the regions once, keep to what is labelled, and predict as one window would."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripts.data.layout import OpenCase
+from scripts.data.regions import RegionDataset, block_size, cut, window_count
+from scripts.data.volumes import ArrayVolume
+from scripts.inference.windows import PredictPlan
+
+
+def case(label: np.ndarray, mask: np.ndarray | None = None) -> OpenCase:
+    volumes = {"ink": ArrayVolume(label)}
+    masks = {} if mask is None else {"ink": ArrayVolume(mask)}
+    return OpenCase("a", ArrayVolume(label), volumes, masks, (1.0,) * label.ndim)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 90)), min_size=2, max_size=3),
+    st.lists(st.integers(1, 40), min_size=3, max_size=3),
+)
+def test_blocks_cover_a_box_once_and_none_is_too_large(spans, largest):
+    box = tuple((start, start + extent) for start, extent in spans)
+    shape = [stop for _, stop in box]
+    covered = np.zeros(shape, dtype=int)
+    for block in cut(box, largest[: len(box)]):
+        covered[tuple(slice(a, b) for a, b in block)] += 1
+        assert all(b - a <= most for (a, b), most in zip(block, largest))
+    inside = tuple(slice(a, b) for a, b in box)
+    assert (covered[inside] == 1).all()
+    assert covered.sum() == math.prod(extent for _, extent in spans)
+
+
+@pytest.mark.parametrize(
+    ("patch", "block"), [((64,) * 3, (128,) * 3), ((192,) * 3, (192,) * 3), ((256, 256), (512, 512))]
+)
+def test_a_block_is_as_large_as_memory_allows(patch, block):
+    assert block_size(patch) == block
+
+
+@given(st.tuples(*[st.integers(1, 70)] * 3), st.tuples(*[st.integers(2, 24)] * 3))
+def test_windows_are_counted_as_they_are_planned(size, patch):
+    assert window_count(size, patch) >= len(list(PredictPlan(size, patch, 0.5).batches()))
+
+
+def test_only_labelled_blocks_are_kept():
+    label = np.zeros((32, 64), np.uint8)
+    label[:8, :8] = 1
+    label[20:, 60:] = 9
+    boxes = {"a": [((0, 32), (0, 64))]}
+    found = RegionDataset(
+        [case(label)], boxes, lambda s: s, patch_size=(8, 8), targets=["ink"], ignore_labels={"ink": 9}
+    )
+    assert [location.start for location in found.locations] == [(0, 0)]
+    mask = np.zeros_like(label)
+    mask[20:, 40:] = 1
+    found = RegionDataset([case(label, mask)], boxes, lambda s: s, patch_size=(8, 8), targets=["ink"])
+    assert {location.start for location in found.locations} == {(16, 32), (16, 48)}
+
+
+def test_the_limit_keeps_at_least_one_block_and_is_fixed_by_the_seed():
+    label = np.ones((64, 64), np.uint8)
+    boxes = {"a": [((0, 64), (0, 64))]}
+
+    def starts(most, seed=0):
+        data = RegionDataset(
+            [case(label)],
+            boxes,
+            lambda s: s,
+            patch_size=(8, 8),
+            targets=["ink"],
+            most_windows=most,
+            seed=seed,
+        )
+        return [location.start for location in data.locations]
+
+    assert len(starts(1)) == 1
+    assert len(starts(18)) == 2
+    assert starts(18) == starts(18)
+    assert len(starts(None)) == 16
