@@ -102,16 +102,16 @@ def _mean_axis(x: Tensor, factor: tuple[int, ...]) -> Tensor:
     not, there is no direction to find.
     """
     size = len(factor)
-    rows, columns = torch.triu_indices(size, size).tolist()
     groups = direction_groups(x)
-    outer = _pool_mean((groups[:, :, rows] * groups[:, :, columns]).flatten(1, 2), factor).unflatten(
-        1, (-1, len(rows))
-    )
-    entry = {pair: k for k, pair in enumerate(zip(rows, columns, strict=True))}
+    outer = {
+        (i, j): _pool_mean(groups[:, :, i] * groups[:, :, j], factor)
+        for i in range(size)
+        for j in range(i, size)
+    }
     axis = direction_groups(_pick_middle(x, factor))
     for _ in range(POWER_ITERATIONS):
         turned = [
-            sum(outer[:, :, entry[min(i, j), max(i, j)]] * axis[:, :, j] for j in range(size))
+            torch.stack([outer[min(i, j), max(i, j)] * axis[:, :, j] for j in range(size)]).sum(dim=0)
             for i in range(size)
         ]
         axis = _unit(torch.stack(turned, dim=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,8 +69,12 @@ def gaussian_sum(x: Tensor, sigma: Sequence[float]) -> Tensor:
     Products with banded matrices: depth-wise 3D convolutions are several times slower on a CPU.
     """
     for axis, width in enumerate(sigma, start=2):
-        matrix = gaussian_matrix(x.shape[axis], width, x)
-        x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
+        shape, size = x.shape, x.shape[axis]
+        matrix = gaussian_matrix(size, width, x)
+        after = math.prod(shape[axis + 1 :])
+        # Products on views of the contiguous array; moving the axis first would copy it twice.
+        rows = x.reshape(-1, size) @ matrix if after == 1 else matrix @ x.reshape(-1, size, after)
+        x = rows.reshape(shape)
     return x
 
 
