@@ -31,7 +31,8 @@ def unpack(components):
 def solve(components, min_gap=1e-3):
     kernel = eigen_kernels.smallest_axis_2d if len(components) == 3 else eigen_kernels.smallest_axis_3d
     valid = np.ones(components.shape[1], bool)
-    axes = kernel(components, valid, min_gap)
+    axes = np.empty((2 if len(components) == 3 else 3, components.shape[1]), np.float32)
+    kernel(components, valid, min_gap, axes)
     return axes[::-1].T.astype(np.float64), valid
 
 

@@ -9,7 +9,7 @@ from scripts.transforms.jit import compiled
 
 
 @compiled
-def smallest_axis_3d(tensor, valid, min_gap):
+def smallest_axis_3d(tensor, valid, min_gap, out):
     """Unit eigenvector of the smallest eigenvalue of symmetric 3 x 3 tensors, in float64.
 
     With A = mean I + p B (B of zero trace, |B|^2 = 6) the eigenvalues of B are the roots of
@@ -25,13 +25,11 @@ def smallest_axis_3d(tensor, valid, min_gap):
         valid: bool (N,), set to False where the two smallest eigenvalues differ by less than `min_gap` times
             the largest: the axis is undefined there. Vectors are 0 where it is False.
         min_gap: see above, positive.
-
-    Returns:
-        float32 (3, N), order (x, y, z), sign such that the first component of (z, y, x) that is not 0 is
-        positive.
+        out: float32 (3, N), overwritten: order (x, y, z), sign such that the first component of (z, y, x)
+        that
+            is not 0 is positive.
     """
     count = tensor.shape[1]
-    out = np.zeros((3, count), np.float32)
     # Blocks pass through one small buffer, within which the compiler sees that reads and writes do not
     # overlap: it vectorises.
     work = np.zeros((10, 64), np.float64)
@@ -42,6 +40,7 @@ def smallest_axis_3d(tensor, valid, min_gap):
             wanted |= valid[begin + i]
             work[9, i] = 1.0 if valid[begin + i] else 0.0
         if not wanted:
+            out[:, begin : begin + size] = np.float32(0)
             continue
         for row in range(6):
             for i in range(size):
@@ -134,15 +133,13 @@ def smallest_axis_3d(tensor, valid, min_gap):
         for row in range(3):
             for i in range(size):
                 out[row, begin + i] = work[6 + row, i]
-    return out
 
 
 @compiled
-def smallest_axis_2d(tensor, valid, min_gap):
+def smallest_axis_2d(tensor, valid, min_gap, out):
     """`smallest_axis_3d` for 2 x 2 tensors (yy, yx, xx): float32 (3, N) in, (2, N) out in the order (x,
     y)."""
     count = tensor.shape[1]
-    out = np.zeros((2, count), np.float32)
     for i in range(count):
         yy = np.float64(tensor[0, i])
         yx = np.float64(tensor[1, i])
@@ -160,4 +157,3 @@ def smallest_axis_2d(tensor, valid, min_gap):
         valid[i] = good
         out[0, i] = sign * e1
         out[1, i] = sign * e0
-    return out

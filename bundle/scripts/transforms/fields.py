@@ -150,15 +150,23 @@ def smooth(
     if in_volume is None:
         return _filter(field, sigma, spacing, region, _fit_line)
     out = np.ascontiguousarray(field * in_volume, dtype=np.float32)
-    shape = field.shape
     for axis, (step, radius) in enumerate(zip(spacing, gaussian_radius(sigma, spacing))):
         if radius:
             kernel = _gaussian(sigma * min(spacing) / step, radius).astype(np.float32)
-            lines = (int(np.prod(shape[:axis], dtype=int)), shape[axis], -1)
-            inside = np.ascontiguousarray(in_volume).reshape(lines)
-            out = filter_kernels.regress_lines(out.reshape(lines), inside, kernel)
-    out = out.reshape(shape)
+            out = _regress_axis(out, in_volume, kernel, axis)
     return out if region is None else out[region]
+
+
+def _regress_axis(field: np.ndarray, inside: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
+    # The kernel runs fast along the last axis: lines along that one are laid across it.
+    order = (field.ndim - 1, *range(field.ndim - 1)) if axis == field.ndim - 1 else tuple(range(field.ndim))
+    moved, mask = field.transpose(order), np.ascontiguousarray(inside.transpose(order))
+    axis = order.index(axis)
+    lines = (int(np.prod(moved.shape[:axis], dtype=int)), moved.shape[axis], -1)
+    out = filter_kernels.regress_lines(
+        np.ascontiguousarray(moved).reshape(lines), mask.reshape(lines), kernel
+    )
+    return np.ascontiguousarray(out.reshape(moved.shape).transpose(np.argsort(order)))
 
 
 def volume_weight(
@@ -194,9 +202,11 @@ def smooth_products(
     filters = _axis_filters(slope.shape[1:], sigma, spacing, region, border)
     volume = np.ascontiguousarray(slope.reshape(len(slope), *three_axes(slope.shape[1:])))
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
-    planes = filter_kernels.filter_product_planes(volume, weights_y, first_y, weights_x, first_x)
+    size = (ndim * (ndim + 1) // 2, volume.shape[1], len(weights_y), weights_x.shape[1])
+    planes = np.empty(size, np.float32)
+    filter_kernels.filter_product_planes(volume, weights_y, first_y, weights_x, first_x, planes)
     if ndim == 3:
-        planes = filter_kernels.filter_depth(planes, weights_z, first_z)
+        planes = _filter_depth(planes, weights_z, first_z)
     tensor = planes.reshape(len(planes), *planes.shape[-ndim:])
     if in_volume is not None:
         tensor *= volume_weight(in_volume, sigma, spacing, region)
@@ -228,7 +238,8 @@ def gradient(
     stops = np.array([1] * flat + [part.stop for part in region])
     inverse = np.array([1.0] * flat + [1 / size for size in spacing], np.float32)
     volume = np.ascontiguousarray(field, dtype=np.float32).reshape(three_axes(field.shape))
-    out = filter_kernels.central_differences(volume, starts, stops, inverse)
+    out = np.empty((3, *(stops - starts)), np.float32)
+    filter_kernels.central_differences(volume, starts, stops, inverse, out)
     return out[flat:].reshape(field.ndim, *out.shape[1 + flat :])
 
 
@@ -252,7 +263,8 @@ def surface_normals(
     """
     good = valid & (np.abs(signed) < np.float32(reach))
     flat = np.ascontiguousarray(slope).reshape(len(slope), -1)
-    normals = filter_kernels.unit_vectors(flat, good.reshape(-1), np.float32(MIN_GRADIENT))
+    normals = np.empty(flat.shape, np.float32)
+    filter_kernels.unit_vectors(flat, good.reshape(-1), np.float32(MIN_GRADIENT), normals)
     return normals.reshape(slope.shape), good
 
 
@@ -363,10 +375,17 @@ def _filter(
     filters = _axis_filters(field.shape, sigma, spacing, region, border)
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
     volume = np.ascontiguousarray(field, dtype=np.float32).reshape(three_axes(field.shape))
-    out = filter_kernels.filter_planes(volume, weights_y, first_y, weights_x, first_x)
+    out = np.empty((volume.shape[0], len(weights_y), weights_x.shape[1]), np.float32)
+    filter_kernels.filter_planes(volume, weights_y, first_y, weights_x, first_x, out)
     if field.ndim == 3:
-        out = filter_kernels.filter_depth(out[None], weights_z, first_z)[0]
+        out = _filter_depth(out[None], weights_z, first_z)[0]
     return out.reshape(out.shape[-field.ndim :])
+
+
+def _filter_depth(planes: np.ndarray, weights: np.ndarray, first: int) -> np.ndarray:
+    out = np.empty((len(planes), len(weights), *planes.shape[2:]), np.float32)
+    filter_kernels.filter_depth(planes, weights, first, out)
+    return out
 
 
 def _axis_filters(

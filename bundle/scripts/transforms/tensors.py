@@ -61,5 +61,6 @@ def smallest_axis(
     good = np.array(valid, dtype=bool).reshape(-1)
     flat = np.ascontiguousarray(tensor.reshape(len(tensor), -1))
     solve = eigen_kernels.smallest_axis_2d if len(tensor) == 3 else eigen_kernels.smallest_axis_3d
-    axes = solve(flat, good, min_gap)
+    axes = np.empty((2 if len(tensor) == 3 else 3, flat.shape[1]), np.float32)
+    solve(flat, good, min_gap, axes)
     return axes.reshape(-1, *shape), good.reshape(shape)
