@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, resolve_out_channels
-from scripts.networks.operations import activation_name, norm_name
+from scripts.networks.operations import InstanceNorm, activation_name, norm_name
 from scripts.networks.planning import plan_network
 
 HEADS = {
@@ -182,9 +182,9 @@ def test_the_options_leave_their_mark():
     def kinds(**options):
         return [type(module).__name__ for module in small(**options).modules()]
 
-    assert "InstanceNorm3d" in kinds()
+    assert "InstanceNorm" in kinds()
     assert "LeakyReLU" in kinds()
-    assert "InstanceNorm3d" not in kinds(norm_op="batch")
+    assert "InstanceNorm" not in kinds(norm_op="batch")
     assert "Dropout3d" in kinds(dropout_op="dropout")
     assert "Dropout" in kinds(dropout_op="nn.Dropout")
     assert "ChannelSELayer" in kinds(squeeze_excitation=True)
@@ -195,8 +195,34 @@ def test_the_options_leave_their_mark():
         for m in small(conv_bias=False).encoder.modules()
         if hasattr(m, "kernel_size") and hasattr(m, "bias")
     )
-    norm = next(m for m in small().modules() if isinstance(m, torch.nn.InstanceNorm3d))
+    norm = next(m for m in small().modules() if isinstance(m, InstanceNorm))
     assert (norm.eps, norm.affine) == (1e-5, True)
+
+
+def test_instance_normalisation_is_exact_far_from_zero_in_any_memory_format():
+    x = 300 + torch.randn(2, 8, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = torch.nn.functional.instance_norm(x.double()).float()
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        assert torch.allclose(InstanceNorm(8)(x.to(memory_format=layout)), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5, 3), (2, 6, 7, 5)])
+def test_instance_normalisation_is_pytorchs(shape):
+    ours, theirs = (
+        InstanceNorm(6),
+        (torch.nn.InstanceNorm2d, torch.nn.InstanceNorm3d)[len(shape) - 4](6, affine=True),
+    )
+    with torch.no_grad():
+        for weight in (ours.weight, ours.bias):
+            weight.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(shape, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    assert torch.allclose(ours(x), theirs(y), atol=1e-5)
+    ours(x).square().sum().backward()
+    theirs(y).square().sum().backward()
+    assert torch.allclose(x.grad, y.grad, atol=1e-4)
+    assert torch.allclose(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_a_new_residual_block_passes_its_input_on():

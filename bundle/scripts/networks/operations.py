@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from monai.networks.layers.factories import Act
+from monai.networks.layers.factories import Act, Norm
 from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional
 
+INSTANCE = "instance_by_device"
 INSTANCE_KWARGS = {"eps": 1e-5, "affine": True}
 LEAKY_KWARGS = {"negative_slope": 0.01, "inplace": True}
 GROUPS = 8
@@ -74,7 +75,7 @@ class Operations:
             return None
         kwargs = dict(self.norm_op_kwargs)
         if name == "instance":
-            return "instance", {**INSTANCE_KWARGS, **kwargs}
+            return INSTANCE, {**INSTANCE_KWARGS, **kwargs}
         if name in ("group", "layer"):
             # A layer norm over channels and space is a group norm of one group, for any patch size.
             groups = 1 if name == "layer" else kwargs.pop("num_groups", GROUPS)
@@ -107,6 +108,33 @@ class Operations:
         probability = float(self.dropout_op_kwargs.get("p", 0.5))
         by_voxel = str(self.dropout_op).endswith("Dropout")
         return (probability, 1 if by_voxel else spatial_dims) if probability > 0 else None
+
+
+class InstanceNorm(nn.GroupNorm):
+    """Instance normalisation, computed by the kernel that is fastest on the input's device.
+
+    On a CPU that is PyTorch's group normalisation with a group per channel: forward and backward take about 0.6
+    of the time of `nn.InstanceNorm3d`, whose output is a view, which an activation in place must first copy.
+    On CUDA autocast would run it in float32, and for channels-last inputs its variance is inexact (0.2 off at a
+    mean of 100 standard deviations), hence the kernel of `nn.InstanceNorm3d` there. The weights have the names
+    of either. Shape (B, num_features, *spatial), any number of spatial axes.
+
+    Args:
+        num_features: channels.
+        eps: added to the variance.
+        affine: whether each channel has a learnt scale and shift.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features, num_features, eps=eps, affine=affine)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cuda or not input.is_contiguous():
+            return functional.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
+        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+Norm.add_factory_callable(INSTANCE, lambda spatial_dims: InstanceNorm)
 
 
 class GatedUnit(nn.Module):
