@@ -56,8 +56,8 @@ def _toy(scales: dict[str, float], **kwargs) -> tuple[MultiTaskLoss, torch.nn.Li
         {n: {"kind": "field", "losses": [{"name": "MSELoss", "weight": s}]} for n, s in scales.items()},
         balancing="gradnorm",
         balancing_kwargs=kwargs,
+        shared_parameters=shared.parameters(),
     )
-    loss.balancing.set_shared_parameters(list(shared.parameters()))
     truth = {n: torch.randn(64, 1, 1, 1) for n in scales}
     return loss, shared, truth, x
 

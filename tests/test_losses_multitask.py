@@ -240,11 +240,12 @@ def test_a_loss_of_one_s_own_is_registered_by_name():
 @pytest.mark.parametrize("balancing", ["fixed", "uncertainty"])
 def test_the_sum_runs_on_another_device_without_waiting_for_it(balancing):
     outputs, batch = _batch()
-    loss = MultiTaskLoss(TARGETS, balancing=balancing).to("meta")
+    loss = MultiTaskLoss(TARGETS, balancing=balancing, device="meta")
     elsewhere = {n: [x.detach().to("meta").requires_grad_() for x in levels] for n, levels in outputs.items()}
     total = loss(elsewhere, {n: x.to("meta") for n, x in batch.items()})
     assert total.device.type == "meta"
     total.backward()
+    assert all(x.grad is not None for x in loss.parameters())
 
 
 @pytest.mark.parametrize(

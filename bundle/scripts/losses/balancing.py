@@ -208,11 +208,11 @@ def build_balancing(
     unknown = [key for key in kwargs if key not in allowed]
     if unknown:
         raise VolumenError(
-            "tr_config.loss_balancing_kwargs",
+            "loss#balancing_kwargs",
             expected=", ".join(allowed) or f"no arguments for {name}",
             found=", ".join(unknown),
         )
     try:
         return BALANCINGS[name](kinds, weights, **kwargs)
     except (TypeError, ValueError) as error:
-        raise VolumenError("tr_config.loss_balancing_kwargs", str(error)) from error
+        raise VolumenError("loss#balancing_kwargs", str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,6 +65,8 @@ class MultiTaskLoss(nn.Module):
         balancing: "fixed", "uncertainty" or "gradnorm", see `scripts.losses.balancing`.
         spacing: voxel size in spatial order, for losses that measure distances.
         balancing_kwargs: arguments of the balancing.
+        shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.
+        device: where the outputs will be; without it the first step moves what is elsewhere.
 
     Attributes:
         components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
@@ -82,6 +85,8 @@ class MultiTaskLoss(nn.Module):
         balancing: str = "fixed",
         spacing: Sequence[float] | None = None,
         balancing_kwargs: Mapping[str, Any] | None = None,
+        shared_parameters: Iterable[nn.Parameter] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if not targets:
@@ -98,6 +103,10 @@ class MultiTaskLoss(nn.Module):
         for name, target in targets.items():
             self._add(name, target, targets, None if spacing is None else tuple(spacing))
         self.balancing = self._balancing(balancing, dict(balancing_kwargs or {}))
+        if shared_parameters is not None:
+            self.set_shared_parameters(shared_parameters)
+        if device is not None:
+            self.to(device)
 
     def _add(
         self, name: str, target: Mapping[str, Any], targets: Mapping[str, Mapping], spacing: Any
@@ -159,6 +168,7 @@ class MultiTaskLoss(nn.Module):
         Raises:
             VolumenError: an output or a batch entry of a target is missing, or labels are no classes of it.
         """
+        self._follow(outputs)
         self.components = {}
         values: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
@@ -174,6 +184,15 @@ class MultiTaskLoss(nn.Module):
         for name, factor in factors.items():
             self.components[f"{name}/weight"] = factor.detach()
         return total
+
+    def _follow(self, outputs: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+        """Move class weights and balancing to where the outputs are."""
+        first = next(iter(outputs.values()), None)
+        if first is None:
+            return
+        device = (first if isinstance(first, Tensor) else first[0]).device
+        if any(x.device != device for x in chain(self.parameters(), self.buffers())):
+            self.to(device)
 
     def _pyramid(self, name: str, batch: Mapping[str, Any]) -> _Pyramid:
         if name not in batch:
