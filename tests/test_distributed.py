@@ -132,3 +132,20 @@ def _reduce(rank: int, out: Path) -> None:
 
 def test_values_are_summed_over_processes(tmp_path):
     assert in_two_processes(_reduce, tmp_path) == [0, 0]
+
+
+def _die(rank: int, out: Path) -> None:
+    from ignite.engine import Events
+
+    trainer = make_trainer(out, world=(rank, 2), epochs=3, batch_size=1)
+    if rank == 1:
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=6), lambda: os._exit(9))
+    trainer.run()
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_other(tmp_path):
+    codes = in_two_processes(_die, tmp_path / "out", timeout=60)
+    assert codes[0] != 0
+    assert codes[1] == 9
+    assert load_checkpoint(tmp_path / "out" / "toy" / "toy_1.pth")["epoch"] == 1

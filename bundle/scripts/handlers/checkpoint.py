@@ -257,15 +257,13 @@ class Checkpointer:
         return any(entry[1] == epoch for entry in self.ranking)
 
     def tidy(self) -> None:
-        """Bring the folder to the files that belong there: the newest, the best, nothing half done.
+        """Bring the folder to the checkpoints that belong there: the newest and the best.
 
         It may be repeated after a crash at any point. The best are linked before any epoch's file goes.
         """
         self._link_best()
         checkpoints = self.directory.checkpoints()
         for _, path in checkpoints[: -self.keep]:
-            path.unlink(missing_ok=True)
-        for path in self.directory.path.glob(f".{self.directory.model_name}_*.tmp"):
             path.unlink(missing_ok=True)
 
     def _set_aside_newer(self, epoch: int, resumed: Path) -> None:

@@ -177,9 +177,14 @@ class TensorBoardLog(_EpochLog):
         writer.flush()
 
     def _close(self) -> None:
-        if self.writer is not None:
+        if self.writer is None:
+            return
+        try:
             self.writer.close()
-            self.writer = None
+        except OSError as error:
+            # A full disk: the run has ended or is ending with its own message.
+            logger.warning("%s: the last points could not be written (%s)", self.directory.path, error)
+        self.writer = None
 
 
 class Speed:

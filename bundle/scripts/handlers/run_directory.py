@@ -16,6 +16,7 @@ from monai.engines import Workflow
 from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import writing_failed
+from scripts.handlers.faults import explain
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class RunDirectory:
             try:
                 self._create()
                 self._lock = self._acquire()
+                self._remove_half_written()
             except OSError as error:
                 self._remove_created()
                 raise writing_failed(self.path, error) from error
@@ -146,7 +148,10 @@ class RunDirectory:
 
     def _on_exception(self, engine: Workflow, error: BaseException) -> None:
         self.close(failed=True)
-        raise error
+        told = explain(error)
+        if told is error:
+            raise error
+        raise told from error
 
     def _content(self) -> list[Path]:
         return list(self.path.iterdir()) if self.path.is_dir() else []
@@ -155,7 +160,8 @@ class RunDirectory:
         name = path.name
         return (
             name == LOCK
-            or name.startswith((f"{self.model_name}_", f".{self.model_name}_"))
+            or (name.startswith(".") and name.endswith(".tmp"))
+            or name.startswith(f"{self.model_name}_")
             or name in ("metrics.csv", "tensorboard", "split.json")
         )
 
@@ -188,6 +194,11 @@ class RunDirectory:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         _locked_here.add(self.path.resolve())
         return descriptor
+
+    def _remove_half_written(self) -> None:
+        """Remove what a killed process was writing; the lock says that nobody writes now."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def _in_use(self, holder: str) -> VolumenError:
         return VolumenError(self.path, f"{holder} is training here", remedy="wait, or choose another name")

@@ -47,6 +47,7 @@ class StopOnSignal:
         self._former: dict[int, Any] = {}
         self._process = 0
         self._waiting = False
+        self._save_at_end = False
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Listen while the trainer runs."""
@@ -74,6 +75,9 @@ class StopOnSignal:
             self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _end(self, engine: SupervisedTrainer, *_: Any) -> None:
+        if self._save_at_end:
+            self._save_at_end = False
+            self._save(engine)
         for number, former in self._former.items():
             signal.signal(number, former)
         self._former = {}
@@ -109,7 +113,9 @@ class StopOnSignal:
     def _validating(self, engine: Workflow) -> None:
         # Processes need not validate equally many batches, so with several the validation is finished.
         if self.received is not None and not distributed.is_distributed():
-            self._save_and_exit()
+            # Saved when the trainer hears of it: until then the network may hold averaged weights.
+            self._save_at_end = True
+            raise SystemExit(128 + self.received)
 
     def _agreed(self) -> bool:
         """Whether to stop here: all processes at the same step."""
@@ -131,10 +137,13 @@ class StopOnSignal:
         assert self._trainer is not None
         assert self.received is not None
         self._waiting = False
-        path = self.checkpointer.save_interrupted(self._trainer)
+        self._save(self._trainer)
+        raise SystemExit(128 + self.received)
+
+    def _save(self, engine: SupervisedTrainer) -> None:
+        path = self.checkpointer.save_interrupted(engine)
         if path is not None:
             logger.warning("saved %s; go on with --resume", path)
-        raise SystemExit(128 + self.received)
 
 
 def ignore_signals(worker: int = 0) -> None:

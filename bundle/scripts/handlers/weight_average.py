@@ -50,6 +50,7 @@ class WeightAverage:
         if self.validator is not None:
             self.validator.add_event_handler(Events.STARTED, self._swap_in)
             self.validator.add_event_handler(Events.COMPLETED, self._swap_out)
+            self.validator.add_event_handler(Events.EXCEPTION_RAISED, self._swap_out_and_raise)
 
     def _start(self, engine: Engine) -> None:
         if not self.average:
@@ -80,6 +81,11 @@ class WeightAverage:
         if self._own is not None:
             self.network.load_state_dict(self._own)
             self._own = None
+
+    def _swap_out_and_raise(self, engine: Engine, error: BaseException) -> None:
+        # A signal in the middle of validation saves a checkpoint, which must hold the network's own weights.
+        self._swap_out(engine)
+        raise error
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the number of steps in it."""
