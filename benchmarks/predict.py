@@ -24,7 +24,8 @@ import torch
 import zarr
 from scripts.data.volumes import open_volume
 from scripts.inference.heads import Head
-from scripts.inference.predict import Job, PredictRequest, predict_volume
+from scripts.inference.jobs import Job
+from scripts.inference.predict import PredictRequest, predict_volume
 from scripts.inference.predictor import Predictor
 from scripts.networks.multihead import MultiHeadDynUNet
 from scripts.transforms.normalize import Normalizer

@@ -41,7 +41,8 @@ def child(image: str, output: str, overlap: float) -> None:
     import torch
     from scripts.data.volumes import open_volume
     from scripts.inference.heads import Head
-    from scripts.inference.predict import Job, PredictRequest, predict_volume
+    from scripts.inference.jobs import Job
+    from scripts.inference.predict import PredictRequest, predict_volume
     from scripts.inference.predictor import Predictor
     from scripts.transforms.normalize import Normalizer
     from torch import nn

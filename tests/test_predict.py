@@ -12,7 +12,8 @@ import zarr
 from prediction import blend_in_memory, make_predictor, save_checkpoint
 from scripts.data.volumes import ArrayVolume
 from scripts.errors import VolumenError
-from scripts.inference.predict import Job, PredictRequest, predict, predict_volume
+from scripts.inference.jobs import Job
+from scripts.inference.predict import PredictRequest, predict, predict_volume
 from scripts.inference.predictor import load_predictor, predict_array
 from scripts.inference.sliding import SlidingWindow
 

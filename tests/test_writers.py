@@ -22,8 +22,9 @@ from scripts.data.volumes import ArrayVolume, open_volume
 from scripts.errors import VolumenError
 from scripts.inference.command import add_predict_arguments, request_from
 from scripts.inference.heads import Head
+from scripts.inference.jobs import Job
 from scripts.inference.journal import STATE_FOLDER
-from scripts.inference.predict import Job, PredictRequest, predict, predict_volume
+from scripts.inference.predict import PredictRequest, predict, predict_volume
 from scripts.inference.predictor import load_predictor, predict_array
 from scripts.inference.results import Stored
 from scripts.inference.writers import ZarrOutput, level_factors
@@ -185,6 +186,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     assert content(Path(request.output)) == content(Path(whole.output))
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_with_the_same_bytes(scroll, tmp_path):
     request, _ = scroll
     whole = replace(request, output=str(tmp_path / "whole.zarr"))
@@ -192,7 +194,7 @@ def test_a_killed_process_goes_on_with_the_same_bytes(scroll, tmp_path):
     script = f"""
         import sys, time
         from pathlib import Path
-        import scripts.inference.predict as module
+        import scripts.inference.finish as module
         from scripts.inference.predict import PredictRequest, predict
         finish = module.BlockFinisher.__call__
         def slow(self, finished):
@@ -395,6 +397,7 @@ def test_a_coarser_constant_is_the_constant(kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"keep_largest": 0, "dtype": "labels"}, r"postprocess: expected min_size"),
         ({"targets": ("blood",)}, r"a target among ink, tissue, normals, found 'blood'"),
         ({"overlap": 1.0}, r"--overlap: expected a share"),
         ({"batch_size": 0}, r"--batch-size: expected at least 1"),
@@ -421,3 +424,43 @@ def test_a_checkpoint_cut_short_is_told(scroll):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(VolumenError, match="not a readable checkpoint"):
         predict(request)
+
+
+def test_labels_are_cleaned_after_prediction_and_after_an_interruption(scroll, tmp_path, monkeypatch):
+    from scipy import ndimage
+
+    request = replace(scroll[0], targets=("ink", "normals"), threshold=0.5, pyramid=False)
+    predict(replace(request, output=str(tmp_path / "raw.zarr")))
+    cleaned = replace(request, min_size=20, fill_holes=5)
+    predict(replace(cleaned, output=str(tmp_path / "whole.zarr")))
+    raw = zarr.open_array(tmp_path / "raw.zarr" / "ink" / "0", mode="r")[...]
+    holes, count = ndimage.label(raw == 0)
+    border = np.zeros_like(raw, bool)
+    border[1:-1, 1:-1, 1:-1] = True
+    for hole in range(1, count + 1):
+        where = holes == hole
+        if where.sum() <= 5 and border[where].all():
+            raw[where] = 1
+    labels, count = ndimage.label(raw)
+    small = np.flatnonzero(np.bincount(labels.reshape(-1)) < 20)
+    expected = raw * ~np.isin(labels, small)
+    np.testing.assert_array_equal(
+        zarr.open_array(tmp_path / "whole.zarr" / "ink" / "0", mode="r")[...], expected
+    )
+
+    def stop(*_):
+        raise Stop
+
+    monkeypatch.setattr(ZarrOutput, "write_channel", stop)
+    with pytest.raises(Stop):
+        predict(cleaned)
+    monkeypatch.undo()
+    assert predict(cleaned).volumes[0].windows == 0
+    assert content(Path(cleaned.output)) == content(tmp_path / "whole.zarr")
+
+
+def test_cleaning_needs_labels(scroll):
+    with pytest.raises(VolumenError, match="add --threshold or --dtype labels"):
+        predict(replace(scroll[0], min_size=5))
+    with pytest.raises(VolumenError, match="tissue has several classes"):
+        predict(replace(scroll[0], fill_holes=5, dtype="labels"))

@@ -11,7 +11,8 @@ from torch import nn
 
 from scripts.inference.command import tell
 from scripts.inference.evaluation import EvaluateRequest, Evaluation, evaluate
-from scripts.inference.predict import PredictReport, PredictRequest, image_paths, predict
+from scripts.inference.jobs import image_paths
+from scripts.inference.predict import PredictReport, PredictRequest, predict
 from scripts.inference.predictor import Predictor, load_predictor
 
 logger = logging.getLogger(__name__)

@@ -72,6 +72,21 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     result.add_argument("--threshold", type=float, help="write labels: 1 from this probability on")
     result.add_argument(
+        "--min-size", type=int, metavar="VOXELS", help="remove smaller components of labels (default: 0)"
+    )
+    result.add_argument(
+        "--keep-largest",
+        type=int,
+        metavar="N",
+        help="keep the N largest components of each class (default: all)",
+    )
+    result.add_argument(
+        "--fill-holes",
+        type=int,
+        metavar="VOXELS",
+        help="fill holes of up to this size in labels (default: 0)",
+    )
+    result.add_argument(
         "--format", choices=("zarr", "tif", "nifti"), help="format of the output (default: by its name)"
     )
     result.add_argument(

@@ -16,8 +16,8 @@ import numpy as np
 
 from scripts.errors import VolumenError
 from scripts.inference.heads import PROBABILITIES
+from scripts.inference.jobs import image_paths, volume_name
 from scripts.inference.journal import read_recipe, write_atomically
-from scripts.inference.predict import image_paths, volume_name
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume

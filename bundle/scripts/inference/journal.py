@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import VolumenError
+from scripts.inference.windows import Box
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,6 @@ class OutputState:
     Args:
         output: the output group's folder.
         recipe: what decides the result.
-        targets: names of the arrays that the prediction makes.
         blocks: blocks per axis.
         overwrite: whether an earlier prediction may be removed.
 
@@ -77,7 +77,6 @@ class OutputState:
         self,
         output: Path,
         recipe: Mapping[str, Any],
-        targets: tuple[str, ...],
         blocks: tuple[int, ...],
         *,
         overwrite: bool = False,
@@ -86,8 +85,8 @@ class OutputState:
         self.recipe = dict(recipe)
         self.folder = output / STATE_FOLDER
         self.done = np.zeros(blocks, dtype=bool)
+        self.corrupt: list[Box] = []
         self.finished = False
-        self._targets = targets
         self._journal: int | None = None
         self._settle(overwrite)
 
@@ -160,6 +159,8 @@ class OutputState:
         for line in lines:
             if line.isdigit() and int(line) < flat.size:
                 flat[int(line)] = True
+            elif line.startswith(b"corrupt "):
+                self.corrupt.append(tuple((start, stop) for start, stop in json.loads(line[8:])))
         if flat.any():
             logger.info("%s: going on after %d of %d blocks", self.output, int(flat.sum()), flat.size)
 
@@ -180,6 +181,14 @@ class OutputState:
         assert self._journal is not None
         flat = int(np.ravel_multi_index(block, self.done.shape))
         os.write(self._journal, b"%d\n" % flat)
+
+    def note_corrupt(self, box: Box) -> None:
+        """Note a box of the image that could not be read, once, however often the run is interrupted."""
+        assert self._journal is not None
+        if box not in self.corrupt:
+            os.write(self._journal, b"corrupt %s\n" % json.dumps(box).encode())
+            self.corrupt.append(box)
+            self.corrupt.sort()
 
     def complete(self, extra: Mapping[str, Any]) -> None:
         """Mark the prediction as finished: attributes first, then the state folder goes.

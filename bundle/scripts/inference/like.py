@@ -50,6 +50,7 @@ def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": recipe["dtype"],
         "threshold": recipe["threshold"],
         "compress": recipe["compress"],
+        **recipe["clean"],
         "pyramid": recipe["pyramid"],
         "on_corrupt": recipe["on_corrupt"],
         "axes": recipe["input"]["axes"],

@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from scripts.errors import VolumenError
-from scripts.inference.blending import BlockAccumulator, axis_weight_sums, divide_by_weights
-from scripts.inference.exports import DEFAULT_SUFFIX, FileExport, format_of
-from scripts.inference.heads import Head, split_channels
+from scripts.inference.blending import BlockAccumulator
+from scripts.inference.finish import BlockFinisher
+from scripts.inference.heads import Head
+from scripts.inference.jobs import Job, find_jobs, volume_name
 from scripts.inference.journal import OutputState
 from scripts.inference.like import check_same, recipe_of
+from scripts.inference.outputs import Outputs
+from scripts.inference.postprocess import CleaningRules
 from scripts.inference.precision import choose_device, choose_precision
 from scripts.inference.predictor import Predictor, WindowNetwork, load_predictor
 from scripts.inference.reader import WindowReader, cache_bytes
+from scripts.inference.recipe import make_recipe
 from scripts.inference.results import Stored
-from scripts.inference.stream import Finished, StreamCounts, stream
+from scripts.inference.stream import StreamCounts, stream
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
-from scripts.inference.writers import ZarrOutput
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
@@ -65,6 +65,9 @@ class PredictRequest:
         skip_empty: whether windows without contrast are left at 0.
         dtype: "uint8", "float16", "float32" or "labels".
         threshold: probability from which on a label is 1; setting it asks for labels.
+        min_size: label components of fewer voxels are removed.
+        keep_largest: label components kept of each class; None for all.
+        fill_holes: holes of up to this many voxels are filled in label maps of one class.
         compress: "zstd", "lz4", "gzip" or "none".
         pyramid: whether coarser levels are made.
         format: "zarr", "tif" or "nifti"; None to go by the output's name.
@@ -91,6 +94,9 @@ class PredictRequest:
     skip_empty: bool = True
     dtype: str = "uint8"
     threshold: float | None = None
+    min_size: int = 0
+    keep_largest: int | None = None
+    fill_holes: int = 0
     compress: str = "zstd"
     pyramid: bool = True
     format: str | None = None
@@ -167,109 +173,6 @@ class _Progress:
         self._tell(self._name, self._count, self.total)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One volume to predict.
-
-    Args:
-        image: the volume.
-        output: the OME-Zarr group, the one that is streamed into where files are wanted.
-        mask: volume that is predicted where it is not 0, or None.
-        export: the files wanted, or None for the group itself.
-    """
-
-    image: Volume
-    output: Path
-    mask: Volume | None = None
-    export: FileExport | None = None
-
-
-def find_jobs(request: PredictRequest, targets: tuple[str, ...]) -> list[Job]:
-    """Open the images of a request.
-
-    Args:
-        request: what to predict.
-        targets: names of the outputs.
-
-    Raises:
-        VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
-    """
-    from scripts.data.volumes import open_volume
-
-    images = image_paths(request.input)
-    single = images == [request.input]
-    kind, suffix = format_of(request.output, request.format)
-    if not single and suffix:
-        raise VolumenError(request.output, expected="a folder, since there are several images", found=suffix)
-    jobs = []
-    for path in images:
-        image = open_volume(path, axes=request.axes, level=request.level)
-        name = volume_name(path)
-        mask = None
-        if request.mask is not None:
-            mask_path = Path(request.mask) if single else _mask_of(Path(request.mask), name)
-            mask = open_volume(mask_path, ndim=len(image.shape))
-            if mask.shape != image.shape:
-                raise VolumenError(mask_path, expected=f"shape {image.shape}, as the image", found=mask.shape)
-        folder = Path(request.output)
-        if suffix:
-            folder, name = folder.parent, folder.name[: -len(suffix)]
-        if kind == "zarr":
-            jobs.append(Job(image, folder / f"{name}.zarr", mask))
-            continue
-        ending = suffix or DEFAULT_SUFFIX[kind]
-        export = FileExport(folder, name, targets, ending, plain=bool(suffix))
-        jobs.append(Job(image, export.working, mask, export))
-    if not jobs:
-        raise VolumenError(
-            request.input, "no image found", remedy="give an image, or a folder that holds some"
-        )
-    return jobs
-
-
-def image_paths(source: str) -> list[str]:
-    """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
-    from scripts.data.formats import detect_format
-
-    path = Path(source)
-    if "://" in source or not path.is_dir() or _is_zarr(path):
-        return [source]
-    folder = path / "images" if (path / "images").is_dir() else path
-    found = []
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        try:
-            detect_format(entry)
-        except VolumenError:
-            continue
-        found.append(str(entry))
-    return found
-
-
-def _is_zarr(path: Path) -> bool:
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"))
-
-
-def volume_name(path: str) -> str:
-    """Return an image's name without folder and format: "a/b.ome.zarr" gives "b"."""
-    name = path.rstrip("/").rsplit("/", 1)[-1]
-    for suffix in (".ome.zarr", ".ome.tiff", ".ome.tif", ".nii.gz"):
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return Path(name).stem if Path(name).suffix in (".zarr", ".tif", ".tiff", ".nii") else name
-
-
-def _mask_of(folder: Path, name: str) -> Path:
-    matches = sorted(p for p in folder.iterdir() if volume_name(str(p)) == name)
-    matches = matches or sorted(p for p in folder.iterdir() if volume_name(str(p)).startswith(f"{name}_"))
-    if len(matches) != 1:
-        raise VolumenError(
-            folder, expected=f"one mask named {name} or {name}_...", found=[p.name for p in matches] or "none"
-        )
-    return matches[0]
-
-
 def predict_volume(
     predictor: Predictor,
     job: Job,
@@ -289,77 +192,76 @@ def predict_volume(
         VolumenError: the image does not fit the network, the output is another's, or space runs out.
     """
     began = time.perf_counter()
-    image, mask, output = job.image, job.mask, job.output
-    shown = str(job.export.sidecar if job.export else output)
+    image = job.image
     check_image(predictor, image)
     heads = predictor.heads(request.targets)
     plan = make_plan(predictor, image.shape, heads, request)
     stored = [stored_as(head, request) for head in heads]
+    rules = cleaning_rules(request, stored)
     precision = choose_precision(request.amp, predictor.device)
-    recipe = make_recipe(predictor, image, mask, request, plan, stored, precision)
+    recipe = make_recipe(predictor, job, request, plan, stored, precision)
     if request.like is not None:
         check_same(recipe_of(Path(request.like)), recipe, request.like)
-    names = tuple(head.name for head in heads)
-    if job.export is not None and job.export.settle(recipe, overwrite=request.overwrite):
-        logger.info("%s is finished already", shown)
-        return VolumeReport(image.path, shown, already_done=True)
-    state = OutputState(output, recipe, names, plan.blocks, overwrite=request.overwrite)
-    if state.finished:
-        logger.info("%s is finished already", shown)
-        return VolumeReport(image.path, shown, already_done=True)
-    check_space(output, stored, plan)
-    arrays = ZarrOutput(
-        output,
-        stored,
-        plan.output_shape,
-        plan.block_shape,
-        spacing=image.spacing or predictor.spacing or (1.0,) * plan.ndim,
-        unit=image.unit,
-        origin=tuple(start for start, _ in plan.box),
-        compress=request.compress,
-        pyramid=request.pyramid and job.export is None,
-    )
+    state = open_state(job, recipe, plan, overwrite=request.overwrite)
+    if state is None:
+        logger.info("%s is finished already", job.shown)
+        return VolumeReport(image.path, job.shown, already_done=True)
+    check_space(job.output, stored, plan)
     reader = WindowReader(
         image,
         plan,
         predictor.normalizer,
-        mask=mask,
+        mask=job.mask,
         skip_empty=request.skip_empty,
         on_corrupt=request.on_corrupt,
+        on_note=state.note_corrupt,
     )
-    budget = cache_bytes(image, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
     network = WindowNetwork(predictor, heads, plan.patch_size, tta=request.tta, precision=precision)
+    outputs = Outputs(job, state, plan, stored, rules, request, predictor.spacing)
     try:
-        with block_cache_of(budget):
-            counts = _run(plan, state, arrays, reader, network, stored, request.workers, progress)
-        arrays.build_pyramid(request.workers)
-        extra = {"corrupt": [list(map(list, box)) for box in reader.corrupt]}
-        if job.export is None:
-            state.complete(extra)
-        else:
-            state.close()
-            record = {"recipe": recipe, **extra}
-            compress = request.compress != "none"
-            job.export.write(arrays, record, affine=image.affine, compress=compress)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise VolumenError(
-            output,
-            "no space left on the disk",
-            remedy="make room and give the same command: it goes on from here",
-        ) from error
+        with telling_of_full_disk(job.shown):
+            counts = _stream_volume(plan, state, reader, network, outputs, request.workers, progress)
+            outputs.complete()
     finally:
         state.close()
     return VolumeReport(
         image.path,
-        shown,
+        job.shown,
         windows=counts.windows,
         skipped=counts.skipped,
         blocks=counts.blocks,
-        corrupt=tuple(reader.corrupt),
+        corrupt=tuple(state.corrupt),
         seconds=time.perf_counter() - began,
     )
+
+
+def open_state(
+    job: Job, recipe: Mapping[str, Any], plan: PredictPlan, *, overwrite: bool
+) -> OutputState | None:
+    """Return the state of a job's output to write into, or None where all is done already.
+
+    Raises:
+        VolumenError: the output is another's.
+    """
+    if job.export is not None and job.export.settle(recipe, overwrite=overwrite):
+        return None
+    state = OutputState(job.output, recipe, plan.blocks, overwrite=overwrite)
+    return None if state.finished else state
+
+
+@contextmanager
+def telling_of_full_disk(where: str) -> Iterator[None]:
+    """Turn the error of a full disk into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise VolumenError(
+            where,
+            "no space left on the disk",
+            remedy="make room and give the same command: it goes on from here",
+        ) from error
 
 
 @contextmanager
@@ -375,24 +277,27 @@ def block_cache_of(budget: int) -> Iterator[None]:
         BLOCKS.resize(before)
 
 
-def _run(
+def _stream_volume(
     plan: PredictPlan,
     state: OutputState,
-    arrays: ZarrOutput,
     reader: WindowReader,
     network: WindowNetwork,
-    stored: list[Stored],
+    outputs: Outputs,
     workers: int,
     progress: _Progress | None,
 ) -> StreamCounts:
     state.begin()
-    arrays.create()
-    finisher = BlockFinisher(plan, network.heads, stored, reader, arrays, state)
+    outputs.create()
+    finisher = BlockFinisher(plan, network.heads, outputs.stored, reader, outputs.sinks, state)
     if progress is not None:
         progress.total = len(plan)
     done = state.done
-    with BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, state.folder, done) as accumulator:
-        counts = stream(
+    budget = cache_bytes(reader.image.volume, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
+    with (
+        block_cache_of(budget),
+        BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, state.folder, done) as accumulator,
+    ):
+        return stream(
             plan,
             reader.window,
             network,
@@ -402,53 +307,6 @@ def _run(
             workers=workers,
             progress=progress,
         )
-    return counts
-
-
-class BlockFinisher:
-    """Turns the weighted sums of a block into stored values and writes them."""
-
-    def __init__(
-        self,
-        plan: PredictPlan,
-        heads: tuple[Head, ...],
-        stored: list[Stored],
-        reader: WindowReader,
-        arrays: ZarrOutput,
-        state: OutputState,
-    ) -> None:
-        self._plan, self._heads, self._stored = plan, heads, stored
-        self._reader, self._arrays, self._state = reader, arrays, state
-        self._sums = axis_weight_sums(plan)
-
-    def __call__(self, finished: Finished) -> None:
-        block, values, empty = finished
-        box = self._plan.block_box(block)
-        for name, result in self.results(box, values, empty):
-            self._arrays.write(name, box, result)
-        self._state.record(block)
-
-    def results(
-        self, box: tuple[slice, ...], values: np.ndarray | None, empty: list[tuple[slice, ...]]
-    ) -> list[tuple[str, np.ndarray]]:
-        """Return what is stored of every target for a block, 0 where it is empty."""
-        shape = tuple(part.stop - part.start for part in box)
-        if values is None:
-            return [(s.head.name, np.zeros((s.channels, *shape), s.dtype)) for s in self._stored]
-        values = np.ascontiguousarray(values[(slice(None), *(slice(0, n) for n in shape))])
-        divide_by_weights(values, self._sums, box)
-        parts = split_channels(self._heads, torch.from_numpy(values))
-        outside = self._reader.masked_out(box)
-        empty = [*empty, *self._reader.empty_parts(box)]
-        results = []
-        for stored in self._stored:
-            result = stored.convert(stored.head.decode(parts[stored.head.name]).numpy())
-            for part in empty:
-                result[(slice(None), *part)] = 0
-            if outside is not None:
-                result[:, outside] = 0
-            results.append((stored.head.name, result))
-        return results
 
 
 def check_image(predictor: Predictor, image: Volume) -> None:
@@ -541,78 +399,27 @@ def stored_as(head: Head, request: PredictRequest) -> Stored:
         raise VolumenError("--dtype, --threshold", str(error)) from None
 
 
-def make_recipe(
-    predictor: Predictor,
-    image: Volume,
-    mask: Volume | None,
-    request: PredictRequest,
-    plan: PredictPlan,
-    stored: list[Stored],
-    precision: str,
-) -> dict[str, Any]:
-    """Return everything that shapes the result, as plain values."""
-    return {
-        "input": {"path": image.path, "fingerprint": image.fingerprint(), "axes": request.axes,
-                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape)},
-        "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint()},
-        "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
-        "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
-                                  "kind": s.head.kind, "dtype": str(s.dtype)} for s in stored},
-        "windows": {"patch_size": list(plan.patch_size), "overlap": plan.overlap, "count": len(plan),
-                    "batch_size": plan.batch_size, "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
-        "region": [list(bounds) for bounds in plan.box],
-        "blocks": list(plan.block_shape),
-        "tta": request.tta,
-        "precision": precision,
-        "device": predictor.device.type,
-        "skip_empty": request.skip_empty,
-        "on_corrupt": request.on_corrupt,
-        "dtype": request.dtype,
-        "threshold": request.threshold,
-        "format": format_of(request.output, request.format)[0],
-        "compress": request.compress,
-        "pyramid": request.pyramid,
-        "versions": versions(),
-        "machine": {"threads": torch.get_num_threads(), "device": device_name(predictor.device)},
-        "made_of": plain(predictor.config),
-    }  # fmt: skip
+def cleaning_rules(request: PredictRequest, stored: list[Stored]) -> CleaningRules:
+    """Return what is done to the label maps.
 
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
-    import platform
-
-    import monai
-    import zarr
-
-    from scripts.version import __version__
-
-    return {
-        "volumen": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "monai": monai.__version__,
-        "numpy": np.__version__,
-        "zarr": zarr.__version__,
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """Return what the device is called."""
-    import platform
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-
-
-def plain(value: Any) -> Any:
-    """Return a value with tuples as lists and keys as text, as JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    Raises:
+        VolumenError: rules for what is not stored as labels, or holes of a map with several classes.
+    """
+    rules = CleaningRules(request.min_size, request.keep_largest, request.fill_holes)
+    if rules.does_nothing:
+        return rules
+    if not any(item.is_labels for item in stored):
+        raise VolumenError(
+            "--min-size, --keep-largest, --fill-holes",
+            "they clean labels, and none are written",
+            remedy="add --threshold or --dtype labels",
+        )
+    for item in stored:
+        if rules.fill_holes and item.is_labels and item.head.activation == "softmax":
+            raise VolumenError(
+                "--fill-holes", f"{item.head.name} has several classes, and a hole belongs to none of them"
+            )
+    return rules
 
 
 def check_space(output: Path, stored: list[Stored], plan: PredictPlan) -> None:

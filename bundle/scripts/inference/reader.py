@@ -30,10 +30,14 @@ class RegionReader:
     Args:
         volume: what is read.
         on_corrupt: "stop" or "skip".
+        on_note: called once with each box that could not be read, in voxels of the volume.
     """
 
-    def __init__(self, volume: Volume, on_corrupt: str = "stop") -> None:
+    def __init__(
+        self, volume: Volume, on_corrupt: str = "stop", on_note: Callable[[Box], None] | None = None
+    ) -> None:
         self.volume = volume
+        self._on_note = on_note
         self.on_corrupt = on_corrupt
         self.corrupt: list[Box] = []
         self._lock = threading.Lock()
@@ -84,6 +88,8 @@ class RegionReader:
         with self._lock:
             if box not in self.corrupt:
                 self.corrupt.append(box)
+                if self._on_note is not None:
+                    self._on_note(box)
                 logger.warning("%s: leaving voxels %s empty: %s", self.volume.path, _told(box), error)
 
 
@@ -134,6 +140,7 @@ class WindowReader:
         mask: volume of the image's shape, predicted where it is not 0; None for everywhere.
         skip_empty: whether windows without contrast are skipped.
         on_corrupt: "stop" or "skip".
+        on_note: called once with each box of the image that could not be read.
     """
 
     def __init__(
@@ -145,9 +152,10 @@ class WindowReader:
         mask: Volume | None = None,
         skip_empty: bool = True,
         on_corrupt: str = "stop",
+        on_note: Callable[[Box], None] | None = None,
     ) -> None:
         self.plan = plan
-        self.image = RegionReader(volume, on_corrupt)
+        self.image = RegionReader(volume, on_corrupt, on_note)
         self.mask = None if mask is None else RegionReader(mask, "stop")
         self._normalizer = normalizer
         self._skip_empty = skip_empty

@@ -180,6 +180,11 @@ class ZarrOutput:
         else:
             array[box] = values[0]
 
+    def write_channel(self, name: str, box: tuple[slice, ...], channel: int, values: np.ndarray) -> None:
+        """Write one channel's stored values (*box) of a target at full resolution."""
+        array = self._arrays[name, 0]
+        array[(channel, *box) if self.stored[name].channels > 1 else box] = values
+
     def read(self, name: str, box: tuple[slice, ...], level: int = 0) -> np.ndarray:
         """Read stored values (channels, *box) of a target."""
         array = self._arrays[name, level]

@@ -1,0 +1,95 @@
+"""The record of everything that shapes a prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scripts.inference.exports import format_of
+from scripts.inference.results import Stored
+from scripts.inference.windows import PredictPlan
+
+if TYPE_CHECKING:
+    from scripts.inference.jobs import Job
+    from scripts.inference.predict import PredictRequest
+    from scripts.inference.predictor import Predictor
+
+
+def make_recipe(
+    predictor: Predictor,
+    job: Job,
+    request: PredictRequest,
+    plan: PredictPlan,
+    stored: list[Stored],
+    precision: str,
+) -> dict[str, Any]:
+    """Return everything that shapes the result, as plain values."""
+    image, mask = job.image, job.mask
+    return {
+        "input": {"path": image.path, "fingerprint": image.fingerprint(), "axes": request.axes,
+                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape)},
+        "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint()},
+        "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
+        "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
+                                  "kind": s.head.kind, "dtype": str(s.dtype)} for s in stored},
+        "windows": {"patch_size": list(plan.patch_size), "overlap": plan.overlap, "count": len(plan),
+                    "batch_size": plan.batch_size, "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
+        "region": [list(bounds) for bounds in plan.box],
+        "blocks": list(plan.block_shape),
+        "tta": request.tta,
+        "precision": precision,
+        "device": predictor.device.type,
+        "skip_empty": request.skip_empty,
+        "on_corrupt": request.on_corrupt,
+        "dtype": request.dtype,
+        "threshold": request.threshold,
+        "format": format_of(request.output, request.format)[0],
+        "clean": {"min_size": request.min_size, "keep_largest": request.keep_largest,
+                  "fill_holes": request.fill_holes},
+        "compress": request.compress,
+        "pyramid": request.pyramid,
+        "versions": versions(),
+        "machine": {"threads": torch.get_num_threads(), "device": device_name(predictor.device)},
+        "made_of": plain(predictor.config),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    import platform
+
+    import monai
+    import zarr
+
+    from scripts.version import __version__
+
+    return {
+        "volumen": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "monai": monai.__version__,
+        "numpy": np.__version__,
+        "zarr": zarr.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device is called."""
+    import platform
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+
+
+def plain(value: Any) -> Any:
+    """Return a value with tuples as lists and keys as text, as JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
