@@ -61,7 +61,6 @@ def die() -> None:
     ],
 )
 def test_trouble_with_data_is_one_line_and_costs_an_epoch_at_most(tmp_path, act, workers, message):
-    (small_disk / "ballast").write_bytes(bytes(250_000))
     with pytest.raises(VolumenError, match=message) as caught:
         make_trainer(tmp_path / "out", data=Failing((1, 3), act), workers=workers).run()
     assert "\n" not in str(caught.value)
@@ -151,6 +150,7 @@ def test_full_disk_stops_with_a_message_and_loses_nothing(small_disk, tensorboar
     trainer = make_trainer(small_disk, epochs=40, length=2)
     if tensorboard:
         TensorBoardLog(trainer.toy_directory, trainer.optimizer, every=1).attach(trainer)
+    (small_disk / "ballast").write_bytes(bytes(250_000))
     with pytest.raises(
         VolumenError, match=r"the disk is full, toy_\d+\.pth was not written; free space and go on"
     ):
