@@ -15,7 +15,7 @@ from scripts.errors import VolumenError
 from scripts.losses.balancing import GradNormBalancing, build_balancing
 from scripts.losses.base import KINDS, LABEL_KINDS
 from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
-from scripts.losses.masking import present_samples, zero_of
+from scripts.losses.masking import as_real, present_samples, zero_of
 from scripts.losses.registry import accepted_extras, build_loss
 
 LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
@@ -315,7 +315,8 @@ def _levels(outputs: Mapping[str, Tensor | Sequence[Tensor]], name: str) -> list
     if name not in outputs:
         raise VolumenError(f"outputs[{name!r}]", "the network has no such output", found=", ".join(outputs))
     output = outputs[name]
-    return [output] if isinstance(output, Tensor) else list(output)
+    # In float32 once, for all the losses that read it.
+    return [as_real(level) for level in ([output] if isinstance(output, Tensor) else output)]
 
 
 def _at_size(levels: list[Tensor], size: tuple[int, ...]) -> Tensor:
