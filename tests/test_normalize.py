@@ -210,12 +210,15 @@ def test_bytes_ct_and_global_statistics_need_no_volume():
     assert volume.regions == []
 
 
-def test_volumes_in_other_units_are_warned_of(caplog):
-    with caplog.at_level(logging.WARNING):
-        sample_intensity_properties(_two_units())
+def test_volumes_in_other_units_are_told_and_normalised_one_by_one(caplog):
+    with caplog.at_level(logging.INFO):
+        assert sample_intensity_properties(_two_units())["per_volume"] is True
         assert "dim span" in caplog.text
         assert "bright" in caplog.text
         caplog.clear()
-        sample_intensity_properties(_two_units(), per_volume=True)
-        sample_intensity_properties(_two_units()[:1])
+        assert sample_intensity_properties(_two_units(), per_volume=False)["per_volume"] is False
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        caplog.clear()
+        assert sample_intensity_properties(_two_units(), per_volume=True)["per_volume"] is True
+        assert sample_intensity_properties(_two_units()[:1])["per_volume"] is False
     assert not caplog.records

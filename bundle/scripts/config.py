@@ -188,7 +188,13 @@ class ConfigManager:
         scheme = self.dataset_config.normalization_scheme
         if given or not needs_intensity_properties(scheme, self.cases):
             return dict(given)
-        return sample_intensity_properties(self.cases, boxes=self.split.train, seed=self.tr_setup.seed)
+        return sample_intensity_properties(
+            self.cases,
+            boxes=self.split.train,
+            seed=self.tr_setup.seed,
+            ignore_labels=self.ignore_labels,
+            per_volume=self.dataset_config.normalize_per_volume,
+        )
 
     @cached_property
     def search_cases(self) -> list[OpenCase] | None:
@@ -295,6 +301,16 @@ class ConfigManager:
             for name, target in self.primary_targets.items()
             if target.ignore_label is not None
         }
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of every target."""
+        return {name: target.kind for name, target in self.targets.items()}
+
+    @property
+    def relaxes_labeled_ratio(self) -> bool:
+        """Whether the labelled ratio is the default one, which gives way where no patch reaches it."""
+        return self.dataset_config.min_labeled_ratio == type(self.dataset_config)().min_labeled_ratio
 
     @property
     def label_classes(self) -> dict[str, int | None]:

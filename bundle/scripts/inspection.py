@@ -116,6 +116,7 @@ def _patch_summary(config: ConfigManager) -> str:
         skip_patch_validation=settings.skip_patch_validation,
         search_cases=config.search_cases,
         cache_dir=config.cache_dir,
+        relax=config.relaxes_labeled_ratio,
         allow_empty=True,
     )
     return (

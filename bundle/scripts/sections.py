@@ -273,6 +273,12 @@ class DatasetConfig:
     normalization_scheme: Annotated[
         Scheme, Field(description="unit ([0, 1]), percentile, zscore, ct or none.")
     ] = "unit"
+    normalize_per_volume: Annotated[
+        bool | None,
+        Field(
+            description="Each volume by its own statistics; null: where their ranges differ by more than 4 times."
+        ),
+    ] = None
     intensity_properties: Annotated[
         dict[str, Any], Field(description="Statistics of the images; filled by sampling when empty.")
     ] = field(default_factory=dict)

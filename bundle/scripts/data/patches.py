@@ -23,7 +23,7 @@ from scripts.data.boxes import Box, box_extent
 from scripts.data.cells import window_extremes, window_sums
 from scripts.data.index_cache import load_arrays, store_arrays
 from scripts.data.label_counts import CellCounts, CountRequest, LabelCounter, LabelReader, count_case
-from scripts.data.progress import grow
+from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -411,7 +411,7 @@ def _count(
     """Yield (case index, counters by target) as soon as all labels of a case are counted."""
     from tqdm import tqdm
 
-    with tqdm(total=0, desc="valid patches", unit="block", disable=not progress, leave=False) as bar:
+    with tqdm(total=0, desc="valid patches", unit="block", disable=hidden(progress), leave=False) as bar:
         for case, parts in by_case.items():
             opened = searched[case]
             grids = [region.edges for region in parts]

@@ -1,7 +1,8 @@
-"""Progress bars whose length becomes known bit by bit."""
+"""Progress bars for long reading: shown on a terminal, with a length that becomes known bit by bit."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
@@ -9,3 +10,8 @@ def grow(bar: Any, steps: int) -> None:
     """Add steps to the total of a tqdm bar."""
     bar.total = (bar.total or 0) + steps
     bar.refresh()
+
+
+def hidden(progress: bool) -> bool | None:
+    """Return tqdm's `disable`: hidden if not wanted or `TQDM_DISABLE` is set, None (shown on a terminal) else."""
+    return True if not progress or os.environ.get("TQDM_DISABLE") else None

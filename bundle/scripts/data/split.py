@@ -17,7 +17,7 @@ import numpy as np
 
 from scripts.data.boxes import Box, whole_box
 from scripts.data.label_counts import CountRequest, LabelReader, SliceCounter, count_case
-from scripts.data.progress import grow
+from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def labelled_profiles(
 
     ignore = ignore_labels or {}
     profiles: dict[str, dict[str, list[np.ndarray]]] = {}
-    with tqdm(total=0, desc="labelled share", unit="block", disable=not progress, leave=False) as bar:
+    with tqdm(total=0, desc="labelled share", unit="block", disable=hidden(progress), leave=False) as bar:
         for case in cases:
             counters = {
                 target: SliceCounter(

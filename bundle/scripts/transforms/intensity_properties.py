@@ -27,7 +27,7 @@ def sample_intensity_properties(
     values_per_region: int = 20_000,
     seed: int = 0,
     ignore_labels: Mapping[str, int] | None = None,
-    per_volume: bool = False,
+    per_volume: bool | None = None,
 ) -> dict[str, Any]:
     """Statistics of image intensities from a reproducible sample of storage blocks.
 
@@ -39,8 +39,8 @@ def sample_intensity_properties(
         values_per_region: values kept per block and channel, evenly strided.
         seed: of the choice of blocks.
         ignore_labels: target to the label value that means "unknown", which is no foreground.
-        per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; without it
-            a warning tells when the volumes' ranges differ by more than 4 times.
+        per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; None: where
+            the volumes' ranges differ by more than 4 times.
 
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
@@ -69,13 +69,16 @@ def sample_intensity_properties(
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
     if not inside:
         _LOGGER.debug("no labelled voxel among the %d blocks sampled", len(everywhere))
-    if not per_volume and any(case.image.dtype != np.uint8 for case in cases):
-        _warn_of_disagreement(ranges)
+    disagreement = _disagreement(ranges) if any(case.image.dtype != np.uint8 for case in cases) else ""
+    if disagreement and per_volume is False:
+        _LOGGER.warning("%s: one normalisation for both flattens the former", disagreement)
+    elif disagreement and per_volume is None:
+        _LOGGER.info("%s: each volume is normalised by its own statistics", disagreement)
     return {
         "channels": _statistics(everywhere),
         "foreground": _statistics(inside) if inside else None,
         "dtypes": sorted({np.dtype(case.image.dtype).name for case in cases}),
-        "per_volume": per_volume,
+        "per_volume": bool(disagreement) if per_volume is None else per_volume,
     }
 
 
@@ -94,20 +97,15 @@ def volume_properties(volume: Any) -> dict[str, Any]:
     return {"channels": _statistics(parts)}
 
 
-def _warn_of_disagreement(ranges: Mapping[str, float]) -> None:
+def _disagreement(ranges: Mapping[str, float]) -> str:
+    """Say which two volumes' intensity ranges differ too much for one normalisation; nothing where none do."""
     widths = {name: width for name, width in ranges.items() if width > 0}
     if not widths:
-        return
+        return ""
     narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
-    if widths[wide] > _DISAGREEMENT * widths[narrow]:
-        _LOGGER.warning(
-            "intensities of %s span %.4g and those of %s %.4g: one normalisation for both would flatten the "
-            "former; sample them per volume",
-            narrow,
-            widths[narrow],
-            wide,
-            widths[wide],
-        )
+    if widths[wide] <= _DISAGREEMENT * widths[narrow]:
+        return ""
+    return f"intensities of {narrow} span {widths[narrow]:.4g} and those of {wide} {widths[wide]:.4g}"
 
 
 def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
