@@ -26,7 +26,7 @@ from scripts.handlers.losses import LossAverages
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.random_state import SeedIterations, seed_everything
 from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.signals import StopOnSignal, ignore_signals
+from scripts.handlers.signals import StopOnSignal
 from scripts.handlers.snapshot import ConfigSnapshot
 from scripts.handlers.validation import Validate
 from scripts.handlers.weight_average import WeightAverage
@@ -206,7 +206,6 @@ def make_trainer(
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
-            worker_init_fn=ignore_signals if stop_on_signal else None,
         ),
         network=network,
         optimizer=optim,

@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer, Workflow
+from torch.utils.data import DataLoader
 
 from scripts.engines import distributed
 from scripts.engines.trainer import accumulation_group
@@ -32,7 +34,8 @@ class StopOnSignal:
     validation leaves the rest of the validation to the resumed run. The second signal exits at once;
     checkpoints are atomic, so it harms none.
 
-    Workers of a data loader get a terminal's Ctrl-C too: give them `worker_init_fn=ignore_signals`.
+    The workers of the data loaders, which get a terminal's Ctrl-C too, are kept from ending before the
+    trainer.
 
     Args:
         checkpointer: saves.
@@ -71,6 +74,8 @@ class StopOnSignal:
         ):
             if not engine.has_event_handler(handler, event):
                 engine.add_event_handler(event, handler)
+        for workflow in (engine, self.validator):
+            protect_workers(getattr(workflow, "data_loader", None))
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -146,14 +151,31 @@ class StopOnSignal:
             logger.warning("saved %s; go on with --resume", path)
 
 
-def ignore_signals(worker: int = 0) -> None:
-    """Keep a data loader's worker alive at signals meant for the trainer (its `worker_init_fn`).
+def protect_workers(loader: Any) -> None:
+    """Have a data loader's workers outlive signals that are meant for the trainer.
+
+    Args:
+        loader: changed in place, before it starts its workers; anything but a `DataLoader` is left alone.
+    """
+    if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _StartWorker):
+        loader.worker_init_fn = _StartWorker(loader.worker_init_fn)
+
+
+class _StartWorker:
+    """What a worker does first: the loader's own `worker_init_fn`, and what it does at signals.
 
     A terminal's Ctrl-C is ignored. SIGTERM is what a cluster sends to every process, and a closing data
     loader to its workers: the worker ends some seconds later and without an error code. Until then the
         trainer can fetch
     what the last step needs, and it does not take the worker for crashed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE))
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self.then = then
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE))
+        if self.then is not None:
+            self.then(worker)
