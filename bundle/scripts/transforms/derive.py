@@ -94,7 +94,8 @@ class DeriveTargetsd(Transform):
                 f"source target {source!r} is not in the sample; it has {sorted(map(str, sample))}"
             )
         labels = np.asarray(sample[source])
-        spacing = sample.get("spacing") or self.spacing or (1.0,) * (labels.ndim - 1)
+        spacing = sample.get("spacing", self.spacing)
+        spacing = (1.0,) * (labels.ndim - 1) if spacing is None else tuple(float(size) for size in spacing)
         served = [pair for pair in self._tasks.values() if pair[1]["source_target"] == source]
         reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
         margins = [task.margin(params, spacing) for task, params in served]
