@@ -136,9 +136,8 @@ def test_unknown_voxels_make_no_surface_and_hide_what_lies_behind_them():
     known[0, 5] = False
     foreground[0, 15] = True
     signed, valid = fields.signed_distance(foreground, known=known, reach=4)
-    # Voxels 1 and 9 are 3.5 from the unknown one and would be at the reach; 10 and more do not see it.
-    assert valid[0].tolist() == [True, True] + [False] * 7 + [True] * 11 or valid[0, 11:].all()
-    assert not valid[0, 3:8].any()
+    # Voxels up to 4 steps away have the unknown one at less than the reach.
+    assert valid[0].tolist() == [True] + [False] * 9 + [True] * 10
     assert (signed[0, 11:16] == [3.5, 2.5, 1.5, 0.5, -0.5]).all()
 
 

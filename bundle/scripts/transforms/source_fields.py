@@ -37,10 +37,10 @@ class SourceFields:
         margin: voxels per axis around the core on which filters will ask for the distance, at most.
 
     Attributes:
-        spacing: as given.
         ndim: 2 or 3.
+        spacing: voxel size per axis.
         shape: of the results.
-        in_volume: bool or None (everywhere inside), on `window(margin)` as of the method `inside`.
+        core_shape: of the patch, which `restore` fills.
 
     Raises:
         ValueError: shapes, spacing or halo do not fit.
@@ -265,8 +265,7 @@ def derive_target(
 
     Args:
         type_name: a registered task type, such as "surface_normals".
-        labels: integer (C, *spatial), or (*spatial) of 2 or 3 axes when `known` and `in_volume` have no
-            channel axis either.
+        labels: integer (C, *spatial), as of `SourceFields`.
         known, in_volume, spacing, halo: as of `SourceFields`.
         params: the keys of the type.
 
