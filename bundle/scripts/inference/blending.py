@@ -121,7 +121,7 @@ class BlockAccumulator:
 
     Blocks are added to in the order of the plan, so the sums are the same bits however often a
     prediction is interrupted. At most `budget` bytes of blocks stay in memory (never fewer than those of
-    one window); the least recently used go to a file.
+    two windows); the least recently used go to a file.
 
     Args:
         plan: windows and blocks.
@@ -139,7 +139,7 @@ class BlockAccumulator:
         self._shape = (channels, *plan.block_shape)
         block_bytes = 4 * int(np.prod(self._shape))
         per_window = int(np.prod([max(len(p) for p in parts) for parts in plan.axis_parts]))
-        self._limit = max(budget // block_bytes, per_window)
+        self._limit = max(budget // block_bytes, 2 * per_window)
         self._folder = folder
         self._spill: SpillFile | None = None
         self._blocks: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()

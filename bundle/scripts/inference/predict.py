@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 OpenBox = tuple[tuple[int | None, int | None], ...]
 """Start and stop of each spatial axis, None for the volume's own."""
-PARTIAL_SUMS_BYTES = 1 << 24
-"""Memory for partial sums; more goes to a temporary file beside the output."""
-LEAST_CACHE_BYTES = 3 << 23
+PARTIAL_SUMS_BYTES = 1 << 23
+"""Memory for partial sums, or twice what a window touches if that is more; the rest goes to a temporary file."""
+LEAST_CACHE_BYTES = 1 << 24
 MOST_CACHE_BYTES = 1 << 30
 """Memory for decoded input chunks: the least, and the most where chunks are large."""
 

@@ -74,12 +74,13 @@ class Stored:
         """
         if self.is_labels:
             return values[(slice(None), *(slice(None, None, f) for f in factors))]
-        mean = values.astype(np.float32)
+        mean = values
         for axis, factor in enumerate(factors, start=1):
             if factor == 2:
                 mean = _halve(mean, axis)
+        mean = mean.astype(np.float32, copy=False)
         if self.head.kind in ("vector", "axis"):
-            mean /= np.maximum(np.sqrt((mean**2).sum(axis=0, keepdims=True)), 1e-12)
+            mean = mean / np.maximum(np.sqrt((mean**2).sum(axis=0, keepdims=True)), 1e-12)
         return np.rint(mean).astype(np.uint8) if self.dtype == np.uint8 else mean.astype(self.dtype)
 
 
@@ -90,4 +91,7 @@ def _halve(values: np.ndarray, axis: int) -> np.ndarray:
         values = np.concatenate([values, last], axis=axis)
     even = values[(slice(None),) * axis + (slice(0, None, 2),)]
     odd = values[(slice(None),) * axis + (slice(1, None, 2),)]
-    return (even + odd) / 2
+    # Adding into float32 at once spares a float copy of the finer level, eight times as large.
+    mean = np.add(even, odd, dtype=np.float32)
+    mean *= 0.5
+    return mean
