@@ -130,6 +130,13 @@ def test_the_optimizers_options_come_from_the_configuration(tmp_path):
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
 
 
+def test_changed_settings_are_told(tmp_path, caplog):
+    make_trainer(tmp_path, epochs=1).run()
+    with caplog.at_level(logging.INFO):
+        make_trainer(tmp_path, epochs=2, resume=True).run()
+    assert "changed since the checkpoint: tr_config.max_epoch: 1, now 2" in caplog.text
+
+
 def test_damaged_newest_is_skipped_for_the_one_before(tmp_path, caplog):
     whole = make_trainer(tmp_path)
     whole.run()

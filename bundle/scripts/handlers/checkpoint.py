@@ -191,6 +191,8 @@ class Checkpointer:
             return
         for line in differences(content, unwrap(self.network), self.fingerprint, path):
             logger.warning("%s", line)
+        for line in changed_settings(content["config"], self.config):
+            logger.info("changed since the checkpoint: %s", line)
         unwrap(self.network).load_state_dict(content["model"])
         restore_optimizer(self.optimizer, content["optimizer"], path)
         if self.scheduler is not None:
@@ -405,6 +407,18 @@ def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, An
             if old[key] != new[key]:
                 return first_difference(old[key], new[key], here)
     return prefix, old, new
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every setting that differs, as "tr_config.batch_size: 2, now 4"."""
+    lines: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, now = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            lines += changed_settings(before, now, f"{prefix}{key}.")
+        elif before != now:
+            lines.append(f"{prefix}{key}: {before}, now {now}")
+    return lines
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:

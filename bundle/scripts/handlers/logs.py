@@ -288,13 +288,11 @@ class Progress(_EpochLog):
     def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
         """Write an epoch's line."""
         told = {name: value for name, value in numbers.items() if not _is_single_loss(name)}
-        logger.info(
-            "epoch %d/%d: %s, %.2f patches/s",
-            engine.state.epoch,
-            engine.state.max_epochs,
-            ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items()),
-            self._speed.epoch,
-        )
+        parts = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items()]
+        # An epoch that was resumed after its last step has no speed.
+        if self._speed.epoch:
+            parts.append(f"{self._speed.epoch:.2f} patches/s")
+        logger.info("epoch %d/%d: %s", engine.state.epoch, engine.state.max_epochs, ", ".join(parts))
 
 
 def _is_single_loss(name: str) -> bool:
