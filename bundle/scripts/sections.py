@@ -145,6 +145,9 @@ class TrainingConfig:
         Literal["fixed", "uncertainty", "gradnorm"],
         Field(description="How targets are weighed against each other."),
     ] = "fixed"
+    loss_balancing_kwargs: Annotated[
+        dict[str, Any], Field(description="Arguments of the balancing, such as interval of gradnorm.")
+    ] = field(default_factory=dict)
     ema_decay: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None,
         Field(description="Moving average of the weights; null: none."),

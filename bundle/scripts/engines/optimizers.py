@@ -29,6 +29,7 @@ def build_optimizer(
     weight_decay: float = 0.0,
     *,
     decay_norm_and_bias: bool = True,
+    undecayed: Iterable[torch.nn.Parameter] = (),
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> torch.optim.Optimizer:
@@ -41,6 +42,7 @@ def build_optimizer(
         weight_decay: passed on where the optimizer knows it.
         decay_norm_and_bias: False leaves parameters with one axis (biases, normalisation) without weight
             decay.
+        undecayed: more parameters, without weight decay whatever is set.
         options: the optimizer's other arguments as a mapping, e.g. `tr_config.optimizer_kwargs`.
         kwargs: the same as keywords, e.g. `momentum=0.99, nesterov=True`.
 
@@ -80,6 +82,9 @@ def build_optimizer(
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
+    more = [parameter for parameter in undecayed if parameter.requires_grad]
+    if more:
+        groups.append({"params": more, **({"weight_decay": 0.0} if "weight_decay" in known else {})})
     try:
         return kind(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
     except (ValueError, TypeError) as error:

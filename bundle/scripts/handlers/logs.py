@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -286,16 +288,47 @@ class Progress(_EpochLog):
             self._redirect.__exit__(None, None, None)
 
     def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
-        """Write an epoch's line."""
-        told = {name: value for name, value in numbers.items() if not _is_single_loss(name)}
-        parts = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items()]
+        """Write an epoch's line, and one for its validation."""
+        parts = [training_line(numbers)]
         # An epoch that was resumed after its last step has no speed.
         if self._speed.epoch:
             parts.append(f"{self._speed.epoch:.2f} patches/s")
         logger.info("epoch %d/%d: %s", engine.state.epoch, engine.state.max_epochs, ", ".join(parts))
+        scores = validation_line(numbers)
+        if scores:
+            logger.info("  validation: %s", scores)
 
 
-def _is_single_loss(name: str) -> bool:
-    """Whether this is one loss of a target, as "loss/ink/SoftDiceLoss": too much for a line."""
-    parts = name.removeprefix("val/").split("/")
-    return parts[0] == "loss" and len(parts) > 2
+def training_line(numbers: Mapping[str, float]) -> str:
+    """Return what an epoch's training gave: the loss, each target's, the learning rate."""
+    targets = {name.split("/")[1]: value for name, value in numbers.items() if _is_target_loss(name)}
+    told = ", ".join(f"{_words(name)} {value:.4g}" for name, value in targets.items())
+    loss = f"loss {numbers.get('loss', math.nan):.4g}"
+    return (
+        f"{loss} ({told}), learning rate {numbers['learning_rate']:.3g}"
+        if len(targets) > 1
+        else (f"{loss}, learning rate {numbers['learning_rate']:.3g}")
+    )
+
+
+def validation_line(numbers: Mapping[str, float]) -> str:
+    """Return what an epoch's validation gave, target by target; classes one by one are in the files."""
+    told = []
+    if "val/loss" in numbers:
+        told.append(f"loss {numbers['val/loss']:.4g}")
+    scores: dict[str, list[str]] = {}
+    for name, value in numbers.items():
+        parts = name.split("/")
+        if parts[0] == "val" and len(parts) == 3 and parts[1] != "loss":
+            scores.setdefault(parts[1], []).append(f"{_words(parts[2])} {value:.3g}")
+    told += [f"{_words(target)} {' '.join(values)}" for target, values in scores.items()]
+    return ", ".join(told)
+
+
+def _is_target_loss(name: str) -> bool:
+    parts = name.split("/")
+    return parts[0] == "loss" and len(parts) == 2
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
