@@ -283,10 +283,17 @@ class ConfigManager:
 
     @cached_property
     def halo(self) -> tuple[int, ...]:
-        """Voxels per axis that derived targets need around a patch."""
+        """Voxels per axis that derived targets need around a patch, whichever volume it is from."""
         from scripts.transforms.task_registry import derive_halo
 
-        return derive_halo(self.derived_tasks, self.spacing)
+        spacings = {tuple(size / min(case.spacing) for size in case.spacing) for case in self.cases}
+        halos = [derive_halo(self.derived_tasks, spacing) for spacing in spacings]
+        return tuple(max(axis) for axis in zip(*halos, strict=True))
+
+    @property
+    def voxel_spacing(self) -> tuple[float, ...]:
+        """Voxel size per axis in units of the smallest one: the unit of derived distances and their losses."""
+        return tuple(size / min(self.spacing) for size in self.spacing)
 
     @property
     def loss_sections(self) -> dict[str, dict[str, Any]]:

@@ -93,9 +93,9 @@ def _cycled(rng: np.random.Generator, population: int, count: int) -> np.ndarray
 class PatchSampler(DistributedSampler):
     """Yields the (epoch, index) pairs of one process.
 
-    Process r of w gets the indices r, r + w, r + 2w, ...: together every index once, whatever w is, so that w
-    processes with batches of b see the samples of one process with batches of w * b. It is a
-    `DistributedSampler` because MONAI's engines call `set_epoch` on those at the start of every epoch.
+    Process r of w gets the indices r, r + w, r + 2w, ...: together every index once, less the remainder of a
+    division by w, so that w processes with batches of b see the samples of one process with batches of w * b. It
+    is a `DistributedSampler` because MONAI's engines call `set_epoch` on those at the start of every epoch.
 
     Args:
         dataset_length: samples per epoch over all processes, or anything with that length.
@@ -120,7 +120,8 @@ class PatchSampler(DistributedSampler):
         self.drop_last = False
         self.shuffle = False
         self.seed = 0
-        self._indices = range(rank, length, world_size)
+        # As many for every process, or the others would wait for the gradients of the one that has fewer.
+        self._indices = range(rank, length - length % world_size, world_size)
         self.num_samples = len(self._indices)
         self.total_size = length
 

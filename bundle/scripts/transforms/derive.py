@@ -36,6 +36,14 @@ FIELDS_KEY = "derived_fields"
 """Where a sample keeps the fields that tasks of one source share."""
 
 
+UNITS = ("physical", "voxel")
+
+
+def in_voxels(spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return a voxel size per axis in units of the smallest one."""
+    return tuple(float(size) / min(spacing) for size in spacing)
+
+
 class DeriveTargetsd(Transform):
     """Derive targets from labels: after augmentation, on a patch with its halo.
 
@@ -49,6 +57,8 @@ class DeriveTargetsd(Transform):
         tasks: entries of `auxiliary_tasks` by name, each with `type`, `source_target` and the type's keys.
         halo: voxels per axis to crop from the results on every side.
         spacing: voxel size per axis where the sample has none.
+        unit: "physical", that of the spacing, or "voxel": distances count in the smallest voxel size of the
+            sample, so that settings such as a loss's `rho` mean the same for nanometres and millimetres.
         keep_fields: leave the shared fields in the sample (for single transforms in a row).
 
     Raises:
@@ -60,10 +70,14 @@ class DeriveTargetsd(Transform):
         tasks: Mapping[str, Mapping[str, Any]],
         halo: Sequence[int] | int = 0,
         spacing: Sequence[float] | None = None,
+        unit: str = "physical",
         keep_fields: bool = False,
     ) -> None:
         self.halo = halo
+        if unit not in UNITS:
+            raise VolumenError("unit", expected=f"one of {', '.join(UNITS)}", found=repr(unit))
         self.spacing = None if spacing is None else tuple(spacing)
+        self.unit = unit
         self.keep_fields = keep_fields
         self._tasks = {}
         for name, params in tasks.items():
@@ -96,6 +110,8 @@ class DeriveTargetsd(Transform):
         labels = np.asarray(sample[source])
         spacing = sample.get("spacing", self.spacing)
         spacing = (1.0,) * (labels.ndim - 1) if spacing is None else tuple(float(size) for size in spacing)
+        if self.unit == "voxel":
+            spacing = in_voxels(spacing)
         served = [pair for pair in self._tasks.values() if pair[1]["source_target"] == source]
         reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
         margins = [task.margin(params, spacing) for task, params in served]
