@@ -1,0 +1,1 @@
+"""Passing a trained model on: metadata, bundles of one model, exports to other runtimes."""

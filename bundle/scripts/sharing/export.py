@@ -1,0 +1,172 @@
+"""A trained network in a file that runs without this program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scripts.errors import VolumenError
+from scripts.handlers.checkpoint_file import sync_folder, writing_failed
+from scripts.inference.predictor import Predictor, load_predictor
+from scripts.networks.multihead import MultiHeadDynUNet
+from scripts.sharing.exporters import OPENERS, WRITERS, Run, sample
+from scripts.sharing.metadata import build_metadata, read_metrics, training_summary
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+_CHECKED = (((3, 2, 2), 1), ((2, 3, 4), 3))
+"""Multiples of the divisor per axis, and batches, that are not those of the tracing sample."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well an exported file agrees with the network, on one input.
+
+    Args:
+        shape: shape of the input.
+        difference: by target, the largest difference over the largest value, or over 1 where values are smaller.
+    """
+
+    shape: tuple[int, ...]
+    difference: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported.
+
+    Args:
+        path: the file.
+        to: its format.
+        size: bytes.
+        agreement: one per checked input.
+    """
+
+    path: Path
+    to: str
+    size: int
+    agreement: tuple[Agreement, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all."""
+        return max(max(one.difference.values()) for one in self.agreement)
+
+
+def export(checkpoint: str | Path, output: str | Path, to: str, *, overwrite: bool = False) -> ExportReport:
+    """Export a checkpoint's network, and compare what the file computes with the network itself.
+
+    The comparison runs on the CPU in float32, on inputs of other sizes and batches than the export was made with.
+    The file appears under its name only after it has passed.
+
+    Args:
+        checkpoint: trained network.
+        output: the file to write.
+        to: "torchscript", "onnx" or "pt2".
+        overwrite: whether a file there may be replaced.
+
+    Raises:
+        VolumenError: an unknown format, a file that is in the way or cannot be written, a missing package, or
+            outputs that differ by more than 1e-4.
+    """
+    if to not in WRITERS:
+        raise VolumenError("--to", expected=f"one of {', '.join(WRITERS)}", found=repr(to))
+    output = Path(output)
+    check_output(output, overwrite)
+    predictor = load_predictor(checkpoint)
+    network = predictor.network
+    assert isinstance(network, MultiHeadDynUNet)
+    folder = Path(checkpoint).resolve().parent
+    metadata = build_metadata(
+        predictor,
+        name=output.name.partition(".")[0],
+        metrics=read_metrics(folder, predictor.epoch),
+        training=training_summary(predictor, folder),
+    )
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
+    except OSError as error:
+        raise writing_failed(output, error) from error
+    try:
+        written = scratch / output.name
+        WRITERS[to](network, written, metadata)
+        agreement = compare(predictor, OPENERS[to](written, _channels(predictor)))
+        report = ExportReport(output, to, written.stat().st_size, agreement)
+        _refuse_disagreement(report)
+        publish(written, output)
+    except OSError as error:
+        raise writing_failed(output, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that is in the way or has no folder.
+
+    Raises:
+        VolumenError: as said.
+    """
+    if output.is_dir():
+        raise VolumenError(output, expected="a file's name", found="a folder", remedy="give another -o")
+    if output.exists() and not overwrite:
+        raise VolumenError(output, "exists already", remedy="give --overwrite to replace it")
+    if not output.absolute().parent.is_dir():
+        raise VolumenError(output.parent, "there is no such folder", remedy="make it, or give another -o")
+
+
+def publish(written: Path, output: Path) -> None:
+    """Give a finished file its name after its content has reached the disk."""
+    with written.open("rb") as file:
+        os.fsync(file.fileno())
+    written.replace(output)
+    sync_folder(output.absolute().parent)
+
+
+@torch.inference_mode()
+def compare(predictor: Predictor, run: Run) -> tuple[Agreement, ...]:
+    """Compare a file's outputs with the network's on inputs of several sizes and batches."""
+    network = predictor.network
+    assert isinstance(network, MultiHeadDynUNet)
+    results = []
+    for factors, batch in _CHECKED:
+        images = sample(network, factors, batch)
+        expected, found = network(images), run(images)
+        results.append(Agreement(tuple(images.shape), _differences(expected, found)))
+    return tuple(results)
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
+    return {
+        name: float((found[name] - value).abs().max() / value.abs().max().clamp_min(1.0))
+        if found[name].shape == value.shape
+        else float("inf")
+        for name, value in expected.items()
+    }
+
+
+def _refuse_disagreement(report: ExportReport) -> None:
+    for one in report.agreement:
+        for name, difference in one.difference.items():
+            # Written so that a NaN is refused too.
+            if not difference <= TOLERANCE:
+                raise VolumenError(
+                    report.path,
+                    f"target {name!r} of the exported network differs for an input of {one.shape}",
+                    expected=f"at most {TOLERANCE:g} of the largest value",
+                    found=f"{difference:.3g}",
+                    remedy="export to another format",
+                )
+
+
+def _channels(predictor: Predictor) -> dict[str, int]:
+    return {head.name: head.channels for head in predictor.targets.values()}

@@ -1,0 +1,182 @@
+"""One writer per exchange format, and one reader that runs what was written.
+
+Every writer gives a file that takes images (B, C, *space) of any batch and of any size that the network takes.
+The outputs are logits and values as the network gives them; the metadata inside the file say what they mean.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import VolumenError
+from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+
+METADATA_FILE = "metadata.json"
+METADATA_KEY = "metadata"
+
+Run = Callable[[Tensor], dict[str, Tensor]]
+"""Images in, outputs by name out."""
+Writer = Callable[[MultiHeadDynUNet, Path, Mapping[str, Any]], None]
+
+
+def write_torchscript(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a TorchScript module whose one output joins all targets on channels, in the order of the metadata.
+
+    `monai.data.load_net_with_metadata` reads it, metadata included.
+    """
+    from monai.data import save_net_with_metadata
+
+    with quiet():
+        scripted = torch.jit.script(ConcatenatedHeads(network).eval())
+    buffer = io.BytesIO()
+    save_net_with_metadata(scripted, buffer, meta_values=metadata)
+    path.write_bytes(buffer.getvalue())
+
+
+def open_torchscript(path: Path, names: Mapping[str, int]) -> Run:
+    """Return a function that runs a TorchScript file.
+
+    Args:
+        path: the file.
+        names: channels of each target, in the order of the output.
+    """
+    with quiet():
+        module = torch.jit.load(str(path), map_location="cpu")
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, torch.split(module(images), list(names.values()), dim=1), strict=True))
+
+    return run
+
+
+def write_pt2(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a program of `torch.export`; it gives a dictionary from target to tensor."""
+    with quiet():
+        program = torch.export.export(
+            network, (sample(network),), dynamic_shapes={"x": dynamic_shape(network)}
+        )
+        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def open_pt2(path: Path, names: Mapping[str, int]) -> Run:
+    """Return a function that runs a `torch.export` file; see `open_torchscript`."""
+    with quiet():
+        return torch.export.load(path).module()
+
+
+class TupleOfHeads(nn.Module):
+    """A view of a network that returns a tuple of the targets' logits, as ONNX names outputs by position."""
+
+    def __init__(self, network: MultiHeadDynUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return one (B, out_channels, *space) tensor per target."""
+        return tuple(self.network(image).values())
+
+
+def write_onnx(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write an ONNX model with the input `image` and one output per target, by its name."""
+    onnx = _need("onnx")
+    _need("onnxscript")
+    with quiet():
+        program = torch.onnx.export(
+            TupleOfHeads(network).eval(),
+            (sample(network),),
+            dynamo=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=list(network.targets),
+            dynamic_shapes={"image": dynamic_shape(network)},
+        )
+        assert program is not None
+        model = program.model_proto
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
+        raise VolumenError(
+            path.name, "is larger than the 2 GB that one ONNX file holds", remedy="export --to pt2 instead"
+        )
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def open_onnx(path: Path, names: Mapping[str, int]) -> Run:
+    """Return a function that runs an ONNX file by ONNX Runtime; see `open_torchscript`."""
+    runtime = _need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        return dict(
+            zip(found, map(torch.from_numpy, session.run(None, {"image": images.numpy()})), strict=True)
+        )
+
+    return run
+
+
+WRITERS: dict[str, Writer] = {"torchscript": write_torchscript, "onnx": write_onnx, "pt2": write_pt2}
+OPENERS: dict[str, Callable[[Path, Mapping[str, int]], Run]] = {
+    "torchscript": open_torchscript,
+    "onnx": open_onnx,
+    "pt2": open_pt2,
+}
+
+
+def sample(network: MultiHeadDynUNet, factors: tuple[int, ...] = (2, 2, 2), batch: int = 2) -> Tensor:
+    """Return random images whose sides are the network's divisors times `factors`.
+
+    A batch of 2, because a size of 1 would be taken for a constant by the tracing exporters.
+    """
+    sides = [step * factor for step, factor in zip(network.divisor, factors)]
+    generator = torch.Generator().manual_seed(batch)
+    return torch.rand((batch, network.final_config["in_channels"], *sides), generator=generator)
+
+
+def dynamic_shape(network: MultiHeadDynUNet) -> dict[int, Any]:
+    """Return what of the input's shape may vary: the batch, and the sides by multiples of the divisors."""
+    from torch.export import Dim
+
+    shape: dict[int, Any] = {0: Dim("batch")}
+    for axis, (step, name) in enumerate(zip(network.divisor, "zyx"[-len(network.divisor) :], strict=True)):
+        shape[axis + 2] = Dim(name) if step == 1 else step * Dim(name)
+    return shape
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' own messages back: deprecations and notes that a user can do nothing about."""
+    names = ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _need(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise VolumenError(
+            "--to onnx", f"needs the package {module}", remedy="pip install 'volumen[export]'"
+        ) from None
