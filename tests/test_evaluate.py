@@ -165,3 +165,10 @@ def test_the_command(files):
     assert set(json.loads((files / "out" / "metrics.json").read_text())["mean"]) == {
         "ink/dice", "ink/hd95", "mean_dice",
     }  # fmt: skip
+
+
+def test_an_unfinished_prediction_is_not_scored(files):
+    (files / "half" / "a.zarr" / ".volumen").mkdir(parents=True)
+    (files / "half" / "a.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    with pytest.raises(VolumenError, match="is not finished; give the same volumen predict command again"):
+        evaluate(EvaluateRequest(str(files / "half"), str(files / "data"), str(files / "out")))

@@ -185,3 +185,36 @@ def test_another_number_of_channels_is_refused(tmp_path):
     with pytest.raises(VolumenError, match=r"expected 2 channels.*found 1"):
         predict_volume(predictor, Job(ArrayVolume(np.zeros((9, 9, 9))), tmp_path / "o"), request_for("o"))
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            np.random.default_rng(0).integers(0, 60000, (9, 9, 9)).astype(np.uint16),
+            "from [0-9]+ to [0-9.e+]+ in its",
+        ),
+        (
+            np.random.default_rng(0).random((9, 9, 9)).astype(np.float32),
+            "values of type float32, the network",
+        ),
+    ],
+)
+def test_another_type_or_range_than_in_training_is_told(values, message, tmp_path, caplog):
+    import re
+
+    predictor = make_predictor()
+    properties = {"dtypes": ["uint16"], "channels": [{"min": 0, "max": 4095}]}
+    object.__setattr__(predictor, "config", {"dataset_config": {"intensity_properties": properties}})
+    object.__setattr__(predictor, "normalizer", lambda image: image.astype(np.float32))
+    predict_volume(predictor, Job(ArrayVolume(values), tmp_path / "o.zarr"), request_for("o"))
+    assert re.search(message, caplog.text)
+
+
+def test_nan_in_an_image_does_not_spread(tmp_path):
+    image = np.random.default_rng(8).random((9, 9, 20), dtype=np.float32)
+    image[4, 4, 4] = np.nan
+    predictor = make_predictor()
+    object.__setattr__(predictor, "normalizer", lambda values: values.copy())
+    predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request_for("o"))
+    assert np.isfinite(zarr.open_array(tmp_path / "o.zarr" / "ink" / "0", mode="r")[...]).all()

@@ -263,6 +263,19 @@ def test_like_makes_the_same_bytes(scroll, tmp_path):
     assert content(Path(request.output)) == content(tmp_path / "new.zarr")
 
 
+def test_the_command_predicts(scroll):
+    import argparse
+
+    from scripts.inference.command import run_predict
+
+    request, _ = scroll
+    parser = argparse.ArgumentParser()
+    add_predict_arguments(parser)
+    flags = ["-i", request.input, "-m", request.checkpoint, "-o", request.output, "--targets", "ink"]
+    assert run_predict(parser.parse_args([*flags, "--region", "0:8,:,:9", "--amp", "off"])) == 0
+    assert zarr.open_array(Path(request.output) / "ink" / "0", mode="r").shape == (8, 24, 9)
+
+
 def test_like_refuses_another_checkpoint(scroll, tmp_path):
     request, _ = scroll
     predict(request)

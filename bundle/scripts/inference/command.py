@@ -165,9 +165,14 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     request = request_from(arguments)
     with tqdm(unit="window", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        shown = ""
 
         def show(name: str, count: int, total: int) -> None:
-            if bar.desc != f"{name}: ":
+            nonlocal shown
+            if bar.disable:
+                return
+            if shown != name:
+                shown = name
                 bar.reset(total)
                 bar.set_description(name)
             bar.update(count - bar.n)

@@ -17,7 +17,7 @@ import numpy as np
 from scripts.errors import VolumenError
 from scripts.inference.heads import PROBABILITIES
 from scripts.inference.jobs import image_paths, volume_name
-from scripts.inference.journal import read_recipe, write_atomically
+from scripts.inference.journal import STATE_FOLDER, read_recipe, write_atomically
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
@@ -267,7 +267,7 @@ def find_predictions(path: Path) -> list[Found]:
         VolumenError: there are none.
     """
     found: list[Found] = []
-    if read_recipe(path) is not None:
+    if read_recipe(path) is not None or (path / STATE_FOLDER).is_dir():
         found = _of_group(path)
     elif path.is_file():
         found = [Found(*_split_name(volume_name(str(path))), str(path))]
@@ -294,6 +294,10 @@ def find_predictions(path: Path) -> list[Found]:
 
 
 def _of_group(path: Path) -> list[Found]:
+    if (path / STATE_FOLDER).is_dir():
+        raise VolumenError(
+            path, "the prediction is not finished", remedy="give the same volumen predict command again"
+        )
     recipe = read_recipe(path)
     if recipe is None:
         return []

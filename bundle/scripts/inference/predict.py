@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -328,11 +328,16 @@ def check_image(predictor: Predictor, image: Volume) -> None:
             found=image.channels,
             remedy="say which axis is the channels' with --axes",
         )
-    trained = (predictor.config.get("dataset_config", {}).get("intensity_properties") or {}).get("dtype")
-    if trained and str(trained) != str(image.dtype):
+    properties = predictor.config.get("dataset_config", {}).get("intensity_properties") or {}
+    dtypes = properties.get("dtypes")
+    if dtypes and image.dtype.name not in dtypes:
         logger.warning(
-            "%s: values of type %s, the network was trained on %s", image.path, image.dtype, trained
+            "%s: values of type %s, the network was trained on %s",
+            image.path,
+            image.dtype,
+            " and ".join(dtypes),
         )
+    _check_range(image, properties.get("channels") or [], predictor.patch_size)
     if image.spacing and predictor.spacing:
         ratios = [
             a / b * predictor.spacing[0] / image.spacing[0]
@@ -341,6 +346,33 @@ def check_image(predictor: Predictor, image: Volume) -> None:
         if max(ratios) > 1.25 or min(ratios) < 0.8:
             logger.warning(
                 "%s: spacing %s, the network was trained on %s", image.path, image.spacing, predictor.spacing
+            )
+
+
+def _check_range(image: Volume, channels: Sequence[Mapping[str, float]], patch_size: tuple[int, ...]) -> None:
+    """Warn when the window in the image's middle has another range of values than the training images."""
+    if len(channels) != image.channels:
+        return
+    middle = tuple(
+        slice(max((n - p) // 2, 0), min((n + p) // 2, n))
+        for n, p in zip(image.shape, patch_size, strict=True)
+    )
+    try:
+        values = image.read(middle)
+    except (VolumenError, OSError):
+        return  # told where it is predicted
+    for found, known in zip(values, channels, strict=True):
+        low, high = float(found.min()), float(found.max())
+        width = known["max"] - known["min"]
+        beyond = low < known["min"] - width / 2 or high > known["max"] + width / 2
+        if beyond or 0 < high - low < width / 50:
+            logger.warning(
+                "%s: values from %g to %g in its middle, the network was trained on %g to %g",
+                image.path,
+                low,
+                high,
+                known["min"],
+                known["max"],
             )
 
 
