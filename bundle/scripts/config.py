@@ -135,6 +135,15 @@ class ConfigManager:
             spacing=self.dataset_config.spacing,
         )
 
+    def use_cases(self, cases: list[OpenCase], layout: Layout) -> None:
+        """Take volumes that are open already, such as a viewer's layers, in place of a folder's.
+
+        Args:
+            cases: the volumes, checked against each other.
+            layout: what they are called and which targets they have.
+        """
+        self.__dict__.update(cases=cases, layout=layout)
+
     @cached_property
     def spatial_dims(self) -> int:
         """2 or 3, by the data."""

@@ -160,7 +160,7 @@ def _write_roll(
     }
     for name, array in arrays.items():
         write_ome_zarr(folder / name, array, *scale)
-        logger.info("wrote %s: %s %s", folder / name, "x".join(map(str, array.shape)), array.dtype)
+        logger.debug("wrote %s: %s %s", folder / name, "x".join(map(str, array.shape)), array.dtype)
 
 
 def write_ome_zarr(path: Path, array: np.ndarray, spacing: float = 1.0, unit: str = "micrometer") -> None:

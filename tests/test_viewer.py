@@ -1,0 +1,62 @@
+"""Training on a viewer's layers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from data_folders import image_of, shells
+from scripts.errors import VolumenError
+from scripts.viewer import train_from_viewer
+
+SETTINGS = {
+    "tr_config": {
+        "patch_size": [16, 16, 16],
+        "batch_size": 1,
+        "max_epoch": 1,
+        "max_steps_per_epoch": 1,
+        "max_val_steps_per_epoch": 1,
+        "num_dataloader_workers": 0,
+        "amp": "off",
+    },
+    "model_config": {"features_per_stage": [4, 8]},
+}
+
+
+class Image(SimpleNamespace):
+    """Stands for napari.layers.Image."""
+
+
+class Labels(SimpleNamespace):
+    """Stands for napari.layers.Labels."""
+
+
+@pytest.fixture
+def viewer():
+    label = shells((24, 24, 64))
+    common = {"scale": (1.0, 1.0, 1.0), "metadata": {}, "rgb": False, "multiscale": False}
+    return SimpleNamespace(
+        layers=[
+            Image(name="scroll", data=image_of(label), **common),
+            Labels(name="scroll_surface", data=label, **common),
+        ]
+    )
+
+
+def test_layers_of_a_viewer_train_a_model(viewer, tmp_path):
+    before = [layer.data.copy() for layer in viewer.layers]
+    run = train_from_viewer(viewer, tmp_path / "out", SETTINGS, device="cpu")
+    assert (run / "model_1.pth").is_file()
+    assert all((layer.data == data).all() for layer, data in zip(viewer.layers, before))
+
+
+def test_a_viewer_without_labels_is_refused(viewer, tmp_path):
+    viewer.layers = viewer.layers[:1]
+    with pytest.raises(VolumenError, match="label"):
+        train_from_viewer(viewer, tmp_path / "out", SETTINGS, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_data(viewer, tmp_path):
+    with pytest.raises(VolumenError, match="not evaluated"):
+        train_from_viewer(viewer, tmp_path / "out", {"tr_config": {"optimizer": "$print(1)"}})
