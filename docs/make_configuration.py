@@ -43,7 +43,9 @@ optionally `loss_weight` (1.0), `ds_interpolation` (linear) and `separate_decode
 def main() -> None:
     """Write the page, or with --check say whether it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not up to date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the page is not up to date"
+    )
     options = parser.parse_args()
     path, text = ROOT / "docs" / "configuration.md", page()
     if options.check:
@@ -81,7 +83,9 @@ def describe(hint: Any) -> tuple[str, str]:
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         ranges = [text for extra in extras for text in limits(extra)]
-        effect = next((extra.description for extra in extras if isinstance(extra, FieldInfo) and extra.description), "")
+        effect = next(
+            (extra.description for extra in extras if isinstance(extra, FieldInfo) and extra.description), ""
+        )
         text, inner = describe(base)
         return ", ".join([text, *ranges]), effect or inner
     return type_text(hint), ""
@@ -100,7 +104,14 @@ def type_text(hint: Any) -> str:
         return f"list of {type_text(get_args(hint)[0])}"
     if origin is dict or hint is dict:
         return "mapping"
-    names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "value"}
+    names = {
+        int: "integer",
+        float: "number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        Any: "value",
+    }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -68,7 +68,8 @@ class TargetScores(Metric):
 
     def iteration_completed(self, engine: Engine, *_: Any) -> None:
         """Add the evaluator's last batch."""
-        output, batch = engine.state.output, engine.state.batch
+        output: Any = engine.state.output
+        batch: Any = engine.state.batch
         labels = output[Keys.LABEL]
         self.update(
             (
