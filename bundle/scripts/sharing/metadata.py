@@ -40,7 +40,13 @@ REQUIRED_PACKAGES = (
     "tensorboard",
 )
 CONCATENATED = "pred"
-_FORMATS = {"distance": "distance", "vector": "vector", "axis": "axis", "tensor": "tensor", "field": "field"}
+_FORMATS = {
+    "distance": "distance",
+    "vector": "vector",
+    "axis": "direction",
+    "tensor": "tensor",
+    "field": "field",
+}
 _NETWORK_REFERENCES = [
     "Isensee et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation."
     " Nature Methods 18, 203-211 (2021)",
@@ -90,8 +96,8 @@ def build_metadata(
         "copyright": f"Copyright {made_by}",
         "data_source": "not stated",
         "data_type": "zarr, OME-Zarr, TIFF, NIfTI",
-        "image_classes": f"{predictor.in_channels} channel(s), normalised by the scheme {_scheme(predictor)!r}",
-        "label_classes": "; ".join(_meaning(head, predictor.config) for head in heads if head.is_probability),
+        "image_classes": f"channels: {predictor.in_channels}; normalised by the scheme {_scheme(predictor)!r}",
+        "label_classes": "; ".join(_labels(head) for head in heads if head.is_probability),
         "pred_classes": "; ".join(_meaning(head, predictor.config) for head in heads),
         "eval_metrics": dict(metrics or {}),
         "intended_use": "Research. Not a medical device.",
@@ -133,7 +139,7 @@ def channel_names(head: Head, config: Mapping[str, Any]) -> list[str]:
         pairs = [a + b for number, a in enumerate(axes) for b in axes[number:]]
         return pairs if len(pairs) == head.channels else _numbered("component", head.channels)
     if head.kind == "distance" and head.channels == 1:
-        return [f"{_distance(head.name, config)}, in the spacing's unit"]
+        return [f"{_distance(head.name, config)}, in units of the smallest voxel side"]
     if head.kind == "multiclass":
         return ["logit of background", *(f"logit of class {k}" for k in range(1, head.channels))]
     if head.is_probability:
@@ -287,6 +293,12 @@ def _tensor(kind: str, channels: list[str], shape: list[str]) -> dict[str, Any]:
 
 def _format(head: Head) -> str:
     return _FORMATS.get(head.kind, "segmentation")
+
+
+def _labels(head: Head) -> str:
+    if head.kind == "multiclass":
+        return f"{head.name}: {', '.join(map(str, range(head.channels)))}, 0 is the background"
+    return f"{head.name}: 1 where it is, 0 elsewhere"
 
 
 def _meaning(head: Head, config: Mapping[str, Any]) -> str:

@@ -1,0 +1,64 @@
+"""What MONAI's published metadata schema requires, written down so that tests need no network."""
+
+from __future__ import annotations
+
+TEXT = {"type": "string", "minLength": 1}
+VERSION = {"type": "string", "pattern": r"^\d+\.\d+"}
+TENSOR = {
+    "type": "object",
+    "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+    "properties": {
+        "type": TEXT,
+        "format": TEXT,
+        "modality": TEXT,
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {"type": "array", "minItems": 2, "items": {"type": ["string", "integer"]}},
+        "dtype": {"enum": ["float32"]},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": {"type": "object", "additionalProperties": TEXT},
+    },
+}
+TENSORS = {"type": "object", "minProperties": 1, "additionalProperties": TENSOR}
+SCHEMA = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "required": [
+        "schema",
+        "version",
+        "changelog",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "required_packages_version",
+        "task",
+        "description",
+        "authors",
+        "copyright",
+        "network_data_format",
+    ],
+    "properties": {
+        "schema": {"type": "string", "format": "uri"},
+        "version": VERSION,
+        "changelog": {"type": "object", "additionalProperties": TEXT},
+        "monai_version": VERSION,
+        "pytorch_version": VERSION,
+        "numpy_version": VERSION,
+        "required_packages_version": {"type": "object", "additionalProperties": VERSION},
+        "supported_apps": {"type": "object"},
+        "name": TEXT,
+        "task": TEXT,
+        "description": TEXT,
+        "authors": TEXT,
+        "copyright": TEXT,
+        "references": {"type": "array", "items": TEXT},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {
+                "inputs": {**TENSORS, "required": ["image"]},
+                "outputs": {**TENSORS, "required": ["pred"]},
+            },
+        },
+    },
+}
