@@ -16,6 +16,7 @@ from scripts.inference.jobs import Job
 from scripts.inference.predict import PredictRequest, predict, predict_volume
 from scripts.inference.predictor import load_predictor, predict_array
 from scripts.inference.sliding import SlidingWindow
+from scripts.transforms.normalize import Normalizer
 
 ALL_HEADS_3D = {
     "ink": (1, "sigmoid", "binary"),
@@ -206,7 +207,7 @@ def test_another_type_or_range_than_in_training_is_told(values, message, tmp_pat
     predictor = make_predictor()
     properties = {"dtypes": ["uint16"], "channels": [{"min": 0, "max": 4095}]}
     object.__setattr__(predictor, "config", {"dataset_config": {"intensity_properties": properties}})
-    object.__setattr__(predictor, "normalizer", lambda image: image.astype(np.float32))
+    object.__setattr__(predictor, "normalizer", Normalizer("none"))
     predict_volume(predictor, Job(ArrayVolume(values), tmp_path / "o.zarr"), request_for("o"))
     assert re.search(message, caplog.text)
 
@@ -215,6 +216,6 @@ def test_nan_in_an_image_does_not_spread(tmp_path):
     image = np.random.default_rng(8).random((9, 9, 20), dtype=np.float32)
     image[4, 4, 4] = np.nan
     predictor = make_predictor()
-    object.__setattr__(predictor, "normalizer", lambda values: values.copy())
+    object.__setattr__(predictor, "normalizer", Normalizer("none"))
     predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request_for("o"))
     assert np.isfinite(zarr.open_array(tmp_path / "o.zarr" / "ink" / "0", mode="r")[...]).all()

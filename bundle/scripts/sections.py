@@ -310,8 +310,37 @@ class InferenceConfig:
         Annotated[float, Field(ge=0.0, lt=1.0)], Field(description="Overlap of neighbouring windows.")
     ] = 0.5
     load_strict: Annotated[bool, Field(description="Refuse a checkpoint that lacks or adds weights.")] = True
-    num_dataloader_workers: Annotated[Count, Field(description="Threads that read ahead.")] = 2
-    activation: Annotated[bool, Field(description="Apply sigmoid or softmax to the outputs.")] = True
+    num_dataloader_workers: Annotated[
+        Positive, Field(description="Threads that read, and as many that write.")
+    ] = 2
+    amp: Annotated[AmpMode, Field(description="Precision; auto: the device's fast one.")] = "auto"
+    tta: Annotated[
+        Literal["none", "mirror", "rotate"],
+        Field(description="Average over flips (mirror), or flips and 90-degree rotations (rotate)."),
+    ] = "none"
+    mask: Annotated[
+        str | None, Field(description="Volume, or folder with one per image: predicted where it is not 0.")
+    ] = None
+    skip_empty: Annotated[bool, Field(description="Leave windows without contrast at 0.")] = True
+    dtype: Annotated[
+        Literal["uint8", "float16", "float32", "labels"],
+        Field(description="Probabilities as uint8 (255 is 1), float16 or float32, or labels."),
+    ] = "uint8"
+    threshold: Annotated[Share | None, Field(description="Labels from this probability on; null: none.")] = (
+        None
+    )
+    min_size: Annotated[Count, Field(description="Remove smaller components of labels, in voxels.")] = 0
+    keep_largest: Annotated[
+        Positive | None, Field(description="Components of each class that stay; null: all.")
+    ] = None
+    fill_holes: Annotated[Count, Field(description="Fill holes of labels up to this many voxels.")] = 0
+    compress: Annotated[
+        Literal["zstd", "lz4", "gzip", "none"], Field(description="Compression of the output's chunks.")
+    ] = "zstd"
+    pyramid: Annotated[bool, Field(description="Coarser levels too.")] = True
+    on_corrupt: Annotated[
+        Literal["stop", "skip"], Field(description="A chunk of the image that cannot be read.")
+    ] = "stop"
 
 
 @dataclass(frozen=True)

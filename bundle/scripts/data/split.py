@@ -242,7 +242,7 @@ def _slab(
                 shares = [width / shape[axis]]
             # A slab inside leaves two training boxes, another axis fewer patches: both only if labels gain by
             # it.
-            score = _distance(shares, share) + (0.0 if is_end else 0.1) + 0.1 * rank
+            score = _distance(shares, share) + (0.0 if is_end else 0.1) + 0.02 * rank
             ranked.append((score, len(ranked), axis, start, width))
     score, _, axis, start, width = min(ranked)
     if score >= 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from scripts.inference.command import tell
+from scripts.inference.command import request_fields, tell
 from scripts.inference.evaluation import EvaluateRequest, Evaluation, evaluate
 from scripts.inference.jobs import image_paths
 from scripts.inference.predict import PredictReport, PredictRequest, predict
@@ -64,9 +64,6 @@ class VolumePredictor:
         settings: more fields of `PredictRequest`, under its names or those of `inference_config`.
     """
 
-    _NAMES: Mapping[str, str] = {"output_targets": "targets", "num_dataloader_workers": "workers"}
-    _ELSEWHERE = ("checkpoint_path", "load_strict", "activation")
-
     def __init__(
         self,
         dataset: VolumeList,
@@ -75,11 +72,8 @@ class VolumePredictor:
         device: Any = "auto",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        fields: dict[str, Any] = {}
-        for key, value in (settings or {}).items():
-            if value is None or key in self._ELSEWHERE:
-                continue
-            fields[self._NAMES.get(key, key)] = tuple(value) if isinstance(value, list) else value
+        fields = request_fields(settings or {})
+        fields.pop("checkpoint", None)
         self.request = PredictRequest(
             dataset.folder, str(checkpoint), str(output_dir), device=str(device), **fields
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from scripts.inference.predict import PredictReport, PredictRequest
 
 logger = logging.getLogger(__name__)
+
+# Keys of `inference_config` that `PredictRequest` calls differently.
+_FIELD_OF = {
+    "checkpoint_path": "checkpoint",
+    "output_targets": "targets",
+    "num_dataloader_workers": "workers",
+}
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +37,11 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument(
         "--like", metavar="OLD.zarr", help="repeat this prediction: its image, network and settings"
+    )
+    files.add_argument(
+        "--config-path",
+        metavar="YAML",
+        help="experiment file; its inference_config goes before the checkpoint's",
     )
     files.add_argument("--targets", help="targets to predict, by commas (default: all)")
     files.add_argument("--mask", help="volume, or folder with one per image: predict where it is not 0")
@@ -100,15 +113,19 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def request_from(arguments: argparse.Namespace) -> PredictRequest:
-    """Return the request that flags ask for; what is not given keeps its default.
+def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | None = None) -> PredictRequest:
+    """Return the request that flags ask for; what is not given is as in `settings`, else the default.
+
+    Args:
+        arguments: the parsed flags.
+        settings: fields of `PredictRequest` from an experiment file or a checkpoint.
 
     Raises:
         VolumenError: a flag's value cannot be, or the input or the checkpoint is missing.
     """
     from scripts.inference.predict import PredictRequest
 
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = dict(settings or {})
     if getattr(arguments, "like", None) is not None:
         from scripts.inference.like import recipe_of, settings_like
 
@@ -128,6 +145,36 @@ def request_from(arguments: argparse.Namespace) -> PredictRequest:
     if isinstance(given.get("region"), str):
         given["region"] = _region(given["region"])
     return PredictRequest(**given)
+
+
+def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `PredictRequest` that an `inference_config` holds, under their names there.
+
+    Args:
+        section: an `inference_config`; keys that concern the checkpoint, and nulls, are left out.
+    """
+    fields: dict[str, Any] = {}
+    for key, value in section.items():
+        if value is not None and key != "load_strict":
+            fields[_FIELD_OF.get(key, key)] = tuple(value) if isinstance(value, list) else value
+    return fields
+
+
+def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields that the experiment file of `--config-path` sets; none without one.
+
+    Raises:
+        VolumenError: for a wrong file, key or value.
+    """
+    if getattr(arguments, "config_path", None) is None:
+        return {}
+    from scripts.experiment_file import read_experiment
+    from scripts.sections import InferenceConfig
+    from scripts.validation import check_section
+
+    section = read_experiment(arguments.config_path).get("inference_config", {})
+    check_section(InferenceConfig, section, f"{arguments.config_path}: inference_config")
+    return request_fields(section)
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:
@@ -161,9 +208,14 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from scripts.inference.precision import choose_device
     from scripts.inference.predict import predict
+    from scripts.inference.predictor import load_predictor
 
-    request = request_from(arguments)
+    asked = request_from(arguments, file_settings(arguments))
+    predictor = load_predictor(asked.checkpoint, choose_device(asked.device))
+    trained = request_fields(predictor.config.get("inference_config", {}))
+    request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
     with tqdm(unit="window", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         shown = ""
 
@@ -177,7 +229,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
                 bar.set_description(name)
             bar.update(count - bar.n)
 
-        report = predict(request, progress=show)
+        report = predict(request, progress=show, predictor=predictor)
     tell(report)
     return 0
 

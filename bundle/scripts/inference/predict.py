@@ -141,19 +141,23 @@ class PredictReport:
 
 
 def predict(
-    request: PredictRequest, *, progress: Callable[[str, int, int], None] | None = None
+    request: PredictRequest,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    predictor: Predictor | None = None,
 ) -> PredictReport:
     """Predict every volume of a request.
 
     Args:
         request: what to predict and how.
         progress: called with a volume's name, windows settled and all windows.
+        predictor: the request's network where it is loaded already.
 
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    device = choose_device(request.device)
-    predictor = load_predictor(request.checkpoint, device)
+    if predictor is None:
+        predictor = load_predictor(request.checkpoint, choose_device(request.device))
     jobs = find_jobs(request, tuple(head.name for head in predictor.heads(request.targets)))
     reports = []
     for job in jobs:
@@ -210,7 +214,7 @@ def predict_volume(
     reader = WindowReader(
         image,
         plan,
-        predictor.normalizer,
+        predictor.normalizer.for_volume(image),
         mask=job.mask,
         skip_empty=request.skip_empty,
         on_corrupt=request.on_corrupt,

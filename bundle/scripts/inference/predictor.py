@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from scripts.inference.precision import autocast
 from scripts.inference.sliding import SlidingWindow
 from scripts.inference.tta import AxisTransform, transforms
 
+if TYPE_CHECKING:
+    from scripts.transforms.normalize import Normalizer
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +35,7 @@ class Predictor:
         network: gives a dict of logits (B, K, *patch) for windows (B, C, *patch) and takes `targets=`.
         config: the experiment's snapshot, by section.
         targets: the network's outputs by name.
-        normalizer: maps a raw image (C, *space) to float32.
+        normalizer: as in training; `for_volume` gives what maps a volume's raw values to float32.
         patch_size: the window that the network was trained on.
         spacing: voxel size that it was trained on, or None.
         in_channels: image channels that it takes.
@@ -45,7 +48,7 @@ class Predictor:
     network: nn.Module
     config: Mapping[str, Any]
     targets: Mapping[str, Head]
-    normalizer: Callable[[np.ndarray], np.ndarray]
+    normalizer: Normalizer
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     in_channels: int = 1
@@ -100,6 +103,7 @@ def load_predictor(checkpoint_path: str | Path, device: str | torch.device = "cp
     Raises:
         VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
     """
+    from scripts.handlers.finetune import inference_weights
     from scripts.networks.multihead import MultiHeadDynUNet
     from scripts.transforms.normalize import Normalizer
 
@@ -110,7 +114,7 @@ def load_predictor(checkpoint_path: str | Path, device: str | torch.device = "cp
     network = MultiHeadDynUNet.from_config(final_config)
     strict = config.get("inference_config", {}).get("load_strict", True)
     try:
-        network.load_state_dict(state["model"], strict=strict)
+        network.load_state_dict(inference_weights(state), strict=strict)
     except RuntimeError as error:
         raise VolumenError(
             path, f"weights do not fit the network: {str(error).splitlines()[-1].strip()}"
@@ -292,7 +296,7 @@ def predict_array(
     """
     heads = predictor.heads(targets)
     patch = predictor.check_patch(patch_size or predictor.patch_size)
-    normalised = torch.from_numpy(predictor.normalizer(image)).to(predictor.device)
+    normalised = torch.from_numpy(predictor.normalizer.for_array(image)(image)).to(predictor.device)
 
     def encoded(windows: Tensor) -> dict[str, Tensor]:
         with autocast(precision, predictor.device):

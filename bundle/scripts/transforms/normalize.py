@@ -79,6 +79,20 @@ class Normalizer:
             self._volumes[volume.path] = Normalizer(self.scheme, volume_properties(volume))
         return self._volumes[volume.path]
 
+    def for_array(self, image: np.ndarray) -> Normalizer:
+        """The normaliser for an image in memory: this one, unless statistics are per volume.
+
+        Args:
+            image: (C, *spatial), the whole volume.
+        """
+        if not self._per_volume(image.dtype):
+            return self
+        from scripts.data.volumes import ArrayVolume
+        from scripts.transforms.intensity_properties import volume_properties
+
+        axes = "c" + "zyx"[-(image.ndim - 1) :]
+        return Normalizer(self.scheme, volume_properties(ArrayVolume(image, axes=axes)))
+
     def _per_volume(self, dtype: np.dtype) -> bool:
         if self.scheme in ("ct", "none") or (self.scheme == "unit" and np.dtype(dtype).name in _BY_TYPE):
             return False
