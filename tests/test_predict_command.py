@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 import pytest
 from scripts.errors import VolumenError
@@ -18,8 +19,7 @@ def parsed(*words: str) -> argparse.Namespace:
 
 
 def test_every_key_of_inference_config_is_a_field_of_the_request():
-    section = {name: getattr(InferenceConfig(), name) for name in InferenceConfig.__dataclass_fields__}
-    section = {name: 1 if value is None else value for name, value in section.items()}
+    section = {name: 1 if value is None else value for name, value in asdict(InferenceConfig()).items()}
     assert set(request_fields(section)) <= set(PredictRequest.__dataclass_fields__)
     assert request_fields({"output_targets": ["ink"], "load_strict": False}) == {"targets": ("ink",)}
 
