@@ -1,0 +1,121 @@
+"""The model card of a trained model, in the order of MONAI's model zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.inference.heads import Head
+from scripts.inference.predictor import Predictor
+from scripts.sharing.metadata import channel_names
+
+
+def model_card(
+    predictor: Predictor, metadata: Mapping[str, Any], *, picture: str | None, parameters: int
+) -> str:
+    """Return the text of `docs/README.md`.
+
+    Args:
+        predictor: the network and its settings.
+        metadata: what `build_metadata` gave.
+        picture: file name of the preview beside the card, or None.
+        parameters: number of the network's weights.
+    """
+    training = metadata["training"]
+    parts = [
+        f"# {metadata['name']}",
+        metadata["description"],
+        *([f"![Input, then truth and prediction of every target]({picture})"] if picture else []),
+        "## Data",
+        _data(training),
+        "## Training configuration",
+        _training(predictor, training, parameters),
+        "## Input",
+        _input(predictor, metadata),
+        "## Output",
+        _output(predictor),
+        "## Performance",
+        _performance(metadata["eval_metrics"], predictor.epoch),
+        "## Speed",
+        "Not measured: it depends on the machine. `volumen export` gives TorchScript, ONNX and `torch.export` files.",
+        "## MONAI bundle commands",
+        _commands(),
+        "## References",
+        "\n".join(f"{number}. {text}" for number, text in enumerate(metadata["references"], 1)),
+        "## License",
+        "Code: Apache-2.0, see `LICENSE`. Training data, which bind the weights: see `docs/data_license.txt`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(training: Mapping[str, Any]) -> str:
+    lines = []
+    for part, word in (("train", "trained"), ("val", "validated")):
+        if part in training:
+            volumes, voxels = training[part]["volumes"], training[part]["voxels"]
+            lines.append(
+                f"- {word} on {voxels:,} voxels of {len(volumes)} volume(s), format {training['format']}"
+            )
+    lines.append("- no voxel is in both parts" if len(lines) == 2 else "- the split is not recorded")
+    return "\n".join(lines)
+
+
+def _training(predictor: Predictor, training: Mapping[str, Any], parameters: int) -> str:
+    rows = {
+        "epochs": training["epochs"],
+        "patch": " x ".join(map(str, training["patch_size"])),
+        "batch size": training["batch_size"],
+        "optimizer": f"{training['optimizer']}, learning rate {training['learning_rate']}",
+        "seed": training["seed"],
+        "parameters": f"{parameters:,}",
+        "voxel size": "not stated" if predictor.spacing is None else " x ".join(map(str, predictor.spacing)),
+    }
+    listed = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"| setting | value |\n| --- | --- |\n{listed}\n\nAll settings are in `configs/train.yaml`."
+
+
+def _input(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
+    facts = metadata["inference"]
+    axes = ", ".join(facts["axes"].upper())
+    divisors = " x ".join(map(str, predictor.divisor))
+    return (
+        f"One image, float32, `(batch, {predictor.in_channels}, {axes})`, normalised by the scheme"
+        f" `{facts['normalization_scheme']}`. Sides are multiples of {divisors}. `configs/inference.yaml` takes volumes"
+        " of any size (zarr, OME-Zarr, TIFF, NIfTI), normalises them and cuts windows itself."
+    )
+
+
+def _output(predictor: Predictor) -> str:
+    rows = "\n".join(_row(head, predictor) for head in predictor.targets.values())
+    return (
+        "The network gives one tensor, `pred`, with the targets joined on channels in this order;"
+        f" prediction writes each target by itself.\n\n| target | kind | channels |\n| --- | --- | --- |\n{rows}"
+    )
+
+
+def _row(head: Head, predictor: Predictor) -> str:
+    return f"| {head.name} | {head.kind} | {', '.join(channel_names(head, predictor.config))} |"
+
+
+def _performance(metrics: Mapping[str, float], epoch: int | None) -> str:
+    if not metrics:
+        return "Not recorded. `volumen evaluate` scores predictions against labels."
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    return f"On the validation part, after epoch {epoch}.\n\n| metric | value |\n| --- | --- |\n{rows}"
+
+
+def _commands() -> str:
+    return """From the bundle's folder:
+
+```bash
+python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir IMAGES --output_dir PREDICTIONS
+python -m monai.bundle run --config_file configs/evaluate.yaml --predictions PREDICTIONS --dataset_dir DATA \\
+    --output_dir REPORT
+python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir DATA --output_dir OUT
+```
+
+In Python, with the bundle's folder in `sys.path`:
+
+```python
+network = monai.bundle.load(NAME, bundle_dir=FOLDER, workflow_type="inference")
+```"""

@@ -1,0 +1,237 @@
+"""A trained model as a MONAI bundle of its own: one zip file that runs where MONAI and the listed packages are."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.bundle_root import bundle_root
+from scripts.errors import VolumenError
+from scripts.handlers.checkpoint_file import writing_failed
+from scripts.inference.predictor import Predictor, load_predictor, read_checkpoint
+from scripts.sharing.export import check_output, publish
+from scripts.sharing.metadata import build_metadata, read_metrics, to_json, training_summary
+from scripts.sharing.model_card import model_card
+from scripts.sharing.packaged_configs import write_configs
+from scripts.sharing.released import write_released
+
+logger = logging.getLogger(__name__)
+
+_DATA_LICENSE = """The licence of the training data is not stated. Ask whoever made this model before you use it
+for more than looking at it.
+"""
+_EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class PackageRequest:
+    """What to package and how.
+
+    Args:
+        checkpoint: the trained network.
+        output: `NAME.zip`; the bundle's folder inside is NAME.
+        overwrite: whether a file there may be replaced.
+        description: what the model does; "" for a sentence made from its targets.
+        authors: who made it.
+        data_license: file with the licence of the training data, or None.
+        hf: repository on the Hugging Face Hub to push to, `USER/NAME`, or None.
+        public: whether that repository is public.
+    """
+
+    checkpoint: str
+    output: str
+    overwrite: bool = False
+    description: str = ""
+    authors: str = ""
+    data_license: str | None = None
+    hf: str | None = None
+    public: bool = False
+
+
+@dataclass(frozen=True)
+class PackageReport:
+    """What was packaged.
+
+    Args:
+        path: the zip file.
+        files: how many files it holds.
+        size: its bytes.
+        url: where it was pushed to, or "".
+    """
+
+    path: Path
+    files: int
+    size: int
+    url: str = ""
+
+
+def package(request: PackageRequest) -> PackageReport:
+    """Write a trained model as a bundle, and push it if asked. The zip is whole or absent.
+
+    Raises:
+        VolumenError: for whatever a user can set right.
+    """
+    output = Path(request.output)
+    name = _name(output)
+    check_output(output, request.overwrite)
+    license_text = _read_license(request.data_license)
+    _check_repository(request.hf)
+    predictor = load_predictor(request.checkpoint)
+    with _scratch(output) as scratch:
+        folder = scratch / name
+        write_bundle(predictor, folder, request, license_text)
+        zipped = scratch / output.name
+        files = zip_folder(folder, zipped)
+        size = zipped.stat().st_size
+        publish(zipped, output)
+        url = _push(request, name, scratch, output) if request.hf else ""
+    return PackageReport(output, files, size, url)
+
+
+def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, data_license: str) -> None:
+    """Write the bundle's folder.
+
+    Args:
+        predictor: the trained network.
+        folder: the bundle's root, named for the model; it does not exist.
+        request: texts for the model card.
+        data_license: text of `docs/data_license.txt`.
+    """
+    for part in ("configs", "docs", "models"):
+        (folder / part).mkdir(parents=True)
+    run_folder = Path(request.checkpoint).resolve().parent
+    versions = read_checkpoint(Path(request.checkpoint)).get("versions") or {}
+    metadata = build_metadata(
+        predictor,
+        name=folder.name,
+        description=request.description,
+        authors=request.authors,
+        metrics=read_metrics(run_folder, predictor.epoch),
+        training={**training_summary(predictor, run_folder), "versions": dict(versions)},
+    )
+    network: Any = predictor.network
+    write_released(predictor, folder / "models", versions=versions)
+    write_configs(
+        bundle_root() / "configs",
+        folder / "configs",
+        network=network.final_config,
+        experiment=predictor.config,
+        patch_size=predictor.patch_size,
+    )
+    (folder / "configs" / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
+    parameters = sum(weight.numel() for weight in network.parameters())
+    card = model_card(
+        predictor, metadata, picture=_copy_picture(run_folder, predictor, folder), parameters=parameters
+    )
+    (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
+    (folder / "docs" / "data_license.txt").write_text(data_license, encoding="utf-8")
+    shutil.copyfile(bundle_root() / "LICENSE", folder / "LICENSE")
+    code = Path(__file__).resolve().parents[1]
+    # A wheel keeps the bundle's configs inside the package; here they have a place of their own.
+    shutil.copytree(
+        code, folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_bundle")
+    )
+
+
+def zip_folder(folder: Path, path: Path) -> int:
+    """Zip a folder under its own name; equal content gives equal bytes. Returns the number of files."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            entry = zipfile.ZipInfo(file.relative_to(folder.parent).as_posix(), _EPOCH_OF_ZIP)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    return len(files)
+
+
+def _copy_picture(run_folder: Path, predictor: Predictor, folder: Path) -> str | None:
+    """Copy the run's preview beside the model card; return its name there, or None."""
+    model_name = predictor.config.get("tr_setup", {}).get("model_name", "model")
+    for suffix in (".gif", ".png"):
+        picture = run_folder / f"{model_name}_debug{suffix}"
+        if picture.is_file():
+            shutil.copyfile(picture, folder / "docs" / f"preview{suffix}")
+            return f"preview{suffix}"
+    return None
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """Give a folder beside the output, so that the finished file is moved by a rename; it goes afterwards."""
+    folder: Path | None = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
+        yield folder
+    except OSError as error:
+        raise writing_failed(output, error) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(output: Path) -> str:
+    if output.suffix != ".zip":
+        raise VolumenError("-o/--output", expected="a name that ends in .zip", found=output.name)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", output.stem):
+        raise VolumenError(
+            "-o/--output", expected="a name of letters, digits, '_', '-' and '.'", found=repr(output.stem)
+        )
+    return output.stem
+
+
+def _read_license(path: str | None) -> str:
+    if path is None:
+        return _DATA_LICENSE
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VolumenError(
+            path, f"not readable as text ({type(error).__name__})", remedy="check --data-license"
+        ) from error
+
+
+def _check_repository(repository: str | None) -> None:
+    if repository is None:
+        return
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise VolumenError("--hf", expected="USER/NAME", found=repr(repository))
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise VolumenError(
+            "--hf", "needs the package huggingface_hub", remedy="pip install huggingface_hub"
+        ) from None
+
+
+def _push(request: PackageRequest, name: str, folder: Path, output: Path) -> str:
+    """Push the bundle's folder to the Hub; return its address."""
+    from monai import bundle
+
+    from scripts.version import __version__
+
+    assert request.hf is not None
+    try:
+        address = bundle.push_to_hf_hub(
+            repo=request.hf,
+            name=name,
+            bundle_dir=str(folder),
+            private=not request.public,
+            version=__version__,
+        )
+    except Exception as error:  # the client's own errors, of HTTP, and of the network
+        raise VolumenError(
+            f"--hf {request.hf}",
+            f"was not pushed ({type(error).__name__}: {str(error)[:200]})",
+            remedy=f"{output} is complete; check the token (hf auth login) and the name, then try again",
+        ) from error
+    return str(address)

@@ -1,0 +1,100 @@
+"""The configs of a released model: the bundle's own, with the experiment and the network written into them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.experiment_file import SECTION_NAMES
+from scripts.sharing.metadata import without_paths
+from scripts.sharing.released import WEIGHTS
+
+
+def write_configs(
+    source: Path,
+    folder: Path,
+    *,
+    network: Mapping[str, Any],
+    experiment: Mapping[str, Any],
+    patch_size: tuple[int, ...],
+) -> None:
+    """Write every config of the bundle, for one model, as YAML and as JSON.
+
+    MONAI's `load` reads JSON only; people read YAML, which has the comments.
+
+    Args:
+        source: the bundle's `configs`.
+        folder: where they go; it exists.
+        network: the architecture, `MultiHeadDynUNet.final_config`.
+        experiment: the snapshot's sections.
+        patch_size: the window of the training.
+    """
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".conf":
+            (folder / path.name).write_bytes(path.read_bytes())
+        if path.suffix != ".yaml":
+            continue
+        text = path.read_text(encoding="utf-8")
+        if path.name == "train.yaml":
+            text = training_config(text, network, experiment)
+        elif path.name == "inference.yaml":
+            text = inference_config(text, network, patch_size)
+        (folder / path.name).write_text(text, encoding="utf-8")
+        twin = json.dumps(yaml.safe_load(text), indent=2, ensure_ascii=False) + "\n"
+        (folder / path.with_suffix(".json").name).write_text(twin, encoding="utf-8")
+
+
+def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
+    """Return `train.yaml` with a model's settings as its sections.
+
+    Without data the network is the model's own, so that tools can load it; with data it is planned from them and the
+    settings, as always.
+    """
+    for name in SECTION_NAMES:
+        if name in experiment:
+            text = replace_block(text, name, without_paths(experiment[name]))
+    definition = yaml.safe_load(text)["network_def"]
+    definition["final_config"] = "$@config.network_config if @config.dataset_dir else @network_config"
+    return replace_block(text, "network_def", definition, {"network_config": dict(network)})
+
+
+def inference_config(text: str, network: Mapping[str, Any], patch_size: tuple[int, ...]) -> str:
+    """Return `inference.yaml` for a model: its weights, and a network that can be built without any file."""
+    content = yaml.safe_load(text)
+    checkpoint = {
+        "_target_": "scripts.sharing.released.whole_checkpoint",
+        "weights": f"$@bundle_root + '/models/{WEIGHTS}'",
+    }
+    definition = {
+        "_target_": "scripts.networks.multihead.ConcatenatedHeads.from_config",
+        "final_config": "@network_config",
+    }
+    inferer = {**content["inferer"], "patch_size": f"$@inference_config#patch_size or {list(patch_size)}"}
+    text = replace_block(text, "checkpoint", checkpoint)
+    text = replace_block(text, "network_def", definition, {"network_config": dict(network)})
+    return replace_block(text, "inferer", inferer)
+
+
+def replace_block(text: str, key: str, value: Any, before: Mapping[str, Any] | None = None) -> str:
+    """Replace a top-level entry of a YAML text and leave all other lines, comments included, as they are.
+
+    Args:
+        text: the YAML.
+        key: the entry.
+        value: its new value, plain data.
+        before: entries to put in front of it.
+
+    Raises:
+        ValueError: the text has no such entry.
+    """
+    pattern = re.compile(rf"^{re.escape(key)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
+    if not pattern.search(text):
+        raise ValueError(f"no entry {key!r} in the config")
+    entries = {**(before or {}), key: value}
+    block = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None)
+    return pattern.sub(lambda _: block, text, count=1)
