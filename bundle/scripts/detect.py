@@ -139,7 +139,8 @@ def _classes(where: str, labels: Sequence, ignore: int | None) -> int:
                 f"holds more than {MOST_CLASSES} values and looks like instances",
                 remedy="set kind: binary to learn foreground, or out_channels for that many classes",
             )
-    values.discard(ignore if ignore is not None else -1)
+    if ignore is not None:
+        values.discard(ignore)
     foreground = sorted(values - {0})
     if foreground and foreground[0] < 0:
         raise VolumenError(
