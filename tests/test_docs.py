@@ -2,15 +2,66 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import tifffile
+import yaml
 from conftest import ROOT
+from data_folders import ball, image_of, write_tiff_folder
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+GENERATORS = sorted(DOCS.glob("make_*.py"))
 
 
-def test_the_table_of_settings_is_up_to_date():
-    command = [sys.executable, str(ROOT / "docs" / "make_configuration.py"), "--check"]
-    assert subprocess.run(command, check=False).returncode == 0, "run python docs/make_configuration.py"
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a page."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start, language = None, ""
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start, language = number, line.removeprefix("```").strip()
+        else:
+            yield Block(page, start, language, "\n".join(lines[start : number - 1]))
+            start = None
+    assert start is None, f"{page}: a block begins at line {start} and does not end"
+
+
+def every_block(language: str) -> list[Block]:
+    return [
+        block for page in [*PAGES, ROOT / "README.md"] for block in blocks(page) if block.language == language
+    ]
+
+
+@pytest.mark.parametrize("script", GENERATORS, ids=lambda path: path.stem)
+def test_generated_pages_are_up_to_date(script):
+    command = [sys.executable, str(script), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, f"run python docs/{script.name}"
 
 
 def test_every_dependency_has_a_reason():
@@ -21,3 +72,152 @@ def test_every_dependency_has_a_reason():
     for requirement in project["dependencies"]:
         name = requirement.split(">")[0].split("<")[0].split("=")[0].strip()
         assert f"| {name} |" in reasons, name
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(block.language == "python" for block in blocks(page))],
+    ids=lambda p: p.stem,
+)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """The blocks of a page run one after the other, in a folder of their own that holds a data folder DATA."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(DOCS / "examples"))
+    write_tiff_folder(Path("DATA"), {"a": {"surface": ball((24, 24, 48))}})
+    space: dict[str, Any] = {"__name__": "documentation"}
+    for block in blocks(page):
+        if block.language == "python":
+            # Blank lines before it, so that a traceback names the page's own line.
+            source = "\n" * block.line + block.text
+            exec(compile(source, str(page), "exec"), space)
+
+
+@pytest.mark.parametrize("block", every_block("yaml"), ids=str)
+def test_yaml_blocks_load(block, tmp_path):
+    content = yaml.safe_load(block.text)
+    assert isinstance(content, Mapping)
+    if "_target_" in block.text:
+        check_overlay(content)
+    else:
+        check_experiment(block.text, tmp_path)
+
+
+def check_overlay(content: Any) -> None:
+    """A bundle config: what its `_target_`s name exists."""
+    if isinstance(content, Mapping):
+        if "_target_" in content:
+            path = str(content["_target_"])
+            module, _, name = path.rpartition(".")
+            if module.startswith("scripts"):
+                assert callable(getattr(import_module(module), name)), path
+            elif module:
+                assert (DOCS / "examples" / f"{module}.py").is_file() or import_module(
+                    module.partition(".")[0]
+                )
+        for value in content.values():
+            check_overlay(value)
+    elif isinstance(content, list):
+        for value in content:
+            check_overlay(value)
+
+
+def check_experiment(text: str, folder: Path) -> None:
+    """An experiment file: every key, value, task and loss is accepted for a data folder with its targets."""
+    from scripts.config import ConfigManager
+    from scripts.experiment_file import read_experiment
+    from scripts.losses.multitask import MultiTaskLoss
+    from scripts.targets import inject_auxiliary_tasks, make_target
+
+    path = folder / "experiment.yaml"
+    path.write_text(text)
+    sections = read_experiment(path)
+    config = ConfigManager(**sections)
+    tasks = config.auxiliary_tasks
+    names = [*config.target_configs, *(task.get("source_target") for task in tasks.values())]
+    primary = {}
+    for name in dict.fromkeys(names or ["surface"]):
+        from scripts.sections import TargetConfig
+
+        entry = config.target_configs.get(name) or TargetConfig()
+        channels = entry.out_channels or 1
+        kind = entry.kind or ("binary" if channels == 1 else "multiclass")
+        primary[name] = make_target(
+            entry, name, kind=kind, out_channels=channels, separate=True, losses=config.tr_config.losses
+        )
+    targets = inject_auxiliary_tasks(primary, tasks, spatial_dims=3, separate=True, origin=str(path))
+    MultiTaskLoss(
+        {name: target.loss_section() for name, target in targets.items()},
+        balancing=config.tr_config.loss_balancing,
+        balancing_kwargs=config.tr_config.loss_balancing_kwargs,
+        spacing=(1.0, 1.0, 1.0),
+    )
+
+
+@pytest.mark.parametrize("block", every_block("bash"), ids=str)
+def test_commands_parse(block):
+    """Every `volumen` command line is one that the parser takes, so no page names an option that does not exist."""
+    from scripts.cli import build_parser
+
+    parser = build_parser()
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and "=" in words[0]:
+            words = words[1:]
+        if words[:1] == ["volumen"]:
+            parser.parse_args(
+                [word for word in words[1:] if not word.startswith("[") and not word.endswith("]")]
+            )
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        # The demonstration makes its pictures itself.
+        if "://" in target or target.endswith(".gif"):
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name) if name else page
+        assert other.exists(), target
+        if anchor and other.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            known = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in known, target
+
+
+def label_errors() -> dict[str, Any]:
+    """By the excerpt of a message: a data folder (labels, image, settings) that causes it."""
+    label = ball((16, 16, 16))
+    gap = label.copy()
+    gap[0] = 5
+    numbers = np.arange(16**3, dtype=np.int32).reshape(16, 16, 16)
+    return {
+        "names no target": ({"a": label}, {}),
+        "differs from image 'a'": ({"A_ink": label}, {}),
+        "found labels of no target": ({"b_ink": label}, {}),
+        "resample it to the image's grid": ({"a_ink": label[:, :, 1:]}, {}),
+        "expected classes 0, 1, 2": ({"a_ink": gap}, {}),
+        "looks like instances": ({"a_ink": numbers}, {}),
+        "expected a label with whole numbers": ({"a_ink": label / np.float32(2)}, {}),
+        "expected a label of target 'inc'": ({"a_ink": label}, {"dataset_config": {"targets": {"inc": {}}}}),
+        "did you mean batch_size?": ({"a_ink": label}, {"tr_config": {"batchsize": 2}}),
+    }
+
+
+@pytest.mark.parametrize("excerpt", label_errors())
+def test_the_messages_of_the_data_page_are_real(excerpt, tmp_path):
+    from scripts.config import ConfigManager
+    from scripts.errors import VolumenError
+
+    table = (DOCS / "data.md").read_text(encoding="utf-8").partition("<!-- errors")[2]
+    (said,) = [row.split("`")[1] for row in table.splitlines() if row.startswith("| `") and excerpt in row]
+    labels, settings = label_errors()[excerpt]
+    images = ["a", "b"] if "b_ink" in labels else ["a"]
+    for name in images:
+        write_tiff_folder(tmp_path, {}, images={})
+        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", image_of(ball((16, 16, 16))))
+    for name, array in labels.items():
+        tifffile.imwrite(tmp_path / "labels" / f"{name}.tif", array)
+    with pytest.raises(VolumenError) as told:
+        _ = ConfigManager(**settings, dataset_dir=str(tmp_path)).targets
+    assert said in str(told.value)
