@@ -198,6 +198,14 @@ def test_a_target_without_a_label_is_all_unknown():
     assert out["m_mask"].all()
 
 
+def test_a_missing_label_has_the_channels_of_the_others():
+    read = ReadPatchd(["m", "ink"], halo=2, label_channels={"m": 1, "ink": 3})
+    out = read(sample_of(case_of(NOISE, {"m": LABEL}), (8, 8, 8), (8, 8, 8)))
+    assert out["ink"].shape == (3, 12, 12, 12)
+    assert out["ink_mask"].shape == (1, 12, 12, 12)
+    assert not out["ink_mask"].any()
+
+
 @pytest.mark.parametrize(
     "dtype", ["uint8", "uint16", "int16", "int8", "float16", "float32", "float64", "bool"]
 )

@@ -319,6 +319,14 @@ class ConfigManager:
         }
 
     @property
+    def label_channels(self) -> dict[str, int]:
+        """Channels of the labels of every labelled target; a volume that lacks the label gets as many, unknown."""
+        return {
+            name: next((case.labels[name].channels for case in self.cases if name in case.labels), 1)
+            for name in self.primary_targets
+        }
+
+    @property
     def kinds(self) -> dict[str, str]:
         """Kind of every target."""
         return {name: target.kind for name, target in self.targets.items()}

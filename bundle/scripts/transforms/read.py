@@ -31,6 +31,7 @@ class ReadPatchd(Transform):
         normalization_scheme, intensity_properties: as for `Normalizer`.
         image_order: 1 for linear interpolation; 3 for cubic splines (SciPy, about ten times slower).
         ignore_labels: target to the label value that means "unknown".
+        label_channels: channels of the targets' labels, for a case that lacks one; 1 where not named.
         nonfinite: what to do with NaN and infinity in an image: "zero" (0 after normalisation, one warning
             per volume) or "refuse".
 
@@ -55,6 +56,7 @@ class ReadPatchd(Transform):
         image_order: int = 1,
         ignore_labels: Mapping[str, int] | None = None,
         nonfinite: str = "zero",
+        label_channels: Mapping[str, int] | None = None,
     ) -> None:
         if image_order not in (1, 3):
             raise VolumenError("image_order", expected="1 or 3", found=image_order)
@@ -67,6 +69,7 @@ class ReadPatchd(Transform):
         self.image_order = image_order
         self.ignore_labels = dict(ignore_labels or {})
         self.nonfinite = nonfinite
+        self.label_channels = dict(label_channels or {})
         self._warned: set[str] = set()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -133,8 +136,8 @@ class ReadPatchd(Transform):
     def _label(self, case: Any, target: str, reader: LabelReader) -> tuple[np.ndarray, np.ndarray]:
         volume = case.labels.get(target)
         if volume is None:
-            shape = (1, *reader.grid.patch_shape)
-            return np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=bool)
+            shape, channels = reader.grid.patch_shape, self.label_channels.get(target, 1)
+            return np.zeros((channels, *shape), dtype=np.uint8), np.zeros((1, *shape), dtype=bool)
         label = reader.read(volume)
         known = reader.known
         if target in case.masks:
