@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from meta_schema import SCHEMA
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+from scripts.sharing.metadata import REQUIRED_PACKAGES
 
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
@@ -95,6 +97,15 @@ def test_the_metadata_are_valid(tmp_path):
         cwd=tmp_path,
     )
     assert "metadata is verified with no error" in said
+
+
+def test_the_metadata_list_what_the_program_depends_on():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=!~\[ ]", requirement)[0] for requirement in project["dependencies"]}
+    assert set(REQUIRED_PACKAGES) == needed - {"torch", "monai", "numpy"}
+    assert set(METADATA["required_packages_version"]) == set(REQUIRED_PACKAGES)
 
 
 def test_every_output_has_its_name_and_pred_joins_them():

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import subprocess
-import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from scripts.errors import VolumenError
 from scripts.sharing.command import add_package_arguments, run_package
 from scripts.sharing.metadata import without_paths
 from scripts.sharing.package import PackageRequest, package
-from scripts.sharing.packaged_configs import replace_block
+from scripts.sharing.packaged_configs import replace_block, set_value
 from scripts.sharing.released import whole_checkpoint
 
 EXPERIMENT = {
@@ -38,6 +39,7 @@ EXPERIMENT = {
         "amp": "off",
     },
     "model_config": {"features_per_stage": [4, 8], "separate_decoders": False},
+    "inference_config": {"overlap": 0.25, "dtype": "float16"},
     "auxiliary_tasks": {
         "normals": {
             "type": "surface_normals",
@@ -75,8 +77,19 @@ def environment(root: Path | None = None, **more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": str(root)} if root else {}), **more}
 
 
-def run(*words: str, cwd: Path, root: Path | None = None, **more: str) -> str:
-    command = [sys.executable, *words]
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A virtual environment that has the packages of this one, but not this program, however that is installed."""
+    folder = tmp_path_factory.mktemp("stranger")
+    venv.create(folder, symlinks=True)
+    paths = {name: sysconfig.get_path(name, vars={"base": str(folder)}) for name in ("scripts", "purelib")}
+    # The .pth files in a folder that a .pth file names are not read: an editable installation stays unseen.
+    Path(paths["purelib"], "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return str(Path(paths["scripts"], "python"))
+
+
+def run(python: str, *words: str, cwd: Path, root: Path | None = None, **more: str) -> str:
+    command = [python, *words]
     done = subprocess.run(
         command, cwd=cwd, env=environment(root, **more), capture_output=True, text=True, check=False
     )
@@ -150,12 +163,21 @@ def test_the_metadata_tell_of_the_run_and_nothing_of_the_machine(bundle, trained
             assert str(trained[0]).encode() not in file.read_bytes(), file
 
 
-def test_a_stranger_verifies_and_loads_it(bundle, trained, tmp_path):
+def test_there_is_no_volumen_for_a_stranger(stranger, tmp_path):
+    said = run(
+        stranger, "-c", "import torch, importlib.util as u; print(u.find_spec('scripts'))", cwd=tmp_path
+    )
+    assert said.strip() == "None"
+
+
+def test_a_stranger_verifies_and_loads_it(stranger, bundle, trained, tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     script = tmp_path / "stranger.py"
     script.write_text(STRANGER)
-    said = run(str(script), str(bundle), str(schema), str(tmp_path / "out.pt"), cwd=tmp_path, root=bundle)
+    said = run(
+        stranger, str(script), str(bundle), str(schema), str(tmp_path / "out.pt"), cwd=tmp_path, root=bundle
+    )
     assert said.count("verified with no error") == 3
     from scripts.inference.predictor import load_predictor
 
@@ -167,9 +189,9 @@ def test_a_stranger_verifies_and_loads_it(bundle, trained, tmp_path):
     )
 
 
-def test_it_predicts_by_monai_s_run_what_the_checkpoint_predicts(bundle, trained, tmp_path):
+def test_it_predicts_by_monai_s_run_what_the_checkpoint_predicts(stranger, bundle, trained, tmp_path):
     run(
-        "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml",
+        stranger, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml",
         "--dataset_dir", str(trained[0] / "data"), "--output_dir", str(tmp_path / "monai"),
         "--inference_config#amp", "off",
         cwd=bundle, XDG_CACHE_HOME=str(tmp_path / "cache"),
@@ -181,15 +203,16 @@ def test_it_predicts_by_monai_s_run_what_the_checkpoint_predicts(bundle, trained
     )
     for target in ("surface", "normals"):
         assert expected[f"{target}/0"][:].any()
+        assert found[f"{target}/0"].dtype == np.float16  # as the run's own inference_config says
         np.testing.assert_array_equal(found[f"{target}/0"][:], expected[f"{target}/0"][:])
     assert {path.name for path in (bundle / "models").iterdir()} == {"model.pt", "model.json"}
     assert len(list((tmp_path / "cache" / "volumen" / "released").iterdir())) == 1
 
 
 @pytest.mark.slow
-def test_it_trains_on(bundle, trained, tmp_path):
+def test_it_trains_on(stranger, bundle, trained, tmp_path):
     run(
-        "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml",
+        stranger, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml",
         "--dataset_dir", str(trained[0] / "data"), "--output_dir", str(tmp_path / "out"), "--device_name", "cpu",
         cwd=bundle,
     )  # fmt: skip
@@ -319,6 +342,14 @@ def test_a_block_is_replaced_and_the_rest_kept():
     assert found == "# head\na: 1\n\nb:\n  x: [1, 2]\n\n# about e\ne: 4\n"
     with pytest.raises(ValueError, match="no entry 'z'"):
         replace_block(text, "z", 1)
+
+
+def test_a_value_is_set_and_its_comment_kept():
+    text = "a:\n  b: null    # why\n  c: 1\nb: 2\n"
+    assert set_value(text, "a", "b", [1, 2]) == "a:\n  b: [1, 2]    # why\n  c: 1\nb: 2\n"
+    assert set_value(text, "a", "c", 1e-5) == "a:\n  b: null    # why\n  c: 1.0e-05\nb: 2\n"
+    assert set_value(text, "a", "absent", 1) == text
+    assert yaml.safe_load(set_value(text, "a", "c", "off")) == {"a": {"b": None, "c": "off"}, "b": 2}
 
 
 def test_weights_without_their_description_are_refused(tmp_path, monkeypatch):

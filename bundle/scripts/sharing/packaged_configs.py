@@ -43,7 +43,7 @@ def write_configs(
         if path.name == "train.yaml":
             text = training_config(text, network, experiment)
         elif path.name == "inference.yaml":
-            text = inference_config(text, network, patch_size)
+            text = inference_config(text, network, patch_size, experiment.get("inference_config") or {})
         (folder / path.name).write_text(text, encoding="utf-8")
         twin = json.dumps(yaml.safe_load(text), indent=2, ensure_ascii=False) + "\n"
         (folder / path.with_suffix(".json").name).write_text(twin, encoding="utf-8")
@@ -63,8 +63,10 @@ def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[s
     return replace_block(text, "network_def", definition, {"network_config": dict(network)})
 
 
-def inference_config(text: str, network: Mapping[str, Any], patch_size: tuple[int, ...]) -> str:
-    """Return `inference.yaml` for a model: its weights, and a network that can be built without any file."""
+def inference_config(
+    text: str, network: Mapping[str, Any], patch_size: tuple[int, ...], settings: Mapping[str, Any]
+) -> str:
+    """Return `inference.yaml` for a model: its weights, its settings, a network that can be built without any file."""
     content = yaml.safe_load(text)
     checkpoint = {
         "_target_": "scripts.sharing.released.whole_checkpoint",
@@ -75,9 +77,22 @@ def inference_config(text: str, network: Mapping[str, Any], patch_size: tuple[in
         "final_config": "@network_config",
     }
     inferer = {**content["inferer"], "patch_size": f"$@inference_config#patch_size or {list(patch_size)}"}
+    for key, value in without_paths(settings).items():
+        text = set_value(text, "inference_config", key, value)
     text = replace_block(text, "checkpoint", checkpoint)
     text = replace_block(text, "network_def", definition, {"network_config": dict(network)})
     return replace_block(text, "inferer", inferer)
+
+
+def set_value(text: str, section: str, key: str, value: Any) -> str:
+    """Replace one value in a top-level section of a YAML text and keep its comment; no such key: no change."""
+    block = _block(section).search(text)
+    if block is None:
+        raise ValueError(f"no entry {section!r} in the config")
+    plain = yaml.safe_dump({key: value}, default_flow_style=True, width=1000).strip()[1:-1]
+    line = re.compile(rf"^  {re.escape(key)}: [^#\n]*?(?P<comment> *#.*)?$", re.MULTILINE)
+    changed = line.sub(lambda match: f"  {plain}{match['comment'] or ''}", block[0], count=1)
+    return text[: block.start()] + changed + text[block.end() :]
 
 
 def replace_block(text: str, key: str, value: Any, before: Mapping[str, Any] | None = None) -> str:
@@ -92,9 +107,14 @@ def replace_block(text: str, key: str, value: Any, before: Mapping[str, Any] | N
     Raises:
         ValueError: the text has no such entry.
     """
-    pattern = re.compile(rf"^{re.escape(key)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
+    pattern = _block(key)
     if not pattern.search(text):
         raise ValueError(f"no entry {key!r} in the config")
     entries = {**(before or {}), key: value}
     block = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None)
     return pattern.sub(lambda _: block, text, count=1)
+
+
+def _block(key: str) -> re.Pattern[str]:
+    """Match a top-level entry with all its lines."""
+    return re.compile(rf"^{re.escape(key)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
