@@ -15,11 +15,7 @@ SHEETS = shells((16, 16, 16))
 def config_of(tmp_path, label: np.ndarray, **target) -> ConfigManager:
     """The configuration of a single volume with one label."""
     data = write_tiff_folder(tmp_path / "data", {"a": {"ink": label}}, images={"a": SHEETS})
-    return ConfigManager(
-        tr_config={"patch_size": [8, 8, 8]},
-        dataset_config={"targets": {"ink": target}},
-        dataset_dir=str(data),
-    )
+    return ConfigManager(dataset_config={"targets": {"ink": target}, "axes": "czyx"}, dataset_dir=str(data))
 
 
 @pytest.mark.parametrize("value", [-1, -100])
@@ -41,6 +37,23 @@ def test_kind_and_channels_follow_the_values(tmp_path, values, kind, channels):
     label = np.resize(np.array(values, np.uint8), SHEETS.shape)
     target = config_of(tmp_path, label).primary_targets["ink"]
     assert (target.kind, target.out_channels) == (kind, channels)
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    ({"kind": "binary", "out_channels": 3}, "out_channels: expected 1 for kind binary, found 3"),
+    ({"kind": "multiclass", "out_channels": 1}, "out_channels: expected at least 2 for kind multiclass, found 1"),
+    ({"out_channels": 1, "activation": "softmax"}, "activation: expected sigmoid or none .* found softmax"),
+])  # fmt: skip
+def test_an_entry_that_contradicts_itself_is_refused(tmp_path, target, words):
+    with pytest.raises(VolumenError, match=words):
+        _ = config_of(tmp_path, SHEETS, **target).primary_targets
+
+
+def test_labels_of_several_channels_are_overlapping_masks(tmp_path):
+    label = np.stack([SHEETS, 1 - SHEETS])
+    assert config_of(tmp_path / "plain", label).primary_targets["ink"].kind == "multilabel"
+    with pytest.raises(VolumenError, match="kind: expected multilabel, as its labels have several channels"):
+        _ = config_of(tmp_path / "told", label, kind="binary").primary_targets
 
 
 def prepared(label: list[int], known: list[bool], classes: int | None) -> np.ndarray:

@@ -92,9 +92,18 @@ def detect_label_kind(
         Kind (binary, multiclass, multilabel) and channels.
 
     Raises:
-        VolumenError: if the labels hold more values than the entry allows, or so many that they must be instances.
+        VolumenError: if the labels hold more values than the entry allows, or so many that they must be instances, or
+            if what the entry says contradicts itself or the labels.
     """
     where = f"{origin}: targets.{name}"
+    kind, head = _kind_and_channels(where, name, config, cases, in_channels)
+    _check_agreement(where, config, kind, head)
+    return kind, head
+
+
+def _kind_and_channels(
+    where: str, name: str, config: TargetConfig, cases: Sequence[OpenCase], in_channels: int
+) -> tuple[str, int]:
     labels = [case.labels[name] for case in cases if name in case.labels]
     channels = {label.channels for label in labels}
     if len(channels) > 1:
@@ -113,6 +122,31 @@ def detect_label_kind(
     if config.activation == "softmax" or classes > 2 or config.kind == "multiclass":
         return "multiclass", max(classes, 2)
     return "binary", 1
+
+
+def _check_agreement(where: str, config: TargetConfig, kind: str, head: int) -> None:
+    """Refuse an entry whose kind, channels and activation do not go together."""
+    if config.kind not in (None, kind):
+        raise VolumenError(
+            f"{where}.kind",
+            expected=f"{kind}, as its labels have several channels" if kind == "multilabel" else kind,
+            found=config.kind,
+            remedy="leave it out",
+        )
+    if (kind == "binary" and head != 1) or (kind == "multiclass" and head == 1):
+        raise VolumenError(
+            f"{where}.out_channels",
+            expected=f"{'1' if kind == 'binary' else 'at least 2'} for kind {kind}",
+            found=head,
+            remedy="leave one of the two out",
+        )
+    if config.activation == "softmax" and kind != "multiclass":
+        raise VolumenError(
+            f"{where}.activation",
+            expected=f"sigmoid or none for a {kind} target of {head} channel{'s' * (head != 1)}",
+            found="softmax",
+            remedy="leave it out, or set out_channels to the number of classes, background included",
+        )
 
 
 def _agreeing(where: str, configured: int | None, found: int) -> int:
