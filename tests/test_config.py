@@ -212,6 +212,7 @@ def test_instances_are_not_taken_for_classes(tmp_path):
         ({"d": {"type": "distance_transform", "source_target": "inc", "losses": [{"name": "MaskedMSELoss"}]}}, ["did you mean ink?"]),
         ({"d": {"type": "distance_transform", "source_target": "ink"}}, ["no loss"]),
         ({"ink": {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "MaskedMSELoss"}]}}, ["labelled target's"]),
+        ({"d": "distance_transform"}, ["auxiliary_tasks.d", "expected a mapping with type and source_target"]),
         ({"n": {"type": "surface_normals", "source_target": "ink", "out_channels": 2, "losses": [{"name": "MaskedMSELoss"}]}}, ["3 for surface_normals"]),
     ],
 )  # fmt: skip
@@ -222,6 +223,13 @@ def test_an_auxiliary_task_that_cannot_train_is_refused(tmp_path, tasks, words):
         _ = config.targets
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_patch_of_other_dimensions_is_told_once(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16))}})
+    config = ConfigManager(dataset_dir=str(tmp_path), tr_config={"patch_size": [8, 8, 8]}, origin="my.yaml")
+    with pytest.raises(VolumenError, match=r"^my.yaml: tr_config.patch_size: expected 2 numbers"):
+        _ = config.plan
 
 
 def test_a_snapshot_configures_the_same_experiment_again(tmp_path):

@@ -79,7 +79,7 @@ class ConfigManager:
         self.model_config = checked["model_config"]
         self.dataset_config = checked["dataset_config"]
         self.inference_config = checked["inference_config"]
-        self.auxiliary_tasks = {name: dict(task or {}) for name, task in (auxiliary_tasks or {}).items()}
+        self.auxiliary_tasks = dict(auxiliary_tasks or {})
         self.dataset_dir = dataset_dir or self.dataset_config.data_path
         self.output_dir = output_dir or self.tr_setup.ckpt_out_base
         self.device_name = device
@@ -489,9 +489,10 @@ class ConfigManager:
         from scripts.networks.planning import plan_network
 
         model = self.model_config
+        patch_size = self.requested_patch_size  # its own errors say what to mend
         try:
             return apply_settings(
-                plan_network(self.requested_patch_size, self.spacing),
+                plan_network(patch_size, self.spacing),
                 features_per_stage=model.features_per_stage,
                 strides=model.strides or model.pool_op_kernel_sizes,
                 kernel_sizes=model.kernel_sizes,
