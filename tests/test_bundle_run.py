@@ -110,3 +110,54 @@ def test_a_mistyped_override_of_a_section_is_refused(data, tmp_path):
     assert done.returncode != 0
     assert "did you mean batch_size?" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+# The two excerpts of the reference documentation, as they stand.
+EXCERPTS = {
+    "structure_tensor": """
+auxiliary_tasks:
+  structure_tensor:
+    type: structure_tensor
+    source_target: surface
+    # Compute from: 'sdt' (signed distance transform) or 'binary' mask
+    compute_from: sdt
+    grad_sigma: 1.0       # pre-gradient smoothing
+    tensor_sigma: 1.5     # post-tensor smoothing
+    loss_weight: 0.1
+    losses:
+      - name: "MaskedMSELoss"
+        weight: 1.0
+        kwargs:
+          ignore_index: -100
+""",
+    "inplane_direction": """
+auxiliary_tasks:
+  inplane_direction:
+    type: inplane_direction
+    source_target: surface
+    compute_from: sdt    # or 'binary'
+    grad_sigma: 1.0
+    tensor_sigma: 1.5
+    loss_weight: 0.1
+    losses:
+      - name: "MaskedMSELoss"
+        weight: 1.0
+        kwargs:
+          ignore_index: -100
+""",
+}
+
+
+@pytest.mark.parametrize("task", EXCERPTS)
+def test_an_excerpt_of_the_documentation_trains_as_it_stands(data, tmp_path, task):
+    path = tmp_path / "excerpt.yaml"
+    path.write_text(EXCERPTS[task])
+    code = main(
+        ["train", "-i", str(data), "-o", str(tmp_path / "out"), "--config-path", str(path), "--device", "cpu",
+         "--patch-size", "16,16,16", "--batch-size", "1", "--max-epochs", "1", "--steps-per-epoch", "2",
+         "--val-steps", "1", "--workers", "0", "--amp", "off", "--set", "model_config.features_per_stage=[4, 8]"]
+    )  # fmt: skip
+    assert code == 0
+    header, row = (tmp_path / "out" / "model" / "metrics.csv").read_text().splitlines()
+    losses = dict(zip(header.split(","), row.split(",")))
+    assert float(losses[f"loss/{task}/MaskedMSELoss"]) > 0
