@@ -138,6 +138,7 @@ def test_shipped_sections_are_the_dataclasses_defaults():
         ({"tr_config": {"batchsize": 2}}, ["my.yaml: tr_config.batchsize", "did you mean batch_size?"]),
         ({"tr_config": {"batch_size": "many"}}, ["tr_config.batch_size", "'many'"]),
         ({"tr_config": {"batch_size": 0}}, ["tr_config.batch_size", "found 0"]),
+        ({"tr_setup": {"tr_val_split": 0.0}}, ["tr_setup.tr_val_split", "greater than 0", "found 0.0"]),
         ({"tr_setup": {"model_name": "../evil"}}, ["tr_setup.model_name"]),
         (
             {"dataset_config": {"targets": {"ink": {"out_chanels": 1}}}},
@@ -183,6 +184,16 @@ def test_merging_keeps_what_is_not_said_and_assignments_reach_inside():
     assert sections["dataset_config"]["targets"]["ink"]["weight"] == 0.5
     with pytest.raises(VolumenError, match="unknown section"):
         parse_assignment("tr_confg.batch_size=2")
+
+
+@pytest.mark.parametrize("text", [
+    "tr_config._target_=builtins.dict",
+    "auxiliary_tasks.x={_target_: builtins.dict}",
+    "tr_config.optimizer=$print(1)",
+])  # fmt: skip
+def test_an_assignment_is_data(text):
+    with pytest.raises(VolumenError, match=r"--set: (tr_config|auxiliary_tasks).*(not code|not evaluated)"):
+        parse_assignment(text)
 
 
 def test_targets_are_detected_from_the_labels(tmp_path):

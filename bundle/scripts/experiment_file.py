@@ -145,7 +145,10 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
         parsed = yaml.load(value, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise VolumenError(f"--set {text}", f"the value is not valid YAML ({error})") from None
-    refuse_code(parsed, f"--set {text}", keys[-1])
+    nested = parsed
+    for key in reversed(keys):
+        nested = {key: nested}
+    refuse_code(nested, "--set")
     return keys, parsed
 
 
