@@ -35,7 +35,8 @@ class TrainingSetup:
         bool, Field(description="Plan pooling, kernels, stages and features from patch size and spacing.")
     ] = True
     tr_val_split: Annotated[
-        Share, Field(description="Share of the data that trains; the rest validates.")
+        Annotated[float, Field(gt=0.0, le=1.0)],
+        Field(description="Share of the data that trains; the rest validates."),
     ] = 0.8
     compute_loss_on_labeled_only: Annotated[
         bool, Field(description="Count the loss only where the label is not 0 (0 then means unknown).")

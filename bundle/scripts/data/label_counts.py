@@ -61,7 +61,11 @@ class CountRequest:
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
-            raise ValueError(f"at most {MAX_CLASSES} classes can be recorded, got {len(self.classes)}")
+            raise VolumenError(
+                "dataset_config.class_oversampling",
+                f"at most {MAX_CLASSES} classes can be recorded, got {len(self.classes)}",
+                remedy="set it to 0",
+            )
 
 
 @dataclass

@@ -346,7 +346,11 @@ def _checked_stride(patch_size: Sequence[int], stride: Sequence[int] | None) -> 
     if stride is None:
         return tuple(max(1, int(p) // 2) for p in patch_size)
     if len(stride) != len(patch_size) or any(int(s) < 1 for s in stride):
-        raise ValueError(f"stride must have one positive entry per patch axis, got {tuple(stride)}")
+        raise VolumenError(
+            "dataset_config.patch_stride",
+            expected=f"{len(patch_size)} positive numbers, one per axis of the patch",
+            found=list(stride),
+        )
     return tuple(int(s) for s in stride)
 
 
