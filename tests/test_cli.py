@@ -107,6 +107,16 @@ def test_an_unknown_loss(folder, tmp_path, capsys):
     assert "SoftDiceLoss" in line
 
 
+def test_losses_beside_malformed_targets(folder, tmp_path, capsys):
+    targets = "dataset_config.targets=[ink]"
+    line = refused(capsys, folder, tmp_path / "out", "--loss", "SoftDiceLoss", "--set", targets)
+    assert "dataset_config.targets" in line
+    line = refused(
+        capsys, folder, tmp_path / "out", "--loss", "SoftDiceLoss", "--set", "dataset_config.targets={ink: 3}"
+    )
+    assert "targets.ink" in line
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [

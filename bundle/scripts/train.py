@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +176,13 @@ def _set_losses(sections: dict[str, dict[str, Any]], words: Sequence[str]) -> No
     losses = [{"name": name} for name in names if name]
     sections["tr_config"]["losses"] = losses
     for section in (sections["dataset_config"], sections["model_config"]):
-        section["targets"] = {
-            name: {**(entry or {}), "losses": losses}
-            for name, entry in (section.get("targets") or {}).items()
-        }
+        targets = section.get("targets") or {}
+        if isinstance(targets, Mapping):  # anything else is refused with the section
+            section["targets"] = {name: _with_losses(entry, losses) for name, entry in targets.items()}
+
+
+def _with_losses(entry: Any, losses: list[dict[str, str]]) -> Any:
+    return {**(entry or {}), "losses": losses} if isinstance(entry or {}, Mapping) else entry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
