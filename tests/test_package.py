@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import http.server
 import json
 import os
 import subprocess
+import sys
 import sysconfig
+import threading
 import venv
 import zipfile
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 import torch
 import yaml
 import zarr
+from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from meta_schema import SCHEMA
 from prediction import save_checkpoint
@@ -313,6 +318,56 @@ def test_it_is_pushed_by_monai_s_function(tmp_path, monkeypatch):
     ):
         package(PackageRequest(checkpoint, str(tmp_path / "b.zip"), hf="me/denied"))
     assert zipfile.is_zipfile(tmp_path / "b.zip")
+
+
+class LoopbackHub(http.server.BaseHTTPRequestHandler):
+    """Answers the few requests of a push as the Hub does, and keeps what it was sent."""
+
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.received.append((self.path, body))
+        here = f"http://127.0.0.1:{self.server.server_port}/me/a"
+        said = {"url": here, "commitUrl": f"{here}/commit/1", "commitOid": "1", "success": True}
+        if "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            said["files"] = [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]
+        text = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_hub_on_loopback_receives_the_whole_bundle(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    checkpoint = save_checkpoint(tmp_path / "m.pth")
+    with http.server.HTTPServer(("127.0.0.1", 0), LoopbackHub) as server:
+        server.received = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        script = (
+            "from scripts.sharing.package import PackageRequest, package;"
+            f"print(package(PackageRequest({str(checkpoint)!r}, 'a.zip', hf='me/a')).url)"
+        )
+        said = run(
+            sys.executable, "-c", script, cwd=tmp_path, root=ROOT / "bundle", HF_TOKEN="none",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(tmp_path / "hub"),
+        )  # fmt: skip
+        server.shutdown()
+    assert "/me/a/commit/1" in said
+    commits = [body for path, body in server.received if "/commit/" in path]
+    entries = [json.loads(line) for body in commits for line in body.splitlines()]
+    sent = {entry["value"]["path"]: entry["value"]["content"] for entry in entries if entry["key"] == "file"}
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        held = {name.removeprefix("a/"): archive.read(name) for name in archive.namelist()}
+    assert set(sent) == {*held, "README.md"}
+    assert all(base64.b64decode(sent[name]) == content for name, content in held.items() if content)
 
 
 def test_the_command(tmp_path, caplog):
