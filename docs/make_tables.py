@@ -116,13 +116,18 @@ def schedules() -> str:
 def metrics() -> str:
     """The metrics by kind of target: at every validation, and those of `volumen evaluate`."""
     from scripts.losses.base import KINDS
+    from scripts.losses.base import LABEL_KINDS as PROBABILITIES
     from scripts.metrics.target_metrics import CHEAP_METRICS, metrics_of
 
     groups: dict[tuple[str, ...], list[str]] = {}
     for kind in sorted(KINDS):
         groups.setdefault(metrics_of(kind), []).append(kind)
     rows = [
-        (code(kinds), code(name for name in found if name in CHEAP_METRICS), code(found))
+        (
+            code(kinds),
+            code(name for name in found if name in CHEAP_METRICS),
+            code(found) if PROBABILITIES & set(kinds) else "not scored",
+        )
         for found, kinds in groups.items()
     ]
     return table(("kinds", "every validation", "`volumen evaluate`"), rows)
