@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Events
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import load_checkpoint, save_checkpoint
-from training_toys import make_trainer, same_weights, weights
+from training_toys import ToyLoss, make_trainer, same_weights, weights
 
 
 class Stop(Exception):
@@ -187,6 +187,14 @@ def test_what_does_not_fit_is_told_before_anything_runs(tmp_path, options, messa
         trainer.run()
     assert trainer.state.iteration == 0
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
+
+
+def test_another_loss_balancing_is_told(tmp_path):
+    learned = ToyLoss()
+    learned.register_buffer("log_factors", torch.zeros(2))
+    make_trainer(tmp_path, epochs=1, loss=learned).run()
+    with pytest.raises(VolumenError, match=r"toy_1.pth: was saved with another loss balancing; .*--finetune"):
+        make_trainer(tmp_path, epochs=2, resume=True).run()
 
 
 def test_another_torch_version_is_told(tmp_path, caplog):

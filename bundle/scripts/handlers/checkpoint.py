@@ -201,7 +201,7 @@ class Checkpointer:
             self.step.load_state_dict(content["step"])
         loss = getattr(engine, "loss_function", None)
         if content["loss"] and isinstance(loss, torch.nn.Module):
-            loss.load_state_dict(content["loss"])
+            restore_loss(loss, content["loss"], path)
         self.ranking = [[value, int(epoch)] for value, epoch in content["ranking"]]
         self._restore_position(engine, content, path)
         for name, item in registered_state(engine).items():
@@ -433,9 +433,25 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         raise VolumenError(
             path,
             "was saved with another optimizer",
-            remedy="resume with the same tr_config.optimizer, or load weights alone with --finetune",
+            remedy="resume with the same tr_config.optimizer and loss_balancing, or load weights alone with --finetune",
         )
     optimizer.load_state_dict({"state": saved["state"], "param_groups": fresh["param_groups"]})
+
+
+def restore_loss(loss: torch.nn.Module, saved: Mapping[str, Any], path: Path) -> None:
+    """Restore what a loss has learned, such as the weights of its targets.
+
+    Raises:
+        VolumenError: it was another balancing, or one over other targets.
+    """
+    try:
+        loss.load_state_dict(saved)
+    except RuntimeError as error:
+        raise VolumenError(
+            path,
+            "was saved with another loss balancing",
+            remedy="resume with the same tr_config.loss_balancing and targets, or load weights alone with --finetune",
+        ) from error
 
 
 def _layout(state: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
