@@ -261,3 +261,36 @@ def test_a_snapshot_configures_the_same_experiment_again(tmp_path):
     assert second.network_config == first.network_config
     assert second.patch_size == first.patch_size == (20, 20, 20)
     assert second.targets == first.targets
+
+
+def test_a_snapshot_names_the_checkpoint_that_weights_came_from_and_no_other(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((40, 40, 40))}})
+
+    def snapshot(**setup) -> dict:
+        sections = {"tr_setup": setup, "tr_config": {"patch_size": [16, 16, 16]}}
+        return ConfigManager(**sections, dataset_dir=str(tmp_path), output_dir="out").snapshot()["tr_setup"]
+
+    # A resumed run is the uninterrupted one; a fine-tuned one needs the weights that it began with.
+    assert snapshot(checkpoint_path="old/m_1.pth")["checkpoint_path"] is None
+    assert snapshot(checkpoint_path="old/m_1.pth", load_weights_only=True)["checkpoint_path"] == "old/m_1.pth"
+
+
+def test_a_resumed_run_keeps_its_split(tmp_path, caplog):
+    write_tiff_folder(tmp_path / "data", {name: {"ink": shells((16, 16, 16))} for name in "abcdef"})
+    run = tmp_path / "out" / "model"
+    run.mkdir(parents=True)
+
+    def config(output: str, **setup) -> ConfigManager:
+        data = str(tmp_path / "data")
+        return ConfigManager(tr_setup=setup, dataset_dir=data, output_dir=str(tmp_path / output))
+
+    first = config("out")
+    (run / "model_split.json").write_text(first.split_text())
+    assert config("out", resume=True).split == first.split
+    assert "stays" not in caplog.text
+    assert config("out", resume=True, tr_val_split=0.5, seed=3).split == first.split
+    assert "the split of the resumed run stays" in caplog.text
+    # Also where the checkpoint of another folder is resumed: what validated there must not train here.
+    other = config("new", checkpoint_path=str(run / "model_1.pth"), tr_val_split=0.5, seed=3)
+    assert other.split == first.split
+    assert config("new", tr_val_split=0.5, seed=3).split != first.split

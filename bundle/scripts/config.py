@@ -172,13 +172,19 @@ class ConfigManager:
 
     @cached_property
     def split(self) -> Split:
-        """Which regions train and which validate; the run's own when it is resumed."""
+        """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
         from scripts.data.split import labelled_profiles, make_split
         from scripts.data.split_file import load_split
 
         shapes = {case.name: case.image.shape for case in self.cases}
-        if self.resumes and self.split_file.is_file():
-            return load_split(self.split_file, shapes)
+        kept = self._kept_split_file()
+        if kept is not None:
+            split = load_split(kept, shapes)
+            if (split.fraction, split.seed) != (self.tr_setup.tr_val_split, self.tr_setup.seed):
+                logger.warning(
+                    "%s: the split of the resumed run stays, whatever tr_val_split and seed are now", kept
+                )
+            return split
         profiles = labelled_profiles(self.cases, list(self.primary_targets), ignore_labels=self.ignore_labels)
         return make_split(shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, profiles)
 
@@ -186,6 +192,17 @@ class ConfigManager:
     def split_file(self) -> Path:
         """Where the run keeps its split."""
         return self.run_dir / f"{self.tr_setup.model_name}_split.json"
+
+    def _kept_split_file(self) -> Path | None:
+        """The split of the run that is resumed: beside the checkpoint, which may be of another folder, or its own."""
+        if not self.resumes:
+            return None
+        checkpoint = self.tr_setup.checkpoint_path
+        beside = (
+            sorted(Path(checkpoint).parent.glob("*_split.json")) if self.resume_from == checkpoint else []
+        )
+        kept = beside[0] if len(beside) == 1 else self.split_file
+        return kept if kept.is_file() else None
 
     @cached_property
     def intensity_properties(self) -> dict[str, Any]:
@@ -548,7 +565,12 @@ class ConfigManager:
         """Return every section with all values settled: plain data that trains the same model again."""
         model = self.network_config
         return {
-            "tr_setup": {**asdict(self.tr_setup), "ckpt_out_base": _text(self.output_dir), "resume": False},
+            "tr_setup": {
+                **asdict(self.tr_setup),
+                "ckpt_out_base": _text(self.output_dir),
+                "checkpoint_path": self.finetune_from,
+                "resume": False,
+            },
             "tr_config": {**asdict(self.tr_config), "patch_size": list(self.patch_size)},
             "model_config": {
                 **asdict(self.model_config),
