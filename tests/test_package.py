@@ -389,6 +389,11 @@ def test_the_command(tmp_path, caplog):
 def test_paths_are_removed_at_any_depth():
     value = {"a": ["/home/me/x", "zyx", {"b": "C:\\data", "c": "~/data", "d": 3}], "e": None}
     assert without_paths(value) == {"a": [None, "zyx", {"b": None, "c": None, "d": 3}], "e": None}
+    relative = {"tr_setup": {"checkpoint_path": "runs/old.pth", "model_name": "new"}, "mask": None}
+    assert without_paths(relative) == {
+        "tr_setup": {"checkpoint_path": None, "model_name": "new"},
+        "mask": None,
+    }
 
 
 def test_a_block_is_replaced_and_the_rest_kept():

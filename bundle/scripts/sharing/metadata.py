@@ -40,6 +40,7 @@ REQUIRED_PACKAGES = (
     "tensorboard",
 )
 CONCATENATED = "pred"
+_PATH_KEYS = ("ckpt_out_base", "checkpoint_path", "data_path", "mask")
 _FORMATS = {
     "distance": "distance",
     "vector": "vector",
@@ -210,9 +211,15 @@ def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
 
 
 def without_paths(value: Any) -> Any:
-    """Return nested plain data with absolute paths replaced by None: they say where somebody's files are."""
+    """Return nested plain data with paths replaced by None: they say where somebody's files are.
+
+    Settings that name files are cleared whatever they hold, all others where they hold an absolute path.
+    """
     if isinstance(value, Mapping):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {
+            key: None if key in _PATH_KEYS and isinstance(item, str) else without_paths(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [without_paths(item) for item in value]
     if isinstance(value, str) and _is_absolute(value):
