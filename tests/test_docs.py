@@ -98,8 +98,53 @@ def test_yaml_blocks_load(block, tmp_path):
     assert isinstance(content, Mapping)
     if "_target_" in block.text:
         check_overlay(content)
+        check_places(content)
     else:
         check_experiment(block.text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "bundle" / "configs" / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_recipes_load(path, tmp_path):
+    """Recipes are data, and their optimizer, schedule and losses can be made."""
+    import torch
+    from scripts.config import ConfigManager
+    from scripts.engines.optimizers import build_optimizer
+    from scripts.engines.schedules import build_scheduler
+    from scripts.experiment_file import read_experiment
+
+    check_experiment(path.read_text(), tmp_path)
+    training = ConfigManager(**read_experiment(path)).tr_config
+    optimizer = build_optimizer(
+        training.optimizer,
+        torch.nn.Linear(2, 2),
+        lr=training.initial_lr,
+        weight_decay=training.weight_decay,
+        options=training.optimizer_kwargs,
+    )
+    build_scheduler(training.scheduler, optimizer, training.max_epoch, warmup=training.warmup_epochs)
+
+
+def test_the_recipe_of_nnunet_is_its_own():
+    import torch
+    from scripts.engines.schedules import build_scheduler
+    from scripts.experiment_file import read_experiment
+
+    training = read_experiment(ROOT / "bundle" / "configs" / "recipes" / "nnunet.yaml")["tr_config"]
+    assert (training["max_epoch"], training["max_steps_per_epoch"], training["weight_decay"]) == (
+        1000,
+        250,
+        3e-5,
+    )
+    assert training["optimizer_kwargs"] == {"momentum": 0.99, "nesterov": True}
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=training["initial_lr"])
+    schedule = build_scheduler(training["scheduler"], optimizer, training["max_epoch"])
+    # nnunetv2.training.lr_scheduler.polylr: initial_lr * (1 - step / max_steps) ** 0.9
+    for epoch in (0, 1, 500, 999):
+        assert training["initial_lr"] * schedule.factor(epoch) == pytest.approx(
+            0.01 * (1 - epoch / 1000) ** 0.9
+        )
 
 
 def check_overlay(content: Any) -> None:
@@ -119,6 +164,18 @@ def check_overlay(content: Any) -> None:
     elif isinstance(content, list):
         for value in content:
             check_overlay(value)
+
+
+def check_places(overlay: Mapping[str, Any]) -> None:
+    """A key of several parts leads to something that the bundle's own config has."""
+    from monai.bundle import ConfigParser
+    from scripts.bundle_root import configs_dir
+
+    parser = ConfigParser()
+    parser.read_config(str(configs_dir() / "train.yaml"))
+    for key in overlay:
+        place = key.removeprefix("+") if key.startswith("+") else key.rpartition("#")[0]
+        assert not place or place in parser, key
 
 
 def check_experiment(text: str, folder: Path) -> None:
