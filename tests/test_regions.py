@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.data import DataLoader
+from monai.transforms import Compose
+from scripts.data.dataset import PatchDataset
 from scripts.data.layout import OpenCase
+from scripts.data.patches import find_valid_patches
 from scripts.data.regions import RegionDataset, block_size, cut, window_count
 from scripts.data.volumes import ArrayVolume
+from scripts.errors import VolumenError
 from scripts.inference.windows import PredictPlan
 
 
@@ -46,6 +51,34 @@ def test_a_block_is_as_large_as_memory_allows(patch, block):
 @given(st.tuples(*[st.integers(1, 70)] * 3), st.tuples(*[st.integers(2, 24)] * 3))
 def test_windows_are_counted_as_they_are_planned(size, patch):
     assert window_count(size, patch) >= len(list(PredictPlan(size, patch, 0.5).batches()))
+
+
+def regions_of(opened: OpenCase, transform) -> RegionDataset:
+    boxes = {opened.name: [tuple((0, size) for size in opened.image.shape)]}
+    return RegionDataset([opened], boxes, transform, patch_size=(8, 8), targets=["ink"])
+
+
+@pytest.mark.parametrize("dataset", ["regions", "patches"])
+def test_a_loader_does_not_look_for_transforms_inside_open_files(dataset):
+    label = np.ones((8, 8), np.uint8)
+    opened = case(label)
+    # An open TIFF has attributes that lead back to it.
+    opened.image.loop = opened.image
+    if dataset == "regions":
+        found = regions_of(opened, lambda sample: 0)
+    else:
+        index = find_valid_patches([opened], {"a": [((0, 8), (0, 8))]}, (8, 8), targets=["ink"])
+        found = PatchDataset([opened], index, lambda sample: 0, seed=0)
+    assert list(DataLoader(found, num_workers=0)) == [0]
+
+
+def test_a_region_that_fails_tells_the_cause_and_not_the_transform():
+    def fail(sample):
+        raise VolumenError("label 'ink' of a", expected="classes 0 to 1", found=7)
+
+    found = regions_of(case(np.ones((8, 8), np.uint8)), Compose([fail]))
+    with pytest.raises(VolumenError, match=r"the region at \(0, 0\) .* failed \(label 'ink' .* found 7\)"):
+        found[0]
 
 
 def test_only_labelled_blocks_are_kept():

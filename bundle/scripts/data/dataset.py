@@ -109,7 +109,7 @@ class PatchDataset(Dataset):
         except Exception as error:
             raise SampleError(
                 case.image.path,
-                f"the patch at {location.start} of size {location.size} failed ({_cause(error)})",
+                f"the patch at {location.start} of size {location.size} failed ({root_cause(error)})",
             ) from error
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> PatchDataset:
@@ -145,8 +145,8 @@ def _spread_rows(count: int, most: int | None, seed: int) -> np.ndarray:
     return order if most is None else order[:most]
 
 
-def _cause(error: BaseException) -> str:
-    """Return the innermost cause: MONAI's Compose wraps what a transform raises."""
+def root_cause(error: BaseException) -> str:
+    """Return what the innermost cause says: MONAI's Compose wraps what a transform raises."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) if isinstance(error, VolumenError) else f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from scripts.data.boxes import Box
-from scripts.data.dataset import SampleError
+from scripts.data.dataset import SampleError, root_cause
 from scripts.data.patches import PatchLocation
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,13 @@ class RegionDataset(Dataset):
             return self.transform({"case": case, "location": location})
         except Exception as error:
             raise SampleError(
-                case.image.path, f"the region at {location.start} of size {location.size} failed ({error})"
+                case.image.path,
+                f"the region at {location.start} of size {location.size} failed ({root_cause(error)})",
             ) from error
+
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> RegionDataset:
+        """Do nothing, as nothing is random here; see `PatchDataset.set_random_state` for why it must be there."""
+        return self
 
     def _choose(
         self,
