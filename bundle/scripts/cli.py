@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from scripts.version import __version__
-
-# Exit codes: 0 done, 1 a defect of the program, 2 something the user can mend, 130 and 143 stopped by a signal.
-EXIT_USER_ERROR = 2
-EXIT_DEFECT = 1
 
 _DESCRIPTION = (
     "Train one network on many targets of a 2D or 3D volume, predict volumes of any size, evaluate."
 )
 _EPILOG = "exit codes: 0 done; 1 defect; 2 input or settings to mend; 130, 143 stopped by Ctrl-C or SIGTERM."
+
+
+_COMMANDS = (
+    ("predict", "scripts.inference.command", "predict volumes of any size with a trained model"),
+    ("evaluate", "scripts.inference.evaluate_command", "score predictions against labels"),
+    ("export", "scripts.sharing.command", "write a trained network as TorchScript, ONNX or torch.export"),
+    ("package", "scripts.sharing.command", "write a trained model as a MONAI bundle that runs elsewhere"),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,9 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"volumen {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_train(commands)
-    _add_predict(commands)
-    _add_evaluate(commands)
     _add_inspect(commands)
+    for name, module, text in _COMMANDS:
+        _add_command(commands, name, module, text)
     return parser
 
 
@@ -150,22 +155,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_train)
 
 
-def _add_predict(commands: argparse._SubParsersAction) -> None:
-    from scripts.inference.command import add_predict_arguments
-
-    parser = commands.add_parser("predict", help="predict volumes of any size with a trained model")
-    add_predict_arguments(parser)
+def _add_command(commands: argparse._SubParsersAction, name: str, module: str, text: str) -> None:
+    """Add a command whose module has `add_<name>_arguments` and `run_<name>`, and imports nothing heavy."""
+    code = import_module(module)
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    getattr(code, f"add_{name}_arguments")(parser)
     _add_common(parser)
-    parser.set_defaults(run=_run_predict)
-
-
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    from scripts.inference.evaluate_command import add_evaluate_arguments
-
-    parser = commands.add_parser("evaluate", help="score predictions against labels")
-    add_evaluate_arguments(parser)
-    _add_common(parser)
-    parser.set_defaults(run=_run_evaluate)
+    parser.set_defaults(run=getattr(code, f"run_{name}"))
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
@@ -188,18 +184,6 @@ def _run_train(options: argparse.Namespace) -> int:
     from scripts.train import run_train
 
     return run_train(options)
-
-
-def _run_predict(options: argparse.Namespace) -> int:
-    from scripts.inference.command import run_predict
-
-    return run_predict(options)
-
-
-def _run_evaluate(options: argparse.Namespace) -> int:
-    from scripts.inference.evaluate_command import run_evaluate
-
-    return run_evaluate(options)
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
