@@ -129,10 +129,8 @@ def test_the_network_takes_and_gives_what_the_metadata_say(released, tmp_path):
     assert "data shape of network is verified with no error" in said
 
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [("ckpt_export", "model.ts"), pytest.param("onnx_export", "model.onnx", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "name"), [("ckpt_export", "model.ts"), ("onnx_export", "model.onnx")])
 def test_monai_exports_the_network(released, tmp_path, command, name):
     if command == "onnx_export":
         pytest.importorskip("onnxscript")

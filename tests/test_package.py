@@ -58,7 +58,8 @@ STRANGER = """
 import json, sys
 from pathlib import Path
 import torch
-from monai.bundle import load, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, load, verify_metadata, verify_net_in_out
+from monai.data import load_net_with_metadata
 
 root, schema = Path(sys.argv[1]), sys.argv[2]
 metadata = str(root / "configs" / "metadata.json")
@@ -71,6 +72,13 @@ joined = load(root.name, bundle_dir=root.parent, workflow_type="inference", devi
 named = load(root.name, bundle_dir=root.parent, device="cpu").eval()
 with torch.inference_mode():
     assert torch.equal(joined(images), torch.cat(list(named(images).values()), dim=1))
+exported = sys.argv[3] + ".ts"
+ckpt_export(net_id="network_def", filepath=exported, ckpt_file=str(root / "models" / "model.pt"), meta_file=metadata,
+            config_file=str(root / "configs" / "inference.json"), bundle_root=str(root))
+module, told, _ = load_net_with_metadata(exported)
+assert told["name"] == root.name
+with torch.inference_mode():
+    assert torch.allclose(module(images), joined(images), atol=1e-5)
 import scripts
 assert Path(scripts.__file__).parent == root / "scripts", scripts.__file__
 torch.save(joined(images), sys.argv[3])
