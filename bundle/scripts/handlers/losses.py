@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
 from scripts.engines import distributed
 from scripts.handlers.state import register_state
+
+logger = logging.getLogger(__name__)
 
 
 class LossAverages:
@@ -18,7 +23,7 @@ class LossAverages:
     The keys are "loss", "loss/<target>" and "loss/<target>/<LossName>", the weights the batch sizes. Steps
     whose loss is not finite are left out. A component that is absent from a batch does not count there. With
     several processes the mean is over all of them. The trainer's also averages "gradient_norm" over its
-    optimizer steps.
+    optimizer steps, and warns once of a target of which no voxel counted in a whole epoch: its head learns nothing.
 
     Args:
         save_as: the name under which an unfinished epoch's sums are kept in checkpoints; None (for the
@@ -29,6 +34,8 @@ class LossAverages:
         self.save_as = save_as
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
+        self._counted: dict[str, torch.Tensor | bool] = {}
+        self._told: set[str] = set()
 
     def attach(self, engine: Workflow) -> None:
         """Add after each iteration of a trainer or evaluator, average when its epoch ends."""
@@ -44,9 +51,30 @@ class LossAverages:
         if all(math.isfinite(value) for value in losses.values()):
             for name, value in losses.items():
                 self._count(name if name == "loss" else f"loss/{name}", value, size)
+        if self.save_as is not None:
+            self._notice(output.get("label") or {})
         norm = output.get("gradient_norm")
         if norm is not None and math.isfinite(norm):
             self._count("gradient_norm", norm, 1)
+
+    def _notice(self, labels: Mapping[str, torch.Tensor]) -> None:
+        """Remember which targets had a voxel that counts; stays on the device, where asking would wait."""
+        for key, mask in labels.items():
+            if key.endswith("_mask"):
+                name = key.removesuffix("_mask")
+                self._counted[name] = self._counted.get(name, False) | mask.any()
+
+    def _warn_of_untaught(self, engine: Workflow) -> None:
+        counted = distributed.sum_over_ranks({name: float(value) for name, value in self._counted.items()})
+        for name, ranks in counted.items():
+            if not ranks and name not in self._told:
+                self._told.add(name)
+                logger.warning(
+                    "epoch %d: no voxel of target %s counted, so its head learned nothing: check its labels, masks/, "
+                    "ignore_label and compute_loss_on_labeled_only",
+                    engine.state.epoch,
+                    name,
+                )
 
     def _count(self, name: str, value: float, weight: float) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + value * weight
@@ -55,16 +83,19 @@ class LossAverages:
     def _finish(self, engine: Workflow) -> None:
         sums, counts = distributed.sum_over_ranks(self._sums), distributed.sum_over_ranks(self._counts)
         engine.state.metrics.update({name: sums[name] / counts[name] for name in sums})
+        self._warn_of_untaught(engine)
 
     def _clear(self, engine: Workflow) -> None:
         # Not at the epoch's end: a signal during validation saves the epoch as it stands before that.
         if engine.state.epoch_length is None or engine.state.iteration % engine.state.epoch_length == 0:
-            self._sums, self._counts = {}, {}
+            self._sums, self._counts, self._counted = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and counts of the epoch so far."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        counted = {name: bool(value) for name, value in self._counted.items()}
+        return {"sums": dict(self._sums), "counts": dict(self._counts), "counted": counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        self._counted = dict(state.get("counted", {}))
