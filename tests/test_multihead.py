@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scripts.errors import VolumenError
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, resolve_out_channels
 from scripts.networks.operations import InstanceNorm, activation_name, norm_name
 from scripts.networks.planning import plan_network
@@ -357,6 +358,12 @@ def test_activations_are_known_under_the_names_people_write():
 def test_bad_settings_are_told(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_a_bad_setting_of_an_experiment_is_one_line():
+    config = {**small().final_config, "norm_op": "instnce"}
+    with pytest.raises(VolumenError, match=r"^model_config: norm_op must be one of .*; correct the setting$"):
+        MultiHeadDynUNet.from_config(config)
 
 
 def test_strides_must_start_at_full_resolution():

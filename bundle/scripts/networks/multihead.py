@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scripts.errors import VolumenError
 from scripts.networks.blocks import Decoder, Head, ResidualEncoder
 from scripts.networks.operations import Operations, norm_name
 from scripts.networks.planning import plan_blocks
@@ -193,8 +194,15 @@ class MultiHeadDynUNet(nn.Module):
 
     @classmethod
     def from_config(cls, final_config: Mapping[str, Any]) -> MultiHeadDynUNet:
-        """Return a new network of the architecture that `final_config` describes."""
-        return cls(**final_config)
+        """Return a new network of the architecture that `final_config` describes.
+
+        Raises:
+            VolumenError: a setting of it cannot be.
+        """
+        try:
+            return cls(**final_config)
+        except ValueError as error:
+            raise VolumenError("model_config", str(error), remedy="correct the setting") from error
 
     @property
     def targets(self) -> tuple[str, ...]:
