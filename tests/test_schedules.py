@@ -115,6 +115,7 @@ def test_norm_and_bias_may_go_without_decay():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("LBFGS", {}, r"tr_config\.optimizer: expected an optimizer of torch.optim .*found 'LBFGS'"),
         ("AdamV", {}, r"tr_config\.optimizer: .*found 'AdamV'; did you mean 'Adam"),
         ("SGD", {"nestrov": True}, r"tr_config\.optimizer_kwargs: SGD takes no 'nestrov'"),
         ("SGD", {"nesterov": True}, r"SGD refuses its arguments: Nesterov momentum requires"),

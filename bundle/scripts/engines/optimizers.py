@@ -13,12 +13,15 @@ from scripts.errors import VolumenError
 
 KEY = "tr_config.optimizer"
 
+# They need a closure or sparse gradients, which training here does not have.
+_UNUSABLE = ("LBFGS", "SparseAdam")
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     name: value
     for name, value in vars(torch.optim).items()
     if inspect.isclass(value)
     and issubclass(value, torch.optim.Optimizer)
     and value is not torch.optim.Optimizer
+    and name not in _UNUSABLE
 }
 
 
@@ -49,7 +52,6 @@ def build_optimizer(
     Raises:
         VolumenError: no such optimizer, or it does not take one of the arguments.
     """
-    kwargs = {**(options or {}), **kwargs}
     kwargs = {**(options or {}), **kwargs}
     kind = _CLASSES.get(_match(name))
     if kind is None:
