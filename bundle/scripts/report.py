@@ -48,6 +48,38 @@ def log_experiment(config: ConfigManager) -> None:
     train, val = config.split.train, config.split.val
     logger.info("split: train on %s; validate on %s", _regions(train), _regions(val) or "nothing")
     logger.info("network plan:\n%s", config.plan.table())
+    for line in without_effect(config):
+        logger.warning("%s", line)
+
+
+def without_effect(config: ConfigManager) -> list[str]:
+    """Return a line for each setting that does nothing in this experiment, and each head that is never trained.
+
+    Args:
+        config: the run's configuration; asking it opens the data.
+    """
+    setup, training, data = config.tr_setup, config.tr_config, config.dataset_config
+    lines = []
+    for key in ("early_stopping_patience", "key_metric") if not config.validates else ():
+        if getattr(training, key) is not None:
+            lines.append(
+                f"tr_config.{key}: has no effect without validation (tr_val_split {setup.tr_val_split:g})"
+            )
+    if data.class_oversampling and not config.sampled_classes:
+        lines.append("dataset_config.class_oversampling: has no effect, as no target has several classes")
+    for key in ("class_oversampling", "bg_sampling_enabled"):
+        if data.skip_patch_validation and getattr(data, key):
+            lines.append(
+                f"dataset_config.{key}: has no effect with skip_patch_validation, which reads no labels"
+            )
+    if config.model_config.dropout_p and not config.model_config.dropout_op:
+        lines.append("model_config.dropout_p: has no effect without dropout_op")
+    for name, target in config.targets.items():
+        used = [loss for loss in target.losses if loss.weight and loss.start_epoch < training.max_epoch]
+        if not target.weight or not used:
+            why = "its weight is 0" if not target.weight else "no loss of it begins or has a weight"
+            lines.append(f"target {name}: is never trained, as {why}")
+    return lines
 
 
 def _regions(part: dict) -> str:

@@ -1,0 +1,43 @@
+"""What a run tells of itself before it begins."""
+
+from __future__ import annotations
+
+import pytest
+from data_folders import shells, write_tiff_folder
+from scripts.config import ConfigManager
+from scripts.report import without_effect
+
+LATE = {"targets": {"ink": {"losses": [{"name": "SoftDiceLoss", "start_epoch": 9}]}}}
+
+
+@pytest.mark.parametrize(("sections", "told"), [
+    ({}, []),
+    ({"tr_setup": {"tr_val_split": 1.0}}, []),
+    (
+        {"tr_setup": {"tr_val_split": 1.0}, "tr_config": {"early_stopping_patience": 3}},
+        ["tr_config.early_stopping_patience: has no effect without validation (tr_val_split 1)"],
+    ),
+    (
+        {"dataset_config": {"class_oversampling": 0.5}},
+        ["dataset_config.class_oversampling: has no effect, as no target has several classes"],
+    ),
+    (
+        {"dataset_config": {"bg_sampling_enabled": True, "skip_patch_validation": True}},
+        ["dataset_config.bg_sampling_enabled: has no effect with skip_patch_validation, which reads no labels"],
+    ),
+    ({"model_config": {"dropout_p": 0.5}}, ["model_config.dropout_p: has no effect without dropout_op"]),
+    (
+        {"dataset_config": {"targets": {"ink": {"weight": 0}}}},
+        ["target ink: is never trained, as its weight is 0"],
+    ),
+    (
+        {"tr_config": {"max_epoch": 9}, "dataset_config": LATE},
+        ["target ink: is never trained, as no loss of it begins or has a weight"],
+    ),
+    ({"tr_config": {"max_epoch": 10}, "dataset_config": LATE}, []),
+])  # fmt: skip
+def test_what_has_no_effect_is_told(tmp_path, sections, told):
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24))}})
+    sections = {**sections, "tr_config": {"patch_size": [8, 8, 8], **sections.get("tr_config", {})}}
+    config = ConfigManager(**sections, dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert without_effect(config) == told
