@@ -168,8 +168,8 @@ def test_two_entries_of_one_name_are_logged_apart():
         ({"losses": []}, "targets.ink.losses: expected at least one loss"),
         ({"kind": "blob"}, "targets.ink.kind: expected one of"),
         ({"source_target": "nobody"}, "targets.ink.source_target: expected one of ink, found nobody"),
-        ({"losses": [{"name": "SoftDieLoss"}]}, "did you mean 'SoftDiceLoss'"),
-        ({"losses": [{"name": "SoftDiceLoss", "kwargs": {"smoth": 1}}]}, "did you mean 'smooth'"),
+        ({"losses": [{"name": "SoftDieLoss"}]}, "did you mean SoftDiceLoss"),
+        ({"losses": [{"name": "SoftDiceLoss", "kwargs": {"smoth": 1}}]}, "did you mean smooth"),
         ({"losses": [{"name": "SoftDiceLoss", "wait": 1}]}, "expected the keys name, weight"),
         ({"losses": [{"name": "SoftDiceLoss", "weight": -1}]}, "expected a number of at least 0, found -1"),
         (

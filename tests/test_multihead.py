@@ -341,8 +341,8 @@ def test_activations_are_known_under_the_names_people_write():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm_op": "instnce"}, "did you mean 'instance'"),
-        ({"nonlin": "Leaky"}, "did you mean 'leakyrelu'"),
+        ({"norm_op": "instnce"}, "did you mean instance"),
+        ({"nonlin": "Leaky"}, "did you mean leakyrelu"),
         ({"dropout_op": "drop"}, "dropout_op must be"),
         ({"pool_type": "mean"}, "pool_type must be one of conv, avg, max, got 'mean'"),
         ({"kernel_sizes": 2}, "kernel_sizes must be odd"),

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from scripts.errors import VolumenError
 from scripts.experiment_file import check_section_names, refuse_code
 from scripts.sections import ALIASES, RETIRED, SECTIONS, TargetConfig
+from scripts.suggest import closest
 from scripts.targets import Target, inject_auxiliary_tasks, make_target, read_target
-from scripts.validation import check_section, closest
+from scripts.validation import check_section
 
 if TYPE_CHECKING:
     import torch

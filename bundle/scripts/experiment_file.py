@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from scripts.errors import VolumenError
-from scripts.validation import closest
+from scripts.suggest import closest
 
 SECTION_NAMES = (
     "tr_setup",

@@ -9,7 +9,8 @@ from typing import Any
 
 from scripts.errors import VolumenError
 from scripts.sections import LossSpec, TargetConfig
-from scripts.validation import check_section, closest
+from scripts.suggest import closest
+from scripts.validation import check_section
 
 logger = logging.getLogger(__name__)
 

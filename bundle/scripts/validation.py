@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -11,13 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from scripts.errors import VolumenError
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean X?` for the known name closest to `name`, or an empty string."""
-    names = {str(candidate).lower(): str(candidate) for candidate in known}
-    match = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    return f"did you mean {names[match[0]]}?" if match else ""
+from scripts.suggest import closest
 
 
 def check_section(cls: type, values: Mapping[str, Any], where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from scripts.errors import VolumenError
+from scripts.suggest import closest
 
 KEY = "tr_config.optimizer"
 
@@ -55,12 +55,11 @@ def build_optimizer(
     kwargs = {**(options or {}), **kwargs}
     kind = _CLASSES.get(_match(name))
     if kind is None:
-        close = difflib.get_close_matches(name, _CLASSES, n=1, cutoff=0.4)
         raise VolumenError(
             KEY,
             expected=f"an optimizer of torch.optim ({', '.join(sorted(_CLASSES))})",
             found=repr(name),
-            remedy=f"did you mean {close[0]!r}?" if close else "",
+            remedy=closest(name, _CLASSES),
         )
     known = inspect.signature(kind).parameters
     unknown = sorted(set(kwargs) - set(known))

@@ -6,7 +6,6 @@ epochs is on the new curve at the right place: nothing of the old curve is carri
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from scripts.errors import VolumenError
+from scripts.suggest import closest
 
 KEY = "tr_config.scheduler"
 
@@ -151,12 +151,11 @@ def build_scheduler(
         warmup = warmup or min(total - 1, max(1, total // 20))
     key = _ALIASES.get(key, key)
     if key not in CURVES:
-        close = difflib.get_close_matches(key, [*CURVES, *_ALIASES], n=1)
         raise VolumenError(
             KEY,
             expected=f"one of {', '.join(CURVES)}",
             found=repr(name),
-            remedy=f"did you mean {close[0]!r}?" if close else "",
+            remedy=closest(key, [*CURVES, *_ALIASES]),
         )
     try:
         curve = CURVES[key](**kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from scripts.errors import VolumenError
+from scripts.suggest import closest
 
 ENTRY_POINT_GROUP = "volumen.losses"
 # What a loss may ask for in `forward` beyond prediction and target.
@@ -88,12 +88,11 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
         if library in ("", module) and _is_loss(found := getattr(import_module(module), bare, None)):
             return cast(type[nn.Module], found)
     known = [*loss_names(), *_library_names()]
-    close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
     raise VolumenError(
         where,
         f"unknown loss {name!r}",
         expected=f"one of {', '.join(loss_names())}, or any loss of torch.nn or monai.losses",
-        remedy=f"did you mean {close[0]!r}?" if close else "choose one of these",
+        remedy=closest(bare, known) or "choose one of these",
     )
 
 
@@ -167,12 +166,11 @@ def _check_kwargs(
     for key in kwargs:
         if key in allowed:
             continue
-        close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
         raise VolumenError(
             f"{where}.kwargs",
             f"{name} takes no {key!r}",
             expected=", ".join(allowed) or "no arguments",
-            remedy=f"did you mean {close[0]!r}?" if close else "remove it",
+            remedy=closest(key, allowed) or "remove it",
         )
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in kwargs]
     missing = [

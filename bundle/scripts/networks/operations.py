@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from monai.networks.layers.factories import Act, Norm
 from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional
+
+from scripts.suggest import closest
 
 INSTANCE = "instance_by_device"
 INSTANCE_KWARGS = {"eps": 1e-5, "affine": True}
@@ -183,6 +184,6 @@ def activation_name(name: object) -> str | None:
 def _known(short: str, known: Mapping[str, str], key: str, given: object) -> str:
     if short in known:
         return known[short]
-    close = difflib.get_close_matches(short, known, n=1, cutoff=0.5)
-    hint = f", did you mean {close[0]!r}?" if close else ""
+    meant = closest(short, known)
+    hint = f", {meant}" if meant else ""
     raise ValueError(f"{key} must be one of {', '.join(sorted(set(known.values())))}, got {given!r}{hint}")

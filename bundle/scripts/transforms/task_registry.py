@@ -28,13 +28,13 @@ The experiment then says `type: thickness` in `auxiliary_tasks`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scripts.errors import VolumenError
+from scripts.suggest import closest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +145,7 @@ def get_task(type_name: str, where: str = "auxiliary_tasks") -> DerivedTask:
             f"{where}.type",
             expected=f"one of {', '.join(sorted(_TASKS))}",
             found=repr(type_name),
-            remedy=_closest(str(type_name), _TASKS),
+            remedy=closest(str(type_name), _TASKS),
         )
     return _TASKS[type_name]
 
@@ -194,7 +194,7 @@ def validate_task(name: str, params: Mapping[str, Any]) -> None:
                 f"{where}.{key}",
                 expected=f"a key of {task.type_name}: {', '.join(sorted(task.defaults))} or of every task",
                 found=repr(key),
-                remedy=_closest(str(key), known),
+                remedy=closest(str(key), known),
             )
     full = complete_params(task, params)
     for key, allowed in task.choices.items():
@@ -203,7 +203,7 @@ def validate_task(name: str, params: Mapping[str, Any]) -> None:
                 f"{where}.{key}",
                 expected=f"one of {', '.join(map(str, allowed))}",
                 found=repr(full[key]),
-                remedy=_closest(str(full[key]), allowed),
+                remedy=closest(str(full[key]), allowed),
             )
     _check_numbers(where, full)
     task.check(where, full)
@@ -270,11 +270,6 @@ def _check_numbers(where: str, params: Mapping[str, Any]) -> None:
         isinstance(classes, (list, tuple)) and classes and all(type(value) is int for value in classes)
     ):
         raise VolumenError(f"{where}.classes", expected="a list of class numbers", found=repr(classes))
-
-
-def _closest(word: str, known: Any) -> str:
-    match = difflib.get_close_matches(word, [str(one) for one in known], n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else ""
 
 
 def _load_entry_points() -> None:
