@@ -11,6 +11,7 @@ help:
 	@echo "make test      linters, types and the test suite"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff and mypy only"
+	@echo "make docs      the documentation as a site, in site/"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,5 +37,11 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m ""
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/make_configuration.py --check
+	$(BIN)/python docs/make_tables.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,47 @@
+"""Train with handlers that are Python objects, by a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+from scripts.bundle_root import configs_dir
+from scripts.experiment_file import merge
+from scripts.train import shipped_sections
+
+
+def train(
+    data: str | Path,
+    output: str | Path,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    handlers: Sequence[Any] = (),
+    device: str = "auto",
+) -> Path:
+    """Train, and return the run's folder.
+
+    Args:
+        data: folder with images/ and labels/.
+        output: folder for the run.
+        settings: any part of the experiment's sections.
+        handlers: objects with `attach(engine)`, which come after the trainer's own.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    workflow = ConfigWorkflow(
+        config_file=str(configs_dir() / "train.yaml"),
+        meta_file=str(configs_dir() / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        dataset_dir=str(data),
+        output_dir=str(output),
+        device_name=device,
+        **merge(shipped_sections(), settings or {}),
+    )
+    # Before `initialize` the parser holds the plain config; a list in it may hold objects besides.
+    workflow.parser["train#handlers"].extend(handlers)
+    workflow.initialize()
+    workflow.run()
+    run = workflow.parser.get_parsed_content("config").run_dir
+    workflow.finalize()
+    return run
