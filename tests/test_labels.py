@@ -79,3 +79,5 @@ def test_a_class_beyond_the_configured_ones_is_refused():
     assert prepared([0, 2], [True] * 2, 3).ravel().tolist() == [0, 2]
     with pytest.raises(VolumenError, match="expected classes 0 to 2, found 3"):
         prepared([0, 3], [True] * 2, 3)
+    # Where the mask says that the label is not to be believed, it may hold anything.
+    assert prepared([1, 9, -1], [True, False, False], 3).ravel().tolist() == [1, 0, 0]

@@ -19,8 +19,8 @@ class PrepareLabelsd(Transform):
             classes, or to None where every value but 0 means foreground.
 
     Raises:
-        VolumenError: a voxel has a class beyond the configured ones, or a known voxel of a binary label a negative
-            value: such a value is hardly ever meant as foreground.
+        VolumenError: a known voxel has a class beyond the configured ones, or, in a binary label, a negative value,
+            which is hardly ever meant as foreground.
     """
 
     def __init__(self, classes: Mapping[str, int | None]) -> None:
@@ -33,7 +33,8 @@ class PrepareLabelsd(Transform):
                 _refuse_negative(sample[target], sample.get(f"{target}_mask"), target, sample["volume_name"])
                 sample[target] = (sample[target] != 0).view(np.uint8)
             else:
-                _check(sample[target], target, classes, sample["volume_name"])
+                known = sample.get(f"{target}_mask")
+                sample[target] = _within(sample[target], known, target, classes, sample["volume_name"])
         return sample
 
 
@@ -51,12 +52,20 @@ def _refuse_negative(label: np.ndarray, known: np.ndarray | None, target: str, v
         )
 
 
-def _check(label: np.ndarray, target: str, classes: int, volume: str) -> None:
-    low, high = (int(label.min()), int(label.max())) if label.size else (0, 0)
-    if low < 0 or high >= classes:
+def _within(
+    label: np.ndarray, known: np.ndarray | None, target: str, classes: int, volume: str
+) -> np.ndarray:
+    """Return the label with 0 for classes that do not exist, which only unknown voxels may hold."""
+    if not label.size or (label.min() >= 0 and label.max() < classes):
+        return label
+    foreign = (label < 0) | (label >= classes)
+    told = label[foreign if known is None else foreign & known]
+    if told.size:
+        low, high = int(told.min()), int(told.max())
         raise VolumenError(
             f"label {target!r} of {volume}",
             expected=f"classes 0 to {classes - 1}",
             found=high if high >= classes else low,
             remedy=f"set targets.{target}.ignore_label, or out_channels to the number of classes",
         )
+    return np.where(foreign, np.zeros((), dtype=label.dtype), label)
