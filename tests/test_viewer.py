@@ -60,3 +60,16 @@ def test_a_viewer_without_labels_is_refused(viewer, tmp_path):
 def test_settings_are_data(viewer, tmp_path):
     with pytest.raises(VolumenError, match="not evaluated"):
         train_from_viewer(viewer, tmp_path / "out", {"tr_config": {"optimizer": "$print(1)"}})
+
+
+def test_a_mistake_is_ours_whatever_it_came_through(viewer, tmp_path):
+    settings = {**SETTINGS, "tr_config": {**SETTINGS["tr_config"], "optimizer": "AdamQ"}}
+    with pytest.raises(VolumenError, match=r"tr_config.optimizer: .*found 'AdamQ'; did you mean Adam"):
+        train_from_viewer(viewer, tmp_path / "out", settings, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_coarser_search_is_left_out_for_layers(viewer, tmp_path):
+    settings = {**SETTINGS, "dataset_config": {"valid_patch_find_resolution": 1}}
+    run = train_from_viewer(viewer, tmp_path / "out", settings, device="cpu")
+    assert (run / "model_1.pth").is_file()

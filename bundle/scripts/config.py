@@ -229,8 +229,8 @@ class ConfigManager:
         from scripts.data.layout import open_cases
 
         level = self.dataset_config.valid_patch_find_resolution
-        if level <= self.dataset_config.ome_zarr_resolution:
-            return None
+        if level <= self.dataset_config.ome_zarr_resolution or not self.layout.cases:
+            return None  # a viewer's layers have no path to open another level by
         return open_cases(self.layout, axes=self.dataset_config.axes, level=level)
 
     @cached_property

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.command import find_cause
 from scripts.config import ConfigManager
 from scripts.data.layout import Layout
 from scripts.data.napari_layers import cases_from_viewer
+from scripts.errors import VolumenError
 from scripts.experiment_file import check_section_names, merge, refuse_code
 from scripts.train import run_bundle, shipped_sections
 
@@ -43,7 +45,13 @@ def train_from_viewer(
     # Arrays in memory are nobody's files: an index of them must not be found again by another session.
     sections["dataset_config"]["cache_valid_patches"] = False
     config = viewer_config(viewer, sections, str(output_dir), device)
-    run_bundle("train.yaml", (), {"config": config})
+    try:
+        run_bundle("train.yaml", (), {"config": config})
+    except Exception as error:
+        cause = find_cause(error)  # MONAI wraps what its components raise
+        if isinstance(cause, VolumenError):
+            raise cause from None
+        raise
     return config.run_dir
 
 
