@@ -186,10 +186,6 @@ def _plain_spacing(attributes: Any, axis_map: AxisMap) -> tuple[float, ...] | No
     return None
 
 
-def _metadata_text(array: Any) -> str:
-    return digest([array.metadata.to_dict()])
-
-
 def _check_dtype(path: str, dtype: np.dtype) -> None:
     if np.dtype(dtype).kind not in "biuf":
         raise VolumenError(path, expected="numbers", found=f"values of type {dtype}", remedy="convert it")

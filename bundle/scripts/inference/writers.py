@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from scripts.inference.results import Stored
-from scripts.inference.windows import Box
 
-COMPRESSIONS = ("zstd", "lz4", "gzip", "none")
 OME_VERSION = "0.5"
 _UNITS = {
     "nm": "nanometer",
@@ -227,8 +225,3 @@ def _compressors(name: str, dtype: np.dtype) -> Any:
         return GzipCodec(level=5)
     settings: dict[str, Any] = {"cname": name, "shuffle": "bitshuffle" if dtype.itemsize > 1 else "noshuffle"}
     return BloscCodec(clevel=3, typesize=dtype.itemsize, **settings)
-
-
-def region_text(region: Box) -> str:
-    """Return a region as a person writes it: "0:64,0:128,10:200"."""
-    return ",".join(f"{start}:{stop}" for start, stop in region)

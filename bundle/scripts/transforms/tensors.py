@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from scripts.transforms import eigen_kernels
-from scripts.transforms.fields import smooth_products
 
 PLAIN_TRACE = 1e-3
 """A tensor of a smaller trace says "nothing here": there is no surface to speak of within the filters."""
 MIN_GAP = 1e-3
 """Relative gap between the two smallest eigenvalues below which the axis of the smallest is undefined."""
-
-
-def structure_tensor(
-    slope: np.ndarray, sigma: float, spacing: Sequence[float], in_volume: np.ndarray | None = None
-) -> np.ndarray:
-    """Gaussian-smoothed outer product of a gradient: J = G_sigma * (g g^T).
-
-    Bigun and Granlund, "Optimal orientation detection of linear symmetry", 1987.
-
-    Args:
-        slope: float32 (ndim, *spatial), gradient in the order of the spatial axes; 0 outside the volume.
-        sigma: width of the smoothing, in voxels of the smallest spacing.
-        spacing: voxel size per axis.
-        in_volume: bool (*spatial); default everywhere inside.
-
-    Returns:
-        float32, 2D (3, *spatial) in the order (yy, yx, xx), 3D (6, *spatial) (zz, zy, zx, yy, yx, xx).
-    """
-    return smooth_products(slope, sigma, spacing, in_volume)
 
 
 def tensor_trace(tensor: np.ndarray) -> np.ndarray:
