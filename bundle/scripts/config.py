@@ -470,6 +470,7 @@ class ConfigManager:
 
     def seed_everything(self) -> None:
         """Seed Python, NumPy and torch: weights and dropout; sampling and augmentation have seeds of their own."""
+        import os
         import random
 
         import numpy as np
@@ -479,6 +480,8 @@ class ConfigManager:
         np.random.seed(self.tr_setup.seed)
         torch.manual_seed(self.tr_setup.seed)
         if self.tr_setup.deterministic:
+            # Without it cuBLAS refuses to be deterministic; read when its first handle is made.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
     # -- network ------------------------------------------------------------------------------------------
