@@ -12,6 +12,7 @@ import tifffile
 from conftest import ROOT
 from data_folders import image_of, shells, write_tiff_folder
 from scripts.cli import main
+from scripts.handlers.run_directory import RunDirectory
 
 SMALL = [
     "--set", "model_config.features_per_stage=[4, 8]",
@@ -162,6 +163,22 @@ def test_a_folder_that_holds_another_run(folder, tmp_path, capsys):
     line = refused(capsys, folder, tmp_path / "other")
     assert "thesis.txt" in line
     assert (foreign / "thesis.txt").read_text() == "precious"
+
+
+def test_an_output_that_cannot_be_made(folder, tmp_path, capsys):
+    # Nobody, not even root, makes a folder there.
+    line = refused(capsys, folder, Path("/proc/volumen"))
+    assert "/proc/volumen" in line
+    assert "cannot be written" in line
+
+
+def test_an_output_where_another_run_trains(folder, tmp_path, capsys):
+    running = RunDirectory(tmp_path / "out", "model")
+    running.open()
+    try:
+        assert "is training here" in refused(capsys, folder, tmp_path / "out")
+    finally:
+        running.close()
 
 
 def test_options_that_make_no_sense(folder, tmp_path, capsys):

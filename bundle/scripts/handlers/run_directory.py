@@ -138,10 +138,11 @@ class RunDirectory:
         engine.add_event_handler(Events.COMPLETED, self._on_end)
 
     def _on_start(self, engine: Workflow) -> None:
-        self.open()
-        # Added now so that it comes after the other handlers' clean-up: it ends the chain by raising.
+        # Added now so that it comes after the other handlers' clean-up: it ends the chain by raising. Before opening,
+        # since ignite drops an exception that has handlers of which none raises.
         if not engine.has_event_handler(self._on_exception, Events.EXCEPTION_RAISED):
             engine.add_event_handler(Events.EXCEPTION_RAISED, self._on_exception)
+        self.open()
 
     def _on_end(self, engine: Workflow) -> None:
         self.close()
