@@ -236,6 +236,18 @@ def test_an_auxiliary_task_that_cannot_train_is_refused(tmp_path, tasks, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(("settings", "asked", "words"), [
+    ({"volumes": []}, "layout", r"dataset_config.volumes: names no image"),
+    ({"volumes": ["b"]}, "layout", r"dataset_config.volumes: .*found 'b'"),
+    ({"valid_patch_find_resolution": 1}, "search_cases", r"valid_patch_find_resolution: .*single res.*; set it to 0"),
+])  # fmt: skip
+def test_a_setting_that_the_data_cannot_follow_is_told(tmp_path, settings, asked, words):
+    write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16))}})
+    config = ConfigManager(dataset_dir=str(tmp_path), dataset_config=settings)
+    with pytest.raises(VolumenError, match=words):
+        getattr(config, asked)
+
+
 def test_a_patch_of_other_dimensions_is_told_once(tmp_path):
     write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16))}})
     config = ConfigManager(dataset_dir=str(tmp_path), tr_config={"patch_size": [8, 8, 8]}, origin="my.yaml")

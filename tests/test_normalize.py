@@ -18,6 +18,13 @@ PROPERTIES = {"channels": [KNOWN], "foreground": [{**KNOWN, "mean": 2.0}]}
 VALUES = np.array([[-2.0, 0, 1, 2, 4, 6]], np.float32)
 
 
+def test_properties_of_another_shape_are_refused():
+    with pytest.raises(
+        VolumenError, match=r"intensity_properties: expected statistics under channels.*found mean"
+    ):
+        Normalizer("zscore", {"mean": 1})(np.zeros((1, 2, 2), np.uint16))
+
+
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [

@@ -227,11 +227,19 @@ class ConfigManager:
     def search_cases(self) -> list[OpenCase] | None:
         """The volumes at the coarser level at which patches are looked for; None to look at full resolution."""
         from scripts.data.layout import open_cases
+        from scripts.data.volumes import SingleLevelError
 
         level = self.dataset_config.valid_patch_find_resolution
         if level <= self.dataset_config.ome_zarr_resolution or not self.layout.cases:
             return None  # a viewer's layers have no path to open another level by
-        return open_cases(self.layout, axes=self.dataset_config.axes, level=level)
+        try:
+            return open_cases(self.layout, axes=self.dataset_config.axes, level=level)
+        except SingleLevelError as error:
+            raise VolumenError(
+                f"{self.origin}: dataset_config.valid_patch_find_resolution",
+                str(error).partition(";")[0],
+                remedy="set it to 0",
+            ) from None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -630,6 +638,10 @@ def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
     if volumes is None:
         return layout
     names = [case.name for case in layout.cases]
+    if not volumes:
+        raise VolumenError(
+            f"{origin}: dataset_config.volumes", "names no image", remedy="leave it out to use all of them"
+        )
     for name in volumes:
         if name not in names:
             raise VolumenError(

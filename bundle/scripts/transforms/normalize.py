@@ -183,7 +183,14 @@ class Normalizer:
 
     def _known(self, region: str, channel: int, channels: int) -> Mapping[str, float]:
         assert self.properties is not None
-        known = self.properties.get(region) or self.properties["channels"]
+        known = self.properties.get(region) or self.properties.get("channels")
+        if not known:
+            raise VolumenError(
+                "dataset_config.intensity_properties",
+                expected="statistics under channels, as a run's own snapshot holds them",
+                found=", ".join(map(str, self.properties)),
+                remedy="leave it out: the training samples them",
+            )
         if len(known) != channels:
             raise VolumenError(
                 "dataset_config.intensity_properties",
