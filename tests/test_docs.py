@@ -254,6 +254,7 @@ def label_errors() -> dict[str, Any]:
         "found labels of no target": ({"b_ink": label}, {}),
         "resample it to the image's grid": ({"a_ink": label[:, :, 1:]}, {}),
         "expected classes 0, 1, 2": ({"a_ink": gap}, {}),
+        "hold negative values": ({"a_ink": label.astype(np.int8) - 2}, {}),
         "looks like instances": ({"a_ink": numbers}, {}),
         "expected a label with whole numbers": ({"a_ink": label / np.float32(2)}, {}),
         "expected a label of target 'inc'": ({"a_ink": label}, {"dataset_config": {"targets": {"inc": {}}}}),
