@@ -306,3 +306,9 @@ def test_a_resumed_run_keeps_its_split(tmp_path, caplog):
     other = config("new", checkpoint_path=str(run / "model_1.pth"), tr_val_split=0.5, seed=3)
     assert other.split == first.split
     assert config("new", tr_val_split=0.5, seed=3).split != first.split
+
+
+def test_a_bare_off_means_off_although_yaml_reads_false():
+    assert ConfigManager(tr_config=yaml.safe_load("amp: off")).tr_config.amp == "off"
+    with pytest.raises(VolumenError, match="amp"):
+        ConfigManager(tr_config={"amp": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,3 +220,16 @@ def test_nan_in_an_image_does_not_spread(tmp_path):
     object.__setattr__(predictor, "normalizer", Normalizer("none"))
     predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request_for("o"))
     assert np.isfinite(zarr.open_array(tmp_path / "o.zarr" / "ink" / "0", mode="r")[...]).all()
+
+
+def test_a_released_model_is_read_from_its_two_files(tmp_path):
+    content = torch.load(save_checkpoint(tmp_path / "whole.pth", 2, (8, 8)), weights_only=True)
+    torch.save(content.pop("model"), tmp_path / "model.pt")
+    with pytest.raises(VolumenError, match="model_config"):
+        load_predictor(tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    image = np.random.default_rng(0).random((1, 12, 20)).astype(np.float32)
+    expected, found = (
+        predict_array(load_predictor(tmp_path / name), image) for name in ("whole.pth", "model.pt")
+    )
+    assert np.array_equal(found["ink"], expected["ink"])

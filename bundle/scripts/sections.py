@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 PatchSize = list[Annotated[int, Field(ge=1)]]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -17,7 +17,11 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0.0)]
 Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
-AmpMode = Literal["auto", "off", "float16", "bfloat16"]
+# YAML 1.1 reads a bare `off` as false.
+AmpMode = Annotated[
+    Literal["auto", "off", "float16", "bfloat16"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
 
 _STRICT_KEYS = ConfigDict(extra="forbid")
 

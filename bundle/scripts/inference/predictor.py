@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
@@ -156,12 +157,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"not a readable checkpoint ({type(error).__name__})",
             remedy="it may be cut short: use another",
         ) from None
+    description = path.with_suffix(".json")
+    if isinstance(state, dict) and "model" not in state and description.is_file():
+        # A released model: the weights alone, as MONAI reads them, with the rest of the checkpoint beside them.
+        state = {**_read_description(description), "model": state}
     missing = [key for key in ("model", "model_config") if not isinstance(state, dict) or key not in state]
     if missing:
         raise VolumenError(
             path, expected="a checkpoint of volumen train", found=f"none of its keys {missing}"
         )
     return state
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise VolumenError(path, f"not readable ({error})", remedy="get the released model again") from None
 
 
 def read_heads(
