@@ -228,7 +228,7 @@ def test_a_released_model_is_read_from_its_two_files(tmp_path):
     with pytest.raises(VolumenError, match="model_config"):
         load_predictor(tmp_path / "model.pt")
     (tmp_path / "model.json").write_text(json.dumps(content))
-    image = np.random.default_rng(0).random((1, 12, 20)).astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (1, 12, 20), dtype=np.uint8)
     expected, found = (
         predict_array(load_predictor(tmp_path / name), image) for name in ("whole.pth", "model.pt")
     )
