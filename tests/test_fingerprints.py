@@ -56,3 +56,17 @@ def test_lazy_array_without_a_token_is_never_the_same():
 
 def test_digest_is_stable():
     assert digest([1, "a"]) == digest([1, "a"]) != digest(["a", 1])
+
+
+def test_a_data_set_is_known_again_after_copying_and_told_from_another(tmp_path):
+    from data_folders import shells, write_tiff_folder
+    from scripts.config import ConfigManager
+
+    label = shells((24, 24, 32))
+    first, copy, other = (
+        write_tiff_folder(tmp_path / name, {"a": {"ink": array}})
+        for name, array in (("first", label), ("copy", label), ("other", 1 - label))
+    )
+    os.utime(copy / "images" / "a.tif", (1, 1))
+    digests = [ConfigManager(dataset_dir=str(folder)).fingerprint for folder in (first, copy, other)]
+    assert digests[0] == digests[1] != digests[2]

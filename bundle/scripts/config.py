@@ -243,16 +243,15 @@ class ConfigManager:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the data: files, regions and sizes; tells whether a checkpoint belongs to them."""
-        import hashlib
+        """A digest of the data's names, shapes and a sample of their content: of a copy it is the same."""
+        from scripts.data.fingerprints import content_digest
 
-        parts = []
+        volumes = {}
         for case in self.cases:
-            volumes = {"image": case.image, **case.labels, **{f"{k}/mask": v for k, v in case.masks.items()}}
-            parts += [
-                f"{case.name}/{name}:{volume.fingerprint()}" for name, volume in sorted(volumes.items())
-            ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            volumes[f"{case.name}/image"] = case.image
+            volumes.update({f"{case.name}/label/{name}": volume for name, volume in case.labels.items()})
+            volumes.update({f"{case.name}/mask/{name}": volume for name, volume in case.masks.items()})
+        return content_digest(volumes)
 
     @property
     def cache_dir(self) -> Path | None:

@@ -36,7 +36,10 @@ class TrainingSetup:
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run's folder and files.")
     ] = "model"
     autoconfigure: Annotated[
-        bool, Field(description="Plan pooling, kernels, stages and features from patch size and spacing.")
+        bool,
+        Field(
+            description="Grow the patch to a size the planned network can take; false: refuse another size."
+        ),
     ] = True
     tr_val_split: Annotated[
         Annotated[float, Field(gt=0.0, le=1.0)],

@@ -1,11 +1,11 @@
-"""Short hashes that change with the content of a file, folder or array; no voxels are read from disk."""
+"""Short hashes that change with the content of a file, folder or array, and one that knows a copy again."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,3 +57,24 @@ def array_fingerprint(array: Any) -> str:
         return digest([*header, checksum])
     token = getattr(array, "name", None) if hasattr(array, "dask") else None
     return digest([*header, token or uuid4()])
+
+
+def content_digest(volumes: Mapping[str, Any], *, block: int = 32) -> str:
+    """Return a digest by which a data set is known again wherever its files lie and whenever they were copied.
+
+    Args:
+        volumes: `Volume` by name.
+        block: voxels per axis of the sample that is read from the middle of each volume.
+
+    Returns:
+        SHA-256 in hexadecimal digits, of names, shapes, types and the samples' bytes.
+    """
+    digest = hashlib.sha256()
+    for name, volume in sorted(volumes.items()):
+        middle = tuple(
+            slice(max(0, extent // 2 - block // 2), min(extent, extent // 2 + block // 2 + 1))
+            for extent in volume.shape
+        )
+        digest.update(f"{name} {volume.channels} {volume.shape} {np.dtype(volume.dtype).name}".encode())
+        digest.update(np.ascontiguousarray(volume.read(middle)).tobytes())
+    return digest.hexdigest()
