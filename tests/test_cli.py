@@ -196,3 +196,17 @@ def test_help_needs_no_heavy_import():
         [sys.executable, "-c", code], cwd=ROOT / "bundle", capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", ["$__import__('pathlib').Path('hacked').touch()", "@config", "%x.yaml"])
+def test_a_flag_is_data(folder, tmp_path, capsys, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    assert "not evaluated" in refused(capsys, Path(value), tmp_path / "out")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_an_overlay_with_settings_is_refused(folder, tmp_path, capsys):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("tr_config#max_epoch: 7\n")
+    line = refused(capsys, folder, tmp_path / "out", "--config-file", str(overlay))
+    assert "--config-path" in line

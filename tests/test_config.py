@@ -312,3 +312,23 @@ def test_a_bare_off_means_off_although_yaml_reads_false():
     assert ConfigManager(tr_config=yaml.safe_load("amp: off")).tr_config.amp == "off"
     with pytest.raises(VolumenError, match="amp"):
         ConfigManager(tr_config={"amp": True})
+
+
+def test_distances_may_have_a_channel_for_each_class(tmp_path):
+    label = ball((16, 16, 16))
+    write_tiff_folder(tmp_path, {"a": {"organ": label + shells((16, 16, 16)) * label}})
+    task = {
+        "type": "distance_transform",
+        "source_target": "organ",
+        "classes": [1, 2],
+        "losses": [{"name": "L1Loss"}],
+    }
+    for channels in (1, 2):
+        config = ConfigManager(
+            dataset_dir=str(tmp_path), auxiliary_tasks={"d": {**task, "out_channels": channels}}
+        )
+        assert config.targets["d"].out_channels == channels
+        assert config.derived_tasks["d"]["out_channels"] == channels
+    config = ConfigManager(dataset_dir=str(tmp_path), auxiliary_tasks={"d": {**task, "out_channels": 3}})
+    with pytest.raises(VolumenError, match="out_channels"):
+        _ = config.targets

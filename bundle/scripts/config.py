@@ -310,7 +310,12 @@ class ConfigManager:
     def derived_tasks(self) -> dict[str, dict[str, Any]]:
         """Parameters of every derived target, as `DeriveTargetsd` takes them."""
         return {
-            name: {"type": target.task_type, "source_target": target.source_target, **target.task_params}
+            name: {
+                "type": target.task_type,
+                "source_target": target.source_target,
+                "out_channels": target.out_channels,
+                **target.task_params,
+            }
             for name, target in self.targets.items()
             if target.auxiliary_task
         }

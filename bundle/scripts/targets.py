@@ -234,7 +234,8 @@ def _auxiliary_target(
             remedy=closest(str(source), targets) or "name a labelled target",
         )
     params = {key: value for key, value in entry.items() if key not in _HEAD_KEYS}
-    validate_task(name, {"type": entry["type"], **params})
+    wanted = entry.get("out_channels", entry.get("channels"))
+    validate_task(name, {"type": entry["type"], "out_channels": wanted, **params})
     losses = entry.get("losses")
     if not losses:
         raise VolumenError(
@@ -248,14 +249,14 @@ def _auxiliary_target(
         TargetConfig,
         {
             "losses": list(losses),
-            "out_channels": entry.get("out_channels", entry.get("channels")),
+            "out_channels": wanted,
             "weight": entry.get("loss_weight", entry.get("weight", 1.0)),
             "ds_interpolation": entry.get("ds_interpolation"),
             "separate_decoder": entry.get("separate_decoder"),
         },
         where,
     )
-    channels = task_out_channels(entry["type"], spatial_dims, params)
+    channels = task_out_channels(entry["type"], spatial_dims, {"out_channels": wanted, **params})
     if head.out_channels not in (None, channels):
         raise VolumenError(
             f"{where}.out_channels",

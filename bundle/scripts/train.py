@@ -15,7 +15,14 @@ import yaml
 
 from scripts.bundle_root import configs_dir
 from scripts.errors import VolumenError
-from scripts.experiment_file import SECTION_NAMES, assign, merge, parse_assignment, read_experiment
+from scripts.experiment_file import (
+    SECTION_NAMES,
+    assign,
+    merge,
+    parse_assignment,
+    read_experiment,
+    refuse_code,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +59,34 @@ def run_train(options: argparse.Namespace) -> int:
     sections, origin = experiment_sections(options)
     overrides: dict[str, Any] = dict(sections)
     overrides["config#origin"] = origin
-    for key, value in (
-        ("dataset_dir", options.input),
-        ("output_dir", options.output),
-        ("device_name", options.device),
+    for key, flag, value in (
+        ("dataset_dir", "-i", options.input),
+        ("output_dir", "-o", options.output),
+        ("device_name", "--device", options.device),
     ):
         if value is not None:
+            # MONAI would evaluate a value that begins like an expression, a reference or a macro.
+            refuse_code(value, flag, "value")
             overrides[key] = value
+    for overlay in options.config_file:
+        _refuse_sections(overlay)
     return run_bundle("train.yaml", options.config_file, overrides)
+
+
+def _refuse_sections(overlay: str) -> None:
+    """Refuse an overlay that holds experiment settings: they would be overridden without a word."""
+    from monai.bundle import ConfigParser
+
+    if not Path(overlay).is_file():
+        raise VolumenError(overlay, "no such file", remedy="check --config-file")
+    for key in ConfigParser.load_config_file(overlay):
+        section = str(key).lstrip("+").replace("::", "#").split("#")[0]
+        if section in SECTION_NAMES:
+            raise VolumenError(
+                f"{overlay}: {key}",
+                "settings of the experiment have no effect in a bundle config",
+                remedy="put them into an experiment file given with --config-path, or use --set",
+            )
 
 
 def run_processes(count: int, words: Sequence[str]) -> int:
@@ -95,9 +122,6 @@ def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) ->
     # It would tell that our own logging set-up is kept; importing it has set its level.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     configs = configs_dir()
-    for overlay in overlays:
-        if not Path(overlay).is_file():
-            raise VolumenError(overlay, "no such file", remedy="check --config-file")
     workflow = ConfigWorkflow(
         config_file=[str(configs / name), *overlays],
         meta_file=str(configs / "metadata.json"),
