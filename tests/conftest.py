@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,20 @@ def real_data():
         return path
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was(monkeypatch):
+    """Undo what a command run inside a test does to logging and warnings, which are the process's."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    root = logging.getLogger()
+    handlers, filters = list(root.handlers), list(warnings.filters)
+    names = ("", "scripts", "monai", "monai.bundle.workflows", "ignite", "tifffile", "py.warnings")
+    levels = {name: logging.getLogger(name).level for name in names}
+    yield
+    os.environ.pop("TQDM_DISABLE", None)
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    warnings.filters[:] = filters
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

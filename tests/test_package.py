@@ -177,10 +177,14 @@ def test_the_metadata_tell_of_the_run_and_nothing_of_the_machine(bundle, trained
 
 
 def test_there_is_no_volumen_for_a_stranger(stranger, tmp_path):
-    said = run(
-        stranger, "-c", "import torch, importlib.util as u; print(u.find_spec('scripts'))", cwd=tmp_path
-    )
-    assert said.strip() == "None"
+    code = """
+import importlib.util, torch
+try:
+    print(importlib.util.find_spec("scripts.cli"))
+except ModuleNotFoundError:
+    print(None)
+"""
+    assert run(stranger, "-c", code, cwd=tmp_path).strip() == "None"
 
 
 def test_a_stranger_verifies_and_loads_it(stranger, bundle, trained, tmp_path):

@@ -111,7 +111,7 @@ def clean_registry(monkeypatch):
 def test_a_class_registered_by_a_user_is_a_task(clean_registry):
     @register_task
     class Thickness(DerivedTask):
-        type_name = "thickness"
+        type_name = "sheet_thickness"
         kind = "distance"
         defaults: ClassVar = {"reach": None}
 
@@ -119,13 +119,13 @@ def test_a_class_registered_by_a_user_is_a_task(clean_registry):
             signed, valid = source.signed_distance(params["reach"])
             return 2 * (-signed).clip(min=0)[None], valid[None]
 
-    validate_task("mine", {"type": "thickness", "source_target": "a"})
+    validate_task("mine", {"type": "sheet_thickness", "source_target": "a"})
     label = np.zeros((1, 5, 20), np.uint8)
     label[..., 6:11] = 1
-    values, valid = derive_target("thickness", label)
+    values, valid = derive_target("sheet_thickness", label)
     assert valid.all()
     assert values.max() == 5
-    assert derive_halo({"mine": {"type": "thickness"}}, (1, 1)) == (16, 16)
+    assert derive_halo({"mine": {"type": "sheet_thickness"}}, (1, 1)) == (16, 16)
 
     with pytest.raises(ValueError, match="already defined by"):
         register_task(type("Other", (Thickness,), {}))
