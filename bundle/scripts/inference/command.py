@@ -151,12 +151,16 @@ def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PredictRequest` that an `inference_config` holds, under their names there.
 
     Args:
-        section: an `inference_config`; keys that concern the checkpoint, and nulls, are left out.
+        section: an `inference_config`; nulls are left out, and keys that are no field, such as those that concern
+            the checkpoint or that another version of the program knew.
     """
+    from scripts.inference.predict import PredictRequest
+
     fields: dict[str, Any] = {}
     for key, value in section.items():
-        if value is not None and key != "load_strict":
-            fields[_FIELD_OF.get(key, key)] = tuple(value) if isinstance(value, list) else value
+        name = _FIELD_OF.get(key, key)
+        if value is not None and name in PredictRequest.__dataclass_fields__:
+            fields[name] = tuple(value) if isinstance(value, list) else value
     return fields
 
 
