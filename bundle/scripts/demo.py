@@ -10,8 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from scripts.bundle_root import configs_dir
 from scripts.command import run_guarded, set_up_logging
+from scripts.experiment_file import SECTION_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +61,58 @@ def run_demo(options: argparse.Namespace) -> int:
         code = run_command([str(word) for word in words], options)
         if code:
             return code
+    picture = draw_heldout(data / "heldout", run / "demo_best.pth", output / "demo.gif")
     logger.info("done in %.1f minutes; look at:", (time.monotonic() - began) / 60)
-    for path in (run / "demo_debug.gif", output / "prediction", output / "report"):
+    for path in (picture, run / "demo_debug.gif", output / "report" / "report.html", output / "prediction"):
         logger.info("  %s", path)
     return 0
+
+
+def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) -> Path:
+    """Draw truth and prediction of every target in the middle of a volume that was never trained on.
+
+    Args:
+        data: a data folder, labelled everywhere.
+        checkpoint: the trained network.
+        path: the GIF to write.
+        size: voxels along each side of what is drawn.
+
+    Returns:
+        The path.
+    """
+    from scripts.config import ConfigManager
+    from scripts.handlers.checkpoint_file import write_atomically
+    from scripts.handlers.preview import encode
+    from scripts.handlers.render import render_preview
+    from scripts.inference.predictor import load_predictor, predict_array
+    from scripts.transforms.derive import DeriveTargetsd
+
+    predictor = load_predictor(checkpoint)
+    config = ConfigManager(**{name: predictor.config[name] for name in SECTION_NAMES}, dataset_dir=str(data))
+    case = config.cases[0]
+    whole = tuple(slice(0, extent) for extent in case.image.shape)
+    image = case.image.read(whole)
+    labels = {name: label.read(whole) for name, label in case.labels.items()}
+    truths = DeriveTargetsd(config.derived_tasks, unit="voxel")({**labels, "spacing": case.spacing})
+    # Drawing takes what the network gives; a probability's logit stands for it.
+    found = predict_array(predictor, image)
+    found = {
+        name: np.log(values + 1e-6) - np.log1p(1e-6 - values) if config.kinds[name] == "binary" else values
+        for name, values in found.items()
+    }
+    middle = tuple(slice((extent - size) // 2, (extent + size) // 2) for extent in case.image.shape)
+    inside = (slice(None), *middle)
+    frames = render_preview(
+        predictor.normalizer(image)[inside],
+        {name: truths[name][inside] for name in config.kinds},
+        {name: values[inside] for name, values in found.items()},
+        {name: truths[f"{name}_mask"][inside] for name in config.derived_tasks},
+        config.kinds,
+        title="held-out roll",
+    )
+    _, content = encode(frames)
+    write_atomically(path, lambda file: file.write(content))
+    return path
 
 
 def run_command(words: list[str], options: argparse.Namespace) -> int:

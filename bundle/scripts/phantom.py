@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE, TARGET = "scroll", "surface"
 SMALLEST = 48
-SLAB, SLAB_PERIOD = 0.25, 0.5
+SLAB, SLAB_PERIOD = 0.35, 0.5
 CHUNK = 64
 
 
