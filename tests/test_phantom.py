@@ -124,7 +124,7 @@ def test_labels_are_the_truth_where_labelled_and_the_held_out_roll_is_labelled_e
     mask = read(folder / "masks/scroll_surface.zarr")
     assert np.array_equal(read(folder / "labels/scroll_surface.zarr"), truth * mask)
     assert np.array_equal(mask[0], labelled_slabs(SHAPE))
-    assert mask.mean() == pytest.approx(0.5, abs=0.05)
+    assert mask.mean() == pytest.approx(0.7, abs=0.05)
     assert np.array_equal(truth, read(folder / "truth/scroll_distance.zarr") <= 0)
     held = folder / "heldout"
     assert read(held / "masks/scroll_surface.zarr").all()

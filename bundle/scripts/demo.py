@@ -7,8 +7,9 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
     case = config.cases[0]
     whole = tuple(slice(0, extent) for extent in case.image.shape)
     image = case.image.read(whole)
-    labels = {name: label.read(whole) for name, label in case.labels.items()}
+    labels: dict[Hashable, Any] = {name: label.read(whole) for name, label in case.labels.items()}
     truths = DeriveTargetsd(config.derived_tasks, unit="voxel")({**labels, "spacing": case.spacing})
     # Drawing takes what the network gives; a probability's logit stands for it.
     found = predict_array(predictor, image)
