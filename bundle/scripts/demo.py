@@ -17,7 +17,8 @@ from scripts.bundle_root import configs_dir
 from scripts.command import run_guarded, set_up_logging
 from scripts.experiment_file import SECTION_NAMES
 
-logger = logging.getLogger(__name__)
+# By name: as the main module it would be called otherwise and be as quiet as other libraries.
+logger = logging.getLogger("scripts.demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
