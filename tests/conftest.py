@@ -41,6 +41,9 @@ def logging_as_it_was(monkeypatch):
     handlers, filters = list(root.handlers), list(warnings.filters)
     names = ("", "scripts", "monai", "monai.bundle.workflows", "ignite", "tifffile", "py.warnings")
     levels = {name: logging.getLogger(name).level for name in names}
+    # A fixture of a whole module runs before this one, and may have run a command.
+    levels["scripts"] = logging.NOTSET
+    logging.getLogger("scripts").setLevel(logging.NOTSET)
     yield
     os.environ.pop("TQDM_DISABLE", None)
     logging.captureWarnings(False)
