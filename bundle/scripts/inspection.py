@@ -13,6 +13,7 @@ import numpy as np
 from scripts.config import ConfigManager
 from scripts.data.layout import OpenCase
 from scripts.errors import VolumenError
+from scripts.networks.planning import by
 from scripts.train import experiment_sections
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def _volume_table(config: ConfigManager, profiles: dict[str, Any]) -> Any:
     for case in config.cases[:_MOST_ROWS]:
         table.add_row(
             case.name,
-            _by(case.image.shape),
+            by(case.image.shape),
             str(case.image.channels),
             str(np.dtype(case.image.dtype)),
             " ".join(f"{value:g}" for value in case.spacing),
@@ -120,7 +121,7 @@ def _patch_summary(config: ConfigManager) -> str:
         allow_empty=True,
     )
     return (
-        f"patches of {_by(config.patch_size)}: {len(index)} valid ones for training"
+        f"patches of {by(config.patch_size)}: {len(index)} valid ones for training"
         f" (at least {settings.min_labeled_ratio:.0%} labelled)"
     )
 
@@ -257,7 +258,3 @@ def _richest_plane(case: OpenCase) -> tuple[slice, ...]:
 
 def _share(axes: list[np.ndarray], shape: tuple[int, ...]) -> float:
     return float(axes[0].sum()) / float(np.prod(shape))
-
-
-def _by(values: Iterable[int]) -> str:
-    return "x".join(str(value) for value in values)
