@@ -38,6 +38,13 @@ def test_impossible_axes_are_refused(size, patch, overlap):
         axis_starts(size, patch, overlap)
 
 
+def tiled_order(plan):
+    """Return the windows in the order of work by sorting them: tile by tile, the first axis within a tile."""
+    windows = itertools.product(*(range(len(starts)) for starts in plan.starts))
+    tile = plan.tile
+    return sorted(windows, key=lambda w: ([n // t for n, t in zip(w[1:], tile[1:])], w))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_parts_of_all_windows_tile_the_region_once_per_window(data):
@@ -55,7 +62,8 @@ def test_parts_of_all_windows_tile_the_region_once_per_window(data):
         block_shape=tuple(data.draw(st.integers(1, 8)) for _ in range(ndim)),
         tile=(1, *(data.draw(st.integers(1, 4)) for _ in range(ndim - 1))),
     )
-    assert len(np.unique(plan.order, axis=0)) == len(plan) == len(plan.order)
+    assert [plan.numbers(position) for position in range(len(plan))] == tiled_order(plan)
+    assert [plan.position(numbers) for numbers in tiled_order(plan)] == list(range(len(plan)))
     counts = np.zeros(plan.blocks, dtype=int)
     cover = np.zeros(plan.output_shape, dtype=int)
     direct = np.zeros(plan.output_shape, dtype=int)
@@ -79,7 +87,8 @@ def test_parts_of_all_windows_tile_the_region_once_per_window(data):
             itertools.product(*(range(t.start, t.stop) for t in touched))
         )
     np.testing.assert_array_equal(cover, direct)
-    np.testing.assert_array_equal(counts, plan.windows_per_block())
+    for block in np.ndindex(*plan.blocks):
+        assert counts[block] == plan.windows_of_block(block)
     assert direct.min() >= 1
 
 
@@ -101,3 +110,19 @@ def test_a_tile_fits_its_budget_and_is_at_least_two_wide():
     tile = choose_tile((64, 64, 64), 0.5, 1, 1 << 25)
     side = 64 + (tile[1] - 1) * 32
     assert 4 * 64 * side * side <= 1 << 25
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_windows_of_a_box_of_blocks_are_those_that_touch_it_in_order(data):
+    shape = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    plan = PredictPlan(
+        shape, (6, 8), data.draw(st.sampled_from([0.0, 0.5, 0.7])), block_shape=(4, 8), tile=(1, 3)
+    )
+    box = []
+    for n in plan.blocks:
+        first = data.draw(st.integers(0, n - 1))
+        box.append((first, data.draw(st.integers(first + 1, n))))
+    inside = set(itertools.product(*(range(a, b) for a, b in box)))
+    touching = [p for p in range(len(plan)) if inside & {block for block, _, _ in plan.parts(p)}]
+    assert list(plan.positions(plan.windows_touching(box))) == touching

@@ -144,9 +144,9 @@ class BlockAccumulator:
         self._spill: SpillFile | None = None
         self._blocks: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
         self._skipped: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
-        self._remaining = plan.windows_per_block()
-        if done is not None:
-            self._remaining[done] = 0
+        self._done = done
+        # Windows still to come, of blocks that some window has touched: no more of them than there are partial sums.
+        self._remaining: dict[tuple[int, ...], int] = {}
 
     def __enter__(self) -> BlockAccumulator:
         return self
@@ -176,15 +176,16 @@ class BlockAccumulator:
         """
         finished = []
         for block, in_window, in_block in self.plan.parts(position):
-            left = self._remaining[block]
-            if left == 0:
+            if self._done is not None and self._done[block]:
                 continue
+            left = self._remaining.pop(block, 0) or self.plan.windows_of_block(block)
             if values is None:
                 self._skipped.setdefault(block, []).append(in_block)
             else:
                 self._get(block)[(slice(None), *in_block)] += values[(slice(None), *in_window)]
-            self._remaining[block] = left - 1
-            if left == 1:
+            if left > 1:
+                self._remaining[block] = left - 1
+            else:
                 finished.append((block, self._pop(block), self._skipped.pop(block, [])))
         return finished
 

@@ -39,9 +39,26 @@ def needed_batches(plan: PredictPlan, done: np.ndarray | None) -> Iterator[range
     A batch is needed whole or not at all, so that every window is always computed in the same company:
     results of the same batch are the same bits.
     """
-    for batch in plan.batches():
-        if done is None or any(not done[plan.touched(position)].all() for position in batch):
-            yield batch
+    if done is None:
+        yield from plan.batches()
+        return
+    box = bounding_box(~done)
+    last = range(0)
+    for position in plan.positions(plan.windows_touching(box)) if box else ():
+        if position not in last and not done[plan.touched(position)].all():
+            last = plan.batch_of(position)
+            yield last
+
+
+def bounding_box(where: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Return start and stop per axis of the smallest box with all true elements; () where none is."""
+    if not where.any():
+        return ()
+    sides = []
+    for axis in range(where.ndim):
+        along = np.flatnonzero(where.any(axis=tuple(a for a in range(where.ndim) if a != axis)))
+        sides.append((int(along[0]), int(along[-1]) + 1))
+    return tuple(sides)
 
 
 def stream(

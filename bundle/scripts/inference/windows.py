@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-
-import numpy as np
 
 Box = tuple[tuple[int, int], ...]
 """Start and stop of each spatial axis, in voxels."""
@@ -121,26 +119,70 @@ class PredictPlan:
         return tuple(math.ceil(n / b) for n, b in zip(self.output_shape, self.block_shape, strict=True))
 
     @cached_property
-    def order(self) -> np.ndarray:
-        """Window numbers per axis in the order of work: int32, shape (windows, ndim)."""
-        counts = [len(s) for s in self.starts]
-        index = np.indices(counts, dtype=np.int32).reshape(self.ndim, -1)
-        tiles = [index[axis] // self.tile[axis] for axis in range(1, self.ndim)]
-        # The last key of lexsort is the most significant: tiles first, then the window itself.
-        keys = [index[axis] for axis in range(self.ndim - 1, -1, -1)] + tiles[::-1]
-        return np.ascontiguousarray(index[:, np.lexsort(keys)].T)
+    def window_counts(self) -> tuple[int, ...]:
+        """Windows per axis."""
+        return tuple(len(starts) for starts in self.starts)
+
+    def numbers(self, position: int) -> tuple[int, ...]:
+        """Return a window's number on each axis from its position in the order of work."""
+        counts = self.window_counts
+        extents = [counts[0]]
+        first = [0]
+        for axis in range(1, self.ndim):
+            row = math.prod(extents) * math.prod(counts[axis + 1 :])
+            tile, position = divmod(position, row * self.tile[axis])
+            first.append(tile * self.tile[axis])
+            extents.append(min(self.tile[axis], counts[axis] - first[axis]))
+        inside = []
+        for extent in reversed(extents):
+            position, number = divmod(position, extent)
+            inside.append(number)
+        return tuple(low + number for low, number in zip(first, reversed(inside), strict=True))
+
+    def position(self, numbers: tuple[int, ...]) -> int:
+        """Return the place in the order of work of the window with these numbers."""
+        counts = self.window_counts
+        before, extents, inside = 0, [counts[0]], [numbers[0]]
+        for axis in range(1, self.ndim):
+            low = numbers[axis] // self.tile[axis] * self.tile[axis]
+            before += low * math.prod(extents) * math.prod(counts[axis + 1 :])
+            extents.append(min(self.tile[axis], counts[axis] - low))
+            inside.append(numbers[axis] - low)
+        within = 0
+        for extent, number in zip(extents, inside, strict=True):
+            within = within * extent + number
+        return before + within
+
+    def positions(self, windows: Sequence[range]) -> Iterator[int]:
+        """Yield the positions, in order, of the windows whose numbers lie in a range per axis."""
+        tiles = [
+            range(part.start // t, -(-part.stop // t))
+            for part, t in zip(windows[1:], self.tile[1:], strict=True)
+        ]
+        for tile in itertools.product(*tiles):
+            inside = [
+                range(max(part.start, number * t), min(part.stop, (number + 1) * t))
+                for part, number, t in zip(windows[1:], tile, self.tile[1:], strict=True)
+            ]
+            yield from map(self.position, itertools.product(windows[0], *inside))
 
     def __len__(self) -> int:
-        return math.prod(len(s) for s in self.starts)
+        return math.prod(self.window_counts)
+
+    def batch_of(self, position: int) -> range:
+        """Return the positions of the batch that holds one: a pure function of the plan."""
+        first = position - position % self.batch_size
+        return range(first, min(first + self.batch_size, len(self)))
 
     def batches(self) -> Iterator[range]:
-        """Yield positions in `order`, one range per batch: a pure function of the plan."""
-        for first in range(0, len(self), self.batch_size):
-            yield range(first, min(first + self.batch_size, len(self)))
+        """Yield the positions of every batch, in order."""
+        return map(self.batch_of, range(0, len(self), self.batch_size))
 
     def start(self, position: int) -> tuple[int, ...]:
         """Return where the window at a position of the order starts in the volume (maybe below 0)."""
-        return tuple(self.starts[axis][number] for axis, number in enumerate(self.order[position]))
+        return tuple(
+            starts[number] for starts, number in zip(self.starts, self.numbers(position), strict=True)
+        )
 
     @cached_property
     def axis_parts(self) -> tuple[tuple[tuple[AxisPart, ...], ...], ...]:
@@ -166,7 +208,7 @@ class PredictPlan:
 
     def parts(self, position: int) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
         """Yield (block, slices in the window, slices in the block) of the window at a position."""
-        per_axis = [self.axis_parts[axis][number] for axis, number in enumerate(self.order[position])]
+        per_axis = [self.axis_parts[axis][number] for axis, number in enumerate(self.numbers(position))]
         for combination in itertools.product(*per_axis):
             yield (
                 tuple(part.block for part in combination),
@@ -176,19 +218,31 @@ class PredictPlan:
 
     def touched(self, position: int) -> tuple[slice, ...]:
         """Return the blocks that a window touches, as one slice of the block grid per axis."""
-        per_axis = [self.axis_parts[axis][number] for axis, number in enumerate(self.order[position])]
+        per_axis = [self.axis_parts[axis][number] for axis, number in enumerate(self.numbers(position))]
         return tuple(slice(parts[0].block, parts[-1].block + 1) for parts in per_axis)
 
-    def windows_per_block(self) -> np.ndarray:
-        """Return how many windows touch each block: int64, shape `blocks`."""
-        counts = np.ones((), dtype=np.int64)
+    @cached_property
+    def _axis_windows(self) -> tuple[tuple[range, ...], ...]:
+        """Per axis and block of that axis, the numbers of the windows that touch it."""
+        result = []
         for axis, blocks in enumerate(self.blocks):
-            along = np.zeros(blocks, dtype=np.int64)
-            for parts in self.axis_parts[axis]:
+            touching: list[list[int]] = [[] for _ in range(blocks)]
+            for number, parts in enumerate(self.axis_parts[axis]):
                 for part in parts:
-                    along[part.block] += 1
-            counts = np.multiply.outer(counts, along)
-        return counts
+                    touching[part.block].append(number)
+            result.append(tuple(range(numbers[0], numbers[-1] + 1) for numbers in touching))
+        return tuple(result)
+
+    def windows_touching(self, blocks: Sequence[tuple[int, int]]) -> tuple[range, ...]:
+        """Return, per axis, the numbers of the windows that touch a box of blocks (start and stop per axis)."""
+        return tuple(
+            range(along[first].start, along[stop - 1].stop)
+            for along, (first, stop) in zip(self._axis_windows, blocks, strict=True)
+        )
+
+    def windows_of_block(self, block: tuple[int, ...]) -> int:
+        """Return how many windows touch a block."""
+        return math.prod(len(along[b]) for along, b in zip(self._axis_windows, block, strict=True))
 
     def block_box(self, block: tuple[int, ...]) -> tuple[slice, ...]:
         """Return a block's place in the output array, cut at the output's end."""
