@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.data.regions import RegionSampler
 from scripts.engines import distributed
 from scripts.handlers.checkpoint_file import load_checkpoint
-from training_toys import make_trainer, same_weights, weights
+from training_toys import ToyNetwork, make_trainer, same_weights, weights
 
 
 def free_port() -> int:
@@ -132,6 +133,79 @@ def _reduce(rank: int, out: Path) -> None:
 
 def test_values_are_summed_over_processes(tmp_path):
     assert in_two_processes(_reduce, tmp_path) == [0, 0]
+
+
+class BatchNormalised(ToyNetwork):
+    """Has buffers, which `DistributedDataParallel` exchanges in a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.norm = torch.nn.BatchNorm2d(4)
+
+
+def _validate(rank: int, out: Path, blocks: int) -> None:
+    trainer = make_trainer(
+        out, world=(rank, 2), network=BatchNormalised(), validation_length=blocks, scores=True, val_every=9
+    )
+    # What a rank's own batches left, of which only the first one's is saved.
+    trainer.network.module.norm.running_mean.fill_(0.3 + rank)
+    trainer.toy_evaluator.run(1)
+    (out.parent / f"scores{rank}.json").write_text(json.dumps(trainer.toy_evaluator.state.metrics))
+    (out.parent / f"blocks{rank}.txt").write_text(str(trainer.toy_evaluator.state.iteration))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "each"),
+    [
+        (4, [2, 2]),
+        (5, [3, 2]),  # not divided evenly: no process may wait for another at a block
+        (1, [1, 1]),  # fewer blocks than processes
+    ],
+)
+def test_validation_is_divided_and_its_scores_are_those_of_one_process(tmp_path, blocks, each):
+    assert in_two_processes(_validate, tmp_path / "two", blocks) == [0, 0]
+    alone = make_trainer(
+        tmp_path / "one", network=BatchNormalised(), validation_length=blocks, scores=True, val_every=9
+    )
+    alone.network.norm.running_mean.fill_(0.3)
+    alone.toy_evaluator.run(1)
+
+    expected = alone.toy_evaluator.state.metrics
+    assert {"loss", "loss/ink", "ink/dice", "ink/iou", "depth/mae", "mean_dice"} <= set(expected)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"scores{rank}.json").read_text())
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert int((tmp_path / f"blocks{rank}.txt").read_text()) == each[rank]
+
+
+@pytest.mark.parametrize(("count", "world"), [(7, 3), (4, 4), (12, 5)])
+def test_every_block_is_validated_by_one_process(count, world):
+    shares = [list(RegionSampler(count, rank=rank, world_size=world)) for rank in range(world)]
+    assert sorted(block for share in shares for block in share) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    # The preview shows the same block as with one process.
+    assert shares[0][0] == 0
+
+
+def _stop_in_validation(rank: int, out: Path) -> None:
+    import signal
+
+    from ignite.engine import Events
+
+    trainer = make_trainer(
+        out, world=(rank, 2), batch_size=1, validation_length=7, scores=True, stop_on_signal=True, ema=0.9
+    )
+    if rank == 1:
+        trainer.toy_evaluator.add_event_handler(
+            Events.ITERATION_STARTED(once=2), lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
+    trainer.run()
+
+
+def test_a_signal_during_validation_stops_both_and_loses_no_step(tmp_path):
+    assert in_two_processes(_stop_in_validation, tmp_path / "out") == [143, 143]
+    saved = load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")
+    assert (saved["iteration"], saved["sampler"]) == (4, {"epoch": 0, "batch": 4})
 
 
 def _die(rank: int, out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from scripts.data.regions import RegionSampler
 from scripts.engines.amp import AmpPolicy
 from scripts.engines.batch import prepare_batch
 from scripts.engines.evaluator import EvaluateStep
@@ -26,6 +27,7 @@ from scripts.handlers.losses import LossAverages
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.random_state import SeedIterations, seed_everything
 from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.scores import TargetScores
 from scripts.handlers.signals import StopOnSignal
 from scripts.handlers.snapshot import ConfigSnapshot
 from scripts.handlers.validation import Validate
@@ -33,6 +35,7 @@ from scripts.handlers.weight_average import WeightAverage
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 SIDE = 8
+TOY_TARGETS = {"ink": {"kind": "binary", "out_channels": 1}, "depth": {"kind": "field", "out_channels": 1}}
 
 
 class ToyNetwork(torch.nn.Module):
@@ -148,11 +151,14 @@ def make_trainer(
     patience: int | None = None,
     stop_on_signal: bool = False,
     validation_delay: float = 0.0,
+    validation_length: int = 4,
+    scores: bool = False,
+    network: torch.nn.Module | None = None,
     **checkpoint_options: Any,
 ) -> SupervisedTrainer:
     """A trainer with validation and all that saves and restores it, over toy data."""
     seed_everything(seed)
-    network = prepare_network(ToyNetwork(features, dropout))
+    network = prepare_network(network or ToyNetwork(features, dropout))
     optim = build_optimizer(optimizer, network, lr=0.01, weight_decay=0.01)
     schedule = build_scheduler(scheduler, optim, epochs)
     loss = loss or ToyLoss()
@@ -162,7 +168,12 @@ def make_trainer(
     data = data or ToyData(length, poison)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(ToyData(4), batch_size=2),
+        val_data_loader=DataLoader(
+            ToyData(validation_length),
+            batch_size=1 if scores else 2,
+            sampler=RegionSampler(validation_length, rank=world[0], world_size=world[1]),
+        ),
+        key_val_metric={"mean_dice": TargetScores(TOY_TARGETS)} if scores else None,
         network=network,
         prepare_batch=prepare_batch,
         iteration_update=EvaluateStep(policy, loss_function=loss),
@@ -217,6 +228,7 @@ def make_trainer(
         train_handlers=handlers,
     )
     trainer.toy_directory = directory
+    trainer.toy_evaluator = evaluator
     return trainer
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from scripts.data.boxes import Box
 from scripts.data.dataset import SampleError, root_cause
@@ -103,6 +103,32 @@ class RegionDataset(Dataset):
                 chosen.append(block)
                 windows += window_count(block.size, patch_size)
         return chosen
+
+
+class RegionSampler(Sampler[int]):
+    """The blocks of one process: every block goes to exactly one of them, so none is left out or counted twice.
+
+    Process r of w gets the blocks r, r + w, r + 2w, ...; the numbers of blocks differ by one at most, so whatever is
+    done per block may not wait for the other processes. With fewer blocks than processes each process takes all of
+    them: every sum over processes is then the same multiple of what it should be, and ratios of sums are right.
+
+    Args:
+        blocks: the data set, or its length.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, blocks: int | Sized, *, rank: int = 0, world_size: int = 1) -> None:
+        count = blocks if isinstance(blocks, int) else len(blocks)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0 to {world_size - 1}, got {rank}")
+        self.indices = range(rank, count, world_size) if count >= world_size else range(count)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 def block_size(patch_size: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,31 @@ def sum_over_ranks(values: Mapping[str, float], device: torch.device | None = No
         for key, value in (part or {}).items():
             total[key] = total.get(key, 0.0) + value
     return total
+
+
+def broadcast(value: Any) -> Any:
+    """The first process's value, in every process; it must be picklable."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def smallest(count: int, device: torch.device | None = None) -> int:
+    """The smallest of a number over all processes."""
+    if not is_distributed():
+        return count
+    told = torch.tensor(count, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    return int(told.item())
+
+
+def share_buffers(network: torch.nn.Module) -> None:
+    """Give every process the first one's buffers, such as running means, which are what checkpoints hold."""
+    if is_distributed():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 @contextmanager

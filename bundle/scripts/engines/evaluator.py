@@ -12,11 +12,14 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 
 from scripts.engines.amp import AmpPolicy
+from scripts.engines.network import local_network
 from scripts.engines.trainer import loss_values
 
 
 class EvaluateStep:
     """Prediction by the evaluator's inferer under the device's number format, on CPU too.
+
+    No step waits for another process, so each may have its own number of batches.
 
     `engine.state.output` holds `image`, `label`, `pred` (float32) and, with a loss function, `loss` and
     `losses` as in `TrainStep`.
@@ -38,7 +41,7 @@ class EvaluateStep:
         output: dict[str, Any] = {Keys.IMAGE: image, Keys.LABEL: targets}
         engine.state.output = output
         with engine.mode(engine.network), self.amp.autocast():
-            output[Keys.PRED] = _float32(engine.inferer(image, engine.network))
+            output[Keys.PRED] = _float32(engine.inferer(image, local_network(engine.network)))
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         if self.loss_function is not None:
             with torch.no_grad(), _eval_mode(self.loss_function):

@@ -58,6 +58,16 @@ def unwrap(network: torch.nn.Module) -> torch.nn.Module:
             return network
 
 
+def local_network(network: torch.nn.Module) -> torch.nn.Module:
+    """The network for passes that not every process makes, such as those of a validation that is divided.
+
+    `DistributedDataParallel` may exchange buffers in a forward pass and would then wait for the other processes.
+    """
+    inner = unwrap(network)
+    wrapped = network._orig_mod if hasattr(network, "_orig_mod") else network
+    return inner if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) else network
+
+
 def spatial_dims(network: torch.nn.Module) -> int:
     """2 or 3, from the first weight of a convolution."""
     for parameter in network.parameters():

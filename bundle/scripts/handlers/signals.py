@@ -51,6 +51,7 @@ class StopOnSignal:
         self._process = 0
         self._waiting = False
         self._save_at_end = False
+        self._common = 0
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Listen while the trainer runs."""
@@ -61,6 +62,7 @@ class StopOnSignal:
         engine.add_event_handler(Events.COMPLETED, self._end)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._end)
         if self.validator is not None:
+            self.validator.add_event_handler(Events.EPOCH_STARTED, self._start_validation)
             self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._validating)
 
     def _start(self, engine: SupervisedTrainer) -> None:
@@ -115,9 +117,13 @@ class StopOnSignal:
         if self._agreed():
             self._save_and_exit()
 
+    def _start_validation(self, engine: Workflow) -> None:
+        self._common = distributed.smallest(engine.state.epoch_length or 0, engine.state.device)
+
     def _validating(self, engine: Workflow) -> None:
-        # Processes need not validate equally many batches, so with several the validation is finished.
-        if self.received is not None and not distributed.is_distributed():
+        # Processes need not validate equally many batches: they ask each other while all of them have one.
+        if engine.state.iteration <= self._common and self._agreed():
+            assert self.received is not None
             # Saved when the trainer hears of it: until then the network may hold averaged weights.
             self._save_at_end = True
             raise SystemExit(128 + self.received)

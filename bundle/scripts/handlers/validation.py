@@ -8,6 +8,8 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
+from scripts.engines.distributed import share_buffers
+from scripts.engines.network import unwrap
 from scripts.handlers.state import register_state
 
 PREFIX = "val/"
@@ -18,7 +20,8 @@ class Validate(ValidationHandler):
     """Run an evaluator and put its metrics into the trainer's `state.metrics` under "val/...".
 
     After an epoch without validation those keys are absent. It must stand before the handlers that read
-    metrics.
+    metrics. With several processes each evaluates its own batches with the first one's buffers, and the evaluator's
+    handlers reduce what they measure.
 
     Args:
         validator: the evaluator.
@@ -36,6 +39,11 @@ class Validate(ValidationHandler):
         engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         register_state(engine, "validation", self)
+        # When the evaluator has started, averaged weights are in place.
+        self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._share_buffers)
+
+    def _share_buffers(self, evaluator: Engine) -> None:
+        share_buffers(unwrap(self.evaluator.network))
 
     def _forget(self, engine: Engine) -> None:
         for name in [name for name in engine.state.metrics if name.startswith(PREFIX)]:
