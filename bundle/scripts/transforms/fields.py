@@ -13,15 +13,15 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from scripts.transforms import distance_kernels, filter_kernels
+from scripts.transforms.filter_weights import Border, border_weights, fit_line, gaussian, keep, scale_to_one
 from scripts.transforms.task_registry import gaussian_radius, resolve_reach
 
 Region = tuple[slice, ...]
-Border = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 MIN_GRADIENT = 0.1
 """Below this norm of the smoothed gradient a normal is undefined: surfaces that face each other cancel."""
@@ -148,11 +148,11 @@ def smooth(
         float32, shape of the region; 0 outside the volume.
     """
     if in_volume is None:
-        return _filter(field, sigma, spacing, region, _fit_line)
+        return _filter(field, sigma, spacing, region, fit_line)
     out = np.ascontiguousarray(field * in_volume, dtype=np.float32)
     for axis, (step, radius) in enumerate(zip(spacing, gaussian_radius(sigma, spacing))):
         if radius:
-            kernel = _gaussian(sigma * min(spacing) / step, radius).astype(np.float32)
+            kernel = gaussian(sigma * min(spacing) / step, radius).astype(np.float32)
             out = _regress_axis(out, in_volume, kernel, axis)
     return out if region is None else out[region]
 
@@ -173,7 +173,7 @@ def volume_weight(
     in_volume: np.ndarray, sigma: float, spacing: Sequence[float], region: Region | None = None
 ) -> np.ndarray:
     """Return 1 / sum_q w(q - p) over the q inside the volume, 0 where p is outside: float32 (*region)."""
-    total = _filter(in_volume.astype(np.float32), sigma, spacing, region, _keep)
+    total = _filter(in_volume.astype(np.float32), sigma, spacing, region, keep)
     inside = in_volume if region is None else in_volume[region]
     return np.divide(np.float32(1), total, out=np.zeros_like(total), where=inside)
 
@@ -198,7 +198,7 @@ def smooth_products(
         float32 (D (D + 1) / 2, *region).
     """
     ndim = slope.ndim - 1
-    border = _scale_to_one if in_volume is None else _keep
+    border = scale_to_one if in_volume is None else keep
     filters = _axis_filters(slope.shape[1:], sigma, spacing, region, border)
     volume = np.ascontiguousarray(slope.reshape(len(slope), *three_axes(slope.shape[1:])))
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
@@ -400,44 +400,12 @@ def _axis_filters(
     radii = gaussian_radius(sigma, spacing)
     region = region or tuple(slice(0, size) for size in shape)
     filters = [
-        (_border_weights(_gaussian(sigma * finest / step, radius), length, part, border), part.start)
+        (border_weights(gaussian(sigma * finest / step, radius), length, part, border), part.start)
         for length, step, radius, part in zip(shape, spacing, radii, region)
     ]
     last, start = filters[-1]
     filters[-1] = (np.ascontiguousarray(last.T), start)
     return [(np.ones((1, 1), np.float32), 0)] * (3 - len(filters)) + filters
-
-
-def _gaussian(sigma: float, radius: int) -> np.ndarray:
-    if radius == 0:
-        return np.ones(1)
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return weights / weights.sum()
-
-
-def _border_weights(kernel: np.ndarray, length: int, part: slice, border: Border) -> np.ndarray:
-    """One row of weights per position: the part of the kernel within the line, completed by `border`."""
-    radius = len(kernel) // 2
-    steps = np.arange(-radius, radius + 1)
-    positions = np.arange(part.start, part.stop)[:, None] + steps[None]
-    weights = np.where((positions >= 0) & (positions < length), kernel[None], 0.0)
-    return border(weights, steps).astype(np.float32)
-
-
-def _keep(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    return weights
-
-
-def _scale_to_one(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _fit_line(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Weights of the local linear regression, see `filter_kernels.regress_lines`."""
-    total, first, second = ((weights * steps**power).sum(axis=1, keepdims=True) for power in range(3))
-    spread = total * second - first**2
-    fitted = weights * (second - first * steps) / np.where(spread > 1e-6, spread, 1)
-    return np.where(spread > 1e-6, fitted, weights / total)
 
 
 def _gradient_inside(field: np.ndarray, spacing: Sequence[float], in_volume: np.ndarray) -> np.ndarray:

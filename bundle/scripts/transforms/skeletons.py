@@ -25,5 +25,9 @@ def skeleton(slope: np.ndarray, signed: np.ndarray, angle: float) -> np.ndarray:
     Returns:
         bool (*spatial).
     """
-    limit = np.float32(math.cos(math.radians(angle) / 2))
-    return (signed < 0) & (np.einsum("c...,c...->...", slope, slope) <= limit**2)
+    return (signed < 0) & (np.einsum("c...,c...->...", slope, slope) <= np.float32(squared_limit(angle)))
+
+
+def squared_limit(angle: float) -> float:
+    """Return cos(angle / 2)^2, as float32 holds it: |g|^2 up to which a voxel belongs to the skeleton."""
+    return float(np.float32(math.cos(math.radians(angle) / 2)) ** 2)

@@ -38,7 +38,9 @@ from scripts.suggest import closest
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from scripts.transforms.batch_fields import BatchFields
     from scripts.transforms.source_fields import SourceFields
 
 ENTRY_POINT_GROUP = "volumen.tasks"
@@ -111,6 +113,28 @@ class DerivedTask:
             values float32 (C, *source.shape), valid bool (1, *source.shape).
         """
         raise NotImplementedError
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Compute the target of a batch on the training device; a class without it is derived by the workers.
+
+        Args:
+            source: the same fields as for `derive`, as tensors with a batch axis in front.
+            params: the task's keys, defaults filled in.
+
+        Returns:
+            values float32 (B, C, *core), valid bool (B, 1, *core): equal to those of `derive`.
+        """
+        raise NotImplementedError
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the task has `derive_batch`, at least as new as its `derive`."""
+        for cls in type(self).__mro__:
+            if "derive_batch" in vars(cls):
+                return cls is not DerivedTask
+            if "derive" in vars(cls):
+                return False
+        return False
 
 
 _TASKS: dict[str, DerivedTask] = {}

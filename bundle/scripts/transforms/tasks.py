@@ -17,7 +17,9 @@ from scripts.transforms.task_registry import (
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from scripts.transforms.batch_fields import BatchFields
     from scripts.transforms.source_fields import SourceFields
 
 
@@ -59,7 +61,23 @@ class DistanceTransform(DerivedTask):
             valid[0] &= known
         return np.stack(values), valid
 
-    def _class_groups(self, source: SourceFields, params: Mapping[str, Any]) -> list[list[int] | None]:
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        import torch
+
+        parts = {"signed": (None, None), "inside": (None, 0.0), "outside": (0.0, None)}
+        low, high = parts[params["distance_type"]]
+        found = [
+            source.signed_distance(params["reach"], classes) for classes in self._class_groups(source, params)
+        ]
+        values = torch.stack([signed for signed, _ in found], dim=1)
+        valid = torch.stack([known for _, known in found], dim=1).all(dim=1, keepdim=True)
+        if params["distance_type"] != "signed":
+            values = values.clamp(low, high)
+        return values.neg() if params["distance_type"] == "inside" else values, valid
+
+    def _class_groups(
+        self, source: SourceFields | BatchFields, params: Mapping[str, Any]
+    ) -> list[list[int] | None]:
         channels, classes = self.out_channels(source.ndim, params), params["classes"]
         if channels == 1:
             return [classes]
@@ -97,6 +115,15 @@ class SurfaceNormals(DerivedTask):
         normals, valid = surface_normals(slope, signed, valid, reach)
         return normals, valid[None]
 
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        from scripts.transforms.torch_fields import surface_normals
+
+        reach = source.resolve_reach(params["reach"])
+        slope, valid = source.gradient("sdt", params["grad_sigma"], reach, params["classes"])
+        signed, _ = source.signed_distance(reach, params["classes"])
+        normals, valid = surface_normals(slope, signed, valid, reach)
+        return normals, valid[:, None]
+
 
 class _TensorTask(DerivedTask):
     """What the structure tensor and its axis share: the tensor, computed once."""
@@ -122,14 +149,23 @@ class _TensorTask(DerivedTask):
         )
 
     def tensor(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        origin, classes, reach = (
+        wanted = self._wanted(source, params)
+        return source.share(("tensor", *wanted), lambda: self._tensor(source, *wanted))
+
+    def batch_tensor(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        wanted = self._wanted(source, params)
+        return source.share(("tensor", *wanted), lambda: self._batch_tensor(source, *wanted))
+
+    @staticmethod
+    def _wanted(source: SourceFields | BatchFields, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the tensor depends on: origin, widths, reach and classes."""
+        classes = params["classes"]
+        return (
             params["compute_from"],
-            params["classes"],
+            (float(params["grad_sigma"]), float(params["tensor_sigma"])),
             source.resolve_reach(params["reach"]),
+            None if classes is None else tuple(sorted(classes)),
         )
-        sigmas = float(params["grad_sigma"]), float(params["tensor_sigma"])
-        key = ("tensor", origin, sigmas, reach, None if classes is None else tuple(sorted(classes)))
-        return source.share(key, lambda: self._tensor(source, origin, sigmas, reach, classes))
 
     @staticmethod
     def _tensor(
@@ -151,6 +187,26 @@ class _TensorTask(DerivedTask):
         if not valid.all():
             tensor *= valid
         return tensor, valid
+
+    @staticmethod
+    def _batch_tensor(
+        source: BatchFields, origin: str, sigmas: tuple[float, float], reach: float, classes: Any
+    ) -> tuple[Tensor, Tensor]:
+        import numpy as np
+
+        from scripts.transforms.tensors import PLAIN_TRACE
+        from scripts.transforms.torch_axes import tensor_trace
+        from scripts.transforms.torch_fields import smooth_products
+
+        radius = gaussian_radius(sigmas[1], source.spacing)
+        slope, known = source.gradient(origin, sigmas[0], reach, classes, radius)
+        tensor = smooth_products(
+            slope, sigmas[1], source.spacing, source.inside(radius), source.inner(radius)
+        )
+        valid = source.erode(known, radius, radius) & (tensor_trace(tensor) >= PLAIN_TRACE)
+        if origin == "sdt":
+            valid = valid & (source.signed_distance(reach, classes)[0].abs() < float(np.float32(reach)))
+        return tensor * valid[:, None], valid
 
 
 @register_task
@@ -175,6 +231,10 @@ class StructureTensor(_TensorTask):
         tensor, valid = self.tensor(source, params)
         return tensor, valid[None]
 
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        tensor, valid = self.batch_tensor(source, params)
+        return tensor, valid[:, None]
+
 
 @register_task
 class InplaneDirection(_TensorTask):
@@ -196,6 +256,12 @@ class InplaneDirection(_TensorTask):
         tensor, valid = self.tensor(source, params)
         axes, valid = smallest_axis(tensor, valid)
         return axes, valid[None]
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        from scripts.transforms.torch_axes import smallest_axis
+
+        axes, valid = smallest_axis(*self.batch_tensor(source, params))
+        return axes, valid[:, None]
 
 
 @register_task
@@ -226,6 +292,20 @@ class NearestComponent(DerivedTask):
         vectors = nearest_component(feature, spacing=source.spacing, reach=reach, region=source.inner(around))
         valid = valid & (signed > 0) & (signed < np.float32(reach))
         return np.concatenate([vectors, signed[None]]) * valid, valid[None]
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        import numpy as np
+        import torch
+
+        from scripts.transforms.torch_fields import nearest_vectors
+
+        reach = source.resolve_reach(params["reach"])
+        signed, valid = source.signed_distance(reach, params["classes"])
+        around = distance_halo(reach, source.spacing)
+        feature = source.foreground(params["classes"], around) & source.known(around)
+        vectors = nearest_vectors(feature, spacing=source.spacing, reach=reach, region=source.inner(around))
+        valid = (valid & (signed > 0) & (signed < float(np.float32(reach))))[:, None]
+        return torch.cat([vectors, signed[:, None]], dim=1) * valid, valid
 
 
 @register_task
@@ -260,3 +340,15 @@ class Skeleton(DerivedTask):
         valid = valid & (signed > np.float32(-reach))
         ridge = skeleton(slope, signed, params["angle"]) & valid
         return ridge[None].astype(np.float32), valid[None]
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        import numpy as np
+
+        from scripts.transforms.skeletons import squared_limit
+
+        reach = source.resolve_reach(params["reach"])
+        slope, valid = source.gradient("sdt", params["grad_sigma"], reach, params["classes"])
+        signed, _ = source.signed_distance(reach, params["classes"])
+        valid = valid & (signed > float(np.float32(-reach)))
+        ridge = (signed < 0) & ((slope * slope).sum(dim=1) <= squared_limit(params["angle"])) & valid
+        return ridge[:, None].float(), valid[:, None]
