@@ -39,7 +39,9 @@ def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.
     except Exception as error:
         if options.verbose:
             traceback.print_exc()
-        return _report(error)
+        code, line = explain(error)
+        _say(line)
+        return code
 
 
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -99,22 +101,26 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def _report(error: BaseException) -> int:
+def explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code for an error, and the line that tells a person what is wrong.
+
+    Args:
+        error: what a command raised, as it came through the libraries.
+    """
     cause = find_cause(error)
     if isinstance(cause, VolumenError):
-        _say(str(cause))
-        return EXIT_USER_ERROR
+        return EXIT_USER_ERROR, str(cause)
     if isinstance(cause, OSError):
-        _say(_explain_os_error(cause))
-        return EXIT_USER_ERROR
+        return EXIT_USER_ERROR, _explain_os_error(cause)
     text = " ".join(str(cause).split())
     if "out of memory" in text.lower() or isinstance(cause, MemoryError):
-        _say(f"out of memory ({text[:200]}); use a smaller --patch-size or --batch-size")
-        return EXIT_USER_ERROR
-    _say(
+        return (
+            EXIT_USER_ERROR,
+            f"out of memory ({text[:200]}); use a smaller --patch-size or --batch-size",
+        )
+    return EXIT_DEFECT, (
         f"{type(cause).__name__}: {text[:500]}; this may be a defect: run again with --verbose for a traceback"
     )
-    return EXIT_DEFECT
 
 
 def _explain_os_error(error: OSError) -> str:

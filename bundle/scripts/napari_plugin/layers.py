@@ -1,0 +1,227 @@
+"""The viewer's layers as another process can read them: which ones, and where their arrays lie."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from scripts.errors import VolumenError
+
+#: Key of a layer's metadata: the name under which a prediction was added.
+PREDICTION = "volumen_prediction"
+
+_SLAB_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class LayerFile:
+    """An Image or Labels layer, its finest array stored as zarr.
+
+    Args:
+        name: the layer's.
+        kind: "image" or "labels".
+        path: the zarr array.
+        scale: voxel size per axis of the layer.
+        rgb: whether the last axis holds colours.
+    """
+
+    name: str
+    kind: str
+    path: str
+    scale: tuple[float, ...]
+    rgb: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LayerArray:
+    """An Image or Labels layer with its finest array, taken from the viewer.
+
+    Args:
+        name: the layer's.
+        kind: "image" or "labels".
+        array: anything that slices like an array.
+        scale: voxel size per axis of the layer.
+        rgb: whether the last axis holds colours.
+    """
+
+    name: str
+    kind: str
+    array: Any
+    scale: tuple[float, ...]
+    rgb: bool = False
+
+    @property
+    def axes(self) -> str:
+        """Letters of the array's axes."""
+        ndim = len(self.array.shape) - self.rgb
+        return {2: "yx", 3: "zyx"}.get(ndim, "czyx") + "c" * self.rgb
+
+
+def layer_kind(layer: Any) -> str:
+    """Return "image", "labels" or another kind of napari layer."""
+    return str(getattr(layer, "_type_string", type(layer).__name__)).lower()
+
+
+def is_prediction(layer: Any) -> bool:
+    """Return whether a layer is an untouched prediction: once renamed it is a layer as any other."""
+    marked = (getattr(layer, "metadata", None) or {}).get(PREDICTION)
+    return bool(marked) and str(layer.name).startswith(str(marked))
+
+
+def trainable_layers(viewer: Any) -> list[Any]:
+    """Return the layers to train on: images that have a Labels layer, with their labels and masks.
+
+    Predictions and images without labels are left out.
+
+    Args:
+        viewer: anything with `layers`.
+    """
+    layers = [layer for layer in viewer.layers if not is_prediction(layer)]
+    labels = [layer for layer in layers if layer_kind(layer) == "labels"]
+    images = [layer for layer in layers if layer_kind(layer) == "image"]
+    named = [str(layer.name) for layer in labels if not str(layer.name).endswith("_mask")]
+    labelled = [image for image in images if any(name.startswith(f"{image.name}_") for name in named)]
+    return [*(labelled or images), *labels]
+
+
+def describe(viewer: Any) -> list[tuple[str, list[str], bool]]:
+    """Return what would be trained on: each image's name, its targets, and whether a mask limits them.
+
+    Raises:
+        VolumenError: what is missing or does not fit, in one line.
+    """
+    from scripts.data.napari_layers import cases_from_viewer
+
+    cases = cases_from_viewer(SimpleNamespace(layers=trainable_layers(viewer)), allow_unlabeled=True)
+    if not any(case.labels for case in cases):
+        raise VolumenError(
+            "napari",
+            expected="a Labels layer named <image>_<target>",
+            found=f"none for image {cases[0].name!r}",
+            remedy=f"add one named, say, {cases[0].name}_surface",
+        )
+    return [(case.name, sorted(case.labels), bool(case.masks)) for case in cases]
+
+
+def take(layers: Iterable[Any]) -> list[LayerArray]:
+    """Return what is needed of napari layers, so that a thread can go on without the viewer."""
+    return [
+        LayerArray(
+            str(layer.name),
+            layer_kind(layer),
+            layer.data[0] if getattr(layer, "multiscale", False) else layer.data,
+            tuple(float(value) for value in layer.scale),
+            bool(getattr(layer, "rgb", False)),
+        )
+        for layer in layers
+    ]
+
+
+def store(
+    arrays: Sequence[LayerArray],
+    folder: Path,
+    *,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[LayerFile]:
+    """Store layers as zarr, slab by slab; a zarr array on disk stays where it is.
+
+    Args:
+        arrays: the layers.
+        folder: gets `<number>.zarr`.
+        progress: called with a layer's name and the share of it that is written, 0 to 1.
+
+    Raises:
+        VolumenError: values that are no real numbers, or a disk without room for them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored: list[LayerFile] = []
+    for number, layer in enumerate(arrays):
+        path = _stored_already(layer.array)
+        if path is None:
+            path = folder / f"{number}.zarr"
+            _write(layer, path, progress or (lambda _name, _share: None))
+        stored.append(LayerFile(layer.name, layer.kind, str(path), layer.scale, layer.rgb))
+    return stored
+
+
+def _stored_already(array: Any) -> Path | None:
+    """Return the folder of a zarr array on disk, or None for anything else."""
+    import zarr
+
+    if not isinstance(array, zarr.Array):
+        return None
+    root = getattr(array.store, "root", None)
+    return None if root is None else Path(root) / array.path
+
+
+def _write(layer: LayerArray, path: Path, progress: Callable[[str, float], None]) -> None:
+    import zarr
+
+    array = layer.array
+    shape, dtype = tuple(int(size) for size in array.shape), np.dtype(array.dtype)
+    if dtype.kind not in "buif":
+        raise VolumenError(layer.name, expected="real numbers", found=str(dtype))
+    if dtype.kind == "b":
+        dtype = np.dtype(np.uint8)
+    _check_room(layer.name, path.parent, math.prod(shape) * dtype.itemsize)
+    first = layer.axes.index("y") - ("z" in layer.axes)
+    chunks = tuple(
+        size if letter == "c" else min(size, 64 if "z" in layer.axes else 512)
+        for size, letter in zip(shape, layer.axes, strict=True)
+    )
+    # Labels shrink a hundredfold at no cost; images of a scanner hardly shrink, and are read faster as they are.
+    compressors: Any = "auto" if layer.kind == "labels" else None
+    target = zarr.create_array(path, shape=shape, chunks=chunks, dtype=dtype, compressors=compressors)
+    plane = math.prod(shape) * dtype.itemsize // max(1, shape[first])
+    step = chunks[first] * max(1, _SLAB_BYTES // max(1, plane * chunks[first]))
+    for start in range(0, shape[first], step):
+        slab = (slice(None),) * first + (slice(start, start + step),)
+        target[slab] = np.asarray(array[slab])
+        progress(layer.name, min(1.0, (start + step) / shape[first]))
+
+
+def _check_room(name: str, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise VolumenError(
+            f"layer {name}",
+            expected=f"{needed / 1e9:.1f} GB of free space in {folder}",
+            found=f"{free / 1e9:.1f} GB",
+            remedy="choose another output folder, or open the image as a zarr array, which is not copied",
+        )
+
+
+def stand_in(files: Sequence[Mapping[str, Any]]) -> SimpleNamespace:
+    """Return what stands for the viewer in another process.
+
+    Args:
+        files: `LayerFile.to_dict()` each.
+
+    Returns:
+        An object with `layers` for `scripts.viewer.train_from_viewer`.
+    """
+    import zarr
+
+    layers = [
+        SimpleNamespace(
+            name=file["name"],
+            _type_string=file["kind"],
+            data=zarr.open_array(file["path"], mode="r"),
+            scale=tuple(file["scale"]),
+            rgb=file["rgb"],
+            multiscale=False,
+        )
+        for file in files
+    ]
+    return SimpleNamespace(layers=layers)

@@ -1,0 +1,29 @@
+"""Sample data: a phantom to try the widget on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Layer = tuple[Any, dict[str, Any], str]
+
+
+def phantom(size: int = 96) -> list[Layer]:
+    """Return a scanned roll, its partial labels and the mask of what is labelled, as napari's layer tuples.
+
+    Args:
+        size: voxels along each side.
+    """
+    import numpy as np
+
+    from scripts.phantom import IMAGE, TARGET, labelled_slabs, scan
+    from scripts.phantom_geometry import Roll, sheet_geometry
+
+    shape = (size,) * 3
+    geometry = sheet_geometry(Roll.draw(shape, 0), shape)
+    mask = labelled_slabs(shape)
+    label = (geometry.distance <= 0).astype(np.uint8) * mask
+    return [
+        (scan(geometry.distance, geometry.along, 0), {"name": IMAGE}, "image"),
+        (label, {"name": f"{IMAGE}_{TARGET}"}, "labels"),
+        (mask, {"name": f"{IMAGE}_mask", "visible": False}, "labels"),
+    ]
