@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
+import re
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import load_checkpoint
 from scripts.handlers.epochs import remaining_batches
 from scripts.handlers.finetune import Finetune, inference_weights, load_weights
-from scripts.handlers.logs import Progress, TensorBoardLog
+from scripts.handlers.logs import Progress, Smoothed, TensorBoardLog, span
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.state import register_state
 from torch.utils.data import DataLoader
@@ -72,10 +74,14 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("stream", "bar"), [(Terminal(), True), (io.StringIO(), False)])
-def test_progress_shows_a_bar_on_a_terminal_only_and_a_line_per_epoch(tmp_path, caplog, stream, bar):
-    trainer = make_trainer(tmp_path, epochs=2, data=SlowData(8, 0.05))
-    Progress(trainer.optimizer, stream=stream).attach(trainer)
+@pytest.mark.parametrize("bar", [True, False])
+def test_progress_shows_bars_on_a_terminal_only_and_two_lines_per_epoch(tmp_path, caplog, bar):
+    stream = Terminal() if bar else io.StringIO()
+    trainer = make_trainer(tmp_path, epochs=2, data=SlowData(8, 0.05), scores=True, validation_delay=0.12)
+    evaluator = trainer.toy_evaluator
+    Progress(
+        trainer.optimizer, validator=evaluator, running=lambda: {"mean_dice": 0.25}, stream=stream
+    ).attach(trainer)
     with caplog.at_level(logging.INFO, logger="scripts.handlers.logs"):
         trainer.run()
     lines = [record.getMessage() for record in caplog.records if record.name == "scripts.handlers.logs"]
@@ -83,9 +89,45 @@ def test_progress_shows_a_bar_on_a_terminal_only_and_a_line_per_epoch(tmp_path, 
     assert lines[0].startswith("epoch 1/2: loss ")
     assert "learning rate 0.01" in lines[0]
     assert "patches/s" in lines[0]
+    assert lines[0].endswith(" s left")
+    assert "left" not in lines[2]
     assert "BCE" not in lines[0]
-    assert ("epoch 1/2" in stream.getvalue()) == bar
-    assert ("patches/s" in stream.getvalue()) == bar
+    shown = stream.getvalue()
+    if not bar:
+        assert shown == ""
+        return
+    # What one sees: how far, how fast, how long still, the loss; then the validation; then its Dice beside the loss.
+    assert re.search(
+        r"epoch 1/2: +\d+%.* \d/4 \[\d\d:\d\d<\d\d:\d\d, .*steps?/s, loss 0\.\d{4}, .* patches/s", shown
+    )
+    assert re.search(r"epoch 1/2, validation: +\d+%.* \d/4 \[.*blocks?/s, loss \d\.\d{4}, Dice 0\.250", shown)
+    dice = evaluator.state.metrics["mean_dice"]
+    assert 0 < dice < 1
+    assert re.search(r"epoch 2/2: .*loss \d\.\d{4}, Dice 0\.\d{3}, ", shown)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (4, "4 s"),
+        (59.9, "60 s"),
+        (600, "10 min"),
+        (3599, "1 h 0 min"),
+        (12_000, "3 h 20 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_times_are_told_as_people_tell_them(seconds, told):
+    assert span(seconds) == told
+
+
+def test_a_smoothed_value_is_the_mean_at_first_and_leaves_out_nan():
+    smooth, mean = Smoothed(share=0.5), Smoothed(share=None)
+    for value in (2.0, math.nan, 4.0, 9.0):
+        smooth.add(value)
+        mean.add(value)
+    assert smooth.value == pytest.approx(6.0)
+    assert mean.value == pytest.approx(5.0)
 
 
 def test_snapshot_is_the_configuration(tmp_path):

@@ -1,4 +1,4 @@
-"""Where an epoch's numbers go: the console, `metrics.csv`, TensorBoard, a progress bar."""
+"""Where an epoch's numbers go: the console, `metrics.csv`, TensorBoard, progress bars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -221,65 +221,106 @@ class Speed:
 
 
 class Progress(_EpochLog):
-    """A bar with the loss and patches per second on a terminal, and one line per epoch in the log.
+    """Bars for training and validation on a terminal, and two lines per epoch in the log.
 
-    Without a terminal (a file, a cluster's log) there is no bar, only the lines. While the bar is shown, log
-    lines are written above it.
+    The bar tells the epoch, how far it is, steps per second and the time it still takes, the loss (smoothed over some
+    ten steps), the Dice of the last validation and patches per second; during validation the loss and Dice of the
+    blocks so far. Without a terminal (a file, a cluster's log) there is no bar, only the lines, which tell how long
+    the rest of the run will take. While a bar is shown, log lines are written above it.
 
     Args:
         optimizer: for the learning rate.
-        stream: where the bar goes; standard error by default.
-        show: True or False to force or forbid the bar; None shows it on a terminal.
+        validator: the evaluator, to show its progress too.
+        running: gives the validation's metrics so far by name, of which "mean_dice" is shown.
+        stream: where the bars go; standard error by default.
+        show: True or False to force or forbid the bars; None shows them on a terminal.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, stream: TextIO | None = None, show: bool | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        validator: Workflow | None = None,
+        running: Callable[[], Mapping[str, float]] | None = None,
+        stream: TextIO | None = None,
+        show: bool | None = None,
     ) -> None:
         super().__init__(optimizer)
+        self.validator = validator
+        self.running = running
         self.stream = stream
         self.show = show
         self._bar: Any = None
         self._redirect: Any = None
         self._speed = Speed()
+        self._loss = Smoothed()
+        self._last_dice: float | None = None
+        self._began: tuple[float, int] | None = None
 
     def attach(self, engine: Workflow) -> None:
-        """Follow the trainer, in the first process only."""
+        """Follow the trainer and the evaluator, in the first process only."""
         if not distributed.is_main():
             return
         self._speed.attach(engine)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start_bar)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         # The bar ends before the epoch's other handlers write their lines.
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_bar)
         engine.add_event_handler(Events.COMPLETED, self._end_bar)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _engine, _error: self._end_bar())
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.EPOCH_STARTED, self._start_validation, engine)
+            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._advance_validation)
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._end_bar)
         super().attach(engine)
 
-    def _start_bar(self, engine: Workflow) -> None:
+    def _start_epoch(self, engine: Workflow) -> None:
+        state = engine.state
+        if self._began is None:
+            self._began = time.perf_counter(), state.iteration
+        self._show_bar(_epoch_name(engine), state.epoch_length, state.iteration % state.epoch_length, "step")
+
+    def _start_validation(self, validator: Workflow, trainer: Workflow) -> None:
+        self._end_bar()
+        self._loss = Smoothed(share=None)
+        self._show_bar(f"{_epoch_name(trainer)}, validation", validator.state.epoch_length, 0, "block")
+
+    def _show_bar(self, name: str, total: int | None, done: int, unit: str) -> None:
         stream = self.stream or sys.stderr
         if not (stream.isatty() if self.show is None else self.show):
             return
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        done = engine.state.iteration % engine.state.epoch_length
         self._bar = tqdm(
-            total=engine.state.epoch_length,
+            total=total,
             initial=done,
-            desc=f"epoch {engine.state.epoch}/{engine.state.max_epochs}",
+            desc=name,
             file=stream,
             leave=False,
             dynamic_ncols=True,
-            unit="step",
+            unit=f" {unit}s",
         )
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
 
     def _advance(self, engine: Workflow) -> None:
+        self._loss.add(engine.state.output["losses"]["loss"])
         if self._bar is not None:
-            loss = engine.state.output["losses"]["loss"]
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {self._speed.now:.2f} patches/s", refresh=False)
-            self._bar.update()
+            self._tell([*self._loss_and_dice(self._last_dice), f"{self._speed.now:.3g} patches/s"])
+
+    def _advance_validation(self, validator: Workflow) -> None:
+        if self._bar is not None:
+            self._loss.add(validator.state.output.get("losses", {}).get("loss", math.nan))
+            self._tell(self._loss_and_dice(self.running().get("mean_dice") if self.running else None))
+
+    def _loss_and_dice(self, dice: float | None) -> list[str]:
+        told = [] if math.isnan(self._loss.value) else [f"loss {self._loss.value:.4f}"]
+        return told if dice is None or math.isnan(dice) else [*told, f"Dice {dice:.3f}"]
+
+    def _tell(self, parts: Sequence[str]) -> None:
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        self._bar.update()
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -290,13 +331,61 @@ class Progress(_EpochLog):
     def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
         """Write an epoch's line, and one for its validation."""
         parts = [training_line(numbers)]
+        self._loss = Smoothed()
+        self._last_dice = numbers.get("val/mean_dice", self._last_dice)
         # An epoch that was resumed after its last step has no speed.
         if self._speed.epoch:
-            parts.append(f"{self._speed.epoch:.2f} patches/s")
-        logger.info("epoch %d/%d: %s", engine.state.epoch, engine.state.max_epochs, ", ".join(parts))
+            parts.append(f"{self._speed.epoch:.3g} patches/s")
+        if rest := self._rest(engine):
+            parts.append(f"{span(rest)} left")
+        logger.info("%s: %s", _epoch_name(engine), ", ".join(parts))
         scores = validation_line(numbers)
         if scores:
             logger.info("  validation: %s", scores)
+
+    def _rest(self, engine: Workflow) -> float:
+        """Seconds that the rest of the run takes at the pace since this process began; 0 where none is known."""
+        state = engine.state
+        steps = state.iteration - self._began[1] if self._began else 0
+        if not self._began or not steps:
+            return 0.0
+        pace = (time.perf_counter() - self._began[0]) / steps
+        return pace * (state.max_epochs * state.epoch_length - state.iteration)
+
+
+class Smoothed:
+    """A mean in which a value counts less the longer ago it was; NaN before the first; leaves out NaN.
+
+    Args:
+        share: of the newest value; None is the plain mean.
+    """
+
+    def __init__(self, share: float | None = 0.1) -> None:
+        self.share = share
+        self.value = math.nan
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        """Take in a value."""
+        if math.isfinite(value):
+            self._count += 1
+            share = max(self.share or 0.0, 1 / self._count)
+            self.value = value if self._count == 1 else self.value + share * (value - self.value)
+
+
+def span(seconds: float) -> str:
+    """Return a time as a person says it: "40 s", "12 min", "3 h 20 min", "2 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+def _epoch_name(engine: Workflow) -> str:
+    return f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
 
 
 def training_line(numbers: Mapping[str, float]) -> str:

@@ -66,6 +66,10 @@ class TargetScores(Metric):
         self.values = self._scores.compute()
         return self.values.get("mean_dice", math.nan)
 
+    def running(self) -> dict[str, float]:
+        """Every metric over the blocks so far, of this process alone."""
+        return self._scores.compute()
+
     def iteration_completed(self, engine: Engine, *_: Any) -> None:
         """Add the evaluator's last batch."""
         output: Any = engine.state.output
