@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -18,6 +22,7 @@ from scripts.inference.windows import Box
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".volumen"
+LOG, WORKER_LOGS, TOKEN = "blocks", "workers", "run-"
 ATTRIBUTE = "volumen"
 # What may differ between two runs that count as the same prediction: where it ran, not what was asked.
 INFORMATIVE = ("versions", "machine", "made_of")
@@ -61,7 +66,8 @@ class OutputState:
 
     While a prediction runs, `<output>/.volumen` holds its recipe and a journal with one line per finished
     block, written after the block's chunks. It is removed at the end, when the group's attributes say what
-    was made. A line cut short by a kill does not count.
+    was made. A line cut short by a kill does not count. Processes that work for this one keep journals of
+    their own in `workers`, which this one takes over.
 
     Args:
         output: the output group's folder.
@@ -87,7 +93,8 @@ class OutputState:
         self.done = np.zeros(blocks, dtype=bool)
         self.corrupt: list[Box] = []
         self.finished = False
-        self._journal: int | None = None
+        self._log: BlockLog | None = None
+        self._read: dict[Path, int] = {}
         self._settle(overwrite)
 
     def _settle(self, overwrite: bool) -> None:
@@ -151,44 +158,74 @@ class OutputState:
                 path.unlink(missing_ok=True)
 
     def _read_journal(self) -> None:
-        try:
-            lines = (self.folder / "blocks").read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return
+        self._take(self.folder / LOG)
+        self.absorb()
+        if self.done.any():
+            logger.info("%s: going on after %d of %d blocks", self.output, self.done.sum(), self.done.size)
+
+    def _take(self, path: Path) -> None:
+        """Read what a log holds beyond what was read of it before."""
+        blocks, corrupt, self._read[path] = read_log(path, self._read.get(path, 0))
         flat = self.done.reshape(-1)
-        for line in lines:
-            if line.isdigit() and int(line) < flat.size:
-                flat[int(line)] = True
-            elif line.startswith(b"corrupt "):
-                self.corrupt.append(tuple((start, stop) for start, stop in json.loads(line[8:])))
-        if flat.any():
-            logger.info("%s: going on after %d of %d blocks", self.output, int(flat.sum()), flat.size)
+        for block in blocks:
+            if block < flat.size and not flat[block]:
+                flat[block] = True
+                if self._log is not None:
+                    self._log.block(block)
+        for box in corrupt:
+            self._add_corrupt(box)
+
+    def absorb(self) -> None:
+        """Take over what the logs of other processes say since the last call."""
+        for path in sorted((self.folder / WORKER_LOGS).glob("*")):
+            self._take(path)
 
     def begin(self) -> None:
         """Write the recipe and open the journal; what a killed run left half written is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for token in self.folder.glob(f"{TOKEN}*"):
+            token.unlink(missing_ok=True)
         write_atomically(self.folder / "recipe.json", json.dumps(self.recipe, indent=1))
         for leftover in self.output.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
-        path = self.folder / "blocks"
-        self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._journal).st_size
-        if size and os.pread(self._journal, 1, size - 1) != b"\n":
-            os.ftruncate(self._journal, os.pread(self._journal, size, 0).rfind(b"\n") + 1)
+        self._log = BlockLog(self.folder / LOG)
+        written, _, _ = read_log(self.folder / LOG)
+        for block in set(np.flatnonzero(self.done).tolist()) - set(written):
+            self._log.block(block)
+
+    @contextmanager
+    def token(self) -> Iterator[str]:
+        """Give the name of a file that is there while other processes may write this output."""
+        name = f"{TOKEN}{uuid4().hex}"
+        (self.folder / name).touch()
+        try:
+            yield name
+        finally:
+            (self.folder / name).unlink(missing_ok=True)
 
     def record(self, block: tuple[int, ...]) -> None:
         """Note a block as finished, after its chunks are written."""
-        assert self._journal is not None
-        flat = int(np.ravel_multi_index(block, self.done.shape))
-        os.write(self._journal, b"%d\n" % flat)
+        assert self._log is not None
+        self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
+
+    def record_box(self, blocks: Box) -> None:
+        """Note all blocks of a box as finished."""
+        assert self._log is not None
+        for block in itertools.product(*(range(first, stop) for first, stop in blocks)):
+            if not self.done[block]:
+                self.done[block] = True
+                self.record(block)
 
     def note_corrupt(self, box: Box) -> None:
         """Note a box of the image that could not be read, once, however often the run is interrupted."""
-        assert self._journal is not None
+        self._add_corrupt(box)
+
+    def _add_corrupt(self, box: Box) -> None:
         if box not in self.corrupt:
-            os.write(self._journal, b"corrupt %s\n" % json.dumps(box).encode())
             self.corrupt.append(box)
             self.corrupt.sort()
+            if self._log is not None:
+                self._log.corrupt(box)
 
     def complete(self, extra: Mapping[str, Any]) -> None:
         """Mark the prediction as finished: attributes first, then the state folder goes.
@@ -205,9 +242,93 @@ class OutputState:
         self.finished = True
 
     def close(self) -> None:
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+class WorkerState:
+    """What a worker knows of the output of the process that asked it: where it is, and a log of its own.
+
+    Args:
+        output: the output group's folder.
+        token: name of the file that is there as long as somebody wants the output.
+        done: blocks that it need not make, bool, shape `plan.blocks`.
+        blocks: box of blocks that it is to make; those that a worker before it finished are marked in `done`.
+    """
+
+    def __init__(self, output: Path, token: str, done: np.ndarray, blocks: Box) -> None:
+        self.output, self.folder = output, output / STATE_FOLDER
+        self.done = done
+        self.corrupt: list[Box] = []
+        self._token = self.folder / token
+        if not self.wanted:
+            return
+        inside = tuple(slice(first, stop) for first, stop in blocks)
+        for path in (self.folder / WORKER_LOGS).glob("*"):
+            finished = np.zeros(done.size, dtype=bool)
+            finished[[block for block in read_log(path)[0] if block < done.size]] = True
+            done[inside] |= finished.reshape(done.shape)[inside]
+        (self.folder / WORKER_LOGS).mkdir(exist_ok=True)
+        self._log = BlockLog(self.folder / WORKER_LOGS / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the process that asked for the output still wants it."""
+        return self._token.exists()
+
+    def record(self, block: tuple[int, ...]) -> None:
+        """Note a block as finished, after its chunks are written."""
+        self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
+
+    def note_corrupt(self, box: Box) -> None:
+        """Note a box of the image that could not be read."""
+        self.corrupt.append(box)
+        self._log.corrupt(box)
+
+    def close(self) -> None:
+        self._log.close()
+
+
+class BlockLog:
+    """A file with a line per finished block and per box of the image that could not be read.
+
+    Every line is one write, so lines of several threads do not mix. A line that a kill cut short is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.ftruncate(self._file, os.pread(self._file, size, 0).rfind(b"\n") + 1)
+
+    def block(self, number: int) -> None:
+        os.write(self._file, b"%d\n" % number)
+
+    def corrupt(self, box: Box) -> None:
+        os.write(self._file, b"corrupt %s\n" % json.dumps(box).encode())
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read_log(path: Path, start: int = 0) -> tuple[list[int], list[Box], int]:
+    """Return the blocks and boxes of a log's whole lines from a byte on, and the byte after them."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            data = stream.read()
+    except FileNotFoundError:
+        return [], [], start
+    data = data[: data.rfind(b"\n") + 1]
+    blocks: list[int] = []
+    corrupt: list[Box] = []
+    for line in data.split(b"\n"):
+        if line.isdigit():
+            blocks.append(int(line))
+        elif line.startswith(b"corrupt "):
+            corrupt.append(tuple((first, stop) for first, stop in json.loads(line[8:])))
+    return blocks, corrupt, start + len(data)
 
 
 def write_atomically(path: Path, text: str) -> None:
