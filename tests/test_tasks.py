@@ -166,3 +166,18 @@ def test_channels_of_a_source_count_as_instances():
         whole, valid_whole = derive_target(name, numbers)
         assert (valid == valid_whole).all()
         np.testing.assert_array_equal(split, whole)
+
+
+@pytest.mark.parametrize("name", ["boundary", "affinities", "local_shape_descriptors"])
+def test_classes_choose_what_counts_and_keep_it_apart(name):
+    """Other classes are background; two that are chosen and touch stay two."""
+    numbers = np.random.default_rng(0).integers(0, 4, (1, 9, 10))
+    chosen, valid = derive_target(name, numbers, classes=[1, 3])
+    alone, valid_alone = derive_target(name, np.where(np.isin(numbers, [1, 3]), numbers, 0))
+    assert (valid == valid_alone).all()
+    np.testing.assert_array_equal(chosen, alone)
+    everything, _ = derive_target(name, numbers)
+    assert (chosen != everything).any()
+    channels = np.stack([numbers[0] == value for value in (1, 2, 3)]).astype(np.uint8)
+    of_channels, _ = derive_target(name, channels, classes=[0, 2])
+    np.testing.assert_array_equal(of_channels, alone)

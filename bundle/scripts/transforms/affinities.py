@@ -16,8 +16,9 @@ def affinities(
     Affinity Graphs for Image Segmentation", 2010; long offsets: Lee et al. 2017).
 
     Args:
-        labels: integer (C, *spatial), 2 or 3 spatial axes, instance numbers; channels are compared all
-        together. known: bool (*spatial). offsets: voxels per spatial axis, in the order of the axes.
+        labels: integer (C, *spatial), 2 or 3 spatial axes, instance numbers; channels are compared all together.
+        known: bool (*spatial).
+        offsets: voxels per spatial axis, in the order of the axes.
 
     Returns:
         affinities bool (len(offsets), *spatial); valid bool (*spatial): the voxel and all its partners are
@@ -27,7 +28,7 @@ def affinities(
     out = np.zeros((len(offsets), *shape), bool)
     valid = known.copy()
     for channel, offset in enumerate(offsets):
-        here, there = _overlap(shape, offset)
+        here, there = overlap(shape, offset)
         partner = np.zeros(shape, bool)
         partner[here] = known[there]
         valid &= partner
@@ -36,8 +37,8 @@ def affinities(
     return out & valid, valid
 
 
-def _overlap(shape: Sequence[int], offset: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Slices of the voxels that have a partner within the array, and of the partners."""
+def overlap(shape: Sequence[int], offset: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return slices of the voxels that have a partner within the array, and of the partners."""
     here = tuple(slice(max(-step, 0), max(size - max(step, 0), 0)) for size, step in zip(shape, offset))
     there = tuple(slice(max(step, 0), max(size - max(-step, 0), 0)) for size, step in zip(shape, offset))
     return here, there

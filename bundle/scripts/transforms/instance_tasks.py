@@ -10,8 +10,36 @@ from scripts.transforms.task_registry import DerivedTask, gaussian_radius, regis
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from scripts.transforms.batch_fields import BatchFields
     from scripts.transforms.source_fields import SourceFields
+
+
+def chosen_labels(
+    source: SourceFields, classes: Sequence[int] | None, margin: Sequence[int] | None = None
+) -> np.ndarray:
+    """Return the labels (C, *window), those of other classes as background; what is chosen stays apart."""
+    import numpy as np
+
+    labels = source.labels(margin)
+    if classes is None:
+        return labels
+    if len(labels) > 1:
+        return labels[list(classes)]
+    return np.where(source.foreground(classes, margin), labels, labels.dtype.type(0))
+
+
+def chosen_batch_labels(
+    source: BatchFields, classes: Sequence[int] | None, margin: Sequence[int] | None = None
+) -> Tensor:
+    """`chosen_labels` of a batch: (B, C, *window)."""
+    labels = source.labels(margin)
+    if classes is None:
+        return labels
+    if labels.shape[1] > 1:
+        return labels[:, list(classes)]
+    return labels * source.foreground(classes, margin)[:, None]
 
 
 @register_task
@@ -32,12 +60,19 @@ class Boundary(DerivedTask):
         from scripts.transforms.boundaries import boundary
 
         margin = self.margin(params, source.spacing)
-        labels, known = source.labels(margin), source.known(margin)
-        if params["classes"] is not None:
-            labels = source.foreground(params["classes"], margin)[None]
+        labels, known = chosen_labels(source, params["classes"], margin), source.known(margin)
         found, valid = boundary(labels, known, params["side"], source.inside(margin))
         part = source.inner(margin)
         return found[part][None].astype(np.float32), valid[part][None]
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        from scripts.transforms.torch_instances import boundary
+
+        margin = self.margin(params, source.spacing)
+        labels, known = chosen_batch_labels(source, params["classes"], margin), source.known(margin)
+        found, valid = boundary(labels, known, params["side"], source.inside(margin))
+        part = (slice(None), *source.inner(margin))
+        return found[part][:, None].float(), valid[part][:, None]
 
 
 @register_task
@@ -84,9 +119,19 @@ class Affinities(DerivedTask):
 
         margin = self.margin(params, source.spacing)
         offsets = self._offsets(params, source.ndim)
-        values, valid = affinities(source.labels(margin), source.known(margin), offsets)
+        labels = chosen_labels(source, params["classes"], margin)
+        values, valid = affinities(labels, source.known(margin), offsets)
         part = source.inner(margin)
         return values[(slice(None), *part)].astype(np.float32), valid[part][None]
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        from scripts.transforms.torch_instances import affinities
+
+        margin = self.margin(params, source.spacing)
+        labels = chosen_batch_labels(source, params["classes"], margin)
+        values, valid = affinities(labels, source.known(margin), self._offsets(params, source.ndim))
+        part = source.inner(margin)
+        return values[(slice(None), slice(None), *part)].float(), valid[(slice(None), *part)][:, None]
 
     @staticmethod
     def _offsets(params: Mapping[str, Any], ndim: int) -> Sequence[Sequence[int]]:

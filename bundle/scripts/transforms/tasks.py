@@ -59,7 +59,9 @@ class DistanceTransform(DerivedTask):
             signed, known = source.signed_distance(params["reach"], classes)
             values.append(distance_transform(signed, params["distance_type"]))
             valid[0] &= known
-        return np.stack(values), valid
+        stacked = np.stack(values)
+        # A voxel counts for all channels or for none.
+        return (stacked * valid if len(values) > 1 else stacked), valid
 
     def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         import torch
@@ -73,7 +75,9 @@ class DistanceTransform(DerivedTask):
         valid = torch.stack([known for _, known in found], dim=1).all(dim=1, keepdim=True)
         if params["distance_type"] != "signed":
             values = values.clamp(low, high)
-        return values.neg() if params["distance_type"] == "inside" else values, valid
+        if params["distance_type"] == "inside":
+            values = values.neg()
+        return (values * valid if len(found) > 1 else values), valid
 
     def _class_groups(
         self, source: SourceFields | BatchFields, params: Mapping[str, Any]
