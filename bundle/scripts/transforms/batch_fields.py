@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scripts.transforms.fields import Region, check_spacing
 from scripts.transforms.task_registry import gradient_radius, resolve_reach
-from scripts.transforms.torch_fields import erode, gradient, signed_distance, smooth
+from scripts.transforms.torch_fields import erode, gradient, instance_distance, signed_distance, smooth
 
 Classes = Sequence[int] | None
 
@@ -26,6 +26,7 @@ class BatchFields:
         halo: voxels per axis on every side that are only there to be looked at.
         reach: the largest reach that any task will ask for, so that one distance serves all.
         margin: voxels per axis around the core on which filters will ask for the distance, at most.
+        instances: labels number instances: distances are those to the nearest other one.
 
     Attributes:
         ndim: 2 or 3.
@@ -46,6 +47,7 @@ class BatchFields:
         halo: Sequence[int] | int = 0,
         reach: float | None = None,
         margin: Sequence[int] | None = None,
+        instances: bool = False,
     ) -> None:
         if labels.dim() not in (4, 5):
             raise ValueError(f"labels need shape (B, C, Y, X) or (B, C, Z, Y, X), got {tuple(labels.shape)}")
@@ -64,6 +66,7 @@ class BatchFields:
         self._core = tuple(slice(edge, edge + size) for edge, size in zip(halo, core))
         self.shape = (len(labels), *core)
         self._labels = labels
+        self._instances = instances
         self._known = None if known is None else known[:, 0]
         self._in_volume = None if in_volume is None else in_volume[:, 0]
         self._shared: dict[Hashable, Any] = {}
@@ -169,6 +172,15 @@ class BatchFields:
         return tuple((part.start, part.stop) for part in self.window(margin))
 
     def _distance(self, reach: float, classes: Classes, margin: Sequence[int]) -> tuple[Tensor, Tensor]:
+        if self._instances and classes is None and self.channels == 1:
+            return instance_distance(
+                self._labels[:, 0],
+                spacing=self.spacing,
+                reach=reach,
+                known=self._known,
+                in_volume=self._in_volume,
+                region=self.window(margin),
+            )
         return signed_distance(
             _foreground(self._labels, classes),
             spacing=self.spacing,

@@ -69,22 +69,134 @@ def signed_distance(
         unknown = ~known if in_volume is None else in_volume & ~known
         sides = [towards | unknown, away | unknown, unknown]
     nearest = nearest_squared(torch.stack(sides, dim=1), costs, part)
-
-    inner = (slice(None), *part)
-    here = foreground[inner]
+    here = foreground[(slice(None), *part)]
     squared = torch.where(here, nearest[:, 1], nearest[:, 0])
+    return _settle(squared, here, cut, half, part, known, in_volume, None if known is None else nearest[:, 2])
+
+
+def instance_distance(
+    numbers: Tensor,
+    *,
+    spacing: Sequence[float],
+    reach: float | None = None,
+    known: Tensor | None = None,
+    in_volume: Tensor | None = None,
+    region: Region | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`instance_distance.instance_distance` of integer (B, *spatial): distance and valid (B, *region)."""
+    shape = numbers.shape[1:]
+    cut, half = resolve_reach(reach, spacing), min(spacing) / 2
+    costs = [step_costs(size, min(spacing), cut) for size in spacing]
+    around, part = surroundings(shape, region, [len(cost) - 1 for cost in costs])
+    numbers = numbers[(slice(None), *around)].clamp_min(0)
+    known, in_volume = (None if mask is None else mask[(slice(None), *around)] for mask in (known, in_volume))
+    here = numbers[(slice(None), *part)] > 0
+    unknown = nearest_unknown = None
+    if known is not None:
+        unknown = ~known if in_volume is None else in_volume & ~known
+        numbers = torch.where(unknown, -1, numbers)
+        nearest_unknown = nearest_squared(unknown[:, None], costs, part)[:, 0]
+    if in_volume is None:
+        squared = _nearest_other(numbers, costs, part)
+    else:
+        squared = _nearest_other_inside(numbers, in_volume, costs, part)
+    return _settle(squared, here, cut, half, part, known, in_volume, nearest_unknown)
+
+
+def _settle(
+    squared: Tensor,
+    here: Tensor,
+    cut: float,
+    half: float,
+    part: Region,
+    known: Tensor | None,
+    in_volume: Tensor | None,
+    nearest_unknown: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Signed distance and validity of squared distances to the nearest other; negative where `here`."""
     distance = torch.clamp(squared.sqrt() - float(np.float32(half)), max=float(np.float32(cut)))
     distance = torch.where(here & (squared > 0), -distance, distance)
     valid = torch.ones_like(here)
     for mask in (known, in_volume):
         if mask is not None:
-            valid &= mask[inner]
-    if known is not None:
+            valid &= mask[(slice(None), *part)]
+    if nearest_unknown is not None:
         limit = float(np.float32((cut + half) ** 2))
-        valid &= (squared < nearest[:, 2]) | (squared >= limit)
+        valid &= (squared < nearest_unknown) | (squared >= limit)
     if known is not None or in_volume is not None:
         distance = distance * valid
     return distance, valid
+
+
+def _nearest_other(numbers: Tensor, costs: Sequence[np.ndarray], part: Region) -> Tensor:
+    """Squared distance to the nearest voxel of another number, (B, *spatial) in, (B, *part) out.
+
+    A voxel of another number is at distance 0, one of the same stands for its own line, see `instance_kernels`.
+    """
+    squared = torch.where(numbers < 0, 0.0, FAR)
+    for axis in reversed(range(len(costs))):
+        best = squared.clone()
+        for k, step in list(enumerate(costs[axis].tolist()))[1 : squared.shape[axis + 1]]:
+            (n_low, n_high), (s_low, s_high), (b_low, b_high) = (
+                _ends(x, k, axis + 1) for x in (numbers, squared, best)
+            )
+            differ = n_low != n_high
+            torch.minimum(b_low, s_high.masked_fill(differ, 0.0).add_(step), out=b_low)
+            torch.minimum(b_high, s_low.masked_fill(differ, 0.0).add_(step), out=b_high)
+        size = part[axis].stop - part[axis].start
+        squared = best.narrow(axis + 1, part[axis].start, size)
+        numbers = numbers.narrow(axis + 1, part[axis].start, size)
+    return squared
+
+
+def _ends(x: Tensor, k: int, axis: int) -> tuple[Tensor, Tensor]:
+    """All but the last `k`, and all but the first `k`, along an axis: every pair of voxels that are `k` apart."""
+    length = x.shape[axis] - k
+    return x.narrow(axis, 0, length), x.narrow(axis, k, length)
+
+
+def _nearest_other_inside(
+    numbers: Tensor, in_volume: Tensor, costs: Sequence[np.ndarray], part: Region
+) -> Tensor:
+    """`_nearest_other` where voxels outside the volume have no number.
+
+    A line that leads through those cannot stand for one instance: every voxel keeps the nearest number and the
+    nearest other one, which is all that any instance may ask of it.
+    """
+    own = numbers[(slice(None), *part)]
+    far = torch.full(numbers.shape, FAR, device=numbers.device)
+    first, second = (torch.where(in_volume, 0.0, FAR), numbers), (far, torch.full_like(numbers, -2))
+    for axis in reversed(range(len(costs))):
+        cost, size = costs[axis].tolist(), part[axis].stop - part[axis].start
+        reach = len(cost) - 1
+        lines = [
+            (pad_axis(squared, reach, axis + 1, FAR), pad_axis(number, reach, axis + 1, -2))
+            for squared, number in (first, second)
+        ]
+        begin = part[axis].start + reach
+        first, second = (
+            (squared.narrow(axis + 1, begin, size), number.narrow(axis + 1, begin, size))
+            for squared, number in lines
+        )
+        for k in (step for step in range(-reach, reach + 1) if step):
+            for squared, number in lines:
+                value = squared.narrow(axis + 1, begin + k, size) + cost[abs(k)]
+                first, second = _insert(first, second, value, number.narrow(axis + 1, begin + k, size))
+    return torch.where(first[1] != own, first[0], second[0])
+
+
+def _insert(
+    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], value: Tensor, number: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Put a candidate among the nearest and the nearest of another number."""
+    nearer, same = value < first[0], number == first[1]
+    middle = ~nearer & ~same & (value < second[0])
+    pushed = nearer & ~same
+    rest = (
+        torch.where(pushed, first[0], torch.where(middle, value, second[0])),
+        torch.where(pushed, first[1], torch.where(middle, number, second[1])),
+    )
+    return (torch.where(nearer, value, first[0]), torch.where(nearer, number, first[1])), rest
 
 
 def nearest_squared(feature: Tensor, costs: Sequence[np.ndarray], part: Region) -> Tensor:
@@ -147,7 +259,7 @@ def _nearest_steps(
     return best, chosen
 
 
-def pad_axis(x: Tensor, width: int, axis: int, value: float) -> Tensor:
+def pad_axis(x: Tensor, width: int, axis: int, value: float | bool) -> Tensor:
     """Return `x` with `width` entries of `value` at both ends of an axis."""
     edge = list(x.shape)
     edge[axis] = width
