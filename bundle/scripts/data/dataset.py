@@ -34,7 +34,7 @@ class PatchDataset(Dataset):
     foreground patches on the grid, the same in every epoch.
 
     Args:
-        cases: opened cases (`OpenCase`); their volumes are read lazily and can be pickled.
+        data: opened cases (`OpenCase`); their volumes are read lazily and can be pickled.
         index: the valid patches of these cases.
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads and transforms the patch.
             A MONAI `Randomizable` is seeded for each sample. None returns that dictionary.
@@ -49,7 +49,7 @@ class PatchDataset(Dataset):
 
     def __init__(
         self,
-        cases: Sequence[Any],
+        data: Sequence[Any],
         index: PatchIndex,
         transform: Callable[[dict], Any] | None,
         *,
@@ -61,7 +61,7 @@ class PatchDataset(Dataset):
     ) -> None:
         if samples_per_epoch is not None and samples_per_epoch < 1:
             raise ValueError(f"samples_per_epoch must be positive, got {samples_per_epoch}")
-        self.cases = list(cases)
+        self.cases = list(data)
         self.index = index
         self.transform = transform
         self.seed = int(seed)

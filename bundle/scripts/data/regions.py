@@ -29,7 +29,7 @@ class RegionDataset(Dataset):
     label) are left out.
 
     Args:
-        cases: opened cases (`OpenCase`).
+        data: opened cases (`OpenCase`).
         boxes: validation regions by case name.
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads the whole location.
         patch_size: the network's window, voxels per axis.
@@ -42,7 +42,7 @@ class RegionDataset(Dataset):
 
     def __init__(
         self,
-        cases: Sequence[Any],
+        data: Sequence[Any],
         boxes: Mapping[str, Sequence[Box]],
         transform: Callable[[dict], Any],
         *,
@@ -52,7 +52,7 @@ class RegionDataset(Dataset):
         most_windows: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.cases = list(cases)
+        self.cases = list(data)
         self.transform = transform
         blocks = [
             PatchLocation(number, tuple(a for a, _ in block), tuple(b - a for a, b in block), box)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.metrics import Metric
@@ -14,16 +13,15 @@ from monai.utils.enums import CommonKeys as Keys
 
 from scripts.engines import distributed
 from scripts.metrics.target_metrics import CHEAP_METRICS, build_metrics
-
-# Labels whose channels are probabilities on their own; the class of largest logit needs no softmax.
-_SIGMOID = ("binary", "multilabel")
+from scripts.transforms.decide import DECISIONS, DecideLabelsd
 
 
 class TargetScores(Metric):
     """Dice and IoU of labels, angles of directions, absolute errors of values, per target and class.
 
     The engine's output needs `pred` and `label` as `EvaluateStep` leaves them, its batch `volume_name`:
-    patches of a volume count as parts of one case. Its own value, the key metric, is the mean Dice over the
+    patches of a volume count as parts of one case. Labels are scored as `decisions` in the output says, which is
+    made of `pred` where no `DecideLabelsd` left it. Its own value, the key metric, is the mean Dice over the
     labelled targets, or NaN where none is labelled; all others go to `engine.state.metrics` by their names.
 
     Args:
@@ -42,6 +40,7 @@ class TargetScores(Metric):
         names: Sequence[str] | None = None,
     ) -> None:
         self._kinds = {name: str(target["kind"]) for name, target in targets.items()}
+        self._decide = DecideLabelsd(self._kinds)
         self._scores = build_metrics(targets, spacing, names=CHEAP_METRICS if names is None else tuple(names))
         self.values: dict[str, float] = {}
         super().__init__()
@@ -74,10 +73,11 @@ class TargetScores(Metric):
         """Add the evaluator's last batch."""
         output: Any = engine.state.output
         batch: Any = engine.state.batch
-        labels = output[Keys.LABEL]
+        labels, predictions = output[Keys.LABEL], output[Keys.PRED]
+        decisions = output.get(DECISIONS) or self._decide.decisions(predictions)
         self.update(
             (
-                {name: self._activated(name, value) for name, value in output[Keys.PRED].items()},
+                {**predictions, **decisions},
                 {name: labels[name] for name in self._kinds if name in labels},
                 {name: labels[f"{name}_mask"] for name in self._kinds if f"{name}_mask" in labels},
                 list(batch["volume_name"]),
@@ -89,6 +89,3 @@ class TargetScores(Metric):
         value = self.compute()
         engine.state.metrics.update({key: v for key, v in self.values.items() if not math.isnan(v)})
         engine.state.metrics[name] = value
-
-    def _activated(self, name: str, logits: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(logits) if self._kinds.get(name) in _SIGMOID else logits

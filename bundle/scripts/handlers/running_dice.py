@@ -1,0 +1,153 @@
+"""Dice of the training patches: beside the validation's it tells fitting from overfitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor
+
+from scripts.engines import distributed
+from scripts.handlers.state import register_state
+from scripts.transforms.decide import DECISIONS, LABEL_KINDS
+
+
+class RunningDice(Metric):
+    """Mean over labelled targets of the Dice of an epoch's patches, each class's voxels of all patches pooled.
+
+    Patches are augmented and drawn by the sampler, and the network changes meanwhile, so the number lags behind the
+    validation's and is no measure of quality. Classes neither present nor found do not count; with none the value is
+    NaN. It needs `decisions` in the engine's output, as `DecideLabelsd` leaves them. Counts stay on the device.
+
+    Args:
+        kinds: target to kind.
+        save_as: the name under which an unfinished epoch's counts are kept in checkpoints.
+    """
+
+    # Ignite sums tensors named here over processes; ours are dictionaries and go their own way.
+    _state_dict_all_req_keys: tuple[str, ...] = ()
+
+    def __init__(self, kinds: Mapping[str, str], save_as: str = "train_dice") -> None:
+        self.kinds = {name: kind for name, kind in kinds.items() if kind in LABEL_KINDS}
+        self.save_as = save_as
+        self._counts: dict[str, Tensor] = {}
+        super().__init__()
+
+    def attach(self, engine: Engine, name: str, *_: Any) -> None:
+        """Count after each iteration, and write the metric when the epoch ends."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.completed, name)
+        register_state(engine, self.save_as, self)
+
+    def _begin(self, engine: Engine) -> None:
+        # An epoch that is resumed in its middle goes on with its counts.
+        if engine.state.epoch_length is None or engine.state.iteration % engine.state.epoch_length == 0:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget all patches."""
+        self._counts = {}
+
+    def update(self, output: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> None:
+        """Add a batch: decisions by target, and labels with their masks."""
+        decisions, labels = output
+        for name, found in decisions.items():
+            if name not in self.kinds or name not in labels:
+                continue
+            known = labels.get(f"{name}_mask")
+            counts = label_counts(found, labels[name], known, self.kinds[name])
+            self._counts[name] = _widened(self._counts.get(name), counts)
+
+    def compute(self) -> float:
+        """Return the mean Dice over the targets, of all processes."""
+        values = [dice(counts) for counts in self._summed().values()]
+        defined = [value for value in values if not math.isnan(value)]
+        return sum(defined) / len(defined) if defined else math.nan
+
+    def iteration_completed(self, engine: Engine, *_: Any) -> None:
+        """Add the trainer's last batch."""
+        output: Any = engine.state.output
+        self.update((output[DECISIONS], output[Keys.LABEL]))
+
+    def completed(self, engine: Engine, name: str, *_: Any) -> None:
+        """Write the value into the trainer's metrics."""
+        engine.state.metrics[name] = self.compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of the epoch so far."""
+        return {name: counts.cpu() for name, counts in self._counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the counts of a checkpoint."""
+        self._counts = dict(state)
+
+    def _summed(self) -> dict[str, Tensor]:
+        flat = {
+            f"{row} {column} {name}": float(value)
+            for name, counts in self._counts.items()
+            for row, entries in enumerate(counts.tolist())
+            for column, value in enumerate(entries)
+        }
+        summed: dict[str, dict[tuple[int, int], float]] = {}
+        for key, value in distributed.sum_over_ranks(flat).items():
+            row, column, name = key.split(" ", 2)
+            summed.setdefault(name, {})[int(row), int(column)] = value
+        return {name: _table(entries) for name, entries in summed.items()}
+
+
+def label_counts(found: Tensor, truth: Tensor, known: Tensor | None, kind: str) -> Tensor:
+    """Count voxels found and true, found, and true.
+
+    Args:
+        found: what `decide` gives.
+        truth: class indices (B, 1, *space), or 0 and 1 (B, C, *space).
+        known: bool (B, 1, *space), or None for all.
+        kind: binary, multiclass or multilabel.
+
+    Returns:
+        int64 (classes without the background, 3).
+    """
+    if kind != "multiclass":
+        true = truth > 0
+        if known is not None:
+            found, true = found & (known > 0), true & (known > 0)
+        axes = (0, *range(2, found.ndim))
+        return torch.stack([(found & true).sum(axes), found.sum(axes), true.sum(axes)], dim=1)
+    classes = int(torch.maximum(found.max(), truth.max())) + 1
+    pairs = truth.long() * classes + found.long()
+    if known is not None:
+        pairs = torch.where(known > 0, pairs, classes * classes)
+    table = torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[: classes * classes]
+    table = table.reshape(classes, classes)
+    return torch.stack([table.diagonal(), table.sum(0), table.sum(1)], dim=1)[1:]
+
+
+def dice(counts: Tensor) -> float:
+    """Return the mean Dice over the classes that are found or true; NaN where there is none."""
+    both, found, true = counts.double().unbind(dim=1)
+    values = (2 * both / (found + true))[found + true > 0]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _widened(total: Tensor | None, counts: Tensor) -> Tensor:
+    """Add counts of as many classes as either has."""
+    if total is None:
+        return counts
+    total = total.to(counts.device)
+    wide = counts.new_zeros((max(len(total), len(counts)), 3))
+    wide[: len(total)] += total
+    wide[: len(counts)] += counts
+    return wide
+
+
+def _table(entries: Mapping[tuple[int, int], float]) -> Tensor:
+    table = torch.zeros((max(row for row, _ in entries) + 1, 3), dtype=torch.float64)
+    for (row, column), value in entries.items():
+        table[row, column] = value
+    return table
