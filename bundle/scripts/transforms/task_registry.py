@@ -29,7 +29,7 @@ The experiment then says `type: thickness` in `auxiliary_tasks`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -250,6 +250,16 @@ def derive_halo(tasks: Mapping[str, Mapping[str, Any]], spacing: Sequence[float]
         own = task.halo(complete_params(task, params), spacing)
         halo = [max(pair) for pair in zip(halo, own)]
     return tuple(halo)
+
+
+def served_extent(
+    tasks: Iterable[tuple[DerivedTask, Mapping[str, Any]]], source: str, spacing: Sequence[float]
+) -> tuple[float | None, tuple[int, ...]]:
+    """Return the largest reach, and the margin per axis, that the tasks of a source ask of its fields."""
+    served = [(task, params) for task, params in tasks if params["source_target"] == source]
+    reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
+    margins = [task.margin(params, spacing) for task, params in served]
+    return max(reaches, default=None), tuple(map(max, zip(*margins)))
 
 
 def distance_halo(reach: float | None, spacing: Sequence[float]) -> tuple[int, ...]:
