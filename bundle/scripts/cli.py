@@ -9,10 +9,12 @@ from importlib import import_module
 
 from scripts.version import __version__
 
-_DESCRIPTION = (
-    "Train one network on many targets of a 2D or 3D volume, predict volumes of any size, evaluate."
-)
-_EPILOG = "exit codes: 0 done; 1 defect; 2 input or settings to mend; 130, 143 stopped by Ctrl-C or SIGTERM."
+_DESCRIPTION = """\
+Train one network on many targets of a 2D or 3D volume: what a person labelled,
+and what can be derived from it. `volumen COMMAND --help` tells every option."""
+_EPILOG = """\
+exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
+130 stopped by Ctrl-C, 143 by SIGTERM, both saved"""
 
 
 _COMMANDS = (
@@ -20,12 +22,26 @@ _COMMANDS = (
     ("evaluate", "scripts.inference.evaluate_command", "score predictions against labels"),
     ("export", "scripts.sharing.command", "write a trained network as TorchScript, ONNX or torch.export"),
     ("package", "scripts.sharing.command", "write a trained model as a MONAI bundle that runs elsewhere"),
+    ("completion", "scripts.completion", "print a script by which bash, zsh or fish completes commands"),
 )
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest command, which argparse counts without its indentation."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every command."""
-    parser = argparse.ArgumentParser(prog="volumen", description=_DESCRIPTION, epilog=_EPILOG)
+    parser = argparse.ArgumentParser(
+        prog="volumen",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_Help,
+    )
     parser.add_argument("--version", action="version", version=f"volumen {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_train(commands)
@@ -85,6 +101,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="bundle config on top of train.yaml; it is code: declares MONAI objects (repeatable)",
     )
     data.add_argument(
+        "--tracking",
+        metavar="WHAT",
+        help="log to an experiment tracker too: mlflow (a local store in OUT), or a file of MONAI's tracking settings",
+    )
+    data.add_argument(
         "--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)"
     )
     data.add_argument(
@@ -111,6 +132,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=int, metavar="N", help="patches per step (default: 2)")
     training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
+    training.add_argument(
+        "--time-budget",
+        metavar="TIME",
+        help="train for this long, e.g. 35m or 12h: network, patch and steps are chosen to fit (default: no limit)",
+    )
     training.add_argument("--steps-per-epoch", type=int, metavar="N", help="steps per epoch (default: 250)")
     training.add_argument(
         "--val-steps", type=int, metavar="N", help="batches of windows per validation (default: 50)"
