@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from scripts.engines.launch import run_passing_signals
 from scripts.handlers.checkpoint_file import load_checkpoint
 from toy_process import ToyProcess
 from training_toys import make_trainer, same_weights, weights
@@ -103,3 +106,43 @@ def test_signals_work_as_before_when_training_is_over(tmp_path):
     former = signal.getsignal(signal.SIGINT)
     make_trainer(tmp_path, epochs=1, stop_on_signal=True).run()
     assert signal.getsignal(signal.SIGINT) is former
+
+
+CHILD = """
+trap 'echo first >> told; exit 7' TERM
+trap 'echo INT >> told; [ -n "$again" ] && exit 9; again=1' INT
+echo ready > ready
+while true; do sleep 0.05; done
+"""
+
+
+def _launch(folder):
+    os.chdir(folder)
+    os._exit(run_passing_signals(["bash", "-c", CHILD]))
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "told"),
+    [([signal.SIGTERM], 143, ["first"]), ([signal.SIGINT, signal.SIGINT], 130, ["INT", "INT"])],
+)
+def test_a_launcher_hands_signals_on_once_each(tmp_path, signals, code, told):
+    process = multiprocessing.get_context("fork").Process(target=_launch, args=(tmp_path,))
+    process.start()
+    wait_for(lambda: (tmp_path / "ready").is_file())
+    for count, number in enumerate(signals):
+        os.kill(process.pid, number)
+        wait_for(lambda count=count: len(lines(tmp_path / "told")) > count)
+    process.join(10)
+    assert process.exitcode == code
+    assert lines(tmp_path / "told") == told
+
+
+def lines(path):
+    return path.read_text().split() if path.is_file() else []
+
+
+def wait_for(condition, timeout=10.0):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

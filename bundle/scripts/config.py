@@ -466,8 +466,10 @@ class ConfigManager:
         Args:
             run_directory: the run's folder; nothing is created here.
         """
+        from scripts.handlers.tracking import stay_local
         from scripts.report import log_experiment
 
+        stay_local()
         _ = self.device  # several processes meet before the first of them touches the disk
         if run_directory is not None:
             run_directory.check()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +69,27 @@ def run_train(options: argparse.Namespace) -> int:
             overrides[key] = value
     for overlay in options.config_file:
         _refuse_sections(overlay)
-    return run_bundle("train.yaml", options.config_file, overrides)
+    if options.tracking:
+        check_tracking(options.tracking)
+        overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
+    return run_bundle("train.yaml", options.config_file, overrides, tracking=options.tracking)
+
+
+def check_tracking(tracking: str) -> None:
+    """Refuse `--tracking` where the tracker is not installed or the file of its settings is not there.
+
+    Raises:
+        VolumenError: saying what to install.
+    """
+    from importlib.util import find_spec
+
+    if tracking != "mlflow":
+        if not Path(tracking).is_file():
+            raise VolumenError(
+                "--tracking", expected="mlflow, or a file of MONAI's settings", found=repr(tracking)
+            )
+    elif find_spec("mlflow") is None:
+        raise VolumenError("--tracking", "mlflow is not installed", remedy="pip install 'volumen[mlflow]'")
 
 
 def _refuse_sections(overlay: str) -> None:
@@ -97,22 +116,33 @@ def run_processes(count: int, words: Sequence[str]) -> int:
         words: the command line after `volumen`.
 
     Returns:
-        Exit code of torchrun: 0 when all processes ended well.
+        Exit code of torchrun: 0 when all processes ended well; 130 or 143 after a signal.
     """
+    from scripts.engines.launch import run_passing_signals
+
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     # torchrun reads all words and takes --nproc for an abbreviation of its own option.
     own = [word for word, before in zip(words, ["", *words]) if "--nproc" not in (word, before)]
     own = [word for word in own if not word.startswith("--nproc=")]
-    return subprocess.call([*command, "-m", "scripts.cli", *own])
+    return run_passing_signals([*command, "-m", "scripts.cli", *own])
 
 
-def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) -> int:
+def run_bundle(
+    name: str,
+    overlays: Sequence[str],
+    overrides: dict[str, Any],
+    *,
+    handlers: Sequence[Any] = (),
+    tracking: str | None = None,
+) -> int:
     """Run one of the bundle's configs as `python -m monai.bundle run` does.
 
     Args:
         name: file name under `configs/`.
         overlays: more config files, merged over it in order.
         overrides: values by MONAI id.
+        handlers: more handlers of the trainer, objects with `attach(engine)`.
+        tracking: "mlflow" or a file of MONAI's tracking settings; None tracks nothing.
 
     Returns:
         Exit code.
@@ -127,8 +157,12 @@ def run_bundle(name: str, overlays: Sequence[str], overrides: dict[str, Any]) ->
         meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="train",
+        tracking=tracking,
         **overrides,
     )
+    if handlers:
+        # Before `initialize` the parser holds the plain config; a list in it may hold objects besides.
+        workflow.parser["train#handlers"].extend(handlers)
     workflow.initialize()
     results = workflow.run()
     workflow.finalize()

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -21,6 +22,10 @@ from scripts.handlers.checkpoint import Checkpointer
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: Seconds in which a second signal is the first one's echo: torchrun hands on a terminal's Ctrl-C, which its processes
+#: get from the terminal too.
+ECHO = 1.0
 
 #: Seconds that a data loader's worker lives on after SIGTERM.
 WORKER_GRACE = 3.0
@@ -52,6 +57,7 @@ class StopOnSignal:
         self._waiting = False
         self._save_at_end = False
         self._common = 0
+        self._received_at = 0.0
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Listen while the trainer runs."""
@@ -93,8 +99,10 @@ class StopOnSignal:
         if os.getpid() != self._process:
             return  # a worker that was forked with this handler: its trainer decides
         if self.received is not None:
+            if distributed.is_distributed() and time.monotonic() - self._received_at < ECHO:
+                return
             os._exit(128 + number)
-        self.received = number
+        self.received, self._received_at = number, time.monotonic()
         logger.warning(
             "%s: finishing this step and saving; once more to leave at once", signal.Signals(number).name
         )
