@@ -41,7 +41,7 @@ def read_prediction(
     import dask.array
     import zarr
 
-    group = zarr.open_group(str(path), mode="r")
+    group: Any = zarr.open_group(str(path), mode="r")
     layers: list[LayerData] = []
     for target in sorted(kinds, key=lambda name: kinds[name] not in _LABELLED):
         if target not in group:

@@ -115,7 +115,7 @@ class TrainAndPredict(QScrollArea):
         ticks.addStretch()
         form.addRow("learn also", ticks)
         self.experiment = QLineEdit()
-        self.experiment.setPlaceholderText("YAML with more settings; optional")
+        self.experiment.setPlaceholderText("YAML; optional")
         self.experiment.editingFinished.connect(self._read_experiment)
         form.addRow("experiment file", self._with_button(self.experiment, self._browse_experiment))
         self.device = QComboBox()
@@ -162,7 +162,7 @@ class TrainAndPredict(QScrollArea):
         self.saved_as = QComboBox()
         for key, text in _SAVED_AS.items():
             self.saved_as.addItem(text, key)
-        form.addRow("labels as", self.saved_as)
+        form.addRow("classes as", self.saved_as)
         self.overlap = QDoubleSpinBox()
         self.overlap.setRange(0, 0.9)
         self.overlap.setSingleStep(0.05)
@@ -210,7 +210,7 @@ class TrainAndPredict(QScrollArea):
     def _show_layers(self, _event: Any = None) -> None:
         try:
             lines = [
-                f"{name}: {', '.join(targets) or 'no label'}{' (masked)' if masked else ''}"
+                f"{name} → {', '.join(targets) or 'no label'}{', within its mask' if masked else ''}"
                 for name, targets, masked in describe(self.viewer)
             ]
         except VolumenError as error:

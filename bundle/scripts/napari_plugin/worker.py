@@ -90,7 +90,9 @@ def watch_stdin() -> None:
 
 
 def _wait_for_end() -> None:
-    while sys.stdin.buffer.read(1):
+    # Not through sys.stdin: its lock, held here, would be held for ever in the data loader's forked workers, which
+    # close sys.stdin first of all.
+    while os.read(0, 1):
         pass
     if hasattr(signal, "pthread_kill"):
         # To the main thread itself, so that it is woken where it waits.
