@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import yaml
+import zarr
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from meta_schema import SCHEMA
@@ -173,19 +174,19 @@ def data(tmp_path_factory):
     )
 
 
-# Optional properties that this bundle has no use for: the datasets hold volumes, not lists of dictionaries;
-# activations are part of prediction; the key metric is a validation metric.
-TRAIN_WITHOUT = {
-    "train_dataset_data",
-    "train_postprocessing",
-    "train_key_metric",
-    "val_dataset_data",
-    "val_postprocessing",
-}
-INFERENCE_WITHOUT = {"dataset_data", "handlers", "preprocessing", "postprocessing", "key_metric"}
+def all_properties(workflow, *tables) -> dict[str, object]:
+    """Return every property of MONAI's tables, required and optional, as the workflow gives it; print the list."""
+    table = {name: entry for part in tables for name, entry in part.items()}
+    found = {name: getattr(workflow, name) for name in table}
+    print(
+        *(f"{name} ({table[name]['id']}): {type(value).__name__}" for name, value in found.items()), sep="\n"
+    )
+    assert {name for name, entry in table.items() if entry["id"] not in workflow.parser} == set()
+    assert {name for name, value in found.items() if value is None} == set()
+    return found
 
 
-def test_the_training_config_has_every_property(data, tmp_path):
+def test_the_training_config_has_every_property_and_uses_it(data, tmp_path, capsys):
     workflow = ConfigWorkflow(
         str(CONFIGS / "train.yaml"),
         workflow_type="train",
@@ -195,20 +196,62 @@ def test_the_training_config_has_every_property(data, tmp_path):
         device_name="cpu",
         **{
             "tr_config#patch_size": [16, 16, 16],
+            "tr_config#max_epoch": 1,
+            "tr_config#max_steps_per_epoch": 2,
+            "tr_config#max_val_steps_per_epoch": 1,
             "tr_config#num_dataloader_workers": 0,
             "model_config#features_per_stage": [4, 8],
         },
     )
     workflow.initialize()
     assert workflow.check_properties() == []
-    lacking = {n for n, p in {**TrainProperties, **MetaProperties}.items() if p["id"] not in workflow.parser}
-    assert lacking == TRAIN_WITHOUT
-    assert workflow.max_epochs == 1000
-    assert workflow.val_interval == 1
+    found = all_properties(workflow, TrainProperties, MetaProperties)
+    assert "train_postprocessing (train::postprocessing): DecideLabelsd" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
+    trainer, evaluator = found["trainer"], found["evaluator"]
+    # Exactly these objects carry the run: seen from the engines.
+    assert trainer.network is workflow.parser.get_parsed_content("network")
+    assert trainer.network is found["network_def"]
+    assert trainer.inferer is found["train_inferer"]
+    assert trainer.data_loader.dataset is found["train_dataset"]
+    assert found["train_dataset"].cases == found["train_dataset_data"]
+    assert found["train_dataset"].transform is found["train_preprocessing"]
+    assert found["max_epochs"] == trainer.state.max_epochs == 1
+    assert trainer.state.key_metric_name in found["train_key_metric"]
+    assert evaluator.network is trainer.network
+    assert evaluator.inferer is found["val_inferer"]
+    assert evaluator.data_loader.dataset is found["val_dataset"]
+    assert found["val_dataset"].cases == found["val_dataset_data"]
+    assert found["val_dataset"].transform is found["val_preprocessing"]
+    assert evaluator.state.key_metric_name in found["val_key_metric"]
 
-def test_the_inference_config_has_every_property(data, released, tmp_path):
+    calls: list[str] = []
+    for part in ("train_postprocessing", "val_postprocessing"):
+        watch(found[part], "decisions", part, calls)
+    for part in ("train_key_metric", "val_key_metric"):
+        (metric,) = found[part].values()
+        watch(metric, "update", part, calls)
+    workflow.run()
+    assert calls.count("train_postprocessing") == calls.count("train_key_metric") == 2
+    assert calls.count("val_postprocessing") == calls.count("val_key_metric") >= 1
+    assert 0 <= trainer.state.metrics["train/mean_dice"] <= 1
+    assert 0 <= trainer.state.metrics["val/mean_dice"] <= 1
+    workflow.finalize()
+
+
+def watch(item: object, method: str, name: str, calls: list[str]) -> None:
+    """Note the calls of an object's method."""
+    original = getattr(item, method)
+
+    def noted(*words, **named):
+        calls.append(name)
+        return original(*words, **named)
+
+    setattr(item, method, noted)
+
+
+def test_the_inference_config_has_every_property_and_uses_it(data, released, tmp_path, capsys):
     workflow = ConfigWorkflow(
         str(CONFIGS / "inference.yaml"),
         workflow_type="inference",
@@ -216,10 +259,39 @@ def test_the_inference_config_has_every_property(data, released, tmp_path):
         dataset_dir=str(data),
         output_dir=str(tmp_path / "out"),
         checkpoint=str(released / "checkpoint.pth"),
+        device="cpu",
+        **{"inference_config#patch_size": [16, 16, 16], "inference_config#output_targets": ["surface"]},
     )
     workflow.initialize()
     assert workflow.check_properties() == []
-    lacking = {n for n, p in {**InferProperties, **MetaProperties}.items() if p["id"] not in workflow.parser}
-    assert lacking == INFERENCE_WITHOUT
-    assert workflow.network_def(torch.rand(1, 1, 16, 16, 16)).shape[1] == sum(HEADS.values())
-    assert len(workflow.dataset) == 1
+    found = all_properties(workflow, InferProperties, MetaProperties)
+    assert "postprocessing (postprocessing): StoreTargets" in capsys.readouterr().out
+    assert found["network_def"](torch.rand(1, 1, 16, 16, 16)).shape[1] == sum(HEADS.values())
+
+    evaluator = found["evaluator"]
+    assert evaluator.data_loader.dataset is found["dataset"]
+    assert evaluator.inferer is found["inferer"]
+    assert {id(p) for p in evaluator.network.parameters()} == {
+        id(p) for p in found["network_def"].parameters()
+    }
+    assert found["dataset"].data == found["dataset_data"] == [{"image": str(data / "images" / "scroll.tif")}]
+    assert found["dataset"].transform is found["preprocessing"]
+    image = found["dataset"][0]["image"]
+    assert image.shape == (24, 24, 64)
+    assert image.read((slice(0, 4),) * 3).dtype.name == "float32"
+
+    calls: list[str] = []
+    watch(found["preprocessing"], "__call__", "preprocessing", calls)
+    watch(found["postprocessing"], "_stored", "postprocessing", calls)
+    (metric,) = found["key_metric"].values()
+    watch(metric, "update", "key_metric", calls)
+    found["postprocessing"].fields["dtype"] = "labels"  # what the property says is what is stored
+    found["inferer"].overlap = 0.25
+    workflow.run()
+    root = zarr.open_group(tmp_path / "out" / "scroll.zarr", mode="r")
+    assert root["surface/0"].shape == (24, 24, 64)
+    recipe = root.attrs["volumen"]["recipe"]
+    assert recipe["dtype"] == "labels"
+    assert recipe["windows"]["overlap"] == 0.25
+    assert calls.count("key_metric") == 1
+    assert 0 <= evaluator.state.metrics["mean_dice"] <= 1

@@ -31,7 +31,6 @@ from scripts.sharing.command import add_package_arguments, run_package
 from scripts.sharing.metadata import without_paths
 from scripts.sharing.package import PackageRequest, package
 from scripts.sharing.packaged_configs import replace_block, set_value
-from scripts.sharing.released import whole_checkpoint
 
 EXPERIMENT = {
     "tr_setup": {"model_name": "sheets"},
@@ -211,7 +210,7 @@ def test_it_predicts_by_monai_s_run_what_the_checkpoint_predicts(stranger, bundl
         stranger, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml",
         "--dataset_dir", str(trained[0] / "data"), "--output_dir", str(tmp_path / "monai"),
         "--inference_config#amp", "off",
-        cwd=bundle, XDG_CACHE_HOME=str(tmp_path / "cache"),
+        cwd=bundle,
     )  # fmt: skip
     words = ["predict", "-i", str(trained[0] / "data"), "-m", str(trained[1]), "-o", str(tmp_path / "ours")]
     assert main([*words, "--quiet", "--amp", "off", "--device", "cpu"]) == 0
@@ -223,7 +222,6 @@ def test_it_predicts_by_monai_s_run_what_the_checkpoint_predicts(stranger, bundl
         assert found[f"{target}/0"].dtype == np.float16  # as the run's own inference_config says
         np.testing.assert_array_equal(found[f"{target}/0"][:], expected[f"{target}/0"][:])
     assert {path.name for path in (bundle / "models").iterdir()} == {"model.pt", "model.json"}
-    assert len(list((tmp_path / "cache" / "volumen" / "released").iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -424,13 +422,13 @@ def test_a_value_is_set_and_its_comment_kept():
     assert yaml.safe_load(set_value(text, "a", "c", "off")) == {"a": {"b": None, "c": "off"}, "b": 2}
 
 
-def test_weights_without_their_description_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    torch.save({}, tmp_path / "model.pt")
-    with pytest.raises(
-        VolumenError, match=r"model\.json: there is no such file; run from the bundle's folder"
-    ):
-        whole_checkpoint(str(tmp_path / "model.pt"))
+def test_weights_without_their_description_are_refused(tmp_path):
+    from scripts.inference.predictor import load_predictor
+
+    weights = torch.load(save_checkpoint(tmp_path / "m.pth"), weights_only=True)["model"]
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(VolumenError, match=r"found weights alone; put the model's model\.json beside it"):
+        load_predictor(tmp_path / "model.pt")
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(VolumenError, match=r"model\.json: not readable \(JSONDecodeError\); unzip"):
-        whole_checkpoint(str(tmp_path / "model.pt"))
+    with pytest.raises(VolumenError, match=r"model\.json: not readable .*; get the released model again"):
+        load_predictor(tmp_path / "model.pt")

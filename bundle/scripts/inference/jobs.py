@@ -48,35 +48,72 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...]) -> list[Job]:
     """
     from scripts.data.volumes import open_volume
 
-    images = image_paths(request.input)
-    single = images == [request.input]
-    kind, suffix = format_of(request.output, request.format)
-    if not single and suffix:
+    items = volume_items(request.input, request.mask)
+    _, suffix = format_of(request.output, request.format)
+    if suffix and [item["image"] for item in items] != [request.input]:
         raise VolumenError(request.output, expected="a folder, since there are several images", found=suffix)
     jobs = []
-    for path in images:
-        image = open_volume(path, axes=request.axes, level=request.level)
-        name = volume_name(path)
-        mask = None
-        if request.mask is not None:
-            mask_path = Path(request.mask) if single else _mask_of(Path(request.mask), name)
-            mask = open_volume(mask_path, ndim=len(image.shape))
-            if mask.shape != image.shape:
-                raise VolumenError(mask_path, expected=f"shape {image.shape}, as the image", found=mask.shape)
-        folder = Path(request.output)
-        if suffix:
-            folder, name = folder.parent, folder.name[: -len(suffix)]
-        if kind == "zarr":
-            jobs.append(Job(image, folder / f"{name}.zarr", mask))
-            continue
-        ending = suffix or DEFAULT_SUFFIX[kind]
-        export = FileExport(folder, name, targets, ending, plain=bool(suffix))
-        jobs.append(Job(image, export.working, mask, export))
-    if not jobs:
-        raise VolumenError(
-            request.input, "no image found", remedy="give an image, or a folder that holds some"
-        )
+    for item in items:
+        image = open_volume(item["image"], axes=request.axes, level=request.level)
+        mask = open_mask(item["mask"], image) if "mask" in item else None
+        jobs.append(make_job(image, mask, request.output, targets, request.format))
     return jobs
+
+
+def volume_items(source: str, mask: str | None = None) -> list[dict[str, str]]:
+    """Return the images of a path as MONAI items: {"image": path} and, where there are masks, its "mask".
+
+    Args:
+        source: an image, a folder of images, or a dataset with an `images` folder.
+        mask: a volume for one image, else a folder with one per image; None for none.
+
+    Raises:
+        VolumenError: no image, or a mask that is missing.
+    """
+    images = image_paths(source)
+    if not images:
+        raise VolumenError(source, "no image found", remedy="give an image, or a folder that holds some")
+    if mask is None:
+        return [{"image": path} for path in images]
+    if images == [source]:
+        return [{"image": source, "mask": mask}]
+    return [{"image": path, "mask": str(_mask_of(Path(mask), volume_name(path)))} for path in images]
+
+
+def open_mask(path: str | Path, image: Volume) -> Volume:
+    """Open the mask of an image.
+
+    Raises:
+        VolumenError: it is unreadable or of another shape.
+    """
+    from scripts.data.volumes import open_volume
+
+    mask = open_volume(path, ndim=len(image.shape))
+    if mask.shape != image.shape:
+        raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
+    return mask
+
+
+def make_job(
+    image: Volume, mask: Volume | None, output: str, targets: tuple[str, ...], wanted: str | None
+) -> Job:
+    """Return where the prediction of an image goes.
+
+    Args:
+        image: the volume.
+        mask: predicted where it is not 0, or None.
+        output: `NAME.zarr`, `NAME.tif` or `NAME.nii.gz` of one image, else a folder.
+        targets: names of the outputs.
+        wanted: format, or None to go by the output's name.
+    """
+    kind, suffix = format_of(output, wanted)
+    folder, name = Path(output), volume_name(image.path)
+    if suffix:
+        folder, name = folder.parent, folder.name[: -len(suffix)]
+    if kind == "zarr":
+        return Job(image, folder / f"{name}.zarr", mask)
+    export = FileExport(folder, name, targets, suffix or DEFAULT_SUFFIX[kind], plain=bool(suffix))
+    return Job(image, export.working, mask, export)
 
 
 def image_paths(source: str) -> list[str]:

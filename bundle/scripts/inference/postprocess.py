@@ -183,6 +183,23 @@ def clean(
         write(box, np.where(kept[labels], data, 0).astype(data.dtype))
 
 
+def clean_array(labels: np.ndarray, rules: CleaningRules) -> np.ndarray:
+    """Return a label map in memory, cleaned by all rules.
+
+    Args:
+        labels: (*space).
+        rules: what is done.
+    """
+    result = labels
+    for step in (
+        lambda read, write: fill(read, write, labels.shape, labels.shape, rules.fill_holes),
+        lambda read, write: clean(read, write, labels.shape, labels.shape, rules),
+    ):
+        source, result = result, np.empty_like(labels)
+        step(source.__getitem__, result.__setitem__)
+    return result
+
+
 def _largest(components: Components, count: int) -> np.ndarray:
     keep = np.zeros(len(components.size), bool)
     roots = np.flatnonzero(components.size)

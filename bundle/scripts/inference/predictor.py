@@ -94,12 +94,15 @@ class Predictor:
         return patch
 
 
-def load_predictor(checkpoint_path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+def load_predictor(
+    checkpoint_path: str | Path, device: str | torch.device = "cpu", network: nn.Module | None = None
+) -> Predictor:
     """Load a checkpoint for prediction; it alone is enough.
 
     Args:
         checkpoint_path: a file with the keys `model`, `model_config` and `config`.
         device: where the network goes.
+        network: gets the weights; None builds it as the checkpoint says.
 
     Raises:
         VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
@@ -112,7 +115,8 @@ def load_predictor(checkpoint_path: str | Path, device: str | torch.device = "cp
     state = read_checkpoint(path)
     final_config = state["model_config"]
     config = state.get("config") or {}
-    network = MultiHeadDynUNet.from_config(final_config)
+    if network is None:
+        network = MultiHeadDynUNet.from_config(final_config)
     strict = config.get("inference_config", {}).get("load_strict", True)
     try:
         network.load_state_dict(inference_weights(state), strict=strict)
@@ -163,8 +167,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = {**_read_description(description), "model": state}
     missing = [key for key in ("model", "model_config") if not isinstance(state, dict) or key not in state]
     if missing:
+        weights_alone = isinstance(state, dict) and state and all(torch.is_tensor(v) for v in state.values())
         raise VolumenError(
-            path, expected="a checkpoint of volumen train", found=f"none of its keys {missing}"
+            path,
+            expected="a checkpoint of volumen train",
+            found="weights alone" if weights_alone else f"none of its keys {missing}",
+            remedy=f"put the model's {description.name} beside it" if weights_alone else "use another file",
         )
     return state
 

@@ -124,7 +124,6 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
         folder / "configs",
         network=network.final_config,
         experiment=predictor.config,
-        patch_size=predictor.patch_size,
     )
     (folder / "configs" / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
     parameters = sum(weight.numel() for weight in network.parameters())

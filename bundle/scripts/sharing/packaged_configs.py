@@ -12,7 +12,6 @@ import yaml
 
 from scripts.experiment_file import SECTION_NAMES
 from scripts.sharing.metadata import without_paths
-from scripts.sharing.released import WEIGHTS
 
 
 def write_configs(
@@ -21,7 +20,6 @@ def write_configs(
     *,
     network: Mapping[str, Any],
     experiment: Mapping[str, Any],
-    patch_size: tuple[int, ...],
 ) -> None:
     """Write every config of the bundle, for one model, as YAML and as JSON.
 
@@ -32,7 +30,6 @@ def write_configs(
         folder: where they go; it exists.
         network: the architecture, `MultiHeadDynUNet.final_config`.
         experiment: the snapshot's sections.
-        patch_size: the window of the training.
     """
     for path in sorted(source.iterdir()):
         if path.suffix == ".conf":
@@ -43,7 +40,7 @@ def write_configs(
         if path.name == "train.yaml":
             text = training_config(text, network, experiment)
         elif path.name == "inference.yaml":
-            text = inference_config(text, network, patch_size, experiment.get("inference_config") or {})
+            text = inference_config(text, network, experiment.get("inference_config") or {})
         (folder / path.name).write_text(text, encoding="utf-8")
         twin = json.dumps(yaml.safe_load(text), indent=2, ensure_ascii=False) + "\n"
         (folder / path.with_suffix(".json").name).write_text(twin, encoding="utf-8")
@@ -63,25 +60,21 @@ def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[s
     return replace_block(text, "network_def", definition, {"network_config": dict(network)})
 
 
-def inference_config(
-    text: str, network: Mapping[str, Any], patch_size: tuple[int, ...], settings: Mapping[str, Any]
-) -> str:
-    """Return `inference.yaml` for a model: its weights, its settings, a network that can be built without any file."""
+def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return `inference.yaml` for a model: its settings, and a network that can be built without any file.
+
+    Tools such as MONAI's `load` and `ckpt_export` build the network and then load weights of their own choice.
+    """
     content = yaml.safe_load(text)
-    checkpoint = {
-        "_target_": "scripts.sharing.released.whole_checkpoint",
-        "weights": f"$@bundle_root + '/models/{WEIGHTS}'",
-    }
-    definition = {
-        "_target_": "scripts.networks.multihead.ConcatenatedHeads.from_config",
-        "final_config": "@network_config",
-    }
-    inferer = {**content["inferer"], "patch_size": f"$@inference_config#patch_size or {list(patch_size)}"}
     for key, value in without_paths(settings).items():
         text = set_value(text, "inference_config", key, value)
-    text = replace_block(text, "checkpoint", checkpoint)
-    text = replace_block(text, "network_def", definition, {"network_config": dict(network)})
-    return replace_block(text, "inferer", inferer)
+    built = {
+        "_target_": "scripts.networks.multihead.MultiHeadDynUNet.from_config",
+        "final_config": "@network_config",
+    }
+    predictor = {**content["predictor"], "network": "@network"}
+    text = replace_block(text, "predictor", predictor, {"network_config": dict(network), "network": built})
+    return replace_block(text, "network_def", {**content["network_def"], "network": "@network"})
 
 
 def set_value(text: str, section: str, key: str, value: Any) -> str:
