@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,8 +17,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from data_folders import shells, write_tiff_folder
 from monai.bundle import ConfigParser
 from scripts.bundle_root import configs_dir
+from scripts.cli import main
 from training_toys import make_trainer
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -151,3 +156,110 @@ def test_two_overlays_are_both_appended(tmp_path):
     )
     classes = [entry["_target_"] for entry in joined["train#handlers"][-3:]]
     assert classes == ["webhook.Webhook", "sample_saver.SampleSaver", "lr_finder.LearningRateFinder"]
+
+
+SMALL = [
+    *(
+        "--patch-size",
+        "16,16,16",
+        "--max-epochs",
+        "1",
+        "--steps-per-epoch",
+        "4",
+        "--val-steps",
+        "1",
+        "--workers",
+        "0",
+    ),
+    *("--amp", "off", "--device", "cpu", "--set", "model_config.features_per_stage=[4, 8]"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hooks") / "data"
+    return write_tiff_folder(folder, {"scroll": {"surface": shells((24, 24, 64))}})
+
+
+def hooks_for(url: str, folder: Path) -> Path:
+    """The documented overlay, with the service that listens here; saves every second step."""
+    text = (EXAMPLES / "hooks.yaml").read_text()
+    text = text.replace("http://127.0.0.1:8080/training", url).replace("every: 50", "every: 2")
+    (folder / "mine.yaml").write_text(text)
+    return folder / "mine.yaml"
+
+
+def check_hooks_ran(run: Path, received: list[dict]) -> None:
+    assert [message["epoch"] for message in received] == [1]
+    assert received[0]["metrics"]["loss"] > 0
+    assert [path.name for path in sorted((run / "samples").iterdir())] == [
+        "sample_00000002.npz",
+        "sample_00000004.npz",
+    ]
+    assert (run / "model_1.pth").is_file()
+
+
+def test_the_overlay_runs_from_the_users_own_folder(data, tmp_path, monkeypatch, service):
+    url, received = service
+    hooks_for(url, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "-i", str(data), "-o", "out", *SMALL, "--config-file", "mine.yaml"]) == 0
+    check_hooks_ran(tmp_path / "out" / "model", received)
+
+
+def test_the_learning_rate_finder_runs_as_documented(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    overlay = str(EXAMPLES / "lr_finder.yaml")
+    command = [
+        "train",
+        "-i",
+        str(data),
+        "-o",
+        "out",
+        "--model-name",
+        "lr_finder",
+        *SMALL,
+        "--config-file",
+        overlay,
+    ]
+    assert main(command) == 0
+    rows = list(csv.reader((tmp_path / "out" / "lr_finder" / "learning_rates.csv").open()))
+    assert len(rows) == 1 + 4
+    assert float(rows[1][0]) < float(rows[-1][0])
+
+
+@pytest.mark.slow
+def test_monais_runner_takes_the_overlay_too(data, tmp_path, service):
+    url, received = service
+    mine = hooks_for(url, tmp_path)
+    words = [
+        *("--dataset_dir", str(data), "--output_dir", "out", "--device_name", "cpu"),
+        *("--tr_config#patch_size", "[16,16,16]", "--model_config#features_per_stage", "[4,8]"),
+        *("--tr_config#max_epoch", "1", "--tr_config#max_steps_per_epoch", "4", "--tr_config#amp", "off"),
+        *("--tr_config#max_val_steps_per_epoch", "1", "--tr_config#num_dataloader_workers", "0"),
+    ]
+    files = str([str(configs_dir() / "train.yaml"), str(mine)])
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", files, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'bundle'}:{EXAMPLES}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_hooks_ran(tmp_path / "out" / "model", received)
+
+
+@pytest.mark.parametrize("handlers", ["webhook.Webhok", "nowhere.Webhook"])
+def test_a_handler_that_is_not_there_is_told_in_one_line(data, tmp_path, monkeypatch, capsys, handlers):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"+train#handlers:\n  - _target_: {handlers}\n    url: http://127.0.0.1/\n")
+    code = main(["train", "-i", str(data), "-o", "out", *SMALL, "--config-file", "mine.yaml"])
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2
+    assert told == (
+        f"volumen: error: mine.yaml: {handlers}: there is no such object; "
+        "correct the name, install its package, or put its folder on PYTHONPATH"
+    )
+    assert not Path("out").exists()

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def run_train(options: argparse.Namespace) -> int:
             refuse_code(value, flag, "value")
             overrides[key] = value
     for overlay in options.config_file:
-        _refuse_sections(overlay)
+        _check_overlay(overlay)
     if options.tracking:
         check_tracking(options.tracking)
         overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
@@ -92,13 +92,16 @@ def check_tracking(tracking: str) -> None:
         raise VolumenError("--tracking", "mlflow is not installed", remedy="pip install 'volumen[mlflow]'")
 
 
-def _refuse_sections(overlay: str) -> None:
-    """Refuse an overlay that holds experiment settings: they would be overridden without a word."""
+def _check_overlay(overlay: str) -> None:
+    """Refuse an overlay with experiment settings, which would be overridden without a word, or unknown objects."""
     from monai.bundle import ConfigParser
 
     if not Path(overlay).is_file():
         raise VolumenError(overlay, "no such file", remedy="check --config-file")
-    for key in ConfigParser.load_config_file(overlay):
+    content = ConfigParser.load_config_file(overlay)
+    for target in _targets(content):
+        _check_importable(target, overlay)
+    for key in content:
         section = str(key).lstrip("+").replace("::", "#").split("#")[0]
         if section in SECTION_NAMES:
             raise VolumenError(
@@ -106,6 +109,32 @@ def _refuse_sections(overlay: str) -> None:
                 "settings of the experiment have no effect in a bundle config",
                 remedy="put them into an experiment file given with --config-path, or use --set",
             )
+
+
+def _targets(nest: Any) -> Iterator[str]:
+    """Yield the dotted name of every object that a config declares; names without a dot are MONAI's own."""
+    if isinstance(nest, Mapping):
+        target = nest.get("_target_")
+        if isinstance(target, str) and "." in target and target[0] not in "$@%":
+            yield target
+    if isinstance(nest, Mapping | list):
+        for value in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from _targets(value)
+
+
+def _check_importable(target: str, overlay: str) -> None:
+    """Say which object of an overlay cannot be found, before MONAI says it in forty lines."""
+    import pydoc
+
+    remedy = "correct the name, install its package, or put its folder on PYTHONPATH"
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise VolumenError(
+            f"{overlay}: {target}", f"cannot be imported ({error.value})", remedy=remedy
+        ) from None
+    if found is None:
+        raise VolumenError(f"{overlay}: {target}", "there is no such object", remedy=remedy)
 
 
 def run_processes(count: int, words: Sequence[str]) -> int:
