@@ -88,7 +88,8 @@ def test_a_resumed_schedule_is_on_the_new_curve_and_never_complex(name):
 )
 def test_wrong_schedules_are_told(name, kwargs, message):
     with pytest.raises(VolumenError, match=message):
-        build_scheduler(name, optimizer(), 20, **kwargs)
+        warmup = kwargs.pop("warmup", 0)
+        build_scheduler(name, optimizer(), 20, warmup=warmup, options=kwargs)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "adamw", "RAdam", "NAdam", "RMSprop", "Adagrad"])

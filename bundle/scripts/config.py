@@ -6,6 +6,7 @@ answers, lazily, what follows from them and from the data: cases, targets, patch
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
     from scripts.networks.planning import NetworkPlan
 
 logger = logging.getLogger(__name__)
+
+# Answers that follow from the sections as well as from the data.
+_SETTLED_BY_SECTIONS = (
+    "requested_patch_size",
+    "plan",
+    "network_config",
+    "split",
+    "intensity_properties",
+    "search_cases",
+    "primary_targets",
+    "targets",
+    "derived_tasks",
+    "halo",
+    "workers",
+)
 
 
 class ConfigManager:
@@ -105,6 +121,18 @@ class ConfigManager:
 
         return initialize(choose_device(self.device_name))
 
+    def variant(self, **sections: Any) -> ConfigManager:
+        """The same experiment on the same opened data with other sections; what depends on them is made anew.
+
+        Args:
+            sections: checked sections by name, such as `tr_config`.
+        """
+        other = copy.copy(self)
+        for name in _SETTLED_BY_SECTIONS:
+            other.__dict__.pop(name, None)
+        other.__dict__.update(sections)
+        return other
+
     # -- data ---------------------------------------------------------------------------------------------
 
     @cached_property
@@ -144,6 +172,10 @@ class ConfigManager:
             layout: what they are called and which targets they have.
         """
         self.__dict__.update(cases=cases, layout=layout)
+
+    def use_split(self, split: Split) -> None:
+        """Take this division into training and validation parts in place of one made from the labels."""
+        self.__dict__.update(split=split)
 
     @cached_property
     def spatial_dims(self) -> int:

@@ -38,7 +38,7 @@ def needs_intensity_properties(scheme: str, cases: Sequence[OpenCase]) -> bool:
 
 
 def default_patch_size(
-    cases: Sequence[OpenCase], spacing: Sequence[float], device: str = "cpu"
+    cases: Sequence[OpenCase], spacing: Sequence[float], device: str = "cpu", *, voxels: int | None = None
 ) -> tuple[int, ...]:
     """Choose a patch from the volumes' shapes and spacing.
 
@@ -49,12 +49,13 @@ def default_patch_size(
         cases: the opened volumes.
         spacing: voxel size per spatial axis.
         device: `cpu` or `cuda`.
+        voxels: about how many a patch is to have; None: as many as suit the device.
 
     Returns:
         Patch size in voxels, at least 8 along every axis.
     """
     shape = np.median([case.image.shape for case in cases], axis=0)
-    budget = _PATCH_VOXELS[(device if device == "cuda" else "cpu", len(shape))]
+    budget = voxels or _PATCH_VOXELS[(device if device == "cuda" else "cpu", len(shape))]
     step = np.asarray(spacing, dtype=float)
     # Voxels are given to the axes in inverse proportion to spacing; what an axis cannot use goes to the others.
     free = np.ones(len(shape), dtype=bool)

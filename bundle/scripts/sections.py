@@ -16,6 +16,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0.0)]
+Duration = Annotated[str, Field(pattern=r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$")]
 Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
 # YAML 1.1 reads a bare `off` as false.
 AmpMode = Annotated[
@@ -104,9 +105,28 @@ class TrainingConfig:
         field(default_factory=dict)
     )
     scheduler: Annotated[
-        str, Field(description="cosine (CosineAnnealingLR), poly, onecycle or constant; steps per epoch.")
+        str,
+        Field(description="cosine (CosineAnnealingLR), poly, linear, onecycle or constant; steps per epoch."),
     ] = "cosine"
+    scheduler_kwargs: Annotated[
+        dict[str, Any],
+        Field(
+            description="More arguments of the schedule: power (poly), eta_min (cosine), end (linear), or pct_start,"
+            " div_factor, final_div_factor (onecycle)."
+        ),
+    ] = field(default_factory=dict)
     warmup_epochs: Annotated[Count, Field(description="Epochs of linear warm-up before the schedule.")] = 0
+    time_budget: Annotated[
+        Duration | None,
+        Field(
+            description="Time for the whole run, such as 35m or 12h: measures this machine first, then chooses network,"
+            " patch, batch, learning rate and number of steps, as far as they are not set; null: no limit."
+        ),
+    ] = None
+    time_budget_choice: Annotated[
+        str | None,
+        Field(description="Written by a run with a time budget: what it chose. Read by nobody else."),
+    ] = None
     max_epoch: Annotated[Positive, Field(description="Epochs to train.")] = 1000
     max_steps_per_epoch: Annotated[
         Positive | None, Field(description="Steps per epoch; null: one pass over the valid patches.")
@@ -164,6 +184,13 @@ class TrainingConfig:
         Count, Field(description="Steps with a NaN or infinite loss that are skipped before the run stops.")
     ] = 10
     augment: Annotated[bool, Field(description="Augment training patches.")] = True
+    augment_strength: Annotated[
+        Share,
+        Field(
+            description="Share of nnU-Net's probabilities with which patches are rotated, scaled and changed in"
+            " intensity; at 0 only flips and quarter turns remain, which lose nothing."
+        ),
+    ] = 1.0
     preview_history: Annotated[
         Count, Field(description="Older previews to keep beside the newest, one per validation.")
     ] = 0

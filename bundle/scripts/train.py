@@ -34,6 +34,7 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "seed": ("tr_setup", "seed"),
     "batch_size": ("tr_config", "batch_size"),
     "max_epochs": ("tr_config", "max_epoch"),
+    "time_budget": ("tr_config", "time_budget"),
     "steps_per_epoch": ("tr_config", "max_steps_per_epoch"),
     "val_steps": ("tr_config", "max_val_steps_per_epoch"),
     "amp": ("tr_config", "amp"),
@@ -57,7 +58,7 @@ def run_train(options: argparse.Namespace) -> int:
         return run_processes(options.nproc, options.words)
     sections, origin = experiment_sections(options)
     overrides: dict[str, Any] = dict(sections)
-    overrides["config#origin"] = origin
+    overrides["experiment#origin"] = origin
     for key, flag, value in (
         ("dataset_dir", "-i", options.input),
         ("output_dir", "-o", options.output),

@@ -46,7 +46,7 @@ def train_from_viewer(
     sections["dataset_config"]["cache_valid_patches"] = False
     config = viewer_config(viewer, sections, str(output_dir), device)
     try:
-        run_bundle("train.yaml", (), {"config": config})
+        run_bundle("train.yaml", (), {"experiment": config})
     except Exception as error:
         cause = find_cause(error)  # MONAI wraps what its components raise
         if isinstance(cause, VolumenError):

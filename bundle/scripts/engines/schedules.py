@@ -130,7 +130,12 @@ class Schedule(LRScheduler):
 
 
 def build_scheduler(
-    name: str | None, optimizer: Optimizer, total: int, *, warmup: int = 0, **kwargs: Any
+    name: str | None,
+    optimizer: Optimizer,
+    total: int,
+    *,
+    warmup: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Schedule:
     """Make a schedule by name.
 
@@ -140,7 +145,7 @@ def build_scheduler(
         optimizer: whose learning rates it sets.
         total: steps of the whole run.
         warmup: steps of warm-up.
-        kwargs: the curve's own arguments.
+        options: the curve's own arguments.
 
     Raises:
         VolumenError: no such schedule, or it does not take one of the arguments.
@@ -158,7 +163,7 @@ def build_scheduler(
             remedy=closest(key, [*CURVES, *_ALIASES]),
         )
     try:
-        curve = CURVES[key](**kwargs)
+        curve = CURVES[key](**(options or {}))
     except TypeError as error:
         raise VolumenError(f"{KEY}_kwargs", f"{key} does not take these: {error}") from error
     return Schedule(optimizer, curve, total, warmup)

@@ -1,0 +1,149 @@
+"""The networks and patches that a time budget chooses from, from the cheapest step to the dearest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scripts.config import ConfigManager
+
+# Residual blocks per stage: half as deep as the default at the same resolutions learns more in a short time.
+# Deep stages hold most weights and learn slowest, so light networks do not widen beyond the fourth stage.
+LIGHT_BLOCKS, LIGHT_WIDENING = (1, 2, 2, 2), 8
+# Where one learning rate serves AdamW at 16 features; wider networks take smaller steps.
+BASE_RATE, BASE_WIDTH = 0.003, 16
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung of the ladder before what the person fixed is put in its place.
+
+    Args:
+        voxels: of a patch.
+        features: channels at full resolution.
+        light: few residual blocks rather than the default number.
+        batch: patches per step.
+    """
+
+    voxels: int
+    features: int
+    light: bool
+    batch: int
+
+
+LADDER: dict[int, tuple[Rung, ...]] = {
+    3: (
+        Rung(48**3, 16, True, 2),
+        Rung(64**3, 16, True, 2),
+        Rung(64**3, 24, True, 2),
+        Rung(96**3, 32, True, 2),
+        Rung(96**3, 32, False, 2),
+        Rung(128**3, 32, False, 2),
+        Rung(192**3, 32, False, 2),
+    ),
+    2: (
+        Rung(128**2, 16, True, 4),
+        Rung(256**2, 16, True, 2),
+        Rung(256**2, 32, True, 4),
+        Rung(512**2, 32, True, 4),
+        Rung(512**2, 32, False, 8),
+        Rung(512**2, 64, False, 12),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A complete choice of what the budget may choose.
+
+    Args:
+        patch_size: voxels per axis.
+        batch_size: patches per step.
+        features_per_stage: channels per stage.
+        blocks_per_stage: residual blocks per stage.
+        learning_rate: initial learning rate.
+    """
+
+    patch_size: tuple[int, ...]
+    batch_size: int
+    features_per_stage: tuple[int, ...]
+    blocks_per_stage: tuple[int, ...]
+    learning_rate: float
+
+    def applied_to(self, config: ConfigManager) -> ConfigManager:
+        """The configuration with this choice in it."""
+        return config.variant(
+            tr_config=replace(
+                config.tr_config,
+                patch_size=list(self.patch_size),
+                batch_size=self.batch_size,
+                initial_lr=self.learning_rate,
+            ),
+            model_config=replace(
+                config.model_config,
+                features_per_stage=list(self.features_per_stage),
+                n_blocks_per_stage=list(self.blocks_per_stage),
+            ),
+        )
+
+
+def candidates(config: ConfigManager) -> list[Candidate]:
+    """List the choices for an experiment, cheapest first.
+
+    What the person fixed stays: a patch, features, blocks, number of stages, a batch size or learning rate other
+    than the default. Without `tr_setup.autoconfigure` the network stays as it is set, and only the steps are chosen.
+
+    Args:
+        config: the run's configuration; asking it opens the data.
+
+    Returns:
+        At least one candidate, each once.
+    """
+    found: list[Candidate] = []
+    if config.tr_setup.autoconfigure:
+        found = [_fill(config, rung) for rung in LADDER[config.spatial_dims]]
+    return list(dict.fromkeys(found)) or [_as_set(config)]
+
+
+def _fill(config: ConfigManager, rung: Rung) -> Candidate:
+    from scripts.detect import default_patch_size
+    from scripts.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
+
+    training, model, defaults = config.tr_config, config.model_config, type(config.tr_config)()
+    patch = training.patch_size or default_patch_size(
+        config.cases, config.spacing, config.device.type, voxels=rung.voxels
+    )
+    width = model.features_per_stage[0] if model.features_per_stage else rung.features
+    most = min(model.max_features, LIGHT_WIDENING * width) if rung.light else model.max_features
+    planned = config.variant(
+        tr_config=replace(training, patch_size=list(patch)),
+        model_config=replace(model, base_features=width, max_features=most),
+    ).plan
+    blocks = planned.blocks_per_stage
+    if rung.light and not model.n_blocks_per_stage:
+        shallow = LIGHT_BLOCKS + LIGHT_BLOCKS[-1:] * max(0, planned.stages - len(FIRST_STAGES_BLOCKS))
+        blocks = tuple(min(a, b) for a, b in zip(shallow, plan_blocks(planned.stages)))
+    return Candidate(
+        patch_size=tuple(planned.patch_size),
+        batch_size=rung.batch if training.batch_size == defaults.batch_size else training.batch_size,
+        features_per_stage=tuple(planned.features_per_stage),
+        blocks_per_stage=tuple(blocks),
+        learning_rate=_rate(width) if training.initial_lr == defaults.initial_lr else training.initial_lr,
+    )
+
+
+def _rate(width: int) -> float:
+    return round(BASE_RATE * math.sqrt(BASE_WIDTH / max(width, BASE_WIDTH)), 5)
+
+
+def _as_set(config: ConfigManager) -> Candidate:
+    plan = config.plan
+    return Candidate(
+        tuple(plan.patch_size),
+        config.tr_config.batch_size,
+        tuple(plan.features_per_stage),
+        tuple(plan.blocks_per_stage),
+        config.tr_config.initial_lr,
+    )

@@ -1,0 +1,326 @@
+"""From a time budget to a network, a patch, a number of steps and a schedule."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from scripts.errors import VolumenError
+from scripts.time_budget.candidates import Candidate, candidates
+from scripts.time_budget.duration import format_duration, parse_duration
+from scripts.time_budget.measure import Cost, cores, measure
+
+if TYPE_CHECKING:
+    from scripts.config import ConfigManager
+
+logger = logging.getLogger(__name__)
+
+KEY = "tr_config.time_budget"
+# Of the budget: for measuring, for what is not foreseen (checkpoints, previews, start), for validation.
+MEASURING, RESERVE, VALIDATION = 0.06, 0.04, 0.08
+MOST_MEASURING = 120.0
+# Scores, losses and derived targets cost about half of what the windows of a validation cost.
+VALIDATION_FACTOR = 1.5
+# Times that a run sees each voxel up to which flips and quarter turns are augmentation enough, and from which on
+# nnU-Net's full probabilities pay. On fib25, at 26 passes, full augmentation cost 0.02 of Dice.
+FEW_PASSES, MANY_PASSES = 25, 1000
+FEWEST_VALIDATIONS, EPOCHS, MOST_STEPS_PER_EPOCH = 3, 20, 250
+# What a budget decides, and a resumed run takes from its snapshot.
+DECIDED = {
+    "tr_config": (
+        "augment_strength",
+        "patch_size",
+        "batch_size",
+        "initial_lr",
+        "max_epoch",
+        "max_steps_per_epoch",
+        "max_val_steps_per_epoch",
+        "val_every_n",
+        "warmup_epochs",
+        "time_budget_choice",
+    ),
+    "model_config": ("features_per_stage", "n_blocks_per_stage"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate with its cost and the steps that fit.
+
+    Args:
+        candidate: the choice.
+        cost: what it costs.
+        seconds: between two steps.
+        steps: that fit into the budget.
+    """
+
+    candidate: Candidate
+    cost: Cost
+    seconds: float
+    steps: int
+
+    @property
+    def needed(self) -> int:
+        """Steps that a network of this size needs to be better than a smaller one."""
+        return enough_steps(self.cost.parameters)
+
+
+def enough_steps(parameters: int) -> int:
+    """Steps below which a network of so many parameters learns less than a smaller one in the same time.
+
+    400 times the square root of the millions of parameters, at least 300. The constant is fitted to runs on
+    electron microscopy of neural tissue on one core: 2.4 million parameters and 796 steps reached Dice 0.75, while
+    16.5 million and 279 steps reached 0.61 in more than twice the time.
+
+    Args:
+        parameters: of the whole network.
+
+    Returns:
+        Number of optimizer steps.
+    """
+    return max(300, round(400 * math.sqrt(parameters / 1e6)))
+
+
+def choose(measured: Sequence[Measured]) -> Measured:
+    """Enough steps before capacity: the dearest candidate that gets enough steps, else the one nearest to it.
+
+    Args:
+        measured: at least one, cheapest first.
+    """
+    sufficient = [entry for entry in measured if entry.steps >= entry.needed]
+    if sufficient:
+        return sufficient[-1]
+    return max(measured, key=lambda entry: entry.steps / entry.needed)
+
+
+def within_budget(config: ConfigManager) -> ConfigManager:
+    """Apply `tr_config.time_budget`: choose what fits, tell the choice, and return the configuration with it.
+
+    The time counts from this call. Without a budget the configuration is returned as it is. A resumed run keeps the
+    choice of its snapshot: nothing is measured again. With several processes the first one measures.
+
+    Args:
+        config: the checked configuration.
+
+    Returns:
+        A configuration in which everything the budget decides is settled, and which has no budget any more.
+
+    Raises:
+        VolumenError: the budget is too short for a run.
+    """
+    from scripts.engines import distributed
+
+    text = config.tr_config.time_budget
+    if text is None:
+        return config
+    kept = _kept(config)
+    if kept is not None:
+        logger.info(
+            "time budget: the resumed run keeps what it chose (%s)", kept["tr_config"]["time_budget_choice"]
+        )
+        return _applied(config, kept)
+    _ = config.device  # several processes meet here
+    decided = _decide(config, parse_duration(text)) if distributed.is_main() else None
+    return _applied(config, distributed.broadcast(decided))
+
+
+def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
+    started = time.perf_counter()
+    logger.info("time budget %s: measuring candidates", format_duration(budget))
+    measured = _measure_all(config, budget, started)
+    chosen = choose(measured)
+    logger.info("time budget:\n%s", table(measured, chosen))
+    training, plan = config.tr_config, chosen.candidate
+    settled = plan.applied_to(config)
+    voxels = covered_voxels(settled)  # builds the index of patches that the run needs anyway
+    schedule = plan_schedule(settled, chosen, budget - (time.perf_counter() - started))
+    seen = (
+        schedule["max_epoch"] * schedule["max_steps_per_epoch"] * plan.batch_size * math.prod(plan.patch_size)
+    )
+    strength = augment_strength(seen / voxels)
+    choice = (
+        f"{format_duration(budget)} on {config.device}: {schedule['max_epoch']} x"
+        f" {schedule['max_steps_per_epoch']} steps of {chosen.seconds:.3g} s"
+    )
+    logger.info("time budget: %s", choice)
+    if training.warmup_epochs:
+        schedule["warmup_epochs"] = min(training.warmup_epochs, schedule["max_epoch"] - 1)
+    return {
+        "tr_config": {
+            "patch_size": list(plan.patch_size),
+            "batch_size": plan.batch_size,
+            "initial_lr": plan.learning_rate,
+            "augment_strength": strength if training.augment_strength == 1.0 else training.augment_strength,
+            "time_budget_choice": choice,
+            **schedule,
+        },
+        "model_config": {
+            "features_per_stage": list(plan.features_per_stage),
+            "n_blocks_per_stage": list(plan.blocks_per_stage),
+        },
+    }
+
+
+def augment_strength(passes: float) -> float:
+    """How strongly to augment when each voxel is seen so often: 0 up to 25 times, 1 from 1000 times on.
+
+    Args:
+        passes: patches' voxels of the whole run over the voxels there are to learn from.
+
+    Returns:
+        Share of the full probabilities, rising with the logarithm of the passes.
+    """
+    share = math.log(max(passes, FEW_PASSES) / FEW_PASSES) / math.log(MANY_PASSES / FEW_PASSES)
+    return round(min(1.0, share), 2)
+
+
+def covered_voxels(config: ConfigManager) -> int:
+    """Voxels of the training part that valid patches cover: each stands for one step of their grid."""
+    from scripts.time_budget.measure import training_objects
+
+    index = training_objects(config).get_parsed_content("train#index")
+    whole = sum(
+        math.prod(stop - start for start, stop in box)
+        for boxes in config.split.train.values()
+        for box in boxes
+    )
+    stride = config.dataset_config.patch_stride or [max(1, size // 2) for size in config.patch_size]
+    return max(1, min(whole, len(index) * math.prod(stride)))
+
+
+def _measure_all(config: ConfigManager, budget: float, started: float) -> list[Measured]:
+    """Climb the ladder until a candidate gets too few steps or the time for measuring is over."""
+    limit = min(MOST_MEASURING, MEASURING * budget)
+    measured: list[Measured] = []
+    for candidate in candidates(config):
+        left = limit - (time.perf_counter() - started)
+        if measured and left <= 0:
+            break
+        cost = measure(config, candidate, enough=max(left, 1.0) / 2)
+        if cost is None:
+            break
+        seconds = cost.per_step(
+            candidate.batch_size, workers=config.workers, cpu_threads=_threads(config), cores=cores()
+        )
+        steps = int((1 - RESERVE - VALIDATION) * (budget - (time.perf_counter() - started)) / seconds)
+        measured.append(Measured(candidate, cost, seconds, steps))
+        if steps < measured[-1].needed:
+            break
+    if not measured:
+        raise VolumenError(KEY, "not even the smallest network fits into the device's memory")
+    if max(entry.steps for entry in measured) < 1:
+        raise VolumenError(
+            KEY,
+            expected=f"time for at least one step, which takes {format_duration(measured[0].seconds)} here",
+            found=config.tr_config.time_budget,
+            remedy="give more time, or a smaller --patch-size",
+        )
+    return measured
+
+
+def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> dict[str, int]:
+    """Divide the time left between epochs and validations.
+
+    Args:
+        config: with the choice in it.
+        chosen: the choice and its cost.
+        seconds: left of the budget.
+
+    Returns:
+        The values of `max_epoch`, `max_steps_per_epoch`, `max_val_steps_per_epoch`, `val_every_n` and
+        `warmup_epochs`.
+    """
+    available = seconds * (1 - RESERVE)
+    batches = _validation_batches(config)
+    each = chosen.cost.forward * VALIDATION_FACTOR
+    share = VALIDATION * available
+    if batches * each > share / FEWEST_VALIDATIONS:
+        batches = max(1, int(share / FEWEST_VALIDATIONS / each))
+    validations = max(1, min(EPOCHS, int(share / max(each * batches, 1e-6)))) if config.validates else 0
+    steps = max(1, int((available - validations * each * batches) / chosen.seconds))
+    per_epoch = max(1, min(MOST_STEPS_PER_EPOCH, steps // EPOCHS))
+    epochs = max(1, steps // per_epoch)
+    return {
+        "max_epoch": epochs,
+        "max_steps_per_epoch": per_epoch,
+        "max_val_steps_per_epoch": max(1, batches),
+        "val_every_n": max(1, math.ceil(epochs / max(1, validations))),
+        "warmup_epochs": min(epochs - 1, max(1, epochs // 20)),
+    }
+
+
+def _validation_batches(config: ConfigManager) -> int:
+    """Batches of windows in the whole validation part, as many as the setting allows."""
+    from scripts.data.regions import block_size, cut, window_count
+
+    windows = sum(
+        window_count([stop - start for start, stop in block], config.patch_size)
+        for boxes in config.split.val.values()
+        for box in boxes
+        for block in cut(box, block_size(config.patch_size))
+    )
+    batches = math.ceil(windows / config.tr_config.batch_size)
+    most = config.tr_config.max_val_steps_per_epoch
+    return max(1, batches if most is None else min(batches, most))
+
+
+def table(measured: Sequence[Measured], chosen: Measured) -> str:
+    """The candidates for people: sizes, time per step, steps that fit and steps that are enough."""
+    header = ("patch", "batch", "features", "blocks", "parameters", "s/step", "steps", "enough", "")
+    rows = [header]
+    for entry in measured:
+        plan = entry.candidate
+        rows.append(
+            (
+                "x".join(map(str, plan.patch_size)),
+                str(plan.batch_size),
+                f"{plan.features_per_stage[0]}-{plan.features_per_stage[-1]}",
+                ",".join(map(str, plan.blocks_per_stage)),
+                f"{entry.cost.parameters / 1e6:.1f}M",
+                f"{entry.seconds:.3g}",
+                str(entry.steps),
+                str(entry.needed),
+                "<- chosen" if entry is chosen else "",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _threads(config: ConfigManager) -> int:
+    import torch
+
+    return 0 if config.device.type == "cuda" else torch.get_num_threads()
+
+
+def _kept(config: ConfigManager) -> dict[str, dict[str, Any]] | None:
+    """What the budget of the resumed run decided, by the snapshot beside its checkpoint."""
+    if not config.resumes:
+        return None
+    checkpoint = config.tr_setup.checkpoint_path
+    folder = Path(checkpoint).parent if config.resume_from == checkpoint and checkpoint else config.run_dir
+    found = sorted(folder.glob("*_config.yaml")) if folder.is_dir() else []
+    if len(found) != 1:
+        return None
+    content = yaml.safe_load(found[0].read_text(encoding="utf-8"))
+    if not content.get("tr_config", {}).get("time_budget_choice"):
+        return None
+    return {
+        section: {key: content[section][key] for key in keys if key in content[section]}
+        for section, keys in DECIDED.items()
+    }
+
+
+def _applied(config: ConfigManager, decided: dict[str, dict[str, Any]]) -> ConfigManager:
+    return config.variant(
+        tr_config=replace(config.tr_config, time_budget=None, **decided["tr_config"]),
+        model_config=replace(config.model_config, **decided["model_config"]),
+    )

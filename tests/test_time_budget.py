@@ -1,0 +1,208 @@
+"""Training within a given time: durations, the rule, the schedule, and a run that is resumed."""
+
+from __future__ import annotations
+
+import csv
+import math
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from data_folders import ball, write_tiff_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from scripts.cli import main
+from scripts.config import ConfigManager
+from scripts.errors import VolumenError
+from scripts.time_budget import fit
+from scripts.time_budget.candidates import LADDER, Candidate, candidates
+from scripts.time_budget.duration import format_duration, parse_duration
+from scripts.time_budget.measure import Cost, measure
+
+SMALL = Candidate((16, 16, 16), 2, (4, 8), (1, 1), 0.003)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    label = ball((24, 48, 48))
+    return write_tiff_folder(tmp_path / "data", {"a": {"ball": label.astype("uint8")}})
+
+
+def config_of(folder, **sections):
+    return ConfigManager(
+        dataset_dir=str(folder), output_dir=str(folder.parent / "out"), device="cpu", **sections
+    )
+
+
+def measured(parameters: int, seconds: float, steps: int) -> fit.Measured:
+    return fit.Measured(SMALL, Cost(seconds, 0.0, seconds / 3, parameters), seconds, steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("35m", 2100),
+        ("12h", 43200),
+        ("1h30m", 5400),
+        ("1.5 h", 5400),
+        ("90s", 90),
+        ("1d", 86400),
+        ("2H 5M", 7500),
+    ],
+)
+def test_durations_are_read(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "35", "m", "35 minutes", "-5m", "0m", "1h?"])
+def test_other_texts_are_no_durations(text):
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(text)
+
+
+@given(st.integers(60, 10**6))
+def test_a_written_duration_is_read_back_to_its_precision(seconds):
+    assert parse_duration(format_duration(seconds)) == pytest.approx(
+        seconds, abs=0.5 if seconds < 3600 else 30.5
+    )
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 100), st.integers(10**5, 10**8)), min_size=1, max_size=6),
+    st.floats(10, 1e6),
+)
+def test_the_choice_has_enough_steps_where_any_has_and_the_most_capacity_among_those(costs, budget):
+    entries = [measured(parameters, seconds, int(budget / seconds)) for seconds, parameters in sorted(costs)]
+    chosen = fit.choose(entries)
+    sufficient = [entry for entry in entries if entry.steps >= entry.needed]
+    if sufficient:
+        assert chosen.steps >= chosen.needed
+        assert chosen.seconds == max(entry.seconds for entry in sufficient)
+    else:
+        assert all(chosen.steps / chosen.needed >= entry.steps / entry.needed for entry in entries)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_augmentation_grows_with_the_passes_over_the_data(one, other):
+    low, high = sorted((one, other))
+    assert 0 <= fit.augment_strength(low) <= fit.augment_strength(high) <= 1
+
+
+def test_augmentation_is_none_in_a_short_run_and_full_in_a_long_one():
+    assert fit.augment_strength(20) == 0
+    assert fit.augment_strength(2000) == 1
+
+
+def test_time_per_step_counts_the_preparation_of_patches():
+    cost = Cost(step=1.0, patch=0.25, forward=0.3, parameters=1)
+    # In the training process the two follow each other.
+    assert cost.per_step(2, workers=0, cpu_threads=1, cores=4) == 1.5
+    # A worker on a core of its own hides behind the step ...
+    assert cost.per_step(2, workers=1, cpu_threads=1, cores=2) == 1.0
+    # ... but not where the network uses all cores, ...
+    assert cost.per_step(2, workers=1, cpu_threads=2, cores=2) == 1.25
+    # ... nor where patches take longer than the step on a GPU.
+    assert cost.per_step(16, workers=2, cpu_threads=0, cores=8) == 2.0
+
+
+def test_candidates_climb_and_leave_what_a_person_fixed(folder):
+    free = candidates(config_of(folder))
+    assert len(free) > 1
+    assert free[0].features_per_stage[0] == LADDER[3][0].features
+    fixed = candidates(
+        config_of(
+            folder,
+            tr_config={"patch_size": [16, 16, 16], "batch_size": 3, "initial_lr": 0.01},
+            model_config={"features_per_stage": [4, 8], "n_blocks_per_stage": [1, 1]},
+        )
+    )
+    assert fixed == [Candidate((16, 16, 16), 3, (4, 8), (1, 1), 0.01)]
+
+
+def test_without_autoconfigure_only_the_steps_are_chosen(folder):
+    config = config_of(folder, tr_setup={"autoconfigure": False}, tr_config={"patch_size": [16, 16, 16]})
+    (only,) = candidates(config)
+    assert only.features_per_stage == config.plan.features_per_stage
+    assert only.blocks_per_stage == config.plan.blocks_per_stage
+
+
+def test_measuring_times_the_run_s_own_objects_and_leaves_random_numbers_alone(folder):
+    import torch
+
+    before = torch.get_rng_state()
+    cost = measure(config_of(folder), SMALL)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert cost is not None
+    assert min(cost.step, cost.patch, cost.forward) > 0
+    assert cost.parameters == sum(weight.numel() for weight in network_of(folder).parameters())
+
+
+def network_of(folder):
+    from scripts.networks.multihead import MultiHeadDynUNet
+
+    return MultiHeadDynUNet.from_config(SMALL.applied_to(config_of(folder)).network_config)
+
+
+@given(st.floats(30, 10**6), st.floats(0.001, 5))
+def test_the_schedule_fills_the_time_and_no_more(seconds, step):
+    entry = measured(10**6, step, 1)
+    config = Scheduled()
+    plan = fit.plan_schedule(config, entry, seconds)
+    training = plan["max_epoch"] * plan["max_steps_per_epoch"] * step
+    validations = math.ceil(plan["max_epoch"] / plan["val_every_n"])
+    validation = validations * plan["max_val_steps_per_epoch"] * entry.cost.forward * fit.VALIDATION_FACTOR
+    assert plan["warmup_epochs"] < plan["max_epoch"]
+    if seconds > 100 * step:
+        assert training + validation <= seconds * 1.001
+        assert training >= 0.75 * seconds
+
+
+class Scheduled:
+    """As much of a configuration as planning a schedule asks for."""
+
+    validates = True
+    patch_size = (16, 16, 16)
+    tr_config = SimpleNamespace(batch_size=2, max_val_steps_per_epoch=50)
+    split = SimpleNamespace(val={"a": [((0, 40), (0, 64), (0, 64))]})
+
+
+def test_a_run_within_a_budget_and_its_resumption(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "candidates", lambda config: [SMALL])
+    monkeypatch.setattr(fit, "measure", lambda *_, **__: asked.append(1) or Cost(0.5, 0.01, 0.1, 10**4))
+    monkeypatch.setattr(fit, "EPOCHS", 3)
+    command = [
+        "train",
+        "-i",
+        str(folder),
+        "-o",
+        str(tmp_path / "out"),
+        "--time-budget",
+        "4s",
+        "--workers",
+        "0",
+    ]
+    command += ["--quiet", "--device", "cpu"]
+    assert main(command) == 0
+    run = tmp_path / "out" / "model"
+    snapshot = yaml.safe_load((run / "model_config.yaml").read_text())
+    assert snapshot["tr_config"]["time_budget"] is None
+    assert "4s" in snapshot["tr_config"]["time_budget_choice"]
+    assert snapshot["model_config"]["features_per_stage"] == [4, 8]
+    epochs = snapshot["tr_config"]["max_epoch"]
+    with (run / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == epochs
+    assert main([*command, "--resume"]) == 0  # finished already: nothing to do, nothing measured again
+    assert asked == [1]
+    assert yaml.safe_load((run / "model_config.yaml").read_text()) == snapshot
+
+
+def test_a_budget_for_less_than_a_step_is_told(folder, monkeypatch):
+    monkeypatch.setattr(fit, "measure", lambda *_, **__: Cost(60.0, 1.0, 20.0, 10**6))
+    with pytest.raises(VolumenError, match=r"tr_config\.time_budget: expected time for at least one step"):
+        fit.within_budget(config_of(folder, tr_config={"time_budget": "30s", "patch_size": [16, 16, 16]}))
+
+
+def test_a_budget_that_is_no_duration_is_told(folder):
+    with pytest.raises(VolumenError, match=r"tr_config\.time_budget"):
+        config_of(folder, tr_config={"time_budget": "soon"})
