@@ -15,10 +15,11 @@ from ignite.engine import Events
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import load_checkpoint
 from scripts.handlers.epochs import remaining_batches
-from scripts.handlers.finetune import Finetune, inference_weights, load_weights
+from scripts.handlers.finetune import Finetune, inference_weights, load_weights, report_lines
 from scripts.handlers.logs import Progress, Smoothed, TensorBoardLog, span
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.state import register_state
+from scripts.networks.partial import LoadReport
 from torch.utils.data import DataLoader
 from toy_process import SlowData
 from training_toys import ToyData, ToyNetwork, make_trainer, same_weights, weights
@@ -241,7 +242,22 @@ def test_finetune_loads_what_fits_and_says_what_does_not(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         target.run()
     assert same_weights(first[0], weights(source))
-    assert "loaded 8 weights" in caplog.text
+    assert "loaded 8 of the network's 8 weights: body.weight 1, body.bias 1" in caplog.text
+
+
+def test_finetune_names_all_that_was_not_loaded():
+    report = LoadReport(
+        loaded=("encoder.stem.weight", "encoder.stem.bias", "encoder.stages.0.weight"),
+        missing=("heads.ink.weight",),
+        unexpected=("heads.old.weight", "heads.old.bias"),
+        mismatched=(("heads.depth.weight", (2, 4), (1, 4)),),
+    )
+    assert report_lines(report) == [
+        "loaded 3 of the network's 5 weights: encoder.stem 2, encoder.stages 1",
+        "of another shape, not loaded: heads.depth.weight (1, 4) for (2, 4)",
+        "not in the file, left as initialised: heads.ink.weight",
+        "in the file alone: heads.old.weight, heads.old.bias",
+    ]
 
 
 def test_finetune_tells_of_useless_files(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 from scripts.handlers import preview_colours as colours
-from scripts.handlers.preview import PreviewHandler, add_panel, encode, most_foreground
+from scripts.handlers.logs import TensorBoardLog
+from scripts.handlers.preview import PreviewHandler, encode, most_foreground
 from scripts.handlers.render import probabilities, render_preview
 from scripts.handlers.run_directory import RunDirectory
 
@@ -201,19 +201,25 @@ def test_a_preview_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     assert "no preview" in caplog.text
 
 
-def test_tensorboard_gets_a_panel(tmp_path):
-    calls = []
-    writer = SimpleNamespace(add_image=lambda tag, image, **kwargs: calls.append((tag, image.shape, kwargs)))
+def test_tensorboard_gets_a_panel_where_the_curves_of_that_epoch_are(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = directory(tmp_path)
+    log = TensorBoardLog(run, torch.optim.SGD([torch.zeros(1)], lr=0.1))
     engine, data = evaluator()
-    handler = PreviewHandler(directory(tmp_path), KINDS, tensorboard=SimpleNamespace(writer=writer))
-    handler.attach(engine)
+    PreviewHandler(run, KINDS, tensorboard=log).attach(engine)
     engine.run(data)
-    ((tag, shape, kwargs),) = calls
-    assert tag == "preview"
-    assert shape[2] == 3
-    assert kwargs == {"global_step": 1, "dataformats": "HWC"}
-    add_panel(writer, render_preview(*sample((16, 16)), KINDS), 3)
-    assert calls[1][2]["global_step"] == 3
+    assert log.writer is None  # no trainer yet: nothing to place it by
+
+    trainer = Engine(lambda engine, batch: None)
+    log.attach(trainer)
+    trainer.state.iteration = 7
+    engine.run(data)
+    log.writer.close()
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    (panel,) = events.Images("preview")
+    assert panel.step == 7
+    assert panel.width > panel.height > 0
 
 
 def test_the_sample_with_the_most_known_foreground_is_drawn():

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 from ignite.engine import Events
 from scripts.errors import VolumenError
+from scripts.handlers.checkpoint import check_resumable, newest_checkpoint
 from scripts.handlers.checkpoint_file import load_checkpoint, save_checkpoint
-from training_toys import ToyLoss, make_trainer, same_weights, weights
+from scripts.handlers.run_directory import RunDirectory
+from scripts.losses.multitask import MultiTaskLoss
+from training_toys import ToyLoss, ToyNetwork, make_trainer, same_weights, weights
 
 
 class Stop(Exception):
@@ -187,6 +192,110 @@ def test_what_does_not_fit_is_told_before_anything_runs(tmp_path, options, messa
         trainer.run()
     assert trainer.state.iteration == 0
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("features", "fingerprint", "message"),
+    [(5, "data-1", "another architecture"), (4, "data-2", "other data"), (4, "data-1", None)],
+)
+@pytest.mark.parametrize("resume", ["latest", "file"])
+def test_what_does_not_fit_is_told_before_the_data_are_searched(
+    tmp_path, features, fingerprint, message, resume
+):
+    trainer = make_trainer(tmp_path, epochs=2)
+    trainer.run()
+    directory = trainer.toy_directory
+    given = resume if resume == "latest" else directory.file("1.pth")
+    with torch.device("meta"):
+        network = ToyNetwork(features)
+    with pytest.raises(VolumenError, match=message) if message else nullcontext():
+        check_resumable(directory, given, network, fingerprint)
+
+
+def test_an_unreadable_checkpoint_is_left_to_the_run(tmp_path):
+    directory = RunDirectory(tmp_path, "toy")
+    check_resumable(directory, "latest", ToyNetwork(), "data-1")
+    directory.path.mkdir()
+    directory.file("1.pth").write_bytes(b"damaged")
+    check_resumable(directory, "latest", ToyNetwork(), "data-1")
+
+
+def test_the_newest_checkpoint_is_told_by_its_epoch_not_by_the_clock(tmp_path):
+    """A clock that went back makes the newest file look the oldest."""
+    whole = make_trainer(tmp_path)
+    whole.run()
+    for epoch, hours in ((1, 0), (2, -5), (3, -9)):
+        path = tmp_path / "toy" / f"toy_{epoch}.pth"
+        moment = path.stat().st_mtime + 3600 * hours
+        os.utime(path, (moment, moment))
+    assert newest_checkpoint(whole.toy_directory).name == "toy_3.pth"
+    resumed = make_trainer(tmp_path, resume=True)
+    resumed.run()
+    assert resumed.state.iteration == whole.state.iteration
+    assert same_weights(weights(whole), weights(resumed))
+
+
+def balanced_loss(balancing):
+    """The multi-task loss with a memory of its own."""
+    targets = {
+        "ink": {"kind": "binary", "losses": [{"name": "BCEWithLogitsLoss"}, {"name": "SoftDiceLoss"}]},
+        "depth": {"kind": "field", "losses": [{"name": "MaskedMSELoss"}]},
+    }
+    return MultiTaskLoss(targets, balancing=balancing)
+
+
+@pytest.mark.parametrize("balancing", ["uncertainty", "gradnorm"])
+def test_what_a_balancing_has_learned_is_restored(tmp_path, balancing):
+    def trainer(out, resume=None):
+        loss = balanced_loss(balancing)
+        made = make_trainer(tmp_path / out, loss=loss, resume=resume)
+        if balancing == "gradnorm":
+            loss.set_shared_parameters(list(made.network.body.parameters()))
+        return made
+
+    whole = trainer("whole")
+    whole.run()
+    first = trainer("resumed")
+    crash_at(first, 6)
+    with pytest.raises(Stop):
+        first.run()
+    resumed = trainer("resumed", resume=True)
+    resumed.run()
+    learned = whole.loss_function.state_dict()
+    assert any(bool((value != 0).any()) for value in learned.values())
+    assert checkpoint_equal(dict(learned), dict(resumed.loss_function.state_dict()))
+    assert same_weights(weights(whole), weights(resumed))
+
+
+def test_the_count_of_early_stopping_goes_on(tmp_path):
+    """Epochs 1 to 4 with a loss that gets worse from epoch 2 on: patience 2 ends after epoch 3, resumed or not."""
+
+    class Worsening(ToyLoss):
+        def forward(self, outputs, batch):
+            return outputs["ink"].sum() * 0 + 1 + self.epoch
+
+    def trainer(out, **options):
+        return make_trainer(tmp_path / out, epochs=9, patience=2, loss=Worsening(), **options)
+
+    whole = trainer("whole")
+    whole.run()
+    assert whole.state.epoch == 3
+    first = trainer("resumed")
+    crash_at(first, 10)  # in the third epoch, when one validation was waited for
+    with pytest.raises(Stop):
+        first.run()
+    saved = load_checkpoint(tmp_path / "resumed" / "toy" / "toy_2.pth")["handlers"]["early_stopping"]
+    assert saved == {"best": 1.0, "waited": 1}
+    resumed = trainer("resumed", resume=True)
+    resumed.run()
+    assert resumed.state.epoch == 3
+
+
+def test_a_finished_run_says_so(tmp_path, caplog):
+    make_trainer(tmp_path).run()
+    with caplog.at_level(logging.INFO):
+        make_trainer(tmp_path, resume=True).run()
+    assert "all 3 epochs are done; train on with a larger max_epoch" in caplog.text
 
 
 def test_another_loss_balancing_is_told(tmp_path):

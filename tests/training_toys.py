@@ -159,9 +159,10 @@ def make_trainer(
     """A trainer with validation and all that saves and restores it, over toy data."""
     seed_everything(seed)
     network = prepare_network(network or ToyNetwork(features, dropout))
-    optim = build_optimizer(optimizer, network, lr=0.01, weight_decay=0.01)
-    schedule = build_scheduler(scheduler, optim, epochs)
     loss = loss or ToyLoss()
+    learned = list(loss.parameters())
+    optim = build_optimizer(optimizer, network, lr=0.01, weight_decay=0.01, undecayed=learned)
+    schedule = build_scheduler(scheduler, optim, epochs)
     policy = AmpPolicy(amp, "cpu")
     step = TrainStep(policy, gradient_clip=clip, guard=NonFiniteGuard(max_skipped))
     sampler = ToySampler(length, *world)

@@ -505,8 +505,20 @@ class ConfigManager:
         _ = self.device  # several processes meet before the first of them touches the disk
         if run_directory is not None:
             run_directory.check()
+            if self.resume_from is not None:
+                self._check_resumable(run_directory, self.resume_from)
         self.seed_everything()
         log_experiment(self)
+
+    def _check_resumable(self, run_directory: RunDirectory, resume: str) -> None:
+        import torch
+
+        from scripts.handlers.checkpoint import check_resumable
+        from scripts.networks.multihead import MultiHeadDynUNet
+
+        with torch.device("meta"):
+            network = MultiHeadDynUNet.from_config(self.network_config)
+        check_resumable(run_directory, resume, network, self.fingerprint)
 
     def finish(self) -> None:
         """Leave the group of processes, if there is one."""

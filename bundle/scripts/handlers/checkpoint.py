@@ -220,6 +220,8 @@ class Checkpointer:
             engine.add_event_handler(Events.STARTED, self._end_interrupted_epoch)
         elif not content["sampler"]["batch"]:
             self._saved_iteration = engine.state.iteration
+            if content["epoch"] >= engine.state.max_epochs:
+                logger.info("all %d epochs are done; train on with a larger max_epoch", content["epoch"])
 
     def _end_interrupted_epoch(self, engine: SupervisedTrainer) -> None:
         """Run what an epoch that was interrupted after its last step lacks: validation, logs, checkpoint."""
@@ -336,6 +338,46 @@ def find_resumable(directory: RunDirectory) -> tuple[Path, dict[str, Any]] | Non
             remedy="start anew with another --model-name",
         )
     return None
+
+
+def check_resumable(
+    directory: RunDirectory,
+    resume: bool | str | os.PathLike,
+    network: torch.nn.Module,
+    fingerprint: str | None,
+) -> None:
+    """Tell of a checkpoint of another architecture or data set before the data are searched, which may take minutes.
+
+    Reads no weights; a file that cannot be read is told of when the run starts.
+
+    Args:
+        directory: the run's folder.
+        resume: as the `Checkpointer` takes it.
+        network: the network, which may be on the "meta" device.
+        fingerprint: of the data set.
+
+    Raises:
+        VolumenError: the architecture or the data set differs.
+    """
+    path = Path(resume) if resume not in (True, "latest") else newest_checkpoint(directory)
+    if path is None:
+        return
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        if "model_config" not in content:
+            return
+    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+        logger.debug("%s cannot be looked at: %s", path, error)
+        return
+    differences(content, network, fingerprint, path)
+
+
+def newest_checkpoint(directory: RunDirectory) -> Path | None:
+    """The checkpoint of the latest epoch, by its number rather than by the file's time; None without any."""
+    saved = directory.checkpoints()
+    if saved:
+        return saved[-1][1]
+    return directory.interrupted if directory.interrupted.is_file() else None
 
 
 def _load_or_warn(path: Path, damaged: list[str]) -> dict[str, Any] | None:

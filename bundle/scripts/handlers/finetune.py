@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,27 @@ class Finetune:
         """Load the weights, and say what was and was not loaded."""
         assert self.path is not None
         report = load_weights(unwrap(self.network), self.path)
-        logger.info("%s: %s", self.path, report.summary())
+        for line in report_lines(report):
+            logger.info("%s: %s", self.path, line)
+
+
+def report_lines(report: LoadReport) -> list[str]:
+    """Return what was loaded, by part of the network, and name everything that was not."""
+    total = len(report.loaded) + len(report.missing) + len(report.mismatched)
+    parts = Counter(".".join(name.split(".")[:2]) for name in report.loaded)
+    told = ", ".join(f"{part} {count}" for part, count in parts.items())
+    lines = [f"loaded {len(report.loaded)} of the network's {total} weights: {told}"]
+    for what, names in (
+        (
+            "of another shape, not loaded",
+            [f"{name} {theirs} for {ours}" for name, ours, theirs in report.mismatched],
+        ),
+        ("not in the file, left as initialised", report.missing),
+        ("in the file alone", report.unexpected),
+    ):
+        if names:
+            lines.append(f"{what}: {', '.join(names)}")
+    return lines
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> LoadReport:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
@@ -127,9 +128,9 @@ class MetricsFile(_EpochLog):
 class TensorBoardLog(_EpochLog):
     """Every loss, metric, learning rate, gradient norm and the patches per second, for TensorBoard.
 
-    Per iteration: the losses and the gradient norm ("iteration/..."). Per epoch: all that `metrics.csv` has,
-        and
-    "patches_per_second". Resuming hides what was logged after the checkpoint.
+    Per iteration: the losses and the gradient norm ("iteration/..."). Per epoch: all that `metrics.csv` has, and
+    "patches_per_second"; pictures as a `PreviewHandler` gives them. Resuming hides what was logged after the
+    checkpoint.
 
     Args:
         directory: the run's folder; events go to `tensorboard/` in it.
@@ -142,6 +143,7 @@ class TensorBoardLog(_EpochLog):
         self.directory = directory
         self.every = every
         self.writer: Any = None
+        self._trainer: Workflow | None = None
         self._speed = Speed()
 
     def attach(self, engine: Workflow) -> None:
@@ -149,6 +151,7 @@ class TensorBoardLog(_EpochLog):
         super().attach(engine)
         if not distributed.is_main():
             return
+        self._trainer = engine
         self._speed.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._iteration)
         engine.add_event_handler(Events.COMPLETED, self._close)
@@ -177,6 +180,17 @@ class TensorBoardLog(_EpochLog):
         for name, value in {**numbers, "patches_per_second": self._speed.epoch}.items():
             writer.add_scalar(name, value, engine.state.iteration)
         writer.flush()
+
+    def add_image(self, tag: str, image: np.ndarray) -> None:
+        """Show an image, placed by the trainer's iteration like every curve; nothing before the trainer is followed.
+
+        Args:
+            tag: its name in TensorBoard.
+            image: uint8 (height, width, 3).
+        """
+        if self._trainer is not None:
+            step = self._trainer.state.iteration
+            self._open(self._trainer).add_image(tag, image, global_step=step, dataformats="HWC")
 
     def _close(self) -> None:
         if self.writer is None:

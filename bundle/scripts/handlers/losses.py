@@ -96,6 +96,8 @@ class LossAverages:
         return {"sums": dict(self._sums), "counts": dict(self._counts), "counted": counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Go on with the sums of a checkpoint, which are the first process's."""
+        if not distributed.is_main():
+            return
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
         self._counted = dict(state.get("counted", {}))

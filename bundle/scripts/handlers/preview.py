@@ -16,6 +16,7 @@ from PIL import Image
 from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import write_atomically
+from scripts.handlers.logs import TensorBoardLog
 from scripts.handlers.preview_colours import key_colours
 from scripts.handlers.render import MAX_FRAMES, render_preview
 from scripts.handlers.run_directory import RunDirectory
@@ -39,7 +40,7 @@ class PreviewHandler:
         directory: the run's folder.
         kinds: target to kind (binary, multiclass, multilabel, distance, vector, axis, tensor, field).
         history: how many pictures of earlier validations are kept as `<model_name>_debug_<epoch>`.
-        tensorboard: an object with a `writer` (a SummaryWriter or None) that gets the middle slice too.
+        tensorboard: gets the middle slice too.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class PreviewHandler:
         kinds: Mapping[str, str],
         *,
         history: int = 0,
-        tensorboard: Any = None,
+        tensorboard: TensorBoardLog | None = None,
     ) -> None:
         if history < 0:
             raise ValueError(f"history must be at least 0, got {history}")
@@ -70,9 +71,8 @@ class PreviewHandler:
             self._write(frames, engine.state.epoch)
         except VolumenError as error:
             logger.warning("no preview: %s", error)
-        writer = getattr(self.tensorboard, "writer", None)
-        if writer is not None:
-            add_panel(writer, frames, engine.state.epoch)
+        if self.tensorboard is not None:
+            self.tensorboard.add_image("preview", np.asarray(frames[len(frames) // 2]))
 
     def frames(self, engine: Engine) -> list[Image.Image]:
         """Return the frames for the evaluator's present batch."""
@@ -163,18 +163,6 @@ def _gif(frames: Sequence[Image.Image]) -> bytes:
         optimize=False,
     )
     return buffer.getvalue()
-
-
-def add_panel(writer: Any, frames: Sequence[Image.Image], step: int, tag: str = "preview") -> None:
-    """Give TensorBoard the middle frame as an image.
-
-    Args:
-        writer: a SummaryWriter.
-        frames: of `render_preview`.
-        step: where it stands on TensorBoard's axis.
-        tag: its name there.
-    """
-    writer.add_image(tag, np.asarray(frames[len(frames) // 2]), global_step=step, dataformats="HWC")
 
 
 def _finest(value: Any) -> torch.Tensor:

@@ -84,8 +84,9 @@ class RunningDice(Metric):
         return {name: counts.cpu() for name, counts in self._counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the counts of a checkpoint."""
-        self._counts = dict(state)
+        """Go on with the counts of a checkpoint, which are the first process's."""
+        if distributed.is_main():
+            self._counts = dict(state)
 
     def _summed(self) -> dict[str, Tensor]:
         flat = {
