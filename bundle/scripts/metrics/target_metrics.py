@@ -12,13 +12,15 @@ import numpy as np
 from scripts.errors import VolumenError
 from scripts.metrics.centreline import cldice, cldice_counts
 from scripts.metrics.overlap import dice, iou, overlap_counts
+from scripts.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
 from scripts.metrics.regression import absolute_sums, angle_sums, mean
 from scripts.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
 
 LABEL_METRICS = ("dice", "iou", "surface_dice", "hd95", "cldice")
 DIRECTION_METRICS = ("angular_error",)
 VALUE_METRICS = ("mae",)
-ALL_METRICS = LABEL_METRICS + DIRECTION_METRICS + VALUE_METRICS
+INSTANCE_METRICS = ("adapted_rand_error", "vi_split", "vi_merge")
+ALL_METRICS = LABEL_METRICS + DIRECTION_METRICS + VALUE_METRICS + INSTANCE_METRICS
 # Those that need one pass over the arrays, cheap enough for every validation.
 CHEAP_METRICS = ("dice", "iou", "angular_error", "mae")
 # All cases go under one key when they are pooled.
@@ -29,6 +31,8 @@ def metrics_of(kind: str) -> tuple[str, ...]:
     """Return the metrics that make sense for a kind of target; overlap is never measured on a regression."""
     if kind in ("binary", "multiclass", "multilabel"):
         return LABEL_METRICS
+    if kind == "instances":
+        return INSTANCE_METRICS
     return DIRECTION_METRICS if kind in ("vector", "axis") else VALUE_METRICS
 
 
@@ -41,6 +45,9 @@ _VALUE: dict[str, Callable[[np.ndarray], float]] = {
     "cldice": cldice,
     "angular_error": mean,
     "mae": mean,
+    "adapted_rand_error": adapted_rand_error,
+    "vi_split": vi_split,
+    "vi_merge": vi_merge,
 }
 
 
@@ -150,12 +157,19 @@ class TargetMetrics:
         elif "angular_error" in target.metrics:
             sums = angle_sums(pred, truth, known, signed=target.kind == "vector")
             self._store(target.name, "angular_error", "", case, sums)
+        elif target.kind == "instances":
+            pairs = pair_counts(pred[0], truth[0], known)
+            for metric in target.metrics:
+                self._store(target.name, metric, "", case, pairs)
         elif "mae" in target.metrics:
             self._store(target.name, "mae", "", case, absolute_sums(pred, truth, known))
 
     def _store(self, name: str, metric: str, label: str, case: Hashable, sums: np.ndarray) -> None:
         cases = self._sums.setdefault((name, metric, label), {})
-        cases[case] = cases[case] + sums if case in cases else sums
+        if case not in cases:
+            cases[case] = sums
+        else:
+            cases[case] = add_pairs(cases[case], sums) if metric in INSTANCE_METRICS else cases[case] + sums
 
     def _label_pairs(
         self, target: _Target, pred: np.ndarray, truth: np.ndarray
