@@ -12,7 +12,9 @@ from scripts.bundle_root import configs_dir
 from scripts.config import ConfigManager
 from scripts.errors import VolumenError
 from scripts.experiment_file import assign, merge, parse_assignment, read_experiment
-from scripts.sections import SECTIONS
+from scripts.losses.multitask import MultiTaskLoss
+from scripts.sections import SECTIONS, TargetConfig
+from scripts.targets import make_target
 
 # Keys of people's five-section files; every one of them must load.
 KNOWN_KEYS = {
@@ -332,3 +334,21 @@ def test_distances_may_have_a_channel_for_each_class(tmp_path):
     config = ConfigManager(dataset_dir=str(tmp_path), auxiliary_tasks={"d": {**task, "out_channels": 3}})
     with pytest.raises(VolumenError, match="out_channels"):
         _ = config.targets
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation", "losses"),
+    [
+        ("multiclass", None, ["CrossEntropyLoss", "SoftDiceLoss"]),
+        ("multiclass", "softmax", ["CrossEntropyLoss", "SoftDiceLoss"]),
+        ("multiclass", "sigmoid", ["BCEWithLogitsLoss", "SoftDiceLoss"]),
+        ("binary", None, ["BCEWithLogitsLoss", "SoftDiceLoss"]),
+    ],
+)
+def test_the_activation_decides_which_cross_entropy_trains(kind, activation, losses):
+    config = TargetConfig(activation=activation)
+    target = make_target(config, "cells", kind=kind, out_channels=1 if kind == "binary" else 3, separate=True)
+    section = target.loss_section()
+    assert [loss["name"] for loss in section["losses"]] == losses
+    assert section["activation"] == target.activation
+    MultiTaskLoss({"cells": section})

@@ -261,3 +261,50 @@ def test_labels_beyond_the_classes_are_refused_where_they_count(kind, channels, 
         loss(pred, {"ink": label, "ink_mask": mask})
     mask[..., 0, 0] = False
     assert torch.isfinite(loss(pred, {"ink": label, "ink_mask": mask}))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_sigmoid_on_exclusive_classes_trains_a_yes_or_no_per_class(levels):
+    """The same value and gradient as of the one-hot maps as independent labels, under deep supervision too."""
+    torch.manual_seed(0)
+    losses = [{"name": "BCEWithLogitsLoss"}, {"name": "SoftDiceLoss"}]
+    section = {"losses": losses, "out_channels": 3}
+    exclusive = MultiTaskLoss({"t": {**section, "kind": "multiclass", "activation": "sigmoid"}})
+    independent = MultiTaskLoss({"t": {**section, "kind": "multilabel"}})
+    index = torch.randint(0, 3, (2, 1, 8, 8))
+    mask = torch.rand(2, 1, 8, 8) > 0.2
+    maps = torch.nn.functional.one_hot(index[:, 0], 3).movedim(-1, 1)
+    outputs = [torch.randn(2, 3, 8 >> i, 8 >> i, requires_grad=True) for i in range(levels)]
+    first = exclusive({"t": outputs}, {"t": index, "t_mask": mask})
+    second = independent({"t": outputs}, {"t": maps, "t_mask": mask})
+    torch.testing.assert_close(first, second)
+    for one, other in zip(torch.autograd.grad(first, outputs), torch.autograd.grad(second, outputs)):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_sigmoid_on_exclusive_classes_is_binary_cross_entropy():
+    loss = MultiTaskLoss(
+        {
+            "t": {
+                "kind": "multiclass",
+                "activation": "sigmoid",
+                "out_channels": 3,
+                "losses": ["BCEWithLogitsLoss"],
+            }
+        }
+    )
+    logits, index = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 1, 4, 4))
+    maps = torch.nn.functional.one_hot(index[:, 0], 3).movedim(-1, 1).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, maps)
+    torch.testing.assert_close(loss({"t": logits}, {"t": index}), expected)
+
+
+def test_cross_entropy_under_a_sigmoid_is_refused():
+    target = {
+        "kind": "multiclass",
+        "activation": "sigmoid",
+        "out_channels": 3,
+        "losses": ["CrossEntropyLoss"],
+    }
+    with pytest.raises(VolumenError, match="multiclass"):
+        MultiTaskLoss({"t": target})

@@ -390,7 +390,10 @@ class TargetConfig:
     channels: Annotated[Positive | None, Field(description="The same as `out_channels`.")] = None
     activation: Annotated[
         Literal["sigmoid", "softmax", "none"] | None,
-        Field(description="After the head; null: by the channels."),
+        Field(
+            description="After the head; null: by the channels. With sigmoid, exclusive classes are learned as a yes "
+            "or no per class, background included."
+        ),
     ] = None
     losses: Annotated[
         list[LossSpec], Field(description="Losses; empty: cross-entropy and Dice, binary or by class.")

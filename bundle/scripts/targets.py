@@ -73,6 +73,7 @@ class Target:
         return {
             "kind": self.kind,
             "out_channels": self.out_channels,
+            "activation": self.activation,
             "losses": [asdict(loss) for loss in self.losses],
             "weight": self.weight,
             "ds_interpolation": self.ds_interpolation,
@@ -106,9 +107,12 @@ class Target:
         }
 
 
-def default_losses(kind: str) -> tuple[LossSpec, ...]:
-    """Return the losses of a labelled target for which none are given: cross-entropy and Dice."""
-    entropy = "CrossEntropyLoss" if kind == "multiclass" else "BCEWithLogitsLoss"
+def default_losses(kind: str, activation: str | None = None) -> tuple[LossSpec, ...]:
+    """Return the losses of a labelled target for which none are given: cross-entropy and Dice, or a distance's."""
+    if kind == "distance":
+        return (LossSpec(name="SignedDistanceLoss"),)
+    exclusive = kind == "multiclass" and activation != "sigmoid"
+    entropy = "CrossEntropyLoss" if exclusive else "BCEWithLogitsLoss"
     return LossSpec(name=entropy), LossSpec(name="SoftDiceLoss")
 
 
@@ -165,12 +169,13 @@ def make_target(
         kind=kind,
         out_channels=out_channels,
         activation=activation,
-        losses=tuple(config.losses) or tuple(losses) or default_losses(kind),
+        losses=tuple(config.losses) or shared or default_losses(kind, activation),
         weight=config.weight,
         ignore_label=config.ignore_label,
-        ds_interpolation=config.ds_interpolation or "nearest",
+        ds_interpolation=config.ds_interpolation or ("linear" if kind == "distance" else "nearest"),
         separate_decoder=separate if config.separate_decoder is None else config.separate_decoder,
         classes=tuple(config.classes) if config.classes else None,
+        instances=instances,
     )
 
 

@@ -359,7 +359,8 @@ def check_resumable(
     Raises:
         VolumenError: the architecture or the data set differs.
     """
-    path = Path(resume) if resume not in (True, "latest") else newest_checkpoint(directory)
+    newest = resume is True or resume == "latest"
+    path = newest_checkpoint(directory) if newest else Path(resume)  # type: ignore[arg-type]
     if path is None:
         return
     try:

@@ -79,7 +79,7 @@ class RunningDice(Metric):
         """Write the value into the trainer's metrics."""
         engine.state.metrics[name] = self.compute()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The counts of the epoch so far."""
         return {name: counts.cpu() for name, counts in self._counts.items()}
 

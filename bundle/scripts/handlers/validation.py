@@ -43,7 +43,7 @@ class Validate(ValidationHandler):
         self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._share_buffers)
 
     def _share_buffers(self, evaluator: Engine) -> None:
-        share_buffers(unwrap(self.evaluator.network))
+        share_buffers(unwrap(self.evaluator.network))  # type: ignore[attr-defined]
 
     def _forget(self, engine: Engine) -> None:
         for name in [name for name in engine.state.metrics if name.startswith(PREFIX)]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scripts.errors import VolumenError
 from scripts.losses.balancing import GradNormBalancing, build_balancing
-from scripts.losses.base import KINDS, LABEL_KINDS
+from scripts.losses.base import KINDS, LABEL_KINDS, encode_target
 from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from scripts.losses.masking import as_real, present_samples, zero_of
 from scripts.losses.registry import accepted_extras, build_loss
@@ -60,8 +60,9 @@ class MultiTaskLoss(nn.Module):
     Args:
         targets: name -> {"kind", "losses": [{name, weight=1, kwargs={}, start_epoch=0,
             skip_deep_supervision=False}], "weight"=1, "ds_interpolation"=nearest for labels, linear else,
-            "source_target"=None}; other keys are ignored. An entry takes part from epoch `start_epoch` on,
-            epochs counted from 0.
+            "source_target"=None, "activation"=None}; other keys are ignored. With activation "sigmoid", exclusive
+            classes (kind "multiclass") are trained as a yes or no per class, background included. An entry takes
+            part from epoch `start_epoch` on, epochs counted from 0.
         balancing: "fixed", "uncertainty" or "gradnorm", see `scripts.losses.balancing`.
         spacing: voxel size in spatial order, for losses that measure distances.
         balancing_kwargs: arguments of the balancing.
@@ -98,6 +99,8 @@ class MultiTaskLoss(nn.Module):
         self._how: dict[str, tuple[str, str]] = {}
         self._source: dict[str, str | None] = {}
         self._channels: dict[str, int | None] = {}
+        #: Targets whose class indices become one map per class.
+        self._encoded: dict[str, bool] = {}
         self._modules_of: dict[str, list[nn.Module]] = {}
         self.losses = nn.ModuleList()
         for name, target in targets.items():
@@ -120,6 +123,7 @@ class MultiTaskLoss(nn.Module):
             raise VolumenError(
                 f"{where}.source_target", expected=f"one of {', '.join(targets)}", found=source
             )
+        kind = trained_kind(target)
         losses = target.get("losses") or []
         if not losses:
             raise VolumenError(
@@ -130,6 +134,7 @@ class MultiTaskLoss(nn.Module):
             )
         self._source[name] = source
         self._channels[name] = target.get("out_channels")
+        self._encoded[name] = kind != target["kind"]
         self._how[name] = (kind, _interpolation(target.get("ds_interpolation"), kind, where))
         self.target_weights[name] = _number(target.get("weight", 1.0), f"{where}.weight")
         self._entries[name], built = [], []
@@ -200,7 +205,11 @@ class MultiTaskLoss(nn.Module):
                 f"batch[{name!r}]", "the batch holds no such target", found=", ".join(map(str, batch))
             )
         target, mask = batch[name], batch.get(f"{name}_mask")
-        _check_labels(name, target, mask, self._how[name][0], self._channels[name])
+        channels, encoded = self._channels[name], self._encoded[name]
+        _check_labels(name, target, mask, "multiclass" if encoded else self._how[name][0], channels)
+        if encoded:
+            assert channels is not None
+            target = encode_target(target, "multiclass", channels, torch.uint8)
         return _Pyramid(target, mask, *self._how[name])
 
     def _target_loss(
@@ -245,6 +254,15 @@ class MultiTaskLoss(nn.Module):
         return loss(pred, target, **extras)
 
 
+def trained_kind(target: Mapping[str, Any]) -> str:
+    """Return the kind that a target's losses see: exclusive classes under a sigmoid are independent ones."""
+    kind = target["kind"]
+    independent = (
+        kind == "multiclass" and target.get("activation") == "sigmoid" and target.get("out_channels")
+    )
+    return "multilabel" if independent else kind
+
+
 def _check_labels(name: str, target: Tensor, mask: Tensor | None, kind: str, channels: int | None) -> None:
     """Refuse class indices that the head has no channel for; on a GPU it would have to wait for the answer."""
     if kind not in LABEL_KINDS or target.device.type != "cpu" or target.numel() == 0:
@@ -278,7 +296,7 @@ def _entry(
         raise VolumenError(
             where, expected=f"the keys {', '.join(LOSS_KEYS)}", found=", ".join(map(str, entry))
         )
-    source_kind = targets[source].get("kind") if source is not None else None
+    source_kind = trained_kind(targets[source]) if source is not None else None
     loss = build_loss(
         entry["name"], entry.get("kwargs"), kind=kind, where=where, source_kind=source_kind, spacing=spacing
     )
