@@ -158,12 +158,14 @@ def make_target(
     Args:
         config: the checked entry.
         name: name of the target.
-        kind: binary, multiclass or multilabel.
+        kind: binary, multiclass, multilabel or, of instances, distance.
         out_channels: channels of the head.
         separate: `model_config.separate_decoders`.
-        losses: losses for an entry that lists none; without them, cross-entropy and Dice.
+        losses: losses for an entry that lists none and is no distance; without them, cross-entropy and Dice.
+        instances: what is learned of labels that number instances, or None.
     """
-    activation = config.activation or ("softmax" if kind == "multiclass" else "sigmoid")
+    activation = config.activation or {"multiclass": "softmax", "distance": "none"}.get(kind, "sigmoid")
+    shared = () if kind == "distance" else tuple(losses)
     return Target(
         name=name,
         kind=kind,
