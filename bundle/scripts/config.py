@@ -407,9 +407,35 @@ class ConfigManager:
         }
 
     @property
-    def sources(self) -> dict[str, str]:
-        """The labelled target that each derived one comes from."""
-        return {name: task["source_target"] for name, task in self.derived_tasks.items()}
+    def derives_on_device(self) -> bool:
+        """Whether derived targets are made on the training device, as far as their tasks can be."""
+        setting = self.tr_config.derive_on_device
+        return self.device.type == "cuda" if setting == "auto" else setting
+
+    @property
+    def device_tasks(self) -> dict[str, dict[str, Any]]:
+        """The part of `derived_tasks` that is made on the training device, a batch at once."""
+        from scripts.transforms.task_registry import get_task
+
+        if not self.derives_on_device:
+            return {}
+        return {name: task for name, task in self.derived_tasks.items() if get_task(task["type"]).on_device}
+
+    @property
+    def worker_tasks(self) -> dict[str, dict[str, Any]]:
+        """The part of `derived_tasks` that the workers make, a patch at a time."""
+        elsewhere = self.device_tasks
+        return {name: task for name, task in self.derived_tasks.items() if name not in elsewhere}
+
+    @property
+    def device_sources(self) -> list[str]:
+        """The labelled targets that go to the training device with their halo."""
+        return sorted({task["source_target"] for task in self.device_tasks.values()})
+
+    @property
+    def worker_sources(self) -> dict[str, str]:
+        """The labelled target of each one that the workers derive."""
+        return {name: task["source_target"] for name, task in self.worker_tasks.items()}
 
     @property
     def sampled_classes(self) -> dict[str, list[int]]:

@@ -155,6 +155,13 @@ class TrainingConfig:
     ] = "auto"
     channels_last: Annotated[bool, Field(description="Memory format channels last.")] = False
     compile: Annotated[bool, Field(description="Compile the network with torch.compile.")] = False
+    derive_on_device: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="Derive auxiliary targets of a whole batch on the training device instead of in the workers;"
+            " auto: on CUDA."
+        ),
+    ] = "auto"
     val_every_n: Annotated[Positive, Field(description="Epochs between validations.")] = 1
     early_stopping_patience: Annotated[
         Positive | None,

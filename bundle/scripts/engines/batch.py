@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import MetaTensor
 
 from scripts.engines.network import memory_format
+
+if TYPE_CHECKING:
+    from scripts.transforms.derive_batch import DeriveBatch
 
 IMAGE = "image"
 
@@ -42,6 +45,30 @@ def prepare_batch(
     if channels_last:
         image = image.to(memory_format=memory_format(image.ndim - 2))
     return image, tensors
+
+
+class PrepareBatch:
+    """`prepare_batch`, after which targets are derived on the device.
+
+    Args:
+        channels_last: lay the image out with the channel axis innermost.
+        derive: makes targets of packed labels; None where the workers make all of them.
+    """
+
+    def __init__(self, channels_last: bool = False, derive: DeriveBatch | None = None) -> None:
+        self.channels_last = channels_last
+        self.derive = derive
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return image and targets on the device; see `prepare_batch`."""
+        image, tensors = prepare_batch(batch, device, non_blocking, channels_last=self.channels_last)
+        return image, tensors if self.derive is None else self.derive(tensors, self.derive.host_facts(batch))
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from scripts.errors import VolumenError
 from scripts.transforms.batch_fields import BatchFields
 from scripts.transforms.derive import UNITS, in_voxels
+from scripts.transforms.finalize import PACKED
 from scripts.transforms.task_registry import (
     DerivedTask,
     complete_params,
@@ -26,7 +27,7 @@ from scripts.transforms.task_registry import (
 )
 from scripts.transforms.torch_fields import exact_products
 
-SPACING_KEY = "wide/spacing"
+SPACING_KEY = f"{PACKED}/spacing"
 """Voxel size per axis, float64 (D,)."""
 OUTSIDE, UNKNOWN, KNOWN = range(3)
 
@@ -36,7 +37,7 @@ def packed_keys(source: str) -> tuple[str, str, str]:
 
     A name of a target is part of a file's name and holds no slash, so that these meet no target.
     """
-    return f"wide/{source}", f"wide/{source}/state", f"wide/{source}/flags"
+    return f"{PACKED}{source}", f"{PACKED}{source}/state", f"{PACKED}{source}/flags"
 
 
 class PackSourcesd(Transform):
@@ -148,7 +149,7 @@ class DeriveBatch:
         Returns:
             For every task float32 (B, C, *patch) and "<task>_mask" bool (B, 1, *patch), and the other entries.
         """
-        kept = {key: value for key, value in tensors.items() if not key.startswith("wide/")}
+        kept = {key: value for key, value in tensors.items() if not key.startswith(PACKED)}
         if not self._tasks:
             return kept
         spacings = [in_voxels(size) if self.unit == "voxel" else size for size in facts[SPACING_KEY]]

@@ -12,6 +12,10 @@ from monai.transforms import Transform
 from scripts.errors import VolumenError
 
 
+PACKED = "wide/"
+"""How keys begin that go with a batch to the training device as they are, see `derive_batch`."""
+
+
 class CropHalod(Transform):
     """Crops labels and masks (C, *(patch + 2 halo)) of primary targets to the patch, drops "in_volume".
 
@@ -68,8 +72,8 @@ class FinalizePatchd(Transform):
         derived: derived targets: float32 (C, *patch).
 
     Returns:
-        image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str and
-        "start" int64 (n,).
+        image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str,
+        "start" int64 (n,), and what is packed for the device.
 
     Raises:
         VolumenError: a label exceeds int16, as instance labels may.
@@ -86,6 +90,9 @@ class FinalizePatchd(Transform):
         for target in self.derived:
             final[target] = _tensor(data[target], np.float32)
             final[f"{target}_mask"] = _tensor(data[f"{target}_mask"], np.bool_)
+        for key in data:
+            if str(key).startswith(PACKED):
+                final[key] = torch.from_numpy(np.ascontiguousarray(data[key]))
         final["volume_name"] = data["volume_name"]
         final["start"] = torch.tensor([int(first) for first in data["start"]], dtype=torch.int64)
         return final
