@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,3 +64,31 @@ def test_a_folder_is_predicted_and_scored_by_the_configs(dataset):
         output_dir=str(dataset / "report"),
     )
     assert 0 <= json.loads((dataset / "report" / "metrics.json").read_text())["mean"]["ink/dice"] <= 1
+
+
+def test_several_processes_score_what_one_does(tmp_path):
+    """Three cases over two processes that talk by gloo: an uneven share, united on the first."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        truth = rng.integers(0, 2, (6, 10, 12), dtype=np.uint8)
+        guess = np.where(rng.random(truth.shape) < 0.2, 1 - truth, truth).astype(np.uint8)
+        for folder, values in (("data/labels", truth), ("found", guess)):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(tmp_path / folder / f"{name}_ink.tif", values, metadata={"axes": "ZYX"})
+    given = {"dataset_dir": str(tmp_path / "data"), "predictions": str(tmp_path / "found")}
+    run("evaluate.yaml", **given, output_dir=str(tmp_path / "one"))
+
+    configs = [str(CONFIGS / name) for name in ("evaluate.yaml", "multi_gpu_evaluate.yaml")]
+    words = [word for key, value in given.items() for word in (f"--{key}", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "-m", "monai.bundle", "run", "--config_file", str(configs), *words, "--output_dir", str(tmp_path / "two")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert set(one["cases"]) == {"a", "b", "c"}
+    assert one == two
+    assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
+    assert done.stderr.count("report.html") <= 1

@@ -21,6 +21,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
+from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.inference.command import request_fields, tell
 from scripts.inference.evaluation import EvaluateRequest, Evaluation, evaluate, find_cases, score
@@ -128,7 +129,7 @@ class StoreTargets:
         fill_holes: int = 0,
     ) -> None:
         self.predictor = predictor
-        self.fields = {
+        self.fields: dict[str, Any] = {
             "dtype": dtype,
             "threshold": threshold,
             "min_size": min_size,
@@ -265,7 +266,7 @@ class LabelledDice(Metric):
         """Collect predictions, and score them after the last; do nothing where there are no labels."""
         if not Path(self.labels, "labels").is_dir():
             # MONAI would compare a metric that does not exist.
-            engine.state.key_metric_name = None
+            setattr(engine.state, "key_metric_name", None)  # noqa: B010
             return
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
@@ -329,5 +330,6 @@ class PredictionEvaluator:
     def run(self) -> Evaluation:
         """Score the predictions and write the report."""
         evaluation = evaluate(self.request)
-        logger.info("report: %s", Path(self.request.output, "report.html"))
+        if distributed.is_main():
+            logger.info("report: %s", Path(self.request.output, "report.html"))
         return evaluation

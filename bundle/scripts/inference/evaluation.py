@@ -136,15 +136,18 @@ class Evaluation:
 
 
 def evaluate(request: EvaluateRequest) -> Evaluation:
-    """Score predictions and write `metrics.json`, `metrics.csv` and `report.html`.
+    """Score predictions and write `metrics.json`, `metrics.csv` and `report.html` (of several processes, the first).
 
     Raises:
         VolumenError: nothing to score, shapes that differ, or an unknown metric.
     """
+    from scripts.engines import distributed
     from scripts.inference.report import render_report
 
     scored = find_cases(request)
     evaluation = score(scored, request)
+    if not distributed.is_main():
+        return evaluation
     output = Path(request.output)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "metrics.json", json_text(evaluation))
@@ -154,7 +157,8 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 
 
 def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
-    """Return the scores of cases, read piece by piece."""
+    """Return the scores of cases, read piece by piece; of several processes each reads its share."""
+    from scripts.inference.shares import own_share, unite
     from scripts.metrics.target_metrics import build_metrics
 
     targets = {
@@ -169,7 +173,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         tolerance=request.tolerance,
         threshold=request.threshold,
     )
-    for case in scored:
+    for case in own_share(scored):
         for box in case.pieces():
             found, truth, known = case.read(box)
             metrics.update(
@@ -179,6 +183,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
                 cases=[case.name],
                 spacing=request.spacing or case.prediction.spacing or case.label.spacing,
             )
+    unite(metrics, scored)
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
     mean = metrics.compute()
     interval = {
