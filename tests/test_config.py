@@ -211,10 +211,10 @@ def test_targets_are_detected_from_the_labels(tmp_path):
 
 
 def test_instances_are_not_taken_for_classes(tmp_path):
-    label = np.arange(20 * 20, dtype=np.uint16).reshape(20, 20)
-    write_tiff_folder(tmp_path, {"a": {"cells": label}}, images={"a": image_of(label > 200)})
+    label = (np.arange(20 * 20) // 3).reshape(20, 20).astype(np.uint8)
+    write_tiff_folder(tmp_path, {"a": {"cells": label}}, images={"a": image_of(label > 70)})
     config = ConfigManager(dataset_dir=str(tmp_path))
-    with pytest.raises(VolumenError, match="looks like instances"):
+    with pytest.raises(VolumenError, match="more than 64 values"):
         _ = config.targets
 
 

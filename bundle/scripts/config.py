@@ -22,6 +22,7 @@ from scripts.targets import Target, inject_auxiliary_tasks, make_target, read_ta
 from scripts.validation import check_section
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from scripts.data.layout import Layout, OpenCase
@@ -206,7 +207,7 @@ class ConfigManager:
     @cached_property
     def split(self) -> Split:
         """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
-        from scripts.data.split import labelled_profiles, make_split
+        from scripts.data.split import make_split
         from scripts.data.split_file import load_split
 
         shapes = {case.name: case.image.shape for case in self.cases}
@@ -218,8 +219,23 @@ class ConfigManager:
                     "%s: the split of the resumed run stays, whatever tr_val_split and seed are now", kept
                 )
             return split
-        profiles = labelled_profiles(self.cases, list(self.primary_targets), ignore_labels=self.ignore_labels)
-        return make_split(shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, profiles)
+        return make_split(
+            shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, self.labelled_profiles
+        )
+
+    @cached_property
+    def labelled_profiles(self) -> dict[str, dict[str, list[np.ndarray]]]:
+        """Labelled voxels in every slice across every axis, by case and target."""
+        from scripts.data.label_counts import default_threads
+        from scripts.data.split import labelled_profiles
+
+        return labelled_profiles(
+            self.cases,
+            list(self.primary_targets),
+            ignore_labels=self.ignore_labels,
+            num_threads=default_threads(),
+            cache_dir=self.cache_dir,
+        )
 
     @property
     def split_file(self) -> Path:
@@ -288,12 +304,9 @@ class ConfigManager:
     @property
     def cache_dir(self) -> Path | None:
         """The user's cache folder for indices of valid patches; None for no cache."""
-        import os
+        from scripts.data.index_cache import default_cache_dir
 
-        if not self.dataset_config.cache_valid_patches:
-            return None
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(base) / "volumen" / "patches"
+        return default_cache_dir() if self.dataset_config.cache_valid_patches else None
 
     # -- targets ------------------------------------------------------------------------------------------
 
@@ -316,12 +329,15 @@ class ConfigManager:
         primary = {}
         for name in self.target_configs or self.layout.targets:
             config = self.target_configs.get(name) or TargetConfig()
-            kind, channels = detect_label_kind(name, config, self.cases, self.in_channels, self.origin)
+            reading = detect_label_kind(
+                name, config, self.cases, self.in_channels, self.origin, cache_dir=self.cache_dir
+            )
             primary[name] = make_target(
                 config,
                 name,
-                kind=kind,
-                out_channels=channels,
+                kind=reading.kind,
+                out_channels=reading.channels,
+                instances=reading.instances,
                 separate=self.model_config.separate_decoders,
                 losses=self.tr_config.losses,
             )
@@ -355,10 +371,12 @@ class ConfigManager:
     @cached_property
     def halo(self) -> tuple[int, ...]:
         """Voxels per axis that derived targets need around a patch, whichever volume it is from."""
+        from scripts.transforms.instances import instance_halo
         from scripts.transforms.task_registry import derive_halo
 
         spacings = {tuple(size / min(case.spacing) for size in case.spacing) for case in self.cases}
         halos = [derive_halo(self.derived_tasks, spacing) for spacing in spacings]
+        halos += [instance_halo(self.instances.values(), spacing) for spacing in spacings]
         return tuple(max(axis) for axis in zip(*halos, strict=True))
 
     @property
@@ -400,10 +418,20 @@ class ConfigManager:
 
     @property
     def label_classes(self) -> dict[str, int | None]:
-        """Classes per labelled target, or None where every value but 0 means foreground."""
+        """Classes per labelled target, or None where every value but 0 means foreground; none for instances."""
         return {
             name: target.out_channels if target.kind == "multiclass" else None
             for name, target in self.primary_targets.items()
+            if target.instances is None
+        }
+
+    @property
+    def instances(self) -> dict[str, str]:
+        """What the heads of targets learn whose labels number instances."""
+        return {
+            name: target.instances
+            for name, target in self.primary_targets.items()
+            if target.instances is not None
         }
 
     @property

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
 from scripts.data.layout import OpenCase
+from scripts.data.volumes import Volume
 from scripts.errors import VolumenError
 from scripts.sections import TargetConfig
 
@@ -19,6 +22,14 @@ logger = logging.getLogger(__name__)
 MOST_CLASSES = 64
 # Voxels of a default patch by device and dimensions: what trains in reasonable time and memory there.
 _PATCH_VOXELS = {("cpu", 3): 64**3, ("cpu", 2): 256**2, ("cuda", 3): 128**3, ("cuda", 2): 512**2}
+
+
+class LabelReading(NamedTuple):
+    """How a target's labels are read: its kind, the channels of its head, and what is made of instances."""
+
+    kind: str
+    channels: int
+    instances: str | None = None
 
 
 def median_spacing(cases: Sequence[OpenCase]) -> tuple[float, ...]:
@@ -74,12 +85,19 @@ def default_patch_size(
 
 
 def detect_label_kind(
-    name: str, config: TargetConfig, cases: Sequence[OpenCase], in_channels: int, origin: str
-) -> tuple[str, int]:
+    name: str,
+    config: TargetConfig,
+    cases: Sequence[OpenCase],
+    in_channels: int,
+    origin: str,
+    *,
+    cache_dir: Path | None = None,
+) -> LabelReading:
     """Tell how a target's labels are read and how many channels its head has.
 
     What the entry says goes first. Otherwise a label with several channels is a set of overlapping binary masks,
-    one with the values 0 and one other is binary, one with more values is a set of exclusive classes. Where no
+    one with the values 0 and one other is binary, one with more values is a set of exclusive classes, and one
+    with more than 64 values of 16 bits or more numbers instances, of which the foreground is learned. Where no
     label can tell (no volume has one), the head has as many channels as the image.
 
     Args:
@@ -88,41 +106,71 @@ def detect_label_kind(
         cases: the opened volumes.
         in_channels: image channels.
         origin: the file the entry comes from, for errors.
+        cache_dir: folder in which the values of labels are kept, or None.
 
     Returns:
-        Kind (binary, multiclass, multilabel) and channels.
+        Kind (binary, multiclass, multilabel, distance), channels, and what is learned of instances, if any.
 
     Raises:
-        VolumenError: if the labels hold more values than the entry allows, or so many that they must be instances, or
+        VolumenError: if the labels hold more values than the entry allows, or so many that they may be instances, or
             if what the entry says contradicts itself or the labels.
     """
     where = f"{origin}: targets.{name}"
-    kind, head = _kind_and_channels(where, name, config, cases, in_channels)
-    _check_agreement(where, config, kind, head)
-    return kind, head
+    if config.instances is not None:
+        reading = _instances(where, name, config, cases)
+    else:
+        reading = _reading(where, name, config, cases, in_channels, cache_dir)
+    _check_agreement(where, config, reading.kind, reading.channels)
+    return reading
 
 
-def _kind_and_channels(
-    where: str, name: str, config: TargetConfig, cases: Sequence[OpenCase], in_channels: int
-) -> tuple[str, int]:
+def _instances(where: str, name: str, config: TargetConfig, cases: Sequence[OpenCase]) -> LabelReading:
+    for case in cases:
+        if name in case.labels and case.labels[name].channels > 1:
+            raise VolumenError(
+                f"{where}.instances",
+                expected="labels of one channel",
+                found=f"{case.labels[name].channels} in {case.labels[name].path}",
+                remedy="leave it out, or save one label per channel",
+            )
+    return LabelReading("distance" if config.instances == "distance" else "binary", 1, config.instances)
+
+
+def _reading(
+    where: str,
+    name: str,
+    config: TargetConfig,
+    cases: Sequence[OpenCase],
+    in_channels: int,
+    cache_dir: Path | None,
+) -> LabelReading:
     labels = [case.labels[name] for case in cases if name in case.labels]
     channels = {label.channels for label in labels}
     if len(channels) > 1:
         raise VolumenError(where, expected="as many channels in every label", found=sorted(channels))
+    if config.kind == "distance":
+        raise VolumenError(
+            f"{where}.kind",
+            expected="instances: distance with it",
+            found="distance alone",
+            remedy="add instances: distance, or use an auxiliary task distance_transform",
+        )
     if config.kind == "multilabel" or (channels and max(channels) > 1):
         found = max(channels, default=config.out_channels or in_channels)
-        return "multilabel", _agreeing(where, config.out_channels, found)
+        return LabelReading("multilabel", _agreeing(where, config.out_channels, found))
     if config.out_channels is not None:
         kind = config.kind or ("binary" if config.out_channels == 1 else "multiclass")
-        return kind, config.out_channels
+        return LabelReading(kind, config.out_channels)
     if config.kind == "binary":
-        return "binary", 1
+        return LabelReading("binary", 1)
     if not labels:
-        return ("binary" if in_channels == 1 else "multilabel"), in_channels
-    classes = _classes(where, labels, config.ignore_label)
+        return LabelReading("binary" if in_channels == 1 else "multilabel", in_channels)
+    classes = _classes(where, labels, config, cache_dir)
+    if classes is None:
+        return LabelReading("binary", 1, "foreground")
     if config.activation == "softmax" or classes > 2 or config.kind == "multiclass":
-        return "multiclass", max(classes, 2)
-    return "binary", 1
+        return LabelReading("multiclass", max(classes, 2))
+    return LabelReading("binary", 1)
 
 
 def _check_agreement(where: str, config: TargetConfig, kind: str, head: int) -> None:
@@ -140,6 +188,20 @@ def _check_agreement(where: str, config: TargetConfig, kind: str, head: int) -> 
             expected=f"{'1' if kind == 'binary' else 'at least 2'} for kind {kind}",
             found=head,
             remedy="leave one of the two out",
+        )
+    if config.instances is not None and config.out_channels not in (None, 1):
+        raise VolumenError(
+            f"{where}.out_channels",
+            expected=f"1 for instances: {config.instances}",
+            found=config.out_channels,
+            remedy="leave one of the two out",
+        )
+    if kind == "distance" and config.activation not in (None, "none"):
+        raise VolumenError(
+            f"{where}.activation",
+            expected="none for a distance",
+            found=config.activation,
+            remedy="leave it out",
         )
     if config.activation == "softmax" and kind != "multiclass":
         raise VolumenError(
@@ -161,18 +223,39 @@ def _agreeing(where: str, configured: int | None, found: int) -> int:
     return found
 
 
-def _classes(where: str, labels: Sequence, ignore: int | None) -> int:
-    """Count the classes, background included; a single value other than 0, such as 255, is one class."""
+def _classes(
+    where: str, labels: Sequence[Volume], config: TargetConfig, cache_dir: Path | None
+) -> int | None:
+    """Count the classes, background included; a single value other than 0, such as 255, is one class.
+
+    None where the values can only number instances.
+    """
+    from scripts.data.label_counts import default_threads
     from scripts.data.label_values import label_values
 
+    ignore = config.ignore_label
     values: set[int] = set()
     for label in labels:
-        values |= set(label_values(label))
+        values |= set(
+            label_values(
+                label, most=MOST_CLASSES, num_threads=default_threads(), cache_dir=cache_dir, progress=True
+            )
+        )
         if len(values) > MOST_CLASSES:
+            if label.dtype.itemsize > 1 and config.kind is None and min(values - {ignore}) >= 0:
+                logger.warning(
+                    "%s: %s holds more than %d values and is taken for instances, whose foreground is learned; "
+                    "set instances: foreground, boundary, interior or distance, or out_channels if they are classes",
+                    where,
+                    label.path,
+                    MOST_CLASSES,
+                )
+                return None
             raise VolumenError(
                 f"{where} ({label.path})",
-                f"holds more than {MOST_CLASSES} values and looks like instances",
-                remedy="set kind: binary to learn foreground, or out_channels for that many classes",
+                f"holds more than {MOST_CLASSES} values: instances, or a label that was resampled as an image",
+                remedy="set instances: foreground, boundary, interior or distance if they number instances, "
+                "or out_channels if they are classes",
             )
     if ignore is not None:
         values.discard(ignore)
@@ -191,6 +274,7 @@ def _classes(where: str, labels: Sequence, ignore: int | None) -> int:
             where,
             expected="classes 0, 1, 2, ... without gaps",
             found=sorted(values)[:12],
-            remedy="set ignore_label or out_channels, or renumber the labels",
+            remedy="set ignore_label or out_channels, renumber the labels, or set instances: foreground if they number "
+            "instances",
         )
     return len(foreground) + 1

@@ -416,8 +416,15 @@ class TargetConfig:
         bool | None, Field(description="Its own decoder or not; null: as `model_config.separate_decoders`.")
     ] = None
     kind: Annotated[
-        Literal["binary", "multiclass", "multilabel"] | None,
-        Field(description="How labels are read; null: detected."),
+        Literal["binary", "multiclass", "multilabel", "distance"] | None,
+        Field(description="How labels are read; null: detected. distance: with `instances: distance` alone."),
+    ] = None
+    instances: Annotated[
+        Literal["foreground", "boundary", "interior", "distance"] | None,
+        Field(
+            description="The labels number instances, of which the head learns this; "
+            "null: classes, unless the labels hold more than 64 values of 16 bits or more."
+        ),
     ] = None
     classes: Annotated[list[str] | None, Field(description="Names of the classes, for reports.")] = None
 

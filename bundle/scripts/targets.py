@@ -47,6 +47,7 @@ class Target:
         task_type: kind of auxiliary task, or None for a labelled target.
         source_target: the labelled target it is derived from, or None.
         task_params: parameters of the derivation.
+        instances: what a labelled target makes of labels that number instances, or None where they do not.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Target:
     task_type: str | None = None
     source_target: str | None = None
     task_params: dict[str, Any] = field(default_factory=dict)
+    instances: str | None = None
 
     @property
     def auxiliary_task(self) -> bool:
@@ -103,6 +105,7 @@ class Target:
             "weight": self.weight,
             "ignore_label": self.ignore_label,
             "kind": self.kind,
+            "instances": self.instances,
             "classes": list(self.classes) if self.classes else None,
         }
 
@@ -152,6 +155,7 @@ def make_target(
     out_channels: int,
     separate: bool,
     losses: Sequence[LossSpec] = (),
+    instances: str | None = None,
 ) -> Target:
     """Make a labelled target of its checked entry and what the data say of it.
 

@@ -1,4 +1,8 @@
-"""A folder of cached arrays: keyed by content, written atomically, rebuilt when damaged."""
+"""A folder of cached arrays: keyed by content, written atomically, rebuilt when damaged, bounded in size.
+
+The folder is `$VOLUMEN_CACHE`, else `volumen/patches` in the user's cache folder; `VOLUMEN_CACHE=off` keeps
+nothing. What was not used for longest goes first once the folder holds more than `MAX_BYTES` or `MAX_FILES`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,30 @@ import json
 import logging
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+MAX_BYTES = 2**30
+MAX_FILES = 1000
+_STALE_SECONDS = 86_400
+"""A temporary file this old was left by a process that was killed."""
+
+
+def default_cache_dir() -> Path | None:
+    """Return the user's folder for cached arrays, or None where `VOLUMEN_CACHE` says off."""
+    chosen = os.environ.get("VOLUMEN_CACHE")
+    if chosen is not None:
+        return None if chosen.strip().lower() in ("", "0", "off", "none") else Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "volumen" / "patches"
 
 
 def cache_path(folder: Path, key: Mapping[str, Any]) -> Path:
@@ -30,6 +50,7 @@ def load_arrays(folder: Path, key: Mapping[str, Any]) -> dict[str, np.ndarray] |
             arrays = {name: stored[name] for name in stored.files}
         if arrays.pop("key").tobytes() != _canonical(key):
             raise ValueError("it belongs to other parameters")
+        _touch(path)
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -54,11 +75,47 @@ def store_arrays(folder: Path, key: Mapping[str, Any], arrays: Mapping[str, np.n
             os.fsync(file.fileno())
         Path(temporary).replace(path)
         temporary = None
+        prune(folder, keep=path)
     except OSError as error:
         logger.warning("%s: the patch index is not cached there (%s)", folder, error)
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def prune(
+    folder: Path, *, keep: Path | None = None, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES
+) -> None:
+    """Remove the files that were not used for longest until the folder is within its bounds.
+
+    Files of other names stay. Another process may prune at the same time.
+
+    Args:
+        folder: of cached arrays.
+        keep: a file that stays in any case.
+        max_bytes, max_files: the bounds.
+    """
+    now, total, count = time.time(), 0, 0
+    entries = []
+    for path in folder.glob("*valid_patches_*"):
+        with suppress(OSError):
+            status = path.stat()
+            entries.append((status.st_mtime_ns, status.st_size, path))
+    # Newest first: what fits stays.
+    for modified, size, path in sorted(entries, reverse=True):
+        if path.suffix == ".tmp":
+            if now - modified / 1e9 > _STALE_SECONDS:
+                path.unlink(missing_ok=True)
+            continue
+        total, count = total + size, count + 1
+        if path != keep and (total > max_bytes or count > max_files):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):  # a folder that may only be read
+        os.utime(path)
 
 
 def _canonical(key: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -39,6 +40,11 @@ _MAX_SHARED_TILE_VOXELS = 128**3
 
 Region = tuple[slice, ...]
 Tile = tuple[int, ...]
+
+
+def default_threads() -> int:
+    """Return how many threads read labels: one per CPU core that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

@@ -3,42 +3,122 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import numpy as np
 
-from scripts.data.volumes import Volume
+from scripts.data.index_cache import load_arrays, store_arrays
+from scripts.data.progress import hidden
+from scripts.data.stored_chunks import stored_chunks
+from scripts.data.volumes import Region, Volume
 
 # Voxels read at once: large enough to amortise a read, small enough for any memory.
-_BLOCK_VOXELS = 1 << 24
+_BLOCK_VOXELS = 1 << 22
+# Values this close together are counted in a table, which takes a tenth of the time of sorting them.
+_TABLE = 1 << 16
 
 
-def label_values(label: Volume, *, most: int = 4096) -> tuple[int, ...]:
+def label_values(
+    label: Volume,
+    *,
+    most: int = 4096,
+    num_threads: int = 1,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> tuple[int, ...]:
     """Return the distinct values of a label volume, in order.
+
+    Chunks that are not stored are not read; memory is that of a block of 4 million voxels per thread.
 
     Args:
         label: an integer volume.
         most: stop once more values than this are found; a caller that looks for classes needs no more.
+        num_threads: threads that read.
+        cache_dir: folder in which the values are kept until the label changes, or None.
+        progress: show a progress bar.
 
     Returns:
         Sorted values, possibly cut short after `most`.
     """
-    values: set[int] = set()
-    for region in storage_blocks(label.shape, label.chunks):
-        block = label.read(region)
-        if block.dtype == np.uint8 or block.dtype == np.bool_:
-            found = np.flatnonzero(np.bincount(block.ravel().view(np.uint8), minlength=1))
-        else:
-            found = np.unique(block)
-        values.update(int(value) for value in found)
-        if len(values) > most:
-            break
+    from tqdm import tqdm
+
+    key = {"label values": label.fingerprint(), "most": most} if cache_dir is not None else {}
+    kept = load_arrays(Path(cache_dir), key) if cache_dir is not None else None
+    if kept is not None:
+        return tuple(int(value) for value in kept["values"])
+    regions, values = _stored_regions(label)
+    with tqdm(
+        total=len(regions), desc="label values", unit="block", disable=hidden(progress), leave=False
+    ) as bar:
+        for found in _in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
+            values |= found
+            bar.update()
+            if len(values) > most:
+                break
+    if cache_dir is not None:
+        signed = min(values, default=0) < 0
+        array = np.array(sorted(values), np.int64 if signed else np.uint64)
+        store_arrays(Path(cache_dir), key, {"values": array})
     return tuple(sorted(values))
+
+
+def _values_of(block: np.ndarray) -> set[int]:
+    if block.dtype == np.bool_:
+        block = block.view(np.uint8)
+    low, high = int(block.min()), int(block.max())
+    if high - low < _TABLE:
+        # What a signed type cannot hold wraps around, and is right again as an unsigned one of its size.
+        offsets = (block - block.dtype.type(low)).view(f"u{block.dtype.itemsize}")
+        counts = np.bincount(offsets.ravel().astype(np.intp, copy=False))
+        return {low + int(offset) for offset in np.flatnonzero(counts)}
+    return {int(value) for value in np.unique(block)}
+
+
+def _stored_regions(label: Volume) -> tuple[list[Region], set[int]]:
+    """Return the blocks that may hold something, and the values known without reading: 0 for the others."""
+    regions = list(storage_blocks(label.shape, label.chunks))
+    known = stored_chunks(label)
+    if known is None:
+        return regions, set()
+    grid, blocks = known
+    stored = [
+        region
+        for region in regions
+        if grid[tuple(slice(p.start // b, -(-p.stop // b)) for p, b in zip(region, blocks))].any()
+    ]
+    return stored, set() if len(stored) == len(regions) else {0}
+
+
+def _in_threads(
+    job: Callable[[Region], set[int]], regions: list[Region], num_threads: int
+) -> Iterator[set[int]]:
+    """Yield the results of a job, a few blocks ahead of the caller at most."""
+    if num_threads <= 1 or len(regions) <= 1:
+        yield from map(job, regions)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: set[Future] = set()
+        queue = iter(regions)
+        try:
+            while True:
+                pending |= {
+                    pool.submit(job, region)
+                    for region in itertools.islice(queue, 2 * num_threads - len(pending))
+                }
+                if not pending:
+                    return
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def storage_blocks(
     shape: tuple[int, ...], chunks: tuple[int, ...], voxels: int = _BLOCK_VOXELS
-) -> Iterator[tuple[slice, ...]]:
+) -> Iterator[Region]:
     """Cut a volume into boxes made of whole storage chunks, each of at most about `voxels` voxels.
 
     Args:

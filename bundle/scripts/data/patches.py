@@ -22,7 +22,14 @@ import numpy as np
 from scripts.data.boxes import Box, box_extent
 from scripts.data.cells import window_extremes, window_sums
 from scripts.data.index_cache import load_arrays, store_arrays
-from scripts.data.label_counts import CellCounts, CountRequest, LabelCounter, LabelReader, count_case
+from scripts.data.label_counts import (
+    CellCounts,
+    CountRequest,
+    LabelCounter,
+    LabelReader,
+    count_case,
+    default_threads,
+)
 from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
 
@@ -311,7 +318,7 @@ def find_valid_patches(
         index = _load(Path(cache_dir), key, rules, regions)
     if index is None:
         build = partial(_build, cases=cases, searched=searched, regions=regions, progress=progress)
-        threads = num_threads or _default_threads()
+        threads = num_threads or default_threads()
         index, best = build(rules, num_threads=threads)
         if not len(index) and relax and 0 < best[0] < rules.min_labeled_ratio:
             rules = replace(rules, min_labeled_ratio=best[0] / 2)
@@ -358,10 +365,6 @@ def _checked_share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a share between 0 and 1, got {value}")
     return float(value)
-
-
-def _default_threads() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _build(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.data.boxes import Box, whole_box
+from scripts.data.index_cache import load_arrays, store_arrays
 from scripts.data.label_counts import CountRequest, LabelReader, SliceCounter, count_case
 from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
@@ -136,6 +139,7 @@ def labelled_profiles(
     *,
     ignore_labels: Mapping[str, int | None] | None = None,
     num_threads: int = 1,
+    cache_dir: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """Count labelled voxels in every slice across every axis, reading each stored label chunk once.
@@ -145,6 +149,7 @@ def labelled_profiles(
         targets: names of the label targets.
         ignore_labels: label value that means unknown, by target.
         num_threads: threads that read.
+        cache_dir: folder in which the counts are kept until a label or mask changes, or None.
         progress: show a progress bar.
 
     Returns:
@@ -156,18 +161,42 @@ def labelled_profiles(
     profiles: dict[str, dict[str, list[np.ndarray]]] = {}
     with tqdm(total=0, desc="labelled share", unit="block", disable=hidden(progress), leave=False) as bar:
         for case in cases:
+            labelled = [target for target in targets if target in case.labels]
+            keys = {target: _profile_key(case, target, ignore.get(target), cache_dir) for target in labelled}
+            found = {target: _kept_profile(keys[target], cache_dir) for target in labelled}
             counters = {
                 target: SliceCounter(
                     LabelReader(
                         case.labels[target], case.masks.get(target), CountRequest(ignore=ignore.get(target))
                     )
                 )
-                for target in targets
-                if target in case.labels
+                for target in labelled
+                if found[target] is None
             }
             count_case(counters, num_threads, partial(grow, bar), bar.update)
-            profiles[case.name] = {target: counter.profiles for target, counter in counters.items()}
+            for target, counter in counters.items():
+                found[target] = counter.profiles
+                if cache_dir is not None:
+                    axes = {f"axis{axis}": counts for axis, counts in enumerate(counter.profiles)}
+                    store_arrays(Path(cache_dir), keys[target], axes)
+            profiles[case.name] = {target: axes for target, axes in found.items() if axes is not None}
     return profiles
+
+
+def _profile_key(case: Any, target: str, ignore: int | None, cache_dir: object) -> dict[str, Any]:
+    if cache_dir is None:
+        return {}
+    mask = case.masks.get(target)
+    return {
+        "labelled profile of": case.labels[target].fingerprint(),
+        "mask": None if mask is None else mask.fingerprint(),
+        "ignore": ignore,
+    }
+
+
+def _kept_profile(key: Mapping[str, Any], cache_dir: str | os.PathLike | None) -> list[np.ndarray] | None:
+    kept = None if cache_dir is None else load_arrays(Path(cache_dir), key)
+    return None if kept is None else [kept[f"axis{axis}"] for axis in range(len(kept))]
 
 
 def _weights(shape: Sequence[int], labelled: Profiles | None, name: str) -> dict[str, float]:

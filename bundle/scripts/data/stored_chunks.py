@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.data.integral import IntegralVolume
 from scripts.data.zarr_volume import ZarrVolume
 
 
@@ -22,6 +23,8 @@ def stored_chunks(volume: Any) -> tuple[np.ndarray, tuple[int, ...]] | None:
         which is the chunk's or, for sharded arrays, the shard's. None if it is unknown or the fill value is
         not 0.
     """
+    if isinstance(volume, IntegralVolume):
+        volume = volume.volume
     if not isinstance(volume, ZarrVolume):
         return None
     import zarr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from scripts.transforms.task_registry import (
     complete_params,
     derive_halo,
     get_task,
-    resolve_reach,
+    served_extent,
     validate_task,
 )
 
@@ -60,6 +60,7 @@ class DeriveTargetsd(Transform):
         unit: "physical", that of the spacing, or "voxel": distances count in the smallest voxel size of the
             sample, so that settings such as a loss's `rho` mean the same for nanometres and millimetres.
         keep_fields: leave the shared fields in the sample (for single transforms in a row).
+        instances: sources whose labels number instances: what touches is apart, see `instance_distance`.
 
     Raises:
         VolumenError: an entry is not valid, see `validate_task`.
@@ -72,8 +73,10 @@ class DeriveTargetsd(Transform):
         spacing: Sequence[float] | None = None,
         unit: str = "physical",
         keep_fields: bool = False,
+        instances: Collection[str] = (),
     ) -> None:
         self.halo = halo
+        self.instances = frozenset(instances)
         if unit not in UNITS:
             raise VolumenError("unit", expected=f"one of {', '.join(UNITS)}", found=repr(unit))
         self.spacing = None if spacing is None else tuple(spacing)
@@ -112,20 +115,19 @@ class DeriveTargetsd(Transform):
         spacing = (1.0,) * (labels.ndim - 1) if spacing is None else tuple(float(size) for size in spacing)
         if self.unit == "voxel":
             spacing = in_voxels(spacing)
-        served = [pair for pair in self._tasks.values() if pair[1]["source_target"] == source]
-        reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
-        margins = [task.margin(params, spacing) for task, params in served]
+        reach, margin = served_extent(self._tasks.values(), source, spacing)
         if self.keep_fields:
             # Transforms that follow may need more around the patch than this one.
-            margins = [(self.halo,) * (labels.ndim - 1) if isinstance(self.halo, int) else tuple(self.halo)]
+            margin = (self.halo,) * (labels.ndim - 1) if isinstance(self.halo, int) else tuple(self.halo)
         return SourceFields(
             labels,
             known=sample.get(f"{source}_mask"),
             in_volume=sample.get("in_volume"),
             spacing=spacing,
             halo=self.halo,
-            reach=max(reaches, default=None),
-            margin=tuple(map(max, zip(*margins))),
+            reach=reach,
+            margin=margin,
+            instances=source in self.instances,
         )
 
 

@@ -11,13 +11,14 @@ from monai.transforms import Transform
 
 from scripts.errors import VolumenError
 
-
 PACKED = "wide/"
 """How keys begin that go with a batch to the training device as they are, see `derive_batch`."""
 
 
 class CropHalod(Transform):
     """Crops labels and masks (C, *(patch + 2 halo)) of primary targets to the patch, drops "in_volume".
+
+    Where `InstancesToTargetd` left `<target>_labelled`, that too.
 
     Args:
         targets: primary targets, present with their masks.
@@ -32,8 +33,9 @@ class CropHalod(Transform):
         sample = dict(data)
         sample.pop("in_volume", None)
         for target in self.targets:
-            for key in (target, f"{target}_mask"):
-                sample[key] = self._crop(sample[key])
+            for key in (target, f"{target}_mask", f"{target}_labelled"):
+                if key in sample:
+                    sample[key] = self._crop(sample[key])
         return sample
 
     def _crop(self, array: np.ndarray) -> np.ndarray:
@@ -59,7 +61,8 @@ class RestrictToLabelledd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, source in self.sources.items():
-            labelled = (sample[source] > 0).any(axis=0, keepdims=True)
+            label = sample.get(f"{source}_labelled", sample[source])
+            labelled = (label > 0).any(axis=0, keepdims=True)
             sample[f"{target}_mask"] = sample[f"{target}_mask"] & labelled
         return sample
 
@@ -68,7 +71,7 @@ class FinalizePatchd(Transform):
     """Turns a sample into plain tensors and keeps nothing that a batch cannot hold.
 
     Args:
-        targets: primary targets: int16 class indices (Ct, *patch).
+        targets: primary targets: int16 class indices (Ct, *patch), or float32 where they are distances.
         derived: derived targets: float32 (C, *patch).
 
     Returns:
@@ -85,7 +88,7 @@ class FinalizePatchd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         final: dict[Hashable, Any] = {"image": _tensor(data["image"], np.float32)}
         for target in self.targets:
-            final[target] = _tensor(_class_indices(data[target], target, data["volume_name"]), np.int16)
+            final[target] = _label_tensor(data[target], target, data["volume_name"])
             final[f"{target}_mask"] = _tensor(data[f"{target}_mask"], np.bool_)
         for target in self.derived:
             final[target] = _tensor(data[target], np.float32)
@@ -102,13 +105,15 @@ def _tensor(array: Any, dtype: type) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 
 
-def _class_indices(label: np.ndarray, target: str, volume: str) -> np.ndarray:
+def _label_tensor(label: np.ndarray, target: str, volume: str) -> torch.Tensor:
+    if label.dtype.kind == "f":
+        return _tensor(label, np.float32)
     limits = np.iinfo(np.int16)
     if label.dtype.itemsize > 1 and label.size and (label.max() > limits.max or label.min() < limits.min):
         raise VolumenError(
             f"label {target!r} of {volume}",
             expected=f"class indices up to {limits.max}",
             found=int(label.max()),
-            remedy="instance labels must be mapped to foreground or boundary first",
+            remedy=f"set targets.{target}.instances if they number instances",
         )
-    return label
+    return _tensor(label, np.int16)

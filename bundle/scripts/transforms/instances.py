@@ -2,57 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
 
 from scripts.errors import VolumenError
+from scripts.transforms.labels import refuse_negative
+from scripts.transforms.source_fields import derive_target
+from scripts.transforms.task_registry import distance_halo
 
-MODES = ("foreground", "boundary", "interior")
+INSTANCE_MODES = ("foreground", "boundary", "interior", "distance")
 
 
 class InstancesToTargetd(Transform):
-    """Turns labels whose values number instances (0 is background) into 0 and 1, uint8.
+    """Turns labels whose values number instances (0 is background) into what their heads learn.
 
-    Stands right after `ReadPatchd`. Boundaries look one voxel around, so give the reader a halo of at least 1:
-    without, a boundary that only the neighbour outside the patch reveals is missed.
+    Stands after `DeriveTargetsd`, whose tasks need the numbers, and before `CropHalod`. Give the reader a halo of
+    at least `instance_halo`: else a boundary that only the neighbour outside the patch reveals is missed.
 
     Args:
         targets: target to "foreground" (any instance), "boundary" (voxels of an instance with a face neighbour of
-            another value, so that touching instances are parted) or "interior" (foreground without boundary).
+            another value, so that touching instances are parted), "interior" (foreground without boundary), all
+            of these 0 or 1 in uint8, or "distance" (`instance_distance` in voxels of the smallest spacing, negative
+            within instances, cut at 16, float32).
+        halo: voxels per axis on every side of a patch, where no distance is needed.
 
     For "boundary" and "interior" a voxel with an unknown face neighbour inside the volume becomes unknown itself,
-    unless a known neighbour decides it already.
+    unless a known neighbour decides it already. Also writes `<target>_labelled`, bool: where any instance is.
 
     Raises:
-        VolumenError: a mode is unknown.
+        VolumenError: a mode is unknown, or a known voxel has a negative number.
     """
 
-    def __init__(self, targets: Mapping[str, str]) -> None:
+    def __init__(self, targets: Mapping[str, str], halo: Sequence[int] | int = 0) -> None:
         for target, mode in targets.items():
-            if mode not in MODES:
+            if mode not in INSTANCE_MODES:
                 raise VolumenError(
-                    f"instances of target {target!r}", expected=f"one of {', '.join(MODES)}", found=repr(mode)
+                    f"instances of target {target!r}",
+                    expected=f"one of {', '.join(INSTANCE_MODES)}",
+                    found=repr(mode),
                 )
         self.targets = dict(targets)
+        self.halo = halo
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, mode in self.targets.items():
-            label = sample[target]
+            label, known = sample[target], sample[f"{target}_mask"]
+            refuse_negative(label, known, target, str(sample.get("volume_name", "a volume")))
+            inside = label > 0
+            sample[f"{target}_labelled"] = inside
             if mode == "foreground":
-                sample[target] = (label > 0).view(np.uint8)
-                continue
-            known = sample[f"{target}_mask"]
-            differs, unsure = _neighbours(label, known, sample.get("in_volume"))
-            boundary = differs & (label > 0)
-            chosen = boundary if mode == "boundary" else (label > 0) & ~boundary
-            sample[target] = chosen.view(np.uint8)
-            undecided = unsure & ((label > 0) & ~differs).any(axis=0, keepdims=True)
-            sample[f"{target}_mask"] = known & ~undecided
+                sample[target] = inside.view(np.uint8)
+            elif mode == "distance":
+                sample[target], sample[f"{target}_mask"] = self._distance(sample, label, known)
+            else:
+                differs, unsure = _neighbours(label, known, sample.get("in_volume"))
+                chosen = inside & differs if mode == "boundary" else inside & ~differs
+                sample[target] = chosen.view(np.uint8)
+                undecided = unsure & (inside & ~differs).any(axis=0, keepdims=True)
+                sample[f"{target}_mask"] = known & ~undecided
         return sample
+
+    def _distance(
+        self, sample: Mapping[Hashable, Any], label: np.ndarray, known: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        spacing = sample.get("spacing") or (1.0,) * (label.ndim - 1)
+        halo = (self.halo,) * len(spacing) if isinstance(self.halo, int) else tuple(self.halo)
+        core = tuple(slice(width, size - width) for width, size in zip(halo, label.shape[1:]))
+        values, valid = derive_target(
+            "distance_transform",
+            label,
+            known=known,
+            in_volume=sample.get("in_volume"),
+            spacing=tuple(size / min(spacing) for size in spacing),
+            halo=halo,
+            instances=True,
+        )
+        wide, mask = np.zeros(label.shape, np.float32), np.zeros(known.shape, bool)
+        wide[(slice(None), *core)], mask[(slice(None), *core)] = values, valid
+        return wide, mask
+
+
+def instance_halo(modes: Collection[str], spacing: Sequence[float]) -> tuple[int, ...]:
+    """Return the voxels per axis around a patch that the modes look at.
+
+    Args:
+        modes: of `INSTANCE_MODES`.
+        spacing: voxel size per axis in units of the smallest one.
+    """
+    if "distance" in modes:
+        return distance_halo(None, spacing)
+    return (int(bool({"boundary", "interior"} & set(modes))),) * len(spacing)
 
 
 def _neighbours(

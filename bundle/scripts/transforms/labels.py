@@ -16,7 +16,8 @@ class PrepareLabelsd(Transform):
 
     Args:
         classes: labelled target to its number of classes (background included) where its values are exclusive
-            classes, or to None where every value but 0 means foreground.
+            classes, or to None where every value but 0 means foreground. Others stay as they are, such as
+            instance numbers.
 
     Raises:
         VolumenError: a known voxel has a class beyond the configured ones, or, in a binary label, a negative value,
@@ -30,7 +31,7 @@ class PrepareLabelsd(Transform):
         sample = dict(data)
         for target, classes in self.classes.items():
             if classes is None:
-                _refuse_negative(sample[target], sample.get(f"{target}_mask"), target, sample["volume_name"])
+                refuse_negative(sample[target], sample.get(f"{target}_mask"), target, sample["volume_name"])
                 sample[target] = (sample[target] != 0).view(np.uint8)
             else:
                 known = sample.get(f"{target}_mask")
@@ -38,7 +39,12 @@ class PrepareLabelsd(Transform):
         return sample
 
 
-def _refuse_negative(label: np.ndarray, known: np.ndarray | None, target: str, volume: str) -> None:
+def refuse_negative(label: np.ndarray, known: np.ndarray | None, target: str, volume: str) -> None:
+    """Refuse a label with a negative value at a known voxel.
+
+    Raises:
+        VolumenError: names target, volume and value.
+    """
     if label.dtype.kind != "i" or not label.size or label.min() >= 0:
         return
     negative = label < 0 if known is None else (label < 0) & known

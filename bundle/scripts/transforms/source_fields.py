@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from scripts.transforms.fields import Region, check_spacing, erode, gradient, signed_distance, smooth
+from scripts.transforms.instance_distance import instance_distance
 from scripts.transforms.task_registry import (
     add_radii,
     complete_params,
@@ -35,6 +36,8 @@ class SourceFields:
         halo: voxels per axis on every side that are only there to be looked at.
         reach: the largest reach that any task will ask for, so that one distance serves all.
         margin: voxels per axis around the core on which filters will ask for the distance, at most.
+        instances: labels number instances: distances are those to the nearest other one, see
+            `instance_distance`.
 
     Attributes:
         ndim: 2 or 3.
@@ -56,6 +59,7 @@ class SourceFields:
         halo: Sequence[int] | int = 0,
         reach: float | None = None,
         margin: Sequence[int] | None = None,
+        instances: bool = False,
     ) -> None:
         if labels.ndim not in (3, 4):
             raise ValueError(f"labels need shape (C, Y, X) or (C, Z, Y, X), got {labels.shape}")
@@ -87,6 +91,7 @@ class SourceFields:
         # Inside its bounding box a volume mostly fills everything: then the array's border is the volume's.
         self._in_volume = None if inside is None or inside[box].all() else inside[box]
         self._box_shape = self._labels.shape[1:]
+        self._instances = instances
         self._shared: dict[Hashable, Any] = {}
 
     @property
@@ -223,6 +228,15 @@ class SourceFields:
     def _distance(
         self, reach: float, classes: Classes, margin: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
+        if self._instances and classes is None and self.channels == 1:
+            return instance_distance(
+                self._labels[0],
+                spacing=self.spacing,
+                reach=reach,
+                known=self._known,
+                in_volume=self._in_volume,
+                region=self.window(margin),
+            )
         return signed_distance(
             _foreground(self._labels, classes),
             spacing=self.spacing,
@@ -259,6 +273,7 @@ def derive_target(
     in_volume: np.ndarray | None = None,
     spacing: Sequence[float] | None = None,
     halo: Sequence[int] | int = 0,
+    instances: bool = False,
     **params: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Derive one target from arrays.
@@ -266,7 +281,7 @@ def derive_target(
     Args:
         type_name: a registered task type, such as "surface_normals".
         labels: integer (C, *spatial), as of `SourceFields`.
-        known, in_volume, spacing, halo: as of `SourceFields`.
+        known, in_volume, spacing, halo, instances: as of `SourceFields`.
         params: the keys of the type.
 
     Returns:
@@ -282,6 +297,7 @@ def derive_target(
         halo=halo,
         reach=full.get("reach"),
         margin=task.margin(full, check_spacing(labels.ndim - 1, spacing)),
+        instances=instances,
     )
     return derive_from(source, type_name, full)
 

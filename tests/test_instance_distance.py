@@ -1,0 +1,59 @@
+"""The distance to the nearest other instance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scripts.transforms.fields import signed_distance
+from scripts.transforms.instance_distance import instance_distance
+from scripts.transforms.source_fields import derive_target
+
+SHAPE = (14, 18, 20)
+
+
+def voronoi(shape, count=9, seed=0):
+    """Numbered cells that touch, beyond 32 bits, with background far from their centres."""
+    rng = np.random.default_rng(seed)
+    place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    squared = ((place[..., None, :] - rng.uniform(0, 1, (count, len(shape))) * shape) ** 2).sum(-1)
+    numbers = (squared.argmin(-1) + 1).astype(np.uint64) * 10**15
+    numbers[squared.min(-1) > 30] = 0
+    return numbers
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_instance_has_the_distance_it_has_alone(ndim, turned):
+    shape, spacing = SHAPE[-ndim:], (2.0, 1.0, 1.5)[-ndim:]
+    numbers = voronoi(shape)
+    known = np.random.default_rng(1).random(shape) > 0.02
+    in_volume = np.indices(shape).sum(0) > 8 if turned else None
+    region = tuple(slice(2, size - 3) for size in shape)
+    options = {"spacing": spacing, "reach": 6, "known": known, "in_volume": in_volume, "region": region}
+    found, valid = instance_distance(numbers, **options)
+    assert len(np.unique(numbers)) > 5
+    for number in np.unique(numbers):
+        alone = numbers == number if number else numbers > 0
+        expected, sure = signed_distance(alone, **options)
+        own = numbers[region] == number
+        np.testing.assert_array_equal(valid[own], sure[own])
+        np.testing.assert_allclose(found[own], expected[own], atol=1e-5)
+
+
+def test_one_instance_has_the_distance_of_the_foreground():
+    label = (voronoi(SHAPE) == 3 * 10**15).astype(np.uint8)
+    for one, other in zip(instance_distance(label), signed_distance(label > 0)):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_distance_task_parts_touching_instances_where_it_is_told_of_them():
+    touching = np.repeat(np.array([0, 7, 7, 7, 9, 9, 9, 0]), 1)[None, None].repeat(3, 1)
+    parted, _ = derive_target("distance_transform", touching, instances=True)
+    union, _ = derive_target("distance_transform", touching)
+    np.testing.assert_allclose(parted[0, 1], [0.5, -0.5, -1.5, -0.5, -0.5, -1.5, -0.5, 0.5])
+    np.testing.assert_allclose(union[0, 1], [0.5, -0.5, -1.5, -2.5, -2.5, -1.5, -0.5, 0.5])
+
+
+def test_shapes_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="known has shape"):
+        instance_distance(np.zeros((4, 4), np.uint8), known=np.ones((4, 5), bool))
