@@ -23,3 +23,20 @@ def bundle_root() -> Path:
 def configs_dir() -> Path:
     """Return the folder of the bundle's configs."""
     return bundle_root() / "configs"
+
+
+def license_text() -> str:
+    """Return the licence of the code: the bundle's own file in a checkout, the distribution's in an installation.
+
+    Raises:
+        FileNotFoundError: if the installation is incomplete.
+    """
+    from importlib.metadata import distribution
+
+    beside = bundle_root() / "LICENSE"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    found = distribution("volumen").read_text("licenses/LICENSE")
+    if found is None:
+        raise FileNotFoundError("the distribution has no licenses/LICENSE")
+    return found

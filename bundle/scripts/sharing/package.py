@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.bundle_root import bundle_root
+from scripts.bundle_root import bundle_root, license_text
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import writing_failed
 from scripts.inference.predictor import Predictor, load_predictor, read_checkpoint
@@ -132,7 +132,7 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
     )
     (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
     (folder / "docs" / "data_license.txt").write_text(data_license, encoding="utf-8")
-    shutil.copyfile(bundle_root() / "LICENSE", folder / "LICENSE")
+    (folder / "LICENSE").write_text(license_text(), encoding="utf-8")
     code = Path(__file__).resolve().parents[1]
     # A wheel keeps the bundle's configs inside the package; here they have a place of their own.
     shutil.copytree(
