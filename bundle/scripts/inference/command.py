@@ -77,6 +77,17 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-corrupt", choices=("stop", "skip"), help="a chunk that cannot be read (default: stop)"
     )
 
+    several = parser.add_argument_group("several processes or machines (needs volumen[dask])")
+    several.add_argument(
+        "--nworkers",
+        type=int,
+        metavar="N",
+        help="worker processes on this machine, one per GPU; with --scheduler: workers to wait for (default: 1)",
+    )
+    several.add_argument(
+        "--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers predict, such as tcp://node:8786"
+    )
+
     result = parser.add_argument_group("result")
     result.add_argument(
         "--dtype",
@@ -98,6 +109,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="VOXELS",
         help="fill holes of up to this size in labels (default: 0)",
+    )
+    result.add_argument(
+        "--instances",
+        metavar="HEADS",
+        help="also write TARGET_instances: from a wall such as membrane, from foreground=cell,boundary=membrane, "
+        "or from affinities (default: none)",
     )
     result.add_argument(
         "--format", choices=("zarr", "tif", "nifti"), help="format of the output (default: by its name)"
@@ -142,6 +159,10 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
         given["targets"] = tuple(name for name in given["targets"].replace(",", " ").split())
     if isinstance(given.get("patch_size"), str):
         given["patch_size"] = _numbers("--patch-size", given["patch_size"])
+    if isinstance(given.get("instances"), (str, Mapping)):
+        from scripts.inference.instances import read_rules
+
+        given["instances"] = read_rules(given["instances"])
     if isinstance(given.get("region"), str):
         given["region"] = _region(given["region"])
     return PredictRequest(**given)
@@ -161,6 +182,10 @@ def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
         name = _FIELD_OF.get(key, key)
         if value is not None and name in PredictRequest.__dataclass_fields__:
             fields[name] = tuple(value) if isinstance(value, list) else value
+    if "instances" in fields:
+        from scripts.inference.instances import read_rules
+
+        fields["instances"] = read_rules(fields["instances"])
     return fields
 
 
@@ -217,7 +242,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from scripts.inference.predictor import load_predictor
 
     asked = request_from(arguments, file_settings(arguments))
-    predictor = load_predictor(asked.checkpoint, choose_device(asked.device))
+    predictor = load_predictor(asked.checkpoint, choose_device("cpu" if asked.is_shared else asked.device))
     trained = request_fields(predictor.config.get("inference_config", {}))
     request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
     with tqdm(unit="window", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:

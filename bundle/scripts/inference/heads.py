@@ -17,7 +17,7 @@ from torch import Tensor
 
 PROBABILITIES = ("binary", "multiclass", "multilabel")
 ACTIVATIONS = ("sigmoid", "softmax", "none")
-KINDS = (*PROBABILITIES, "distance", "vector", "axis", "tensor", "field")
+KINDS = (*PROBABILITIES, "distance", "vector", "axis", "tensor", "field", "instances")
 
 
 @dataclass(frozen=True)

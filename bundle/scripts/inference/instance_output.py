@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scripts.inference.predictor import Predictor
     from scripts.inference.writers import ZarrOutput
 
-BLOCK_VOXELS = 1 << 24
+BLOCK_VOXELS = 1 << 23
 """Voxels that are segmented at once without their halo; mutex watershed needs several times the memory."""
 MUTEX_BLOCK_VOXELS = 1 << 21
 

@@ -270,7 +270,9 @@ class WorkerState:
             finished[[block for block in read_log(path)[0] if block < done.size]] = True
             done[inside] |= finished.reshape(done.shape)[inside]
         (self.folder / WORKER_LOGS).mkdir(exist_ok=True)
-        self._log = BlockLog(self.folder / WORKER_LOGS / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}")
+        self._log = BlockLog(
+            self.folder / WORKER_LOGS / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
+        )
 
     @property
     def wanted(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import VolumenError
+from scripts.inference.instances import read_rules
 from scripts.inference.journal import read_recipe
 
 
@@ -37,7 +38,7 @@ def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input": recipe["input"]["path"],
         "checkpoint": recipe["model"]["path"],
-        "targets": tuple(recipe["targets"]),
+        "targets": tuple(name for name, entry in recipe["targets"].items() if entry["kind"] != "instances"),
         "overlap": recipe["windows"]["overlap"],
         "batch_size": recipe["windows"]["batch_size"],
         "patch_size": tuple(recipe["windows"]["patch_size"]),
@@ -51,6 +52,7 @@ def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "threshold": recipe["threshold"],
         "compress": recipe["compress"],
         **recipe["clean"],
+        "instances": read_rules(recipe.get("instances")),
         "pyramid": recipe["pyramid"],
         "on_corrupt": recipe["on_corrupt"],
         "axes": recipe["input"]["axes"],

@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,34 +15,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.errors import VolumenError
-from scripts.inference.blending import BlockAccumulator
-from scripts.inference.finish import BlockFinisher
 from scripts.inference.heads import Head
+from scripts.inference.instance_output import instance_stored, settle_request
+from scripts.inference.instances import InstanceRules
 from scripts.inference.jobs import Job, find_jobs, volume_name
 from scripts.inference.journal import OutputState
 from scripts.inference.like import check_same, recipe_of
 from scripts.inference.outputs import Outputs
 from scripts.inference.postprocess import CleaningRules
-from scripts.inference.precision import choose_device, choose_precision
-from scripts.inference.predictor import Predictor, WindowNetwork, load_predictor
-from scripts.inference.reader import WindowReader, cache_bytes
+from scripts.inference.precision import choose_device, describe_machine
+from scripts.inference.predictor import Predictor, load_predictor
 from scripts.inference.recipe import make_recipe
 from scripts.inference.results import Stored
-from scripts.inference.stream import StreamCounts, stream
+from scripts.inference.stream import StreamCounts
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
+from scripts.inference.work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
+    from scripts.inference.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 
 OpenBox = tuple[tuple[int | None, int | None], ...]
 """Start and stop of each spatial axis, None for the volume's own."""
-PARTIAL_SUMS_BYTES = 1 << 23
-"""Memory for partial sums, or twice what a window touches if that is more; the rest goes to a temporary file."""
-LEAST_CACHE_BYTES = 1 << 24
-MOST_CACHE_BYTES = 1 << 30
-"""Memory for decoded input chunks: the least, and the most where chunks are large."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ class PredictRequest:
         min_size: label components of fewer voxels are removed.
         keep_largest: label components kept of each class; None for all.
         fill_holes: holes of up to this many voxels are filled in label maps of one class.
+        instances: what instances are made from and how; None for none. Their heads are stored as probabilities.
         compress: "zstd", "lz4", "gzip" or "none".
         pyramid: whether coarser levels are made.
         format: "zarr", "tif" or "nifti"; None to go by the output's name.
@@ -77,6 +75,9 @@ class PredictRequest:
         level: resolution level of an OME-Zarr image.
         workers: threads that read, and as many that write.
         like: earlier prediction of which this one is a repetition: its network and image are compared.
+        nworkers: processes that share the work, each with a GPU of its own where there are several; with a scheduler,
+            how many of its workers to wait for.
+        scheduler: address of a Dask scheduler whose workers do the work, such as "tcp://node:8786".
     """
 
     input: str
@@ -97,6 +98,7 @@ class PredictRequest:
     min_size: int = 0
     keep_largest: int | None = None
     fill_holes: int = 0
+    instances: InstanceRules | None = None
     compress: str = "zstd"
     pyramid: bool = True
     format: str | None = None
@@ -106,6 +108,13 @@ class PredictRequest:
     level: int = 0
     workers: int = 2
     like: str | None = None
+    nworkers: int = 1
+    scheduler: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes do the work."""
+        return self.scheduler is not None or self.nworkers > 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class VolumeReport:
     Args:
         input: the image.
         output: the OME-Zarr group, or the record of the files.
-        windows: windows that the network saw.
+        windows: windows that the network saw, those that several workers computed counted each time.
         skipped: windows without content.
         blocks: blocks written, in this run.
         corrupt: boxes of the image that could not be read.
@@ -156,25 +165,47 @@ def predict(
     Raises:
         VolumenError: for whatever a user can set right.
     """
+    if request.nworkers < 1:
+        raise VolumenError("--nworkers", expected="at least 1", found=request.nworkers)
     if predictor is None:
-        predictor = load_predictor(request.checkpoint, choose_device(request.device))
-    jobs = find_jobs(request, tuple(head.name for head in predictor.heads(request.targets)))
+        device = "cpu" if request.is_shared else request.device
+        predictor = load_predictor(request.checkpoint, choose_device(device))
+    request = settle_request(request, predictor)
+    jobs = find_jobs(request, output_names(predictor, request))
+    if request.is_shared:
+        from scripts.inference.cluster import open_cluster, predict_with
+
+        with open_cluster(request) as cluster:
+            return PredictReport(predict_with(cluster, predictor, jobs, request, progress))
     reports = []
     for job in jobs:
-        told = None if progress is None else _Progress(volume_name(job.image.path), progress)
+        told = None if progress is None else Progress(volume_name(job.image.path), progress)
         reports.append(predict_volume(predictor, job, request, progress=told))
     return PredictReport(tuple(reports))
 
 
-class _Progress:
-    """Counts settled windows of one volume."""
+def output_names(predictor: Predictor, request: PredictRequest) -> tuple[str, ...]:
+    """Return the names of the arrays that a prediction leaves: the heads', then the instances'."""
+    extra = instance_stored(request.instances)
+    return tuple(item.name for item in (*predictor.heads(request.targets), *(s.head for s in extra)))
+
+
+class Progress:
+    """Counts settled windows of one volume, or of several that are predicted at once."""
 
     def __init__(self, name: str, tell: Callable[[str, int, int], None]) -> None:
-        self._name, self._tell, self._count, self.total = name, tell, 0, 0
+        self._name, self._tell, self._count, self._total = name, tell, 0, 0
+        self._lock = threading.Lock()
+
+    def expect(self, windows: int) -> None:
+        """Add windows to those that are to be settled."""
+        with self._lock:
+            self._total += windows
 
     def __call__(self, windows: int) -> None:
-        self._count += windows
-        self._tell(self._name, self._count, self.total)
+        with self._lock:
+            self._count += windows
+            self._tell(self._name, self._count, self._total)
 
 
 def predict_volume(
@@ -182,7 +213,8 @@ def predict_volume(
     job: Job,
     request: PredictRequest,
     *,
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> VolumeReport:
     """Predict one volume.
 
@@ -191,45 +223,42 @@ def predict_volume(
         job: the volume, and where its prediction goes.
         request: how.
         progress: told of settled windows.
+        cluster: the workers of a request that is shared; None to open it for this volume.
 
     Raises:
         VolumenError: the image does not fit the network, the output is another's, or space runs out.
     """
+    if request.is_shared and cluster is None:
+        from scripts.inference.cluster import open_cluster
+
+        with open_cluster(request) as opened:
+            return predict_volume(predictor, job, request, progress=progress, cluster=opened)
     began = time.perf_counter()
-    image = job.image
-    check_image(predictor, image)
-    heads = predictor.heads(request.targets)
-    plan = make_plan(predictor, image.shape, heads, request)
-    stored = [stored_as(head, request) for head in heads]
-    rules = cleaning_rules(request, stored)
-    precision = choose_precision(request.amp, predictor.device)
-    recipe = make_recipe(predictor, job, request, plan, stored, precision)
+    machine = cluster.machine if cluster else describe_machine(predictor.device, request.amp)
+    work = plan_work(predictor, job, request, machine.precision)
+    recipe = make_recipe(predictor, job, request, work.plan, list(work.stored), machine)
     if request.like is not None:
         check_same(recipe_of(Path(request.like)), recipe, request.like)
-    state = open_state(job, recipe, plan, overwrite=request.overwrite)
+    state = open_state(job, recipe, work.plan, overwrite=request.overwrite)
     if state is None:
         logger.info("%s is finished already", job.shown)
-        return VolumeReport(image.path, job.shown, already_done=True)
-    check_space(job.output, stored, plan)
-    reader = WindowReader(
-        image,
-        plan,
-        predictor.normalizer.for_volume(image),
-        mask=job.mask,
-        skip_empty=request.skip_empty,
-        on_corrupt=request.on_corrupt,
-        on_note=state.note_corrupt,
-    )
-    network = WindowNetwork(predictor, heads, plan.patch_size, tta=request.tta, precision=precision)
-    outputs = Outputs(job, state, plan, stored, rules, request, predictor.spacing)
+        return VolumeReport(job.image.path, job.shown, already_done=True)
+    check_space(job.output, work)
+    outputs = Outputs(work, state)
     try:
         with telling_of_full_disk(job.shown):
-            counts = _stream_volume(plan, state, reader, network, outputs, request.workers, progress)
-            outputs.complete()
+            state.begin()
+            outputs.create()
+            if cluster is None:
+                counts = _make_here(work, predictor, state, progress)
+                outputs.complete(state)
+            else:
+                counts = cluster.make(work, predictor, state, progress)
+                outputs.complete(state, cluster.coarsener(work))
     finally:
         state.close()
     return VolumeReport(
-        image.path,
+        job.image.path,
         job.shown,
         windows=counts.windows,
         skipped=counts.skipped,
@@ -237,6 +266,37 @@ def predict_volume(
         corrupt=tuple(state.corrupt),
         seconds=time.perf_counter() - began,
     )
+
+
+def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision: str) -> VolumeWork:
+    """Return what is to be done for a volume, after checking that it can be.
+
+    Raises:
+        VolumenError: the image does not fit the network, or settings that cannot be.
+    """
+    image = job.image
+    check_image(predictor, image)
+    heads = predictor.heads(request.targets)
+    plan = make_plan(predictor, image.shape, heads, request)
+    stored = [stored_as(head, request) for head in heads]
+    return VolumeWork(
+        job,
+        request,
+        plan,
+        tuple(stored),
+        cleaning_rules(request, stored),
+        predictor.normalizer.for_volume(image),
+        precision,
+        predictor.spacing,
+    )
+
+
+def _make_here(
+    work: VolumeWork, predictor: Predictor, state: OutputState, progress: Progress | None
+) -> StreamCounts:
+    if progress is not None:
+        progress.expect(len(work.plan))
+    return make_blocks(work, predictor, state, state.done, scratch=state.folder, progress=progress)
 
 
 def open_state(
@@ -266,51 +326,6 @@ def telling_of_full_disk(where: str) -> Iterator[None]:
             "no space left on the disk",
             remedy="make room and give the same command: it goes on from here",
         ) from error
-
-
-@contextmanager
-def block_cache_of(budget: int) -> Iterator[None]:
-    """Give decoded input chunks this much memory meanwhile."""
-    from scripts.data.block_cache import BLOCKS
-
-    before = BLOCKS.max_bytes
-    BLOCKS.resize(budget)
-    try:
-        yield
-    finally:
-        BLOCKS.resize(before)
-
-
-def _stream_volume(
-    plan: PredictPlan,
-    state: OutputState,
-    reader: WindowReader,
-    network: WindowNetwork,
-    outputs: Outputs,
-    workers: int,
-    progress: _Progress | None,
-) -> StreamCounts:
-    state.begin()
-    outputs.create()
-    finisher = BlockFinisher(plan, network.heads, outputs.stored, reader, outputs.sinks, state)
-    if progress is not None:
-        progress.total = len(plan)
-    done = state.done
-    budget = cache_bytes(reader.image.volume, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
-    with (
-        block_cache_of(budget),
-        BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, state.folder, done) as accumulator,
-    ):
-        return stream(
-            plan,
-            reader.window,
-            network,
-            accumulator,
-            finisher,
-            done=done if done.any() else None,
-            workers=workers,
-            progress=progress,
-        )
 
 
 def check_image(predictor: Predictor, image: Volume) -> None:
@@ -429,6 +444,8 @@ def stored_as(head: Head, request: PredictRequest) -> Stored:
         VolumenError: an unknown type or an impossible threshold.
     """
     kind = "labels" if request.threshold is not None else request.dtype
+    if kind == "labels" and request.instances is not None and head.name in request.instances.sources:
+        kind = "uint8"
     try:
         return Stored(head, kind, 0.5 if request.threshold is None else request.threshold)
     except ValueError as error:
@@ -458,14 +475,14 @@ def cleaning_rules(request: PredictRequest, stored: list[Stored]) -> CleaningRul
     return rules
 
 
-def check_space(output: Path, stored: list[Stored], plan: PredictPlan) -> None:
+def check_space(output: Path, work: VolumeWork) -> None:
     """Compare the free space with what the output needs.
 
     Raises:
         VolumenError: not even a fifth of the uncompressed size is free.
     """
-    voxels = math.prod(plan.output_shape)
-    needed = sum(s.channels * s.dtype.itemsize * voxels for s in stored) * 8 / 7
+    voxels = math.prod(work.plan.output_shape)
+    needed = sum(s.channels * s.dtype.itemsize * voxels for s in work.stored) * 8 / 7
     folder = output.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from scripts.inference.exports import format_of
+from scripts.inference.instance_output import instance_stored
+from scripts.inference.precision import Machine
 from scripts.inference.results import Stored
 from scripts.inference.windows import PredictPlan
 
@@ -25,7 +24,7 @@ def make_recipe(
     request: PredictRequest,
     plan: PredictPlan,
     stored: list[Stored],
-    precision: str,
+    machine: Machine,
 ) -> dict[str, Any]:
     """Return everything that shapes the result, as plain values."""
     image, mask = job.image, job.mask
@@ -35,14 +34,15 @@ def make_recipe(
         "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint()},
         "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
         "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
-                                  "kind": s.head.kind, "dtype": str(s.dtype)} for s in stored},
+                                  "kind": s.head.kind, "dtype": str(s.dtype)}
+                    for s in [*stored, *instance_stored(request.instances)]},
         "windows": {"patch_size": list(plan.patch_size), "overlap": plan.overlap, "count": len(plan),
                     "batch_size": plan.batch_size, "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
         "region": [list(bounds) for bounds in plan.box],
         "blocks": list(plan.block_shape),
         "tta": request.tta,
-        "precision": precision,
-        "device": predictor.device.type,
+        "precision": machine.precision,
+        "device": machine.device,
         "skip_empty": request.skip_empty,
         "on_corrupt": request.on_corrupt,
         "dtype": request.dtype,
@@ -50,38 +50,13 @@ def make_recipe(
         "format": format_of(request.output, request.format)[0],
         "clean": {"min_size": request.min_size, "keep_largest": request.keep_largest,
                   "fill_holes": request.fill_holes},
+        "instances": None if request.instances is None else request.instances.plain(),
         "compress": request.compress,
         "pyramid": request.pyramid,
-        "versions": versions(),
-        "machine": {"threads": torch.get_num_threads(), "device": device_name(predictor.device)},
+        "versions": dict(machine.versions),
+        "machine": {"threads": machine.threads, "device": machine.name},
         "made_of": plain(predictor.config),
     }  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
-    import platform
-
-    import monai
-    import zarr
-
-    from scripts.version import __version__
-
-    return {
-        "volumen": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "monai": monai.__version__,
-        "numpy": np.__version__,
-        "zarr": zarr.__version__,
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """Return what the device is called."""
-    import platform
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
 
 
 def plain(value: Any) -> Any:

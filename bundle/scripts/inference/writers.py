@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import numpy as np
 from scripts.inference.results import Stored
 
 OME_VERSION = "0.5"
+Coarsen = Callable[[int], None]
+"""Makes a whole level of the pyramid from the level before it."""
+FEW_BOXES = 32
+"""Chunks of a level up to which it is not worth while to share them."""
 _UNITS = {
     "nm": "nanometer",
     "um": "micrometer",
@@ -105,17 +110,24 @@ class ZarrOutput:
             group = root.require_group(name)
             group.attrs.update({"ome": {"version": OME_VERSION, "multiscales": [self._multiscale(stored)]}})
             for level in range(len(self.factors) + 1):
-                self._arrays[name, level] = self._array(group, stored, level)
+                if str(level) not in group:
+                    self._create_array(group, stored, level)
 
-    def _array(self, group: Any, stored: Stored, level: int) -> Any:
-        if str(level) in group:
-            return group[str(level)]
+    def _array(self, name: str, level: int) -> Any:
+        """Return an array, opened where it is first used: by this process, or by one that was sent this object."""
+        if (name, level) not in self._arrays:
+            import zarr
+
+            self._arrays[name, level] = zarr.open_array(self.root / name / str(level), mode="r+")
+        return self._arrays[name, level]
+
+    def _create_array(self, group: Any, stored: Stored, level: int) -> None:
         shape = self.level_shape(level)
         chunks = tuple(min(c, n) for c, n in zip(self.block_shape, shape, strict=True))
         axes = ["z", "y", "x"][-len(shape) :]
         if stored.channels > 1:
             shape, chunks, axes = (stored.channels, *shape), (stored.channels, *chunks), ["c", *axes]
-        return group.create_array(
+        group.create_array(
             str(level),
             shape=shape,
             chunks=chunks,
@@ -172,7 +184,7 @@ class ZarrOutput:
 
     def write(self, name: str, box: tuple[slice, ...], values: np.ndarray, level: int = 0) -> None:
         """Write stored values (channels, *box) of a target at a place."""
-        array = self._arrays[name, level]
+        array = self._array(name, level)
         if self.stored[name].channels > 1:
             array[(slice(None), *box)] = values
         else:
@@ -180,33 +192,57 @@ class ZarrOutput:
 
     def write_channel(self, name: str, box: tuple[slice, ...], channel: int, values: np.ndarray) -> None:
         """Write one channel's stored values (*box) of a target at full resolution."""
-        array = self._arrays[name, 0]
+        array = self._array(name, 0)
         array[(channel, *box) if self.stored[name].channels > 1 else box] = values
 
     def read(self, name: str, box: tuple[slice, ...], level: int = 0) -> np.ndarray:
         """Read stored values (channels, *box) of a target."""
-        array = self._arrays[name, level]
+        array = self._array(name, level)
         if self.stored[name].channels > 1:
             return np.asarray(array[(slice(None), *box)])
         return np.asarray(array[box])[None]
 
-    def build_pyramid(self, workers: int = 1) -> None:
-        """Make the coarser levels from the finished level 0, chunk by chunk."""
-        with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pyramid") as pool:
-            for level, factors in enumerate(self.factors, start=1):
-                jobs = [(name, level, factors, box) for name in self.stored for box in self._boxes(level)]
-                list(pool.map(self._coarsen, jobs))
+    def build_pyramid(self, workers: int = 1, coarsen: Coarsen | None = None) -> None:
+        """Make the coarser levels from the finished level 0, chunk by chunk.
 
-    def _boxes(self, level: int) -> list[tuple[slice, ...]]:
+        Args:
+            workers: threads.
+            coarsen: makes a large level elsewhere; None to do it here.
+        """
+        for level in range(1, len(self.factors) + 1):
+            if coarsen is not None and self.box_count(level) > FEW_BOXES:
+                coarsen(level)
+                continue
+            with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pyramid") as pool:
+                running: deque[Future[None]] = deque()
+                for name, box in self.boxes(level):
+                    if len(running) > 2 * workers:
+                        running.popleft().result()
+                    running.append(pool.submit(self.coarsen, name, level, box))
+                for future in running:
+                    future.result()
+
+    def box_count(self, level: int) -> int:
+        """Return how many boxes `boxes` yields."""
         shape = self.level_shape(level)
-        ranges = [range(0, n, min(c, n)) for n, c in zip(shape, self.block_shape, strict=True)]
-        return [
-            tuple(slice(s, min(s + c, n)) for s, c, n in zip(start, self.block_shape, shape, strict=True))
-            for start in itertools.product(*ranges)
-        ]
+        return len(self.stored) * math.prod(-(-n // c) for n, c in zip(shape, self.block_shape, strict=True))
 
-    def _coarsen(self, job: tuple[str, int, tuple[int, ...], tuple[slice, ...]]) -> None:
-        name, level, factors, box = job
+    def boxes(self, level: int) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """Yield every target with every chunk's place of a level."""
+        shape = self.level_shape(level)
+        counts = [-(-n // c) for n, c in zip(shape, self.block_shape, strict=True)]
+        for name, *index in itertools.product(self.stored, *map(range, counts)):
+            yield (
+                name,
+                tuple(
+                    slice(i * c, min((i + 1) * c, n))
+                    for i, c, n in zip(index, self.block_shape, shape, strict=True)
+                ),
+            )
+
+    def coarsen(self, name: str, level: int, box: tuple[slice, ...]) -> None:
+        """Write a box of a target's level from the level before it."""
+        factors = self.factors[level - 1]
         finer = self.level_shape(level - 1)
         source = tuple(
             slice(part.start * f, min(part.stop * f, n))

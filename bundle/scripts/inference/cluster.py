@@ -1,0 +1,333 @@
+"""Prediction by several processes through Dask: a local cluster, or the workers of a scheduler.
+
+The process that was started keeps the journal and hands out pieces; a worker owns the blocks of its piece and writes
+their chunks itself, so nothing is locked and no voxels travel between processes. All must see the same files. What a
+dead worker had not finished goes to another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import torch
+
+from scripts.errors import VolumenError
+from scripts.inference.jobs import Job, volume_name
+from scripts.inference.journal import OutputState
+from scripts.inference.pieces import split_blocks
+from scripts.inference.precision import Machine
+from scripts.inference.predict import PredictRequest, Progress, VolumeReport, predict_volume
+from scripts.inference.predictor import Predictor
+from scripts.inference.stream import StreamCounts
+from scripts.inference.work import VolumeWork
+from scripts.inference.worker import Made, Network, StoppedError, coarsen_part, describe_worker, make_piece
+from scripts.inference.writers import Coarsen
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+CONNECT_SECONDS = 20
+TELL_SECONDS = 60
+"""How often it is told that there is nobody to work."""
+PARTS_PER_WORKER = 4
+
+
+class Cluster:
+    """Workers that predict; open one with `open_cluster`.
+
+    Args:
+        client: connected to the scheduler.
+        machine: what the workers compute with.
+        device: the device that was asked for.
+        threads: threads that each worker computes with; None for those it has.
+        sharers: volumes that are predicted at once.
+    """
+
+    def __init__(self, client: Client, machine: Machine, device: str, threads: int | None) -> None:
+        self.machine = machine
+        self.sharers = 1
+        self._client, self._device, self._threads = client, device, threads
+        self._stopped = threading.Event()
+
+    @property
+    def workers(self) -> int:
+        """Workers there are now."""
+        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+
+    def stop(self) -> None:
+        """Let every wait of another thread end with `StoppedError`."""
+        self._stopped.set()
+
+    def make(
+        self, work: VolumeWork, predictor: Predictor, state: OutputState, progress: Progress | None
+    ) -> StreamCounts:
+        """Have every unfinished block of a volume made.
+
+        Args:
+            work: what is to be done.
+            predictor: where the network comes from.
+            state: state of the output folder, begun.
+            progress: told of settled windows.
+
+        Raises:
+            VolumenError: for whatever a user can set right.
+        """
+        if not Path(predictor.path).is_file():
+            raise VolumenError(
+                predictor.path, "workers load the network from its checkpoint, and there is none"
+            )
+        network = Network(
+            str(Path(predictor.path).absolute()), predictor.checksum, self._device, self._threads
+        )
+        shares = max(1, math.ceil(self.workers / self.sharers))
+        pieces = split_blocks(work.plan, shares, state.done)
+        windows = sum(piece.windows for piece in pieces)
+        logger.info(
+            "%s: %d pieces for %d workers, %d windows of which %.0f %% are computed twice or more where pieces meet",
+            work.job.shown,
+            len(pieces),
+            shares,
+            windows,
+            100 * max(0.0, 1 - len(work.plan) / max(windows, 1)),
+        )
+        meter = _Meter(state, windows, progress)
+        counts = StreamCounts()
+        sent = work.with_absolute_paths()
+        with state.token() as token:
+            jobs = [
+                (sent, network, self.machine, token, piece, state.done[piece.slices].copy())
+                for piece in pieces
+            ]
+            for number, made in self._run(make_piece, jobs, meter.update):
+                _add(counts, made)
+                state.record_box(pieces[number].blocks)
+                for box in made.corrupt:
+                    state.note_corrupt(box)
+                meter.update()
+        return counts
+
+    def coarsener(self, work: VolumeWork) -> Coarsen:
+        """Return what makes a level of a volume's pyramid."""
+        sent = work.with_absolute_paths()
+
+        def coarsen(level: int) -> None:
+            parts = PARTS_PER_WORKER * max(1, self.workers)
+            for _ in self._run(coarsen_part, [(sent, level, part, parts) for part in range(parts)]):
+                pass
+
+        return coarsen
+
+    def _run(
+        self, function: Callable[..., Any], jobs: Iterable[tuple], poll: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the number and the result of every job as it ends; the others are cancelled on an error."""
+        from distributed import wait
+
+        mark = uuid4().hex
+        numbers: dict[Future, int] = {
+            self._client.submit(function, *job, key=f"volumen-{mark}-{number}", pure=False): number
+            for number, job in enumerate(jobs)
+        }
+        pending = set(numbers)
+        told = time.monotonic()
+        try:
+            while pending:
+                if self._stopped.is_set():
+                    raise StoppedError
+                try:
+                    ended = wait(pending, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
+                except TimeoutError:
+                    ended = set()
+                for future in ended:
+                    pending.discard(future)
+                    yield numbers[future], self._result(future)
+                poll()
+                if ended or self.workers:
+                    told = time.monotonic()
+                elif time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    logger.warning("no worker is connected to the scheduler: waiting for one")
+        finally:
+            if pending:
+                self._client.cancel(list(pending), force=True)
+
+    def _result(self, future: Future) -> Any:
+        from distributed import CancelledError, KilledWorker
+
+        if future.status == "cancelled" or self._client.status not in ("running", "connecting"):
+            raise _lost(self._client)
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise VolumenError(
+                f"worker {error.last_worker.address}",
+                "it and others before it died at the same piece",
+                remedy="see their logs (often they ran out of memory); the same command goes on from here",
+            ) from None
+        except CancelledError:
+            raise _lost(self._client) from None
+
+
+def _lost(client: Client) -> VolumenError:
+    return VolumenError(
+        client.scheduler.address if client.scheduler else "scheduler",
+        "the Dask scheduler is gone",
+        remedy="start it and give the same command again: it goes on from here",
+    )
+
+
+class _Meter:
+    """Turns what the workers' journals say into a count of windows."""
+
+    def __init__(self, state: OutputState, windows: int, progress: Progress | None) -> None:
+        self._state, self._windows, self._progress = state, windows, progress
+        self._before = int(state.done.sum())
+        self._told = 0
+        if progress is not None:
+            progress.expect(windows)
+
+    def update(self) -> None:
+        self._state.absorb()
+        if self._progress is None:
+            return
+        todo = max(1, self._state.done.size - self._before)
+        count = self._windows * (int(self._state.done.sum()) - self._before) // todo
+        self._progress(count - self._told)
+        self._told = count
+
+
+def _add(counts: StreamCounts, made: Made) -> None:
+    counts.windows += made.counts.windows
+    counts.skipped += made.counts.skipped
+    counts.blocks += made.counts.blocks
+
+
+def predict_with(
+    cluster: Cluster,
+    predictor: Predictor,
+    jobs: list[Job],
+    request: PredictRequest,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[VolumeReport, ...]:
+    """Predict volumes, as many at once as there are workers.
+
+    Args:
+        cluster: the workers.
+        predictor: where the network comes from.
+        jobs: the volumes.
+        request: how.
+        progress: as for `predict`.
+    """
+    cluster.sharers = min(len(jobs), max(1, cluster.workers))
+    name = volume_name(jobs[0].image.path) if len(jobs) == 1 else f"{len(jobs)} volumes"
+    told = None if progress is None else Progress(name, progress)
+    with ThreadPoolExecutor(cluster.sharers, thread_name_prefix="volume") as pool:
+        futures = [
+            pool.submit(predict_volume, predictor, job, request, progress=told, cluster=cluster)
+            for job in jobs
+        ]
+        try:
+            return tuple(future.result() for future in futures)
+        except BaseException:
+            cluster.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def open_cluster(request: PredictRequest) -> Iterator[Cluster]:
+    """Connect to the scheduler of a request, or start its workers on this machine.
+
+    Raises:
+        VolumenError: Dask is not installed, nobody answers, or the workers cannot work.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise VolumenError(
+            "--scheduler" if request.scheduler else "--nworkers",
+            "needs the package distributed (Dask)",
+            remedy="pip install 'volumen[dask]'",
+        ) from None
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    if request.scheduler is None:
+        threads = max(1, torch.get_num_threads() // request.nworkers)
+        with (
+            distributed.LocalCluster(
+                n_workers=request.nworkers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            ) as local,
+            distributed.Client(local) as client,
+        ):
+            yield _ready(client, request, threads)
+        return
+    try:
+        client = distributed.Client(request.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise VolumenError(
+            request.scheduler,
+            f"no Dask scheduler answers ({type(error).__name__})",
+            remedy="start one with dask scheduler, and give its address",
+        ) from None
+    with client:
+        yield _ready(client, request, None)
+
+
+def _ready(client: Client, request: PredictRequest, threads: int | None) -> Cluster:
+    """Wait for the workers and find out what they compute with."""
+    wanted = max(1, request.nworkers)
+    while len(client.scheduler_info(n_workers=-1)["workers"]) < wanted:
+        try:
+            client.wait_for_workers(wanted, timeout=TELL_SECONDS)
+        except TimeoutError:
+            logger.warning("waiting for %d workers at %s", wanted, client.scheduler.address)
+    try:
+        machines: dict[str, Machine] = client.run(describe_worker, request.device, request.amp, threads)
+    except ImportError as error:
+        raise VolumenError(
+            "workers",
+            f"cannot import this program ({error})",
+            remedy="install the same version on their machines",
+        ) from None
+    return Cluster(client, common_machine(machines), request.device, threads)
+
+
+def common_machine(machines: dict[str, Machine]) -> Machine:
+    """Return what all workers compute with.
+
+    Args:
+        machines: by address.
+
+    Raises:
+        VolumenError: they compute on different devices or in different precisions.
+    """
+    (first, machine), *others = machines.items()
+    for address, other in others:
+        if (other.device, other.precision) != (machine.device, machine.precision):
+            raise VolumenError(
+                "workers",
+                f"{first} computes on {machine.device} in {machine.precision}, {address} on {other.device} in "
+                f"{other.precision}",
+                remedy="start workers of one kind, or say --device and --amp",
+            )
+    for key in ("name", "threads", "versions"):
+        if any(getattr(other, key) != getattr(machine, key) for _, other in others):
+            logger.warning("workers differ in %s: the last bits of their blocks may differ", key)
+    return replace(machine, versions=dict(machine.versions))

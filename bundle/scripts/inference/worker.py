@@ -1,0 +1,166 @@
+"""What a Dask worker does for a prediction: say what it is, make a piece of blocks, coarsen a part of a level."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.errors import VolumenError
+from scripts.inference.journal import WorkerState
+from scripts.inference.outputs import final_arrays
+from scripts.inference.pieces import Piece
+from scripts.inference.precision import Machine, choose_device, describe_machine
+from scripts.inference.predictor import Predictor, load_predictor
+from scripts.inference.stream import StreamCounts
+from scripts.inference.windows import Box
+from scripts.inference.work import VolumeWork, make_blocks
+
+
+class StoppedError(Exception):
+    """The process that asked for this work does not want it any more."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint that workers load: its absolute path, its SHA-256, and the device that was asked for."""
+
+    path: str
+    checksum: str
+    device: str
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a piece: counts, and the boxes of the image that could not be read."""
+
+    counts: StreamCounts
+    corrupt: tuple[Box, ...]
+
+
+def describe_worker(device: str, amp: str, threads: int | None, dask_worker: Any = None) -> Machine:
+    """Return what a worker computes with.
+
+    Args:
+        device, amp: what was asked for.
+        threads: threads that it is to compute with; None for those it has.
+        dask_worker: given by `Client.run`.
+
+    Raises:
+        VolumenError: it has no such device.
+    """
+    _set_threads(threads)
+    chosen = choose_device(worker_device(device, dask_worker.name, dask_worker.address, gpu_count()))
+    return describe_machine(chosen, amp)
+
+
+def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
+    """Return the device of a worker: the one asked for, or where none is named the worker's own GPU.
+
+    Workers on a machine take its GPUs in turn, by the number at the end of their names (0, 1, ... of a local
+    cluster, NODE-0, NODE-1, ... of `dask worker --nworkers`); a nameless one goes by its port. Where every worker
+    sees a single GPU, as SLURM and dask-cuda arrange it, that is the one.
+
+    Args:
+        asked: "auto", "cpu", "cuda" or "cuda:N".
+        name: the worker's name.
+        address: the worker's address.
+        gpus: GPUs that the worker sees.
+    """
+    if asked not in ("auto", "cuda") or gpus == 0:
+        return asked
+    number = re.search(r"(\d+)$", str(name)) or re.search(r"(\d+)$", address)
+    return f"cuda:{int(number[1]) % gpus if number else 0}"
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def make_piece(
+    work: VolumeWork, network: Network, machine: Machine, token: str, piece: Piece, done: np.ndarray
+) -> Made:
+    """Make the blocks of a piece.
+
+    Args:
+        work: the volume.
+        network: the network.
+        machine: what the other workers compute with.
+        token: see `WorkerState`.
+        piece: which blocks.
+        done: those of the piece that are finished already, bool, shape of the piece.
+
+    Raises:
+        StoppedError: nobody wants them any more.
+        VolumenError: this worker cannot make the same bytes as the others, or what a user can set right.
+    """
+    from distributed import get_worker
+
+    worker = get_worker()
+    _set_threads(network.threads)
+    device = choose_device(worker_device(network.device, worker.name, worker.address, gpu_count()))
+    own = describe_machine(device, work.request.amp)
+    if (own.device, own.precision) != (machine.device, machine.precision):
+        raise VolumenError(
+            f"worker {worker.address}",
+            expected=f"{machine.device} in {machine.precision}, as the other workers",
+            found=f"{own.device} in {own.precision}",
+            remedy="start workers of one kind, or say --device and --amp",
+        )
+    predictor = _load(network, str(device))
+    others = np.ones(work.plan.blocks, dtype=bool)
+    others[piece.slices] = done
+    state = WorkerState(work.job.output, token, others, piece.blocks)
+
+    def may_write() -> None:
+        if not state.wanted:
+            raise StoppedError
+
+    may_write()
+    try:
+        counts = make_blocks(
+            work, predictor, state, others, scratch=Path(worker.local_directory), may_write=may_write
+        )  # fmt: skip
+    except OSError:
+        may_write()  # its folder is gone
+        raise
+    finally:
+        state.close()
+    return Made(counts, tuple(state.corrupt))
+
+
+def coarsen_part(work: VolumeWork, level: int, part: int, parts: int) -> None:
+    """Write every `parts`-th chunk of a pyramid's level, from the `part`-th on."""
+    arrays = final_arrays(work, work.job.output)
+    for name, box in islice(arrays.boxes(level), part, None, parts):
+        arrays.coarsen(name, level, box)
+
+
+@lru_cache(maxsize=2)
+def _load(network: Network, device: str) -> Predictor:
+    predictor = load_predictor(network.path, device)
+    if predictor.checksum != network.checksum:
+        raise VolumenError(
+            network.path,
+            expected=f"SHA-256 {network.checksum[:12]}..., as where the prediction was started",
+            found=f"{predictor.checksum[:12]}... on {socket.gethostname()}",
+            remedy="put the same checkpoint there",
+        )
+    return predictor
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,249 @@
+"""Prediction by several processes: the same bytes as by one, whoever dies; who computes what on which device."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from prediction import save_checkpoint
+from scripts.errors import VolumenError
+from scripts.inference.journal import STATE_FOLDER, WORKER_LOGS, OutputState, WorkerState, read_log
+from scripts.inference.pieces import split_blocks
+from scripts.inference.precision import Machine
+from scripts.inference.predict import PredictRequest, predict
+from scripts.inference.windows import PredictPlan
+from scripts.inference.worker import worker_device
+
+distributed = pytest.importorskip("distributed")
+
+
+def content(folder) -> dict[str, str]:
+    """Return a hash per file of a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Return the address of a scheduler with two workers, which are threads here: nothing is imported again."""
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp://",
+        dashboard_address=None,
+        memory_limit=0,
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def make_request(folder: Path, ndim: int, **settings) -> PredictRequest:
+    shape = (13, 24, 37) if ndim == 3 else (40, 53)
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    zarr.create_array(folder / "scroll.zarr", data=image, chunks=(8,) * ndim)
+    checkpoint = save_checkpoint(folder / "model_3.pth", ndim, (8,) * ndim)
+    return PredictRequest(
+        str(folder / "scroll.zarr"), str(checkpoint), str(folder / "one.zarr"),
+        amp="off", device="cpu", targets=("ink", "normals"), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("ndim", "batch_size"), [(2, 1), (3, 3)])
+def test_workers_write_the_bytes_of_a_single_process(scheduler, tmp_path, ndim, batch_size):
+    request = make_request(tmp_path, ndim, batch_size=batch_size)
+    alone = predict(request).volumes[0]
+    told = []
+    shared = replace(request, output=str(tmp_path / "two.zarr"), scheduler=scheduler, nworkers=2)
+    report = predict(shared, progress=lambda *state: told.append(state)).volumes[0]
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+    assert report.blocks == alone.blocks
+    assert report.windows > alone.windows  # those where pieces meet
+    assert told[-1][1] == told[-1][2] == report.windows
+    assert predict(shared).volumes[0].already_done
+
+
+def test_several_volumes_are_predicted_at_once_and_reported_in_order(scheduler, tmp_path):
+    request = replace(make_request(tmp_path, 2), input=str(tmp_path / "images"))
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        image = np.random.default_rng(ord(name)).integers(0, 256, (17, 30), dtype=np.uint8)
+        zarr.create_array(tmp_path / "images" / f"{name}.zarr", data=image, chunks=(8, 8))
+    predict(replace(request, output=str(tmp_path / "alone")))
+    report = predict(replace(request, output=str(tmp_path / "shared"), scheduler=scheduler))
+    assert [Path(volume.output).name for volume in report.volumes] == ["a.zarr", "b.zarr", "c.zarr"]
+    assert content(tmp_path / "alone") == content(tmp_path / "shared")
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run in the middle."""
+
+
+@pytest.mark.parametrize("first_shared", [True, False])
+def test_what_workers_began_one_process_ends_and_the_reverse(scheduler, tmp_path, monkeypatch, first_shared):
+    request = make_request(tmp_path, 2)
+    predict(request)
+    alone = replace(request, output=str(tmp_path / "two.zarr"))
+    shared = replace(alone, scheduler=scheduler)
+    with monkeypatch.context() as patch:
+        if first_shared:
+            record_box = OutputState.record_box
+
+            def stop_after(self, blocks):
+                record_box(self, blocks)
+                raise Stop
+
+            patch.setattr(OutputState, "record_box", stop_after)
+        else:
+            count = itertools.count()
+            record = OutputState.record
+
+            def stop_later(self, block):
+                record(self, block)
+                if next(count) == 9:
+                    raise Stop
+
+            patch.setattr(OutputState, "record", stop_later)
+        with pytest.raises(Stop):
+            predict(shared if first_shared else alone)
+    assert any(read_log(tmp_path / "two.zarr" / STATE_FOLDER / "blocks")[0])
+    report = predict(alone if first_shared else shared).volumes[0]
+    assert not report.already_done
+    assert report.blocks < 35
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+def test_a_mistake_found_by_a_worker_is_one_line(scheduler, tmp_path):
+    request = make_request(tmp_path, 2)
+    (tmp_path / "scroll.zarr" / "c" / "2" / "3").write_bytes(b"not a chunk")
+    shared = replace(request, scheduler=scheduler)
+    with pytest.raises(VolumenError, match=r"scroll\.zarr.*--on-corrupt skip"):
+        predict(shared)
+    predict(replace(shared, on_corrupt="skip", overwrite=True))
+    predict(replace(request, on_corrupt="skip", output=str(tmp_path / "two.zarr")))
+    attributes = zarr.open_group(request.output, mode="r").attrs["volumen"]
+    assert attributes["corrupt"] == [[[16, 24], [24, 32]]]
+    assert content(request.output) == content(tmp_path / "two.zarr")
+
+
+def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.inference.cluster.CONNECT_SECONDS", 0.5)
+    with pytest.raises(VolumenError, match=r"127\.0\.0\.1:9: no Dask scheduler answers"):
+        predict(make_request(tmp_path, 2, scheduler="tcp://127.0.0.1:9"))
+    assert not (tmp_path / "one.zarr").exists()
+
+
+@pytest.mark.slow
+def test_blocks_of_a_killed_worker_are_made_by_others(tmp_path):
+    request = make_request(tmp_path, 3)
+    predict(request)
+    shared = replace(request, output=str(tmp_path / "two.zarr"), nworkers=2)
+    killed = []
+
+    def kill() -> None:
+        """Kill the process that wrote the first line of a journal."""
+        logs = tmp_path / "two.zarr" / STATE_FOLDER / WORKER_LOGS
+        while not killed:
+            for path in logs.glob("*"):
+                if path.stat().st_size:
+                    killed.append(int(path.name.rsplit("-", 2)[1]))
+                    os.kill(killed[0], signal.SIGKILL)
+                    return
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    predict(shared)
+    killer.join(1)
+    assert killed
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+@pytest.mark.parametrize("shape", [(40, 53), (13, 24, 37), (8, 8), (200, 300)])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_pieces_hold_every_unfinished_block_once_and_know_their_windows(shape, workers):
+    plan = PredictPlan(
+        shape, (8,) * len(shape), 0.5, block_shape=(8,) * len(shape), tile=(1, 3, 3)[: len(shape)]
+    )
+    done = np.random.default_rng(0).random(plan.blocks) < 0.4
+    owners = np.zeros(plan.blocks, dtype=int)
+    pieces = split_blocks(plan, workers, done)
+    for piece in pieces:
+        owners[piece.slices] += 1
+        inside = set(itertools.product(*(range(first, stop) for first, stop in piece.blocks)))
+        if plan.shape != (200, 300):
+            touching = [p for p in range(len(plan)) if inside & {block for block, _, _ in plan.parts(p)}]
+            assert piece.windows == len(touching)
+    assert owners.max(initial=0) <= 1
+    assert (owners[~done] == 1).all()
+    assert len(split_blocks(plan, workers, np.ones(plan.blocks, bool))) == 0
+
+
+def test_cutting_costs_little_where_volumes_are_large():
+    plan = PredictPlan((4096,) * 3, (128,) * 3, 0.5, block_shape=(128,) * 3)
+    pieces = split_blocks(plan, 8)
+    assert len(pieces) >= 16
+    assert sum(piece.windows for piece in pieces) < 1.15 * len(plan)
+
+
+def test_a_worker_knows_what_those_before_it_finished_and_when_it_is_not_wanted(tmp_path):
+    state = OutputState(tmp_path / "o", {"a": 1}, (4, 5))
+    state.begin()
+    with state.token() as token:
+        first = WorkerState(state.output, token, np.zeros((4, 5), bool), ((0, 2), (0, 5)))
+        first.record((1, 2))
+        first.record((3, 3))
+        first.close()
+        log = next((state.folder / WORKER_LOGS).iterdir())
+        log.open("ab").write(b"1")  # a line cut short
+        second = WorkerState(state.output, token, np.zeros((4, 5), bool), ((0, 2), (0, 5)))
+        assert np.argwhere(second.done).tolist() == [[1, 2]]  # (3, 3) is not of its piece
+        assert second.wanted
+    assert not second.wanted
+    second.close()
+    state.absorb()
+    state.absorb()
+    state.close()
+    again = OutputState(tmp_path / "o", {"a": 1}, (4, 5))
+    assert np.argwhere(again.done).tolist() == [[1, 2], [3, 3]]
+    assert sorted(read_log(state.folder / "blocks")[0]) == [7, 18]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "address", "gpus", "device"),
+    [
+        ("auto", 0, "tcp://10.0.0.1:4000", 4, "cuda:0"),  # a local cluster numbers its workers
+        ("auto", 6, "tcp://10.0.0.1:4000", 4, "cuda:2"),
+        ("cuda", "node7-3", "tcp://10.0.0.7:4000", 4, "cuda:3"),  # dask worker --name node7 --nworkers 4
+        ("auto", "tcp://10.0.0.1:40001", "tcp://10.0.0.1:40001", 4, "cuda:1"),
+        ("auto", "SLURMCluster-17", "tcp://10.0.0.1:4000", 1, "cuda:0"),  # CUDA_VISIBLE_DEVICES shows one
+        ("cuda:1", 0, "tcp://10.0.0.1:4000", 4, "cuda:1"),
+        ("cpu", 3, "tcp://10.0.0.1:4000", 4, "cpu"),
+        ("auto", 3, "tcp://10.0.0.1:4000", 0, "auto"),
+        ("cuda", 3, "tcp://10.0.0.1:4000", 0, "cuda"),  # refused where the device is opened
+    ],
+)
+def test_every_worker_has_a_gpu_of_its_own(asked, name, address, gpus, device):
+    assert worker_device(asked, name, address, gpus) == device
+
+
+def test_workers_of_different_kinds_are_refused_and_other_versions_told(caplog):
+    from scripts.inference.cluster import common_machine
+
+    cpu = Machine("cpu", "x86", "float32", 1, {"torch": "2.13"})
+    assert common_machine({"a": cpu, "b": cpu}) == cpu
+    with pytest.raises(VolumenError, match="a computes on cpu in float32, b on cuda in bfloat16"):
+        common_machine({"a": cpu, "b": Machine("cuda", "H100", "bfloat16", 1, {})})
+    common_machine({"a": cpu, "b": replace(cpu, versions={"torch": "2.12"})})
+    assert "workers differ in versions" in caplog.text
