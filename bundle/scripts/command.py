@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
+from scripts.console import coloured
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class _Formatter(logging.Formatter):
         text = super().format(record)
         if record.levelno >= logging.WARNING:
             time, _, rest = text.partition(" ")
-            text = f"{time} {record.levelname.lower()}: {rest}"
+            colour = "yellow" if record.levelno == logging.WARNING else "red"
+            text = f"{time} {coloured(record.levelname.lower() + ':', colour, sys.stderr)} {rest}"
         return text
 
 
@@ -133,4 +135,4 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"volumen: error: {line}\n")
+    sys.stderr.write(f"volumen: {coloured('error:', 'bold red', sys.stderr)} {line}\n")

@@ -5,6 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from typing import TYPE_CHECKING
+
+from scripts.console import make_console, make_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from scripts.inference.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +74,23 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
         )
     )
-    for key, value in evaluation.mean.items():
-        bounds = evaluation.interval[key]
-        told = f" (95 %% interval {bounds[0]:.4f} to {bounds[1]:.4f})".replace("%%", "%") if bounds else ""
-        logger.info("%s: %s%s", key, "undefined" if math.isnan(value) else f"{value:.4f}", told)
+    if not arguments.quiet:
+        make_console().print(_table(evaluation))
     logger.info("report: %s/report.html", arguments.output)
     return 0
+
+
+def _table(evaluation: Evaluation) -> Table:
+    """Return the means over cases with their intervals."""
+    table = make_table(f"means over {len(evaluation.cases)} cases", ("metric", "mean", "95 % interval"))
+    for key, value in evaluation.mean.items():
+        bounds = evaluation.interval[key]
+        table.add_row(
+            key,
+            "undefined" if math.isnan(value) else f"{value:.4f}",
+            f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "",
+        )
+    return table
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
