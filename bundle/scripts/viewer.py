@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ def train_from_viewer(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     device: str = "auto",
+    handlers: Sequence[Any] = (),
 ) -> Path:
     """Train on the Image and Labels layers of an open napari viewer, without copying their arrays.
 
@@ -31,6 +32,7 @@ def train_from_viewer(
         output_dir: folder for the run.
         settings: any part of the experiment's sections, as an experiment file holds them.
         device: auto, cpu, cuda or cuda:N.
+        handlers: objects with `attach(engine)`, which come after the trainer's own.
 
     Returns:
         Folder of the run.
@@ -46,7 +48,7 @@ def train_from_viewer(
     sections["dataset_config"]["cache_valid_patches"] = False
     config = viewer_config(viewer, sections, str(output_dir), device)
     try:
-        run_bundle("train.yaml", (), {"experiment": config})
+        run_bundle("train.yaml", (), {"experiment": config}, handlers=handlers)
     except Exception as error:
         cause = find_cause(error)  # MONAI wraps what its components raise
         if isinstance(cause, VolumenError):
