@@ -228,7 +228,7 @@ def test_a_worker_knows_what_those_before_it_finished_and_when_it_is_not_wanted(
         ("cuda", "node7-3", "tcp://10.0.0.7:4000", 4, "cuda:3"),  # dask worker --name node7 --nworkers 4
         ("auto", "tcp://10.0.0.1:40001", "tcp://10.0.0.1:40001", 4, "cuda:1"),
         ("auto", "SLURMCluster-17", "tcp://10.0.0.1:4000", 1, "cuda:0"),  # CUDA_VISIBLE_DEVICES shows one
-        ("cuda:1", 0, "tcp://10.0.0.1:4000", 4, "cuda:1"),
+        ("cuda:1", 0, "tcp://10.0.0.1:4000", 4, "cuda:0"),
         ("cpu", 3, "tcp://10.0.0.1:4000", 4, "cpu"),
         ("auto", 3, "tcp://10.0.0.1:4000", 0, "auto"),
         ("cuda", 3, "tcp://10.0.0.1:4000", 0, "cuda"),  # refused where the device is opened

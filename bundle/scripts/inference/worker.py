@@ -62,18 +62,19 @@ def describe_worker(device: str, amp: str, threads: int | None, dask_worker: Any
 
 
 def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
-    """Return the device of a worker: the one asked for, or where none is named the worker's own GPU.
+    """Return the device of a worker: the CPU where that is asked for, else a GPU of its own if there are any.
 
     Workers on a machine take its GPUs in turn, by the number at the end of their names (0, 1, ... of a local
     cluster, NODE-0, NODE-1, ... of `dask worker --nworkers`); a nameless one goes by its port. Where every worker
     sees a single GPU, as SLURM and dask-cuda arrange it, that is the one.
 
     Args:
-        asked: "auto", "cpu", "cuda" or "cuda:N".
+        asked: "auto", "cpu", "cuda" or "cuda:N", whose number one process means and several do not.
         name: the worker's name.
         address: the worker's address.
         gpus: GPUs that the worker sees.
     """
+    asked = asked.partition(":")[0]
     if asked not in ("auto", "cuda") or gpus == 0:
         return asked
     number = re.search(r"(\d+)$", str(name)) or re.search(r"(\d+)$", address)
