@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ class StreamCounts:
     windows: int = 0
     skipped: int = 0
     blocks: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
 
 def needed_batches(plan: PredictPlan, done: np.ndarray | None) -> Iterator[range]:
@@ -88,6 +87,7 @@ def stream(
         Exception: the first one of any stage, after all threads have stopped.
     """
     counts = StreamCounts()
+    lock = threading.Lock()
     threads = max(workers, 1)
 
     def prepare(batch: range) -> tuple[range, list[np.ndarray | None]]:
@@ -95,7 +95,7 @@ def stream(
 
     def finish_counted(block: Finished) -> None:
         finish(block)
-        with counts.lock:
+        with lock:
             counts.blocks += 1
 
     with ExitStack() as stack:
