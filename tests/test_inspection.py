@@ -1,0 +1,114 @@
+"""`volumen inspect`: tables and the contact sheet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from data_folders import ball, image_of, shells, write_tiff_folder
+from PIL import Image
+from scripts.cli import main
+from scripts.config import ConfigManager
+from scripts.contact_sheet import draw_view, target_colours, views, write_sheet
+from test_instance_distance import voronoi
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOLUMEN_CACHE", str(tmp_path / "cache"))
+
+
+def test_tables_and_sheet_of_a_folder(tmp_path, capsys):
+    root = write_tiff_folder(
+        tmp_path / "data", {"a": {"ink": shells((24, 40, 48))}, "b": {"ink": shells((24, 40, 32))}}
+    )
+    # What a run of one's own settings would continue or start from does not concern the data.
+    settings = {"tr_setup": {"resume": True, "checkpoint_path": "nowhere.pth"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    sheet = tmp_path / "sheet.png"
+    words = ["inspect", str(root), "--config-path", str(tmp_path / "my.yaml"), "--sheet", str(sheet)]
+    assert main([*words, "--patch-size", "16,16,16", "--set", "model_config.base_features=4"]) == 0
+    said = capsys.readouterr().out
+    for word in ("24x40x48", "uint8", "ink", "binary", "train", "val", "valid ones", "GiB", "patches"):
+        assert word in said
+    with Image.open(sheet) as picture:
+        assert picture.width > 600
+    assert list(tmp_path.glob("**/*.pth")) == []
+
+
+def config_of(tmp_path, label, mask=None, **dataset):
+    masks = None if mask is None else {"a": {"ink": mask}}
+    root = write_tiff_folder(tmp_path, {"a": {"ink": label}}, masks=masks)
+    return ConfigManager(dataset_dir=str(root), dataset_config=dataset)
+
+
+def drawn(config, view, size=64):
+    targets = config.primary_targets
+    return draw_view(config.cases[0], view, targets, target_colours(targets), size)
+
+
+def test_views_show_where_the_labels_are_in_the_proportions_of_the_spacing(tmp_path):
+    label = np.zeros((12, 40, 60), np.uint8)
+    label[7, 10:20, 30:50] = 1
+    config = config_of(tmp_path, label, spacing=[4.0, 1.0, 1.0])
+    first, second = views(config.cases[0], config.labelled_profiles["a"])
+    assert first.region == (slice(7, 8), slice(0, 40), slice(0, 60))
+    assert second.region[1].start in range(10, 20)
+    assert drawn(config, first, 60).shape == (40, 60, 3)
+    assert drawn(config, second, 60).shape == (48, 60, 3)
+    colour = target_colours(config.primary_targets)["ink"][0]
+    np.testing.assert_array_equal(drawn(config, first, 60)[10, 30:50], np.tile(colour, (20, 1)))
+
+
+def test_a_wide_plane_is_shown_where_it_is_labelled(tmp_path):
+    label = np.zeros((3000, 2500), np.uint8)
+    label[2500:2600, 100:200] = 1
+    config = config_of(tmp_path, label)
+    (view,) = views(config.cases[0], config.labelled_profiles["a"])
+    rows, columns = view.region
+    assert rows.stop - rows.start == columns.stop - columns.start == 1024
+    assert rows.start <= 2500
+    assert rows.stop >= 2600
+    assert columns.start <= 100
+    assert columns.stop >= 200
+
+
+def test_what_no_mask_covers_is_dimmed(tmp_path):
+    label = np.zeros((32, 32), np.uint8)
+    label[10:14, 10:14] = 1
+    mask = np.zeros_like(label)
+    mask[:, :16] = 1
+    config = config_of(tmp_path, label, mask)
+    picture = drawn(config, views(config.cases[0], config.labelled_profiles["a"])[0], 32)
+    assert picture[20:, 16:].mean() < 0.7 * picture[20:, :16].mean()
+
+
+def test_classes_and_instances_have_colours_of_their_own(tmp_path):
+    classes = ball((32, 32), 0.4) + ball((32, 32), 0.2)
+    config = config_of(tmp_path / "classes", classes)
+    view = views(config.cases[0], config.labelled_profiles["a"])[0]
+    colours = target_colours(config.primary_targets)["ink"]
+    picture = drawn(config, view, 32)
+    assert len(colours) == 2
+    for colour in colours:
+        assert (picture == colour).all(axis=-1).any()
+    cells = voronoi((32, 32), 12).astype(np.uint64)
+    config = config_of(tmp_path / "cells", cells, targets={"ink": {"instances": "boundary"}})
+    picture = drawn(config, view, 32)
+    seen = [
+        colour
+        for colour in target_colours(config.primary_targets)["ink"]
+        if (picture == colour).all(axis=-1).any()
+    ]
+    assert len(seen) >= 3
+
+
+def test_colour_images_and_channels_can_be_drawn(tmp_path):
+    root = write_tiff_folder(tmp_path, {"a": {"ink": ball((32, 40))}})
+    tifffile.imwrite(
+        root / "images" / "a.tif", np.stack([image_of(ball((32, 40)))] * 3, -1), photometric="rgb"
+    )
+    config = ConfigManager(dataset_dir=str(root))
+    with Image.open(write_sheet(config, tmp_path / "sheet.png")) as picture:
+        assert picture.size[0] >= 320
