@@ -1,15 +1,20 @@
 # ruff: noqa: E402
-"""Time the way from a zarr volume to training tensors: plain reading, and the whole pipeline by stage.
+"""Time the input side: (a) the index of valid patches, (b) reading and the whole pipeline, (c) the augmentation.
+
+(a) is `valid_patches.py`: the index against decoding every stored label chunk once, and its peak memory.
+(c) is `augmentation.py`: the augmentation alone against batchgeneratorsv2, where that is installed.
+(b) times the way from a zarr volume to training tensors: plain reading, and the whole pipeline by stage.
 
 The volume is written by zarr with 64^3 chunks and its default compression. "Read and normalise" is timed for
 patches that coincide with chunks, for patches half a chunk apart (the default stride) and for patches
-anywhere, against zarr's own reading of the chunks that they touch, once each, in the same run. Every figure
+anywhere, against zarr's own reading of the chunks that they touch, once each, in the same run, and against
+their codec alone: no reader of whole chunks is faster than that. Every figure
 comes cold, without the cache of decoded chunks, as in a volume far larger than the cache, and warm, with all
 chunks decoded already: a training run lies between the two. The whole pipeline reads image and label with the
 halo that the four derived targets need, normalises, augments with the default probabilities, derives and
 finalises. One thread; CPU seconds, medians of rounds.
 
-    python benchmarks/input_pipeline.py [--sizes 64 128] [--volume 320] [--rounds 5]
+    python benchmarks/input_pipeline.py [--parts a b c] [--sizes 64 128] [--volume 320] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ for _name in (
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +42,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import torch
 import zarr
@@ -128,7 +135,11 @@ def time_reading(case: OpenCase, rounds: int) -> None:
     stored = zarr.open_array(str(case.image.path), mode="r")
     chunks = [tuple(slice(first, first + CHUNK) for first in corner) for corner in corners[:27]]
     decoding = cpu_seconds(lambda: [stored[chunk] for chunk in chunks], rounds) / len(chunks)
-    print(f"zarr itself returns {1 / decoding:.0f} whole chunks of 64^3 per CPU second")
+    codec = cpu_seconds(codec_alone(case, corners[:27]), rounds) / len(chunks)
+    print(
+        f"zarr itself returns {1 / decoding:.0f} whole chunks of 64^3 per CPU second, "
+        f"the codec alone decodes {1 / codec:.0f}"
+    )
     anywhere = rng.integers(0, extent - size + 1, (60, 3))
     halves = rng.integers(0, (extent - size) // 32 + 1, (60, 3)) * 32
     for label, starts in (
@@ -146,8 +157,17 @@ def time_reading(case: OpenCase, rounds: int) -> None:
         )
         print(
             f"read and normalise 64^3, patches {label}: cold {cold:6.0f}, warm {warm:6.0f} per CPU second "
-            f"({touched:.1f} chunks each; cold takes {1 / (cold * touched * decoding):.2f} of zarr's time for them)"
+            f"({touched:.1f} chunks each; cold takes {1 / (cold * touched * decoding):.2f} of zarr's time for them, "
+            f"{1 / (cold * touched * codec):.2f} of the codec's)"
         )
+
+
+def codec_alone(case: OpenCase, corners: Sequence[Sequence[int]]) -> Callable[[], object]:
+    """Decode the stored bytes of chunks, without reading them."""
+    folder = Path(str(case.image.path), "c")
+    stored = [folder.joinpath(*(str(first // CHUNK) for first in corner)).read_bytes() for corner in corners]
+    codec = numcodecs.get_codec({"id": "zstd"})
+    return lambda: [codec.decode(data) for data in stored]
 
 
 def with_cache(kept: int, run: Callable[[], object], rounds: int) -> float:
@@ -203,13 +223,35 @@ def time_training(case: OpenCase, size: int, rounds: int, kept: int) -> None:
 
 
 def main() -> None:
-    """Writes the volume and runs both parts."""
+    """Runs the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--parts", nargs="+", choices="abc", default=["a", "b", "c"])
     parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(PATCHES), default=sorted(PATCHES))
     parser.add_argument("--volume", type=int, default=320, help="voxels per axis, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if "a" in arguments.parts:
+        run_beside("valid_patches.py", "--repeats", str(arguments.rounds))
+    if "b" in arguments.parts:
+        time_patches(arguments)
+    if "c" in arguments.parts:
+        run_beside("augmentation.py")
+
+
+def run_beside(name: str, *words: str) -> None:
+    """Run another benchmark in a process of its own, which has its own memory to be measured."""
+    print(f"--- {name}", flush=True)
+    source = str(Path(__file__).resolve().parents[1] / "bundle")
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(name)), *words],
+        check=True,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+
+
+def time_patches(arguments: argparse.Namespace) -> None:
+    """Part (b)."""
     with tempfile.TemporaryDirectory() as folder:
         case = write_case(Path(folder), arguments.volume)
         time_reading(case, arguments.rounds)
