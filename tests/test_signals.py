@@ -56,6 +56,39 @@ def test_signal_saves_and_resumes_exactly(tmp_path, whole, number, step, workers
     check_resumed(tmp_path / "out", whole)
 
 
+@pytest.mark.slow
+def test_workers_outlive_a_step_that_takes_longer_than_a_moment(tmp_path, whole):
+    """A machine so busy that the last batch comes seconds after the signal that every process got."""
+    process = ToyProcess(tmp_path / "out", delay=2.5, epochs=2, workers=1, accumulation=2)
+    process.wait_for_step(1)
+    process.kill_group(signal.SIGTERM)
+    code, errors = process.finish()
+    assert code == 143, errors
+    assert load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")["iteration"] == 2
+
+
+def test_a_worker_ends_when_its_trainer_is_gone(tmp_path):
+    process = ToyProcess(tmp_path / "out", delay=0.1, workers=1, epochs=2)
+    process.wait_for_step(2)
+    workers = [
+        int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+    process.kill(signal.SIGKILL)
+    process.finish()
+    wait_for(lambda: not any(_alive(worker) for worker in workers))
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_signal_during_validation(tmp_path, whole, ema):
     process = ToyProcess(tmp_path / "out", epochs=2, validation_delay=0.8, ema=ema)

@@ -27,8 +27,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: get from the terminal too.
 ECHO = 1.0
 
-#: Seconds that a data loader's worker lives on after SIGTERM.
-WORKER_GRACE = 3.0
+#: Seconds that a data loader's worker lives on after SIGTERM, at most; it ends earlier when its trainer does.
+WORKER_GRACE = 60.0
+_LOOK = 0.5
 
 
 class StopOnSignal:
@@ -178,18 +179,28 @@ def protect_workers(loader: Any) -> None:
 class _StartWorker:
     """What a worker does first: the loader's own `worker_init_fn`, and what it does at signals.
 
-    A terminal's Ctrl-C is ignored. SIGTERM is what a cluster sends to every process, and a closing data
-    loader to its workers: the worker ends some seconds later and without an error code. Until then the
-        trainer can fetch
-    what the last step needs, and it does not take the worker for crashed.
+    A terminal's Ctrl-C is ignored. SIGTERM is what a cluster sends to every process: the worker lives on while its
+    trainer does, which has to fetch what the last step needs, however slow the machine, and must not take the worker
+    for crashed. A worker that hangs gets a SIGTERM from its loader too, and ends after `WORKER_GRACE`.
     """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
         self.then = then
+        self._until = 0.0
+        self._trainer = 0
 
     def __call__(self, worker: int) -> None:
+        self._trainer = os.getppid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE))
+        signal.signal(signal.SIGALRM, self._look)
+        signal.signal(signal.SIGTERM, self._outlive)
         if self.then is not None:
             self.then(worker)
+
+    def _outlive(self, number: int, frame: FrameType | None) -> None:
+        self._until = self._until or time.monotonic() + WORKER_GRACE
+        signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        if os.getppid() != self._trainer or time.monotonic() > self._until:
+            os._exit(0)
