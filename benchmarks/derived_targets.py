@@ -3,9 +3,15 @@
 
 The reference does what one writes first: every task on its own, SciPy's distance transform of the inside and
 of the outside, Gaussian smoothing and numpy.gradient, gaussian_filter of every product, numpy.linalg.eigh for
-every voxel. Both run on one thread; CPU seconds, median of the repeats after one warm-up.
+every voxel. It keeps to float32 wherever ours does, and takes the central differences of numpy.gradient, which
+cost less than Scharr's. Ours also makes masks of validity, which the reference does not, and computes no
+eigenvectors where these say that there are none.
 
-    python benchmarks/derived_targets.py [--sizes 64 128 192] [--repeats 3] [--label PATH.npy]
+Both run on one thread. Times are CPU seconds, the median of the repeats after one warm-up. What a data-loading
+worker pays before its first patch is measured apart, in processes of their own: compiling every kernel with an
+empty cache (once per machine), and reading them from the cache (every start).
+
+    python benchmarks/derived_targets.py [--sizes 64 128 192] [--repeats 3] [--label PATH.npy] [--device cuda]
 """
 
 from __future__ import annotations
@@ -18,7 +24,9 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
 
 import argparse
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,27 +122,112 @@ def largest_difference(ours: dict[str, np.ndarray], reference: dict[str, np.ndar
     return float(np.abs((mine - theirs) * ours[f"{name}_mask"][inner]).max())
 
 
+def clear_direction(reference: dict[str, np.ndarray], gap: float) -> np.ndarray:
+    """Where the two smallest eigenvalues are further apart than `gap` of the largest, (*spatial)."""
+    matrices = np.empty((*reference["structure_tensor"].shape[1:], 3, 3))
+    for component, (i, j) in zip(reference["structure_tensor"], PAIRS):
+        matrices[..., i, j] = matrices[..., j, i] = component
+    values = np.linalg.eigvalsh(matrices)
+    return values[..., 1] - values[..., 0] > gap * values[..., 2]
+
+
+FIRST_PATCH = """
+import sys, time
+sys.path.insert(0, {bundle!r})
+import numpy as np
+from scripts.transforms.derive import DeriveTargetsd
+start = time.process_time()
+label = np.zeros((1, 24, 24, 24), np.uint8)
+label[..., 9:12] = 1
+DeriveTargetsd({tasks!r})({{"sheet": label}})
+print(time.process_time() - start)
+"""
+
+
+def first_patch_seconds(repeats: int) -> tuple[float, float]:
+    """CPU seconds of a new process for its first patch: with an empty cache of kernels, and with a full one."""
+    bundle = str(Path(__file__).resolve().parents[1] / "bundle")
+    code = FIRST_PATCH.format(bundle=bundle, tasks=TASKS)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+
+        def measure() -> float:
+            done = subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            )
+            return float(done.stdout)
+
+        return measure(), statistics.median(measure() for _ in range(repeats))
+
+
+def batch_seconds(label: np.ndarray, device: str, repeats: int, count: int = 2) -> float:
+    """Median wall seconds of deriving a batch of `count` such patches in torch on a device."""
+    import torch
+    from scripts.transforms.derive_batch import DeriveBatch, PackSourcesd
+
+    torch.set_num_threads(1)
+    derive = DeriveBatch(TASKS)
+    sample = PackSourcesd(derive.sources)({"sheet": label[None], "spacing": (1.0, 1.0, 1.0)})
+    packed = [key for key in sample if key.startswith("wide/")]
+    batch = {key: torch.stack([torch.as_tensor(sample[key])] * count) for key in packed}
+    facts = derive.host_facts(batch)
+    batch = {key: value.to(device) for key, value in batch.items()}
+    wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    times = []
+    for _ in range(repeats + 1):
+        wait()
+        start = time.perf_counter()
+        derive(batch, facts)
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 192])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 192], help="edges of the patch")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement, at least 3 (default: 3)")
     parser.add_argument("--label", type=Path, help="a .npy label volume instead of the phantom")
+    parser.add_argument("--device", help="also time a batch of 2 in torch there, such as cuda or cpu")
     arguments = parser.parse_args()
+    if arguments.repeats < 3:
+        parser.error("--repeats: expected at least 3, or a median says little")
+    compiled, cached = first_patch_seconds(arguments.repeats)
+    print(f"first patch of a process: {compiled:.1f} s compiling, {cached:.2f} s with kernels from the cache")
     for size in arguments.sizes:
-        if arguments.label:
-            label = (np.load(arguments.label)[:size, :size, :size] > 0).astype(np.uint8)
-        else:
-            label = rolled_sheet(size)
-        sample = {"sheet": label[None], "in_volume": None, "spacing": (1.0, 1.0, 1.0)}
-        derive = DeriveTargetsd(TASKS)
-        ours = cpu_seconds(lambda derive=derive, sample=sample: derive(sample), 2 * arguments.repeats + 1)
-        theirs = cpu_seconds(lambda label=label: straightforward(label), arguments.repeats)
-        print(f"{label.shape}: volumen {ours:.3f} s, reference {theirs:.2f} s, ratio {theirs / ours:.1f}")
-        result, reference = derive(sample), straightforward(label)
-        for name in TASKS:
-            valid = result[f"{name}_mask"].mean()
+        compare(arguments, size)
+
+
+def compare(arguments: argparse.Namespace, size: int) -> None:
+    """Print times and differences for patches of one size."""
+    if arguments.label:
+        label = (np.load(arguments.label)[:size, :size, :size] > 0).astype(np.uint8)
+    else:
+        label = rolled_sheet(size)
+    sample = {"sheet": label[None], "in_volume": None, "spacing": (1.0, 1.0, 1.0)}
+    derive = DeriveTargetsd(TASKS)
+    ours = cpu_seconds(lambda: derive(sample), 2 * arguments.repeats + 1)
+    theirs = cpu_seconds(lambda: straightforward(label), arguments.repeats)
+    print(f"{label.shape}: volumen {ours:.3f} s, reference {theirs:.2f} s, ratio {theirs / ours:.1f}")
+    result, reference = derive(sample), straightforward(label)
+    worst = 0.0
+    for name in TASKS:
+        valid = result[f"{name}_mask"].mean()
+        difference = largest_difference(result, reference, name)
+        note = ""
+        if name == "inplane_direction":
+            # A direction is known as well as the gap between the eigenvalues allows.
+            result[f"{name}_mask"] = result[f"{name}_mask"] & clear_direction(reference, 0.05)
+            note = f" where eigenvalues nearly meet, {difference:.1e};"
             difference = largest_difference(result, reference, name)
-            print(f"    {name:20s} valid {valid:6.1%}, largest difference {difference:.1e}")
+        worst = max(worst, difference)
+        print(f"    {name:20s} valid {valid:6.1%},{note} largest difference {difference:.1e}")
+    print(f"    largest difference of all {worst:.1e}")
+    if arguments.device:
+        seconds = batch_seconds(label, arguments.device, arguments.repeats)
+        print(f"    a batch of 2 in torch on {arguments.device}: {seconds:.3f} s")
 
 
 if __name__ == "__main__":
