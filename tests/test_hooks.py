@@ -228,6 +228,17 @@ def test_the_learning_rate_finder_runs_as_documented(data, tmp_path, monkeypatch
     assert float(rows[1][0]) < float(rows[-1][0])
 
 
+def test_an_overlay_has_validation_measure_more(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("validate#scores#names: [dice, iou, surface_dice, hd95, cldice]\n")
+    assert main(["train", "-i", str(data), "-o", "out", *SMALL, "--config-file", "mine.yaml"]) == 0
+    with Path("out/model/metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert all(
+        float(row[f"val/surface/{name}"]) >= 0 for name in ("dice", "iou", "surface_dice", "hd95", "cldice")
+    )
+
+
 @pytest.mark.slow
 def test_monais_runner_takes_the_overlay_too(data, tmp_path, service):
     url, received = service
