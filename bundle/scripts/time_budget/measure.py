@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scripts.config import ConfigManager
 
-STEPS = 3
+STEPS, PATCHES = 3, 6
 
 
 @dataclass(frozen=True)
@@ -94,23 +94,20 @@ def _quiet(name: str) -> Iterator[None]:
 def _measure(config: ConfigManager, enough: float) -> Cost:
     from torch.utils.data import default_collate
 
-    from scripts.engines.batch import prepare_batch
-
     parser = training_objects(_anywhere(config))
     dataset = parser.get_parsed_content("train#dataset")
     batch_size = config.tr_config.batch_size
     samples, seconds = [], []
-    for number in range(batch_size + 1):  # the first one opens files and compiles
+    for number in range(max(batch_size, PATCHES) + 1):  # the first one opens files and compiles
         started = time.perf_counter()
         samples.append(dataset[(0, number)])
         seconds.append(time.perf_counter() - started)
     batch = {
-        key: default_collate([sample[key] for sample in samples[1:]])
+        key: default_collate([sample[key] for sample in samples[1 : batch_size + 1]])
         for key, value in samples[0].items()
         if hasattr(value, "shape")
     }
-    image, targets = prepare_batch(batch, config.device, channels_last=config.tr_config.channels_last)
-    step, forward, parameters = _time_network(config, parser, image, targets, enough)
+    step, forward, parameters = _time_network(config, parser, batch, enough)
     return Cost(step, median(seconds[1:]), forward, parameters)
 
 
@@ -149,7 +146,7 @@ def _anywhere(config: ConfigManager) -> ConfigManager:
 
 
 def _time_network(
-    config: ConfigManager, parser: Any, image: torch.Tensor, targets: dict[str, Any], enough: float
+    config: ConfigManager, parser: Any, batch: dict[str, torch.Tensor], enough: float
 ) -> tuple[float, float, int]:
     import torch
 
@@ -162,6 +159,7 @@ def _time_network(
     if training.channels_last:
         network = network.to(memory_format=memory_format(config.spatial_dims))
     loss_function = parser.get_parsed_content("loss")
+    prepare_batch = parser.get_parsed_content("prepare_batch")
     amp = AmpPolicy(training.amp, config.device)
     optimizer = build_optimizer(
         training.optimizer,
@@ -172,6 +170,7 @@ def _time_network(
     )
 
     def step() -> None:
+        image, targets = prepare_batch(batch, config.device)
         optimizer.zero_grad(set_to_none=True)
         with amp.autocast():
             loss = loss_function(network(image), targets).mean()
@@ -180,6 +179,7 @@ def _time_network(
         amp.scaler.update()
 
     def forward() -> None:
+        image, _ = prepare_batch(batch, config.device)
         with torch.no_grad(), amp.autocast():
             network(image)
 
