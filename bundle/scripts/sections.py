@@ -313,7 +313,8 @@ class DatasetConfig:
     )
     bg_to_fg_ratio: Annotated[Amount, Field(description="Background patches per foreground patch.")] = 0.5
     class_oversampling: Annotated[
-        Share, Field(description="Share of the patches drawn with classes equally likely.")
+        Share,
+        Field(description="Share of the patches drawn for what they hold: each class, or target, as often."),
     ] = 0.0
     normalization_scheme: Annotated[
         Scheme, Field(description="unit ([0, 1]), percentile, zscore, ct or none.")
@@ -376,6 +377,13 @@ class InferenceConfig:
         Positive | None, Field(description="Components of each class that stay; null: all.")
     ] = None
     fill_holes: Annotated[Count, Field(description="Fill holes of labels up to this many voxels.")] = 0
+    instances: Annotated[
+        dict[str, Any] | str | None,
+        Field(
+            description="Instances from `boundary`, `foreground`, `affinities` (targets); also `threshold`, "
+            "`merge_threshold`, `min_size`, `block`, `halo`; null: none."
+        ),
+    ] = None
     compress: Annotated[
         Literal["zstd", "lz4", "gzip", "none"], Field(description="Compression of the output's chunks.")
     ] = "zstd"

@@ -25,9 +25,17 @@ from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.inference.command import request_fields, tell
 from scripts.inference.evaluation import EvaluateRequest, Evaluation, evaluate, find_cases, score
+from scripts.inference.instance_output import settle_request
 from scripts.inference.jobs import make_job, open_mask, volume_name
 from scripts.inference.postprocess import CleaningRules, clean_array
-from scripts.inference.predict import PredictReport, PredictRequest, cleaning_rules, predict_volume, stored_as
+from scripts.inference.predict import (
+    PredictReport,
+    PredictRequest,
+    cleaning_rules,
+    output_names,
+    predict_volume,
+    stored_as,
+)
 from scripts.inference.predictor import Predictor
 from scripts.inference.sliding import SlidingWindow
 
@@ -218,7 +226,8 @@ class StreamVolume:
         inferer: Any = engine.inferer
         request = self.request(image.volume.path, inferer, engine.state.device)
         predictor = replace(self.predictor, network=engine.network, normalizer=image.normalizer)
-        names = tuple(head.name for head in predictor.heads(request.targets))
+        request = settle_request(request, predictor)
+        names = output_names(predictor, request)
         job = make_job(image.volume, batch.get("mask"), request.output, names, request.format)
         report = predict_volume(predictor, job, request)
         output = {"image": image.volume.path, "pred": report.output, "report": report}
@@ -331,5 +340,7 @@ class PredictionEvaluator:
         """Score the predictions and write the report."""
         evaluation = evaluate(self.request)
         if distributed.is_main():
+            for key, value in evaluation.mean.items():
+                logger.info("%s: %s", key, "undefined" if math.isnan(value) else f"{value:.4f}")
             logger.info("report: %s", Path(self.request.output, "report.html"))
         return evaluation

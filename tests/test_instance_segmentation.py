@@ -1,0 +1,288 @@
+"""Instances from walls, foreground and affinities: cells that are known, whole and block by block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from instance_cases import cells, predicted, walls
+from prediction import make_predictor
+from scripts.errors import VolumenError
+from scripts.inference.command import request_fields
+from scripts.inference.instance_output import aligned_block
+from scripts.inference.instances import (
+    InstanceRules,
+    from_affinities,
+    from_boundary,
+    read_rules,
+    renumber,
+    settle_rules,
+)
+from scripts.inference.like import settings_like
+from scripts.inference.predict import PredictRequest, predict
+from scripts.inference.stitch import label_volume
+from scripts.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
+from scripts.transforms.affinities import affinities
+
+pytest.importorskip("bioimage_cpp", exc_type=ImportError)
+
+OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-5, 0, 0], [0, -5, 0], [0, 0, -5], [0, -5, -5]]
+
+
+def affinity_maps(labels):
+    """Return the affinities at `OFFSETS`, beyond the border those of the voxels there."""
+    wide = np.pad(labels, 5, mode="edge")
+    found, _ = affinities(wide[None], np.ones(wide.shape, bool), OFFSETS)
+    return found[:, 5:-5, 5:-5, 5:-5]
+
+
+def errors(found, truth):
+    counts = pair_counts(found, truth)
+    return adapted_rand_error(counts), vi_split(counts), vi_merge(counts)
+
+
+def blockwise(segment, shape, block, halo, folder, **options):
+    """Run `label_volume` on arrays."""
+    local, result = np.zeros((2, *shape), np.uint32)
+    count = label_volume(
+        segment, (lambda box: local[box], local.__setitem__), result.__setitem__, shape, block, halo, folder, **options
+    )  # fmt: skip
+    assert result.max() == count
+    return result
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "count"),
+    [((32, 48, 48), (1, 1, 1), 12), ((12, 80, 80), (3, 1, 1), 10), ((110, 100), (1, 1), 20)],
+    ids=["isotropic", "thick slices", "2d"],
+)
+def test_cells_are_found_whole_and_in_blocks(shape, steps, count, tmp_path):
+    truth = cells(shape, count, steps)
+    boundary = predicted(walls(truth), 0.1)
+    whole = from_boundary(boundary, None, steps)
+    assert max(errors(whole, truth)) < 0.1
+    block = tuple(max(n // 2, 6) for n in shape)
+    halo = tuple(max(round(16 / step), 1) for step in steps)
+    parts = blockwise(lambda box: from_boundary(boundary[box], None, steps), shape, block, halo, tmp_path)
+    assert max(errors(parts, truth)) < 0.15
+    assert max(errors(parts, whole)) < 0.1
+
+
+def test_a_single_block_is_the_whole(tmp_path):
+    truth = cells((60, 70), 12)
+    boundary = predicted(walls(truth))
+    parts = blockwise(lambda box: from_boundary(boundary[box]), truth.shape, (64, 128), (8, 8), tmp_path)
+    np.testing.assert_array_equal(parts, from_boundary(boundary))
+
+
+def test_foreground_bounds_instances_and_touching_ones_are_parted():
+    grid = np.indices((60, 100))
+    discs = [np.hypot(grid[0] - 30, grid[1] - x) < 18 for x in (32, 64)]
+    inside = discs[0] | discs[1]
+    found = from_boundary(1 - inside.astype(np.float32), inside)
+    assert found.max() >= 1
+    assert not found[~inside].any()
+    wall = inside & (np.abs(grid[1] - 48) < 2)
+    parted = from_boundary(wall.astype(np.float32), inside)
+    assert parted.max() == 2
+    assert parted[30, 20] != parted[30, 76]
+    assert (parted[inside] > 0).all()
+
+
+def test_mutex_watershed_finds_cells_whole_and_in_blocks(tmp_path):
+    truth = cells((24, 48, 48), 20)
+    truth[:, :, 44:] = 0
+    found = affinity_maps(truth)
+    rng = np.random.default_rng(0)
+    noisy = np.clip(np.abs(found - 0.3 * rng.random(found.shape)), 0, 1).astype(np.float32)
+    whole = from_affinities(noisy, OFFSETS)
+    assert max(errors(whole, truth)) < 0.05
+    assert not whole[:, :, 45:].any()
+    parts = blockwise(
+        lambda box: from_affinities(noisy[(slice(None), *box)], OFFSETS), truth.shape, (24, 24, 24), (8, 8, 8), tmp_path
+    )  # fmt: skip
+    assert max(errors(parts, truth)) < 0.1
+    exact = from_affinities(found.astype(np.float32), OFFSETS)
+    assert errors(exact, truth) == (0, 0, 0)
+
+
+def test_nothing_gives_nothing(tmp_path):
+    empty = np.zeros((8, 9, 10), np.float32)
+    assert not from_boundary(empty, empty > 0).any()
+    assert not from_boundary(empty + 1).any()
+    assert (from_boundary(empty) == 1).all()
+    assert not from_affinities(np.zeros((3, 8, 9, 10), np.float32), OFFSETS[:3]).any()
+
+    def nothing(box):
+        return np.zeros([part.stop - part.start for part in box], np.uint32)
+
+    assert not blockwise(nothing, (20, 20), (8, 8), (2, 2), tmp_path).any()
+
+
+def test_an_error_in_one_block_does_not_glue_what_others_part(tmp_path):
+    truth = np.zeros((20, 40), np.uint32)
+    truth[:10], truth[10:] = 1, 2
+
+    def segment(box):
+        return np.ones_like(truth[box]) if box[1].start == 0 else truth[box]
+
+    found = blockwise(segment, truth.shape, (20, 20), (4, 4), tmp_path)
+    assert found[0, 30] != found[15, 30]
+
+
+def test_a_run_goes_on_after_finished_blocks_and_small_instances_go(tmp_path):
+    truth = cells((60, 60), 9).astype(np.uint32)
+    calls = []
+
+    def segment(box):
+        calls.append(box)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return truth[box]
+
+    local, result = np.zeros((2, 60, 60), np.uint32)
+    arrays = (lambda box: local[box], local.__setitem__), result.__setitem__
+    job = (segment, *arrays, (60, 60), (30, 30), (4, 4), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        label_volume(*job)
+    assert label_volume(*job, min_size=0) == 9
+    assert len(calls) == 5
+    assert errors(result, truth) == (0, 0, 0)
+    sizes = np.bincount(truth.reshape(-1))[1:]
+    least = int(np.sort(sizes)[2])
+    assert label_volume(*job, min_size=least) == 7
+
+
+def identity_predictor(heads, channels=1):
+    """Return a predictor whose heads give back the image: 0 is surely not, 255 surely."""
+    predictor = make_predictor(3, (8, 16, 16), heads, in_channels=channels)
+    for convolution in predictor.network.heads.values():
+        torch.nn.init.zeros_(convolution.weight)
+        torch.nn.init.constant_(convolution.bias, -6.0)
+        for channel in range(convolution.weight.shape[0]):
+            convolution.weight.data[channel, channel % channels, 2, 2, 2] = 12.0
+    return predictor
+
+
+def write_image(path, values, axes=None):
+    array = zarr.create_array(
+        path, shape=values.shape, chunks=values.shape, dtype="uint8", dimension_names=axes
+    )
+    array[...] = values
+
+
+def test_prediction_writes_instances_beside_their_heads(tmp_path):
+    truth = cells((24, 40, 40), 6)
+    write_image(tmp_path / "s.zarr", np.rint(255 * predicted(walls(truth), 0.05)).astype(np.uint8))
+    predictor = identity_predictor({"membrane": (1, "sigmoid", "binary"), "ink": (1, "sigmoid", "binary")})
+    request = PredictRequest(
+        str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), amp="off", threshold=0.5,
+        instances=read_rules("membrane"),
+    )  # fmt: skip
+    predict(request, predictor=predictor)
+    root = zarr.open_group(tmp_path / "p.zarr", mode="r")
+    assert root["membrane_instances/0"].dtype == np.uint32
+    whole = from_boundary(root["membrane/0"][...].astype(np.float32) / 255)
+    np.testing.assert_array_equal(root["membrane_instances/0"][...], renumber(whole)[0])
+    assert errors(whole, truth)[0] < 0.1
+    assert root["membrane/0"].dtype == np.uint8
+    assert len(np.unique(root["membrane/0"][...])) > 2
+    assert set(np.unique(root["ink/0"][...])) <= {0, 1}
+    coarse = root["membrane_instances/1"][...]
+    np.testing.assert_array_equal(coarse, root["membrane_instances/0"][::2, ::2, ::2])
+    recipe = root.attrs["volumen"]["recipe"]
+    again = settings_like(recipe)
+    assert again["targets"] == ("membrane", "ink")
+    assert again["instances"] == request.instances
+    assert predict(request, predictor=predictor).volumes[0].already_done
+    with pytest.raises(VolumenError, match="instances was"):
+        predict(replace(request, instances=read_rules("boundary=membrane,min_size=50")), predictor=predictor)
+    predict(replace(request, instances=None, overwrite=True), predictor=predictor)
+    assert not (tmp_path / "p.zarr" / "membrane_instances").exists()
+
+
+def test_blocks_of_a_prediction_give_files_and_respect_the_mask(tmp_path):
+    truth = cells((24, 40, 40), 6)
+    write_image(tmp_path / "s.zarr", np.rint(255 * predicted(walls(truth), 0.05)).astype(np.uint8))
+    mask = np.ones(truth.shape, np.uint8)
+    mask[:, :, 30:] = 0
+    write_image(tmp_path / "m.zarr", mask)
+    predictor = identity_predictor({"membrane": (1, "sigmoid", "binary")})
+    rules = read_rules("boundary=membrane,block=16x16x16,halo=8")
+    predict(
+        PredictRequest(
+            str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.tif"), amp="off", instances=rules,
+            mask=str(tmp_path / "m.zarr"),
+        ),
+        predictor=predictor,
+    )  # fmt: skip
+    import tifffile
+
+    found = tifffile.imread(tmp_path / "p_membrane_instances.tif")
+    assert not found[:, :, 30:].any()
+    assert errors(found[:, :, :30], truth[:, :, :30])[0] < 0.3
+
+
+def test_affinity_heads_are_known_by_their_task(tmp_path):
+    truth = cells((16, 32, 32), 8)
+    found = affinity_maps(truth)
+    values = np.where(found, 255, 0).astype(np.uint8)
+    write_image(tmp_path / "s.zarr", values, ["c", "z", "y", "x"])
+    predictor = identity_predictor({"affs": (len(OFFSETS), "sigmoid", "multilabel")}, len(OFFSETS))
+    predictor.config["auxiliary_tasks"] = {
+        "affs": {"type": "affinities", "source_target": "cell", "offsets": OFFSETS}
+    }
+    request = PredictRequest(
+        str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), amp="off", axes="czyx",
+        instances=read_rules("affs"),
+    )  # fmt: skip
+    predict(request, predictor=predictor)
+    root = zarr.open_group(tmp_path / "p.zarr", mode="r")
+    assert max(errors(root["affs_instances/0"][...], truth)) < 0.1
+
+
+def test_rules_are_read_from_text_and_mappings():
+    rules = read_rules("foreground=cell, boundary=wall, block=8x16x16, merge_threshold=0.3")
+    assert rules == InstanceRules("wall", "cell", merge_threshold=0.3, block=(8, 16, 16))
+    assert rules.name == "cell_instances"
+    assert read_rules(rules.plain()) == rules
+    assert read_rules({"affinities": "affs", "foreground": None}).sources == ("affs",)
+    assert request_fields({"instances": {"boundary": "wall"}})["instances"] == InstanceRules("wall")
+    assert read_rules(None) is None
+    task = {"edge": {"type": "boundary", "source_target": "cell"}}
+    assert settle_rules(read_rules("edge"), task).sources == ("cell", "edge")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("threshold=0.5", "instances: expected boundary=TARGET"),
+        ("boundary=a,affinities=b", "instances: expected boundary=TARGET"),
+        ("boundry=a", "instances.boundry: unknown key"),
+        ("boundary=a,threshold=high", "instances.threshold: expected a value like 0.5, found 'high'"),
+        ("boundary=a,threshold=2", "instances.threshold: expected a probability"),
+        ("boundary=a,block=0x4", "block of at least 1"),
+    ],
+)
+def test_impossible_rules_are_told(text, told):
+    with pytest.raises(VolumenError, match=told):
+        read_rules(text)
+
+
+def test_a_head_that_is_not_there_is_told(tmp_path):
+    write_image(tmp_path / "s.zarr", np.zeros((8, 16, 16), np.uint8))
+    predictor = identity_predictor({"membrane": (1, "sigmoid", "binary")})
+    request = PredictRequest(str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), amp="off")
+    with pytest.raises(VolumenError, match=r"--instances: expected .*membrane, found cell"):
+        predict(replace(request, instances=read_rules("cell")), predictor=predictor)
+
+
+def test_blocks_are_whole_chunks():
+    assert aligned_block((10, 100, 100), (60, 500, 500), (8, 64, 64), 1) == (16, 128, 128)
+    assert aligned_block((), (20, 30, 40), (8, 16, 16), 10**9) == (24, 32, 48)
+    block = aligned_block((), (400, 4000, 4000), (16, 64, 64), 1 << 21)
+    assert np.prod(block) <= 1 << 21
+    assert all(b % c == 0 for b, c in zip(block, (16, 64, 64)))
