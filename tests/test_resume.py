@@ -10,7 +10,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from scripts.errors import VolumenError
-from scripts.handlers.checkpoint import check_resumable, newest_checkpoint
+from scripts.handlers.checkpoint import changed_data, check_resumable, newest_checkpoint
 from scripts.handlers.checkpoint_file import load_checkpoint, save_checkpoint
 from scripts.handlers.run_directory import RunDirectory
 from scripts.losses.multitask import MultiTaskLoss
@@ -180,7 +180,14 @@ def test_resuming_from_an_older_file_sets_newer_ones_aside(tmp_path):
     ("options", "message"),
     [
         ({"features": 5}, r"another architecture: model_config.features, expected 4, found 5; .*--finetune"),
-        ({"fingerprint": "data-2"}, r"other data, expected fingerprint data-1, found data-2"),
+        (
+            {"digests": {"scroll/image": "data-2"}},
+            r"other data: scroll/image of other content; give the same",
+        ),
+        (
+            {"digests": {"roll/image": "data-1"}},
+            r"other data: scroll/image missing; roll/image new; .*--finetune",
+        ),
         ({"optimizer": "SGD"}, r"saved with another optimizer"),
     ],
 )
@@ -195,13 +202,11 @@ def test_what_does_not_fit_is_told_before_anything_runs(tmp_path, options, messa
 
 
 @pytest.mark.parametrize(
-    ("features", "fingerprint", "message"),
+    ("features", "digest", "message"),
     [(5, "data-1", "another architecture"), (4, "data-2", "other data"), (4, "data-1", None)],
 )
 @pytest.mark.parametrize("resume", ["latest", "file"])
-def test_what_does_not_fit_is_told_before_the_data_are_searched(
-    tmp_path, features, fingerprint, message, resume
-):
+def test_what_does_not_fit_is_told_before_the_data_are_searched(tmp_path, features, digest, message, resume):
     trainer = make_trainer(tmp_path, epochs=2)
     trainer.run()
     directory = trainer.toy_directory
@@ -209,15 +214,28 @@ def test_what_does_not_fit_is_told_before_the_data_are_searched(
     with torch.device("meta"):
         network = ToyNetwork(features)
     with pytest.raises(VolumenError, match=message) if message else nullcontext():
-        check_resumable(directory, given, network, fingerprint)
+        check_resumable(directory, given, network, {"scroll/image": digest})
+
+
+def test_many_changed_volumes_are_counted():
+    old = {f"scroll{n}/image": "a" for n in range(6)}
+    assert changed_data(old, dict.fromkeys(old, "b")) == (
+        "scroll0/image, scroll1/image, scroll2/image and 3 more of other content"
+    )
+    assert changed_data(old, old) == changed_data(old, {}) == changed_data({}, old) == ""
+
+
+def test_a_file_that_is_not_there_is_told_before_the_data_are_searched(tmp_path):
+    with pytest.raises(VolumenError, match=r"absent\.pth: there is no such checkpoint"):
+        check_resumable(RunDirectory(tmp_path, "toy"), tmp_path / "absent.pth", ToyNetwork(), {})
 
 
 def test_an_unreadable_checkpoint_is_left_to_the_run(tmp_path):
     directory = RunDirectory(tmp_path, "toy")
-    check_resumable(directory, "latest", ToyNetwork(), "data-1")
+    check_resumable(directory, "latest", ToyNetwork(), {})
     directory.path.mkdir()
     directory.file("1.pth").write_bytes(b"damaged")
-    check_resumable(directory, "latest", ToyNetwork(), "data-1")
+    check_resumable(directory, "latest", ToyNetwork(), {})
 
 
 def test_the_newest_checkpoint_is_told_by_its_epoch_not_by_the_clock(tmp_path):

@@ -290,16 +290,23 @@ class ConfigManager:
             ) from None
 
     @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the data's names, shapes and a sample of their content: of a copy it is the same."""
-        from scripts.data.fingerprints import content_digest
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of each volume's shape and a sample of its content, by name: of a copy it is the same."""
+        from scripts.data.fingerprints import content_digests
 
         volumes = {}
         for case in self.cases:
             volumes[f"{case.name}/image"] = case.image
             volumes.update({f"{case.name}/label/{name}": volume for name, volume in case.labels.items()})
             volumes.update({f"{case.name}/mask/{name}": volume for name, volume in case.masks.items()})
-        return content_digest(volumes)
+        return content_digests(volumes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all of them."""
+        from scripts.data.fingerprints import joined_digest
+
+        return joined_digest(self.fingerprints)
 
     @property
     def cache_dir(self) -> Path | None:
@@ -572,7 +579,7 @@ class ConfigManager:
 
         with torch.device("meta"):
             network = MultiHeadDynUNet.from_config(self.network_config)
-        check_resumable(run_directory, resume, network, self.fingerprint)
+        check_resumable(run_directory, resume, network, self.fingerprints)
 
     def finish(self) -> None:
         """Leave the group of processes, if there is one."""

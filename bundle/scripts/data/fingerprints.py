@@ -59,22 +59,29 @@ def array_fingerprint(array: Any) -> str:
     return digest([*header, token or uuid4()])
 
 
-def content_digest(volumes: Mapping[str, Any], *, block: int = 32) -> str:
-    """Return a digest by which a data set is known again wherever its files lie and whenever they were copied.
+def content_digests(volumes: Mapping[str, Any], *, block: int = 32) -> dict[str, str]:
+    """Return digests by which volumes are known again wherever their files lie and whenever they were copied.
 
     Args:
         volumes: `Volume` by name.
         block: voxels per axis of the sample that is read from the middle of each volume.
 
     Returns:
-        SHA-256 in hexadecimal digits, of names, shapes, types and the samples' bytes.
+        SHA-256 in hexadecimal digits by name, of the shape, the type and the sample's bytes.
     """
-    digest = hashlib.sha256()
+    digests = {}
     for name, volume in sorted(volumes.items()):
         middle = tuple(
             slice(max(0, extent // 2 - block // 2), min(extent, extent // 2 + block // 2 + 1))
             for extent in volume.shape
         )
-        digest.update(f"{name} {volume.channels} {volume.shape} {np.dtype(volume.dtype).name}".encode())
-        digest.update(np.ascontiguousarray(volume.read(middle)).tobytes())
-    return digest.hexdigest()
+        told = hashlib.sha256(f"{volume.channels} {volume.shape} {np.dtype(volume.dtype).name}".encode())
+        told.update(np.ascontiguousarray(volume.read(middle)).tobytes())
+        digests[name] = told.hexdigest()
+    return digests
+
+
+def joined_digest(digests: Mapping[str, str]) -> str:
+    """Return one digest of names and digests, in hexadecimal digits."""
+    lines = "\n".join(f"{name} {value}" for name, value in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
