@@ -141,7 +141,7 @@ def make_trainer(
     features: int = 4,
     dropout: float = 0.2,
     world: tuple[int, int] = (0, 1),
-    fingerprint: str | None = "data-1",
+    digests: Mapping[str, str] | None = None,
     extra_handlers: Any = (),
     data: Dataset | None = None,
     optimizer: str = "AdamW",
@@ -189,7 +189,7 @@ def make_trainer(
         schedule,
         step=step,
         config={"tr_config": {"max_epoch": epochs}},
-        fingerprint=fingerprint,
+        data={"scroll/image": "data-1"} if digests is None else digests,
         resume=resume,
         **checkpoint_options,
     )

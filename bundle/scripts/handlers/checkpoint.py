@@ -50,7 +50,7 @@ class Checkpointer:
         scheduler: its schedule.
         step: the training step, for the gradient scaler and the count of skipped steps.
         config: the resolved experiment; saved whole, compared on resuming.
-        fingerprint: of the data set; compared on resuming.
+        data: a digest of each volume by name; compared on resuming.
         key_metric: decides which epochs are best.
         keep: how many epoch checkpoints stay.
         best: how many of the best stay besides: `<model_name>_best.pth`, and with more than one also
@@ -69,7 +69,7 @@ class Checkpointer:
         *,
         step: Stateful | None = None,
         config: Mapping[str, Any] | None = None,
-        fingerprint: str | None = None,
+        data: Mapping[str, str] | None = None,
         key_metric: KeyMetric | None = None,
         keep: int = 10,
         best: int = 1,
@@ -85,7 +85,7 @@ class Checkpointer:
         self.scheduler = scheduler
         self.step = step
         self.config = plain(config or {})
-        self.fingerprint = fingerprint
+        self.data = dict(data or {})
         self.key_metric = key_metric or KeyMetric()
         self.keep = keep
         self.best = best
@@ -173,7 +173,7 @@ class Checkpointer:
                 "best_metric_epoch": int(best[1]) if best else None,
                 "ranking": self.ranking,
                 "handlers": handlers,
-                "fingerprint": self.fingerprint,
+                "data": self.data,
                 "versions": {"volumen": __version__, "torch": torch.__version__},
                 "format": FORMAT,
             }
@@ -189,7 +189,7 @@ class Checkpointer:
         if content is None:
             logger.info("nothing to resume in %s: training starts from the beginning", self.directory.path)
             return
-        for line in differences(content, unwrap(self.network), self.fingerprint, path):
+        for line in differences(content, unwrap(self.network), self.data, path):
             logger.warning("%s", line)
         for line in changed_settings(content["config"], self.config):
             logger.info("changed since the checkpoint: %s", line)
@@ -344,7 +344,7 @@ def check_resumable(
     directory: RunDirectory,
     resume: bool | str | os.PathLike,
     network: torch.nn.Module,
-    fingerprint: str | None,
+    data: Mapping[str, str],
 ) -> None:
     """Tell of a checkpoint of another architecture or data set before the data are searched, which may take minutes.
 
@@ -354,15 +354,17 @@ def check_resumable(
         directory: the run's folder.
         resume: as the `Checkpointer` takes it.
         network: the network, which may be on the "meta" device.
-        fingerprint: of the data set.
+        data: a digest of each volume by name.
 
     Raises:
-        VolumenError: the architecture or the data set differs.
+        VolumenError: there is no such file, or the architecture or the data set differs.
     """
     newest = resume is True or resume == "latest"
     path = newest_checkpoint(directory) if newest else Path(resume)  # type: ignore[arg-type]
     if path is None:
         return
+    if not path.is_file():
+        raise VolumenError(path, "there is no such checkpoint")
     try:
         content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
         if "model_config" not in content:
@@ -370,7 +372,7 @@ def check_resumable(
     except Exception as error:  # torch.load raises a dozen kinds for damaged files
         logger.debug("%s cannot be looked at: %s", path, error)
         return
-    differences(content, network, fingerprint, path)
+    differences(content, network, data, path)
 
 
 def newest_checkpoint(directory: RunDirectory) -> Path | None:
@@ -391,7 +393,7 @@ def _load_or_warn(path: Path, damaged: list[str]) -> dict[str, Any] | None:
 
 
 def differences(
-    content: Mapping[str, Any], network: torch.nn.Module, fingerprint: str | None, path: Path
+    content: Mapping[str, Any], network: torch.nn.Module, data: Mapping[str, str], path: Path
 ) -> list[str]:
     """Compare a checkpoint with the run that wants to resume from it.
 
@@ -422,12 +424,11 @@ def differences(
             found=found,
             remedy="load what fits with --finetune",
         )
-    if fingerprint and content["fingerprint"] and fingerprint != content["fingerprint"]:
+    changed = changed_data(content.get("data", {}), data)
+    if changed:
         raise VolumenError(
             path,
-            "was trained on other data",
-            expected=f"fingerprint {content['fingerprint'][:12]}",
-            found=fingerprint[:12],
+            f"was trained on other data: {changed}",
             remedy="give the same data, or load weights alone with --finetune",
         )
     return [
@@ -438,6 +439,22 @@ def differences(
         )
         if version != now
     ]
+
+
+def changed_data(old: Mapping[str, str], new: Mapping[str, str], names: int = 3) -> str:
+    """Say which volumes are different, gone or new, by name; empty where all are the same or one side knows none."""
+    if not old or not new:
+        return ""
+    told = []
+    for what, found in (
+        ("of other content", [name for name in old if name in new and old[name] != new[name]]),
+        ("missing", [name for name in old if name not in new]),
+        ("new", [name for name in new if name not in old]),
+    ):
+        if found:
+            more = f" and {len(found) - names} more" if len(found) > names else ""
+            told.append(f"{', '.join(found[:names])}{more} {what}")
+    return "; ".join(told)
 
 
 def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any]:
