@@ -52,11 +52,10 @@ class SignedDistanceLoss(Loss):
     L = sum(w h) / sum(w) + eikonal_weight * mean((|grad pred| - 1)^2), where h is the Huber (smooth L1) loss
     of pred - target with threshold beta, and w = far_weight + (1 - far_weight) * max(0, 1 - |target| / rho).
 
-    Why: what is read off a distance field is its zero level, so voxels within rho of it must not drown among
-        the
+    What is read off a distance field is its zero level, so voxels within rho of it must not drown among the
     many far ones; the weight falls linearly, so no step of w draws a false contour. Beyond rho a small weight
-    stays, without which the far field is arbitrary and new zero crossings appear in it. Huber, since the
-    target is cut at its reach and wrong labels make large outliers.
+    stays, without which the far field is arbitrary and new zero crossings appear in it. Huber (1964), since
+    the target is cut at its reach and wrong labels make large outliers.
 
     A distance has a gradient of norm 1 (Gropp et al. 2020), except on its ridges and where it is cut at its
     reach. So the eikonal term holds where the voxel and its neighbours on every axis are valid and the

@@ -13,7 +13,10 @@ from scripts.losses.cross_entropy import channel_vector, over_channels
 
 
 class MSELoss(VoxelLoss):
-    """Mean of (pred - target)^2 over valid voxels and channels; the better sign per voxel for kind "axis"."""
+    """Mean of (pred - target)^2 over valid voxels and channels; the better sign per voxel for kind "axis".
+
+    As torch.nn.MSELoss.
+    """
 
     kinds = VALUE_KINDS
 
@@ -22,7 +25,9 @@ class MSELoss(VoxelLoss):
 
 
 class MaskedMSELoss(MSELoss):
-    """Mean squared error that also leaves out voxels marked by a value.
+    """Mean of (pred - target)^2 over valid voxels and channels that no value of the target marks as ignored.
+
+    As torch.nn.MSELoss, with the `ignore_index` of torch.nn.CrossEntropyLoss.
 
     Args:
         ignore_index: a voxel is left out where any channel of its target equals this value (or is NaN); None
@@ -42,7 +47,10 @@ class MaskedMSELoss(MSELoss):
 
 
 class L1Loss(VoxelLoss):
-    """Mean of |pred - target| over valid voxels and channels; the better sign per voxel for kind "axis"."""
+    """Mean of |pred - target| over valid voxels and channels; the better sign per voxel for kind "axis".
+
+    As torch.nn.L1Loss.
+    """
 
     kinds = VALUE_KINDS
 
@@ -53,8 +61,10 @@ class L1Loss(VoxelLoss):
 class SmoothL1Loss(VoxelLoss):
     """Mean of d^2 / (2 beta) for |d| < beta, else |d| - beta / 2, with d = pred - target, over valid voxels.
 
+    Girshick 2015; as torch.nn.SmoothL1Loss.
+
     Args:
-        beta: where the parabola turns into a line, in units of the target; 0 is L1. Girshick 2015.
+        beta: where the parabola turns into a line, in units of the target; 0 is L1.
         kind: any regression kind; for "axis" the better sign is taken per voxel.
     """
 
@@ -73,7 +83,7 @@ class SmoothL1Loss(VoxelLoss):
 class WeightedSmoothL1Loss(SmoothL1Loss):
     """Smooth L1 whose mean weighs channels and voxels: sum(w l) / sum(w) over valid voxels.
 
-    Made for the `inside` and `outside` distances, which are 0 over most of a patch: the voxels where the
+    l as of `SmoothL1Loss`; w the weight of the channel times that of the voxel. Made for the `inside` and `outside` distances, which are 0 over most of a patch: the voxels where the
     target is not 0 can be given more weight.
 
     Args:

@@ -49,8 +49,8 @@ class EigenvalueLoss(Loss):
     """Mean over valid voxels of sum_i w_i |l_i(pred) - l_i(target)|^power / sum_i w_i, l the eigenvalues.
 
     It sees how anisotropic and how strong the tensors are and not where they point, so it does not shift
-    their
-    directions: use it beside an element-wise loss, which has no care for the small eigenvalues.
+    their directions: use it beside an element-wise loss, which has no care for the small eigenvalues. Made
+    here.
 
     Args:
         power: 1 or 2.

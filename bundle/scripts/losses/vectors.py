@@ -21,7 +21,7 @@ def normalised(x: Tensor, dim: int, eps: float) -> Tensor:
 class CosineSimilarityLoss(VoxelLoss):
     """1 - cos(pred, target), mean over valid voxels; for kind "axis" 1 - |cos|. It normalises both arguments.
 
-    With more than one vector per voxel (channels a multiple of the dimension) each counts by itself.
+    cos(a, b) = a . b / (|a| |b|), as torch.nn.CosineSimilarity. With more than one vector per voxel (channels a multiple of the dimension) each counts by itself.
 
     Args:
         dim: channel axis; only 1 is meaningful for (B, C, *spatial).
@@ -48,7 +48,10 @@ class CosineSimilarityLoss(VoxelLoss):
 
 
 class SignInvariantCosineLoss(CosineSimilarityLoss):
-    """1 - |cos(pred, target)|, mean over valid voxels, whatever the kind: a direction without sign."""
+    """1 - |cos(pred, target)|, mean over valid voxels, whatever the kind: a direction without sign.
+
+    As `CosineSimilarityLoss` of kind "axis".
+    """
 
     def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
         cost = super().voxelwise(pred, target)
@@ -89,7 +92,7 @@ class NormalSmoothnessLoss(Loss):
     n n', which has no sign.
 
     It reads no target. The gate carries no gradient: else the source would learn to vanish where normals are
-    rough.
+    rough. Made here.
 
     Args:
         sigma: width of the neighbourhood, in voxels of the full resolution.
@@ -167,7 +170,7 @@ class NormalGatedRepulsionLoss(Loss):
     s n) / sum_s sum_x g, p the source target's predicted foreground probability and g = max(0, -n(x) . n(x +
     s n)) the gate: walking outward from a sheet one meets opposite normals on the next sheet, and never on
     one's own. So merged sheets are pushed apart and the thickness of one is left alone. For kind "axis" there
-    is no outward: both ways are walked and g = (n . n')^2.
+    is no outward: both ways are walked and g = (n . n')^2. Made here.
 
     The normals are the target's (exact, and no loss can be lowered by turning them); p = sigmoid or softmax
     foreground of `source_pred`, which alone gets a gradient. Values between voxels are linear; x + s n must
