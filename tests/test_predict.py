@@ -233,3 +233,87 @@ def test_a_released_model_is_read_from_its_two_files(tmp_path):
         predict_array(load_predictor(tmp_path / name), image) for name in ("whole.pth", "model.pt")
     )
     assert np.array_equal(found["ink"], expected["ink"])
+
+
+def test_nan_is_refused_where_training_refused_it(tmp_path, caplog):
+    image = np.random.default_rng(8).random((9, 9, 20), dtype=np.float32)
+    image[4, 5, 6] = np.inf
+    predictor = make_predictor()
+    object.__setattr__(predictor, "normalizer", Normalizer("none"))
+    object.__setattr__(predictor, "config", {"dataset_config": {"nonfinite": "refuse"}})
+    job = Job(ArrayVolume(image), tmp_path / "o.zarr")
+    with pytest.raises(
+        VolumenError, match=r"found 1 NaN or infinite values in a window, the first at \(4, 5, 6\)"
+    ):
+        predict_volume(predictor, job, request_for("o"))
+    predict_volume(predictor, job, request_for("o", nonfinite="zero", overwrite=True))
+    assert caplog.text.count("count as 0") == 1
+
+
+def test_nan_counts_as_the_normalised_zero_and_windows_of_nothing_else_are_skipped(tmp_path):
+    image = np.random.default_rng(9).integers(1, 9, (8, 8, 40)).astype(np.float32)
+    image[:, :, :16] = np.nan
+    image[2, 3, 20] = -np.inf
+    predictor = make_predictor()
+    object.__setattr__(
+        predictor, "normalizer", Normalizer("zscore", {"channels": [{"mean": 5.0, "std": 2.0}]})
+    )
+    report = predict_volume(predictor, Job(ArrayVolume(image), tmp_path / "o.zarr"), request_for("o"))
+    assert report.skipped == 3  # starts 0, 4 and 8; the one at 12 sees voxel 16
+    clean = np.where(np.isfinite(image), image, 5.0).astype(np.float32)
+    predict_volume(
+        predictor, Job(ArrayVolume(clean), tmp_path / "p.zarr"), request_for("p", skip_empty=False)
+    )
+    ink, expected = (
+        zarr.open_array(tmp_path / name / "ink" / "0", mode="r")[...] for name in ("o.zarr", "p.zarr")
+    )
+    np.testing.assert_array_equal(ink[..., 16:], expected[..., 16:])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_augmentation_tells_its_cost_and_the_dice_that_the_files_have(ndim, tmp_path):
+    rng = np.random.default_rng(10)
+    shape = (12, 20, 17)[-ndim:]
+    for folder, name, values in (
+        ("images", "a", rng.integers(0, 256, shape, dtype=np.uint8)),
+        ("labels", "a_ink", rng.integers(0, 2, shape, dtype=np.uint8)),
+        ("labels", "a_tissue", rng.integers(0, 3, shape, dtype=np.uint8)),
+        ("masks", "a_ink", rng.integers(0, 2, shape, dtype=np.uint8)),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        zarr.save_array(tmp_path / folder / f"{name}.zarr", values)
+    checkpoint = save_checkpoint(tmp_path / "m.pth", ndim, (8,) * ndim)
+    image = str(tmp_path / "images" / "a.zarr")
+    request = PredictRequest(image, str(checkpoint), str(tmp_path / "plain.zarr"), amp="off", dtype="labels")
+    assert predict(request).volumes[0].augmentation is None
+    report = (
+        predict(replace(request, output=str(tmp_path / "mirror.zarr"), tta="mirror")).volumes[0].augmentation
+    )
+    assert report.passes == 2**ndim
+    assert report.factor > 1
+    mask = zarr.open_array(tmp_path / "masks" / "a_ink.zarr", mode="r")[...] > 0
+    for name, known, classes in (("ink", mask, (1,)), ("tissue", np.ones_like(mask), (1, 2))):
+        truth = zarr.open_array(tmp_path / "labels" / f"a_{name}.zarr", mode="r")[...]
+        for found, output in zip(report.dice[name], ("plain", "mirror")):
+            labels = zarr.open_array(tmp_path / f"{output}.zarr" / name / "0", mode="r")[...]
+            expected = np.mean(
+                [
+                    2 * ((labels == k) & (truth == k) & known).sum()
+                    / (((labels == k) & known).sum() + ((truth == k) & known).sum())
+                    for k in classes
+                ]
+            )  # fmt: skip
+            assert found == pytest.approx(
+                expected, abs=2e-3
+            )  # a voxel on the threshold may fall to either side
+    assert f"Dice of ink {report.dice['ink'][0]:.4f} without" in str(report)
+
+
+def test_augmentation_without_labels_says_so(tmp_path):
+    image = np.random.default_rng(11).integers(0, 256, (9, 9), dtype=np.uint8)
+    predictor = make_predictor(2, (8, 8))
+    report = predict_volume(
+        predictor, Job(ArrayVolume(image), tmp_path / "o"), request_for("o", tta="mirror")
+    )
+    assert str(report.augmentation).startswith("test-time augmentation mirror: 4 forward passes a window, ")
+    assert "no labels" in str(report.augmentation)

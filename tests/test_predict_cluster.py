@@ -70,7 +70,7 @@ def test_workers_write_the_bytes_of_a_single_process(scheduler, tmp_path, ndim, 
     assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
     assert report.blocks == alone.blocks
     assert report.windows > alone.windows  # those where pieces meet
-    assert told[-1][1] == told[-1][2] == report.windows
+    assert told[-1][1] == told[-1][2] <= report.windows  # more where a batch holds windows that nobody needs
     assert predict(shared).volumes[0].already_done
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,6 +262,56 @@ def test_like_makes_the_same_bytes(scroll, tmp_path):
     arguments = parser.parse_args(["--like", request.output, "-o", str(tmp_path / "new.zarr")])
     predict(request_from(arguments))
     assert content(Path(request.output)) == content(tmp_path / "new.zarr")
+
+
+def test_like_takes_a_copy_and_refuses_other_voxels(scroll, tmp_path, caplog):
+    import logging
+    import shutil
+
+    request, image = scroll
+    predict(replace(request, dtype="float32"))
+    copy = tmp_path / "elsewhere" / "renamed.zarr"
+    shutil.copytree(request.input, copy)  # with other times
+    for path in copy.rglob("*"):
+        os.utime(path, (0, 0))
+    again = replace(
+        request, dtype="float32", input=str(copy), like=request.output, output=str(tmp_path / "new.zarr")
+    )
+    with caplog.at_level(logging.INFO):
+        predict(again)
+    assert "settings, versions and machine are those of" in caplog.text
+    for target in ("ink", "tissue", "normals"):
+        assert content(Path(request.output) / target) == content(tmp_path / "new.zarr" / target)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        predict(replace(again, tta="mirror", output=str(tmp_path / "mirror.zarr")))
+    assert "other settings than of" in caplog.text
+    assert 'tta was "none", is "mirror"' in caplog.text
+    zarr.open_array(copy, mode="r+")[:8] = 255 - image[:8]
+    with pytest.raises(VolumenError, match="holds other voxels than when"):
+        predict(replace(again, output=str(tmp_path / "other.zarr")))
+    assert not (tmp_path / "other.zarr").exists()
+
+
+def test_like_warns_of_other_versions(scroll, tmp_path, caplog):
+    request, _ = scroll
+    predict(request)
+    path = Path(request.output) / "zarr.json"
+    record = json.loads(path.read_text())
+    record["attributes"]["volumen"]["recipe"]["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(record))
+    predict(replace(request, like=request.output, output=str(tmp_path / "new.zarr")))
+    assert re.search(r'last bits may differ from .*: torch was "1\.0", is ', caplog.text)
+
+
+def test_like_reads_the_record_beside_a_file(scroll, tmp_path):
+    from scripts.inference.like import recipe_of
+
+    request, _ = scroll
+    predict(replace(request, output=str(tmp_path / "ink.tif"), targets=("ink",)))
+    assert recipe_of(tmp_path / "ink.tif") == recipe_of(tmp_path / "ink.volumen.json")
+    with pytest.raises(VolumenError, match="records no finished prediction"):
+        recipe_of(tmp_path / "model_3.pth")
 
 
 def test_the_command_predicts(scroll):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,8 +18,11 @@ _MAX_ENTRIES = 200_000
 
 
 def digest(parts: Iterable[object]) -> str:
-    """Hash the text of some values to 32 hexadecimal digits."""
-    return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=16).hexdigest()
+    """Hash the text of some values, a line each, to 32 hexadecimal digits; they need not fit in memory."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for number, part in enumerate(parts):
+        hashed.update((f"\n{part}" if number else str(part)).encode())
+    return hashed.hexdigest()
 
 
 def file_fingerprint(path: Path, *details: object) -> str:
@@ -34,17 +38,21 @@ def folder_fingerprint(folder: Path, *details: object) -> str:
 
     After 200,000 files the rest counts by the modification times of its folders only.
     """
-    lines: list[str] = []
+    return digest(chain(_entries(folder), details))
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    count = 0
     for where, folders, files in os.walk(folder):
         folders.sort()
         relative = os.path.relpath(where, folder)
-        if len(lines) > _MAX_ENTRIES:
-            lines.append(f"{relative} {os.stat(where).st_mtime_ns} {len(files)}")  # noqa: PTH116
+        if count > _MAX_ENTRIES:
+            yield f"{relative} {os.stat(where).st_mtime_ns} {len(files)}"  # noqa: PTH116
             continue
         for name in sorted(files):
             stat = os.stat(os.path.join(where, name))  # noqa: PTH116, PTH118
-            lines.append(f"{relative}/{name} {stat.st_size} {stat.st_mtime_ns}")
-    return digest([*lines, *details])
+            yield f"{relative}/{name} {stat.st_size} {stat.st_mtime_ns}"
+            count += 1
 
 
 def array_fingerprint(array: Any) -> str:

@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
+from uuid import uuid4
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class SpillFile:
         self._slots: dict[tuple[int, ...], int] = {}
         self._free: list[int] = []
         self._next = 0
-        path = folder / f"partial-sums-{os.getpid()}.tmp"
+        path = folder / f"partial-sums-{uuid4().hex}.tmp"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         path.unlink()
 

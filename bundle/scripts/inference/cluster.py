@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from uuid import uuid4
 import torch
 
 from scripts.errors import VolumenError
+from scripts.inference.gain import add_overlaps
 from scripts.inference.jobs import Job, volume_name
 from scripts.inference.journal import OutputState
 from scripts.inference.pieces import split_blocks
@@ -134,41 +136,37 @@ class Cluster:
         self, function: Callable[..., Any], jobs: Iterable[tuple], poll: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[int, Any]]:
         """Yield the number and the result of every job as it ends; the others are cancelled on an error."""
-        from distributed import wait
-
         mark = uuid4().hex
-        numbers: dict[Future, int] = {
-            self._client.submit(function, *job, key=f"volumen-{mark}-{number}", pure=False): number
-            for number, job in enumerate(jobs)
-        }
-        pending = set(numbers)
+        ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        numbers: dict[Future, int] = {}
+        for number, job in enumerate(jobs):
+            future = self._client.submit(function, *job, key=f"volumen-{mark}-{number}", pure=False)
+            numbers[future] = number
+            future.add_done_callback(ended.put)
         told = time.monotonic()
         try:
-            while pending:
+            while numbers:
                 if self._stopped.is_set():
                     raise StoppedError
                 try:
-                    ended = wait(pending, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
-                except TimeoutError:
-                    ended = set()
-                for future in ended:
-                    pending.discard(future)
-                    yield numbers[future], self._result(future)
+                    future = ended.get(timeout=POLL_SECONDS)
+                    yield numbers.pop(future), self._result(future)
+                except queue.Empty:
+                    if self._client.status not in ("running", "connecting"):
+                        raise _lost(self._client) from None
                 poll()
-                if ended or self.workers:
+                if self.workers:
                     told = time.monotonic()
                 elif time.monotonic() - told > TELL_SECONDS:
                     told = time.monotonic()
                     logger.warning("no worker is connected to the scheduler: waiting for one")
         finally:
-            if pending:
-                self._client.cancel(list(pending), force=True)
+            if numbers:
+                self._client.cancel(list(numbers), force=True)
 
     def _result(self, future: Future) -> Any:
         from distributed import CancelledError, KilledWorker
 
-        if future.status == "cancelled" or self._client.status not in ("running", "connecting"):
-            raise _lost(self._client)
         try:
             return future.result()
         except KilledWorker as error:
@@ -213,6 +211,9 @@ def _add(counts: StreamCounts, made: Made) -> None:
     counts.windows += made.counts.windows
     counts.skipped += made.counts.skipped
     counts.blocks += made.counts.blocks
+    plain, every = made.counts.seconds
+    counts.seconds = (counts.seconds[0] + plain, counts.seconds[1] + every)
+    add_overlaps(counts.overlaps, made.counts.overlaps)
 
 
 def predict_with(
@@ -297,7 +298,7 @@ def _ready(client: Client, request: PredictRequest, threads: int | None) -> Clus
         try:
             client.wait_for_workers(wanted, timeout=TELL_SECONDS)
         except TimeoutError:
-            logger.warning("waiting for %d workers at %s", wanted, client.scheduler.address)
+            logger.warning("waiting for %d workers at %s", wanted, request.scheduler or "this machine")
     try:
         machines: dict[str, Machine] = client.run(describe_worker, request.device, request.amp, threads)
     except ImportError as error:

@@ -76,6 +76,11 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--on-corrupt", choices=("stop", "skip"), help="a chunk that cannot be read (default: stop)"
     )
+    how.add_argument(
+        "--nonfinite",
+        choices=("zero", "refuse"),
+        help="NaN or infinity in the image (default: as in training)",
+    )
 
     several = parser.add_argument_group("several processes or machines (needs volumen[dask])")
     several.add_argument(
@@ -245,6 +250,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     predictor = load_predictor(asked.checkpoint, choose_device("cpu" if asked.is_shared else asked.device))
     trained = request_fields(predictor.config.get("inference_config", {}))
     request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
+    if request.like is not None:
+        use_threads_of(request)
     with tqdm(unit="window", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         shown = ""
 
@@ -263,6 +270,17 @@ def run_predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def use_threads_of(request: PredictRequest) -> None:
+    """Compute with as many threads as the prediction that is repeated: on a CPU the last bits depend on them."""
+    import torch
+
+    from scripts.inference.like import recipe_of
+
+    threads = recipe_of(Path(str(request.like))).get("machine", {}).get("threads")
+    if isinstance(threads, int) and threads > 0 and not request.is_shared:
+        torch.set_num_threads(threads)
+
+
 def tell(report: PredictReport) -> None:
     """Log what was done, a line per volume."""
     for volume in report.volumes:
@@ -276,5 +294,7 @@ def tell(report: PredictReport) -> None:
             volume.seconds,
             volume.skipped,
         )
+        if volume.augmentation is not None:
+            logger.info("%s: %s", volume.output, volume.augmentation)
         for box in volume.corrupt:
             logger.warning("%s: left empty, unreadable in the image: %s", volume.output, box)

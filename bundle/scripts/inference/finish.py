@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from scripts.inference.blending import axis_weight_sums, divide_by_weights
+from scripts.inference.gain import GainMeter
 from scripts.inference.heads import Head, split_channels
-from scripts.inference.journal import OutputState
 from scripts.inference.reader import WindowReader
 from scripts.inference.results import Stored
 from scripts.inference.stream import Finished
 from scripts.inference.windows import PredictPlan
 from scripts.inference.writers import ZarrOutput
+
+if TYPE_CHECKING:
+    from scripts.inference.work import State
 
 
 class BlockFinisher:
@@ -27,6 +31,7 @@ class BlockFinisher:
         reader: knows which voxels the mask or damaged chunks exclude.
         sinks: target to where its values go.
         state: told of every finished block.
+        gain: compares the results with those without augmentation, whose sums follow theirs; None for none.
     """
 
     def __init__(
@@ -36,10 +41,12 @@ class BlockFinisher:
         stored: list[Stored],
         reader: WindowReader,
         sinks: Mapping[str, ZarrOutput],
-        state: OutputState,
+        state: State,
+        gain: GainMeter | None = None,
     ) -> None:
         self._plan, self._heads, self._stored = plan, heads, stored
         self._reader, self._sinks, self._state = reader, sinks, state
+        self._gain = gain
         self._sums = axis_weight_sums(plan)
 
     def __call__(self, finished: Finished) -> None:
@@ -58,15 +65,21 @@ class BlockFinisher:
             return [(s.head.name, np.zeros((s.channels, *shape), s.dtype)) for s in self._stored]
         values = np.ascontiguousarray(values[(slice(None), *(slice(0, n) for n in shape))])
         divide_by_weights(values, self._sums, box)
-        parts = split_channels(self._heads, torch.from_numpy(values))
+        half = len(values) // 2 if self._gain else len(values)
+        parts = split_channels(self._heads, torch.from_numpy(values[:half]))
+        plain = split_channels(self._heads, torch.from_numpy(values[half:])) if self._gain else {}
         outside = self._reader.masked_out(box)
         empty = [*empty, *self._reader.empty_parts(box)]
         results = []
         for stored in self._stored:
-            result = stored.convert(stored.head.decode(parts[stored.head.name]).numpy())
+            head = stored.head
+            decoded = head.decode(parts[head.name]).numpy()
+            if self._gain is not None and head.name in self._gain:
+                self._gain.add(head.name, box, head.decode(plain[head.name]).numpy(), decoded)
+            result = stored.convert(decoded)
             for part in empty:
                 result[(slice(None), *part)] = 0
             if outside is not None:
                 result[:, outside] = 0
-            results.append((stored.head.name, result))
+            results.append((head.name, result))
         return results

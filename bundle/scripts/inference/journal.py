@@ -34,8 +34,12 @@ def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return what differs between two recipes, in words; empty where nothing does."""
-    old, new = identity(old), identity(new)
+    """Return what differs between what two recipes decide, in words; empty where nothing does."""
+    return differences(identity(old), identity(new))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the keys whose values differ, in words; empty where none do."""
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return ", ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in keys)
 
@@ -189,9 +193,10 @@ class OutputState:
         for leftover in self.output.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
         self._log = BlockLog(self.folder / LOG)
-        written, _, _ = read_log(self.folder / LOG)
-        for block in set(np.flatnonzero(self.done).tolist()) - set(written):
-            self._log.block(block)
+        missing = self.done.copy().reshape(-1)
+        missing[[block for block in read_log(self.folder / LOG)[0] if block < missing.size]] = False
+        for block in np.flatnonzero(missing):
+            self._log.block(int(block))
 
     @contextmanager
     def token(self) -> Iterator[str]:

@@ -52,7 +52,7 @@ def split_blocks(plan: PredictPlan, workers: int, done: np.ndarray | None = None
     """
     todo = np.ones(plan.blocks, dtype=bool) if done is None else ~done
     whole = _piece(plan, todo, tuple((0, n) for n in plan.blocks))
-    pieces = () if whole is None else (whole,)
+    pieces: tuple[Piece, ...] = () if whole is None else (whole,)
     ways = [pieces]
     while 0 < len(pieces) < MOST_PIECES_PER_WORKER * workers:
         halves = _halve(plan, todo, pieces[0])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.errors import VolumenError
+from scripts.inference.gain import AugmentationReport, dice, find_labels
 from scripts.inference.heads import Head
 from scripts.inference.instance_output import instance_stored, settle_request
 from scripts.inference.instances import InstanceRules
@@ -25,9 +26,10 @@ from scripts.inference.outputs import Outputs
 from scripts.inference.postprocess import CleaningRules
 from scripts.inference.precision import choose_device, describe_machine
 from scripts.inference.predictor import Predictor, load_predictor
-from scripts.inference.recipe import make_recipe
+from scripts.inference.recipe import make_recipe, nonfinite_rule
 from scripts.inference.results import Stored
 from scripts.inference.stream import StreamCounts
+from scripts.inference.tta import transforms
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
 from scripts.inference.work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
 
@@ -71,6 +73,7 @@ class PredictRequest:
         format: "zarr", "tif" or "nifti"; None to go by the output's name.
         overwrite: whether an earlier prediction in the output may be removed.
         on_corrupt: "stop" or "skip", for chunks of the image that cannot be read.
+        nonfinite: "zero" or "refuse", for NaN and infinity in the image; None as in training.
         axes: letters of the image's axes where its metadata leave them open.
         level: resolution level of an OME-Zarr image.
         workers: threads that read, and as many that write.
@@ -104,6 +107,7 @@ class PredictRequest:
     format: str | None = None
     overwrite: bool = False
     on_corrupt: str = "stop"
+    nonfinite: str | None = None
     axes: str | None = None
     level: int = 0
     workers: int = 2
@@ -130,6 +134,7 @@ class VolumeReport:
         corrupt: boxes of the image that could not be read.
         seconds: wall time.
         already_done: whether the output was finished before.
+        augmentation: what test-time augmentation cost and gained, over the blocks of this run; None without it.
     """
 
     input: str
@@ -140,6 +145,7 @@ class VolumeReport:
     corrupt: tuple[Box, ...] = ()
     seconds: float = 0.0
     already_done: bool = False
+    augmentation: AugmentationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,22 @@ def predict_volume(
         blocks=counts.blocks,
         corrupt=tuple(state.corrupt),
         seconds=time.perf_counter() - began,
+        augmentation=report_augmentation(work, predictor, counts),
+    )
+
+
+def report_augmentation(
+    work: VolumeWork, predictor: Predictor, counts: StreamCounts
+) -> AugmentationReport | None:
+    """Return what test-time augmentation cost and gained, or None where there was none."""
+    if work.request.tta == "none":
+        return None
+    plain, every = counts.seconds
+    return AugmentationReport(
+        work.request.tta,
+        len(transforms(work.request.tta, work.plan.patch_size, predictor.spacing)),
+        every / plain if plain else None,
+        {name: dice(overlaps) for name, overlaps in counts.overlaps.items()},
     )
 
 
@@ -288,6 +310,8 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         predictor.normalizer.for_volume(image),
         precision,
         predictor.spacing,
+        nonfinite_rule(request, predictor),
+        {} if request.tta == "none" else find_labels(image.path, heads, predictor.config),
     )
 
 

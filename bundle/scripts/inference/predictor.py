@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from scripts.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
+
+TIMED_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ class WindowNetwork:
         patch_size: shape of a window.
         tta: test-time augmentation, see `scripts.inference.tta.transforms`.
         precision: "float32", "bfloat16" or "float16".
+        compare: whether the outputs without augmentation follow those with it, on further channels.
     """
 
     def __init__(
@@ -254,11 +258,16 @@ class WindowNetwork:
         *,
         tta: str = "none",
         precision: str = "float32",
+        compare: bool = False,
     ) -> None:
         self.predictor = predictor
         self.heads = tuple(heads)
         self.names = [head.name for head in self.heads]
-        self.channels = sum(head.blended_channels for head in self.heads)
+        self.compare = compare
+        self.channels = sum(head.blended_channels for head in self.heads) * (2 if compare else 1)
+        self.timed = 0
+        self.seconds = (0.0, 0.0)
+        """Of the first batches, where windows are augmented: in the unaugmented pass, and in all."""
         self.turns: tuple[AxisTransform, ...] = transforms(tta, patch_size, predictor.spacing)
         self.precision = precision
         self.device = predictor.device
@@ -273,10 +282,12 @@ class WindowNetwork:
 
         Returns:
             Mean over the augmentations of the encoded outputs, times the blending weights: float32, shape
-            (B, blended channels, *patch).
+            (B, blended channels, *patch); with `compare` twice the channels.
         """
+        began = first = self._clock()
         images = torch.from_numpy(windows).to(self.device, non_blocking=True)
         total: Tensor | None = None
+        plain: Tensor | None = None
         for turn in self.turns:
             with autocast(self.precision, self.device):
                 outputs = self.predictor.network(turn.apply(images).contiguous(), targets=self.names)
@@ -284,10 +295,31 @@ class WindowNetwork:
                 head.name: turn.undo_components(outputs[head.name].float(), head.kind) for head in self.heads
             }
             encoded = encode_all(self.heads, turned)
-            total = encoded if total is None else total.add_(encoded)
+            if total is None:
+                total, plain = encoded, encoded * self._weights if self.compare else None
+                first = self._clock()
+            else:
+                total.add_(encoded)
         assert total is not None
         total *= self._weights if len(self.turns) == 1 else self._weights / len(self.turns)
-        return total.cpu().numpy()
+        self._time(began, first)
+        return (total if plain is None else torch.cat([total, plain], dim=1)).cpu().numpy()
+
+    def _clock(self) -> float:
+        """Return the time, after the device has done its work where it is measured."""
+        if len(self.turns) == 1 or self.timed > TIMED_BATCHES:
+            return 0.0
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _time(self, began: float, first: float) -> None:
+        if len(self.turns) == 1 or self.timed > TIMED_BATCHES:
+            return
+        if self.timed == 1:
+            self.seconds = (0.0, 0.0)  # a first batch warms up
+        self.seconds = (self.seconds[0] + first - began, self.seconds[1] + self._clock() - began)
+        self.timed += 1
 
 
 def predict_array(

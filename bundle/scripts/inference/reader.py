@@ -141,6 +141,7 @@ class WindowReader:
         skip_empty: whether windows without contrast are skipped.
         on_corrupt: "stop" or "skip".
         on_note: called once with each box of the image that could not be read.
+        nonfinite: "zero" makes NaN and infinity 0 after normalisation, with one warning; "refuse" stops.
     """
 
     def __init__(
@@ -153,12 +154,15 @@ class WindowReader:
         skip_empty: bool = True,
         on_corrupt: str = "stop",
         on_note: Callable[[Box], None] | None = None,
+        nonfinite: str = "zero",
     ) -> None:
         self.plan = plan
         self.image = RegionReader(volume, on_corrupt, on_note)
         self.mask = None if mask is None else RegionReader(mask, "stop")
         self._normalizer = normalizer
         self._skip_empty = skip_empty
+        self._nonfinite = nonfinite
+        self._warned = False
 
     @property
     def corrupt(self) -> list[Box]:
@@ -174,10 +178,12 @@ class WindowReader:
         if self.mask is not None and not self.mask.read(region)[0].any():
             return None
         raw, bad = self.image.read(region)
-        if self._skip_empty and not _has_contrast(raw):
+        unknown = self._not_finite(raw, region)
+        if self._skip_empty and not (_has_contrast(raw) if unknown is None else (~unknown).any()):
             return None
         values = self._normalizer(raw)
-        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        if unknown is not None:
+            values[unknown] = 0
         for part in bad:
             values[(slice(None), *part)] = 0
         if values.shape[1:] == patch:
@@ -186,6 +192,33 @@ class WindowReader:
         inside = tuple(slice(r.start - s, r.stop - s) for r, s in zip(region, start, strict=True))
         window[(slice(None), *inside)] = values
         return window
+
+    def _not_finite(self, raw: np.ndarray, region: Region) -> np.ndarray | None:
+        """Return where values are NaN or infinite, bool like `raw`; None where none are.
+
+        Raises:
+            VolumenError: some are, and they are refused.
+        """
+        if raw.dtype.kind != "f":
+            return None
+        finite = np.isfinite(raw)
+        if finite.all():
+            return None
+        count = raw.size - int(finite.sum())
+        first = np.argwhere(~finite)[0][1:] + [part.start for part in region]
+        place = tuple(int(i) for i in first)
+        path = self.image.volume.path
+        if self._nonfinite == "refuse":
+            raise VolumenError(
+                path,
+                expected="finite intensities",
+                found=f"{count} NaN or infinite values in a window, the first at {place}",
+                remedy="repair the image, or count them as 0 with --nonfinite zero",
+            )
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s: NaN or infinite values, such as at %s, count as 0", path, place)
+        return ~finite
 
     def empty_parts(self, box: Region) -> list[Region]:
         """Return the parts of a block, local to it, that could not be read.

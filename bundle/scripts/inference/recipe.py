@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.inference.exports import format_of
 from scripts.inference.instance_output import instance_stored
+from scripts.inference.like import content_of
 from scripts.inference.precision import Machine
 from scripts.inference.results import Stored
 from scripts.inference.windows import PredictPlan
@@ -29,9 +30,11 @@ def make_recipe(
     """Return everything that shapes the result, as plain values."""
     image, mask = job.image, job.mask
     return {
-        "input": {"path": image.path, "fingerprint": image.fingerprint(), "axes": request.axes,
-                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape)},
-        "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint()},
+        "input": {"path": image.path, "fingerprint": image.fingerprint(), "content": content_of(image),
+                  "axes": request.axes, "level": request.level, "dtype": str(image.dtype),
+                  "shape": list(image.shape)},
+        "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint(),
+                                           "content": content_of(mask)},
         "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
         "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
                                   "kind": s.head.kind, "dtype": str(s.dtype)}
@@ -45,6 +48,7 @@ def make_recipe(
         "device": machine.device,
         "skip_empty": request.skip_empty,
         "on_corrupt": request.on_corrupt,
+        "nonfinite": nonfinite_rule(request, predictor),
         "dtype": request.dtype,
         "threshold": request.threshold,
         "format": format_of(request.output, request.format)[0],
@@ -57,6 +61,12 @@ def make_recipe(
         "machine": {"threads": machine.threads, "device": machine.name},
         "made_of": plain(predictor.config),
     }  # fmt: skip
+
+
+def nonfinite_rule(request: PredictRequest, predictor: Predictor) -> str:
+    """Return what happens with NaN and infinity: what the request says, else as in training."""
+    trained = predictor.config.get("dataset_config", {}).get("nonfinite")
+    return request.nonfinite or trained or "zero"
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,21 @@ Finished = tuple[tuple[int, ...], "np.ndarray | None", "list[tuple[slice, ...]]"
 
 @dataclass
 class StreamCounts:
-    """What a run did: windows computed, windows skipped, blocks written."""
+    """What a run did.
+
+    Args:
+        windows: windows computed.
+        skipped: windows skipped.
+        blocks: blocks written.
+        seconds: of the first batches where windows are augmented, in the unaugmented pass and in all.
+        overlaps: see `scripts.inference.gain.GainMeter`.
+    """
 
     windows: int = 0
     skipped: int = 0
     blocks: int = 0
+    seconds: tuple[float, float] = (0.0, 0.0)
+    overlaps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def needed_batches(plan: PredictPlan, done: np.ndarray | None) -> Iterator[range]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from scripts.inference.blending import BlockAccumulator
 from scripts.inference.finish import BlockFinisher
+from scripts.inference.gain import GainMeter, Labels
 from scripts.inference.jobs import Job
 from scripts.inference.outputs import Outputs
 from scripts.inference.postprocess import CleaningRules
@@ -59,6 +60,8 @@ class VolumeWork:
         normalizer: maps the volume's raw values to float32.
         precision: "float32", "bfloat16" or "float16".
         spacing: voxel size where the image has none, or None.
+        nonfinite: "zero" or "refuse", for NaN and infinity in the image.
+        labels: the truth by target, with which an augmentation's gain is measured.
     """
 
     job: Job
@@ -69,6 +72,8 @@ class VolumeWork:
     normalizer: Normalizer
     precision: str
     spacing: tuple[float, ...] | None
+    nonfinite: str = "zero"
+    labels: Mapping[str, Labels] = field(default_factory=dict)
 
     def with_absolute_paths(self) -> VolumeWork:
         """Return the same work for a process with another working directory."""
@@ -81,6 +86,14 @@ class VolumeWork:
                 mask=None if job.mask is None else _absolute(job.mask),
                 output=job.output.absolute(),
             ),
+            labels={
+                name: replace(
+                    truth,
+                    label=_absolute(truth.label),
+                    mask=None if truth.mask is None else _absolute(truth.mask),
+                )
+                for name, truth in self.labels.items()
+            },
         )
 
 
@@ -123,10 +136,19 @@ def make_blocks(
         skip_empty=request.skip_empty,
         on_corrupt=request.on_corrupt,
         on_note=state.note_corrupt,
+        nonfinite=work.nonfinite,
     )
-    network = WindowNetwork(predictor, heads, plan.patch_size, tta=request.tta, precision=work.precision)
+    gain = GainMeter(work.labels, work.stored, tuple(low for low, _ in plan.box)) if work.labels else None
+    network = WindowNetwork(
+        predictor,
+        heads,
+        plan.patch_size,
+        tta=request.tta,
+        precision=work.precision,
+        compare=gain is not None,
+    )
     outputs = Outputs(work, state)
-    finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state)
+    finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain)
 
     def finish(block: Finished) -> None:
         may_write()
@@ -137,7 +159,7 @@ def make_blocks(
         block_cache_of(budget),
         BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, scratch, done) as accumulator,
     ):
-        return stream(
+        counts = stream(
             plan,
             reader.window,
             network,
@@ -147,6 +169,9 @@ def make_blocks(
             workers=request.workers,
             progress=progress,
         )
+    counts.seconds = network.seconds
+    counts.overlaps = gain.overlaps if gain else {}
+    return counts
 
 
 _budgets: list[int] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.inference.chunk_files import ChunkFiles, numcodec, zarr_codec
 from scripts.inference.results import Stored
 
 OME_VERSION = "0.5"
@@ -96,7 +97,7 @@ class ZarrOutput:
         self.origin = origin or (0,) * len(shape)
         self.factors = level_factors(shape, spacing, block_shape) if pyramid else []
         self._compress = compress
-        self._arrays: dict[tuple[str, int], Any] = {}
+        self._chunk_files: dict[tuple[str, int], ChunkFiles] = {}
 
     def create(self) -> None:
         """Create groups and arrays that are not there yet."""
@@ -113,29 +114,38 @@ class ZarrOutput:
                 if str(level) not in group:
                     self._create_array(group, stored, level)
 
-    def _array(self, name: str, level: int) -> Any:
-        """Return an array, opened where it is first used: by this process, or by one that was sent this object."""
-        if (name, level) not in self._arrays:
-            import zarr
-
-            self._arrays[name, level] = zarr.open_array(self.root / name / str(level), mode="r+")
-        return self._arrays[name, level]
-
     def _create_array(self, group: Any, stored: Stored, level: int) -> None:
-        shape = self.level_shape(level)
-        chunks = tuple(min(c, n) for c, n in zip(self.block_shape, shape, strict=True))
-        axes = ["z", "y", "x"][-len(shape) :]
-        if stored.channels > 1:
-            shape, chunks, axes = (stored.channels, *shape), (stored.channels, *chunks), ["c", *axes]
+        shape, chunks = self._stored_shapes(stored, level)
         group.create_array(
             str(level),
             shape=shape,
             chunks=chunks,
             dtype=stored.dtype,
-            dimension_names=axes,
-            compressors=_compressors(self._compress, stored.dtype),
+            dimension_names=self._axes(stored),
+            compressors=zarr_codec(self._compress, stored.dtype),
             fill_value=0,
         )
+
+    def _axes(self, stored: Stored) -> list[str]:
+        return [*(["c"] if stored.channels > 1 else []), *["z", "y", "x"][-len(self.shape) :]]
+
+    def _stored_shapes(self, stored: Stored, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of an array and of its chunks."""
+        shape = self.level_shape(level)
+        chunks = tuple(min(c, n) for c, n in zip(self.block_shape, shape, strict=True))
+        lead = (stored.channels,) if stored.channels > 1 else ()
+        return (*lead, *shape), (*lead, *chunks)
+
+    def _files(self, name: str, level: int) -> ChunkFiles:
+        if (name, level) not in self._chunk_files:
+            stored = self.stored[name]
+            self._chunk_files[name, level] = ChunkFiles(
+                self.root / name / str(level),
+                *self._stored_shapes(stored, level),
+                stored.dtype,
+                numcodec(self._compress, stored.dtype),
+            )
+        return self._chunk_files[name, level]
 
     def level_shape(self, level: int) -> tuple[int, ...]:
         """Return the spatial shape of a pyramid level."""
@@ -184,23 +194,24 @@ class ZarrOutput:
 
     def write(self, name: str, box: tuple[slice, ...], values: np.ndarray, level: int = 0) -> None:
         """Write stored values (channels, *box) of a target at a place."""
-        array = self._array(name, level)
         if self.stored[name].channels > 1:
-            array[(slice(None), *box)] = values
+            self._files(name, level).write((slice(0, len(values)), *box), values)
         else:
-            array[box] = values[0]
+            self._files(name, level).write(box, values[0])
 
     def write_channel(self, name: str, box: tuple[slice, ...], channel: int, values: np.ndarray) -> None:
         """Write one channel's stored values (*box) of a target at full resolution."""
-        array = self._array(name, 0)
-        array[(channel, *box) if self.stored[name].channels > 1 else box] = values
+        if self.stored[name].channels > 1:
+            self._files(name, 0).write((slice(channel, channel + 1), *box), values[None])
+        else:
+            self._files(name, 0).write(box, values)
 
     def read(self, name: str, box: tuple[slice, ...], level: int = 0) -> np.ndarray:
         """Read stored values (channels, *box) of a target."""
-        array = self._array(name, level)
-        if self.stored[name].channels > 1:
-            return np.asarray(array[(slice(None), *box)])
-        return np.asarray(array[box])[None]
+        channels = self.stored[name].channels
+        if channels > 1:
+            return self._files(name, level).read((slice(0, channels), *box))
+        return self._files(name, level).read(box)[None]
 
     def build_pyramid(self, workers: int = 1, coarsen: Coarsen | None = None) -> None:
         """Make the coarser levels from the finished level 0, chunk by chunk.
@@ -231,14 +242,15 @@ class ZarrOutput:
         """Yield every target with every chunk's place of a level."""
         shape = self.level_shape(level)
         counts = [-(-n // c) for n, c in zip(shape, self.block_shape, strict=True)]
-        for name, *index in itertools.product(self.stored, *map(range, counts)):
-            yield (
-                name,
-                tuple(
-                    slice(i * c, min((i + 1) * c, n))
-                    for i, c, n in zip(index, self.block_shape, shape, strict=True)
-                ),
-            )
+        for name in self.stored:
+            for index in itertools.product(*map(range, counts)):
+                yield (
+                    name,
+                    tuple(
+                        slice(i * c, min((i + 1) * c, n))
+                        for i, c, n in zip(index, self.block_shape, shape, strict=True)
+                    ),
+                )
 
     def coarsen(self, name: str, level: int, box: tuple[slice, ...]) -> None:
         """Write a box of a target's level from the level before it."""
@@ -250,14 +262,3 @@ class ZarrOutput:
         )
         values = self.read(name, source, level - 1)
         self.write(name, box, self.stored[name].coarser(values, factors), level)
-
-
-def _compressors(name: str, dtype: np.dtype) -> Any:
-    from zarr.codecs import BloscCodec, GzipCodec
-
-    if name == "none":
-        return None
-    if name == "gzip":
-        return GzipCodec(level=5)
-    settings: dict[str, Any] = {"cname": name, "shuffle": "bitshuffle" if dtype.itemsize > 1 else "noshuffle"}
-    return BloscCodec(clevel=3, typesize=dtype.itemsize, **settings)

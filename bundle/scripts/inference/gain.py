@@ -1,0 +1,185 @@
+"""What test-time augmentation costs and gains: time on the first windows, Dice where the dataset has labels.
+
+The unaugmented prediction is the augmentation's first pass, so it is blended beside the augmented one and compared with
+the labels block by block: the Dice of both is that of whole volumes, and costs no forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scripts.errors import VolumenError
+from scripts.inference.heads import Head
+from scripts.inference.results import Stored
+
+if TYPE_CHECKING:
+    from scripts.data.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The truth of a target for one image.
+
+    Args:
+        label: the label volume.
+        mask: where it counts (not 0), or None for everywhere.
+        ignore: value of the label that means unknown, or None.
+    """
+
+    label: Volume
+    mask: Volume | None = None
+    ignore: int | None = None
+
+
+def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) -> dict[str, Labels]:
+    """Return the labels of an image in the `images` folder of a dataset, by target; none where there is no such.
+
+    Args:
+        image: path of the image.
+        heads: outputs; those that are probabilities are looked for.
+        config: the checkpoint's snapshot, which knows ignored values.
+    """
+    from scripts.data.layout import discover
+    from scripts.data.volumes import open_volume
+
+    folder = next((parent for parent in Path(image).parents if parent.name == "images"), None)
+    if "://" in image or folder is None or not (folder.parent / "labels").is_dir():
+        return {}
+    targets = config.get("dataset_config", {}).get("targets", {})
+    found = {}
+    try:
+        cases = discover(folder.parent, allow_unlabeled=True).cases
+        case = next(case for case in cases if Path(case.image) in (Path(image), *Path(image).parents))
+        for head in heads:
+            settings = targets.get(head.name, {})
+            if not head.is_probability or head.name not in case.labels or settings.get("instances"):
+                continue
+            ndim = len(open_volume(image).shape)
+            label = open_volume(case.labels[head.name], ndim=ndim)
+            masks = case.masks.get(head.name)
+            ignore = next(
+                (
+                    settings[key]
+                    for key in ("ignore_label", "ignore_index", "ignore_value")
+                    if key in settings
+                ),
+                None,
+            )
+            found[head.name] = Labels(label, open_volume(masks, ndim=ndim) if masks else None, ignore)
+    except (VolumenError, StopIteration, OSError) as error:
+        logger.debug("%s: no gain is measured: %s", image, error)
+        return {}
+    return found
+
+
+class GainMeter:
+    """Overlaps of plain and augmented labels with the truth, added up over blocks; safe to use from many threads.
+
+    Args:
+        labels: truth by target.
+        stored: the outputs, with their thresholds.
+        origin: first voxel of the output in the volume, per axis.
+    """
+
+    def __init__(
+        self, labels: Mapping[str, Labels], stored: Sequence[Stored], origin: tuple[int, ...]
+    ) -> None:
+        self._labels, self._origin = labels, origin
+        self._stored = {
+            item.head.name: replace(item, kind="labels") for item in stored if item.head.name in labels
+        }
+        self._lock = threading.Lock()
+        self.overlaps: dict[str, np.ndarray] = {}
+        """Per target, voxels in both and the sum of voxels in each: int64 (plain or augmented, class, 2)."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def add(self, name: str, box: tuple[slice, ...], plain: np.ndarray, augmented: np.ndarray) -> None:
+        """Compare a block of a target.
+
+        Args:
+            name: the target.
+            box: the block's place in the output.
+            plain, augmented: probabilities (channels, *block).
+        """
+        stored, truth = self._stored[name], self._labels[name]
+        region = tuple(
+            slice(part.start + low, part.stop + low)
+            for part, low in zip(box, self._origin, strict=True)
+        )  # fmt: skip
+        label = truth.label.read(region)
+        known = np.ones(label.shape[1:], bool)
+        if truth.mask is not None:
+            known &= (truth.mask.read(region) > 0).all(axis=0)
+        if truth.ignore is not None:
+            known &= (label != truth.ignore).all(axis=0)
+        wanted = _classes(label, stored.head)
+        counts = [
+            [
+                [int((one & other & known).sum()), int((one & known).sum()) + int((other & known).sum())]
+                for one, other in zip(_classes(stored.convert(result), stored.head), wanted, strict=True)
+            ]
+            for result in (plain, augmented)
+        ]
+        with self._lock:
+            self.overlaps[name] = self.overlaps.get(name, 0) + np.array(counts, dtype=np.int64)
+
+
+def _classes(labels: np.ndarray, head: Head) -> list[np.ndarray]:
+    """Return where each foreground class is: one bool array per class."""
+    if head.activation == "softmax":
+        return [labels[0] == number for number in range(1, head.channels)]
+    return [channel > 0 for channel in labels]
+
+
+def add_overlaps(total: dict[str, np.ndarray], more: Mapping[str, np.ndarray]) -> None:
+    """Add counts of `GainMeter` in place."""
+    for name, counts in more.items():
+        total[name] = total[name] + counts if name in total else counts
+
+
+def dice(overlaps: np.ndarray) -> tuple[float, float]:
+    """Return the mean Dice over classes without and with augmentation; NaN where neither truth nor result has any."""
+    both, sizes = overlaps[..., 0], overlaps[..., 1].astype(float)
+    with np.errstate(invalid="ignore"):
+        scores = np.where(sizes > 0, 2 * both / sizes, np.nan)
+    known = ~np.isnan(scores).any(axis=0)
+    plain, augmented = scores[:, known].mean(axis=1) if known.any() else (np.nan, np.nan)
+    return float(plain), float(augmented)
+
+
+@dataclass(frozen=True)
+class AugmentationReport:
+    """What an augmentation cost and gained for one volume.
+
+    Args:
+        mode: "mirror" or "rotate".
+        passes: forward passes per window.
+        factor: time of a window in the network against that of one pass, or None where none was measured.
+        dice: without and with, by target, where the volume has labels.
+    """
+
+    mode: str
+    passes: int
+    factor: float | None
+    dice: Mapping[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        cost = f"test-time augmentation {self.mode}: {self.passes} forward passes a window"
+        if self.factor is not None:
+            cost += f", {self.factor:.1f} times the time"
+        gains = [
+            f"Dice of {name} {plain:.4f} without, {augmented:.4f} with"
+            for name, (plain, augmented) in self.dice.items()
+        ]
+        return f"{cost}; {', '.join(gains) or 'gain unknown, the image has no labels in a dataset'}"
