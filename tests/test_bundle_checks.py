@@ -100,6 +100,22 @@ def test_the_metadata_are_valid(tmp_path):
     assert "metadata is verified with no error" in said
 
 
+@pytest.mark.slow
+def test_the_metadata_are_valid_by_the_published_schema(tmp_path):
+    """As the model zoo does it: the schema is fetched from the address that the metadata name."""
+    import urllib.error
+    import urllib.request
+
+    schema = tmp_path / "schema.json"
+    try:
+        with urllib.request.urlopen(METADATA["schema"], timeout=20) as answer:
+            schema.write_bytes(answer.read())
+    except (urllib.error.URLError, OSError) as error:
+        pytest.skip(f"the published schema cannot be fetched here: {error}")
+    words = ["--meta_file", str(CONFIGS / "metadata.json"), "--filepath", str(schema)]
+    assert "metadata is verified with no error" in monai("verify_metadata", *words, cwd=tmp_path)
+
+
 def test_the_metadata_list_what_the_program_depends_on():
     import tomllib
 
@@ -178,9 +194,8 @@ def all_properties(workflow, *tables) -> dict[str, object]:
     """Return every property of MONAI's tables, required and optional, as the workflow gives it; print the list."""
     table = {name: entry for part in tables for name, entry in part.items()}
     found = {name: getattr(workflow, name) for name in table}
-    print(
-        *(f"{name} ({table[name]['id']}): {type(value).__name__}" for name, value in found.items()), sep="\n"
-    )
+    for name, value in found.items():
+        sys.stdout.write(f"{name} ({table[name]['id']}): {type(value).__name__}\n")
     assert {name for name, entry in table.items() if entry["id"] not in workflow.parser} == set()
     assert {name for name, value in found.items() if value is None} == set()
     return found

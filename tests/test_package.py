@@ -146,7 +146,7 @@ def test_the_bundle_s_files_are_complete(bundle, trained):
         "configs/logging.conf",
     ):
         assert (bundle / name).is_file(), name
-    for name in ("train", "inference", "evaluate", "multi_gpu_train"):
+    for name in ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate"):
         config = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text())
         assert json.loads((bundle / "configs" / f"{name}.json").read_text()) == config
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
@@ -234,6 +234,59 @@ def test_it_trains_on(stranger, bundle, trained, tmp_path):
     again = torch.load(tmp_path / "out" / "sheets" / "sheets_1.pth", weights_only=True)["model"]
     first = torch.load(trained[1].with_name("sheets_1.pth"), weights_only=True)["model"]
     assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_an_environment_of_the_listed_packages_alone_runs_it(bundle, trained, tmp_path):
+    """What `metadata.json` lists is enough: installed by pip into a fresh environment, nothing else."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    pins = {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+        **metadata["required_packages_version"],
+    }
+    assert not [name for name, version in pins.items() if version == "any"]
+    venv.create(tmp_path / "fresh", with_pip=True, symlinks=True)
+    python = str(tmp_path / "fresh" / "bin" / "python")
+    words = [python, "-m", "pip", "install", "--quiet", *(f"{name}=={pin}" for name, pin in pins.items())]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the packages cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    schema, script = tmp_path / "schema.json", tmp_path / "stranger.py"
+    schema.write_text(json.dumps(SCHEMA))
+    script.write_text(STRANGER)
+    said = run(
+        python, str(script), str(bundle), str(schema), str(tmp_path / "out.pt"), cwd=tmp_path, root=bundle
+    )
+    assert said.count("verified with no error") == 3
+    run(
+        python, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml",
+        "--dataset_dir", str(trained[0] / "data"), "--output_dir", str(tmp_path / "found"), cwd=bundle,
+    )  # fmt: skip
+    assert zarr.open_group(tmp_path / "found" / "scroll.zarr", mode="r")["surface/0"][:].any()
+    run(
+        python, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml",
+        "--dataset_dir", str(trained[0] / "data"), "--output_dir", str(tmp_path / "out"), "--device_name", "cpu",
+        cwd=bundle,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "sheets" / "sheets_1.pth").is_file()
+
+
+def test_monai_fetches_weights_that_lie_elsewhere(tmp_path):
+    from monai.bundle import download_large_files
+
+    checkpoint = str(save_checkpoint(tmp_path / "m.pth"))
+    elsewhere = tmp_path / "store" / "model.pt"
+    package(PackageRequest(checkpoint, str(tmp_path / "far.zip"), weights_url=elsewhere.as_uri()))
+    with zipfile.ZipFile(tmp_path / "far.zip") as archive:
+        archive.extractall(tmp_path)
+    weights = tmp_path / "far" / "models" / "model.pt"
+    content = weights.read_bytes()
+    elsewhere.parent.mkdir()
+    weights.rename(elsewhere)
+    download_large_files(bundle_path=str(tmp_path / "far"))
+    assert weights.read_bytes() == content
 
 
 def test_equal_runs_give_equal_files(trained, tmp_path):

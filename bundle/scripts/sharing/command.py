@@ -7,7 +7,7 @@ import logging
 
 logger = logging.getLogger(__name__)
 
-EXPORT_FORMATS = ("torchscript", "onnx", "pt2")
+EXPORT_FORMATS = ("torchscript", "onnx", "pt2", "bioimageio")
 
 
 def add_package_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,11 @@ def add_package_arguments(parser: argparse.ArgumentParser) -> None:
     share.add_argument(
         "--public", action="store_true", help="make the Hub's repository public (default: private)"
     )
+    share.add_argument(
+        "--weights-url",
+        metavar="URL",
+        help="where models/model.pt will lie, for large_files.yml (default: only in the zip)",
+    )
 
 
 def run_package(arguments: argparse.Namespace) -> int:
@@ -50,6 +55,7 @@ def run_package(arguments: argparse.Namespace) -> int:
             data_license=arguments.data_license,
             hf=arguments.hf,
             public=arguments.public,
+            weights_url=arguments.weights_url,
         )
     )
     logger.info("%s: %d files, %.1f MB", report.path, report.files, report.size / 1e6)
@@ -64,6 +70,16 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the file")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    about = parser.add_argument_group("for the description")
+    about.add_argument("--description", default="", help="what the model does (default: from its targets)")
+    about.add_argument("--authors", default="", help="who made it (default: the volumen authors)")
+    zoo = parser.add_argument_group("with --to bioimageio")
+    zoo.add_argument(
+        "--sample", metavar="IMAGE", help="its middle becomes the test input (default: smooth noise)"
+    )
+    zoo.add_argument(
+        "--license", default="", metavar="SPDX", help="of the model, such as CC-BY-4.0 (default: not stated)"
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -74,7 +90,16 @@ def run_export(arguments: argparse.Namespace) -> int:
     """
     from scripts.sharing.export import export
 
-    report = export(arguments.checkpoint, arguments.output, arguments.to, overwrite=arguments.overwrite)
+    report = export(
+        arguments.checkpoint,
+        arguments.output,
+        arguments.to,
+        overwrite=arguments.overwrite,
+        description=arguments.description,
+        authors=arguments.authors,
+        sample_image=arguments.sample,
+        license=arguments.license,
+    )
     for one in report.agreement:
         told = ", ".join(f"{name} {difference:.1e}" for name, difference in one.difference.items())
         logger.info("input %s: differs from the network by %s", "x".join(map(str, one.shape)), told)

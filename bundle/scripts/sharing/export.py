@@ -16,8 +16,7 @@ from torch import Tensor
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import sync_folder, writing_failed
 from scripts.inference.predictor import Predictor, load_predictor
-from scripts.networks.multihead import MultiHeadDynUNet
-from scripts.sharing.exporters import OPENERS, WRITERS, Run, sample
+from scripts.sharing.exporters import OPENERS, WRITERS, Extras, Run, network_of, sample
 from scripts.sharing.metadata import build_metadata, read_metrics, training_summary
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,17 @@ class ExportReport:
         return max(max(one.difference.values()) for one in self.agreement)
 
 
-def export(checkpoint: str | Path, output: str | Path, to: str, *, overwrite: bool = False) -> ExportReport:
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    to: str,
+    *,
+    overwrite: bool = False,
+    description: str = "",
+    authors: str = "",
+    sample_image: str | None = None,
+    license: str = "",
+) -> ExportReport:
     """Export a checkpoint's network, and compare what the file computes with the network itself.
 
     The comparison runs on the CPU in float32, on inputs of other sizes and batches than the export was made with.
@@ -71,8 +80,12 @@ def export(checkpoint: str | Path, output: str | Path, to: str, *, overwrite: bo
     Args:
         checkpoint: trained network.
         output: the file to write.
-        to: "torchscript", "onnx" or "pt2".
+        to: "torchscript", "onnx", "pt2" or "bioimageio".
         overwrite: whether a file there may be replaced.
+        description: what the model does; "" for a sentence made from its targets.
+        authors: who made it.
+        sample_image: an image whose middle becomes the test input, "bioimageio" only; None: made up.
+        license: SPDX identifier of the model's licence, "bioimageio" only; "": not stated.
 
     Raises:
         VolumenError: an unknown format, a file that is in the way or cannot be written, a missing package, or
@@ -82,13 +95,15 @@ def export(checkpoint: str | Path, output: str | Path, to: str, *, overwrite: bo
         raise VolumenError("--to", expected=f"one of {', '.join(WRITERS)}", found=repr(to))
     output = Path(output)
     check_output(output, overwrite)
+    if to == "bioimageio" and output.suffix != ".zip":
+        raise VolumenError("-o/--output", expected="a name that ends in .zip", found=output.name)
     predictor = load_predictor(checkpoint)
-    network = predictor.network
-    assert isinstance(network, MultiHeadDynUNet)
     folder = Path(checkpoint).resolve().parent
     metadata = build_metadata(
         predictor,
         name=output.name.partition(".")[0],
+        description=description,
+        authors=authors,
         metrics=read_metrics(folder, predictor.epoch),
         training=training_summary(predictor, folder),
     )
@@ -98,7 +113,7 @@ def export(checkpoint: str | Path, output: str | Path, to: str, *, overwrite: bo
         raise writing_failed(output, error) from error
     try:
         written = scratch / output.name
-        WRITERS[to](network, written, metadata)
+        WRITERS[to](predictor, written, metadata, Extras(folder, sample_image, license))
         agreement = compare(predictor, OPENERS[to](written, _channels(predictor)))
         report = ExportReport(output, to, written.stat().st_size, agreement)
         _refuse_disagreement(report)
@@ -135,8 +150,7 @@ def publish(written: Path, output: Path) -> None:
 @torch.inference_mode()
 def compare(predictor: Predictor, run: Run) -> tuple[Agreement, ...]:
     """Compare a file's outputs with the network's on inputs of several sizes and batches."""
-    network = predictor.network
-    assert isinstance(network, MultiHeadDynUNet)
+    network = network_of(predictor)
     results = []
     for factors, batch in _CHECKED:
         images = sample(network, factors, batch)

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import VolumenError
+from scripts.inference.predictor import Predictor
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
 
 METADATA_FILE = "metadata.json"
@@ -26,10 +28,27 @@ METADATA_KEY = "metadata"
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 """Images in, outputs by name out."""
-Writer = Callable[[MultiHeadDynUNet, Path, Mapping[str, Any]], None]
 
 
-def write_torchscript(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Extras:
+    """What only some formats hold.
+
+    Args:
+        run_folder: the checkpoint's folder, for a picture; None: there is none.
+        sample: an image whose middle becomes the test input; None: made up.
+        license: SPDX identifier of the model's licence; "": not stated.
+    """
+
+    run_folder: Path | None = None
+    sample: str | None = None
+    license: str = ""
+
+
+Writer = Callable[[Predictor, Path, Mapping[str, Any], Extras], None]
+
+
+def write_torchscript(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
     """Write a TorchScript module whose one output joins all targets on channels, in the order of the metadata.
 
     `monai.data.load_net_with_metadata` reads it, metadata included.
@@ -37,7 +56,7 @@ def write_torchscript(network: MultiHeadDynUNet, path: Path, metadata: Mapping[s
     from monai.data import save_net_with_metadata
 
     with quiet():
-        scripted = torch.jit.script(ConcatenatedHeads(network).eval())
+        scripted = torch.jit.script(ConcatenatedHeads(network_of(predictor)).eval())
     buffer = io.BytesIO()
     save_net_with_metadata(scripted, buffer, meta_values=metadata)
     path.write_bytes(buffer.getvalue())
@@ -59,8 +78,9 @@ def open_torchscript(path: Path, names: Mapping[str, int]) -> Run:
     return run
 
 
-def write_pt2(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any]) -> None:
+def write_pt2(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
     """Write a program of `torch.export`; it gives a dictionary from target to tensor."""
+    network = network_of(predictor)
     with quiet():
         program = torch.export.export(
             network, (sample(network),), dynamic_shapes={"x": dynamic_shape(network)}
@@ -86,10 +106,11 @@ class TupleOfHeads(nn.Module):
         return tuple(self.network(image).values())
 
 
-def write_onnx(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any]) -> None:
+def write_onnx(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
     """Write an ONNX model with the input `image` and one output per target, by its name."""
-    onnx = _need("onnx")
-    _need("onnxscript")
+    onnx = need("onnx")
+    need("onnxscript")
+    network = network_of(predictor)
     with quiet():
         program = torch.onnx.export(
             TupleOfHeads(network).eval(),
@@ -113,7 +134,7 @@ def write_onnx(network: MultiHeadDynUNet, path: Path, metadata: Mapping[str, Any
 
 def open_onnx(path: Path, names: Mapping[str, int]) -> Run:
     """Return a function that runs an ONNX file by ONNX Runtime; see `open_torchscript`."""
-    runtime = _need("onnxruntime")
+    runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -127,12 +148,38 @@ def open_onnx(path: Path, names: Mapping[str, int]) -> Run:
     return run
 
 
-WRITERS: dict[str, Writer] = {"torchscript": write_torchscript, "onnx": write_onnx, "pt2": write_pt2}
+def write_zoo(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
+    """Write a model of the BioImage Model Zoo; see `scripts.sharing.bioimageio`."""
+    from scripts.sharing.bioimageio import write_bioimageio
+
+    write_bioimageio(predictor, path, metadata, extras)
+
+
+def open_zoo(path: Path, names: Mapping[str, int]) -> Run:
+    """Return a function that runs such a model's weights; see `open_torchscript`."""
+    from scripts.sharing.bioimageio import open_bioimageio
+
+    return open_bioimageio(path, names)
+
+
+WRITERS: dict[str, Writer] = {
+    "torchscript": write_torchscript,
+    "onnx": write_onnx,
+    "pt2": write_pt2,
+    "bioimageio": write_zoo,
+}
 OPENERS: dict[str, Callable[[Path, Mapping[str, int]], Run]] = {
     "torchscript": open_torchscript,
     "onnx": open_onnx,
     "pt2": open_pt2,
+    "bioimageio": open_zoo,
 }
+
+
+def network_of(predictor: Predictor) -> MultiHeadDynUNet:
+    """Return the network to export."""
+    assert isinstance(predictor.network, MultiHeadDynUNet)
+    return predictor.network
 
 
 def sample(network: MultiHeadDynUNet, factors: tuple[int, ...] = (2, 2, 2), batch: int = 2) -> Tensor:
@@ -156,10 +203,15 @@ def dynamic_shape(network: MultiHeadDynUNet) -> dict[int, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' own messages back: deprecations and notes that a user can do nothing about."""
+def quiet(*more: str) -> Iterator[None]:
+    """Keep the exporters' own messages back: deprecations and notes that a user can do nothing about.
+
+    Args:
+        more: further libraries.
+    """
     names = ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
+    _loguru("disable", more)
     try:
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -167,16 +219,29 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        _loguru("enable", more)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
-def _need(module: str) -> Any:
+def _loguru(action: str, packages: tuple[str, ...]) -> None:
+    """Turn what packages say through loguru, which knows nothing of logging's levels, on or off."""
+    if packages:
+        import loguru
+
+        for package in packages:
+            getattr(loguru.logger, action)(package)
+
+
+def need(module: str, flag: str = "--to onnx", remedy: str = "pip install 'volumen[export]'") -> Any:
+    """Import a package of an extra.
+
+    Raises:
+        VolumenError: it is not installed.
+    """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise VolumenError(
-            "--to onnx", f"needs the package {module}", remedy="pip install 'volumen[export]'"
-        ) from None
+        raise VolumenError(flag, f"needs the package {module}", remedy=remedy) from None

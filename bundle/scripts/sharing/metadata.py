@@ -99,7 +99,7 @@ def build_metadata(
         "data_type": "zarr, OME-Zarr, TIFF, NIfTI",
         "image_classes": f"channels: {predictor.in_channels}; normalised by the scheme {_scheme(predictor)!r}",
         "label_classes": "; ".join(_labels(head) for head in heads if head.is_probability),
-        "pred_classes": "; ".join(_meaning(head, predictor.config) for head in heads),
+        "pred_classes": "; ".join(meaning(head, predictor.config) for head in heads),
         "eval_metrics": dict(metrics or {}),
         "intended_use": "Research. Not a medical device.",
         "references": list(_NETWORK_REFERENCES),
@@ -308,7 +308,8 @@ def _labels(head: Head) -> str:
     return f"{head.name}: 1 where it is, 0 elsewhere"
 
 
-def _meaning(head: Head, config: Mapping[str, Any]) -> str:
+def meaning(head: Head, config: Mapping[str, Any]) -> str:
+    """Return what an activated output of a head is, in a line."""
     if head.kind == "binary":
         return f"{head.name}: probability, by a sigmoid of the logit"
     if head.kind == "multiclass":

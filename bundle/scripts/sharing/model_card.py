@@ -27,15 +27,15 @@ def model_card(
         metadata["description"],
         *([f"![Input, then truth and prediction of every target]({picture})"] if picture else []),
         "## Data",
-        _data(training),
+        data_section(training),
         "## Training configuration",
-        _training(predictor, training, parameters),
+        training_section(predictor, training, parameters) + "\n\nAll settings are in `configs/train.yaml`.",
         "## Input",
         _input(predictor, metadata),
         "## Output",
         _output(predictor),
         "## Performance",
-        _performance(metadata["eval_metrics"], predictor.epoch),
+        performance_section(metadata["eval_metrics"], predictor.epoch),
         "## Speed",
         "Not measured: it depends on the machine. `volumen export` gives TorchScript, ONNX and `torch.export` files.",
         "## MONAI bundle commands",
@@ -48,7 +48,8 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _data(training: Mapping[str, Any]) -> str:
+def data_section(training: Mapping[str, Any]) -> str:
+    """Return what the network was trained and validated on, as a list."""
     lines = []
     for part, word in (("train", "trained"), ("val", "validated")):
         if part in training:
@@ -60,7 +61,8 @@ def _data(training: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _training(predictor: Predictor, training: Mapping[str, Any], parameters: int) -> str:
+def training_section(predictor: Predictor, training: Mapping[str, Any], parameters: int) -> str:
+    """Return the settings of the training as a table."""
     rows = {
         "epochs": training["epochs"],
         "patch": " x ".join(map(str, training["patch_size"])),
@@ -71,7 +73,7 @@ def _training(predictor: Predictor, training: Mapping[str, Any], parameters: int
         "voxel size": "not stated" if predictor.spacing is None else " x ".join(map(str, predictor.spacing)),
     }
     listed = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"| setting | value |\n| --- | --- |\n{listed}\n\nAll settings are in `configs/train.yaml`."
+    return f"| setting | value |\n| --- | --- |\n{listed}"
 
 
 def _input(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
@@ -97,7 +99,8 @@ def _row(head: Head, predictor: Predictor) -> str:
     return f"| {head.name} | {head.kind} | {', '.join(channel_names(head, predictor.config))} |"
 
 
-def _performance(metrics: Mapping[str, float], epoch: int | None) -> str:
+def performance_section(metrics: Mapping[str, float], epoch: int | None) -> str:
+    """Return the validation's metrics as a table."""
     if not metrics:
         return "Not recorded. `volumen evaluate` scores predictions against labels."
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scripts.bundle_root import bundle_root, license_text
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import writing_failed
-from scripts.inference.predictor import Predictor, load_predictor, read_checkpoint
+from scripts.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
 from scripts.sharing.export import check_output, publish
 from scripts.sharing.metadata import build_metadata, read_metrics, to_json, training_summary
 from scripts.sharing.model_card import model_card
 from scripts.sharing.packaged_configs import write_configs
-from scripts.sharing.released import write_released
+from scripts.sharing.released import WEIGHTS, write_released
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ _DATA_LICENSE = """The licence of the training data is not stated. Ask whoever m
 for more than looking at it.
 """
 _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
+_MOST_BYTES = 25_000_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class PackageRequest:
         data_license: file with the licence of the training data, or None.
         hf: repository on the Hugging Face Hub to push to, `USER/NAME`, or None.
         public: whether that repository is public.
+        weights_url: where the weights will lie, for `large_files.yml`; None: only in the zip.
     """
 
     checkpoint: str
@@ -54,6 +58,7 @@ class PackageRequest:
     data_license: str | None = None
     hf: str | None = None
     public: bool = False
+    weights_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
     )
     network: Any = predictor.network
     write_released(predictor, folder / "models", versions=versions)
+    _note_large_file(folder, request.weights_url)
     write_configs(
         bundle_root() / "configs",
         folder / "configs",
@@ -151,6 +157,27 @@ def zip_folder(folder: Path, path: Path) -> int:
             with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     return len(files)
+
+
+def _note_large_file(folder: Path, url: str | None) -> None:
+    """Write `large_files.yml`, by which MONAI fetches weights that a repository does not hold."""
+    weights = folder / "models" / WEIGHTS
+    if url is None:
+        if weights.stat().st_size > _MOST_BYTES:
+            logger.info(
+                "MONAI's model zoo takes no file over 25 MB: to submit the bundle there, put %s where it can be "
+                "fetched and give --weights-url",
+                WEIGHTS,
+            )
+        return
+    entry = {
+        "path": f"models/{WEIGHTS}",
+        "url": url,
+        "hash_val": file_checksum(weights),
+        "hash_type": "sha256",
+    }
+    text = yaml.safe_dump({"large_files": [entry]}, sort_keys=False, width=1000)
+    (folder / "large_files.yml").write_text(text, encoding="utf-8")
 
 
 def _copy_picture(run_folder: Path, predictor: Predictor, folder: Path) -> str | None:

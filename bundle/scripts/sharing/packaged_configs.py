@@ -50,11 +50,14 @@ def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[s
     """Return `train.yaml` with a model's settings as its sections.
 
     Without data the network is the model's own, so that tools can load it; with data it is planned from them and the
-    settings, as always.
+    settings, as always. The format of the data is left open: whoever trains it on has others.
     """
     for name in SECTION_NAMES:
         if name in experiment:
-            text = replace_block(text, name, without_paths(experiment[name]))
+            section = without_paths(experiment[name])
+            text = replace_block(
+                text, name, {**section, "format": None} if name == "dataset_config" else section
+            )
     definition = yaml.safe_load(text)["network_def"]
     definition["final_config"] = "$@config.network_config if @config.dataset_dir else @network_config"
     return replace_block(text, "network_def", definition, {"network_config": dict(network)})

@@ -71,7 +71,7 @@ class Normalizer:
         Args:
             volume: a `Volume`; the statistics sampled from it are kept under its path.
         """
-        if not self._per_volume(volume.dtype):
+        if not self.goes_by_volume(volume.dtype):
             return self
         if volume.path not in self._volumes:
             from scripts.transforms.intensity_properties import volume_properties
@@ -85,7 +85,7 @@ class Normalizer:
         Args:
             image: (C, *spatial), the whole volume.
         """
-        if not self._per_volume(image.dtype):
+        if not self.goes_by_volume(image.dtype):
             return self
         from scripts.data.volumes import ArrayVolume
         from scripts.transforms.intensity_properties import volume_properties
@@ -93,7 +93,8 @@ class Normalizer:
         axes = "c" + "zyx"[-(image.ndim - 1) :]
         return Normalizer(self.scheme, volume_properties(ArrayVolume(image, axes=axes)))
 
-    def _per_volume(self, dtype: np.dtype) -> bool:
+    def goes_by_volume(self, dtype: np.dtype) -> bool:
+        """Whether images of a type are normalised by the statistics of their own volume."""
         if self.scheme in ("ct", "none") or (self.scheme == "unit" and np.dtype(dtype).name in _BY_TYPE):
             return False
         return bool(self.properties and self.properties.get("per_volume"))
@@ -136,7 +137,7 @@ class Normalizer:
             ValueError: statistics are per volume, and this normaliser belongs to none.
         """
         dtype = np.dtype(dtype)
-        if self._per_volume(dtype):
+        if self.goes_by_volume(dtype):
             raise ValueError(
                 "intensity statistics are per volume: call for_volume(volume) for the normalizer"
             )

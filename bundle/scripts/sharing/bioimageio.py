@@ -1,0 +1,432 @@
+"""A trained network for the BioImage Model Zoo (bioimage.io): one zip that its tools run by themselves.
+
+It holds `rdf.yaml`, the weights as TorchScript and ONNX, a test input with the outputs it must give, a cover and a
+README. Normalisation and activation are steps of the description, so that images go in raw and probabilities come out.
+Directions are made unit inside the weights, since the description has no step for that.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import logging
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import VolumenError
+from scripts.inference.heads import Head
+from scripts.inference.predictor import Predictor
+from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+from scripts.sharing.exporters import Extras, Run, dynamic_shape, need, quiet, sample
+from scripts.sharing.input_steps import InputSteps, input_steps
+from scripts.sharing.metadata import channel_names, meaning
+from scripts.sharing.zoo_card import zoo_card
+
+logger = logging.getLogger(__name__)
+
+_HINT = "pip install 'volumen[bioimageio]'"
+_INPUT = "image"
+_NNUNET = (
+    "Isensee et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+    "10.1038/s41592-020-01008-z",
+)
+
+
+class SeparateHeads(nn.Module):
+    """A view of a network for the zoo: a tuple of outputs, directions made unit.
+
+    Args:
+        network: the network.
+        heads: its outputs, in order.
+    """
+
+    def __init__(self, network: MultiHeadDynUNet, heads: tuple[Head, ...]) -> None:
+        super().__init__()
+        self.joined = ConcatenatedHeads(network, [head.name for head in heads])
+        self.channels = [head.channels for head in heads]
+        self.unit = [head.kind in ("vector", "axis") for head in heads]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return one (B, out_channels, *space) tensor per target."""
+        parts: list[Tensor] = []
+        for part, unit in zip(torch.split(self.joined(image), self.channels, dim=1), self.unit):
+            parts.append(torch.nn.functional.normalize(part, dim=1, eps=1e-12) if unit else part)
+        return parts
+
+
+def write_bioimageio(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
+    """Write the zip, and run the zoo's own test on it.
+
+    Args:
+        predictor: the network and what its checkpoint says.
+        path: the zip.
+        metadata: what `build_metadata` gave.
+        extras: sample image, licence, and the run's folder for a cover.
+
+    Raises:
+        VolumenError: a missing package, a sample that does not fit, or the zoo's test fails.
+    """
+    spec = need("bioimageio.spec", "--to bioimageio", _HINT)
+    need("bioimageio.core", "--to bioimageio", _HINT)
+    folder = path.with_name("model")
+    folder.mkdir()
+    (folder / "README.md").write_text(zoo_card(predictor, metadata), encoding="utf-8")
+    check_packages(folder / "README.md")
+    network: Any = predictor.network
+    heads = tuple(predictor.targets.values())
+    view = SeparateHeads(network, heads).eval()
+    raw = test_input(predictor, extras.sample)
+    steps = input_steps(predictor.normalizer, raw.dtype, predictor.in_channels)
+    np.save(folder / "test_input.npy", raw)
+    ids = tensor_ids([head.name for head in heads])
+    for head, values in zip(heads, expected_outputs(view, heads, steps, raw), strict=True):
+        np.save(folder / f"test_{ids[head.name]}.npy", values)
+    weights = _write_weights(view, network, list(ids.values()), folder)
+    with quiet("bioimageio"):
+        model = _describe(predictor, metadata, extras, folder, steps, ids, weights)
+        spec.save_bioimageio_package(model, output_path=path)
+        _test(path)
+
+
+def check_packages(file: Path) -> None:
+    """Refuse packages that do not fit together: bioimageio.spec 0.5.12 cannot write anything with pydantic 2.14.
+
+    Args:
+        file: any file.
+
+    Raises:
+        VolumenError: they do not.
+    """
+    v0_5 = need("bioimageio.spec.model.v0_5", "--to bioimageio", _HINT)
+    try:
+        v0_5.FileDescr(source=file).model_dump(mode="json")
+    except Exception as error:  # pydantic's own, and whatever a package raises in it
+        raise VolumenError(
+            "--to bioimageio", "the installed pydantic and bioimageio.spec do not fit together", remedy=_HINT
+        ) from error
+
+
+def open_bioimageio(path: Path, names: Mapping[str, int]) -> Run:
+    """Return a function that runs the network inside the zip's TorchScript weights, without any step around it."""
+    with zipfile.ZipFile(path) as archive, archive.open("weights.pt") as file, quiet():
+        module = torch.jit.load(file, map_location="cpu")
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, torch.split(module.joined(images), list(names.values()), dim=1), strict=True))
+
+    return run
+
+
+def halo(predictor: Predictor) -> tuple[int, ...]:
+    """Return how many voxels at each border consumers should crop: about an eighth of the training patch.
+
+    They pad the image by as much first, so twice the halo is a multiple of the divisor.
+    """
+    units = [step // 2 if step % 2 == 0 else step for step in predictor.divisor]
+    return tuple(
+        unit * max(1, round(side / 8 / unit)) for side, unit in zip(predictor.patch_size, units, strict=True)
+    )
+
+
+def least_size(predictor: Predictor) -> tuple[int, ...]:
+    """Return the smallest input: a multiple of the divisor of which the halo leaves something, at least twice it."""
+    return tuple(
+        step * max(2, 2 * border // step + 1)
+        for step, border in zip(predictor.divisor, halo(predictor), strict=True)
+    )
+
+
+def test_input(predictor: Predictor, image: str | None) -> np.ndarray:
+    """Return a raw test image (1, C, *space): the middle of a given one, else smooth noise in the training's range.
+
+    Sides differ, so that swapped axes would not go unnoticed.
+
+    Raises:
+        VolumenError: the image does not fit the network or is too small.
+    """
+    shape = tuple(
+        least + number * step
+        for number, (least, step) in enumerate(zip(least_size(predictor), predictor.divisor, strict=True))
+    )
+    if image is not None:
+        return _middle_of(image, predictor, shape)
+    dtype, bounds = _raw_range(predictor)
+    rng = np.random.default_rng(0)
+    from scipy.ndimage import gaussian_filter
+
+    channels = []
+    for low, high in bounds:
+        noise = gaussian_filter(rng.standard_normal(shape), 1.5)
+        noise = (noise - noise.min()) / np.ptp(noise)
+        channels.append((low + noise * (high - low)).astype(dtype))
+    return np.stack(channels)[None]
+
+
+def expected_outputs(
+    view: SeparateHeads, heads: tuple[Head, ...], steps: InputSteps, raw: np.ndarray
+) -> list[np.ndarray]:
+    """Return what the network gives for raw images (B, C, *space), activated, float32."""
+    with torch.inference_mode():
+        outputs = view(torch.from_numpy(steps.apply(raw)))
+    return [_activated(head, output).numpy() for head, output in zip(heads, outputs, strict=True)]
+
+
+def tensor_ids(names: list[str]) -> dict[str, str]:
+    """Return identifiers as the zoo allows them, lower case, by target name; all different."""
+    ids: dict[str, str] = {}
+    for name in names:
+        text = re.sub(r"\W", "_", name.lower(), flags=re.ASCII)
+        if not text.isidentifier() or keyword.iskeyword(text) or text == _INPUT:
+            text = f"target_{text}"
+        while text in ids.values():
+            text += "_"
+        ids[name] = text
+    return ids
+
+
+def _activated(head: Head, output: Tensor) -> Tensor:
+    if head.activation == "sigmoid":
+        return torch.sigmoid(output)
+    return torch.softmax(output, dim=1) if head.activation == "softmax" else output
+
+
+def _raw_range(predictor: Predictor) -> tuple[np.dtype, list[tuple[float, float]]]:
+    """Return the type of the training images and the range of each channel."""
+    properties = predictor.normalizer.properties or {}
+    known = properties.get("channels") or []
+    fallback = "uint8" if predictor.normalizer.scheme == "unit" and not known else "float32"
+    dtype = np.dtype((properties.get("dtypes") or [fallback])[0])
+    if dtype == np.bool_ or dtype.name in ("float16",):
+        dtype = np.dtype("uint8" if dtype == np.bool_ else "float32")
+    if known:
+        return dtype, [(float(entry["min"]), float(entry["max"])) for entry in known]
+    high = float(np.iinfo(dtype).max) if dtype.kind in "ui" else 1.0
+    return dtype, [(0.0, high)] * predictor.in_channels
+
+
+def _middle_of(image: str, predictor: Predictor, shape: tuple[int, ...]) -> np.ndarray:
+    from scripts.data.volumes import open_volume
+    from scripts.inference.predict import check_image
+
+    volume = open_volume(image)
+    check_image(predictor, volume)
+    if any(side < least for side, least in zip(volume.shape, shape, strict=True)):
+        raise VolumenError(image, expected=f"at least {shape} voxels for the test input", found=volume.shape)
+    starts = [(side - wanted) // 2 for side, wanted in zip(volume.shape, shape, strict=True)]
+    values = volume.read(tuple(slice(a, a + wanted) for a, wanted in zip(starts, shape, strict=True)))
+    native = values.astype(values.dtype.newbyteorder("="))
+    return (native.astype(np.uint8) if native.dtype == np.bool_ else native)[None]
+
+
+def _write_weights(
+    view: SeparateHeads, network: MultiHeadDynUNet, ids: list[str], folder: Path
+) -> dict[str, Any]:
+    """Write the weights; return what the description says of them."""
+    v0_5 = need("bioimageio.spec.model.v0_5", "--to bioimageio", _HINT)
+    onnx = need("onnx", "--to bioimageio", _HINT)
+    need("onnxscript", "--to bioimageio", _HINT)
+    version = torch.__version__.partition("+")[0]
+    with quiet():
+        torch.jit.script(view).save(str(folder / "weights.pt"))
+        program = torch.onnx.export(
+            view,
+            (sample(network),),
+            dynamo=True,
+            verbose=False,
+            input_names=[_INPUT],
+            output_names=ids,
+            dynamic_shapes={"image": dynamic_shape(network)},
+        )
+        assert program is not None
+        model = program.model_proto
+    onnx.checker.check_model(model)
+    (folder / "weights.onnx").write_bytes(model.SerializeToString())
+    return {
+        "torchscript": v0_5.TorchscriptWeightsDescr(source=folder / "weights.pt", pytorch_version=version),
+        "onnx": v0_5.OnnxWeightsDescr(
+            source=folder / "weights.onnx", opset_version=model.opset_import[0].version, parent="torchscript"
+        ),
+    }
+
+
+def _describe(
+    predictor: Predictor,
+    metadata: Mapping[str, Any],
+    extras: Extras,
+    folder: Path,
+    steps: InputSteps,
+    ids: Mapping[str, str],
+    weights: Mapping[str, Any],
+) -> Any:
+    """Return the model's description."""
+    v0_5 = need("bioimageio.spec.model.v0_5", "--to bioimageio", _HINT)
+    ndim = len(predictor.patch_size)
+    count = sum(weight.numel() for weight in predictor.network.parameters())
+    cover = _cover(extras, predictor, folder)
+    try:
+        return v0_5.ModelDescr(
+            name=_name(metadata["name"]),
+            description=metadata["description"][:1024],
+            authors=[v0_5.Author(name=metadata["authors"])],
+            cite=[v0_5.CiteEntry(text=_NNUNET[0], doi=_NNUNET[1])],
+            **({"license": extras.license} if extras.license else {}),
+            covers=[v0_5.FileDescr(source=cover)],
+            documentation=v0_5.FileDescr(source=folder / "README.md"),
+            tags=[f"{ndim}d", "unet", "pytorch", "semantic-segmentation", "multi-task", "volumen"],
+            version=metadata["version"],
+            inputs=[_describe_input(v0_5, predictor, folder, steps)],
+            outputs=[
+                _describe_output(v0_5, predictor, head, ids[head.name], folder)
+                for head in predictor.targets.values()
+            ],
+            weights=v0_5.WeightsDescr(**weights),
+            config=v0_5.Config(
+                bioimageio=v0_5.BioimageioConfig(
+                    architecture_type="residual U-Net", model_parameter_count=count, task="segmentation"
+                ),
+                volumen=json.loads(json.dumps(metadata["inference"])),
+            ),
+        )
+    except ValueError as error:  # pydantic's report, a line per fault
+        told = " ".join(str(error).split())[:400]
+        raise VolumenError(
+            "--to bioimageio", f"the description is not valid: {told}", remedy="correct the texts given"
+        ) from error
+
+
+def _describe_input(v0_5: Any, predictor: Predictor, folder: Path, steps: InputSteps) -> Any:
+    names = [f"channel{number}" for number in range(predictor.in_channels)]
+    axes = _axis_names(predictor)
+    return v0_5.InputTensorDescr(
+        id=_INPUT,
+        description="raw image",
+        axes=[
+            v0_5.BatchAxis(),
+            v0_5.ChannelAxis(channel_names=names),
+            *(
+                v0_5.SpaceInputAxis(
+                    id=name,
+                    size=v0_5.ParameterizedSize(min=least, step=step),
+                    scale=scale,
+                    concatenable=True,
+                )
+                for name, least, step, scale in zip(
+                    axes, least_size(predictor), predictor.divisor, _scales(predictor), strict=True
+                )
+            ),
+        ],
+        data=v0_5.IntervalOrRatioDataDescr(type=steps.dtype.name),
+        preprocessing=steps.described(v0_5, axes),
+        test_tensor=v0_5.FileDescr(source=folder / "test_input.npy"),
+    )
+
+
+def _describe_output(v0_5: Any, predictor: Predictor, head: Head, name: str, folder: Path) -> Any:
+    post = {
+        "sigmoid": [v0_5.SigmoidDescr()],
+        "softmax": [v0_5.SoftmaxDescr(kwargs=v0_5.SoftmaxKwargs(axis="channel"))],
+        "none": [],
+    }[head.activation]
+    channels = channel_names(head, predictor.config)
+    if head.is_probability:
+        channels = [text.replace("logit", "probability") for text in channels]
+    return v0_5.OutputTensorDescr(
+        id=name,
+        description=meaning(head, predictor.config)[:128],
+        axes=[
+            v0_5.BatchAxis(),
+            v0_5.ChannelAxis(channel_names=channels),
+            *(
+                v0_5.SpaceOutputAxisWithHalo(
+                    id=axis,
+                    halo=border,
+                    scale=scale,
+                    size=v0_5.SizeReference(tensor_id=_INPUT, axis_id=axis),
+                )
+                for axis, border, scale in zip(
+                    _axis_names(predictor), halo(predictor), _scales(predictor), strict=True
+                )
+            ),
+        ],
+        data=v0_5.IntervalOrRatioDataDescr(
+            type="float32", range=(0.0, 1.0) if head.is_probability else (None, None)
+        ),
+        postprocessing=post,
+        test_tensor=v0_5.FileDescr(source=folder / f"test_{name}.npy"),
+    )
+
+
+def _axis_names(predictor: Predictor) -> str:
+    return "zyx"[-len(predictor.patch_size) :]
+
+
+def _scales(predictor: Predictor) -> tuple[float, ...]:
+    return predictor.spacing or (1.0,) * len(predictor.patch_size)
+
+
+def _name(text: str) -> str:
+    """Return a name as the zoo allows it: letters, digits and a few signs, 5 to 128 of them."""
+    plain = re.sub(r"[^A-Za-z0-9_+\- ()]", " ", text)[:128].strip()
+    return plain if len(plain) >= 5 else f"model {plain}"
+
+
+def _cover(extras: Extras, predictor: Predictor, folder: Path) -> Path:
+    """Draw the cover, twice as wide as high: the run's preview, else the test input beside the first test output."""
+    from PIL import Image
+
+    sheet = Image.new("RGB", (800, 400))
+    frame = _preview(extras, predictor)
+    if frame is not None:
+        frame.thumbnail(sheet.size)
+        sheet.paste(frame.getpixel((0, 0)), (0, 0, *sheet.size))
+        sheet.paste(frame, ((sheet.width - frame.width) // 2, (sheet.height - frame.height) // 2))
+    else:
+        first = tensor_ids(list(predictor.targets))[next(iter(predictor.targets))]
+        for number, name in enumerate(("test_input", f"test_{first}")):
+            plane = np.load(folder / f"{name}.npy")[0].astype(np.float32)
+            plane = plane[-1]  # of a softmax the last class, not the background
+            plane = plane[len(plane) // 2] if plane.ndim == 3 else plane
+            grey = (255 * (plane - plane.min()) / max(float(np.ptp(plane)), 1e-8)).astype(np.uint8)
+            sheet.paste(Image.fromarray(grey).resize((400, 400)), (400 * number, 0))
+    cover = folder / "cover.png"
+    sheet.quantize(colors=128).save(cover, optimize=True)
+    return cover
+
+
+def _preview(extras: Extras, predictor: Predictor) -> Any:
+    """Return the middle frame of the run's preview, or None."""
+    from PIL import Image
+
+    model_name = predictor.config.get("tr_setup", {}).get("model_name", "model")
+    for suffix in (".gif", ".png"):
+        preview = extras.run_folder / f"{model_name}_debug{suffix}" if extras.run_folder else None
+        if preview is not None and preview.is_file():
+            with Image.open(preview) as picture:
+                picture.seek(getattr(picture, "n_frames", 1) // 2)
+                return picture.convert("RGB")
+    return None
+
+
+def _test(path: Path) -> None:
+    """Run the zoo's own test: the description's validity, outputs, other sizes and batches, every weight format.
+
+    Raises:
+        VolumenError: it fails.
+    """
+    core = need("bioimageio.core", "--to bioimageio", _HINT)
+    summary = core.test_model(path, devices=["cpu"])
+    if summary.status != "passed":
+        faults = [f"{detail.name}: {fault.msg}" for detail in summary.details for fault in detail.errors]
+        raise VolumenError(
+            "--to bioimageio",
+            f"the zoo's own test does not pass: {' '.join('; '.join(faults).split())[:400]}",
+            remedy="export to another format",
+        )
+    logger.info("tested by bioimageio.core: %s", summary.status)
