@@ -124,7 +124,8 @@ def symmetric(triangle: Tensor, n: int) -> Tensor:
 
 def encode_all(heads: Sequence[Head], outputs: Mapping[str, Any]) -> Tensor:
     """Concatenate the encoded outputs of all heads on the channel axis: (B, sum of blended, *patch)."""
-    return torch.cat([head.encode(outputs[head.name]) for head in heads], dim=1)
+    encoded = [head.encode(outputs[head.name]) for head in heads]
+    return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
 
 
 def split_channels(heads: Sequence[Head], blended: Tensor) -> dict[str, Tensor]:
