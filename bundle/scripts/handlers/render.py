@@ -150,7 +150,7 @@ def _target_panel(
     elif kind == "distance":
         limits = _distance_limits(given[0], known)
         rows = colours.diverging(given[0], *limits), colours.diverging(predicted[0], *limits)
-        key = ("bar", f"-{limits[0]:.3g}", f"+{limits[1]:.3g}", colours.DIVERGING, "inside | outside")
+        key = ("bar", f"-{limits[0]:.2g}", f"+{limits[1]:.2g}", colours.DIVERGING, "inside | outside")
     else:
         low, high = np.percentile(given[0][known] if known.any() else given[0], (1, 99))
         span = max(high - low, 1e-6)
