@@ -1,40 +1,55 @@
-"""Do auxiliary targets help? The membrane of a volume, trained with and without them at equal time.
+# ruff: noqa: E402
+"""Do auxiliary targets help? The membrane of a volume, trained with and without them at equal CPU time.
 
-    python benchmarks/auxiliary_gain.py -i DATA --target membrane --minutes 5 --seeds 0 1 2
+    python benchmarks/auxiliary_gain.py --data DATA --output OUT --minutes 30 --seeds 0 1 2 [--overlay my.yaml]
 
 Each arm first takes a few steps to learn what one costs, then trains for as many as fit into the time, with the
-learning rate annealed to their end. Scored on the validation part, which is the same for both: Dice and surface Dice
-at one voxel. One thread; the time is that of the process's own CPU, so that a busy machine does not matter.
+learning rate annealed to their end: the arm with auxiliary targets takes fewer. Scored on the validation part, which is
+the same for both: Dice and surface Dice at one voxel. One thread; the time is that of the process's own CPU, so that a
+busy machine does not matter, and the time that each run really took is in the table. A run that has finished is kept in
+OUT and skipped when the command is given again; so is its cost of a step.
 """
 
 from __future__ import annotations
 
+import os
+
+# Before NumPy is imported: one thread for everybody.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[_name] = "1"
+
 import argparse
+import hashlib
+import itertools
+import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from scripts.config import ConfigManager
-from scripts.experiment_file import merge
+from scripts.experiment_file import merge, read_experiment
 from scripts.inference.predictor import load_predictor, predict_array
 from scripts.metrics.target_metrics import build_metrics
 from scripts.train import run_bundle, shipped_sections
 
 SMALL = {
-    "tr_config": {
-        "patch_size": [64, 64, 64],
-        "batch_size": 2,
-        "num_dataloader_workers": 0,
-        "val_every_n": 10**6,
-    },
+    "tr_config": {"patch_size": [64, 64, 64], "batch_size": 2, "val_every_n": 10**6},
     "model_config": {"features_per_stage": [16, 32, 64, 128], "separate_decoders": False},
 }
-TRIAL_STEPS = 6
+"""What fits a CPU; an overlay goes before it."""
+FIXED = {"num_dataloader_workers": 0, "early_stopping_patience": None, "time_budget": None}
+"""All work in one process, whose time counts."""
+TRIAL_STEPS, WARM_UP = 10, 3
+EPOCHS = 10
+ALONE, DERIVED = "label alone", "with four derived"
 
 
-def auxiliary_tasks(source: str) -> dict[str, Any]:
+def auxiliary_tasks(source: str, weight: float) -> dict[str, Any]:
     """Return the four derived targets of a source, weighted so that they guide and do not lead."""
     tensor = {"compute_from": "sdt", "grad_sigma": 1.0, "tensor_sigma": 1.5}
     tasks: dict[str, dict[str, Any]] = {
@@ -46,77 +61,106 @@ def auxiliary_tasks(source: str) -> dict[str, Any]:
         "tensor": {"type": "structure_tensor", "losses": [{"name": "MaskedMSELoss"}], **tensor},
         "direction": {"type": "inplane_direction", "losses": [{"name": "MaskedMSELoss"}], **tensor},
     }
-    return {name: {**task, "source_target": source, "loss_weight": 0.1} for name, task in tasks.items()}
+    return {name: {**task, "source_target": source, "loss_weight": weight} for name, task in tasks.items()}
 
 
-def main() -> None:
-    """Train both arms for every seed and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-i", "--input", required=True, help="data folder")
-    parser.add_argument("--target", default="membrane", help="labelled target (default: membrane)")
-    parser.add_argument(
-        "--minutes", type=float, default=5.0, help="CPU minutes of training per arm (default: 5)"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    arms = {"label alone": {}, "with four derived": auxiliary_tasks(options.target)}
-    scores: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    print(f"{'arm':<18} {'seed':>4} {'steps':>6} {'s/step':>7} {'Dice':>7} {'surface Dice':>13}")
-    for seed in options.seeds:
-        for name, tasks in arms.items():
-            steps, cost, dice, surface = train_and_score(
-                options.input, options.target, tasks, seed, options.minutes
-            )
-            scores[name].append((dice, surface))
-            print(f"{name:<18} {seed:>4} {steps:>6} {cost:>7.2f} {dice:>7.4f} {surface:>13.4f}", flush=True)
-    for name, values in scores.items():
-        dices, surfaces = zip(*values)
-        spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in (dices, surfaces)]
-        print(
-            f"{name:<18} mean Dice {statistics.mean(dices):.4f} (sd {spread[0]:.4f}), "
-            f"surface Dice {statistics.mean(surfaces):.4f} (sd {spread[1]:.4f})"
-        )
+class StepClock:
+    """Notes the process's CPU time at the start and after every iteration of a trainer."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Begin when the trainer does."""
+        for event in (Events.STARTED, Events.ITERATION_COMPLETED):
+            engine.add_event_handler(event, lambda _: self.times.append(time.process_time()))
+
+    @property
+    def step(self) -> float:
+        """Median CPU seconds of a step, its data included."""
+        ends = self.times[1 + WARM_UP :]
+        return statistics.median(after - before for before, after in itertools.pairwise(ends))
+
+    @property
+    def total(self) -> float:
+        """CPU seconds of all steps."""
+        return self.times[-1] - self.times[0]
 
 
-def train_and_score(
-    data: str, target: str, tasks: dict[str, Any], seed: int, minutes: float
-) -> tuple[int, float, float, float]:
-    """Return the steps taken, CPU seconds of one, Dice and surface Dice on the validation part."""
-    sections = merge(shipped_sections(), {**SMALL, "auxiliary_tasks": tasks})
-    sections["tr_setup"]["seed"] = seed
-    with tempfile.TemporaryDirectory() as folder:
-        _, trial = run(sections, data, f"{folder}/trial", TRIAL_STEPS)
-        _, longer = run(sections, data, f"{folder}/longer", 2 * TRIAL_STEPS)
-        cost = max(1e-3, (longer - trial) / TRIAL_STEPS)
-        steps = max(2 * TRIAL_STEPS, int(minutes * 60 / cost))
-        config, _ = run(sections, data, f"{folder}/run", steps)
-        dice, surface = score(config, target)
-    return steps, cost, dice, surface
+class Experiment:
+    """Both arms on one data set, with results that stay on disk.
 
+    Args:
+        options: the parsed flags.
+    """
 
-def run(sections: dict[str, Any], data: str, output: str, steps: int) -> tuple[ConfigManager, float]:
-    """Train for a number of steps, in ten epochs where that divides; return configuration and CPU seconds."""
-    epochs = 10 if steps >= 40 else 1
-    sections = merge(
-        sections, {"tr_config": {"max_epoch": epochs, "max_steps_per_epoch": max(1, steps // epochs)}}
-    )
-    config = ConfigManager(**sections, dataset_dir=data, output_dir=output, device="cpu")
-    began = time.process_time()
-    run_bundle("train.yaml", (), {"config": config})
-    return config, time.process_time() - began
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.folder = Path(options.output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        overlay = read_experiment(options.overlay) if options.overlay else {}
+        base = merge(merge(merge(shipped_sections(), SMALL), overlay), {"tr_config": FIXED})
+        tasks = auxiliary_tasks(options.target, options.weight)
+        self.arms = {ALONE: merge(base, {}), DERIVED: merge(base, {"auxiliary_tasks": tasks})}
+        self.arms[ALONE]["auxiliary_tasks"] = {}
+
+    def result(self, arm: str, seed: int) -> dict[str, float]:
+        """Return steps, CPU minutes and scores of one run, trained now if that has not been done."""
+        return self._kept(f"{arm} {seed}", [self.options.minutes, seed], arm, lambda: self._train(arm, seed))
+
+    def step_cost(self, arm: str) -> float:
+        """Return the CPU seconds of a step of an arm, measured once."""
+
+        def measure() -> dict[str, float]:
+            with tempfile.TemporaryDirectory() as folder:
+                return {"seconds": self._run(arm, 0, TRIAL_STEPS, folder)[1].step}
+
+        return self._kept(f"{arm} cost", [], arm, measure)["seconds"]
+
+    def _kept(self, name: str, depends: Sequence[Any], arm: str, make: Any) -> dict[str, float]:
+        # What was made with other settings is made again.
+        facts = [depends, self.arms[arm], str(Path(self.options.data).resolve()), self.options.target]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        path = self.folder / f"{name.replace(' ', '_')}.json"
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["result"]
+        result = make()
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps({"key": key, "result": result}, indent=1), encoding="utf-8")
+        fresh.replace(path)
+        return result
+
+    def _train(self, arm: str, seed: int) -> dict[str, float]:
+        steps = max(TRIAL_STEPS, int(self.options.minutes * 60 / self.step_cost(arm)))
+        with tempfile.TemporaryDirectory() as folder:
+            config, clock = self._run(arm, seed, steps, folder)
+            dice, surface = score(config, self.options.target)
+        return {
+            "steps": len(clock.times) - 1,
+            "minutes": clock.total / 60,
+            "dice": dice,
+            "surface_dice": surface,
+        }
+
+    def _run(self, arm: str, seed: int, steps: int, output: str) -> tuple[ConfigManager, StepClock]:
+        """Train for about so many steps, in epochs of equal length."""
+        epochs = EPOCHS if steps >= 4 * EPOCHS else 1
+        schedule = {"max_epoch": epochs, "max_steps_per_epoch": max(1, round(steps / epochs))}
+        sections = merge(self.arms[arm], {"tr_config": schedule, "tr_setup": {"seed": seed}})
+        config = ConfigManager(**sections, dataset_dir=self.options.data, output_dir=output, device="cpu")
+        clock = StepClock()
+        run_bundle("train.yaml", (), {"config": config}, handlers=[clock])
+        return config, clock
 
 
 def score(config: ConfigManager, target: str) -> tuple[float, float]:
     """Return Dice and surface Dice at one voxel of the last checkpoint on the validation part."""
-    predictor = load_predictor(
-        config.run_dir / f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
-    )
-    metrics = build_metrics(
-        {target: config.loss_sections[target]}, config.spacing, names=("dice", "surface_dice")
-    )
+    name = f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
+    predictor = load_predictor(config.run_dir / name)
+    section = {target: config.loss_sections[target]}
+    metrics = build_metrics(section, config.spacing, names=("dice", "surface_dice"))
     for case in config.cases:
         for box in config.split.val.get(case.name, ()):
             region = tuple(slice(start, stop) for start, stop in box)
@@ -125,6 +169,71 @@ def score(config: ConfigManager, target: str) -> tuple[float, float]:
             metrics.update({target: found[target][None]}, {target: truth})
     values = metrics.compute()
     return values[f"{target}/dice"], values[f"{target}/surface_dice"]
+
+
+def table(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Return a Markdown table: a row per run, and mean and standard deviation of each arm and of the gain."""
+    lines = [
+        "| arm | seed | steps | CPU minutes | Dice | surface Dice |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, runs in results.items():
+        for seed, run in runs.items():
+            lines.append(
+                f"| {arm} | {seed} | {run['steps']} | {run['minutes']:.1f} | {run['dice']:.4f} |"
+                f" {run['surface_dice']:.4f} |"
+            )
+    for arm, runs in results.items():
+        dice, surface = (spread([run[key] for run in runs.values()]) for key in ("dice", "surface_dice"))
+        lines.append(f"| **{arm}** | mean (sd) | | | {dice} | {surface} |")
+    alone, derived = results[ALONE], results[DERIVED]
+    gains = [
+        spread([derived[seed][key] - alone[seed][key] for seed in alone if seed in derived], sign=True)
+        for key in ("dice", "surface_dice")
+    ]
+    lines.append(f"| **gain** | mean (sd) of pairs | | | {gains[0]} | {gains[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float], sign: bool = False) -> str:
+    """Return mean and standard deviation as text."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{'+' if sign else ''}.4f} ({deviation:.4f})"
+
+
+def main() -> None:
+    """Train both arms for every seed and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-i", "--data", required=True, help="data folder")
+    parser.add_argument("-o", "--output", required=True, help="folder that keeps results of finished runs")
+    parser.add_argument("--target", default="membrane", help="labelled target (default: membrane)")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="CPU minutes of training per run (default: 5)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument(
+        "--weight", type=float, default=0.1, help="weight of each derived target (default: 0.1)"
+    )
+    parser.add_argument("--overlay", help="experiment file with settings of both arms")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    experiment = Experiment(options)
+    results: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in experiment.arms}
+    for seed in options.seeds:
+        for arm in experiment.arms:
+            results[arm][seed] = found = experiment.result(arm, seed)
+            print(
+                f"{arm:<18} seed {seed}: {found['steps']} steps, {found['minutes']:.1f} CPU minutes,"
+                f" Dice {found['dice']:.4f}, surface Dice {found['surface_dice']:.4f}",
+                flush=True,
+            )
+    text = table(results)
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
