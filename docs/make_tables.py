@@ -92,8 +92,20 @@ def losses() -> str:
             for parameter in inspect.signature(cls).parameters.values()
             if parameter.name not in CONTEXT[:2]
         ]
-        rows.append((f"`{name}`", shown, code(keys) or "none"))
+        rows.append((f"[`{name}`](#{name.lower()})", shown, code(keys) or "none"))
     return table(("loss", "kinds", "keys with defaults"), rows)
+
+
+def loss_definitions() -> str:
+    """What every loss is, with formula, reduction and source: its docstring up to the arguments."""
+    from scripts.losses.registry import loss_class, loss_names
+
+    parts = []
+    for name in loss_names():
+        text = inspect.cleandoc(loss_class(name).__doc__ or "")
+        text = re.split(r"\n\n?(?:Args|Raises|Example):", text)[0].strip()
+        parts.append(f"### {name}\n\n{text}\n\n")
+    return "".join(parts)
 
 
 def schedules() -> str:
@@ -165,7 +177,8 @@ def old_keys() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (tasks, losses, schedules, metrics, flags, old_keys)
+    function.__name__: function
+    for function in (tasks, losses, loss_definitions, schedules, metrics, flags, old_keys)
 }
 
 if __name__ == "__main__":

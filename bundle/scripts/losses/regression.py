@@ -83,8 +83,9 @@ class SmoothL1Loss(VoxelLoss):
 class WeightedSmoothL1Loss(SmoothL1Loss):
     """Smooth L1 whose mean weighs channels and voxels: sum(w l) / sum(w) over valid voxels.
 
-    l as of `SmoothL1Loss`; w the weight of the channel times that of the voxel. Made for the `inside` and `outside` distances, which are 0 over most of a patch: the voxels where the
-    target is not 0 can be given more weight.
+    l as of `SmoothL1Loss`; w the weight of the channel times that of the voxel. Made for the `inside` and
+    `outside` distances, which are 0 over most of a patch: the voxels where the target is not 0 can be given
+    more weight.
 
     Args:
         beta: see `SmoothL1Loss`.

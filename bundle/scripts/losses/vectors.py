@@ -21,7 +21,8 @@ def normalised(x: Tensor, dim: int, eps: float) -> Tensor:
 class CosineSimilarityLoss(VoxelLoss):
     """1 - cos(pred, target), mean over valid voxels; for kind "axis" 1 - |cos|. It normalises both arguments.
 
-    cos(a, b) = a . b / (|a| |b|), as torch.nn.CosineSimilarity. With more than one vector per voxel (channels a multiple of the dimension) each counts by itself.
+    cos(a, b) = a . b / (|a| |b|), as torch.nn.CosineSimilarity. With more than one vector per voxel (channels
+    a multiple of the dimension) each counts by itself.
 
     Args:
         dim: channel axis; only 1 is meaningful for (B, C, *spatial).
