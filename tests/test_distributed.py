@@ -208,18 +208,31 @@ def test_a_signal_during_validation_stops_both_and_loses_no_step(tmp_path):
     assert (saved["iteration"], saved["sampler"]) == (4, {"epoch": 0, "batch": 4})
 
 
+_kept: list = []
+
+
 def _die(rank: int, out: Path) -> None:
+    import signal
+
     from ignite.engine import Events
 
-    trainer = make_trainer(out, world=(rank, 2), epochs=3, batch_size=1)
+    trainer = make_trainer(out, world=(rank, 2), epochs=3, batch_size=1, workers=2, stop_on_signal=True)
+    _kept.append(trainer)  # as a traceback keeps it, and with it the workers
     if rank == 1:
         trainer.add_event_handler(Events.ITERATION_STARTED(once=6), lambda: os._exit(9))
+    else:
+        # What torchrun sends to the others.
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED(once=6), lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
     trainer.run()
 
 
 @pytest.mark.slow
 def test_a_dead_process_ends_the_other(tmp_path):
-    codes = in_two_processes(_die, tmp_path / "out", timeout=60)
+    began = time.monotonic()
+    codes = in_two_processes(_die, tmp_path / "out", timeout=120)
+    assert time.monotonic() - began < 60
     assert codes[0] != 0
     assert codes[1] == 9
     assert load_checkpoint(tmp_path / "out" / "toy" / "toy_1.pth")["epoch"] == 1

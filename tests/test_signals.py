@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from ignite.engine import Events
 from scripts.engines.launch import run_passing_signals
+from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import load_checkpoint
 from toy_process import ToyProcess
 from training_toys import make_trainer, same_weights, weights
@@ -79,6 +81,28 @@ def test_a_worker_ends_when_its_trainer_is_gone(tmp_path):
     process.kill(signal.SIGKILL)
     process.finish()
     wait_for(lambda: not any(_alive(worker) for worker in workers))
+
+
+_kept: list = []
+
+
+def _fail(out):
+    def stop():
+        raise VolumenError("here", "stop")
+
+    trainer = make_trainer(out, workers=2, epochs=1, stop_on_signal=True)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), stop)
+    _kept.append(trainer)  # as a traceback keeps it, and with it the workers
+    with pytest.raises(VolumenError):
+        trainer.run()
+
+
+def test_workers_end_at_once_when_training_ended_in_an_error(tmp_path):
+    """At exit Python sends them SIGTERM and waits for them, which must not take their time of grace."""
+    process = multiprocessing.get_context("fork").Process(target=_fail, args=(tmp_path / "out",))
+    process.start()
+    process.join(40)
+    assert process.exitcode == 0
 
 
 def _alive(pid: int) -> bool:

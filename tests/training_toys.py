@@ -218,6 +218,7 @@ def make_trainer(
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
+            persistent_workers=workers > 0,
         ),
         network=network,
         optimizer=optim,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -59,6 +60,8 @@ class StopOnSignal:
         self._save_at_end = False
         self._common = 0
         self._received_at = 0.0
+        # In memory that the workers share: whether the trainer needs them no more.
+        self._finished = multiprocessing.RawValue("b", 0)
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Listen while the trainer runs."""
@@ -84,7 +87,8 @@ class StopOnSignal:
             if not engine.has_event_handler(handler, event):
                 engine.add_event_handler(event, handler)
         for workflow in (engine, self.validator):
-            protect_workers(getattr(workflow, "data_loader", None))
+            protect_workers(getattr(workflow, "data_loader", None), self._finished)
+        self._finished.value = 0
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -92,6 +96,7 @@ class StopOnSignal:
         if self._save_at_end:
             self._save_at_end = False
             self._save(engine)
+        self._finished.value = 1
         for number, former in self._former.items():
             signal.signal(number, former)
         self._former = {}
@@ -166,14 +171,15 @@ class StopOnSignal:
             logger.warning("saved %s; go on with --resume", path)
 
 
-def protect_workers(loader: Any) -> None:
+def protect_workers(loader: Any, finished: Any) -> None:
     """Have a data loader's workers outlive signals that are meant for the trainer.
 
     Args:
         loader: changed in place, before it starts its workers; anything but a `DataLoader` is left alone.
+        finished: a shared value that is not 0 once the trainer needs them no more.
     """
     if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _StartWorker):
-        loader.worker_init_fn = _StartWorker(loader.worker_init_fn)
+        loader.worker_init_fn = _StartWorker(loader.worker_init_fn, finished)
 
 
 class _StartWorker:
@@ -181,11 +187,13 @@ class _StartWorker:
 
     A terminal's Ctrl-C is ignored. SIGTERM is what a cluster sends to every process: the worker lives on while its
     trainer does, which has to fetch what the last step needs, however slow the machine, and must not take the worker
-    for crashed. A worker that hangs gets a SIGTERM from its loader too, and ends after `WORKER_GRACE`.
+    for crashed. When the trainer is done or gone the worker ends at once, and one that hangs, which gets a SIGTERM from
+    its loader too, after `WORKER_GRACE`.
     """
 
-    def __init__(self, then: Callable[[int], None] | None) -> None:
+    def __init__(self, then: Callable[[int], None] | None, finished: Any) -> None:
         self.then = then
+        self.finished = finished
         self._until = 0.0
         self._trainer = 0
 
@@ -200,7 +208,8 @@ class _StartWorker:
     def _outlive(self, number: int, frame: FrameType | None) -> None:
         self._until = self._until or time.monotonic() + WORKER_GRACE
         signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+        self._look(number, frame)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
-        if os.getppid() != self._trainer or time.monotonic() > self._until:
+        if self.finished.value or os.getppid() != self._trainer or time.monotonic() > self._until:
             os._exit(0)
