@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts.data.boxes import box_extent, boxes_overlap, whole_box
 from scripts.data.index_cache import cache_path, load_arrays, store_arrays
+from scripts.data.label_counts import ANY_OBJECT
 from scripts.data.patches import PatchTable, axis_starts, find_valid_patches
 from scripts.data.stored_chunks import stored_chunks
 from scripts.data.volumes import open_volume
@@ -562,3 +563,27 @@ def test_boxes():
     assert box_extent(box) == (3, 4)
     assert boxes_overlap(box, ((4, 9), (3, 5)))
     assert not boxes_overlap(box, ((5, 9), (0, 4)))
+
+
+def masked_case():
+    """A mask over everything, objects in the left third only."""
+    label = np.zeros((32, 96), np.uint16)
+    label[8:24, 4:28] = 3000 + np.arange(24, dtype=np.uint16)
+    return CaseStub({"t": ArrayStub(label)}, {"t": ArrayStub(np.ones((32, 96), np.uint8))})
+
+
+def test_masked_background_is_no_label_where_the_loss_counts_on_objects_alone():
+    every = find(masked_case(), (16, 16))
+    objects = find(masked_case(), (16, 16), objects_only=True)
+    assert every.foreground.start[:, 1].max() == 80
+    assert objects.foreground.start[:, 1].max() < 28
+    assert (objects.foreground.share <= every.foreground.share.max()).all()
+
+
+def test_any_object_is_a_class_of_targets_without_classes():
+    index = find(masked_case(), (16, 16), classes={"t": [ANY_OBJECT]})
+    held = index.foreground.class_shifts[0] & np.uint64(1) == 1
+    label = masked_case().labels["t"].array[0]
+    for start, holds in zip(index.foreground.start, held):
+        assert holds == label[tuple(slice(s, s + 16) for s in start)].any()
+    assert 0 < held.sum() < len(held)

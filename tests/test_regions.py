@@ -12,8 +12,8 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 from scripts.data.dataset import PatchDataset
 from scripts.data.layout import OpenCase
-from scripts.data.patches import find_valid_patches
-from scripts.data.regions import RegionDataset, block_size, cut, window_count
+from scripts.data.patches import PatchLocation, find_valid_patches
+from scripts.data.regions import RegionDataset, block_size, cut, is_labelled, window_count
 from scripts.data.volumes import ArrayVolume
 from scripts.errors import VolumenError
 from scripts.inference.windows import PredictPlan
@@ -116,3 +116,14 @@ def test_the_limit_keeps_at_least_one_block_and_is_fixed_by_the_seed():
     assert len(starts(18)) == 2
     assert starts(18) == starts(18)
     assert len(starts(None)) == 16
+
+
+def test_masked_background_counts_unless_the_loss_counts_on_objects_alone():
+    label = np.zeros((8, 16), np.uint8)
+    label[2, 3] = 1
+    opened = case(label, np.ones_like(label))
+    left, right = (PatchLocation(0, (0, start), (8, 8), ((0, 8), (0, 16))) for start in (0, 8))
+    assert is_labelled(opened, right, "ink", None)
+    assert not is_labelled(opened, right, "ink", None, objects_only=True)
+    assert is_labelled(opened, left, "ink", None, objects_only=True)
+    assert not is_labelled(opened, left, "ink", 1, objects_only=True)

@@ -19,7 +19,7 @@ LATE = {"targets": {"ink": {"losses": [{"name": "SoftDiceLoss", "start_epoch": 9
     ),
     (
         {"dataset_config": {"class_oversampling": 0.5}},
-        ["dataset_config.class_oversampling: has no effect, as no target has several classes"],
+        ["dataset_config.class_oversampling: has no effect, as there is one class and every valid patch holds it"],
     ),
     (
         {"dataset_config": {"bg_sampling_enabled": True, "skip_patch_validation": True}},

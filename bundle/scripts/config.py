@@ -233,6 +233,7 @@ class ConfigManager:
             self.cases,
             list(self.primary_targets),
             ignore_labels=self.ignore_labels,
+            objects_only=self.tr_setup.compute_loss_on_labeled_only,
             num_threads=default_threads(),
             cache_dir=self.cache_dir,
         )
@@ -474,13 +475,16 @@ class ConfigManager:
 
     @property
     def sampled_classes(self) -> dict[str, list[int]]:
-        """Label values by target whose presence in a patch is recorded, for sampling by class."""
+        """Label values by target whose presence in a patch is recorded, for sampling by class; any object of a target
+        whose labels are no classes.
+        """
+        from scripts.data.label_counts import ANY_OBJECT
+
         if not self.dataset_config.class_oversampling:
             return {}
         return {
-            name: list(range(1, target.out_channels))
+            name: list(range(1, target.out_channels)) if target.kind == "multiclass" else [ANY_OBJECT]
             for name, target in self.primary_targets.items()
-            if target.kind == "multiclass"
         }
 
     # -- training -----------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ def _index(config: ConfigManager) -> PatchIndex:
         classes=config.sampled_classes,
         background=settings.bg_sampling_enabled,
         jitter=True,
+        objects_only=config.tr_setup.compute_loss_on_labeled_only,
         skip_patch_validation=settings.skip_patch_validation,
         search_cases=config.search_cases,
         cache_dir=config.cache_dir,

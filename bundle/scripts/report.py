@@ -65,8 +65,10 @@ def without_effect(config: ConfigManager) -> list[str]:
             lines.append(
                 f"tr_config.{key}: has no effect without validation (tr_val_split {setup.tr_val_split:g})"
             )
-    if data.class_oversampling and not config.sampled_classes:
-        lines.append("dataset_config.class_oversampling: has no effect, as no target has several classes")
+    if data.class_oversampling and _every_patch_holds_every_class(config):
+        lines.append(
+            "dataset_config.class_oversampling: has no effect, as there is one class and every valid patch holds it"
+        )
     for key in ("class_oversampling", "bg_sampling_enabled"):
         if data.skip_patch_validation and getattr(data, key):
             lines.append(
@@ -80,6 +82,16 @@ def without_effect(config: ConfigManager) -> list[str]:
             why = "its weight is 0" if not target.weight else "no loss of it begins or has a weight"
             lines.append(f"target {name}: is never trained, as {why}")
     return lines
+
+
+def _every_patch_holds_every_class(config: ConfigManager) -> bool:
+    """Whether a patch is valid only where it holds the only class: without a mask, what is labelled is the object."""
+    if sum(map(len, config.sampled_classes.values())) != 1:
+        return False
+    (target,) = config.sampled_classes
+    return config.tr_setup.compute_loss_on_labeled_only or all(
+        target not in case.masks for case in config.cases
+    )
 
 
 def _regions(part: dict) -> str:

@@ -30,6 +30,9 @@ from scripts.errors import VolumenError
 MAX_CLASSES = 63
 """Classes whose presence can be recorded per target: one bit of an unsigned 64-bit cell each."""
 
+ANY_OBJECT = -(2**63)
+"""As a class: any label but 0, for targets whose labels are no classes."""
+
 MIN_TILE_VOXELS = 64**3
 """Smaller chunks are read several at a time, since each read costs a fixed overhead."""
 
@@ -56,7 +59,8 @@ class CountRequest:
         known: also count the voxels whose label is known (inside the mask and not `ignore`).
         foreground: also count the known voxels with a label other than 0.
         extent: also record the bounding box of the labelled voxels of each cell.
-        classes: label values (at most 63) whose presence is recorded per cell.
+        classes: label values (at most 63), or `ANY_OBJECT`, whose presence is recorded per cell.
+        objects_only: where there is a mask, count as labelled what is not 0 in it, instead of all of it.
     """
 
     ignore: int | None = None
@@ -64,6 +68,7 @@ class CountRequest:
     foreground: bool = False
     extent: bool = False
     classes: tuple[int, ...] = ()
+    objects_only: bool = False
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
@@ -136,7 +141,11 @@ class LabelReader:
         self.request = request
         self.tile = _tile_shape(label, mask)
         self._needs_label = (
-            mask is None or request.ignore is not None or request.foreground or bool(request.classes)
+            mask is None
+            or request.ignore is not None
+            or request.foreground
+            or request.objects_only
+            or bool(request.classes)
         )
         self._absent = self._absent_tiles()
         self._scratch = threading.local()
@@ -197,16 +206,19 @@ class LabelReader:
             foreground = self._nonzero(label)
             if known is not None:
                 foreground &= known
-        flags.labelled = foreground if inside is None else known
+        flags.labelled = foreground if inside is None or request.objects_only else known
         if request.known:
             flags.known = known if known is not None else np.ones(shape, bool)
         if request.foreground:
             flags.foreground = foreground
         if label is not None:
             for bit, value in enumerate(request.classes):
-                holds = _any_channel(label == value)
-                if known is not None:
-                    holds &= known
+                if value == ANY_OBJECT:
+                    holds = np.array(foreground)
+                else:
+                    holds = _any_channel(label == value)
+                    if known is not None:
+                        holds &= known
                 if holds.any():
                     flags.classes[bit] = holds
         return flags

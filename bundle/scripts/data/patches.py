@@ -202,6 +202,7 @@ class _Rules:
     background: bool
     jitter: bool
     every_patch: bool
+    objects_only: bool
 
     def request(self, target: str) -> CountRequest:
         return CountRequest(
@@ -210,6 +211,7 @@ class _Rules:
             foreground=self.background,
             extent=self.min_bbox_percent > 0,
             classes=tuple(value for name, value in self.classes if name == target),
+            objects_only=self.objects_only,
         )
 
 
@@ -251,6 +253,7 @@ def find_valid_patches(
     background: bool = False,
     jitter: bool = False,
     skip_patch_validation: bool = False,
+    objects_only: bool = False,
     search_cases: Sequence[Any] | None = None,
     num_threads: int = 0,
     cache_dir: str | os.PathLike | None = None,
@@ -274,12 +277,15 @@ def find_valid_patches(
             fills. A patch is valid if one target meets both conditions.
         stride: voxels per axis between grid patches; None for half a patch.
         ignore_labels: label value that means unknown, by target.
-        classes: label values, by target, whose presence is recorded for oversampling.
+        classes: label values, by target, whose presence is recorded for oversampling; `label_counts.ANY_OBJECT` for
+            any but 0.
         background: also collect background patches: no voxel with a label other than 0, and at least
             `min_labeled_ratio` of one target known (inside its mask, not its ignore label). A patch is then
             counted as foreground only if it holds an object, also where its mask alone would make it valid.
         jitter: record which displacements from the grid keep each patch valid, for training.
         skip_patch_validation: take every patch of the grid, without reading labels.
+        objects_only: within a mask, count only voxels with a label other than 0 as labelled: for a loss that counts
+            only there (`compute_loss_on_labeled_only`), which a patch of masked background would not train.
         search_cases: the same cases opened at a coarser OME-Zarr level, to be searched instead: faster, and
             exact up to that level's resolution.
         num_threads: threads that read labels; 0 for one per CPU core, at most 8.
@@ -308,6 +314,7 @@ def find_valid_patches(
         background=background,
         jitter=jitter,
         every_patch=skip_patch_validation,
+        objects_only=objects_only,
     )
     regions = tuple((i, box) for i, case in enumerate(cases) for box in boxes.get(case.name, ()))
     searched = cases if search_cases is None else search_cases

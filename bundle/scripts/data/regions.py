@@ -38,6 +38,7 @@ class RegionDataset(Dataset):
         most_windows: about how many windows all blocks together may hold; None: no limit. Blocks are then chosen at
             random once, but at least one.
         seed: of that choice.
+        objects_only: a mask alone does not make a block count, see `find_valid_patches`.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class RegionDataset(Dataset):
         ignore_labels: Mapping[str, int | None] | None = None,
         most_windows: int | None = None,
         seed: int = 0,
+        objects_only: bool = False,
     ) -> None:
         self.cases = list(data)
         self.transform = transform
+        self.objects_only = objects_only
         blocks = [
             PatchLocation(number, tuple(a for a, _ in block), tuple(b - a for a, b in block), box)
             for number, case in enumerate(self.cases)
@@ -99,7 +102,8 @@ class RegionDataset(Dataset):
             if most is not None and windows >= most:
                 break
             block = blocks[number]
-            if any(is_labelled(self.cases[block.case], block, name, ignore.get(name)) for name in targets):
+            case = self.cases[block.case]
+            if any(is_labelled(case, block, name, ignore.get(name), self.objects_only) for name in targets):
                 chosen.append(block)
                 windows += window_count(block.size, patch_size)
         return chosen
@@ -157,12 +161,17 @@ def window_count(size: Sequence[int], patch_size: Sequence[int]) -> int:
     )
 
 
-def is_labelled(case: Any, block: PatchLocation, target: str, ignore: int | None) -> bool:
-    """Whether any voxel of a block is labelled for a target."""
+def is_labelled(
+    case: Any, block: PatchLocation, target: str, ignore: int | None, objects_only: bool = False
+) -> bool:
+    """Whether any voxel of a block is labelled for a target; `objects_only` as for `find_valid_patches`."""
     region = tuple(slice(start, start + size) for start, size in zip(block.start, block.size))
     if target not in case.labels:
         return False
+    inside: Any = True
     if target in case.masks:
-        return bool((case.masks[target].read(region) > 0).any())
+        inside = case.masks[target].read(region) > 0
+        if not objects_only or not inside.any():
+            return bool(inside.any())
     label = case.labels[target].read(region)
-    return bool(((label != 0) & (label != ignore)).any()) if ignore is not None else bool(label.any())
+    return bool(((label != 0) & (label != ignore) & inside).any())

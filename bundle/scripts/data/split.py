@@ -138,6 +138,7 @@ def labelled_profiles(
     targets: Sequence[str],
     *,
     ignore_labels: Mapping[str, int | None] | None = None,
+    objects_only: bool = False,
     num_threads: int = 1,
     cache_dir: str | os.PathLike | None = None,
     progress: bool = True,
@@ -148,6 +149,7 @@ def labelled_profiles(
         cases: opened cases.
         targets: names of the label targets.
         ignore_labels: label value that means unknown, by target.
+        objects_only: as for `find_valid_patches`.
         num_threads: threads that read.
         cache_dir: folder in which the counts are kept until a label or mask changes, or None.
         progress: show a progress bar.
@@ -162,13 +164,15 @@ def labelled_profiles(
     with tqdm(total=0, desc="labelled share", unit="block", disable=hidden(progress), leave=False) as bar:
         for case in cases:
             labelled = [target for target in targets if target in case.labels]
-            keys = {target: _profile_key(case, target, ignore.get(target), cache_dir) for target in labelled}
+            requests = {
+                target: CountRequest(ignore=ignore.get(target), objects_only=objects_only)
+                for target in labelled
+            }
+            keys = {target: _profile_key(case, target, requests[target], cache_dir) for target in labelled}
             found = {target: _kept_profile(keys[target], cache_dir) for target in labelled}
             counters = {
                 target: SliceCounter(
-                    LabelReader(
-                        case.labels[target], case.masks.get(target), CountRequest(ignore=ignore.get(target))
-                    )
+                    LabelReader(case.labels[target], case.masks.get(target), requests[target])
                 )
                 for target in labelled
                 if found[target] is None
@@ -183,14 +187,15 @@ def labelled_profiles(
     return profiles
 
 
-def _profile_key(case: Any, target: str, ignore: int | None, cache_dir: object) -> dict[str, Any]:
+def _profile_key(case: Any, target: str, request: CountRequest, cache_dir: object) -> dict[str, Any]:
     if cache_dir is None:
         return {}
     mask = case.masks.get(target)
     return {
         "labelled profile of": case.labels[target].fingerprint(),
         "mask": None if mask is None else mask.fingerprint(),
-        "ignore": ignore,
+        "ignore": request.ignore,
+        "objects_only": request.objects_only,
     }
 
 
