@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -46,14 +47,36 @@ def is_zarr_folder(path: Path) -> bool:
     return any((path / mark).is_file() for mark in _ZARR_MARKS)
 
 
+def stack_files(folder: Path) -> tuple[str, ...]:
+    """Return the TIFF files of a folder in the order of their numbers; none unless only one number tells them apart.
+
+    Other files and hidden ones do not count.
+    """
+    names = [
+        name
+        for name in os.listdir(folder)  # noqa: PTH208
+        if not name.startswith(".") and split_suffix(name)[1] == "tif"
+    ]
+    parts = [re.split(r"(\d+)", name) for name in names]
+    if len({tuple(part[::2]) for part in parts}) != 1:
+        return ()
+    differing = sum(len({int(digits) for digits in column}) > 1 for column in zip(*(p[1::2] for p in parts)))
+    if differing > 1 or len(parts[0]) < 3:
+        return ()
+    order = sorted(range(len(names)), key=lambda i: [int(digits) for digits in parts[i][1::2]])
+    return tuple(names[i] for i in order)
+
+
 def detect_format(path: str | os.PathLike) -> str:
-    """Return "zarr", "tif" or "nifti" by looking into the file.
+    """Return "zarr", "tif", "nifti" or "stack" (a folder of TIFF slices) by looking into the file.
+
+    Of a URL the ending of the name decides.
 
     Raises:
         VolumenError: it does not exist, cannot be read, or is none of these.
     """
     if is_url(path):
-        return "zarr"
+        return split_suffix(str(path).rstrip("/"))[1] or "zarr"
     file = Path(path)
     try:
         if file.is_dir():
@@ -76,8 +99,12 @@ def detect_format(path: str | os.PathLike) -> str:
 def _folder_format(folder: Path) -> str:
     if is_zarr_folder(folder) or folder.name.endswith(".zarr") or _inside_zarr(folder):
         return "zarr"
+    if stack_files(folder):
+        return "stack"
     raise VolumenError(
-        folder, expected="a zarr, TIFF or NIfTI volume", found="a folder without zarr metadata"
+        folder,
+        expected="a zarr, TIFF or NIfTI volume, or numbered TIFF slices",
+        found="a folder without zarr metadata",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.formats import is_url, is_zarr_folder, split_suffix
+from scripts.data.formats import is_url, is_zarr_folder, split_suffix, stack_files
 from scripts.errors import VolumenError
 
 
@@ -72,6 +72,8 @@ def _local_entries(folder: Path) -> Iterator[Entry]:
             raise VolumenError(path, "is a link that leads nowhere", remedy="repair or remove it")
         if kind is None and path.is_dir() and is_zarr_folder(path):
             kind = "zarr"
+        if kind is None and path.is_dir() and stack_files(path):
+            kind, stem = "tif", path.name
         if kind is not None:
             yield Entry(unicodedata.normalize("NFC", stem), kind, str(path))
 
@@ -83,7 +85,7 @@ def _forbidden(folder: object) -> VolumenError:
 def _remote_entries(folder: str) -> Iterator[Entry]:
     for name in _remote_names(folder):
         stem, kind = split_suffix(name)
-        if kind == "zarr":
+        if kind is not None:
             yield Entry(unicodedata.normalize("NFC", stem), kind, child(folder, name))
 
 

@@ -255,11 +255,11 @@ def open_volume(
 ) -> Volume:
     """Open a volume by its content, whatever its name.
 
-    Zarr (v2, v3, OME-Zarr) may also be a URL that fsspec opens, also a chained one: `simplecache::https://...`
-    keeps what was fetched on disk. TIFF and NIfTI are files.
+    A path may also be a URL that fsspec opens, also a chained one. Of zarr (v2, v3, OME-Zarr) the chunks come as
+    they are needed (`simplecache::https://...` keeps them on disk); TIFF and NIfTI are fetched whole, once.
 
     Args:
-        path: file, zarr folder, or URL.
+        path: file, zarr folder, folder of TIFF slices, or URL.
         axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; needed only where metadata and shape
             leave it open. NIfTI fixes its own axes.
         level: resolution level of an OME-Zarr pyramid, 0 is the finest.
@@ -270,7 +270,7 @@ def open_volume(
         SingleLevelError: a level above 0 of a volume that has but one.
         VolumenError: not found, not readable, unknown, truncated, or not an image.
     """
-    from scripts.data.formats import detect_format, local_path
+    from scripts.data.formats import detect_format, is_url, local_path
 
     path = local_path(path)
     kind = detect_format(path)
@@ -280,6 +280,14 @@ def open_volume(
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
     if level:
         raise single_level(path, level)
+    if is_url(path):
+        from scripts.data.fetch import fetch_file
+
+        path = fetch_file(str(path))
+    if kind == "stack":
+        from scripts.data.slice_stack import open_stack
+
+        return open_stack(Path(path), axes=axes, ndim=ndim)
     if kind == "tif":
         from scripts.data.tiff_volume import open_tiff
 
