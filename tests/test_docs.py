@@ -221,6 +221,8 @@ def test_commands_parse(block):
         while words and "=" in words[0]:
             words = words[1:]
         if words[:1] == ["volumen"]:
+            if ">" in words:
+                words = words[: words.index(">")]
             parser.parse_args(
                 [word for word in words[1:] if not word.startswith("[") and not word.endswith("]")]
             )

@@ -90,8 +90,7 @@ def trainable_layers(viewer: Any) -> list[Any]:
     layers = [layer for layer in viewer.layers if not is_prediction(layer)]
     labels = [layer for layer in layers if layer_kind(layer) == "labels"]
     images = [layer for layer in layers if layer_kind(layer) == "image"]
-    named = [str(layer.name) for layer in labels if not str(layer.name).endswith("_mask")]
-    labelled = [image for image in images if any(name.startswith(f"{image.name}_") for name in named)]
+    labelled = [image for image in images if _labels(labels, image.name)]
     return [*(labelled or images), *labels]
 
 
@@ -103,15 +102,23 @@ def describe(viewer: Any) -> list[tuple[str, list[str], bool]]:
     """
     from scripts.data.napari_layers import cases_from_viewer
 
-    cases = cases_from_viewer(SimpleNamespace(layers=trainable_layers(viewer)), allow_unlabeled=True)
-    if not any(case.labels for case in cases):
+    layers = trainable_layers(viewer)
+    images = [layer.name for layer in layers if layer_kind(layer) == "image"]
+    if images and not any(_labels(layers, name) for name in images):
         raise VolumenError(
             "napari",
             expected="a Labels layer named <image>_<target>",
-            found=f"none for image {cases[0].name!r}",
-            remedy=f"add one named, say, {cases[0].name}_surface",
+            found=f"none for image {images[0]!r}",
+            remedy=f"add one named, say, {images[0]}_surface",
         )
+    cases = cases_from_viewer(SimpleNamespace(layers=layers), allow_unlabeled=True)
     return [(case.name, sorted(case.labels), bool(case.masks)) for case in cases]
+
+
+def _labels(layers: Iterable[Any], image: str) -> list[str]:
+    """Return the names of an image's Labels layers, masks left out."""
+    names = [str(layer.name) for layer in layers if layer_kind(layer) == "labels"]
+    return [name for name in names if name.startswith(f"{image}_") and not name.endswith("_mask")]
 
 
 def take(layers: Iterable[Any]) -> list[LayerArray]:

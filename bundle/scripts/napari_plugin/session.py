@@ -162,7 +162,8 @@ class Progress:
         if event["loss"] is not None:
             self.losses.append((done, event["loss"]))
         loss = "not a number" if event["loss"] is None else f"{event['loss']:.4g}"
-        self.text = f"epoch {event['epoch']} of {event['epochs']}, step {event['step']} of {event['steps']}: loss {loss}"
+        where = f"epoch {event['epoch']} of {event['epochs']}, step {event['step']} of {event['steps']}"
+        self.text = f"{where}: loss {loss}"
 
     def _epoch(self, event: Event) -> None:
         self.share = event["epoch"] / event["epochs"]

@@ -1,0 +1,338 @@
+"""Draw the pictures of the gallery page, from the phantom and the shipped model, and write the page.
+
+With --check only the page is compared: every task and loss is on it, and its pictures are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bundle"))
+
+PAGE = ROOT / "docs" / "gallery.md"
+FOLDER = ROOT / "docs" / "images" / "gallery"
+
+INSTANCE_TASKS = {"affinities", "boundary", "local_shape_descriptors"}
+SIDE, GAP = 192, 6
+
+HEAD = """# Gallery
+
+Made by `docs/make_gallery.py` from the phantom, a scan of rolled sheets that the program computes, and from the
+model that the bundle ships.
+
+## Derived targets
+
+What each [auxiliary task](targets.md) derives from a label, on one slice: image, label or instances, result.
+Striped: not valid, so that it neither trains nor is scored. Vectors are drawn with x red, y green and z blue;
+distances blue inside and red outside.
+
+"""
+MODEL = """## A trained model
+
+The bundle's own model on a roll that it was not trained on: truth above, prediction below.
+
+![Truth and prediction of every target](images/gallery/model.png)
+
+As a film through the volume, made by `make demo`:
+
+![Truth and prediction, slice by slice](images/demo.gif)
+
+## Losses
+
+Each [loss](losses.md) of one prediction after another. For labels, a prediction gives the true class of every pixel of
+a disc's image the same probability. For values, it is the truth plus an error, in the target's unit; for directions,
+the truth turned by an angle.
+
+![Losses of labels against the probability of the truth](images/gallery/losses_labels.png)
+
+![Losses of values against the error](images/gallery/losses_values.png)
+
+![Losses of directions against the angle](images/gallery/losses_directions.png)
+
+Not drawn, since they weigh neighbours against each other and not against a truth: {others}.
+"""
+
+
+def main() -> None:
+    """Draw and write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 if the page or a picture is missing")
+    options = parser.parse_args()
+    text = page()
+    if options.check:
+        missing = [name for name in pictures() if not (FOLDER / name).is_file()]
+        if missing or not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+            sys.exit(f"out of date: gallery.md {' '.join(missing)}")
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    draw_tasks()
+    draw_losses()
+    draw_model()
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the types of derived targets."""
+    from scripts.transforms.task_registry import task_types
+
+    return tuple(sorted(task_types()))
+
+
+def pictures() -> list[str]:
+    """Return the names of all pictures."""
+    tasks = [f"{name}.png" for name in task_names()]
+    return [*tasks, "model.png", "losses_labels.png", "losses_values.png", "losses_directions.png"]
+
+
+def page() -> str:
+    """Return the page."""
+    parts = [HEAD]
+    for name in task_names():
+        parts.append(f"### {name}\n\n![Image, label and {name}](images/gallery/{name}.png)\n\n")
+    undrawn = sorted(set(loss_names()) - {name for group in DRAWN.values() for name in group})
+    return "".join([*parts, MODEL.format(others=", ".join(f"`{name}`" for name in undrawn))])
+
+
+def loss_names() -> list[str]:
+    """Return the names of all losses."""
+    from scripts.losses.registry import loss_names as names
+
+    return names()
+
+
+# -- derived targets ---------------------------------------------------------------------------------------------
+
+
+def sheet() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return image, labels and known voxels of a roll (Z, Y, X): half of its slices are labelled."""
+    from scripts.phantom import scan
+    from scripts.phantom_geometry import Roll, sheet_geometry
+
+    shape = (48, 96, 96)
+    geometry = sheet_geometry(Roll.draw(shape, 3), shape)
+    known = np.ones(shape, bool)
+    known[:, :, 78:] = False
+    return scan(geometry.distance, geometry.along, 3), (geometry.distance <= 0).astype(np.uint8), known
+
+
+def cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return image, instance numbers and known pixels of touching cells (1, Y, X)."""
+    generator = np.random.default_rng(4)
+    centres = generator.uniform(4, 92, (22, 2))
+    grid = np.stack(np.meshgrid(np.arange(96), np.arange(96), indexing="ij"), -1)
+    distances = np.linalg.norm(grid[:, :, None] - centres, axis=-1)
+    numbers = (distances.argmin(-1) + 1).astype(np.uint8)
+    numbers[distances.min(-1) > 13] = 0
+    border = np.zeros(numbers.shape, bool)
+    for axis in (0, 1):
+        border |= numbers != np.roll(numbers, 1, axis)
+    image = 70 + 80 * (numbers > 0) - 50 * (border & (numbers > 0)) + generator.normal(0, 10, numbers.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), numbers, np.ones(numbers.shape, bool)
+
+
+def draw_tasks() -> None:
+    """Draw image, label and result of every task."""
+    from scripts.transforms.derive import DeriveTargetsd
+
+    image, label, known = sheet()
+    picture, numbers, _ = cells()
+    for name in task_names():
+        instances = name in INSTANCE_TASKS
+        values, shown = (numbers, picture) if instances else (label, image)
+        sample: dict[Any, Any] = {"source": values[None]}
+        if not instances:
+            sample["source_mask"] = known[None]
+        derived = DeriveTargetsd({"t": {"type": name, "source_target": "source"}}, unit="voxel")(sample)
+        result, valid = np.asarray(derived["t"]), np.asarray(derived["t_mask"])[0]
+        if not instances:
+            middle = len(image) // 2
+            result, valid, shown, values = result[:, middle], valid[middle], shown[middle], values[middle]
+        save(
+            [grey_of(shown), label_of(shown, values), result_of(name, result, valid)], FOLDER / f"{name}.png"
+        )
+
+
+def grey_of(image: np.ndarray) -> np.ndarray:
+    """Return the colours of an image (Y, X) uint8."""
+    from scripts.handlers.preview_colours import grey
+
+    return grey(image[None] / 255.0)
+
+
+def label_of(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the image with its label, or its instances, laid over."""
+    from scripts.handlers.preview_colours import overlay
+
+    if label.max() <= 1:
+        return overlay(grey_of(image), label[None].astype(np.float32))
+    weights = np.stack([(label > 0) & (label % 8 == number) for number in range(8)])
+    return overlay(grey_of(image), weights.astype(np.float32))
+
+
+def result_of(name: str, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the colours of a derived target (C, Y, X)."""
+    from scripts.handlers import preview_colours as colours
+    from scripts.transforms.task_registry import task_kind
+
+    kind = task_kind(name)
+    if kind == "distance":
+        drawn = colours.diverging(values[0], max(-values[0].min(), 1), max(values[0].max(), 1))
+    elif kind in ("vector", "axis"):
+        drawn = colours.directions(values, signed=kind == "vector")
+    elif name == "nearest_component":
+        drawn = colours.directions(values[:-1], signed=True)
+    elif kind == "tensor":
+        drawn = colours.tensor_diagonal(values, float(np.percentile(values[:, valid], 99)) or 1.0)
+    elif name == "local_shape_descriptors":
+        drawn = colours.directions(values[:2], signed=True)
+    elif len(values) > 1:
+        drawn = 255 * np.moveaxis(np.concatenate([values, values[:1]])[:3], 0, -1)
+    else:
+        drawn = colours.grey(values[:1])
+    return colours.dim_unknown(drawn, valid)
+
+
+def save(panels: Sequence[np.ndarray], path: Path) -> None:
+    """Write panels (Y, X, 3) side by side."""
+    from PIL import Image
+
+    canvas = Image.new("RGB", (len(panels) * (SIDE + GAP) - GAP, SIDE), (255, 255, 255))
+    for number, panel in enumerate(panels):
+        tile = Image.fromarray(np.clip(panel, 0, 255).astype(np.uint8))
+        canvas.paste(tile.resize((SIDE, SIDE), Image.Resampling.NEAREST), (number * (SIDE + GAP), 0))
+    canvas.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+# -- losses ------------------------------------------------------------------------------------------------------
+
+DRAWN: Mapping[str, tuple[str, ...]] = {
+    "labels": (
+        "BCEWithLogitsLoss", "FocalLoss", "SoftDiceLoss", "TverskyLoss", "DiceCELoss", "BoundaryLoss",
+        "SoftClDiceLoss", "SkeletonRecallLoss", "CrossEntropyLoss",
+    ),
+    "values": (
+        "MSELoss", "MaskedMSELoss", "L1Loss", "SmoothL1Loss", "WeightedSmoothL1Loss", "SignedDistanceLoss",
+        "EigenvalueLoss",
+    ),
+    "directions": ("CosineSimilarityLoss", "SignInvariantCosineLoss"),
+}  # fmt: skip
+
+
+def draw_losses() -> None:
+    """Draw the curves of the losses in three pictures."""
+    right = np.linspace(0.02, 0.98, 49)
+    draw_curves("labels", right, label_loss, "probability of the truth")
+    draw_curves("values", np.linspace(-4, 4, 81), value_loss, "error")
+    draw_curves("directions", np.linspace(0, 180, 61), direction_loss, "angle in degrees")
+
+
+def label_loss(name: str, x: float) -> float:
+    """Return the loss where every voxel's true class has probability x."""
+    import torch
+    from scripts.losses.registry import build_loss
+
+    grid = torch.stack(torch.meshgrid(*[torch.arange(16.0) - 7.5] * 2, indexing="ij"))
+    truth = (grid.norm(dim=0) < 5).float()[None, None]
+    logit = float(np.log(x) - np.log1p(-x))
+    kind = "multiclass" if name == "CrossEntropyLoss" else "binary"
+    if kind == "multiclass":
+        one = torch.where(truth > 0, logit, -logit)
+        return float(build_loss(name, {}, kind=kind)(torch.cat([-one / 2, one / 2], 1), truth.long()))
+    return float(build_loss(name, {}, kind=kind)(torch.where(truth > 0, logit, -logit), truth))
+
+
+def value_loss(name: str, x: float) -> float:
+    """Return the loss of a prediction that is x too large everywhere."""
+    import torch
+    from scripts.losses.registry import build_loss
+
+    if name == "EigenvalueLoss":
+        truth = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+        return float(build_loss(name, {}, kind="tensor")(truth + x * truth, truth))
+    truth = torch.ones(1, 1, 8, 8)
+    kind = "distance" if name == "SignedDistanceLoss" else "field"
+    return float(build_loss(name, {}, kind=kind)(truth + x, truth))
+
+
+def direction_loss(name: str, x: float) -> float:
+    """Return the loss of a direction turned by x degrees."""
+    import torch
+    from scripts.losses.registry import build_loss
+
+    angle = np.deg2rad(x)
+    truth = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    turned = torch.tensor([np.cos(angle), np.sin(angle)], dtype=torch.float32).view(1, 2, 1, 1)
+    return float(build_loss(name, {}, kind="vector")(turned.expand(1, 2, 4, 4), truth))
+
+
+def draw_curves(group: str, xs: np.ndarray, value: Callable[[str, float], float], label: str) -> None:
+    """Draw one small chart per loss."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height, columns = 230, 170, 3
+    names = DRAWN[group]
+    rows = -(-len(names) // columns)
+    scale = 2
+    canvas = Image.new("RGB", (columns * width * scale, rows * height * scale), (255, 255, 255))
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(11 * scale)
+    for number, name in enumerate(names):
+        left, top = number % columns * width * scale, number // columns * height * scale
+        ys = np.array([value(name, float(x)) for x in xs])
+        low, high = min(0.0, float(ys.min())), float(ys.max())
+        box = (left + 40 * scale, top + 26 * scale, left + (width - 12) * scale, top + (height - 34) * scale)
+        draw.rectangle(box, outline=(170, 175, 180), width=scale)
+        points = [
+            (
+                box[0] + (x - xs[0]) / (xs[-1] - xs[0]) * (box[2] - box[0]),
+                box[3] - (y - low) / (high - low) * (box[3] - box[1]),
+            )
+            for x, y in zip(xs, ys)
+        ]
+        draw.line(points, fill=(0, 114, 178), width=2 * scale, joint="curve")
+        draw.text((box[0], top + 6 * scale), name, font=font, fill=(20, 24, 28))
+        for text, x, y, anchor in (
+            (f"{high:.3g}", box[0] - 4 * scale, box[1], "rm"),
+            (f"{low:.3g}", box[0] - 4 * scale, box[3], "rm"),
+            (f"{round(xs[0], 1):g}", box[0], box[3] + 4 * scale, "lt"),
+            (f"{round(xs[-1], 1):g}", box[2], box[3] + 4 * scale, "rt"),
+            (label, (box[0] + box[2]) / 2, box[3] + 4 * scale, "mt"),
+        ):
+            draw.text((x, y), text, font=font, fill=(90, 96, 104), anchor=anchor)
+    small = canvas.resize(
+        (canvas.width // scale * 3 // 2, canvas.height // scale * 3 // 2), Image.Resampling.LANCZOS
+    )
+    small.quantize(64, dither=Image.Dither.NONE).save(FOLDER / f"losses_{group}.png", optimize=True)
+
+
+# -- the model ---------------------------------------------------------------------------------------------------
+
+
+def draw_model() -> None:
+    """Draw truth and prediction of the shipped model in the middle of a held-out roll."""
+    from PIL import Image
+    from scripts.demo import draw_heldout
+    from scripts.phantom import write_phantom
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_phantom(Path(folder) / "data", (96, 96, 96), seed=5, heldout_shape=(64, 64, 64))
+        film = Path(folder) / "film.gif"
+        draw_heldout(
+            Path(folder) / "data" / "heldout", ROOT / "bundle" / "models" / "model.pt", film, size=64
+        )
+        with Image.open(film) as frames:
+            frames.seek(frames.n_frames // 2)
+            picture = frames.convert("RGB")
+    picture.quantize(128, dither=Image.Dither.NONE).save(FOLDER / "model.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
