@@ -246,7 +246,7 @@ def test_nan_is_refused_where_training_refused_it(tmp_path, caplog):
         VolumenError, match=r"found 1 NaN or infinite values in a window, the first at \(4, 5, 6\)"
     ):
         predict_volume(predictor, job, request_for("o"))
-    predict_volume(predictor, job, request_for("o", nonfinite="zero", overwrite=True))
+    predict_volume(predictor, job, request_for("o", nonfinite="zero"))
     assert caplog.text.count("count as 0") == 1
 
 

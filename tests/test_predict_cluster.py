@@ -130,7 +130,7 @@ def test_a_mistake_found_by_a_worker_is_one_line(scheduler, tmp_path):
     shared = replace(request, scheduler=scheduler)
     with pytest.raises(VolumenError, match=r"scroll\.zarr.*--on-corrupt skip"):
         predict(shared)
-    predict(replace(shared, on_corrupt="skip", overwrite=True))
+    predict(replace(shared, on_corrupt="skip"))
     predict(replace(request, on_corrupt="skip", output=str(tmp_path / "two.zarr")))
     attributes = zarr.open_group(request.output, mode="r").attrs["volumen"]
     assert attributes["corrupt"] == [[[16, 24], [24, 32]]]

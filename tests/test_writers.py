@@ -131,7 +131,9 @@ def test_other_settings_need_overwrite_which_spares_what_is_not_its_own(scroll):
     request, _ = scroll
     predict(request)
     other = replace(request, overlap=0.25)
-    with pytest.raises(VolumenError, match="another prediction: windows was"):
+    with pytest.raises(
+        VolumenError, match=r"another prediction: windows\.count was .*windows\.overlap was 0\.5, is 0\.25"
+    ):
         predict(other)
     note = Path(request.output) / "note.txt"
     note.write_text("mine")
@@ -347,6 +349,27 @@ def test_a_corrupt_chunk_stops_the_prediction(scroll):
     damage(request)
     with pytest.raises(VolumenError, match=r"scroll\.zarr.*--on-corrupt skip"):
         predict(request)
+
+
+def test_what_stopped_at_damage_goes_on_when_told_to_skip_it(scroll, tmp_path):
+    request, _ = scroll
+    damage(request)
+    with pytest.raises(VolumenError, match="--on-corrupt skip"):
+        predict(replace(request, workers=1))
+    predict(replace(request, on_corrupt="skip"))
+    predict(replace(request, on_corrupt="skip", output=str(tmp_path / "whole.zarr")))
+    assert content(Path(request.output)) == content(tmp_path / "whole.zarr")
+
+
+def test_an_output_without_a_finished_block_may_be_begun_with_other_settings(scroll, monkeypatch):
+    request, _ = scroll
+    with monkeypatch.context() as patch:
+        patch.setattr(ZarrOutput, "write", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            predict(request)
+    predict(replace(request, overlap=0.25))
+    recipe = zarr.open_group(request.output, mode="r").attrs["volumen"]["recipe"]
+    assert recipe["windows"]["overlap"] == 0.25
 
 
 def test_a_corrupt_chunk_is_skipped_and_listed_on_demand(scroll, tmp_path):

@@ -40,8 +40,26 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return the keys whose values differ, in words; empty where none do."""
-    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    return ", ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in keys)
+    before, now = dict(_leaves(old)), dict(_leaves(new))
+    keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    return ", ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys)
+
+
+def _leaves(recipe: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{lead}{key}.")
+        else:
+            yield f"{lead}{key}", value
+
+
+def gentler(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe with the new one's answers to damage where its own were to stop.
+
+    What was finished before it stopped is what the new recipe makes of it too.
+    """
+    strict = {"on_corrupt": "stop", "nonfinite": "refuse"}
+    return {**old, **{key: new.get(key) for key, value in strict.items() if old.get(key) == value}}
 
 
 def _short(value: Any) -> str:
@@ -99,6 +117,7 @@ class OutputState:
         self.finished = False
         self._log: BlockLog | None = None
         self._read: dict[Path, int] = {}
+        self._begun = False
         self._settle(overwrite)
 
     def _settle(self, overwrite: bool) -> None:
@@ -116,19 +135,23 @@ class OutputState:
                 found=f"other content ({sorted(p.name for p in self.output.iterdir())[0]})",
                 remedy="choose another output folder",
             )
-        change = difference(old, self.recipe)
+        if not complete:
+            self._read_journal()
+        change = difference(old if complete else gentler(old, self.recipe), self.recipe)
         if change or (overwrite and complete):
-            if not overwrite:
+            if not overwrite and (complete or self._begun):
                 raise VolumenError(
                     self.output,
                     f"holds another prediction: {change}",
                     remedy="choose another output folder, or remove that one with --overwrite",
                 )
             self._remove(old)
+            self.done[...] = False
+            self.corrupt, self._read = [], {}
         elif complete:
             self.finished = True
-        else:
-            self._read_journal()
+        elif self.done.any():
+            logger.info("%s: going on after %d of %d blocks", self.output, self.done.sum(), self.done.size)
 
     def _earlier(self) -> tuple[dict[str, Any] | None, bool]:
         try:
@@ -164,13 +187,12 @@ class OutputState:
     def _read_journal(self) -> None:
         self._take(self.folder / LOG)
         self.absorb()
-        if self.done.any():
-            logger.info("%s: going on after %d of %d blocks", self.output, self.done.sum(), self.done.size)
 
     def _take(self, path: Path) -> None:
         """Read what a log holds beyond what was read of it before."""
         blocks, corrupt, self._read[path] = read_log(path, self._read.get(path, 0))
         flat = self.done.reshape(-1)
+        self._begun |= bool(blocks)
         for block in blocks:
             if block < flat.size and not flat[block]:
                 flat[block] = True

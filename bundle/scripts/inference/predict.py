@@ -247,7 +247,6 @@ def predict_volume(
         check_same(recipe_of(Path(request.like)), recipe, request.like)
     state = open_state(job, recipe, work.plan, overwrite=request.overwrite)
     if state is None:
-        logger.info("%s is finished already", job.shown)
         return VolumeReport(job.image.path, job.shown, already_done=True)
     check_space(job.output, work)
     outputs = Outputs(work, state)
@@ -514,11 +513,13 @@ def check_space(output: Path, work: VolumeWork) -> None:
     if free < needed / 5:
         raise VolumenError(
             folder,
-            expected=f"{needed / 5e9:.1f} to {needed / 1e9:.1f} GB of free space",
-            found=f"{free / 1e9:.1f} GB",
+            expected=f"{_told(needed / 5)} to {_told(needed)} of free space",
+            found=_told(free),
             remedy="make room, predict fewer targets, or a --region",
         )
     if free < needed:
-        logger.warning(
-            "%s: %.1f GB free for up to %.1f GB before compression", folder, free / 1e9, needed / 1e9
-        )
+        logger.warning("%s: %s free for up to %s before compression", folder, _told(free), _told(needed))
+
+
+def _told(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"
