@@ -55,6 +55,8 @@ class Cluster:
         machine: what the workers compute with.
         device: the device that was asked for.
         threads: threads that each worker computes with; None for those it has.
+
+    Attributes:
         sharers: volumes that are predicted at once.
     """
 
@@ -67,7 +69,7 @@ class Cluster:
     @property
     def workers(self) -> int:
         """Workers there are now."""
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+        return len(_addresses(self._client))
 
     def stop(self) -> None:
         """Let every wait of another thread end with `StoppedError`."""
@@ -294,20 +296,47 @@ def open_cluster(request: PredictRequest) -> Iterator[Cluster]:
 def _ready(client: Client, request: PredictRequest, threads: int | None) -> Cluster:
     """Wait for the workers and find out what they compute with."""
     wanted = max(1, request.nworkers)
-    while len(client.scheduler_info(n_workers=-1)["workers"]) < wanted:
+    machines: dict[str, Machine] = {}
+    while len(machines) < wanted:
         try:
             client.wait_for_workers(wanted, timeout=TELL_SECONDS)
         except TimeoutError:
             logger.warning("waiting for %d workers at %s", wanted, request.scheduler or "this machine")
-    try:
-        machines: dict[str, Machine] = client.run(describe_worker, request.device, request.amp, threads)
-    except ImportError as error:
-        raise VolumenError(
-            "workers",
-            f"cannot import this program ({error})",
-            remedy="install the same version on their machines",
-        ) from None
+            continue
+        machines = _describe(client, request, threads)
     return Cluster(client, common_machine(machines), request.device, threads)
+
+
+def _addresses(client: Client) -> set[str]:
+    return set(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _describe(client: Client, request: PredictRequest, threads: int | None) -> dict[str, Machine]:
+    """Return what each worker computes with, by address; those that leave meanwhile are left out.
+
+    Asked by tasks and not by `Client.run`, which would keep a worker from its heartbeat while it imports torch.
+    """
+    futures = {
+        address: client.submit(
+            describe_worker, request.device, request.amp, threads, workers=[address], pure=False
+        )
+        for address in _addresses(client)
+    }
+    machines = {}
+    for address, future in futures.items():
+        while address in _addresses(client):
+            try:
+                machines[address] = future.result(timeout=POLL_SECONDS)
+                break
+            except TimeoutError:
+                continue
+            except ImportError as error:
+                raise VolumenError(
+                    f"worker {address}",
+                    f"cannot import this program ({error})",
+                    remedy="install the same version on its machine",
+                ) from None
+    return machines
 
 
 def common_machine(machines: dict[str, Machine]) -> Machine:

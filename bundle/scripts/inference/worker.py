@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,20 +44,23 @@ class Made:
     corrupt: tuple[Box, ...]
 
 
-def describe_worker(device: str, amp: str, threads: int | None, dask_worker: Any = None) -> Machine:
-    """Return what a worker computes with.
+def describe_worker(device: str, amp: str, threads: int | None) -> Machine:
+    """Return what this worker computes with.
 
     Args:
         device, amp: what was asked for.
         threads: threads that it is to compute with; None for those it has.
-        dask_worker: given by `Client.run`.
 
     Raises:
         VolumenError: it has no such device.
     """
+    from distributed import get_worker
+
+    worker = get_worker()
     _set_threads(threads)
-    chosen = choose_device(worker_device(device, dask_worker.name, dask_worker.address, gpu_count()))
-    return describe_machine(chosen, amp)
+    return describe_machine(
+        choose_device(worker_device(device, worker.name, worker.address, gpu_count())), amp
+    )
 
 
 def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
