@@ -27,11 +27,17 @@ _FIELD_OF = {
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen predict` to a parser."""
     files = parser.add_argument_group("what")
-    files.add_argument("-i", "--input", help="image, or folder of images (its images/ folder if it has one)")
-    files.add_argument("-m", "--checkpoint", help="trained network, a .pth file")
+    files.add_argument(
+        "-i",
+        "--input",
+        metavar="IMAGES",
+        help="image, or folder of images (its images/ folder if it has one)",
+    )
+    files.add_argument("-m", "--checkpoint", metavar="MODEL.pth", help="trained network, a .pth file")
     files.add_argument(
         "-o",
         "--output",
+        metavar="OUT",
         required=True,
         help="NAME.zarr for one image, else a folder that gets IMAGE.zarr each",
     )
@@ -43,20 +49,34 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="experiment file; its inference_config goes before the checkpoint's",
     )
-    files.add_argument("--targets", help="targets to predict, by commas (default: all)")
-    files.add_argument("--mask", help="volume, or folder with one per image: predict where it is not 0")
+    files.add_argument("--targets", metavar="NAMES", help="targets to predict, by commas (default: all)")
     files.add_argument(
-        "--region", help="start:stop per axis in voxels, such as 0:64,100:300,: (default: all)"
+        "--mask", metavar="VOLUME", help="volume, or folder with one per image: predict where it is not 0"
     )
-    files.add_argument("--axes", help="axes of the image where its metadata do not say, such as czyx")
-    files.add_argument("--level", type=int, help="resolution level of an OME-Zarr image (default: 0)")
+    files.add_argument(
+        "--region",
+        metavar="Z:Z,Y:Y,X:X",
+        help="start:stop per axis in voxels, such as 0:64,100:300,: (default: all)",
+    )
+    files.add_argument(
+        "--axes",
+        metavar="LETTERS",
+        help="axes of the image, such as czyx (default: by its metadata and shape)",
+    )
+    files.add_argument(
+        "--level", metavar="N", type=int, help="resolution level of an OME-Zarr image (default: 0)"
+    )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--overlap", type=float, help="share of a window that the next covers (default: 0.5)")
     how.add_argument(
-        "--patch-size", help="window in voxels, such as 64,192,192 (default: the training patch)"
+        "--overlap", metavar="SHARE", type=float, help="share of a window that the next covers (default: 0.5)"
     )
-    how.add_argument("--batch-size", type=int, help="windows per forward pass (default: 1)")
+    how.add_argument(
+        "--patch-size",
+        metavar="Z,Y,X",
+        help="window in voxels, such as 64,192,192 (default: the training patch)",
+    )
+    how.add_argument("--batch-size", metavar="N", type=int, help="windows per forward pass (default: 1)")
     how.add_argument(
         "--tta",
         nargs="?",
@@ -64,17 +84,21 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("none", "mirror", "rotate"),
         help="average over flips (mirror), or flips and 90-degree rotations (rotate) (default: none)",
     )
-    how.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    how.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     how.add_argument(
-        "--amp", choices=("auto", "off", "bfloat16", "float16"), help="precision (default: auto)"
+        "--amp", choices=("auto", "off", "bfloat16", "float16"), help="mixed precision (default: auto)"
     )
-    how.add_argument("--workers", type=int, help="threads that read, and as many that write (default: 2)")
+    how.add_argument(
+        "--workers", metavar="N", type=int, help="threads that read, and as many that write (default: 2)"
+    )
     how.add_argument(
         "--no-skip-empty", dest="skip_empty", action="store_false", default=None,
-        help="predict windows without contrast too",
+        help="predict windows without contrast too (default: left at 0)",
     )  # fmt: skip
     how.add_argument(
-        "--on-corrupt", choices=("stop", "skip"), help="a chunk that cannot be read (default: stop)"
+        "--on-corrupt",
+        choices=("stop", "skip"),
+        help="what to do at a chunk that cannot be read (default: stop)",
     )
     how.add_argument(
         "--nonfinite",
@@ -99,7 +123,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("uint8", "float16", "float32", "labels"),
         help="probabilities as uint8 (255 is 1), float16 or float32, or labels (default: uint8)",
     )
-    result.add_argument("--threshold", type=float, help="write labels: 1 from this probability on")
+    result.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        help="write labels, 1 from this probability on (default: probabilities)",
+    )
     result.add_argument(
         "--min-size", type=int, metavar="VOXELS", help="remove smaller components of labels (default: 0)"
     )

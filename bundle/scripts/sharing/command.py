@@ -12,7 +12,9 @@ EXPORT_FORMATS = ("torchscript", "onnx", "pt2", "bioimageio")
 
 def add_package_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen package` to a parser."""
-    parser.add_argument("-m", "--checkpoint", required=True, help="trained network, a .pth file")
+    parser.add_argument(
+        "-m", "--checkpoint", metavar="MODEL.pth", required=True, help="trained network, a .pth file"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="NAME.zip", help="the bundle to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle if it is there")
     about = parser.add_argument_group("for the model card")
@@ -66,7 +68,9 @@ def run_package(arguments: argparse.Namespace) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen export` to a parser."""
-    parser.add_argument("-m", "--checkpoint", required=True, help="trained network, a .pth file")
+    parser.add_argument(
+        "-m", "--checkpoint", metavar="MODEL.pth", required=True, help="trained network, a .pth file"
+    )
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the file")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
