@@ -132,6 +132,23 @@ def test_ome_tiff(tmp_path, options):
     assert volume.unit == "micrometer"
 
 
+@pytest.mark.parametrize(("unit", "sizes", "name"), [
+    ("Å", (300.0, 80.0, 80.0), "angstrom"), ("nm", (0.03, 0.008, 0.008), "micrometer"),
+])  # fmt: skip
+def test_ome_tiff_in_angstroms(tmp_path, unit, sizes, name):
+    known = {
+        f"PhysicalSize{axis}": size
+        for axis, size in zip("ZYX", (30.0 if unit == "nm" else 300.0, 80.0, 80.0))
+    }
+    units = {"PhysicalSizeZUnit": unit, "PhysicalSizeYUnit": "Å", "PhysicalSizeXUnit": "Å"}
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", random_stack((5, 40, 50)), metadata={"axes": "ZYX", **known, **units}
+    )
+    volume = open_volume(tmp_path / "a.ome.tif")
+    assert volume.spacing == pytest.approx(sizes)
+    assert volume.unit == name
+
+
 def test_pyramid_gives_its_finest_level(tmp_path):
     image = random_stack((64, 96), "u1")
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as writer:
@@ -153,9 +170,12 @@ def test_sparse_tiles_read_as_zero(tmp_path):
     assert whole.sum() == 3 * 256
 
 
-def test_one_voxel(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.full((1, 1), 7, "u1"))
-    assert everything(open_volume(tmp_path / "a.tif")).tolist() == [[[7]]]
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_one_voxel(tmp_path, ndim):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((1,) * ndim, 7, "u1"))
+    volume = open_volume(tmp_path / "a.tif")
+    assert volume.shape == (1,) * ndim
+    assert everything(volume).ravel().tolist() == [7]
 
 
 @pytest.mark.parametrize(("axes", "ndim"), [("cyx", 2), ("zyx", 3)])

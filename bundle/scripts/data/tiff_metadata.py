@@ -8,7 +8,17 @@ from scripts.data.axes import AxisMap
 
 Spacing = tuple[tuple[float, ...] | None, str | None]
 
-_MICROMETERS = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICROMETERS = {
+    "pm": 1e-6,
+    "Å": 1e-4,
+    "nm": 1e-3,
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+}
 
 
 def tiff_spacing(tiff: Any, axis_map: AxisMap) -> Spacing:
@@ -70,6 +80,7 @@ def _unit(text: str) -> str | None:
         "µm": "micrometer",
         "um": "micrometer",
         "micron": "micrometer",
+        "Å": "angstrom",
         "nm": "nanometer",
         "mm": "millimeter",
     }

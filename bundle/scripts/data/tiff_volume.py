@@ -220,6 +220,9 @@ def _map_stored(path: Path, stored: _Stored, axes: str | None, ndim: int | None)
     """Decide the axes among the visible ones, and give them as axes of the stored array."""
     shape = [stored.shape[axis] for axis in stored.visible]
     letters = "".join(stored.letters[axis] for axis in stored.visible)
+    if len(set(letters.replace("?", ""))) < len(letters.replace("?", "")):
+        # A file of single voxels names an axis twice.
+        letters = "?" * (len(letters) - 2) + "yx"
     seen = map_axes(path, shape, known=letters, requested=axes, ndim=ndim)
     spatial = tuple(stored.visible[axis] for axis in seen.spatial)
     return AxisMap(stored.shape, spatial, None if seen.channel is None else stored.visible[seen.channel])
