@@ -86,6 +86,22 @@ def test_several_volumes_are_predicted_at_once_and_reported_in_order(scheduler, 
     assert content(tmp_path / "alone") == content(tmp_path / "shared")
 
 
+def test_the_bundle_shares_too(scheduler, tmp_path):
+    from test_inference_bundle import run
+
+    request = make_request(tmp_path, 2)
+    for name, address in (("alone", None), ("shared", scheduler)):
+        run(
+            "inference.yaml",
+            dataset_dir=request.input,
+            output_dir=str(tmp_path / name),
+            checkpoint=request.checkpoint,
+            **{"device#name": "cpu", "inference_config#scheduler": address},
+        )
+    assert content(tmp_path / "alone") == content(tmp_path / "shared")
+    assert (tmp_path / "alone" / "scroll.zarr" / "zarr.json").exists()
+
+
 class Stop(Exception):
     """Stands for whatever ends a run in the middle."""
 
