@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.command import leave
 from scripts.data.regions import RegionSampler
 from scripts.engines import distributed
 from scripts.handlers.checkpoint_file import load_checkpoint
@@ -206,6 +207,19 @@ def test_a_signal_during_validation_stops_both_and_loses_no_step(tmp_path):
     assert in_two_processes(_stop_in_validation, tmp_path / "out") == [143, 143]
     saved = load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")
     assert (saved["iteration"], saved["sampler"]) == (4, {"epoch": 0, "batch": 4})
+
+
+@pytest.mark.parametrize(("code", "waits"), [(0, True), (143, False), (1, False)])
+def test_a_process_among_several_that_fails_does_not_tidy_up(monkeypatch, code, waits):
+    ends = []
+    monkeypatch.setattr(os, "_exit", lambda number: ends.append(number))
+    with pytest.raises(SystemExit):
+        leave(code)
+    assert ends == []
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        leave(code)
+    assert ends == ([] if waits else [code])
 
 
 _kept: list = []

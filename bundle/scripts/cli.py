@@ -20,7 +20,11 @@ exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
 _COMMANDS = (
     ("predict", "scripts.inference.command", "predict volumes of any size with a trained model"),
     ("evaluate", "scripts.inference.evaluate_command", "score predictions against labels"),
-    ("export", "scripts.sharing.command", "write a trained network as TorchScript, ONNX, pt2 or for bioimage.io"),
+    (
+        "export",
+        "scripts.sharing.command",
+        "write a trained network as TorchScript, ONNX, pt2 or for bioimage.io",
+    ),
     ("package", "scripts.sharing.command", "write a trained model as a MONAI bundle that runs elsewhere"),
     ("completion", "scripts.completion", "print a script by which bash, zsh or fish completes commands"),
 )
@@ -219,4 +223,6 @@ def _run_inspect(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from scripts.command import leave
+
+    leave(main())

@@ -45,6 +45,19 @@ def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.
         return code
 
 
+def leave(code: int) -> None:
+    """End this process with an exit code.
+
+    One of several processes that did not succeed ends at once: what it shares with the others may be gone, and tidying
+    up would wait for it. Its files are written.
+    """
+    if code and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send our messages to stderr in a short form, and keep the libraries' own quiet unless asked."""
     # Of several processes that train together only the first tells what it does.
