@@ -38,6 +38,7 @@ _SETTLED_BY_SECTIONS = (
     "plan",
     "network_config",
     "split",
+    "labelled_profiles",
     "intensity_properties",
     "search_cases",
     "primary_targets",
