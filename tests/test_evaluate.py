@@ -148,6 +148,7 @@ def test_the_interval_covers_the_mean_and_shrinks_with_cases():
 
 def test_the_command(files):
     parser = argparse.ArgumentParser()
+    parser.set_defaults(quiet=False)
     add_evaluate_arguments(parser)
     arguments = parser.parse_args(
         [

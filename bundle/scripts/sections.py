@@ -167,6 +167,17 @@ class TrainingConfig:
         Positive | None,
         Field(description="Validations without a better key metric before stopping; null: never."),
     ] = None
+    validation_metrics: Annotated[
+        list[Literal["dice", "iou", "surface_dice", "hd95", "cldice"]],
+        Field(
+            description="Measured at validation; dice and iou always, the others on whole validation regions, "
+            "whose labels stay in memory (3 bytes a voxel and target)."
+        ),
+    ] = field(default_factory=lambda: ["dice", "iou"])
+    validation_tolerance: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="Tolerance of surface_dice, in the spacing's unit; null: one voxel."),
+    ] = None
     key_metric: Annotated[
         str | None,
         Field(description="Metric that chooses the best checkpoint; null: mean Dice of the labels."),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.errors import VolumenError
+from scripts.metrics.target_metrics import ALL_METRICS, smaller_is_better
 
 #: Metrics with these words in their name are better when smaller.
 SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "hd95", "hausdorff", "distance", "angle", "angular")
@@ -62,5 +63,9 @@ class KeyMetric:
         """Which way is better."""
         if self.mode != "auto":
             return self.mode == "min"
+        # A target's or class's own name says nothing of the metric.
+        parts = self.resolve(engine).removeprefix("val/").split("/")
+        if len(parts) > 1 and parts[1] in ALL_METRICS:
+            return smaller_is_better("/".join(parts))
         words = re.split(r"[^a-z0-9]+", self.resolve(engine).lower())
         return any(word in SMALLER_IS_BETTER for word in words)

@@ -12,7 +12,8 @@ from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
 
 from scripts.engines import distributed
-from scripts.metrics.target_metrics import CHEAP_METRICS, build_metrics
+from scripts.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
+from scripts.metrics.whole_regions import WholeRegions
 from scripts.transforms.decide import DECISIONS, DecideLabelsd
 
 
@@ -27,7 +28,9 @@ class TargetScores(Metric):
     Args:
         targets: name -> {"kind", "out_channels", "classes"}, as `build_metrics` takes them.
         spacing: voxel size in spatial order.
-        names: of the metrics; None: those that cost one pass over the arrays.
+        names: of metrics besides those that cost one pass over the arrays: "surface_dice", "hd95", "cldice". They are
+            measured on whole validation regions, whose labels are kept until the end of the validation.
+        tolerance: of the surface Dice in units of the spacing; None: one voxel.
     """
 
     # Ignite sums tensors named here over processes; ours are dictionaries and go their own way.
@@ -38,16 +41,21 @@ class TargetScores(Metric):
         targets: Mapping[str, Mapping[str, Any]],
         spacing: Sequence[float] | None = None,
         names: Sequence[str] | None = None,
+        tolerance: float | None = None,
     ) -> None:
         self._kinds = {name: str(target["kind"]) for name, target in targets.items()}
         self._decide = DecideLabelsd(self._kinds)
-        self._scores = build_metrics(targets, spacing, names=CHEAP_METRICS if names is None else tuple(names))
+        self._scores = build_metrics(targets, spacing, names=CHEAP_METRICS)
+        wanted = [name for name in names or () if name in REGION_METRICS]
+        self._regions = WholeRegions(targets, spacing, wanted, tolerance) if wanted else None
         self.values: dict[str, float] = {}
         super().__init__()
 
     def reset(self) -> None:
         """Forget all cases."""
         self._scores.reset()
+        if self._regions is not None:
+            self._regions.reset()
 
     def update(self, output: tuple[dict, dict, dict, list]) -> None:
         """Add a batch: predictions, labels, masks by target, and the samples' volumes."""
@@ -63,7 +71,21 @@ class TargetScores(Metric):
             for state in states:
                 self._scores.merge(state)
         self.values = self._scores.compute()
+        if self._regions is not None:
+            self._share_regions(self._regions)
+            self.values.update(self._regions.compute())
         return self.values.get("mean_dice", math.nan)
+
+    @staticmethod
+    def _share_regions(regions: WholeRegions) -> None:
+        """Give every process the blocks of all."""
+        if not distributed.is_distributed():
+            return
+        states: list[Any] = [None] * distributed.world_size()
+        dist.all_gather_object(states, regions.state())
+        regions.reset()
+        for state in states:
+            regions.merge(state)
 
     def running(self) -> dict[str, float]:
         """Every metric over the blocks so far, of this process alone."""
@@ -83,6 +105,30 @@ class TargetScores(Metric):
                 list(batch["volume_name"]),
             )
         )
+        if self._regions is not None:
+            self._keep(self._regions, decisions, labels, batch)
+
+    @staticmethod
+    def _keep(
+        regions: WholeRegions,
+        decisions: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        batch: Mapping[str, Any],
+    ) -> None:
+        """Keep the decided labels of a batch's blocks."""
+        for name in regions.targets:
+            if name not in decisions or name not in labels:
+                continue
+            mask = labels.get(f"{name}_mask")
+            for i, volume in enumerate(batch["volume_name"]):
+                regions.add(
+                    name,
+                    volume,
+                    batch["start"][i].tolist(),
+                    decisions[name][i].cpu().numpy(),
+                    labels[name][i].cpu().numpy(),
+                    None if mask is None else mask[i, 0].cpu().numpy(),
+                )
 
     def completed(self, engine: Engine, name: str, *_: Any) -> None:
         """Write every metric that has a value into the evaluator's state."""

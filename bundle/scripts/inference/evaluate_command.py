@@ -24,24 +24,50 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-l", "--labels", required=True, help="folder of IMAGE_TARGET labels, or a dataset")
     parser.add_argument(
-        "-o", "--output", required=True, help="folder for metrics.json, metrics.csv, report.html"
+        "-o",
+        "--output",
+        metavar="REPORT",
+        required=True,
+        help="folder for metrics.json, metrics.csv, report.html",
     )
     parser.add_argument(
-        "--masks", help="folder of masks; scored where not 0 (default: masks/ beside labels/)"
-    )
-    parser.add_argument("--targets", help="targets to score, by commas (default: all with labels)")
-    parser.add_argument(
-        "--metrics", help="dice, iou, surface_dice, hd95, cldice, by commas (default: all that make sense)"
+        "--masks",
+        metavar="FOLDER",
+        help="folder of masks; scored where not 0 (default: masks/ beside labels/)",
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="foreground from this probability on (default: 0.5)"
+        "--targets", metavar="NAMES", help="targets to score, by commas (default: all with labels)"
     )
     parser.add_argument(
-        "--tolerance", type=float, help="surface Dice tolerance, in the spacing's unit (default: one voxel)"
+        "--metrics",
+        metavar="NAMES",
+        help="dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge, "
+        "by commas (default: all that make sense)",
     )
-    parser.add_argument("--spacing", help="voxel size per axis, by commas (default: from the files)")
-    parser.add_argument("--worst", type=int, default=3, help="cases with a picture, per target (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    parser.add_argument(
+        "--instances",
+        help="targets whose predictions number instances, by commas (default: those of volumen predict --instances)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        default=0.5,
+        help="foreground from this probability on (default: 0.5)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        metavar="LENGTH",
+        type=float,
+        help="surface Dice tolerance, in the spacing's unit (default: one voxel)",
+    )
+    parser.add_argument(
+        "--spacing", metavar="Z,Y,X", help="voxel size per axis, by commas (default: from the files)"
+    )
+    parser.add_argument(
+        "--worst", metavar="N", type=int, default=3, help="cases with a picture, per target (default: 3)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -72,6 +98,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             spacing=spacing,
             worst=arguments.worst,
             seed=arguments.seed,
+            instances=_names(arguments.instances) or (),
         )
     )
     if not arguments.quiet:

@@ -18,14 +18,20 @@ from scripts.errors import VolumenError
 from scripts.inference.heads import PROBABILITIES
 from scripts.inference.jobs import image_paths, volume_name
 from scripts.inference.journal import STATE_FOLDER, read_recipe, write_atomically
+from scripts.inference.postprocess import blocks_of
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
+    from scripts.inference.derived_truth import DerivedTruth
 
 logger = logging.getLogger(__name__)
 
 PIECE_VOXELS = 1 << 27
 """A larger case is scored slab by slab: its surface metrics then leave out what crosses a slab's end."""
+DERIVED_SIDE = 128
+"""Derived targets and instances are scored in blocks of this many voxels an axis."""
+MANY_LABELS = 255
+"""A label map without a record that has more values than this numbers instances."""
 RESAMPLES = 2000
 
 
@@ -46,6 +52,8 @@ class EvaluateRequest:
         spacing: voxel size; None for that of the predictions or labels.
         worst: cases with pictures in the report.
         seed: of the bootstrap.
+        instances: targets whose predictions number instances; those of `--instances`, and label maps with more than
+            255 values, are known.
     """
 
     predictions: str
@@ -59,6 +67,7 @@ class EvaluateRequest:
     spacing: tuple[float, ...] | None = None
     worst: int = 3
     seed: int = 0
+    instances: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class ScoredCase:
     Args:
         name: the image's name.
         target: the target's name.
-        kind: binary, multiclass or multilabel.
+        kind: binary, multiclass or multilabel; distance, vector, axis, tensor or field; instances.
         prediction: probabilities or labels.
         label: the truth.
         mask: scored where not 0, or None.
@@ -78,6 +87,7 @@ class ScoredCase:
         ignore: label value that means unknown, or None.
         image: path of the image, or None.
         classes: names of the classes, or None.
+        truth: makes the truth of a derived target from the label; None where the label itself is it.
     """
 
     name: str
@@ -92,10 +102,15 @@ class ScoredCase:
     ignore: int | None = None
     image: str | None = None
     classes: tuple[str, ...] | None = None
+    truth: DerivedTruth | None = None
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:
         """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
         shape = self.prediction.shape
+        if self.truth is not None or self.kind == "instances":
+            side = DERIVED_SIDE if len(shape) == 3 else 8 * DERIVED_SIDE
+            yield from (box for _, box in blocks_of(shape, (side,) * len(shape)))
+            return
         depth = max(1, PIECE_VOXELS // max(1, math.prod(shape[1:])))
         for start in range(0, shape[0], depth):
             yield (slice(start, min(start + depth, shape[0])), *(slice(0, n) for n in shape[1:]))
@@ -105,7 +120,11 @@ class ScoredCase:
         there = tuple(
             slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
         )
-        found, truth = self.prediction.read(box), self.label.read(there)
+        found = self.prediction.read(box)
+        if self.truth is not None:
+            truth, known = self.truth.read(there, self.label, self.mask, self.ignore)
+            return (found.astype(np.float32) / self.scale if self.scale else found), truth, known
+        truth = self.label.read(there)
         if self.scale:
             found = found.astype(np.float32) / self.scale
         known = np.ones(truth.shape[1:], bool)
@@ -235,17 +254,25 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
         Path(request.masks) if request.masks else _labels_folder(Path(request.labels)).parent / "masks"
     )
     masks = _volumes_by_name(masks_folder) if masks_folder.is_dir() else {}
+    # One label for one prediction need not be named like it.
+    sources = {found.source for found in predictions}
+    names = {found.name for found in predictions}
+    alone = next(iter(labels.values())) if len(labels) == 1 and len(names) == 1 else None
+    lone_source = next(iter(sources)) if len(sources) == 1 else None
     cases = []
     for found in predictions:
         if request.targets is not None and found.target not in request.targets:
             continue
-        wanted = f"{found.name}_{found.target}"
-        path = labels.get(wanted) or (next(iter(labels.values())) if _is_one(labels, predictions) else None)
+        wanted, source = f"{found.name}_{found.target}", found.source
+        path = labels.get(wanted) if found.is_label else None
+        if path is None:
+            wanted = f"{found.name}_{source}"
+            path = labels.get(wanted) or (alone if source == lone_source else None)
         if path is None:
             logger.info("no label for %s", wanted)
             continue
         mask = masks.get(wanted) or masks.get(found.name)
-        cases.append(_pair(found, path, mask))
+        cases.append(_pair(found, path, mask, request))
     if not cases:
         raise VolumenError(
             request.labels,
@@ -264,9 +291,38 @@ class Found:
     path: str
     recipe: Mapping[str, Any] | None = None
 
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """What the record says of the array; empty without a record."""
+        return self.recipe["targets"][self.target] if self.recipe else {}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings of the network's training; empty without a record."""
+        return self.recipe.get("made_of", {}) if self.recipe else {}
+
+    @property
+    def task(self) -> Mapping[str, Any] | None:
+        """The auxiliary task that the head learned, or None for a labelled target."""
+        return self.config.get("auxiliary_tasks", {}).get(self.target)
+
+    @property
+    def source(self) -> str:
+        """The labelled target that the truth comes from."""
+        if self.entry.get("kind") == "instances" and self.recipe is not None:
+            rules = self.recipe["instances"]
+            head = rules["foreground"] or rules["affinities"] or rules["boundary"]
+            return str(self.config.get("auxiliary_tasks", {}).get(head, {}).get("source_target", head))
+        return str(self.task["source_target"]) if self.task else self.target
+
+    @property
+    def is_label(self) -> bool:
+        """Whether a label of the prediction's own name may be the truth."""
+        return self.task is None
+
 
 def find_predictions(path: Path) -> list[Found]:
-    """Return the predicted label targets under a path.
+    """Return the predicted targets under a path of which a truth can be had.
 
     Raises:
         VolumenError: there are none.
@@ -290,10 +346,12 @@ def find_predictions(path: Path) -> list[Found]:
                 continue
             group = _of_group(Path(image))
             found += group or [Found(*_split_name(volume_name(image)), image)]
-    found = [item for item in found if _is_label_target(item)]
+    found = [item for item in found if _has_truth(item)]
     if not found:
         raise VolumenError(
-            path, "no prediction of a label found", remedy="give the output of volumen predict"
+            path,
+            "no prediction found that a label could be compared with",
+            remedy="give the output of volumen predict",
         )
     return found
 
@@ -309,8 +367,14 @@ def _of_group(path: Path) -> list[Found]:
     return [Found(volume_name(recipe["input"]["path"]), t, str(path / t), recipe) for t in recipe["targets"]]
 
 
-def _is_label_target(item: Found) -> bool:
-    return item.recipe is None or item.recipe["targets"][item.target]["kind"] in PROBABILITIES
+def _has_truth(item: Found) -> bool:
+    kind = item.entry.get("kind", "binary")
+    return item.task is not None or kind in (*PROBABILITIES, "instances") or _instance_mode(item) is not None
+
+
+def _instance_mode(item: Found) -> str | None:
+    targets = item.config.get("dataset_config", {}).get("targets", {})
+    return targets.get(item.source, {}).get("instances")
 
 
 def _split_name(stem: str) -> tuple[str, str]:
@@ -326,11 +390,7 @@ def _volumes_by_name(path: Path) -> dict[str, str]:
     return {volume_name(entry): entry for entry in image_paths(str(path))}
 
 
-def _is_one(labels: Mapping[str, str], predictions: Sequence[Found]) -> bool:
-    return len(labels) == 1 and len(predictions) == 1
-
-
-def _pair(found: Found, label_path: str, mask_path: str | None) -> ScoredCase:
+def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
     from scripts.data.volumes import open_volume
 
     prediction = open_volume(found.path)
@@ -343,9 +403,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None) -> ScoredCase:
     if found.recipe is not None:
         entry = found.recipe["targets"][found.target]
         region = tuple(slice(start, stop) for start, stop in found.recipe["region"])
-        target = (
-            found.recipe.get("made_of", {}).get("dataset_config", {}).get("targets", {}).get(found.target, {})
-        )
+        target = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
         image = found.recipe["input"]["path"]
         whole = tuple(found.recipe["input"]["shape"])
     else:
@@ -356,17 +414,38 @@ def _pair(found: Found, label_path: str, mask_path: str | None) -> ScoredCase:
         )
     mask = None if mask_path is None else open_volume(mask_path, ndim=ndim)
     kind, channels, scale = _reading(found, entry, prediction)
-    classes = target.get("classes")
+    numbers = found.target in request.instances and kind in ("binary", "multiclass")
+    if numbers or (kind == "multiclass" and found.recipe is None and channels > MANY_LABELS):
+        kind, channels = "instances", 1
+    spacing = request.spacing or prediction.spacing or label.spacing or (1.0,) * ndim
+    classes = None if found.task else target.get("classes")
     return ScoredCase(
         found.name, found.target, kind, prediction, label, mask, region, channels, scale,
         ignore=target.get("ignore_label"), image=image, classes=tuple(classes) if classes else None,
+        truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
     )  # fmt: skip
+
+
+def _derivation(found: Found, source: Mapping[str, Any], spacing: tuple[float, ...]) -> DerivedTruth | None:
+    """Return what makes the truth of the source's label, or None where that is it already."""
+    from scripts.inference.derived_truth import DerivedTruth
+
+    mode = source.get("instances")
+    if found.task is None and mode in (None, "foreground"):
+        return None
+    return DerivedTruth(found.target, found.task, mode, source.get("kind", "binary") == "binary", spacing)
 
 
 def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tuple[str, int, float]:
     """Return (kind, channels, divisor of stored values or 0 for labels)."""
     if found.recipe is not None:
         labels = found.recipe["dtype"] == "labels" or found.recipe["threshold"] is not None
+        if entry["kind"] == "instances":
+            return "instances", 1, 0.0
+        if entry["kind"] not in PROBABILITIES:
+            return entry["kind"], int(entry["channels"]), 1.0
+        # Heads that instances came from stay probabilities where the others became labels.
+        labels = labels and found.target not in (found.recipe.get("instances") or {}).values()
         scale = 0.0 if labels else (255.0 if entry["dtype"] == "uint8" else 1.0)
         return entry["kind"], int(entry["channels"]), scale
     if np.issubdtype(prediction.dtype, np.floating):

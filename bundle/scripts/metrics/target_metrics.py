@@ -23,6 +23,9 @@ INSTANCE_METRICS = ("adapted_rand_error", "vi_split", "vi_merge")
 ALL_METRICS = LABEL_METRICS + DIRECTION_METRICS + VALUE_METRICS + INSTANCE_METRICS
 # Those that need one pass over the arrays, cheap enough for every validation.
 CHEAP_METRICS = ("dice", "iou", "angular_error", "mae")
+# Those that look around a voxel: only a whole region shows them, and they take seconds a volume.
+REGION_METRICS = ("surface_dice", "hd95", "cldice")
+SMALLER_IS_BETTER = ("hd95", *DIRECTION_METRICS, *VALUE_METRICS, *INSTANCE_METRICS)
 # All cases go under one key when they are pooled.
 _POOL = "pooled"
 
@@ -34,6 +37,11 @@ def metrics_of(kind: str) -> tuple[str, ...]:
     if kind == "instances":
         return INSTANCE_METRICS
     return DIRECTION_METRICS if kind in ("vector", "axis") else VALUE_METRICS
+
+
+def smaller_is_better(key: str) -> bool:
+    """Return which way is better for a key of `TargetMetrics.compute`, such as "membrane/hd95"."""
+    return "/" in key and key.split("/")[1] in SMALLER_IS_BETTER
 
 
 # How the sums of each metric become its value.

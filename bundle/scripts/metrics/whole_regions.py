@@ -1,0 +1,125 @@
+"""Metrics that need a whole region at once, of predictions that come in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scripts.metrics.target_metrics import LABEL_METRICS, build_metrics
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block's labels: where it starts, predicted and true classes (C, *size), and known voxels (*size)."""
+
+    start: tuple[int, ...]
+    pred: np.ndarray
+    truth: np.ndarray
+    known: np.ndarray
+
+
+class WholeRegions:
+    """Keeps the blocks of labels and scores each case once they are put together.
+
+    Distances to a surface and skeletons look far around a voxel, so blocks must not be scored one by one. What no
+    block covers is unknown. Memory: three bytes for every voxel of the regions, target and channel.
+
+    Args:
+        targets: as `build_metrics` takes them; those that are no labels are left out.
+        spacing: voxel size in spatial order; None is 1.
+        names: metrics of labels.
+        tolerance: of the surface Dice, in units of the spacing; None: one voxel.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Mapping[str, Any]],
+        spacing: Sequence[float] | None,
+        names: Sequence[str],
+        tolerance: float | None = None,
+    ) -> None:
+        labels = {
+            name: target
+            for name, target in targets.items()
+            if target["kind"] in ("binary", "multiclass", "multilabel")
+        }
+        wanted = [name for name in names if name in LABEL_METRICS]
+        self._metrics = build_metrics(labels, spacing, names=wanted, tolerance=tolerance)
+        self.reset()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets that are scored."""
+        return tuple(self._metrics.targets)
+
+    def reset(self) -> None:
+        """Forget all blocks."""
+        self._blocks: dict[tuple[str, Hashable], list[_Block]] = {}
+
+    def add(
+        self,
+        target: str,
+        case: Hashable,
+        start: Sequence[int],
+        pred: np.ndarray,
+        truth: np.ndarray,
+        known: np.ndarray | None = None,
+    ) -> None:
+        """Add a block.
+
+        Args:
+            target: one of `targets`.
+            case: which volume it is of.
+            start: its first voxel in the volume.
+            pred: decided labels (C, *size): class indices, or 0 and 1.
+            truth: labels (C, *size).
+            known: bool (*size), or None for all.
+        """
+        known = np.ones(pred.shape[1:], bool) if known is None else known.astype(bool)
+        block = _Block(tuple(int(s) for s in start), _small(pred), _small(truth), known)
+        self._blocks.setdefault((target, case), []).append(block)
+
+    def state(self) -> Any:
+        """Return the blocks, to be merged in another process."""
+        return self._blocks
+
+    def merge(self, state: Any) -> None:
+        """Add the blocks of another process."""
+        for key, blocks in state.items():
+            self._blocks.setdefault(key, []).extend(blocks)
+
+    def compute(self) -> dict[str, float]:
+        """Return every metric as its mean over cases, keyed as of `TargetMetrics.compute`."""
+        self._metrics.reset()
+        for (target, case), blocks in sorted(self._blocks.items(), key=lambda item: str(item[0])):
+            pred, truth, known = _assembled(blocks)
+            self._metrics.update(
+                {target: pred[None]}, {target: truth[None]}, {target: known[None, None]}, cases=[case]
+            )
+        return self._metrics.compute()
+
+
+def _small(labels: np.ndarray) -> np.ndarray:
+    """Return labels as uint8; an ignored value beyond that, which no mask leaves known, may become any other."""
+    return labels.astype(np.uint8)
+
+
+def _assembled(blocks: Sequence[_Block]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return prediction, truth (C, *box) and known (*box) of the smallest box that holds all blocks."""
+    low = np.min([block.start for block in blocks], axis=0)
+    high = np.max([np.add(block.start, block.known.shape) for block in blocks], axis=0)
+    box = tuple(int(size) for size in high - low)
+    pred = np.zeros((len(blocks[0].pred), *box), np.uint8)
+    truth = np.zeros((len(blocks[0].truth), *box), np.uint8)
+    known = np.zeros(box, bool)
+    for block in blocks:
+        part = tuple(
+            slice(int(s - first), int(s - first) + n)
+            for s, first, n in zip(block.start, low, block.known.shape, strict=True)
+        )
+        pred[(slice(None), *part)], truth[(slice(None), *part)] = block.pred, block.truth
+        known[part] |= block.known
+    return pred, truth, known

@@ -1,0 +1,64 @@
+"""The report in a headless browser: it draws, its pictures are there, and it asks for nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts.inference.evaluation import EvaluateRequest, evaluate
+from test_evaluate import write
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+
+
+def browse(page, profile, *more):
+    command = [
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        "--window-size=1200,1600",
+        *more,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+def test_the_page_draws_its_tables_and_pictures(tmp_path):
+    grid = np.indices((6, 40, 40))
+    truth = (np.hypot(grid[1] - 20, grid[2] - 20) < 12).astype(np.uint8)
+    for name, shift in (("first", 0), ("second & <last>", 9)):
+        write(tmp_path / "found" / f"{name}_ink.tif", np.roll(truth, shift, axis=1))
+        write(tmp_path / "data" / "labels" / f"{name}_ink.tif", truth)
+    evaluate(EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out")))
+    page = tmp_path / "out" / "report.html"
+    # A script of the test's own, at the end of a copy, says what the browser made of the page.
+    told = (
+        "<script>onload=()=>{document.title=JSON.stringify([document.images.length,"
+        "[...document.images].every(i=>i.complete&&i.naturalWidth>0),document.querySelectorAll('tbody tr').length,"
+        "performance.getEntriesByType('resource').filter(e=>!e.name.startsWith('data:')).length])}</script>"
+    )
+    copy = tmp_path / "copy.html"
+    copy.write_text(page.read_text().replace("</body>", told + "</body>"))
+    found = browse(copy, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=2000")
+    # Two pictures, all drawn; six rows of means and two of cases; nothing fetched.
+    assert "<title>[2,true,8,0]</title>" in found
+    assert "second &amp; &lt;last&gt;" in found
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    red = (pixels[:, 0] > 180) & (pixels[:, 1] < 120) & (pixels[:, 2] < 120)
+    blue = (pixels[:, 2] > 180) & (pixels[:, 0] < 120) & (pixels[:, 1] < 150)
+    assert red.sum() > 1000
+    assert blue.sum() > 1000

@@ -1,0 +1,99 @@
+"""Validation metrics of whole regions: blocks together score as the region, and choose the best epoch rightly."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scripts.handlers.metric import KeyMetric
+from scripts.handlers.scores import TargetScores
+from scripts.metrics.target_metrics import build_metrics, smaller_is_better
+from scripts.metrics.whole_regions import WholeRegions
+
+TARGETS = {
+    "ink": {"kind": "binary", "out_channels": 1},
+    "cells": {"kind": "multiclass", "out_channels": 3},
+    "sdt": {"kind": "distance", "out_channels": 1},
+}
+NAMES = ("surface_dice", "hd95", "cldice")
+
+
+def labels(seed, shape=(12, 20, 18)):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 3, [n // 2 for n in shape])
+    return np.kron(coarse, np.ones((2,) * len(shape), int))[None].astype(np.int16)
+
+
+def blocks(shape, side=7):
+    for z in range(0, shape[0], side):
+        for y in range(0, shape[1], side):
+            yield np.s_[z : z + side, y : y + side, 0 : shape[2]], (z, y, 0)
+
+
+@pytest.mark.parametrize("spacing", [None, (4.0, 1.0, 1.0)])
+def test_blocks_score_as_the_region_they_cover(spacing):
+    regions = WholeRegions(TARGETS, spacing, NAMES, tolerance=2.0)
+    whole = build_metrics({k: TARGETS[k] for k in ("ink", "cells")}, spacing, names=NAMES, tolerance=2.0)
+    assert regions.targets == ("ink", "cells")
+    for case in ("a", "b"):
+        seed = ord(case)
+        pred, truth = labels(seed), labels(seed + 9)
+        known = np.random.default_rng(seed).random(pred.shape[1:]) < 0.9
+        ink = (pred > 0).astype(np.int16), (truth > 0).astype(np.int16)
+        whole.update(
+            {"ink": ink[0][None], "cells": pred[None]}, {"ink": ink[1][None], "cells": truth[None]},
+            {"ink": known[None, None], "cells": known[None, None]}, cases=[case],
+        )  # fmt: skip
+        for box, start in blocks(known.shape):
+            part = (slice(None), *box)
+            moved = np.add(start, (5, 0, 3))
+            regions.add("cells", case, moved, pred[part], truth[part], known[box])
+            regions.add("ink", case, moved, ink[0][part], ink[1][part], known[box])
+    assert regions.compute() == pytest.approx(whole.compute())
+    other = WholeRegions(TARGETS, spacing, NAMES, tolerance=2.0)
+    other.merge(regions.state())
+    assert other.compute() == regions.compute()
+    regions.reset()
+    assert np.isnan(regions.compute()["ink/hd95"])
+
+
+def test_scores_of_an_evaluator_include_them_by_request():
+    pred = torch.full((1, 1, 8, 8, 8), -5.0)
+    pred[..., 2:6] = 5.0
+    truth = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
+    truth[..., 3:6] = 1
+    masks = torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)
+    output = {"pred": {"ink": pred}, "label": {"ink": truth, "ink_mask": masks}}
+    batch = {"volume_name": ["a"], "start": torch.zeros(1, 3, dtype=torch.int64)}
+    state = SimpleNamespace(output=output, batch=batch, metrics={})
+    for names, expected in ((["dice", "iou"], set()), (["dice", "hd95"], {"ink/hd95"})):
+        scores = TargetScores({"ink": TARGETS["ink"]}, names=names)
+        scores.iteration_completed(SimpleNamespace(state=state))
+        scores.completed(SimpleNamespace(state=state), "mean_dice")
+        assert {key for key in state.metrics if "hd95" in key} == expected
+        assert state.metrics["ink/dice"] == pytest.approx(6 / 7)
+    assert state.metrics["ink/hd95"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "smaller"),
+    [
+        ("val/ink/hd95", True),
+        ("val/ink/surface_dice", False),
+        ("val/ink/cldice/loss", False),
+        ("val/surface_distance/dice", False),
+        ("val/normals/angular_error", True),
+        ("val/loss/ink", True),
+        ("val/mean_dice", False),
+    ],
+)
+def test_which_way_is_better_goes_by_the_metric_alone(name, smaller):
+    assert KeyMetric(name).smaller_is_better(SimpleNamespace(state=SimpleNamespace())) is smaller
+
+
+def test_every_metric_has_a_direction():
+    assert smaller_is_better("cells/vi_merge")
+    assert not smaller_is_better("cells/dice/2")
+    assert not smaller_is_better("mean_dice")
