@@ -565,3 +565,21 @@ def test_region_must_lie_inside(tmp_path):
     for region in ((slice(0, 2),), (slice(0, 14),) * 3, (slice(-1, 2),) * 3, (slice(0, 4, 2),) * 3):
         with pytest.raises(ValueError, match="region must"):
             volume.read(region)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_volume_that_vanishes_is_not_taken_for_an_empty_one(tmp_path, version):
+    """A folder that is deleted or a disk that is unmounted while training reads from it."""
+    path = tmp_path / "a.zarr"
+    stored = zarr.create_array(str(path), shape=(8, 8), chunks=(4, 4), dtype="u1", zarr_format=version)
+    stored[:4] = 7
+    volume = open_volume(path)
+    assert (volume.read((slice(0, 4), slice(0, 4))) == 7).all()
+    assert not volume.read((slice(4, 8), slice(0, 4))).any()  # a chunk that was never stored
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        VolumenError, match=r"a\.zarr: the volume has vanished while it was in use; bring it back"
+    ):
+        volume.read((slice(0, 4), slice(4, 8)))
+    (tmp_path / "elsewhere").rename(path)
+    assert (volume.read((slice(0, 4), slice(4, 8))) == 7).all()

@@ -65,6 +65,9 @@ class ChunkReader:
         shards: _Shards | None,
     ) -> None:
         self.folder = str(folder)
+        # What is there as long as the array is: a chunk may be absent, this may not.
+        kept = [folder / name for name in (".zarray", "zarr.json") if (folder / name).is_file()]
+        self._witness = str(kept[0] if kept else folder)
         self.shape = tuple(metadata.shape)
         self.dtype = _native(metadata).newbyteorder("=")
         self.chunks = chunks
@@ -78,7 +81,8 @@ class ChunkReader:
         """Return a region of the stored array; chunks that are not stored read as the fill value.
 
         Raises:
-            VolumenError: a chunk cannot be read or decoded; names its file and its place.
+            VolumenError: a chunk cannot be read or decoded; names its file and its place. Or the whole array has
+                vanished, as with a disk that is no longer mounted: it is not taken for one without chunks.
         """
         out = np.empty([part.stop - part.start for part in region], self.dtype)
         spans = [range(p.start // c, -(-p.stop // c)) for p, c in zip(region, self.chunks)]
@@ -102,7 +106,15 @@ class ChunkReader:
             stamp = (file, status.st_mtime_ns, status.st_size, self._form)
             inner = int(np.ravel_multi_index([i % g for i, g in zip(index, grid)], grid))
             return BLOCKS.get((stamp, inner), partial(self._load, stamp, inner))
-        except (FileNotFoundError, _NotStoredError):
+        except _NotStoredError:
+            return None
+        except FileNotFoundError:
+            if not os.path.exists(self._witness):  # noqa: PTH110
+                raise VolumenError(
+                    self.folder,
+                    "the volume has vanished while it was in use",
+                    remedy="bring it back; a training goes on with --resume",
+                ) from None
             return None
         except VolumenError:
             raise
