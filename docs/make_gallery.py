@@ -1,4 +1,4 @@
-"""Draw the pictures of the gallery page, from the phantom and the shipped model, and write the page.
+"""Draw the pictures of the gallery page that are missing, from the phantom and the shipped model; write the page.
 
 With --check only the page is compared: every task and loss is on it, and its pictures are there.
 """
@@ -65,6 +65,7 @@ def main() -> None:
     """Draw and write, or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 if the page or a picture is missing")
+    parser.add_argument("--all", action="store_true", help="draw every picture anew")
     options = parser.parse_args()
     text = page()
     if options.check:
@@ -73,9 +74,12 @@ def main() -> None:
             sys.exit(f"out of date: gallery.md {' '.join(missing)}")
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
-    draw_tasks()
-    draw_losses()
-    draw_model()
+    wanted = [name for name in pictures() if options.all or not (FOLDER / name).is_file()]
+    draw_tasks([name for name in task_names() if f"{name}.png" in wanted])
+    if any(name.startswith("losses_") for name in wanted):
+        draw_losses()
+    if "model.png" in wanted:
+        draw_model()
     PAGE.write_text(text, encoding="utf-8")
 
 
@@ -138,13 +142,13 @@ def cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.clip(image, 0, 255).astype(np.uint8), numbers, np.ones(numbers.shape, bool)
 
 
-def draw_tasks() -> None:
-    """Draw image, label and result of every task."""
+def draw_tasks(names: Sequence[str]) -> None:
+    """Draw image, label and result of tasks."""
     from scripts.transforms.derive import DeriveTargetsd
 
     image, label, known = sheet()
     picture, numbers, _ = cells()
-    for name in task_names():
+    for name in names:
         instances = name in INSTANCE_TASKS
         values, shown = (numbers, picture) if instances else (label, image)
         sample: dict[Any, Any] = {"source": values[None]}
