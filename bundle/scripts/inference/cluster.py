@@ -274,7 +274,7 @@ def open_cluster(request: PredictRequest) -> Iterator[Cluster]:
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
             ) as local,
             distributed.Client(local) as client,
