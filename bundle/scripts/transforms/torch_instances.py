@@ -28,7 +28,7 @@ def affinities(labels: Tensor, known: Tensor, offsets: Sequence[Sequence[int]]) 
         partner = torch.zeros_like(known)
         partner[(slice(None), *here)] = known[(slice(None), *there)]
         valid &= partner
-        mine, theirs = (labels[(slice(None), slice(None), *place)] for place in (here, there))
+        mine, theirs = labels[(slice(None), slice(None), *here)], labels[(slice(None), slice(None), *there)]
         same[(slice(None), channel, *here)] = (mine == theirs).all(dim=1) & (mine > 0).any(dim=1)
     return same & valid[:, None], valid
 
