@@ -180,7 +180,11 @@ def _launch(folder):
 
 @pytest.mark.parametrize(
     ("signals", "code", "told"),
-    [([signal.SIGTERM], 143, ["first"]), ([signal.SIGINT, signal.SIGINT], 130, ["INT", "INT"])],
+    [
+        ([signal.SIGTERM], 143, ["first"]),
+        ([signal.SIGINT, signal.SIGINT], 130, ["INT", "INT"]),
+        ([signal.SIGHUP], 129, ["first"]),
+    ],
 )
 def test_a_launcher_hands_signals_on_once_each(tmp_path, signals, code, told):
     process = multiprocessing.get_context("fork").Process(target=_launch, args=(tmp_path,))
