@@ -411,3 +411,56 @@ def test_train_stop_go_on_and_predict(tmp_path, viewer):
     assert zarr.open_group(predicted.path)["surface/0"].shape == (24, 24, 64)
     assert predicted.kinds == {"surface": "binary"}
     assert not list((tmp_path / "out").glob(".layers-*"))
+
+
+WORKER = """
+import multiprocessing, sys, time
+import scripts.napari_plugin.worker as worker
+
+def train(job, tell):
+    # As a data loader does; a forked process closes standard input before anything else.
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join(60)
+    print("not an event")
+    try:
+        tell("message", text=f"worker ended with {process.exitcode}")
+        time.sleep(600)
+    except KeyboardInterrupt:
+        tell("message", text="saving")
+        raise SystemExit(130)
+
+worker.train = train
+sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_the_end_of_standard_input_stops_the_worker_which_saves(tmp_path, monkeypatch):
+    """Also when the viewer is killed: then the system closes the pipe."""
+    monkeypatch.setattr(jobs, "start", lambda folder, errors: start_code(folder, errors))
+
+    def start_code(folder, errors):
+        return subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder / "job.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    job = Job("train", [], tmp_path / "out", {})
+    told = []
+
+    def hear(event):
+        told.append(event)
+        if event.get("text", "").startswith("worker ended"):
+            job.stop()
+
+    assert follow(job.events(), hear) == {"event": "stopped"}
+    assert [event["text"] for event in told if event["event"] == "message"] == [
+        "worker ended with 0",
+        "saving",
+    ]
+    assert not list((tmp_path / "out").iterdir())

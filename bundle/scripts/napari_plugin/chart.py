@@ -120,12 +120,16 @@ def place(value: float, low: float, high: float, area: QRectF) -> float:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return up to six round numbers from `low` to `high`: 1, 2 and 5 times powers of ten."""
+    """Return up to six round numbers from `low` to `high`: 1, 2 and 5 times powers of ten, more where few fit."""
     least = math.floor(math.log10(max(high - low if low <= 0 else low, 1e-12))) - 1
     most = math.ceil(math.log10(max(abs(high), abs(low), 1e-12)))
-    known = [digit * 10.0**power for power in range(least, most + 1) for digit in (1, 2, 5)]
-    known += [0.0, *(-value for value in known)]
-    inside = sorted(value for value in known if low <= value <= high)
+    inside: list[float] = []
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        known = [digit * 10.0**power for power in range(least, most + 1) for digit in digits]
+        known += [0.0, *(-value for value in known)]
+        inside = sorted(value for value in known if low <= value <= high)
+        if len(inside) >= 3:
+            break
     while len(inside) > 6:
         inside = inside[::2]
     return inside or [float(f"{low:.2g}"), float(f"{high:.2g}")]
