@@ -173,3 +173,18 @@ def test_an_unfinished_prediction_is_not_scored(files):
     (files / "half" / "a.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     with pytest.raises(VolumenError, match="is not finished; give the same volumen predict command again"):
         evaluate(EvaluateRequest(str(files / "half"), str(files / "data"), str(files / "out")))
+
+
+def test_a_label_map_without_the_other_cases_classes_is_read_like_them(tmp_path):
+    truth = np.zeros((4, 10, 10), np.uint8)
+    truth[:, 2:5, 2:8], truth[:, 5:8, 2:8] = 1, 2
+    for name, found in (("a", truth), ("b", truth), ("z", np.zeros_like(truth))):
+        write(tmp_path / "found" / f"{name}_part.tif", found)
+        write(tmp_path / "labels" / f"{name}_part.tif", truth)
+    write(tmp_path / "found" / "extra_part.tif", truth)
+    evaluation = evaluate(
+        EvaluateRequest(str(tmp_path / "found"), str(tmp_path), str(tmp_path / "out"), metrics=("dice",))
+    )
+    assert set(evaluation.cases) == {"a", "b", "z"}
+    assert evaluation.mean["part/dice/2"] == pytest.approx(2 / 3)
+    assert evaluation.cases["z"]["part/dice/1"] == 0

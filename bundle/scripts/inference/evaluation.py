@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,7 +279,24 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
             expected=f"labels named like {predictions[0].name}_{predictions[0].target}",
             found=", ".join(sorted(labels)[:3]) or "none",
         )
-    return cases
+    return _agreed(cases)
+
+
+def _agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
+    """Read label maps of one target alike: one without the classes of the others is none of another kind."""
+    most = {
+        case.target: max(
+            (other.kind != "binary", other.channels) for other in cases if other.target == case.target
+        )
+        for case in cases
+    }
+    kinds = {case.target: case.kind for case in cases if case.kind != "binary"}
+    return [
+        replace(case, kind=kinds[case.target], channels=most[case.target][1])
+        if case.kind in ("binary", "multiclass") and case.target in kinds
+        else case
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True)
