@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -136,7 +136,8 @@ def _split(text: str) -> dict[str, Any]:
     parts = [part for part in text.replace(" ", "").split(",") if part]
     if len(parts) == 1 and "=" not in parts[0]:
         return {"boundary": parts[0]}
-    return dict(part.split("=", 1) if "=" in part else (part, "") for part in parts)
+    pairs = [part.partition("=") for part in parts]
+    return {key: value for key, _, value in pairs}
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -245,7 +246,8 @@ def _with_lost_components(top: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Return numbered seeds int32: the connected maxima, and every free component that holds none."""
     import cc3d
 
-    faces, everything = (6, 26) if top.ndim == 3 else (4, 8)
+    faces: Literal[4, 6] = 6 if top.ndim == 3 else 4
+    everything: Literal[8, 26] = 26 if top.ndim == 3 else 8
     components, count = cc3d.connected_components(free, connectivity=faces, return_N=True)
     served = np.zeros(count + 1, bool)
     served[np.unique(components[top])] = True
