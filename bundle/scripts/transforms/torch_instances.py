@@ -29,7 +29,7 @@ def affinities(labels: Tensor, known: Tensor, offsets: Sequence[Sequence[int]]) 
         partner[(slice(None), *here)] = known[(slice(None), *there)]
         valid &= partner
         mine, theirs = labels[(slice(None), slice(None), *here)], labels[(slice(None), slice(None), *there)]
-        same[(slice(None), channel, *here)] = (mine == theirs).all(dim=1) & (mine > 0).any(dim=1)
+        same[:, channel][(slice(None), *here)] = (mine == theirs).all(dim=1) & (mine > 0).any(dim=1)
     return same & valid[:, None], valid
 
 
