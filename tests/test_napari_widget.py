@@ -189,7 +189,7 @@ def test_curves_of_any_kind_are_drawn(application):
         chart.show_curves(losses, [(1.0, 0.5)] if losses else [], "dice")
         assert not chart.grab().isNull()
     constant = [(float(x), 3.0) for x in range(50)]
-    assert smooth(constant) == pytest.approx(constant)
+    assert [y for _, y in smooth(constant)] == pytest.approx([3.0] * 50)
     assert thinned(constant, 10)[-1] == constant[-1]
     for low, high in ((0.01, 5.0), (-3.0, 2.0), (0.5, 0.6)):
         assert 1 <= len(ticks(low, high)) <= 6
