@@ -48,6 +48,7 @@ def test_urls():
 
 def test_folder_without_zarr(tmp_path):
     with pytest.raises(
-        VolumenError, match="expected a zarr, TIFF or NIfTI volume, or numbered TIFF slices, found a folder without zarr"
+        VolumenError,
+        match="expected a zarr, TIFF or NIfTI volume, or numbered TIFF slices, found a folder without zarr",
     ):
         detect_format(tmp_path)

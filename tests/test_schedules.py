@@ -87,9 +87,9 @@ def test_a_resumed_schedule_is_on_the_new_curve_and_never_complex(name):
     ],
 )
 def test_wrong_schedules_are_told(name, kwargs, message):
+    options = {key: value for key, value in kwargs.items() if key != "warmup"}
     with pytest.raises(VolumenError, match=message):
-        warmup = kwargs.pop("warmup", 0)
-        build_scheduler(name, optimizer(), 20, warmup=warmup, options=kwargs)
+        build_scheduler(name, optimizer(), 20, warmup=kwargs.get("warmup", 0), options=options)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "adamw", "RAdam", "NAdam", "RMSprop", "Adagrad"])
