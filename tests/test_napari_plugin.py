@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tomllib
@@ -448,6 +449,8 @@ def test_the_end_of_standard_input_stops_the_worker_which_saves(tmp_path, monkey
             stderr=errors,
             text=True,
             start_new_session=True,
+            # As in a viewer that a shell started in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
 
     job = Job("train", [], tmp_path / "out", {})

@@ -86,6 +86,8 @@ def take_stdout() -> Tell:
 
 def watch_stdin() -> None:
     """Stop as by Ctrl-C when standard input ends."""
+    # A shell starts what it runs in the background with SIGINT ignored, and a viewer there hands that on to us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_wait_for_end, daemon=True).start()
 
 
