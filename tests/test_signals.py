@@ -175,6 +175,8 @@ while true; do sleep 0.05; done
 
 def _launch(folder):
     os.chdir(folder)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background ignores some
+        signal.signal(number, signal.SIG_DFL)
     os._exit(run_passing_signals(["bash", "-c", CHILD]))
 
 

@@ -99,8 +99,9 @@ def test_time_per_step_counts_the_preparation_of_patches():
     assert cost.per_step(2, workers=0, cpu_threads=1, cores=4) == 1.5
     # A worker on a core of its own hides behind the step ...
     assert cost.per_step(2, workers=1, cpu_threads=1, cores=2) == 1.0
-    # ... but not where the network uses all cores, ...
-    assert cost.per_step(2, workers=1, cpu_threads=2, cores=2) == 1.25
+    # ... but not where the network uses all cores: then it delays all of its threads, ...
+    assert cost.per_step(2, workers=1, cpu_threads=2, cores=2) == 1.5
+    assert cost.per_step(2, workers=2, cpu_threads=4, cores=4) == 1.25
     # ... nor where patches take longer than the step on a GPU.
     assert cost.per_step(16, workers=2, cpu_threads=0, cores=8) == 2.0
 
@@ -117,6 +118,18 @@ def test_candidates_climb_and_leave_what_a_person_fixed(folder):
         )
     )
     assert fixed == [Candidate((16, 16, 16), 3, (4, 8), (1, 1), 0.01)]
+
+
+def test_small_networks_share_a_decoder_where_there_are_several_targets(folder):
+    task = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
+    assert all(candidate.separate_decoders for candidate in candidates(config_of(folder)))
+    several = candidates(config_of(folder, auxiliary_tasks={"distance": task}))
+    assert not several[0].separate_decoders
+    assert several[-1].separate_decoders
+    kept = several[0].applied_to(
+        config_of(folder, auxiliary_tasks={"distance": {**task, "separate_decoder": True}})
+    )
+    assert [head["separate_decoder"] for head in kept.network_config["heads"].values()] == [False, True]
 
 
 def test_without_autoconfigure_only_the_steps_are_chosen(folder):

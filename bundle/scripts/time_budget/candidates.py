@@ -23,7 +23,7 @@ class Rung:
     Args:
         voxels: of a patch.
         features: channels at full resolution.
-        light: few residual blocks rather than the default number.
+        light: few residual blocks rather than the default number, and one decoder for all targets.
         batch: patches per step.
     """
 
@@ -64,6 +64,7 @@ class Candidate:
         features_per_stage: channels per stage.
         blocks_per_stage: residual blocks per stage.
         learning_rate: initial learning rate.
+        separate_decoders: a decoder per target; otherwise one that all targets share.
     """
 
     patch_size: tuple[int, ...]
@@ -71,6 +72,7 @@ class Candidate:
     features_per_stage: tuple[int, ...]
     blocks_per_stage: tuple[int, ...]
     learning_rate: float
+    separate_decoders: bool = True
 
     def applied_to(self, config: ConfigManager) -> ConfigManager:
         """The configuration with this choice in it."""
@@ -85,6 +87,7 @@ class Candidate:
                 config.model_config,
                 features_per_stage=list(self.features_per_stage),
                 n_blocks_per_stage=list(self.blocks_per_stage),
+                separate_decoders=self.separate_decoders,
             ),
         )
 
@@ -93,7 +96,8 @@ def candidates(config: ConfigManager) -> list[Candidate]:
     """List the choices for an experiment, cheapest first.
 
     What the person fixed stays: a patch, features, blocks, number of stages, a batch size or learning rate other
-    than the default. Without `tr_setup.autoconfigure` the network stays as it is set, and only the steps are chosen.
+    than the default, a target's own `separate_decoder`. Without `tr_setup.autoconfigure` the network stays as it
+    is set, and only the steps are chosen.
 
     Args:
         config: the run's configuration; asking it opens the data.
@@ -131,6 +135,8 @@ def _fill(config: ConfigManager, rung: Rung) -> Candidate:
         features_per_stage=tuple(planned.features_per_stage),
         blocks_per_stage=tuple(blocks),
         learning_rate=_rate(width) if training.initial_lr == defaults.initial_lr else training.initial_lr,
+        # Five decoders make a step about twice as long as one; with one target there is nothing to share.
+        separate_decoders=model.separate_decoders and not (rung.light and len(config.targets) > 1),
     )
 
 
@@ -146,4 +152,5 @@ def _as_set(config: ConfigManager) -> Candidate:
         tuple(plan.features_per_stage),
         tuple(plan.blocks_per_stage),
         config.tr_config.initial_lr,
+        config.model_config.separate_decoders,
     )

@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 KEY = "tr_config.time_budget"
 # Of the budget: for measuring, for what is not foreseen (checkpoints, previews, start), for validation.
-MEASURING, RESERVE, VALIDATION = 0.06, 0.04, 0.08
+MEASURING, RESERVE, VALIDATION = 0.06, 0.06, 0.08
 MOST_MEASURING = 120.0
-# Scores, losses and derived targets cost about half of what the windows of a validation cost.
-VALIDATION_FACTOR = 1.5
+# Scores, losses, derived targets and the preview cost about as much as the windows of a validation.
+VALIDATION_FACTOR = 2.0
 # Times that a run sees each voxel up to which flips and quarter turns are augmentation enough, and from which on
 # nnU-Net's full probabilities pay. On fib25, at 26 passes, full augmentation cost 0.02 of Dice.
 FEW_PASSES, MANY_PASSES = 25, 1000
@@ -46,7 +46,7 @@ DECIDED = {
         "warmup_epochs",
         "time_budget_choice",
     ),
-    "model_config": ("features_per_stage", "n_blocks_per_stage"),
+    "model_config": ("features_per_stage", "n_blocks_per_stage", "separate_decoders"),
 }
 
 
@@ -164,6 +164,7 @@ def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
         "model_config": {
             "features_per_stage": list(plan.features_per_stage),
             "n_blocks_per_stage": list(plan.blocks_per_stage),
+            "separate_decoders": plan.separate_decoders,
         },
     }
 
@@ -273,7 +274,18 @@ def _validation_batches(config: ConfigManager) -> int:
 
 def table(measured: Sequence[Measured], chosen: Measured) -> str:
     """The candidates for people: sizes, time per step, steps that fit and steps that are enough."""
-    header = ("patch", "batch", "features", "blocks", "parameters", "s/step", "steps", "enough", "")
+    header = (
+        "patch",
+        "batch",
+        "features",
+        "blocks",
+        "decoders",
+        "parameters",
+        "s/step",
+        "steps",
+        "enough",
+        "",
+    )
     rows = [header]
     for entry in measured:
         plan = entry.candidate
@@ -283,6 +295,7 @@ def table(measured: Sequence[Measured], chosen: Measured) -> str:
                 str(plan.batch_size),
                 f"{plan.features_per_stage[0]}-{plan.features_per_stage[-1]}",
                 ",".join(map(str, plan.blocks_per_stage)),
+                "separate" if plan.separate_decoders else "shared",
                 f"{entry.cost.parameters / 1e6:.1f}M",
                 f"{entry.seconds:.3g}",
                 str(entry.steps),

@@ -50,8 +50,11 @@ class Cost:
         patches = batch * self.patch
         if not workers:
             return self.step + patches
-        shared = (self.step * cpu_threads + patches) / cores
-        return max(self.step, patches / min(workers, cores), shared)
+        prepared = patches / min(workers, cores)
+        if cpu_threads + workers <= cores:
+            return max(self.step, prepared)
+        # The network's threads wait for each other, so that a worker on one of their cores delays them all.
+        return self.step + prepared
 
 
 def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0) -> Cost | None:
