@@ -109,7 +109,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def _table(evaluation: Evaluation) -> Table:
     """Return the means over cases with their intervals."""
-    table = make_table(f"means over {len(evaluation.cases)} cases", ("metric", "mean", "95 % interval"))
+    count = len(evaluation.cases)
+    title = f"means over {count} case{'s' * (count != 1)}"
+    table = make_table(title, ("metric", "mean", "95 % interval"))
     for key, value in evaluation.mean.items():
         bounds = evaluation.interval[key]
         table.add_row(
