@@ -219,13 +219,14 @@ def test_an_irregular_volume_is_respected():
 
 
 def test_one_distance_serves_all_tasks_of_a_source(monkeypatch):
-    from scripts.transforms import source_fields
-
     calls = []
-    original = source_fields.signed_distance
-    monkeypatch.setattr(
-        source_fields, "signed_distance", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
-    )
+    original = SourceFields.functions
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return original.signed_distance(*args, **kwargs)
+
+    monkeypatch.setattr(SourceFields, "functions", original._replace(signed_distance=counted))
     tasks = entries(SPEC_TASKS) | {
         "near": {
             "type": "distance_transform",

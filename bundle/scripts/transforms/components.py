@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.transforms import distance_kernels
-from scripts.transforms.fields import Region, check_spacing, step_costs, surroundings, three_axes
-from scripts.transforms.task_registry import resolve_reach
+from scripts.transforms.distance_window import Region, distance_window, three_axes
+from scripts.transforms.fields import check_spacing
 
 
 def nearest_component(
@@ -34,13 +34,14 @@ def nearest_component(
         reach.
     """
     steps = check_spacing(foreground.ndim, spacing)
-    costs = [step_costs(size, min(steps), resolve_reach(reach, steps)) for size in steps]
-    around, part = surroundings(foreground.shape, region, [len(cost) - 1 for cost in costs])
-    volume = np.ascontiguousarray(foreground[around])
+    window = distance_window(foreground.shape, steps, reach, region)
+    volume = np.ascontiguousarray(foreground[window.around])
     nowhere = np.zeros(1, np.float32)
-    padded = [nowhere] * (3 - foreground.ndim) + costs
+    padded = [nowhere] * (3 - foreground.ndim) + window.costs
     offsets = distance_kernels.nearest_offsets(volume.reshape(three_axes(volume.shape)), *padded)
-    offsets = offsets[3 - foreground.ndim :].reshape(foreground.ndim, *volume.shape)[(slice(None), *part)]
+    offsets = offsets[3 - foreground.ndim :].reshape(foreground.ndim, *volume.shape)[
+        (slice(None), *window.part)
+    ]
     vectors = offsets[::-1] * np.array(steps[::-1], np.float32).reshape(-1, *[1] * foreground.ndim)
     norm = np.sqrt(np.einsum("c...,c...->...", vectors, vectors))
     return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)

@@ -76,6 +76,31 @@ def nearest_across(squared, cost, start, stop, axis):
 
 
 @compiled
+def _costs_to_change(row, costs, ahead, out):
+    """Squared distance from every entry of a row to the nearest one of another value.
+
+    Args:
+        row: integer (X,).
+        costs: float32 (K + 2,), of 0..K steps; the last says "nothing within reach".
+        ahead: int32 (X,), overwritten.
+        out: float32 (X,), overwritten.
+    """
+    far = costs.size - 1
+    steps = far
+    before = row[row.size - 1]
+    for x in range(row.size - 1, -1, -1):
+        steps = min(steps + 1, far) if row[x] == before else 1
+        before = row[x]
+        ahead[x] = steps
+    steps = far
+    before = row[0]
+    for x in range(row.size):
+        steps = min(steps + 1, far) if row[x] == before else 1
+        before = row[x]
+        out[x] = costs[min(steps, ahead[x])]
+
+
+@compiled
 def opposite_in_row(kind, cost, start, stop):
     """Signed squared distance to the nearest voxel of another kind in the same row.
 
@@ -88,33 +113,16 @@ def opposite_in_row(kind, cost, start, stop):
         float32 (Z, Y, stop - start): positive in the background, negative in the foreground, 0 for kind 2.
     """
     nz, ny, nx = kind.shape
-    last = cost.size - 1
     out = np.empty((nz, ny, stop - start), np.float32)
-    costs = np.full(last + 2, np.float32(1e30))
-    costs[: last + 1] = cost
+    costs = np.append(cost, np.float32(1e30))
+    sign = np.array([1, -1, 0], np.float32)
     ahead = np.empty(nx, np.int32)
+    nearest = np.empty(nx, np.float32)
     for z in range(nz):
         for y in range(ny):
-            steps = last + 1
-            before = kind[z, y, nx - 1]
-            for x in range(nx - 1, -1, -1):
-                own = kind[z, y, x]
-                steps = min(steps + 1, last + 1) if own == before else 1
-                before = own
-                ahead[x] = steps
-            steps = last + 1
-            before = kind[z, y, 0]
-            for x in range(stop):
-                own = kind[z, y, x]
-                steps = min(steps + 1, last + 1) if own == before else 1
-                before = own
-                if x >= start:
-                    value = costs[min(steps, ahead[x])]
-                    if own == 2:
-                        value = np.float32(0)
-                    elif own == 1:
-                        value = -value
-                    out[z, y, x - start] = value
+            _costs_to_change(kind[z, y], costs, ahead, nearest)
+            for x in range(start, stop):
+                out[z, y, x - start] = sign[kind[z, y, x]] * nearest[x]
     return out
 
 
@@ -161,6 +169,68 @@ def opposite_across(signed, cost, start, stop, axis):
             target = out[n - start, a] if axis == 0 else out[a, n - start]
             for b in range(nb):
                 target[b] = side[b] * best[b]
+    return out
+
+
+@compiled
+def differing_in_row(numbers, cost, start, stop):
+    """Squared distance to the nearest voxel of another number in the same row.
+
+    Args:
+        numbers: int32 (Z, Y, X); negative ones differ from all, themselves included.
+        cost: float32 (K + 1,), as above.
+        start, stop: columns to compute.
+
+    Returns:
+        float32 (Z, Y, stop - start); 0 for negative numbers.
+    """
+    nz, ny, nx = numbers.shape
+    out = np.empty((nz, ny, stop - start), np.float32)
+    costs = np.append(cost, np.float32(1e30))
+    ahead = np.empty(nx, np.int32)
+    nearest = np.empty(nx, np.float32)
+    for z in range(nz):
+        for y in range(ny):
+            _costs_to_change(numbers[z, y], costs, ahead, nearest)
+            for x in range(start, stop):
+                out[z, y, x - start] = np.float32(0) if numbers[z, y, x] < 0 else nearest[x]
+    return out
+
+
+@compiled
+def differing_across(squared, numbers, cost, start, stop, axis):
+    """Carry `differing_in_row` over axis 0 or 1: a voxel of another number is at distance 0, one of the same
+    number stands for its own line.
+
+    Args:
+        squared: float32 (Z, Y, X), as of `differing_in_row` or of this function for the other axis.
+        numbers: int32, same shape.
+        cost: float32 (K + 1,), as above, for this axis.
+        start, stop: positions to compute.
+        axis: 0 or 1.
+
+    Returns:
+        float32, shape of `squared` with stop - start in place of `axis`.
+    """
+    length = squared.shape[axis]
+    others = squared.shape[1 - axis]
+    nb = squared.shape[2]
+    reach = cost.size - 1
+    zero = np.float32(0)
+    depth, height = (stop - start, others) if axis == 0 else (others, stop - start)
+    out = np.empty((depth, height, nb), np.float32)
+    for a in range(others):
+        for n in range(start, stop):
+            best = out[n - start, a] if axis == 0 else out[a, n - start]
+            own = numbers[n, a] if axis == 0 else numbers[a, n]
+            best[:] = squared[n, a] if axis == 0 else squared[a, n]
+            for m in range(max(0, n - reach), min(length, n + reach + 1)):
+                step = cost[abs(m - n)]
+                other = squared[m, a] if axis == 0 else squared[a, m]
+                theirs = numbers[m, a] if axis == 0 else numbers[a, m]
+                for b in range(nb):
+                    value = (other[b] if theirs[b] == own[b] else zero) + step
+                    best[b] = value if value < best[b] else best[b]
     return out
 
 

@@ -18,10 +18,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.transforms import distance_kernels, filter_kernels
+from scripts.transforms.distance_window import (
+    Region,
+    check_masks,
+    distance_window,
+    signed_and_valid,
+    three_axes,
+    unknown_voxels,
+)
 from scripts.transforms.filter_weights import Border, border_weights, fit_line, gaussian, keep, scale_to_one
-from scripts.transforms.task_registry import gaussian_radius, resolve_reach
-
-Region = tuple[slice, ...]
+from scripts.transforms.task_registry import gaussian_radius
 
 MIN_GRADIENT = 0.1
 """Below this norm of the smoothed gradient a normal is undefined: surfaces that face each other cancel."""
@@ -65,42 +71,29 @@ def signed_distance(
         ValueError: shapes or spacing do not fit.
     """
     foreground = np.asarray(foreground, dtype=bool)
-    steps = check_spacing(foreground.ndim, spacing)
-    for name, mask in (("known", known), ("in_volume", in_volume)):
-        if mask is not None and mask.shape != foreground.shape:
-            raise ValueError(f"{name} has shape {mask.shape}, foreground {foreground.shape}")
-    cut, half = resolve_reach(reach, steps), min(steps) / 2
-    costs = [step_costs(size, min(steps), cut) for size in steps]
+    check_masks(foreground.shape, known=known, in_volume=in_volume)
     # Only what lies within reach of the region matters.
-    around, part = surroundings(foreground.shape, region, [len(cost) - 1 for cost in costs])
-    foreground = foreground[around]
-    known, in_volume = (None if mask is None else mask[around] for mask in (known, in_volume))
-    unknown = _unknown(known, in_volume)
+    window = distance_window(foreground.shape, check_spacing(foreground.ndim, spacing), reach, region)
+    foreground = foreground[window.around]
+    known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
+    unknown = unknown_voxels(known, in_volume)
 
     if in_volume is None:
         kind = foreground.astype(np.uint8)
         if unknown is not None:
             kind[unknown] = 2
-        squared = _opposite_squared(kind, costs, part)
+        squared = _opposite_squared(kind, window.costs, window.part)
     else:
         # Voxels outside have no class of their own, so that one signed pass cannot lead through them.
         towards, away = foreground & in_volume, ~foreground & in_volume
         if unknown is not None:
             towards, away = towards | unknown, away | unknown
-        to_foreground, to_background = (_nearest_squared(side, costs, part) for side in (towards, away))
-        squared = np.where(foreground[part], -to_background, to_foreground)
-    valid = np.ones(squared.shape, bool)
-    for mask in (known, in_volume):
-        if mask is not None:
-            valid &= mask[part]
-    if unknown is not None:
-        limit = np.float32((cut + half) ** 2)
-        nearest = np.abs(squared)
-        valid &= (nearest < _nearest_squared(unknown, costs, part)) | (nearest >= limit)
-    distance_kernels.signed_root(squared.reshape(-1), np.float32(half), np.float32(cut))
-    if not valid.all():
-        squared[~valid] = 0
-    return squared, valid
+        to_foreground, to_background = (
+            _nearest_squared(side, window.costs, window.part) for side in (towards, away)
+        )
+        squared = np.where(foreground[window.part], -to_background, to_foreground)
+    nearest_unknown = None if unknown is None else _nearest_squared(unknown, window.costs, window.part)
+    return signed_and_valid(squared, window, known, in_volume, nearest_unknown)
 
 
 def distance_transform(signed: np.ndarray, distance_type: str = "signed") -> np.ndarray:
@@ -316,39 +309,6 @@ def check_spacing(ndim: int, spacing: Sequence[float] | None) -> tuple[float, ..
     if len(steps) != ndim or not all(np.isfinite(size) and size > 0 for size in steps):
         raise ValueError(f"spacing needs {ndim} positive numbers, got {spacing!r}")
     return steps
-
-
-def three_axes(shape: Sequence[int]) -> tuple[int, ...]:
-    return (1,) * (3 - len(shape)) + tuple(shape)
-
-
-def _unknown(known: np.ndarray | None, in_volume: np.ndarray | None) -> np.ndarray | None:
-    if known is None or known.all():
-        return None
-    unknown = ~known if in_volume is None else in_volume & ~known
-    return unknown if unknown.any() else None
-
-
-def surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[int]) -> tuple[Region, Region]:
-    """Return the region with `radii` around it, within the array, and the region within that."""
-    if region is None:
-        everything = tuple(slice(0, size) for size in shape)
-        return everything, everything
-    around = tuple(
-        slice(max(part.start - radius, 0), min(part.stop + radius, size))
-        for part, radius, size in zip(region, radii, shape)
-    )
-    inner = tuple(
-        slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(region, around)
-    )
-    return around, inner
-
-
-def step_costs(size: float, finest: float, reach: float) -> np.ndarray:
-    """Squared distance of 0, 1, ... steps along an axis to a voxel's inner box, as far as `reach` asks."""
-    last = max(1, int(np.ceil(reach / size + 0.5)))
-    steps = np.arange(last + 1)
-    return (np.maximum(steps * size - (size - finest) / 2, 0) ** 2).astype(np.float32)
 
 
 def _nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:

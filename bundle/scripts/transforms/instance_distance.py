@@ -7,10 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import find_objects
 
-from scripts.transforms import distance_kernels
-from scripts.transforms.fields import Region, check_spacing, step_costs, surroundings, three_axes
-from scripts.transforms.instance_kernels import differing_across, differing_in_row
-from scripts.transforms.task_registry import resolve_reach
+from scripts.transforms.distance_kernels import differing_across, differing_in_row
+from scripts.transforms.distance_window import (
+    Region,
+    check_masks,
+    distance_window,
+    signed_and_valid,
+    surroundings,
+    three_axes,
+    unknown_voxels,
+)
+from scripts.transforms.fields import check_spacing
 
 _UNKNOWN = -1
 
@@ -41,36 +48,21 @@ def instance_distance(
     Raises:
         ValueError: shapes or spacing do not fit.
     """
-    steps = check_spacing(labels.ndim, spacing)
-    for name, mask in (("known", known), ("in_volume", in_volume)):
-        if mask is not None and mask.shape != labels.shape:
-            raise ValueError(f"{name} has shape {mask.shape}, labels {labels.shape}")
-    cut, half = resolve_reach(reach, steps), min(steps) / 2
-    costs = [step_costs(size, min(steps), cut) for size in steps]
-    around, part = surroundings(labels.shape, region, [len(cost) - 1 for cost in costs])
-    numbers = _numbers(labels[around])
-    known, in_volume = (None if mask is None else mask[around] for mask in (known, in_volume))
-    unknown = None
-    if known is not None and not known.all():
-        unknown = ~known if in_volume is None else in_volume & ~known
+    check_masks(labels.shape, known=known, in_volume=in_volume)
+    window = distance_window(labels.shape, check_spacing(labels.ndim, spacing), reach, region)
+    numbers = _numbers(labels[window.around])
+    known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
+    unknown = unknown_voxels(known, in_volume)
+    nearest_unknown = None
+    if unknown is not None:
         numbers[unknown] = _UNKNOWN
+        nearest_unknown = _squared(unknown.astype(np.int32), window.costs, window.part)
     if in_volume is None:
-        squared = _squared(numbers, costs, part)
+        squared = _squared(numbers, window.costs, window.part)
     else:
-        squared = _squared_inside(numbers, in_volume, costs, part)
-    valid = np.ones(squared.shape, bool)
-    for mask in (known, in_volume):
-        if mask is not None:
-            valid &= mask[part]
-    if unknown is not None and unknown.any():
-        nearest_unknown = _squared(np.where(unknown, np.int32(1), np.int32(0)), costs, part)
-        limit = np.float32((cut + half) ** 2)
-        valid &= (squared < nearest_unknown) | (squared >= limit)
-    squared[numbers[part] > 0] *= -1
-    distance_kernels.signed_root(squared.reshape(-1), np.float32(half), np.float32(cut))
-    if not valid.all():
-        squared[~valid] = 0
-    return squared, valid
+        squared = _squared_inside(numbers, in_volume, window.costs, window.part)
+    squared[numbers[window.part] > 0] *= -1
+    return signed_and_valid(squared, window, known, in_volume, nearest_unknown)
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from scripts.transforms.fields import Region, check_spacing, erode, gradient, signed_distance, smooth
+from scripts.transforms.distance_window import Region, check_masks
+from scripts.transforms.fields import check_spacing, erode, gradient, signed_distance, smooth
 from scripts.transforms.instance_distance import instance_distance
-from scripts.transforms.task_registry import (
-    add_radii,
-    complete_params,
-    get_task,
-    gradient_radius,
-    resolve_reach,
-)
-
-Classes = Sequence[int] | None
+from scripts.transforms.label_fields import FieldFunctions, LabelFields, core_sizes
+from scripts.transforms.task_registry import complete_params, get_task
 
 
-class SourceFields:
+class SourceFields(LabelFields):
     """Labels of a patch with a halo, and what tasks derive from them.
 
     Every field is computed on the core (the array less its halo) and as much around it as later filters need:
@@ -49,6 +43,8 @@ class SourceFields:
         ValueError: shapes, spacing or halo do not fit.
     """
 
+    functions = FieldFunctions(signed_distance, instance_distance, smooth, gradient, erode)
+
     def __init__(
         self,
         labels: np.ndarray,
@@ -63,18 +59,10 @@ class SourceFields:
     ) -> None:
         if labels.ndim not in (3, 4):
             raise ValueError(f"labels need shape (C, Y, X) or (C, Z, Y, X), got {labels.shape}")
-        self.ndim = labels.ndim - 1
-        self.spacing = check_spacing(self.ndim, spacing)
-        self._reach = resolve_reach(reach, self.spacing)
-        self._margin = tuple(margin) if margin is not None else (0,) * self.ndim
+        super().__init__(labels.ndim - 1, spacing=spacing, reach=reach, margin=margin, instances=instances)
         full = labels.shape[1:]
-        halo = (halo,) * self.ndim if isinstance(halo, int) else tuple(halo)
-        self.core_shape = tuple(size - 2 * edge for size, edge in zip(full, halo))
-        if len(halo) != self.ndim or min(halo) < 0 or min(self.core_shape) <= 0:
-            raise ValueError(f"a halo of {halo} leaves nothing of labels of shape {labels.shape}")
-        for name, mask in (("known", known), ("in_volume", in_volume)):
-            if mask is not None and tuple(mask.shape) != (1, *full):
-                raise ValueError(f"{name} has shape {mask.shape}, labels {labels.shape}")
+        halo, self.core_shape = core_sizes(full, halo)
+        check_masks((1, *full), known=known, in_volume=in_volume)
 
         inside = None if in_volume is None else np.asarray(in_volume[0], dtype=bool)
         box = _bounding_box(inside, full)
@@ -90,23 +78,11 @@ class SourceFields:
         self._known = None if known is None or known.all() else np.asarray(known[0], dtype=bool)[box]
         # Inside its bounding box a volume mostly fills everything: then the array's border is the volume's.
         self._in_volume = None if inside is None or inside[box].all() else inside[box]
-        self._box_shape = self._labels.shape[1:]
-        self._instances = instances
-        self._shared: dict[Hashable, Any] = {}
 
     @property
     def empty(self) -> bool:
         """Whether no voxel of the core is inside the volume."""
         return 0 in self.shape
-
-    @property
-    def channels(self) -> int:
-        """Number of channels of the labels."""
-        return len(self._labels)
-
-    def labels(self, margin: Sequence[int] | None = None) -> np.ndarray:
-        """Return the labels (C, *window)."""
-        return self._labels[(slice(None), *self.window(margin))]
 
     def known(self, margin: Sequence[int] | None = None) -> np.ndarray:
         """Return where a label is known, inside the volume: bool (*window)."""
@@ -117,102 +93,6 @@ class SourceFields:
                 known &= mask[window]
         return known
 
-    def inside(self, margin: Sequence[int] | None = None) -> np.ndarray | None:
-        """Return where the volume is (*window), None for everywhere."""
-        return None if self._in_volume is None else self._in_volume[self.window(margin)]
-
-    def foreground(self, classes: Classes = None, margin: Sequence[int] | None = None) -> np.ndarray:
-        """Return bool (*window): label above 0, or one of `classes` (channel numbers where labels have
-        channels)."""
-        return _foreground(self.labels(margin), classes)
-
-    def window(self, margin: Sequence[int] | None = None) -> Region:
-        """Return the core with `margin` voxels around it, as far as the volume's bounding box goes."""
-        return tuple(
-            slice(max(part.start - extra, 0), min(part.stop + extra, size))
-            for part, extra, size in zip(self._core, margin or (0,) * self.ndim, self._box_shape)
-        )
-
-    def inner(self, outer: Sequence[int] | None, inner: Sequence[int] | None = None) -> Region:
-        """Return the window of margin `inner` as slices of an array on the window of margin `outer`."""
-        return tuple(
-            slice(small.start - large.start, small.stop - large.start)
-            for small, large in zip(self.window(inner), self.window(outer))
-        )
-
-    def resolve_reach(self, reach: float | None) -> float:
-        """Return the reach in the unit of the spacing."""
-        return resolve_reach(reach, self.spacing)
-
-    def signed_distance(
-        self,
-        reach: float | None = None,
-        classes: Classes = None,
-        margin: Sequence[int] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `fields.signed_distance` cut at `reach`: distance and validity (*window)."""
-        cut = self.resolve_reach(reach)
-        wide = _larger(margin, self._margin)
-        full = max(cut, self._reach)
-        key: tuple = ("distance", _key(classes))
-        if self._known is not None:
-            # A value beyond the cut may be valid where the exact one is not: an unknown voxel lies between.
-            full, key = cut, (*key, cut)
-        distance, valid = self.share(
-            (*key, full, self._place(wide)), lambda: self._distance(full, classes, wide)
-        )
-        part = self.inner(wide, margin)
-        distance, valid = distance[part], valid[part]
-        if cut < full:
-            distance = distance.clip(np.float32(-cut), np.float32(cut))
-        return distance, valid
-
-    def gradient(
-        self,
-        compute_from: str,
-        sigma: float,
-        reach: float | None = None,
-        classes: Classes = None,
-        margin: Sequence[int] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the gradient of the Gaussian-smoothed signed distance ("sdt") or mask ("binary").
-
-        The gradient of the mask is taken per smallest spacing, so that both have no unit.
-
-        Returns:
-            float32 (ndim, *window) in the order of the spatial axes; valid bool (*window): so is all that it
-            was computed from.
-        """
-        radius = gradient_radius(sigma, self.spacing)
-        spare = [max(most - used, 0) for most, used in zip(self._margin, radius)]
-        wide = _larger(margin, spare)
-        key = (
-            "gradient",
-            compute_from,
-            float(sigma),
-            self.resolve_reach(reach),
-            _key(classes),
-            self._place(wide),
-        )
-        slope, valid = self.share(key, lambda: self._gradient(compute_from, sigma, reach, classes, wide))
-        part = self.inner(wide, margin)
-        return slope[(slice(None), *part)], valid[part]
-
-    def erode(
-        self, valid: np.ndarray, radii: Sequence[int], margin: Sequence[int], to: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """Return `fields.erode` of `valid`, given on the window of `margin`, on the window of margin `to`."""
-        part = self.inner(margin, to)
-        if self._known is None:
-            return valid[part].copy()
-        return erode(valid, radii, self.inside(margin), part)
-
-    def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """Return what `compute()` gave when `key` was first asked for."""
-        if key not in self._shared:
-            self._shared[key] = compute()
-        return self._shared[key]
-
     def restore(self, values: np.ndarray) -> np.ndarray:
         """Put (C, *shape) into zeros (C, *core): what lies outside the volume is 0, or False."""
         if self.shape == self.core_shape:
@@ -222,47 +102,8 @@ class SourceFields:
         out[(slice(None), *part)] = values
         return out
 
-    def _place(self, margin: Sequence[int]) -> Hashable:
-        return tuple((part.start, part.stop) for part in self.window(margin))
-
-    def _distance(
-        self, reach: float, classes: Classes, margin: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if self._instances and classes is None and self.channels == 1:
-            return instance_distance(
-                self._labels[0],
-                spacing=self.spacing,
-                reach=reach,
-                known=self._known,
-                in_volume=self._in_volume,
-                region=self.window(margin),
-            )
-        return signed_distance(
-            _foreground(self._labels, classes),
-            spacing=self.spacing,
-            reach=reach,
-            known=self._known,
-            in_volume=self._in_volume,
-            region=self.window(margin),
-        )
-
-    def _gradient(
-        self, compute_from: str, sigma: float, reach: float | None, classes: Classes, margin: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        radius = gradient_radius(sigma, self.spacing)
-        outer = add_radii(margin, radius)
-        spacing = self.spacing
-        if compute_from == "binary":
-            field = self.foreground(classes, outer).astype(np.float32)
-            valid = self.known(outer)
-            spacing = tuple(size / min(spacing) for size in spacing)
-        else:
-            field, valid = self.signed_distance(reach, classes, outer)
-        # Central differences look one voxel further than the result.
-        between = tuple(size + 1 for size in margin)
-        smoothed = smooth(field, sigma, self.spacing, self.inside(outer), self.inner(outer, between))
-        slope = gradient(smoothed, spacing, self.inside(between), self.inner(between, margin))
-        return slope, self.erode(valid, radius, outer, margin)
+    def _float(self, mask: np.ndarray) -> np.ndarray:
+        return mask.astype(np.float32)
 
 
 def derive_target(
@@ -316,18 +157,6 @@ def derive_from(
     return source.restore(values.astype(np.float32, copy=False)), source.restore(valid)
 
 
-def _foreground(labels: np.ndarray, classes: Classes) -> np.ndarray:
-    if len(labels) > 1:
-        chosen = labels if classes is None else labels[list(classes)]
-        return np.asarray((chosen > 0).any(axis=0))
-    if classes is None:
-        return labels[0] > 0
-    found = labels[0] == classes[0]
-    for one in classes[1:]:
-        found |= labels[0] == one
-    return found
-
-
 def _bounding_box(inside: np.ndarray | None, shape: Sequence[int]) -> Region:
     """Return the smallest box that holds all True voxels; an empty one where there is none."""
     if inside is None:
@@ -338,11 +167,3 @@ def _bounding_box(inside: np.ndarray | None, shape: Sequence[int]) -> Region:
         found = np.flatnonzero(inside.any(axis=others))
         box.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0))
     return tuple(box)
-
-
-def _larger(first: Sequence[int] | None, second: Sequence[int]) -> tuple[int, ...]:
-    return tuple(second) if first is None else tuple(map(max, zip(first, second)))
-
-
-def _key(classes: Classes) -> tuple[int, ...] | None:
-    return None if classes is None else tuple(sorted(classes))

@@ -184,8 +184,7 @@ class _TensorTask(DerivedTask):
         slope, known = source.gradient(origin, sigmas[0], reach, classes, radius)
         inner = source.inner(radius)
         tensor = smooth_products(slope, sigmas[1], source.spacing, source.inside(radius), inner)
-        valid = source.erode(known, radius, radius)
-        valid &= tensor_trace(tensor) >= PLAIN_TRACE
+        valid = source.erode(known, radius, radius) & (tensor_trace(tensor) >= PLAIN_TRACE)
         if origin == "sdt":
             valid &= np.abs(source.signed_distance(reach, classes)[0]) < np.float32(reach)
         if not valid.all():

@@ -12,14 +12,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scripts.transforms import filter_weights
-from scripts.transforms.fields import MIN_GRADIENT, Region, step_costs, surroundings
-from scripts.transforms.task_registry import gaussian_radius, resolve_reach
+from scripts.transforms.distance_window import DistanceWindow, Region, distance_window
+from scripts.transforms.fields import MIN_GRADIENT
+from scripts.transforms.task_registry import gaussian_radius
 
 FAR = 1e30
 """Squared distance of what is not within reach, from which sums stay finite."""
@@ -54,13 +56,8 @@ def signed_distance(
 
     Equal to it bit by bit: the same sums of the same numbers in the same order.
     """
-    shape = foreground.shape[1:]
-    cut, half = resolve_reach(reach, spacing), min(spacing) / 2
-    costs = [step_costs(size, min(spacing), cut) for size in spacing]
-    around, part = surroundings(shape, region, [len(cost) - 1 for cost in costs])
-    foreground = foreground[(slice(None), *around)]
-    known, in_volume = (None if mask is None else mask[(slice(None), *around)] for mask in (known, in_volume))
-
+    window = distance_window(foreground.shape[1:], spacing, reach, region)
+    foreground, known, in_volume = (_crop(x, window) for x in (foreground, known, in_volume))
     towards, away = foreground, ~foreground
     if in_volume is not None:
         towards, away = towards & in_volume, away & in_volume
@@ -68,10 +65,11 @@ def signed_distance(
     if known is not None:
         unknown = ~known if in_volume is None else in_volume & ~known
         sides = [towards | unknown, away | unknown, unknown]
-    nearest = nearest_squared(torch.stack(sides, dim=1), costs, part)
-    here = foreground[(slice(None), *part)]
+    nearest = nearest_squared(torch.stack(sides, dim=1), window.costs, window.part)
+    here = foreground[(slice(None), *window.part)]
     squared = torch.where(here, nearest[:, 1], nearest[:, 0])
-    return _settle(squared, here, cut, half, part, known, in_volume, None if known is None else nearest[:, 2])
+    nearest_unknown = None if known is None else nearest[:, 2]
+    return _signed_and_valid(squared, here, window, known, in_volume, nearest_unknown)
 
 
 def instance_distance(
@@ -84,45 +82,42 @@ def instance_distance(
     region: Region | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`instance_distance.instance_distance` of integer (B, *spatial): distance and valid (B, *region)."""
-    shape = numbers.shape[1:]
-    cut, half = resolve_reach(reach, spacing), min(spacing) / 2
-    costs = [step_costs(size, min(spacing), cut) for size in spacing]
-    around, part = surroundings(shape, region, [len(cost) - 1 for cost in costs])
-    numbers = numbers[(slice(None), *around)].clamp_min(0)
-    known, in_volume = (None if mask is None else mask[(slice(None), *around)] for mask in (known, in_volume))
-    here = numbers[(slice(None), *part)] > 0
+    window = distance_window(numbers.shape[1:], spacing, reach, region)
+    numbers, known, in_volume = (_crop(x, window) for x in (numbers.clamp_min(0), known, in_volume))
+    here = numbers[(slice(None), *window.part)] > 0
     unknown = nearest_unknown = None
     if known is not None:
         unknown = ~known if in_volume is None else in_volume & ~known
         numbers = torch.where(unknown, -1, numbers)
-        nearest_unknown = nearest_squared(unknown[:, None], costs, part)[:, 0]
+        nearest_unknown = nearest_squared(unknown[:, None], window.costs, window.part)[:, 0]
     if in_volume is None:
-        squared = _nearest_other(numbers, costs, part)
+        squared = _nearest_other(numbers, window.costs, window.part)
     else:
-        squared = _nearest_other_inside(numbers, in_volume, costs, part)
-    return _settle(squared, here, cut, half, part, known, in_volume, nearest_unknown)
+        squared = _nearest_other_inside(numbers, in_volume, window.costs, window.part)
+    return _signed_and_valid(squared, here, window, known, in_volume, nearest_unknown)
 
 
-def _settle(
+def _crop(x: Tensor | None, window: DistanceWindow) -> Any:
+    return None if x is None else x[(slice(None), *window.around)]
+
+
+def _signed_and_valid(
     squared: Tensor,
     here: Tensor,
-    cut: float,
-    half: float,
-    part: Region,
+    window: DistanceWindow,
     known: Tensor | None,
     in_volume: Tensor | None,
     nearest_unknown: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Signed distance and validity of squared distances to the nearest other; negative where `here`."""
-    distance = torch.clamp(squared.sqrt() - float(np.float32(half)), max=float(np.float32(cut)))
+    """`distance_window.signed_and_valid` of squared distances to the nearest other; negative where `here`."""
+    distance = torch.clamp(squared.sqrt() - float(np.float32(window.half)), max=float(np.float32(window.cut)))
     distance = torch.where(here & (squared > 0), -distance, distance)
     valid = torch.ones_like(here)
     for mask in (known, in_volume):
         if mask is not None:
-            valid &= mask[(slice(None), *part)]
+            valid &= mask[(slice(None), *window.part)]
     if nearest_unknown is not None:
-        limit = float(np.float32((cut + half) ** 2))
-        valid &= (squared < nearest_unknown) | (squared >= limit)
+        valid &= (squared < nearest_unknown) | (squared >= float(window.limit))
     if known is not None or in_volume is not None:
         distance = distance * valid
     return distance, valid
@@ -131,7 +126,7 @@ def _settle(
 def _nearest_other(numbers: Tensor, costs: Sequence[np.ndarray], part: Region) -> Tensor:
     """Squared distance to the nearest voxel of another number, (B, *spatial) in, (B, *part) out.
 
-    A voxel of another number is at distance 0, one of the same stands for its own line, see `instance_kernels`.
+    A voxel of another number is at distance 0, one of the same stands for its own line, see `distance_kernels`.
     """
     squared = torch.where(numbers < 0, 0.0, FAR)
     for axis in reversed(range(len(costs))):
@@ -228,12 +223,11 @@ def _nearest_along(squared: Tensor, cost: Sequence[float], axis: int, part: slic
 def nearest_vectors(foreground: Tensor, *, spacing: Sequence[float], reach: float, region: Region) -> Tensor:
     """`components.nearest_component` of bool (B, *spatial): float32 (B, D, *region), order (x, y[, z])."""
     ndim = foreground.dim() - 1
-    costs = [step_costs(size, min(spacing), reach) for size in spacing]
-    around, part = surroundings(foreground.shape[1:], region, [len(cost) - 1 for cost in costs])
-    squared = torch.where(foreground[(slice(None), *around)], 0.0, FAR)
+    window = distance_window(foreground.shape[1:], spacing, reach, region)
+    squared = torch.where(_crop(foreground, window), 0.0, FAR)
     steps = torch.zeros((ndim, *squared.shape), dtype=torch.int16, device=squared.device)
     for axis in reversed(range(ndim)):
-        squared, steps = _nearest_steps(squared, steps, costs[axis].tolist(), axis, part[axis])
+        squared, steps = _nearest_steps(squared, steps, window.costs[axis].tolist(), axis, window.part[axis])
     sizes = torch.tensor([float(np.float32(size)) for size in spacing], device=squared.device)
     vectors = (steps * sizes.view(-1, *[1] * (ndim + 1))).flip(0).movedim(0, 1)
     norm = (vectors * vectors).sum(dim=1, keepdim=True).sqrt()
