@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from scripts.data.layout import OpenCase, discover, open_cases
+from scripts.text import by
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def tell(options: argparse.Namespace, seed: int, cases: list[OpenCase]) -> tuple
     training, model = snapshot["tr_config"], snapshot["model_config"]
     floor = threshold_dice(cases, options.target, json.loads((run / f"{name}_split.json").read_text()))
     network = f"{model['features_per_stage'][0]}-{model['features_per_stage'][-1]}"
-    patch = "x".join(map(str, training["patch_size"]))
+    patch = by(training["patch_size"])
     print(
         f"| {seed} | {network}, {training['batch_size']}, {patch} |"
         f" {training['max_epoch'] * training['max_steps_per_epoch']} | {taken['wall'] / 60:.1f} min |"

@@ -10,7 +10,7 @@ import numpy as np
 
 from scripts.config import ConfigManager
 from scripts.console import make_console, make_table
-from scripts.networks.planning import by
+from scripts.text import by
 from scripts.train import experiment_sections
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import VolumenError
+from scripts.text import by
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _write_roll(
     }
     for name, array in arrays.items():
         write_ome_zarr(folder / name, array, *scale)
-        logger.debug("wrote %s: %s %s", folder / name, "x".join(map(str, array.shape)), array.dtype)
+        logger.debug("wrote %s: %s %s", folder / name, by(array.shape), array.dtype)
 
 
 def write_ome_zarr(path: Path, array: np.ndarray, spacing: float = 1.0, unit: str = "micrometer") -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from scripts.text import by
+
 if TYPE_CHECKING:
     from scripts.config import ConfigManager
 
@@ -18,7 +20,7 @@ def log_experiment(config: ConfigManager) -> None:
         config: the run's configuration; asking it opens the data.
     """
     cases = config.cases
-    shapes = sorted({"x".join(map(str, case.image.shape)) for case in cases})
+    shapes = sorted({by(case.image.shape) for case in cases})
     logger.info(
         "data: %d %s volume%s of %s in %s, %dD, %d channel%s, %s, spacing %s",
         len(cases),

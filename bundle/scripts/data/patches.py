@@ -32,6 +32,7 @@ from scripts.data.label_counts import (
 )
 from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
+from scripts.text import by
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +348,7 @@ def find_valid_patches(
         "%s: %d valid patches of %s in %d regions%s",
         part,
         len(index),
-        "x".join(map(str, rules.patch_size)),
+        by(rules.patch_size),
         len(regions),
         f", {len(index.background)} background patches" if background else "",
     )
@@ -628,7 +629,7 @@ def _nothing_found(
     part: str,
 ) -> VolumenError:
     where = "dataset_config.min_labeled_ratio"
-    size = "x".join(map(str, rules.patch_size))
+    size = by(rules.patch_size)
     if not regions:
         return VolumenError(
             "tr_setup.tr_val_split", f"no region is left for {part}", remedy="change the split or add volumes"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from scripts.networks.planning import NetworkPlan, by, plan_blocks, plan_features
+from scripts.networks.planning import NetworkPlan, plan_blocks, plan_features
+from scripts.text import by
 
 PerStage = Sequence[Any]
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scripts.text import aligned, by
+
 # The smallest spacing a pooled axis may be away from: two axes this far apart count as different resolutions.
 ANISOTROPY = 2.0
 # Spacings come from headers as float32; a ratio this close to 2 is a tie, and a tie is not "less than 2".
@@ -49,10 +51,7 @@ class NetworkPlan:
     def table(self) -> str:
         """Return the plan as a table for people, one line per stage."""
         header = ("stage", "size", "spacing", "pool", "kernel", "features", "blocks")
-        rows = [header, *self._rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = aligned([header, *self._rows()], ruled=True)
         if self.patch_size != self.requested_patch_size:
             divisor = tuple(2**pools for pools in self.pools_per_axis)
             lines.append(
@@ -149,11 +148,6 @@ def plan_features(stages: int, base_features: int = 32, max_features: int = 320)
 def plan_blocks(stages: int) -> tuple[int, ...]:
     """Return the residual blocks of every encoder stage: 1, 3, 4, then 6 each."""
     return (FIRST_STAGES_BLOCKS + (LATER_STAGES_BLOCKS,) * stages)[:stages]
-
-
-def by(values: Any) -> str:
-    """Return sizes the way people write them: 8x256x256."""
-    return "x".join(str(value) for value in values)
 
 
 def _checked(

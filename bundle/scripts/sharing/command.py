@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
+from scripts.text import by
+
 logger = logging.getLogger(__name__)
 
 EXPORT_FORMATS = ("torchscript", "onnx", "pt2", "bioimageio")
@@ -106,6 +108,6 @@ def run_export(arguments: argparse.Namespace) -> int:
     )
     for one in report.agreement:
         told = ", ".join(f"{name} {difference:.1e}" for name, difference in one.difference.items())
-        logger.info("input %s: differs from the network by %s", "x".join(map(str, one.shape)), told)
+        logger.info("input %s: differs from the network by %s", by(one.shape), told)
     logger.info("%s: %s, %.1f MB", report.path, report.to, report.size / 1e6)
     return 0
