@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -308,6 +309,69 @@ def test_a_resumed_run_keeps_its_split(tmp_path, caplog):
     other = config("new", checkpoint_path=str(run / "model_1.pth"), tr_val_split=0.5, seed=3)
     assert other.split == first.split
     assert config("new", tr_val_split=0.5, seed=3).split != first.split
+
+
+TASK = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
+CHANGES = {
+    "tr_setup": {
+        "seed": 3,
+        "tr_val_split": 0.5,
+        "compute_loss_on_labeled_only": True,
+        "autoconfigure": False,
+    },
+    "tr_config": {"patch_size": [8, 16, 16], "num_dataloader_workers": 7, "enable_deep_supervision": False},
+    "model_config": {"features_per_stage": [4, 8], "separate_decoders": False, "max_features": 64},
+    "dataset_config": {"normalization_scheme": "zscore", "skip_patch_validation": True},
+}
+# What is opened and what is in it, which a variant takes over, and what the file cannot change.
+OF_THE_DATA = {
+    "device",
+    "layout",
+    "cases",
+    "spatial_dims",
+    "in_channels",
+    "spacing",
+    "fingerprints",
+    "label_readings",
+}
+
+
+@pytest.mark.parametrize("changed", [[name] for name in CHANGES] + [list(CHANGES)])
+def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_once(
+    tmp_path, changed, monkeypatch
+):
+    labels = {"a": {"ball": ball((24, 32, 32)).astype("uint8")}, "b": {"ball": ball((16, 32, 40))}}
+    folder = write_tiff_folder(tmp_path / "data", labels)
+    patch = {"tr_config": {"patch_size": [16, 16, 16]}}
+
+    def asked(sections) -> ConfigManager:
+        return ConfigManager(
+            dataset_dir=str(folder),
+            output_dir=str(tmp_path / "out"),
+            device="cpu",
+            auxiliary_tasks={"distance": TASK},
+            **sections,
+        )
+
+    answers = {
+        name for name, value in vars(ConfigManager).items() if isinstance(value, cached_property)
+    } - OF_THE_DATA
+    config = asked(patch)
+    for name in answers:
+        getattr(config, name)
+    sections = {name: {**patch.get(name, {}), **CHANGES[name]} for name in changed}
+    fresh = asked({**patch, **sections})
+    expected = {name: getattr(fresh, name) for name in answers}
+    monkeypatch.setattr("scripts.detect.detect_label_kind", lambda *_, **__: pytest.fail("read twice"))
+    variant = config.variant(
+        **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
+    )
+    for name in answers:
+        np.testing.assert_equal(_comparable(getattr(variant, name)), _comparable(expected[name]), name)
+
+
+def _comparable(value):
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def test_a_bare_off_means_off_although_yaml_reads_false():

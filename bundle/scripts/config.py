@@ -27,26 +27,28 @@ if TYPE_CHECKING:
 
     from scripts.data.layout import Layout, OpenCase
     from scripts.data.split import Split
+    from scripts.detect import LabelReading
     from scripts.handlers.run_directory import RunDirectory
     from scripts.networks.planning import NetworkPlan
 
 logger = logging.getLogger(__name__)
 
-# Answers that follow from the sections as well as from the data.
-_SETTLED_BY_SECTIONS = (
-    "requested_patch_size",
-    "plan",
-    "network_config",
-    "split",
-    "labelled_profiles",
-    "intensity_properties",
-    "search_cases",
-    "primary_targets",
-    "targets",
-    "derived_tasks",
-    "halo",
-    "workers",
-)
+# Answers that are kept once found, and the sections that each follows from. Those that are not listed stay in a
+# variant: what is opened, what is in it, and where it runs.
+_FOLLOWS_FROM: dict[str, set[str]] = {
+    "requested_patch_size": {"tr_config"},
+    "workers": {"tr_config"},
+    "search_cases": {"dataset_config"},
+    "labelled_profiles": {"tr_setup"},
+    "plan": {"tr_setup", "tr_config", "model_config"},
+    "split": {"tr_setup", "tr_config", "model_config"},
+    "intensity_properties": {"tr_setup", "tr_config", "model_config", "dataset_config"},
+    "primary_targets": {"tr_config", "model_config"},
+    "targets": {"tr_config", "model_config", "auxiliary_tasks"},
+    "derived_tasks": {"tr_config", "model_config", "auxiliary_tasks"},
+    "halo": {"tr_config", "model_config", "auxiliary_tasks"},
+    "network_config": {"tr_setup", "tr_config", "model_config", "auxiliary_tasks"},
+}
 
 
 class ConfigManager:
@@ -124,14 +126,17 @@ class ConfigManager:
         return initialize(choose_device(self.device_name))
 
     def variant(self, **sections: Any) -> ConfigManager:
-        """The same experiment on the same opened data with other sections; what depends on them is made anew.
+        """The same experiment on the same opened data with other sections; only what follows from them is made anew.
+
+        The data stay as they were opened and read, whatever `dataset_config` says of that.
 
         Args:
             sections: checked sections by name, such as `tr_config`.
         """
         other = copy.copy(self)
-        for name in _SETTLED_BY_SECTIONS:
-            other.__dict__.pop(name, None)
+        for answer, follows_from in _FOLLOWS_FROM.items():
+            if not follows_from.isdisjoint(sections):
+                other.__dict__.pop(answer, None)
         other.__dict__.update(sections)
         return other
 
@@ -212,7 +217,7 @@ class ConfigManager:
         from scripts.data.split_file import load_split
 
         shapes = {case.name: case.image.shape for case in self.cases}
-        kept = self._kept_split_file()
+        kept = self.resumed_file("split.json")
         if kept is not None:
             split = load_split(kept, shapes)
             if (split.fraction, split.seed) != (self.tr_setup.tr_val_split, self.tr_setup.seed):
@@ -232,27 +237,31 @@ class ConfigManager:
 
         return labelled_profiles(
             self.cases,
-            list(self.primary_targets),
+            list(self.label_readings),
             ignore_labels=self.ignore_labels,
             objects_only=self.tr_setup.compute_loss_on_labeled_only,
             num_threads=default_threads(),
             cache_dir=self.cache_dir,
         )
 
-    @property
-    def split_file(self) -> Path:
-        """Where the run keeps its split."""
-        return self.run_dir / f"{self.tr_setup.model_name}_split.json"
+    def resumed_file(self, ending: str) -> Path | None:
+        """A file of the run that is resumed: beside the checkpoint, which may be of another folder, or this run's own.
 
-    def _kept_split_file(self) -> Path | None:
-        """The split of the run that is resumed: beside the checkpoint, which may be of another folder, or its own."""
+        Args:
+            ending: of its name, after the model's name, such as `split.json`.
+
+        Returns:
+            The file; None where no run is resumed or it has none.
+        """
         if not self.resumes:
             return None
         checkpoint = self.tr_setup.checkpoint_path
         beside = (
-            sorted(Path(checkpoint).parent.glob("*_split.json")) if self.resume_from == checkpoint else []
+            sorted(Path(checkpoint).parent.glob(f"*_{ending}"))
+            if checkpoint and self.resume_from == checkpoint
+            else []
         )
-        kept = beside[0] if len(beside) == 1 else self.split_file
+        kept = beside[0] if len(beside) == 1 else self.run_dir / f"{self.tr_setup.model_name}_{ending}"
         return kept if kept.is_file() else None
 
     @cached_property
@@ -331,18 +340,31 @@ class ConfigManager:
         return {name: read_target(name, entry, self.origin) for name, entry in {**there, **here}.items()}
 
     @cached_property
-    def primary_targets(self) -> dict[str, Target]:
-        """The labelled targets, with kind and channels as configured, else as the labels say."""
+    def label_readings(self) -> dict[str, LabelReading]:
+        """How the labels of each labelled target are read: as configured, else as they say themselves."""
         from scripts.detect import detect_label_kind
 
-        primary = {}
-        for name in self.target_configs or self.layout.targets:
-            config = self.target_configs.get(name) or TargetConfig()
-            reading = detect_label_kind(
-                name, config, self.cases, self.in_channels, self.origin, cache_dir=self.cache_dir
+        return {
+            name: detect_label_kind(
+                name,
+                self._target_config(name),
+                self.cases,
+                self.in_channels,
+                self.origin,
+                cache_dir=self.cache_dir,
             )
-            primary[name] = make_target(
-                config,
+            for name in self.target_configs or self.layout.targets
+        }
+
+    def _target_config(self, name: str) -> TargetConfig:
+        return self.target_configs.get(name) or TargetConfig()
+
+    @cached_property
+    def primary_targets(self) -> dict[str, Target]:
+        """The labelled targets, with kind and channels as configured, else as the labels say."""
+        return {
+            name: make_target(
+                self._target_config(name),
                 name,
                 kind=reading.kind,
                 out_channels=reading.channels,
@@ -350,7 +372,8 @@ class ConfigManager:
                 separate=self.model_config.separate_decoders,
                 losses=self.tr_config.losses,
             )
-        return primary
+            for name, reading in self.label_readings.items()
+        }
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -402,9 +425,9 @@ class ConfigManager:
     def ignore_labels(self) -> dict[str, int]:
         """Label value that means unknown, for the targets that have one."""
         return {
-            name: target.ignore_label
-            for name, target in self.primary_targets.items()
-            if target.ignore_label is not None
+            name: ignored
+            for name in self.label_readings
+            if (ignored := self._target_config(name).ignore_label) is not None
         }
 
     @property

@@ -7,15 +7,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from scripts.errors import VolumenError
+from scripts.text import aligned, by
 from scripts.time_budget.candidates import Candidate, candidates
 from scripts.time_budget.duration import format_duration, parse_duration
-from scripts.time_budget.measure import Cost, cores, measure
+from scripts.time_budget.measure import Cost, cores, measure, training_objects
 
 if TYPE_CHECKING:
     from scripts.config import ConfigManager
@@ -184,8 +184,6 @@ def augment_strength(passes: float) -> float:
 
 def covered_voxels(config: ConfigManager) -> int:
     """Voxels of the training part that valid patches cover: each stands for one step of their grid."""
-    from scripts.time_budget.measure import training_objects
-
     index = training_objects(config).get_parsed_content("train#index")
     whole = sum(
         math.prod(stop - start for start, stop in box)
@@ -286,12 +284,12 @@ def table(measured: Sequence[Measured], chosen: Measured) -> str:
         "enough",
         "",
     )
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for entry in measured:
         plan = entry.candidate
         rows.append(
             (
-                "x".join(map(str, plan.patch_size)),
+                by(plan.patch_size),
                 str(plan.batch_size),
                 f"{plan.features_per_stage[0]}-{plan.features_per_stage[-1]}",
                 ",".join(map(str, plan.blocks_per_stage)),
@@ -303,9 +301,7 @@ def table(measured: Sequence[Measured], chosen: Measured) -> str:
                 "<- chosen" if entry is chosen else "",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(aligned(rows))
 
 
 def _threads(config: ConfigManager) -> int:
@@ -315,15 +311,11 @@ def _threads(config: ConfigManager) -> int:
 
 
 def _kept(config: ConfigManager) -> dict[str, dict[str, Any]] | None:
-    """What the budget of the resumed run decided, by the snapshot beside its checkpoint."""
-    if not config.resumes:
+    """What the budget of the resumed run decided, by its snapshot."""
+    snapshot = config.resumed_file("config.yaml")
+    if snapshot is None:
         return None
-    checkpoint = config.tr_setup.checkpoint_path
-    folder = Path(checkpoint).parent if config.resume_from == checkpoint and checkpoint else config.run_dir
-    found = sorted(folder.glob("*_config.yaml")) if folder.is_dir() else []
-    if len(found) != 1:
-        return None
-    content = yaml.safe_load(found[0].read_text(encoding="utf-8"))
+    content = yaml.safe_load(snapshot.read_text(encoding="utf-8"))
     if not content.get("tr_config", {}).get("time_budget_choice"):
         return None
     return {
