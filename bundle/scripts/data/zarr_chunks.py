@@ -98,13 +98,16 @@ class ChunkReader:
 
     def _chunk(self, index: tuple[int, ...]) -> np.ndarray | None:
         """Return a decoded chunk, None if it is not stored."""
-        grid = self._shards.grid if self._shards else (1,) * len(index)
-        file = f"{self.folder}/{self._key(tuple(i // g for i, g in zip(index, grid)))}"
+        if self._shards is None:
+            file, inner = f"{self.folder}/{self._key(index)}", 0
+        else:
+            grid = self._shards.grid
+            file = f"{self.folder}/{self._key(tuple(i // g for i, g in zip(index, grid)))}"
+            inner = int(np.ravel_multi_index([i % g for i, g in zip(index, grid)], grid))
         try:
             status = os.stat(file)  # noqa: PTH116  (pathlib takes twice as long, once per chunk)
             # Time and size tell apart what the file held before and after somebody wrote it anew.
             stamp = (file, status.st_mtime_ns, status.st_size, self._form)
-            inner = int(np.ravel_multi_index([i % g for i, g in zip(index, grid)], grid))
             return BLOCKS.get((stamp, inner), partial(self._load, stamp, inner))
         except _NotStoredError:
             return None
@@ -127,15 +130,16 @@ class ChunkReader:
             raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
 
     def _load(self, stamp: _Stamp, inner: int) -> np.ndarray:
-        file, _, size, _ = stamp
-        with open(file, "rb", buffering=0) as handle:  # noqa: PTH123
-            if self._shards is None:
-                data = handle.read()
-                _check_length(data, size)
-            else:
-                start, length = self._place_in_shard(handle.fileno(), stamp, inner)
-                data = os.pread(handle.fileno(), length, start)
-                _check_length(data, length)
+        file, _, length, _ = stamp
+        start = 0
+        # A file object would ask the system four more questions about every chunk.
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            if self._shards is not None:
+                start, length = self._place_in_shard(descriptor, stamp, inner)
+            data = _read_at(descriptor, length, start)
+        finally:
+            os.close(descriptor)
         return self._decode(data)
 
     def _place_in_shard(self, descriptor: int, stamp: _Stamp, inner: int) -> tuple[int, int]:
@@ -148,8 +152,7 @@ class ChunkReader:
     def _load_index(self, descriptor: int, size: int) -> np.ndarray:
         assert self._shards is not None
         wanted = self._shards.index_bytes
-        data = os.pread(descriptor, wanted, max(size - wanted, 0) if self._shards.at_end else 0)
-        _check_length(data, wanted)
+        data = _read_at(descriptor, wanted, max(size - wanted, 0) if self._shards.at_end else 0)
         body = _verify_checksum(data) if self._shards.checksum else data
         return np.frombuffer(body, "<u8").reshape(-1, 2)
 
@@ -268,6 +271,12 @@ _BYTES_DECODERS: dict[str, Callable[[], BytesDecoder]] = {
 }
 
 
-def _check_length(data: bytes, expected: int) -> None:
-    if len(data) != expected:
-        raise ValueError(f"ends after {len(data)} of {expected} bytes")
+def _read_at(descriptor: int, length: int, start: int) -> bytes:
+    """Read all of a part of a file; the system gives at most 2 GiB at once."""
+    data = os.pread(descriptor, length, start)
+    while len(data) < length:
+        more = os.pread(descriptor, length - len(data), start + len(data))
+        if not more:
+            raise ValueError(f"ends after {len(data)} of {length} bytes")
+        data += more
+    return data
