@@ -7,14 +7,16 @@
 
 The volume is written by zarr with 64^3 chunks and its default compression. "Read and normalise" is timed for
 patches that coincide with chunks, for patches half a chunk apart (the default stride) and for patches
-anywhere, against zarr's own reading of the chunks that they touch, once each, in the same run, and against
-their codec alone: no reader of whole chunks is faster than that. Every figure
-comes cold, without the cache of decoded chunks, as in a volume far larger than the cache, and warm, with all
-chunks decoded already: a training run lies between the two. The whole pipeline reads image and label with the
+anywhere. The references, in the same run: slicing the same patches with zarr itself, without normalising
+them, and decoding the chunks that they touch by their codec alone: no reader of whole chunks is faster than
+that. Every figure comes cold, without the cache of decoded chunks, as in a volume far larger than the cache
+(`dataset_config.chunk_cache_mib`), and warm, with all chunks decoded already: a training run lies between the
+two. `--codecs` compares what the chunks may be compressed with. The whole pipeline reads image and label with the
 halo that the four derived targets need, normalises, augments with the default probabilities, derives and
 finalises. One thread; CPU seconds, medians of rounds.
 
     python benchmarks/input_pipeline.py [--parts a b c] [--sizes 64 128] [--volume 320] [--rounds 5]
+                                        [--codecs zstd lz4 none]
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ import numpy as np
 import torch
 import zarr
 from scipy.ndimage import gaussian_filter
+from zarr.codecs import BloscCodec, ZstdCodec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
@@ -76,7 +79,14 @@ TASKS = {
 PATCHES = {64: 24, 128: 4}
 
 
-def write_case(folder: Path, size: int) -> OpenCase:
+CODECS = {
+    "zstd": ZstdCodec(),  # what zarr 3 takes by default
+    "lz4": BloscCodec(cname="lz4", shuffle="noshuffle"),
+    "none": None,
+}
+
+
+def write_case(folder: Path, size: int, codec: str) -> OpenCase:
     """A noisy image of thin curved sheets and its label, as zarr arrays of (size,) * 3 bytes."""
     rng = np.random.default_rng(0)
     small = rng.standard_normal((size // 4,) * 3).astype(np.float32)
@@ -86,7 +96,11 @@ def write_case(folder: Path, size: int) -> OpenCase:
     image = np.clip(sheet * 60 + 90 + 20 * rng.standard_normal(sheet.shape), 0, 255).astype(np.uint8)
     for name, array in (("image", image), ("sheet", sheet)):
         stored = zarr.create_array(
-            str(folder / f"{name}.zarr"), shape=array.shape, chunks=(CHUNK,) * 3, dtype=array.dtype
+            str(folder / f"{name}.zarr"),
+            shape=array.shape,
+            chunks=(CHUNK,) * 3,
+            dtype=array.dtype,
+            compressors=CODECS[codec],
         )
         stored[...] = array
     return OpenCase(
@@ -126,48 +140,46 @@ def touched_chunks(sample: dict) -> int:
     )
 
 
-def time_reading(case: OpenCase, rounds: int) -> None:
+def time_reading(case: OpenCase, codec: str, rounds: int) -> None:
     """Prints patches per CPU second of reading and normalising one image of 64^3."""
     extent, size = case.image.shape[0], 64
     read = ReadPatchd([], normalization_scheme="unit")
-    corners = list(product(range(0, extent - size + 1, CHUNK), repeat=3))
-    rng = np.random.default_rng(1)
     stored = zarr.open_array(str(case.image.path), mode="r")
-    chunks = [tuple(slice(first, first + CHUNK) for first in corner) for corner in corners[:27]]
-    decoding = cpu_seconds(lambda: [stored[chunk] for chunk in chunks], rounds) / len(chunks)
-    codec = cpu_seconds(codec_alone(case, corners[:27]), rounds) / len(chunks)
+    decode = decoding_seconds(case, codec, rounds)
+    kept = sum(file.stat().st_size for file in Path(str(case.image.path)).rglob("*") if file.is_file())
     print(
-        f"zarr itself returns {1 / decoding:.0f} whole chunks of 64^3 per CPU second, "
-        f"the codec alone decodes {1 / codec:.0f}"
+        f"read and normalise 64^3 from chunks of 64^3, codec {codec} "
+        f"({kept / extent**3:.2f} of the bytes), patches per CPU second:"
     )
-    anywhere = rng.integers(0, extent - size + 1, (60, 3))
-    halves = rng.integers(0, (extent - size) // 32 + 1, (60, 3)) * 32
+    print(f"  {'patches':20s} chunks   zarr slicing   codec alone     cold     warm   cold / zarr")
+    rng = np.random.default_rng(1)
     for label, starts in (
-        ("on the chunk grid", corners[:60]),
-        ("half a chunk apart", halves),
-        ("anywhere", anywhere),
+        ("on the chunk grid", list(product(range(0, extent - size + 1, CHUNK), repeat=3))[:60]),
+        ("half a chunk apart", rng.integers(0, (extent - size) // 32 + 1, (60, 3)) * 32),
+        ("anywhere", rng.integers(0, extent - size + 1, (60, 3))),
     ):
         samples = located(case, size, starts)
         touched = statistics.mean(map(touched_chunks, samples))
+        regions = [tuple(slice(first, first + size) for first in start) for start in starts]
+        plain = len(samples) / cpu_seconds(lambda regions=regions: [stored[r] for r in regions], rounds)
         cold, warm = (
-            1
-            / with_cache(kept, lambda samples=samples: [read(sample) for sample in samples], rounds)
-            * len(samples)
+            len(samples) / with_cache(kept, lambda samples=samples: [read(s) for s in samples], rounds)
             for kept in (0, DEFAULT_BYTES)
         )
+        alone = f"{1 / (touched * decode):13.0f}" if decode else f"{'-':>13s}"
         print(
-            f"read and normalise 64^3, patches {label}: cold {cold:6.0f}, warm {warm:6.0f} per CPU second "
-            f"({touched:.1f} chunks each; cold takes {1 / (cold * touched * decoding):.2f} of zarr's time for them, "
-            f"{1 / (cold * touched * codec):.2f} of the codec's)"
+            f"  {label:20s} {touched:6.1f}  {plain:13.0f} {alone} {cold:8.0f} {warm:8.0f} {cold / plain:13.1f}"
         )
 
 
-def codec_alone(case: OpenCase, corners: Sequence[Sequence[int]]) -> Callable[[], object]:
-    """Decode the stored bytes of chunks, without reading them."""
-    folder = Path(str(case.image.path), "c")
-    stored = [folder.joinpath(*(str(first // CHUNK) for first in corner)).read_bytes() for corner in corners]
-    codec = numcodecs.get_codec({"id": "zstd"})
-    return lambda: [codec.decode(data) for data in stored]
+def decoding_seconds(case: OpenCase, codec: str, rounds: int) -> float:
+    """CPU seconds in which the codec decodes a chunk that is in memory already; 0 without a codec."""
+    if codec == "none":
+        return 0.0
+    files = sorted(file for file in Path(str(case.image.path), "c").rglob("*") if file.is_file())[:27]
+    stored = [file.read_bytes() for file in files]
+    decode = numcodecs.get_codec({"id": "zstd" if codec == "zstd" else "blosc"}).decode
+    return cpu_seconds(lambda: [decode(data) for data in stored], rounds) / len(stored)
 
 
 def with_cache(kept: int, run: Callable[[], object], rounds: int) -> float:
@@ -227,6 +239,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--parts", nargs="+", choices="abc", default=["a", "b", "c"])
     parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(PATCHES), default=sorted(PATCHES))
+    parser.add_argument(
+        "--codecs", nargs="+", choices=CODECS, default=["zstd"], help="the whole pipeline reads the first"
+    )
     parser.add_argument("--volume", type=int, default=320, help="voxels per axis, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -252,9 +267,12 @@ def run_beside(name: str, *words: str) -> None:
 
 def time_patches(arguments: argparse.Namespace) -> None:
     """Part (b)."""
+    for codec in arguments.codecs[1:]:
+        with tempfile.TemporaryDirectory() as folder:
+            time_reading(write_case(Path(folder), arguments.volume, codec), codec, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        case = write_case(Path(folder), arguments.volume)
-        time_reading(case, arguments.rounds)
+        case = write_case(Path(folder), arguments.volume, arguments.codecs[0])
+        time_reading(case, arguments.codecs[0], arguments.rounds)
         for size in arguments.sizes:
             for kept in (0, DEFAULT_BYTES):
                 time_training(case, size, arguments.rounds, kept)

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import zarr
 from monai.data import DataLoader, list_data_collate
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Transform
+from scripts.data.block_cache import BLOCKS
 from scripts.data.boxes import whole_box
 from scripts.data.dataset import PatchDataset, SampleError
 from scripts.data.patches import find_valid_patches
 from scripts.data.sampler import PatchSampler
-from scripts.data.volumes import ArrayVolume
+from scripts.data.volumes import ArrayVolume, open_volume
 from scripts.errors import VolumenError
 from torch._utils import ExceptionWrapper
 
@@ -124,6 +126,46 @@ def test_batches_are_the_same_from_spawned_workers():
     expected = hash_epochs(make_dataset(samples=6), epochs=1)
     dataset = make_dataset(samples=6)
     assert hash_epochs(dataset, epochs=1, num_workers=1, multiprocessing_context="spawn") == expected
+
+
+@pytest.fixture
+def kept_bound():
+    bound = BLOCKS.max_bytes
+    yield
+    BLOCKS.resize(bound)
+
+
+def zarr_dataset(folder, **options):
+    dataset = make_dataset(**options)
+    for case in dataset.cases:
+        path = folder / f"{case.name}.zarr"
+        zarr.create_array(str(path), data=case.image.array, chunks=(8, 8, 8))
+        case.image = open_volume(path, axes="zyx")
+    return dataset
+
+
+def test_samples_do_not_depend_on_the_chunks_that_are_kept(tmp_path, kept_bound):
+    samples = {}
+    for mib in (0, 1, None):
+        dataset = zarr_dataset(tmp_path / str(mib), chunk_cache_mib=mib)
+        samples[mib] = hash_epochs(dataset, num_workers=0)
+        assert mib is None or BLOCKS.max_bytes == mib * 2**20
+    assert samples[0] == samples[1] == samples[None] == hash_epochs(make_dataset())
+
+
+class TellBound(Transform):
+    def __call__(self, sample):
+        return {"bound": BLOCKS.max_bytes}
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_every_worker_keeps_as_many_chunks_as_told(context):
+    dataset = make_dataset(TellBound(), chunk_cache_mib=7, samples=4)
+    loader = DataLoader(
+        dataset, batch_size=1, num_workers=2, multiprocessing_context=context, collate_fn=list_data_collate
+    )
+    assert {int(batch["bound"][0]) for batch in loader} == {7 * 2**20}
+    assert BLOCKS.max_bytes != 7 * 2**20
 
 
 def test_ranks_share_the_epoch():

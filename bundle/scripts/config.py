@@ -162,8 +162,10 @@ class ConfigManager:
     @cached_property
     def cases(self) -> list[OpenCase]:
         """The opened volumes, checked against each other."""
+        from scripts.data.block_cache import BLOCKS
         from scripts.data.layout import open_cases
 
+        BLOCKS.resize(self.dataset_config.chunk_cache_mib * 2**20)
         return open_cases(
             self.layout,
             axes=self.dataset_config.axes,

@@ -312,6 +312,10 @@ class DatasetConfig:
     cache_valid_patches: Annotated[
         bool, Field(description="Keep the index of valid patches in the user's cache.")
     ] = True
+    chunk_cache_mib: Annotated[
+        Count,
+        Field(description="Decoded chunks that each worker keeps for the next patches, in MiB; 0: none."),
+    ] = 128
     valid_patch_find_resolution: Annotated[
         Count, Field(description="OME-Zarr level of the labels at which patches are looked for.")
     ] = 0

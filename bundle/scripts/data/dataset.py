@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
+from scripts.data.block_cache import BLOCKS
 from scripts.data.patches import PatchIndex, PatchLocation
 from scripts.data.sampler import EpochPlan, plan_epoch, sample_rng
 from scripts.errors import VolumenError
@@ -45,6 +47,8 @@ class PatchDataset(Dataset):
         training: draw at random and move off the grid.
         bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`), training only.
         class_oversampling: share of foreground samples drawn by class, training only.
+        chunk_cache_mib: decoded chunks that each process which loads samples keeps, in MiB; None leaves it as
+            it is. Time depends on it, values do not.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class PatchDataset(Dataset):
         training: bool = True,
         bg_to_fg_ratio: float = 0.0,
         class_oversampling: float = 0.0,
+        chunk_cache_mib: int | None = None,
     ) -> None:
         if samples_per_epoch is not None and samples_per_epoch < 1:
             raise ValueError(f"samples_per_epoch must be positive, got {samples_per_epoch}")
@@ -68,6 +73,8 @@ class PatchDataset(Dataset):
         self.training = training
         self.bg_to_fg_ratio = bg_to_fg_ratio
         self.class_oversampling = class_oversampling
+        self.chunk_cache_mib = chunk_cache_mib
+        self._cached_by: int | None = None
         self._plan: tuple[int, EpochPlan] | None = None
         if training:
             self.samples_per_epoch = samples_per_epoch or len(index)
@@ -96,6 +103,7 @@ class PatchDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         epoch, index = int(epoch), int(index)
+        self._bound_cache()
         location = self.location(epoch, index)
         case = self.cases[location.case]
         sample = {"case": case, "location": location}
@@ -111,6 +119,12 @@ class PatchDataset(Dataset):
                 case.image.path,
                 f"the patch at {location.start} of size {location.size} failed ({root_cause(error)})",
             ) from error
+
+    def _bound_cache(self) -> None:
+        # Here, as a worker that was spawned knows nothing of what the process that made the data set was told.
+        if self.chunk_cache_mib is not None and self._cached_by != os.getpid():
+            BLOCKS.resize(self.chunk_cache_mib * 2**20)
+            self._cached_by = os.getpid()
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> PatchDataset:
         """Do nothing: every sample is seeded by itself.
