@@ -269,9 +269,11 @@ class ConfigManager:
     @cached_property
     def intensity_properties(self) -> dict[str, Any]:
         """Statistics of the images for the normalisation: those given, else sampled from the training part."""
-        from scripts.detect import needs_intensity_properties
+        from scripts.detect import check_finite, needs_intensity_properties
         from scripts.transforms.intensity_properties import sample_intensity_properties
 
+        if self.dataset_config.nonfinite == "refuse":
+            check_finite([case.image for case in self.cases], cache_dir=self.cache_dir)
         given = self.dataset_config.intensity_properties
         scheme = self.dataset_config.normalization_scheme
         if given or not needs_intensity_properties(scheme, self.cases):
@@ -344,9 +346,9 @@ class ConfigManager:
     @cached_property
     def label_readings(self) -> dict[str, LabelReading]:
         """How the labels of each labelled target are read: as configured, else as they say themselves."""
-        from scripts.detect import detect_label_kind
+        from scripts.detect import check_classes, detect_label_kind
 
-        return {
+        readings = {
             name: detect_label_kind(
                 name,
                 self._target_config(name),
@@ -357,6 +359,17 @@ class ConfigManager:
             )
             for name in self.target_configs or self.layout.targets
         }
+        if self._labels_are_read:
+            for name, reading in readings.items():
+                ignore = self._target_config(name).ignore_label
+                check_classes(name, reading, ignore, self.cases, cache_dir=self.cache_dir)
+        return readings
+
+    @property
+    def _labels_are_read(self) -> bool:
+        """Whether the labels are read as a whole before the training, which some settings avoid."""
+        data = self.dataset_config
+        return not data.skip_patch_validation and data.valid_patch_find_resolution <= data.ome_zarr_resolution
 
     def _target_config(self, name: str) -> TargetConfig:
         return self.target_configs.get(name) or TargetConfig()

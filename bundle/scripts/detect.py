@@ -223,6 +223,86 @@ def _agreeing(where: str, configured: int | None, found: int) -> int:
     return found
 
 
+def check_classes(
+    name: str,
+    reading: LabelReading,
+    ignore: int | None,
+    cases: Sequence[OpenCase],
+    *,
+    cache_dir: Path | None = None,
+) -> None:
+    """Refuse labels with classes beyond those of the head, before a training meets them.
+
+    A label with a mask is left to the training, as it may hold anything outside of the mask.
+
+    Args:
+        name: name of the target.
+        reading: how its labels are read.
+        ignore: its ignore label.
+        cases: the opened volumes.
+        cache_dir: folder in which the values of labels are kept, or None.
+
+    Raises:
+        VolumenError: names the label's file and the value.
+    """
+    from scripts.data.label_counts import default_threads
+    from scripts.data.label_values import label_values
+
+    if reading.instances is not None or reading.kind not in ("binary", "multiclass"):
+        return
+    most = None if reading.kind == "binary" else reading.channels - 1
+    for case in cases:
+        label = case.labels.get(name)
+        if label is None or name in case.masks or _cannot_exceed(label.dtype, most):
+            continue
+        values = label_values(
+            label,
+            most=max(MOST_CLASSES, most or 0),
+            num_threads=default_threads(),
+            cache_dir=cache_dir,
+            progress=True,
+        )
+        foreign = [
+            value
+            for value in values
+            if value != ignore and (value < 0 or (most is not None and value > most))
+        ]
+        if foreign:
+            raise VolumenError(
+                label.path,
+                expected="0 and values above" if most is None else f"classes 0 to {most}",
+                found=foreign[0] if foreign[0] < 0 else foreign[-1],
+                remedy=f"set targets.{name}.ignore_label, or out_channels to the number of classes",
+            )
+
+
+def _cannot_exceed(dtype: np.dtype, most: int | None) -> bool:
+    """Whether a type holds no value below 0 and none above `most`."""
+    if dtype == np.bool_:
+        return True
+    return dtype.kind == "u" and (most is None or np.iinfo(dtype).max <= most)
+
+
+def check_finite(images: Sequence[Volume], *, cache_dir: Path | None = None) -> None:
+    """Refuse images with NaN or infinite values, before a training meets them; reads all images of fractions.
+
+    Raises:
+        VolumenError: names the image, how many there are, and where the first one is.
+    """
+    from scripts.data.label_counts import default_threads
+    from scripts.data.nonfinite import count_nonfinite
+
+    for image in images:
+        found = count_nonfinite(image, num_threads=default_threads(), cache_dir=cache_dir, progress=True)
+        if found.total:
+            raise VolumenError(
+                image.path,
+                expected="finite intensities",
+                found=f"{found.total} NaN or infinite values, the first at {found.first}",
+                remedy="repair the image or set nonfinite: zero",
+            )
+
+
 def _classes(
     where: str, labels: Sequence[Volume], config: TargetConfig, cache_dir: Path | None
 ) -> int | None:

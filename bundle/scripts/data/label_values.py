@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from scripts.data.progress import hidden
 from scripts.data.stored_chunks import stored_chunks
 from scripts.data.volumes import Region, Volume
 
+Result = TypeVar("Result")
 # Voxels read at once: large enough to amortise a read, small enough for any memory.
 _BLOCK_VOXELS = 1 << 22
 # Values this close together are counted in a table, which takes a tenth of the time of sorting them.
@@ -49,11 +51,11 @@ def label_values(
     kept = load_arrays(Path(cache_dir), key) if cache_dir is not None else None
     if kept is not None:
         return tuple(int(value) for value in kept["values"])
-    regions, values = _stored_regions(label)
+    regions, values = stored_regions(label)
     with tqdm(
         total=len(regions), desc="label values", unit="block", disable=hidden(progress), leave=False
     ) as bar:
-        for found in _in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
+        for found in in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
             values |= found
             bar.update()
             if len(values) > most:
@@ -77,7 +79,7 @@ def _values_of(block: np.ndarray) -> set[int]:
     return {int(value) for value in np.unique(block)}
 
 
-def _stored_regions(label: Volume) -> tuple[list[Region], set[int]]:
+def stored_regions(label: Volume) -> tuple[list[Region], set[int]]:
     """Return the blocks that may hold something, and the values known without reading: 0 for the others."""
     regions = list(storage_blocks(label.shape, label.chunks))
     known = stored_chunks(label)
@@ -92,9 +94,7 @@ def _stored_regions(label: Volume) -> tuple[list[Region], set[int]]:
     return stored, set() if len(stored) == len(regions) else {0}
 
 
-def _in_threads(
-    job: Callable[[Region], set[int]], regions: list[Region], num_threads: int
-) -> Iterator[set[int]]:
+def in_threads(job: Callable[[Region], Result], regions: list[Region], num_threads: int) -> Iterator[Result]:
     """Yield the results of a job, a few blocks ahead of the caller at most."""
     if num_threads <= 1 or len(regions) <= 1:
         yield from map(job, regions)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from scripts.errors import VolumenError
+
 _LOGGER = logging.getLogger(__name__)
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
@@ -45,7 +47,11 @@ def sample_intensity_properties(
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
         percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met);
-        "dtypes", the names of the images' types; and "per_volume". Values that are not finite are left out.
+        "dtypes", the names of the images' types; and "per_volume". Values that are not finite are left out,
+        with a warning.
+
+    Raises:
+        VolumenError: no value sampled is finite.
     """
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
@@ -63,10 +69,18 @@ def sample_intensity_properties(
             if foreground is not None and foreground.any():
                 inside.append(_strided(image[:, foreground], values_per_region))
         if len(everywhere) > before:
+            _tell_nonfinite(case.image.path, everywhere[before:])
             known = _statistics(everywhere[before:])[0]
             ranges[case.name] = known["percentile_99_5"] - known["percentile_00_5"]
     if not everywhere:
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
+    if not any(np.isfinite(values).any() for values in everywhere):
+        raise VolumenError(
+            ", ".join(case.image.path for case in cases[:3]),
+            expected="intensities",
+            found=f"nothing but NaN and infinity in {len(everywhere)} regions",
+            remedy="write the images again",
+        )
     if not inside:
         _LOGGER.debug("no labelled voxel among the %d blocks sampled", len(everywhere))
     disagreement = _disagreement(ranges) if any(case.image.dtype != np.uint8 for case in cases) else ""
@@ -95,6 +109,14 @@ def volume_properties(volume: Any) -> dict[str, Any]:
     chosen = np.random.default_rng(0).permutation(len(regions))[:_REGIONS_PER_VOLUME]
     parts = [_strided(np.asarray(volume.read(regions[number])), 20_000) for number in sorted(chosen.tolist())]
     return {"channels": _statistics(parts)}
+
+
+def _tell_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
+    """Warn of the share of NaN and infinity among the values sampled from a volume."""
+    total = sum(values.size for values in parts)
+    wrong = total - sum(int(np.isfinite(values).sum()) for values in parts)
+    if wrong:
+        _LOGGER.warning("%s: %d of %d values sampled are NaN or infinite", path, wrong, total)
 
 
 def _disagreement(ranges: Mapping[str, float]) -> str:

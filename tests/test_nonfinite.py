@@ -1,0 +1,36 @@
+"""NaN and infinite values are counted as NumPy counts them, in one pass and once per content."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+from scripts.data.nonfinite import Nonfinite, count_nonfinite
+from scripts.data.volumes import ArrayVolume, open_volume
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("chunks", [(1, 4, 8, 8), (2, 16, 16, 16)])
+def test_as_numpy_counts(tmp_path, monkeypatch, threads, chunks):
+    rng = np.random.default_rng(0)
+    image = rng.random((2, 16, 16, 16)).astype(np.float32)
+    places = np.where(rng.random(image.shape) < 0.01)
+    image[places] = rng.choice([np.nan, np.inf, -np.inf], len(places[0]))
+    zarr.create_array(tmp_path / "a.zarr", data=image, chunks=chunks)
+    monkeypatch.setattr("scripts.data.label_values._BLOCK_VOXELS", 200)
+    volume = open_volume(tmp_path / "a.zarr", axes="czyx")
+    found = count_nonfinite(volume, num_threads=threads, cache_dir=tmp_path / "cache")
+    assert found.total == len(places[0])
+    assert not np.isfinite(image[(slice(None), *found.first)]).all()
+    monkeypatch.setattr(type(volume), "read", lambda *_: pytest.fail("read again"))
+    assert count_nonfinite(volume, cache_dir=tmp_path / "cache") == found
+
+
+def test_whole_numbers_are_not_read(monkeypatch):
+    volume = ArrayVolume(np.zeros((4, 4, 4), np.uint16))
+    monkeypatch.setattr(volume, "read", lambda *_: pytest.fail("read"))
+    assert count_nonfinite(volume) == Nonfinite(0)
+
+
+def test_all_finite():
+    assert count_nonfinite(ArrayVolume(np.ones((7, 8, 9)))) == Nonfinite(0, ())
