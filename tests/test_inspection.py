@@ -7,10 +7,10 @@ import pytest
 import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
-from PIL import Image
+from PIL import Image, ImageFont
 from scripts.cli import main
 from scripts.config import ConfigManager
-from scripts.contact_sheet import draw_view, target_colours, views, write_sheet
+from scripts.contact_sheet import _shorten, draw_view, target_colours, views, write_sheet
 from test_instance_distance import voronoi
 
 
@@ -30,7 +30,7 @@ def test_tables_and_sheet_of_a_folder(tmp_path, capsys):
     words = ["inspect", str(root), "--config-path", str(tmp_path / "my.yaml"), "--sheet", str(sheet)]
     assert main([*words, "--patch-size", "16,16,16", "--set", "model_config.base_features=4"]) == 0
     said = capsys.readouterr().out
-    for word in ("24x40x48", "uint8", "ink", "binary", "train", "val", "valid ones", "GiB", "patches"):
+    for word in ("24x40x48", "uint8", "ink", "binary", "train", "val", "valid ones", "GiB", "(assumed)"):
         assert word in said
     with Image.open(sheet) as picture:
         assert picture.width > 600
@@ -72,6 +72,41 @@ def test_a_wide_plane_is_shown_where_it_is_labelled(tmp_path):
     assert rows.stop >= 2600
     assert columns.start <= 100
     assert columns.stop >= 200
+
+
+def test_a_few_thin_slices_are_no_line(tmp_path):
+    label = np.zeros((6, 50, 400), np.uint8)
+    label[:, 20:30, 300:310] = 1
+    config = config_of(tmp_path, label, spacing=[2.0, 1.0, 1.0])
+    _, view = views(config.cases[0], config.labelled_profiles["a"])
+    assert view.region[0] == slice(0, 6)
+    columns = view.region[2]
+    assert columns.stop - columns.start == 48  # four times the height of 6 slices of 2
+    assert columns.start <= 300 < 310 <= columns.stop
+    assert view.caption.endswith(f"x {columns.start}-{columns.stop - 1}")
+    assert drawn(config, view, 96).shape == (24, 96, 3)
+
+
+def test_borders_stay_thin_where_voxels_are_enlarged(tmp_path):
+    label = np.zeros((8, 8), np.uint8)
+    label[2:6, 2:6] = 1
+    config = config_of(tmp_path, label)
+    (view,) = views(config.cases[0], config.labelled_profiles["a"])
+    picture = drawn(config, view, 80)
+    colour = target_colours(config.primary_targets)["ink"][0]
+    outline = (picture == colour).all(axis=-1)
+    assert outline[20:60, 20].all()
+    assert outline[59, 20:60].all()
+    assert not outline[22:58, 22:58].any()
+    assert not outline[:19].any()
+
+
+def test_a_long_caption_keeps_both_ends():
+    font = ImageFont.load_default(14)
+    short = _shorten("a_very_long_name_of_a_volume_that_goes_on_and_on_17  xy at z 13", 200, font)
+    assert font.getlength(short) <= 200
+    assert short.startswith("a_very")
+    assert short.endswith("xy at z 13")
 
 
 def test_what_no_mask_covers_is_dimmed(tmp_path):

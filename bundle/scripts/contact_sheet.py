@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ _COLOURS = np.array(
     ]
 )
 _BACKGROUND, _TEXT = (24, 24, 27), (228, 228, 231)
-_GAP, _CAPTION = 10, 18
+_GAP, _CAPTION, _LETTERS = 10, 22, 14
 # A wider plane is shown in part, where the labels are: its chunks would take minutes to decode.
 _WINDOW = 1024
+# A plane longer than this many times its width is shown in part: a few thin slices would be a line.
+_LONGEST = 4
 _UNKNOWN_DIMMED = 0.4
 
 
@@ -84,7 +87,10 @@ def write_sheet(config: ConfigManager, path: Path, *, most: int = 24, tile: int 
         for case in config.cases[:most]
         for view in views(case, config.labelled_profiles.get(case.name, {}))
     ]
-    sheet = _arrange(tiles, _legend(targets, colours), tile, per_row=6 if config.spatial_dims == 3 else 5)
+    legend = _legend(targets, colours)
+    if len(config.cases) > most:
+        legend.append((f"the first {most} of {len(config.cases)} volumes", np.array(_BACKGROUND)))
+    sheet = _arrange(tiles, legend, tile, per_row=6 if config.spatial_dims == 3 else 5)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, format="PNG")
@@ -114,9 +120,19 @@ def views(case: OpenCase, profiles: Mapping[str, Sequence[np.ndarray]]) -> list[
         at = int(np.argmax(counts[axis])) if counts[axis].any() else shape[axis] // 2
         region = [slice(at, at + 1) if other == axis else window for other, window in enumerate(windows)]
         rows, columns = (other for other in range(3) if other != axis)
+        for long, short in ((rows, columns), (columns, rows)):
+            size = region[short].stop - region[short].start
+            most = math.ceil(_LONGEST * size * case.spacing[short] / case.spacing[long])
+            if most < region[long].stop - region[long].start:
+                region[long] = _densest(counts[long], most)
         planes = {0: "xy", 1: "xz"}[axis]
+        parts = [
+            f"{'zyx'[other]} {region[other].start}-{region[other].stop - 1}"
+            for other in (rows, columns)
+            if region[other] != slice(0, shape[other])
+        ]
         step = (case.spacing[rows], case.spacing[columns])
-        chosen.append(View(tuple(region), f"{planes} at {name} {at}", step, axis))
+        chosen.append(View(tuple(region), ", ".join([f"{planes} at {name} {at}", *parts]), step, axis))
     # The second plane of a few slices shows nothing.
     return chosen if shape[0] > 4 else chosen[:1]
 
@@ -141,18 +157,26 @@ def draw_view(
     Returns:
         uint8 (height, width, 3), neither side longer than `size`, in the proportions of the spacing.
     """
-    plane = view.shape
-    picture = _grey(case.image.read(view.region).reshape(case.image.channels, *plane))
+    height, width = _fitting(view.shape, view.step, size)
+    # Where the picture grows its pixels are repeated first, so that the borders of labels are thin lines.
+    rows, columns = _repeated(view.shape[0], height), _repeated(view.shape[1], width)
+    plane = (len(rows), len(columns))
+
+    def read(volume: Any) -> np.ndarray:
+        values = volume.read(view.region).reshape(volume.channels, *view.shape)
+        return values[:, rows][:, :, columns]
+
+    picture = _grey(read(case.image))
     known = np.zeros(plane, bool)
     any_label = False
     for name, target in targets.items():
         if name not in case.labels:
             continue
         any_label = True
-        label = case.labels[name].read(view.region).reshape(-1, *plane)
-        sure = np.ones(plane, bool)
+        label = read(case.labels[name])
+        sure: np.ndarray = np.ones(plane, bool)
         if name in case.masks:
-            sure = case.masks[name].read(view.region).reshape(plane) > 0
+            sure = np.asarray((read(case.masks[name]) > 0).all(axis=0))
         if target.ignore_label is not None:
             ignored = (label == target.ignore_label).any(axis=0)
             sure, label = sure & ~ignored, np.where(ignored, 0, label)
@@ -160,7 +184,7 @@ def draw_view(
         _overlay(picture, label, target, colours[name])
     if any_label:
         picture[~known] *= _UNKNOWN_DIMMED
-    return _fit(picture, view.step, size)
+    return _resized(picture, height, width)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -208,17 +232,24 @@ def _edges(numbers: np.ndarray) -> np.ndarray:
     return edge
 
 
-def _fit(picture: np.ndarray, step: tuple[float, float], size: int) -> np.ndarray:
+def _fitting(shape: Sequence[int], step: Sequence[float], size: int) -> tuple[int, int]:
+    """Height and width of a plane in pixels, the longer one `size`, in the proportions of the spacing."""
+    extent = [length * width for length, width in zip(shape, step)]
+    height, width = (max(1, round(side * size / max(extent))) for side in extent)
+    return height, width
+
+
+def _repeated(length: int, pixels: int) -> np.ndarray:
+    """Which voxel each pixel shows along an axis that grows to some pixels; every voxel where it shrinks."""
+    pixels = max(pixels, length)
+    return np.arange(pixels) * length // pixels
+
+
+def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     from PIL import Image
 
-    extent = [length * width for length, width in zip(picture.shape[:2], step)]
-    scale = size / max(extent)
-    height, width = (max(1, round(side * scale)) for side in extent)
-    grows = height >= picture.shape[0] and width >= picture.shape[1]
-    resized = Image.fromarray(picture.astype(np.uint8)).resize(
-        (width, height), Image.Resampling.NEAREST if grows else Image.Resampling.BOX
-    )
-    return np.asarray(resized)
+    image = Image.fromarray(picture.astype(np.uint8)).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(image)
 
 
 def target_colours(targets: Mapping[str, Target]) -> dict[str, np.ndarray]:
@@ -260,36 +291,41 @@ def _arrange(
     tiles: Sequence[tuple[str, np.ndarray]], legend: Sequence[tuple[str, Any]], tile: int, per_row: int
 ) -> Any:
     """Put the pictures into rows, each row as high as its highest picture, and the legend below."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
     heights = [max(picture.shape[0] for _, picture in row) + _CAPTION + _GAP for row in rows]
     width = min(per_row, len(tiles)) * (tile + _GAP) + _GAP
-    lines = _legend_lines(legend, width)
+    font = ImageFont.load_default(_LETTERS)
+    lines = _legend_lines(legend, width, font)
     sheet = Image.new("RGB", (width, sum(heights) + _GAP + _CAPTION * len(lines) + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     top = _GAP
     for row, height in zip(rows, heights):
         for column, (caption, picture) in enumerate(row):
             left = _GAP + column * (tile + _GAP)
-            draw.text((left, top), _shorten(draw, caption, tile), fill=_TEXT)
+            draw.text((left, top), _shorten(caption, tile, font), fill=_TEXT, font=font)
             sheet.paste(Image.fromarray(picture), (left, top + _CAPTION))
         top += height
     for line in lines:
         left = _GAP
         for text, colour in line:
-            draw.rectangle((left, top + 2, left + 10, top + 12), fill=tuple(int(value) for value in colour))
-            draw.text((left + 16, top), text, fill=_TEXT)
-            left += 16 + 7 * len(text) + 14
+            draw.rectangle((left, top + 3, left + 10, top + 13), fill=tuple(int(value) for value in colour))
+            draw.text((left + _GAP + 6, top), text, fill=_TEXT, font=font)
+            left += _legend_width(text, font)
         top += _CAPTION
     return sheet
 
 
-def _legend_lines(legend: Sequence[tuple[str, Any]], width: int) -> list[list[tuple[str, Any]]]:
+def _legend_width(text: str, font: Any) -> int:
+    return _GAP + 6 + math.ceil(font.getlength(text)) + 2 * _GAP
+
+
+def _legend_lines(legend: Sequence[tuple[str, Any]], width: int, font: Any) -> list[list[tuple[str, Any]]]:
     lines: list[list[tuple[str, Any]]] = [[]]
     left = _GAP
     for text, colour in legend:
-        needed = 16 + 7 * len(text) + 14
+        needed = _legend_width(text, font)
         if left + needed > width and lines[-1]:
             lines.append([])
             left = _GAP
@@ -298,9 +334,11 @@ def _legend_lines(legend: Sequence[tuple[str, Any]], width: int) -> list[list[tu
     return lines
 
 
-def _shorten(draw: Any, text: str, width: int) -> str:
-    if draw.textlength(text) <= width:
+def _shorten(text: str, width: int, font: Any) -> str:
+    """Leave out the middle of a caption that is too wide: both the name's start and the plane tell volumes apart."""
+    if font.getlength(text) <= width:
         return text
-    while text and draw.textlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    head, tail = text[: len(text) // 2], text[len(text) // 2 :]
+    while head and font.getlength(f"{head}...{tail}") > width:
+        head, tail = (head[:-1], tail) if len(head) >= len(tail) else (head, tail[1:])
+    return f"{head}...{tail}"

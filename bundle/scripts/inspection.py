@@ -43,11 +43,15 @@ def run_inspect(options: argparse.Namespace) -> int:
     )
     console = make_console()
     index = _index(config)
-    console.print(_volume_table(config, index))
-    console.print(_target_table(config))
-    console.print(_patch_summary(config, index))
-    console.print(config.plan.table())
-    console.print(_memory_summary(config))
+    for part in (
+        _volume_table(config, index),
+        _target_table(config),
+        _patch_summary(config, index),
+        config.plan.table(),
+        _memory_summary(config),
+    ):
+        console.print(part)
+        console.print()
     if options.sheet:
         console.print(f"contact sheet: {write_sheet(config, Path(options.sheet))}")
     return 0
@@ -69,7 +73,7 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
     patches = np.bincount(rows, minlength=len(config.cases))
     for number, case in enumerate(config.cases[:_MOST_ROWS]):
         shares = [
-            f"{target} {_share(axes, case.image.shape):.1%}"
+            f"{target} {_share(axes, case.image.shape):.1%}{' in its mask' * (target in case.masks)}"
             for target, axes in config.labelled_profiles[case.name].items()
         ]
         table.add_row(
@@ -91,6 +95,8 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
 def _spacing_text(case: OpenCase) -> str:
     sizes = " ".join(f"{value:g}" for value in case.spacing)
     own = case.image.spacing is not None and np.allclose(case.image.spacing, case.spacing)
+    if case.image.spacing is None and set(case.spacing) == {1.0}:
+        return f"{sizes} (assumed)"
     return f"{sizes} {case.image.unit}" if own and case.image.unit else sizes
 
 
