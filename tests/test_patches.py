@@ -173,7 +173,31 @@ def test_index_equals_brute_force(problem):
                 assert bool(int(table.shifts[row]) >> bit & 1) == expected[kind]
                 for k, pair in enumerate(index.classes):
                     has_class = bool(int(table.class_shifts[k, row]) >> bit & 1)
-                    assert has_class == (expected[kind] and pair in expected["classes"])
+                    assert not has_class or (expected[kind] and pair in expected["classes"])
+    assert_no_voxel_of_a_class_is_lost(index, labels, masks, options)
+
+
+def assert_no_voxel_of_a_class_is_lost(index, labels, masks, options):
+    """Every voxel of a class that a patch can show lies in a patch that can be drawn for the class."""
+    table = index.foreground
+    for k, (target, value) in enumerate(index.classes):
+        shown = np.zeros(labels[target].shape, bool)
+        drawn = shown.copy()
+        for row, start in enumerate(table.start.tolist()):
+            for bit, shift in enumerate(index.shifts):
+                _, box = index.regions[table.region[row]]
+                part = tuple(
+                    slice(s + d, min(s + d + p, high))
+                    for s, d, p, (_, high) in zip(start, shift, index.patch_size, box)
+                )
+                shown[part] |= bool(int(table.shifts[row]) >> bit & 1)
+                drawn[part] |= bool(int(table.class_shifts[k, row]) >> bit & 1)
+        voxels = labels[target] == value
+        if target in masks:
+            voxels &= masks[target] > 0
+        if value == options["ignore_labels"].get(target):
+            voxels[:] = False
+        assert not (voxels & shown & ~drawn).any()
 
 
 @given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
@@ -581,9 +605,58 @@ def test_masked_background_is_no_label_where_the_loss_counts_on_objects_alone():
 
 
 def test_any_object_is_a_class_of_targets_without_classes():
-    index = find(masked_case(), (16, 16), classes={"t": [ANY_OBJECT]})
-    held = index.foreground.class_shifts[0] & np.uint64(1) == 1
+    index = find(masked_case(), (16, 16), classes={"t": [ANY_OBJECT]}, jitter=True)
+    held = index.foreground.class_shifts[0] > 0
     label = masked_case().labels["t"].array[0]
-    for start, holds in zip(index.foreground.start, held):
-        assert holds == label[tuple(slice(s, s + 16) for s in start)].any()
+    rng = np.random.default_rng(0)
+    for row in np.flatnonzero(held):
+        start = index.random_location(int(row), rng, class_row=0).start
+        assert label[tuple(slice(s, s + 16) for s in start)].any()
+    for start in index.foreground.start[~held]:
+        assert not label[tuple(slice(s + 4, s + 12) for s in start)].any()
     assert 0 < held.sum() < len(held)
+
+
+def lone_voxel_case(at, shape=(64, 96, 96)):
+    """Class 1 almost everywhere, class 2 in a single voxel."""
+    label = np.ones(shape, np.uint8)
+    label[at] = 2
+    return CaseStub({"t": ArrayStub(label)})
+
+
+@pytest.mark.parametrize("at", [(31, 40, 50), (16, 47, 33), (40, 70, 64)])
+def test_a_patch_drawn_for_a_class_has_it_in_its_central_part(at):
+    index = find(lone_voxel_case(at), (32, 32, 32), classes={"t": [1, 2]}, jitter=True)
+    rows = np.flatnonzero(index.foreground.class_shifts[1])
+    rng = np.random.default_rng(0)
+    places = [
+        [a - s for a, s in zip(at, index.random_location(int(row), rng, class_row=1).start)]
+        for row in np.tile(rows, 40)
+    ]
+    low, high = np.min(places, axis=0), np.max(places, axis=0)
+    # Half a patch wide, but for what separates the borders of the counting grid.
+    assert (low >= 8 - 3).all()
+    assert (high < 24 + 3).all()
+    # At several places there, not always at the same.
+    assert (high - low >= 6).all()
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (63, 95, 95), (0, 50, 95)])
+def test_a_class_at_the_end_of_a_volume_is_drawn_too(at):
+    index = find(lone_voxel_case(at), (32, 32, 32), classes={"t": [1, 2]}, jitter=True)
+    rows = np.flatnonzero(index.foreground.class_shifts[1])
+    assert len(rows)
+    for row in rows:
+        start = index.random_location(int(row), np.random.default_rng(0), class_row=1).start
+        assert all(s <= a < s + 32 for s, a in zip(start, at))
+
+
+def test_a_class_that_no_valid_patch_can_centre_is_drawn_off_centre():
+    label = np.zeros((32, 64), np.uint8)
+    label[:, :16] = 1
+    label[16, 30] = 2
+    # A patch around (16, 30) has too little of a label; one that begins at 0 holds the voxel in its last columns.
+    case = CaseStub({"t": ArrayStub(label)})
+    index = find(case, (32, 32), classes={"t": [2]}, jitter=True, min_labeled_ratio=0.49)
+    (row,) = np.flatnonzero(index.foreground.class_shifts[0])
+    assert index.random_location(int(row), np.random.default_rng(0), class_row=0).start == (0, 0)

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from scripts.text import by
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised whenever the same parameters would give another index, so that old cache files are not used."""
 
 MAX_GRID_CELLS = 2**29
@@ -74,7 +74,10 @@ class PatchTable:
         share: (N,) labelled share of the patch, that of the best target.
         shifts: (N,) uint64; bit i is set where the patch, moved by the i-th of `PatchIndex.shifts`, stays
             valid.
-        class_shifts: (K, N) uint64; the same where, besides, the k-th of `PatchIndex.classes` is present.
+        class_shifts: (K, N) uint64; the same where, besides, the k-th of `PatchIndex.classes` lies in the central part
+            of the patch: half of it along every axis, to the nearest border of the counting grid, and up to the
+            region's end for a patch that lies there. Also where a patch holds, off its centre, what no patch holds
+            in its central part.
     """
 
     region: np.ndarray
@@ -156,7 +159,7 @@ class PatchIndex:
             row: row of the table.
             rng: source of randomness; the same state gives the same location.
             background: take the background table.
-            class_row: keep this class of `classes` in the patch.
+            class_row: keep this class of `classes` in the central part of the patch.
         """
         table = self.background if background else self.foreground
         if self.shifts:
@@ -227,6 +230,8 @@ class _Region:
     edges: list[np.ndarray]
     first: list[np.ndarray]
     last: list[np.ndarray]
+    core_first: list[np.ndarray]
+    core_last: list[np.ndarray]
     best: float = field(default=0.0)
 
     @property
@@ -487,7 +492,7 @@ def _region(
     """Lay the grid over a region, and its patches' borders over the volume that is searched."""
     fine = tuple(case.image.shape)
     coarse = next((tuple(v.shape) for v in searched.labels.values()), fine)
-    region = _Region(row, box, [], [], [], [], [])
+    region = _Region(row, box, [], [], [], [], [], [], [])
     for axis, ((low, high), size, stride) in enumerate(zip(box, rules.patch_size, rules.stride)):
         grid = axis_starts(low, high, size, stride)
         moved = np.unique(np.add.outer(grid, sorted({shift[axis] for shift in shifts})))
@@ -502,7 +507,36 @@ def _region(
         region.edges.append(edges)
         region.first.append(np.searchsorted(edges, begin))
         region.last.append(np.searchsorted(edges, end))
+        core_first, core_last = _core(edges, begin, end)
+        region.core_first.append(core_first)
+        region.core_last.append(core_last)
     return region
+
+
+def _core(edges: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of the central half of patches along an axis, to the nearest edge, of equals the outer one.
+
+    The first patch's begins with the patch and the last one's ends with it, as no other could be more central there.
+    Both results ascend with the patches.
+
+    Args:
+        edges: of the cells.
+        begin, end: of the patches, ascending, among the edges.
+
+    Returns:
+        Index of the first cell and one past the last.
+    """
+    quarter = (end - begin) // 4
+    first = _nearest(edges, begin + quarter)
+    last = len(edges) - 1 - _nearest(-edges[::-1], -(end - quarter))
+    first[0], last[-1] = np.searchsorted(edges, begin[0]), np.searchsorted(edges, end[-1])
+    return first, np.maximum(last, first + 1)
+
+
+def _nearest(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the index of the edge nearest to each value, the lower one of equals."""
+    above = np.clip(np.searchsorted(edges, values), 1, len(edges) - 1)
+    return np.where(values - edges[above - 1] <= edges[above] - values, above - 1, above)
 
 
 def axis_starts(low: int, high: int, size: int, stride: int) -> np.ndarray:
@@ -542,7 +576,7 @@ def _select(
     known = np.zeros(shape, bool)
     share = np.zeros(shape, np.float32)
     present = np.zeros((len(rules.classes), *shape), bool)
-    for target, cells in counts.items():
+    for cells in counts.values():
         labelled = window_sums(cells.labelled, region.first, region.last)
         np.maximum(share, labelled / voxels, out=share, casting="same_kind")
         enough = labelled >= needed
@@ -552,13 +586,16 @@ def _select(
         if cells.foreground is not None and cells.known is not None:
             occupied |= window_sums(cells.foreground, region.first, region.last) > 0
             known |= window_sums(cells.known, region.first, region.last) >= needed
-        _mark_classes(rules, target, cells, region, present)
     region.best = float(share.max(initial=0.0))
     if rules.background:
         empty = known & ~occupied
         valid &= occupied
     else:
         empty = np.zeros(shape, bool)
+    if rules.classes:
+        covered = _covered(region, valid, shifts)
+        for target, cells in counts.items():
+            _mark_classes(rules, target, cells, region, covered, present)
     return (
         _table(region, valid, share, present, shifts),
         _table(region, empty, share, present, shifts),
@@ -576,14 +613,62 @@ def _box_voxels(cells: CellCounts, region: _Region) -> np.ndarray:
 
 
 def _mark_classes(
-    rules: _Rules, target: str, cells: CellCounts, region: _Region, present: np.ndarray
+    rules: _Rules,
+    target: str,
+    cells: CellCounts,
+    region: _Region,
+    covered: np.ndarray,
+    present: np.ndarray,
 ) -> None:
+    """Mark the candidates that hold a class in their central part, or what of it is `covered` by no such part."""
     rows = [i for i, (name, _) in enumerate(rules.classes) if name == target]
     if cells.classes is None:
         return
     for bit, row in enumerate(rows):
-        holds = (cells.classes >> np.uint64(bit)) & np.uint64(1)
-        present[row] = window_sums(holds.astype(np.uint8), region.first, region.last) > 0
+        holds = ((cells.classes >> np.uint64(bit)) & np.uint64(1)).astype(np.uint8)
+        present[row] = window_sums(holds, region.core_first, region.core_last) > 0
+        lonely = holds * ~covered
+        if lonely.any():
+            present[row] |= window_sums(lonely, region.first, region.last) > 0
+
+
+def _covered(region: _Region, valid: np.ndarray, shifts: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Tell which cells lie in the central part of a patch that can be drawn."""
+    reached = np.zeros(valid.shape, np.uint8)
+    for _, good, where in _moved(region, _on_grid(region, valid), valid, shifts):
+        reached[tuple(axis[good] for axis in where)] = 1
+    # The candidates whose central part holds a cell follow each other along every axis.
+    cells = [np.arange(len(edges) - 1) for edges in region.edges]
+    begin = [np.searchsorted(last, axis, side="right") for last, axis in zip(region.core_last, cells)]
+    end = [np.searchsorted(first, axis, side="right") for first, axis in zip(region.core_first, cells)]
+    return window_sums(reached, begin, end) > 0
+
+
+def _on_grid(region: _Region, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the indices, along the axes of the grid, of the grid patches that are valid."""
+    home = [np.searchsorted(c, g) for c, g in zip(region.candidates, region.grid)]
+    return np.nonzero(valid[np.ix_(*home)])
+
+
+def _moved(
+    region: _Region,
+    chosen: tuple[np.ndarray, ...],
+    valid: np.ndarray,
+    shifts: Sequence[tuple[int, ...]],
+) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, ...]]]:
+    """Yield each displacement's number, which of the chosen grid patches it keeps valid, and what they become.
+
+    What they become are indices of candidates along every axis.
+    """
+    starts = [grid[index] for grid, index in zip(region.grid, chosen)]
+    for i, shift in enumerate(shifts):
+        inside = np.ones(len(starts[0]), bool)
+        where = []
+        for start, moved, candidates in zip(starts, shift, region.candidates):
+            position = np.minimum(np.searchsorted(candidates, start + moved), len(candidates) - 1)
+            inside &= candidates[position] == start + moved
+            where.append(position)
+        yield i, inside & valid[tuple(where)], tuple(where)
 
 
 def _table(
@@ -594,24 +679,18 @@ def _table(
     shifts: Sequence[tuple[int, ...]],
 ) -> PatchTable:
     """Collect the grid patches that are valid, with the displacements that keep them so."""
-    on_grid = [np.searchsorted(c, g) for c, g in zip(region.candidates, region.grid)]
-    chosen = np.nonzero(valid[np.ix_(*on_grid)])
+    chosen = _on_grid(region, valid)
     starts = [grid[index] for grid, index in zip(region.grid, chosen)]
     count = len(starts[0])
     bits = np.zeros(count, np.uint64)
     class_bits = np.zeros((len(present), count), np.uint64)
-    for i, shift in enumerate(shifts):
-        inside = np.ones(count, bool)
-        where = []
-        for start, moved, candidates in zip(starts, shift, region.candidates):
-            position = np.minimum(np.searchsorted(candidates, start + moved), len(candidates) - 1)
-            inside &= candidates[position] == start + moved
-            where.append(position)
-        good = inside & valid[tuple(where)]
+    home = chosen
+    for i, good, where in _moved(region, chosen, valid, shifts):
         bits |= good.astype(np.uint64) << np.uint64(i)
         for row, holds in enumerate(present):
-            class_bits[row] |= (good & holds[tuple(where)]).astype(np.uint64) << np.uint64(i)
-    home = tuple(axis_index[index] for axis_index, index in zip(on_grid, chosen))
+            class_bits[row] |= (good & holds[where]).astype(np.uint64) << np.uint64(i)
+        if i == 0:
+            home = where
     return PatchTable(
         region=np.full(count, region.row, np.int32),
         start=np.stack(starts, 1).astype(np.int32),
