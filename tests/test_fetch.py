@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from scripts.data.layout import discover, open_cases
 from scripts.data.volumes import open_volume
 from scripts.errors import VolumenError
@@ -70,6 +72,67 @@ def test_a_folder_of_nifti_at_a_url(server):
     assert case.spacing == (3, 2, 1)
     np.testing.assert_array_equal(whole(case.image)[0], ARRAY)
     np.testing.assert_array_equal(whole(case.labels["ink"])[0], ARRAY > 100)
+
+
+def write_slices(folder, array):
+    folder.mkdir(parents=True)
+    for number, plane in enumerate(array):
+        tifffile.imwrite(folder / f"s{number + 8}.tif", plane)  # s8, s9, s10, ...
+
+
+def test_slices_are_fetched_as_they_are_needed(server):
+    root, url, asked = server
+    write_slices(root / "a", ARRAY)
+    volume = open_volume(f"{url}/a/")
+    assert volume.shape == ARRAY.shape
+    np.testing.assert_array_equal(volume.read(np.s_[3:5, 1:4, 2:6])[0], ARRAY[3:5, 1:4, 2:6])
+    assert {path for path in asked if path.endswith(".tif")} == {"/a/s8.tif", "/a/s11.tif", "/a/s12.tif"}
+    again = pickle.loads(pickle.dumps(volume))
+    np.testing.assert_array_equal(whole(again)[0], ARRAY)
+    assert again.fingerprint() == open_volume(f"{url}/a").fingerprint()
+    assert asked.count("/a/s11.tif") == 1
+
+
+def test_a_folder_of_slices_and_of_zarr_without_ending_at_a_url(server):
+    root, url, _ = server
+    for name in ("images/a", "labels/a_ink"):
+        write_slices(root / name, ARRAY)
+    (case,) = open_cases(discover(url))
+    np.testing.assert_array_equal(whole(case.image), whole(case.labels["ink"]))
+    zarr.create_array(root / "zarrs/images/b", data=ARRAY, chunks=ARRAY.shape)
+    zarr.create_array(root / "zarrs/labels/b_ink.zarr", data=ARRAY, chunks=ARRAY.shape)
+    (case,) = open_cases(discover(f"{url}/zarrs"), axes="zyx")
+    np.testing.assert_array_equal(whole(case.image)[0], ARRAY)
+
+
+def test_a_slice_of_another_shape_is_named_by_its_url(server):
+    root, url, _ = server
+    write_slices(root / "a", ARRAY)
+    tifffile.imwrite(root / "a/s10.tif", ARRAY[0, :3])
+    with pytest.raises(VolumenError, match=f"^{url}/a/s10.tif: expected shape"):
+        whole(open_volume(f"{url}/a"))
+
+
+def test_slices_in_memory(tmp_path):
+    write_slices(tmp_path / "a", ARRAY)
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(tmp_path / "a"), "/slices", recursive=True)
+    volume = open_volume("memory://slices")
+    np.testing.assert_array_equal(whole(volume)[0], ARRAY)
+    before = volume.fingerprint()
+    filesystem.pipe("/slices/s10.tif", filesystem.cat("/slices/s9.tif"))
+    assert volume.fingerprint() != before
+    filesystem.rm("/slices", recursive=True)
+
+
+def test_slices_on_a_server_that_lists_nothing_are_one_line(server, monkeypatch):
+    root, url, _ = server
+    write_slices(root / "a", ARRAY)
+    monkeypatch.setattr(
+        SimpleHTTPRequestHandler, "list_directory", lambda self, path: self.send_error(403, "no listing")
+    )
+    with pytest.raises(VolumenError, match="only on a server that lists it"):
+        open_volume(f"{url}/a")
 
 
 def test_memory_urls(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -48,15 +49,16 @@ def is_zarr_folder(path: Path) -> bool:
 
 
 def stack_files(folder: Path) -> tuple[str, ...]:
-    """Return the TIFF files of a folder in the order of their numbers; none unless only one number tells them apart.
+    """Return the TIFF files of a folder that are slices of one volume, see `stack_order`."""
+    return stack_order(os.listdir(folder))  # noqa: PTH208
+
+
+def stack_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the TIFF files in the order of their numbers; none unless only one number tells them apart.
 
     Other files and hidden ones do not count.
     """
-    names = [
-        name
-        for name in os.listdir(folder)  # noqa: PTH208
-        if not name.startswith(".") and split_suffix(name)[1] == "tif"
-    ]
+    names = [name for name in names if not name.startswith(".") and split_suffix(name)[1] == "tif"]
     parts = [re.split(r"(\d+)", name) for name in names]
     if len({tuple(part[::2]) for part in parts}) != 1:
         return ()
@@ -67,16 +69,36 @@ def stack_files(folder: Path) -> tuple[str, ...]:
     return tuple(names[i] for i in order)
 
 
+def folder_kind(names: Iterable[str]) -> str | None:
+    """Tell what a folder with these names in it is: "zarr", "stack" (of TIFF slices), or None."""
+    names = list(names)
+    if any(mark in names for mark in _ZARR_MARKS):
+        return "zarr"
+    return "stack" if stack_order(names) else None
+
+
+def _url_format(url: str) -> str:
+    kind = split_suffix(url.rstrip("/"))[1]
+    if kind is not None or ".zarr/" in url:
+        return kind or "zarr"
+    from scripts.data.listing import names_in
+
+    try:
+        return folder_kind(names_in(url)) or "zarr"
+    except VolumenError:  # zarr needs no list of its files, which many servers do not give
+        return "zarr"
+
+
 def detect_format(path: str | os.PathLike) -> str:
     """Return "zarr", "tif", "nifti" or "stack" (a folder of TIFF slices) by looking into the file.
 
-    Of a URL the ending of the name decides.
+    Of a URL the ending of the name decides; without one, what the server lists there.
 
     Raises:
         VolumenError: it does not exist, cannot be read, or is none of these.
     """
     if is_url(path):
-        return split_suffix(str(path).rstrip("/"))[1] or "zarr"
+        return _url_format(str(path))
     file = Path(path)
     try:
         if file.is_dir():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.formats import is_url, is_zarr_folder, split_suffix, stack_files
+from scripts.data.formats import folder_kind, is_url, is_zarr_folder, split_suffix, stack_files
 from scripts.errors import VolumenError
 
 
@@ -83,20 +83,31 @@ def _forbidden(folder: object) -> VolumenError:
 
 
 def _remote_entries(folder: str) -> Iterator[Entry]:
-    for name in _remote_names(folder):
+    for name, is_folder in _remote_items(folder):
+        if name.startswith("."):
+            continue
         stem, kind = split_suffix(name)
+        path = child(folder, name)
+        if kind is None and is_folder:
+            kind = {"zarr": "zarr", "stack": "tif"}.get(folder_kind(_remote_names(path)) or "")
+            stem = name
         if kind is not None:
-            yield Entry(unicodedata.normalize("NFC", stem), kind, child(folder, name))
+            yield Entry(unicodedata.normalize("NFC", stem), kind, path)
 
 
 def _remote_names(folder: str) -> list[str]:
+    return [name for name, _ in _remote_items(folder)]
+
+
+def _remote_items(folder: str) -> list[tuple[str, bool]]:
+    """List the names at a URL, each with whether it is a folder."""
     try:
         import fsspec
     except ImportError:
         raise VolumenError(folder, "URLs need fsspec", remedy="pip install 'volumen[remote]'") from None
     try:
         filesystem, path = fsspec.core.url_to_fs(folder)
-        listed = filesystem.ls(path, detail=False)
+        listed = filesystem.ls(path, detail=True)
     except FileNotFoundError:
         return []
     except Exception as error:
@@ -104,5 +115,7 @@ def _remote_names(folder: str) -> list[str]:
         raise VolumenError(
             folder, f"cannot be listed ({reason})", remedy="check the URL and the network"
         ) from error
-    names = {str(item).rstrip("/").rsplit("/", 1)[-1] for item in listed}
-    return [name for name in names if name and not name.startswith("?")]
+    items = {
+        str(item["name"]).rstrip("/").rsplit("/", 1)[-1]: item.get("type") == "directory" for item in listed
+    }
+    return [(name, is_folder) for name, is_folder in items.items() if name and not name.startswith("?")]

@@ -1,4 +1,4 @@
-"""A folder of numbered TIFF files, each a slice of one volume."""
+"""A folder of numbered TIFF files, on disk or at a URL, each a slice of one volume."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from scripts.data.axes import AxisMap
+from scripts.data.fetch import fetch_file, file_states
 from scripts.data.fingerprints import digest
-from scripts.data.formats import stack_files
+from scripts.data.formats import is_url, stack_order
+from scripts.data.listing import child, names_in
 from scripts.data.tiff_volume import TiffVolume, open_tiff
 from scripts.data.volumes import LazyVolume, Region
 from scripts.errors import VolumenError
@@ -22,16 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class SliceStack(LazyVolume):
-    """2D TIFF files in the order of their numbers, along Z; only the files and rows of a region are read."""
+    """2D TIFF files in the order of their numbers, along Z; only the files and rows of a region are read.
 
-    def __init__(self, folder: Path, files: tuple[str, ...], first: TiffVolume, axes: str | None) -> None:
+    Those at a URL are fetched, each as a whole, when a region first needs them.
+    """
+
+    def __init__(self, folder: str, files: tuple[str, ...], first: TiffVolume, axes: str | None) -> None:
         space = (len(files), *first.shape)
         axis_map = (
             AxisMap(space, (0, 1, 2))
             if first.channels == 1
             else AxisMap((first.channels, *space), (1, 2, 3), 0)
         )
-        super().__init__(str(folder), axis_map, first.dtype, chunks=(1, *first.chunks))
+        super().__init__(folder, axis_map, first.dtype, chunks=(1, *first.chunks))
         self._files = files
         self._axes = axes
 
@@ -48,7 +53,7 @@ class SliceStack(LazyVolume):
         return out
 
     def _slice(self, number: int) -> TiffVolume:
-        path = Path(self.path, self._files[number])
+        path = child(self.path, self._files[number])
         found = _open_slice(path, self._axes)
         for what, own, wanted in (
             ("shape", found.shape, self.shape[1:]),
@@ -65,7 +70,9 @@ class SliceStack(LazyVolume):
         return found
 
     def fingerprint(self) -> str:
-        """Return a hash of the files' names, sizes and modification times."""
+        """Return a hash of the files' names, sizes and modification times, or what a server says in their place."""
+        if is_url(self.path):
+            return digest([*file_states(self.path, self._files), self.shape, self.channels, self.dtype])
         statuses = [os.stat(os.path.join(self.path, name)) for name in self._files]  # noqa: PTH116, PTH118
         lines = [f"{n} {s.st_size} {s.st_mtime_ns}" for n, s in zip(self._files, statuses)]
         return digest([*lines, self.shape, self.channels, self.dtype])
@@ -87,18 +94,18 @@ class _Slices:
         return found
 
 
-def open_stack(folder: Path, *, axes: str | None = None, ndim: int | None = None) -> SliceStack:
+def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None) -> SliceStack:
     """Open a folder of numbered 2D TIFF files as a volume.
 
     Args:
-        folder: holds files whose names differ in one number; 2 comes before 10.
+        folder: a path or URL; holds files whose names differ in one number; 2 comes before 10.
         axes: letters of the volume's axes; z is the number.
         ndim: 3, where it is known.
 
     Raises:
         VolumenError: no such files, or the first is not 2D or cannot be read.
     """
-    files = stack_files(folder)
+    files = stack_order(names_in(folder))
     if not files:
         raise VolumenError(
             folder,
@@ -114,14 +121,17 @@ def open_stack(folder: Path, *, axes: str | None = None, ndim: int | None = None
         )
     inner = None if axes is None else axes.lower().replace("z", "")
     _warn_of_gaps(folder, files)
-    return SliceStack(folder, files, _open_slice(folder / files[0], inner), inner)
+    if is_url(folder):
+        logger.info("%s: its %d slices are fetched as they are needed", folder, len(files))
+    return SliceStack(folder, files, _open_slice(child(folder, files[0]), inner), inner)
 
 
-def _open_slice(path: Path, axes: str | None) -> TiffVolume:
-    return open_tiff(path, axes=axes, ndim=2)
+def _open_slice(path: str, axes: str | None) -> TiffVolume:
+    file = fetch_file(path, level=logging.DEBUG) if is_url(path) else Path(path)
+    return open_tiff(file, axes=axes, ndim=2)
 
 
-def _warn_of_gaps(folder: Path, files: tuple[str, ...]) -> None:
+def _warn_of_gaps(folder: str, files: tuple[str, ...]) -> None:
     """Tell of slices that seem to be missing: all that follow would lie elsewhere than in a complete volume."""
     varying = [re.findall(r"\d+", name) for name in files]
     numbers = [

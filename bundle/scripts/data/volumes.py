@@ -256,7 +256,8 @@ def open_volume(
     """Open a volume by its content, whatever its name.
 
     A path may also be a URL that fsspec opens, also a chained one. Of zarr (v2, v3, OME-Zarr) the chunks come as
-    they are needed (`simplecache::https://...` keeps them on disk); TIFF and NIfTI are fetched whole, once.
+    they are needed (`simplecache::https://...` keeps them on disk); TIFF, each slice of a folder of TIFF slices, and
+    NIfTI are fetched whole, once.
 
     Args:
         path: file, zarr folder, folder of TIFF slices, or URL.
@@ -280,14 +281,14 @@ def open_volume(
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
     if level:
         raise single_level(path, level)
+    if kind == "stack":
+        from scripts.data.slice_stack import open_stack
+
+        return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim)
     if is_url(path):
         from scripts.data.fetch import fetch_file
 
         path = fetch_file(str(path))
-    if kind == "stack":
-        from scripts.data.slice_stack import open_stack
-
-        return open_stack(Path(path), axes=axes, ndim=ndim)
     if kind == "tif":
         from scripts.data.tiff_volume import open_tiff
 

@@ -115,7 +115,9 @@ def _open_node(path: str) -> Any:
     try:
         return zarr.open(path, mode="r")
     except (FileNotFoundError, KeyError) as error:
-        raise VolumenError(path, "no zarr array or group there", remedy="check the path") from error
+        slices = "check the URL; a folder of TIFF slices is found only on a server that lists it"
+        remedy = slices if is_url(path) else "check the path"
+        raise VolumenError(path, "no zarr array or group there", remedy=remedy) from error
     except ImportError as error:
         remedy = "pip install 'volumen[remote]', or the package that it names"
         raise VolumenError(path, f"URLs of this kind need a package ({error})", remedy=remedy) from error
