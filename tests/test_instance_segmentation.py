@@ -11,8 +11,9 @@ import zarr
 from instance_cases import cells, predicted, walls
 from prediction import make_predictor
 from scripts.errors import VolumenError
+from scripts.inference.block_files import BlockFiles
+from scripts.inference.blocks import aligned_block
 from scripts.inference.command import request_fields
-from scripts.inference.instance_output import aligned_block
 from scripts.inference.instances import (
     InstanceRules,
     from_affinities,
@@ -23,7 +24,7 @@ from scripts.inference.instances import (
 )
 from scripts.inference.like import settings_like
 from scripts.inference.predict import PredictRequest, predict
-from scripts.inference.stitch import label_volume
+from scripts.inference.stitch import Stitching
 from scripts.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
 from scripts.transforms.affinities import affinities
 
@@ -45,13 +46,22 @@ def errors(found, truth):
 
 
 def blockwise(segment, shape, block, halo, folder, **options):
-    """Run `label_volume` on arrays."""
+    """Segment arrays block by block."""
     local, result = np.zeros((2, *shape), np.uint32)
-    count = label_volume(
-        segment, (lambda box: local[box], local.__setitem__), result.__setitem__, shape, block, halo, folder, **options
-    )  # fmt: skip
+    count = stitch(Stitching(shape, block, halo, BlockFiles(folder)), segment, local, result, **options)
     assert result.max() == count
     return result
+
+
+def stitch(stitching, segment, local, result, min_size=0):
+    """Go through all blocks; return how many instances there are."""
+    for number in range(stitching.count):
+        stitching.segment(number, segment, local.__setitem__, lambda: None)
+    count = stitching.join(min_size)
+    for number in range(stitching.count):
+        box, numbers = stitching.numbered(number, local.__getitem__)
+        result[box] = numbers
+    return count
 
 
 @pytest.mark.parametrize(
@@ -144,16 +154,15 @@ def test_a_run_goes_on_after_finished_blocks_and_small_instances_go(tmp_path):
         return truth[box]
 
     local, result = np.zeros((2, 60, 60), np.uint32)
-    arrays = (lambda box: local[box], local.__setitem__), result.__setitem__
-    job = (segment, *arrays, (60, 60), (30, 30), (4, 4), tmp_path)
+    job = Stitching((60, 60), (30, 30), (4, 4), BlockFiles(tmp_path)), segment, local, result
     with pytest.raises(KeyboardInterrupt):
-        label_volume(*job)
-    assert label_volume(*job, min_size=0) == 9
+        stitch(*job)
+    assert stitch(*job) == 9
     assert len(calls) == 5
     assert errors(result, truth) == (0, 0, 0)
     sizes = np.bincount(truth.reshape(-1))[1:]
     least = int(np.sort(sizes)[2])
-    assert label_volume(*job, min_size=least) == 7
+    assert stitch(*job, min_size=least) == 7
 
 
 def identity_predictor(heads, channels=1):

@@ -6,17 +6,47 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scripts.errors import VolumenError
-from scripts.inference.postprocess import CleaningRules, clean, fill, find_components, join
+from scripts.inference.blocks import block_box, block_counts
+from scripts.inference.postprocess import (
+    CleaningRules,
+    background,
+    clean_array,
+    combine,
+    fill_chosen,
+    join,
+    keep_chosen,
+    kept_components,
+    small_holes,
+    survey_block,
+)
 
 
-def run(function, values, block, argument):
+def boxes_of(shape, block):
+    counts = block_counts(shape, block)
+    return counts, [block_box(number, shape, block) for number in range(np.prod(counts))]
+
+
+def find_components(values, block):
+    counts, boxes = boxes_of(values.shape, block)
+    surveys = [survey_block(values[box], box, values.shape) for box in boxes]
+    return combine(lambda number, *names: {name: surveys[number][name] for name in names}, counts)
+
+
+def choose(function, values, block, chosen, offsets):
     result = np.empty_like(values)
-
-    def write(box, new):
-        result[box] = new
-
-    function(lambda box: values[box], write, values.shape, block, argument)
+    for number, box in enumerate(boxes_of(values.shape, block)[1]):
+        result[box] = function(values[box], chosen[offsets[number] + 1 : offsets[number + 1] + 1])
     return result
+
+
+def clean(values, block, rules):
+    found = find_components(values, block)
+    return choose(keep_chosen, values, block, kept_components(found, rules), found.offsets)
+
+
+def fill(values, block, largest):
+    found = find_components(background(values), block)
+    return choose(fill_chosen, values, block, small_holes(found, largest), found.offsets)
 
 
 def blobs(shape, classes=1, seed=0, level=0.05):
@@ -45,7 +75,7 @@ def by_scipy(values, minimum=0, largest=None):
 @pytest.mark.parametrize("side", [5, 8, 64])
 def test_small_components_go_whatever_the_blocks(shape, classes, side):
     values = blobs(shape, classes)
-    cleaned = run(clean, values, (side,) * len(shape), CleaningRules(min_size=30))
+    cleaned = clean(values, (side,) * len(shape), CleaningRules(min_size=30))
     np.testing.assert_array_equal(cleaned, by_scipy(values, minimum=30))
     assert 0 < np.count_nonzero(cleaned) < np.count_nonzero(values)
 
@@ -53,7 +83,7 @@ def test_small_components_go_whatever_the_blocks(shape, classes, side):
 @pytest.mark.parametrize("side", [6, 50])
 def test_the_largest_components_of_each_class_stay(side):
     values = blobs((20, 24, 28), 2, seed=1, level=0.12)
-    cleaned = run(clean, values, (side,) * 3, CleaningRules(keep_largest=1))
+    cleaned = clean(values, (side,) * 3, CleaningRules(keep_largest=1))
     sizes = [ndimage.label(cleaned == value)[1] for value in (1, 2)]
     assert sizes == [1, 1]
     assert np.count_nonzero(cleaned) == np.count_nonzero(by_scipy(values, largest=1))
@@ -63,16 +93,22 @@ def test_the_largest_components_of_each_class_stay(side):
 @pytest.mark.parametrize("side", [7, 64])
 def test_holes_are_filled_whatever_the_blocks(shape, side):
     values = blobs(shape, seed=2, level=-0.12)
-    filled = run(fill, values, (side,) * len(shape), 10**9)
+    filled = fill(values, (side,) * len(shape), 10**9)
     np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(values))
     assert np.count_nonzero(filled) > np.count_nonzero(values)
+
+
+def test_a_map_in_memory_is_cleaned_like_its_blocks():
+    values = blobs((26, 31), seed=3, level=-0.1)
+    rules = CleaningRules(min_size=40, keep_largest=2, fill_holes=6)
+    np.testing.assert_array_equal(clean_array(values, rules), clean(fill(values, (7, 9), 6), (7, 9), rules))
 
 
 def test_large_holes_stay():
     values = np.ones((20, 20), np.uint8)
     values[3:5, 3:5] = 0
     values[8:16, 8:16] = 0
-    filled = run(fill, values, (6, 6), 10)
+    filled = fill(values, (6, 6), 10)
     assert filled[3:5, 3:5].all()
     assert not filled[8:16, 8:16].any()
 
@@ -81,7 +117,7 @@ def test_components_know_the_border_and_their_sizes():
     values = np.zeros((9, 9), np.uint8)
     values[0:2, 4] = 1
     values[4:8, 3:6] = 2
-    components = find_components(lambda box: values[box], values.shape, (3, 3))
+    components = find_components(values, (3, 3))
     roots = np.flatnonzero(components.size)
     assert {(int(components.value[r]), int(components.size[r]), bool(components.at_border[r])) for r in roots} == {
         (1, 2, True), (2, 12, False),

@@ -263,3 +263,132 @@ def test_workers_of_different_kinds_are_refused_and_other_versions_told(caplog):
         common_machine({"a": cpu, "b": Machine("cuda", "H100", "bfloat16", 1, {})})
     common_machine({"a": cpu, "b": replace(cpu, versions={"torch": "2.12"})})
     assert "workers differ in versions" in caplog.text
+
+
+def segmented(folder: Path, request: PredictRequest) -> PredictRequest:
+    """Return a request whose label maps are cleaned and whose instances are made in several blocks."""
+    from scripts.inference.instances import read_rules
+
+    pytest.importorskip("bioimage_cpp", exc_type=ImportError)
+    return replace(
+        request, targets=("ink", "tissue"), dtype="labels", min_size=6, output=str(folder / "one.zarr"),
+        instances=read_rules("foreground=ink,block=8x16x16,halo=4,merge_threshold=0.2"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cleaned(tmp_path, monkeypatch):
+    """Return what is cleaned by blocks of one chunk, a single process's result, and a request for the same."""
+    monkeypatch.setattr("scripts.inference.cleaning.BLOCK_VOXELS", 1)
+    monkeypatch.setattr("scripts.inference.cluster.FEW_BLOCKS", 0)
+    request = segmented(tmp_path, make_request(tmp_path, 3))
+    predict(request)
+    labels = zarr.open_group(tmp_path / "one.zarr", mode="r")
+    assert set(np.unique(labels["tissue/0"][...])) != {0}
+    assert labels["ink_instances/0"][...].max() > 1
+    return replace(request, output=str(tmp_path / "two.zarr"))
+
+
+def test_workers_clean_and_segment_to_the_same_bytes(scheduler, tmp_path, cleaned, monkeypatch):
+    from scripts.inference.cluster import Cluster
+
+    made = set()
+    send = Cluster._run
+
+    def record(self, function, jobs, *rest):
+        made.update(type(job[0]).__name__ for job in jobs)
+        return send(self, function, jobs, *rest)
+
+    monkeypatch.setattr(Cluster, "_run", record)
+    predict(replace(cleaned, scheduler=scheduler, nworkers=2))
+    passes = {"SurveyPass", "ChoosePass", "SegmentPass", "NumberPass", "LevelPass"}
+    assert made == {"VolumeWork", *passes}
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "cleaning.SurveyPass",
+        "cleaning.ChoosePass",
+        "instance_output.SegmentPass",
+        "instance_output.NumberPass",
+        "passes.LevelPass",
+    ],
+)
+def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
+    scheduler, tmp_path, cleaned, monkeypatch, where
+):
+    import importlib
+
+    module, name = where.split(".")
+    chosen = getattr(importlib.import_module(f"scripts.inference.{module}"), name)
+    make, count = chosen.make, itertools.count()
+
+    def stop_later(self, number, may_write):
+        if next(count) == 3:
+            raise Stop
+        make(self, number, may_write)
+
+    shared = replace(cleaned, scheduler=scheduler)
+    for request in (shared, replace(cleaned, output=str(tmp_path / "three.zarr"))):
+        count = itertools.count()
+        with monkeypatch.context() as patch:
+            patch.setattr(chosen, "make", stop_later)
+            with pytest.raises(Stop):
+                predict(request)
+        other = replace(request, scheduler=None if request is shared else scheduler)
+        assert predict(other).volumes[0].windows == 0
+        assert content(tmp_path / "one.zarr") == content(request.output)
+
+
+def test_a_worker_that_was_given_up_writes_nothing_of_what_is_gone(tmp_path, cleaned):
+    """A worker reads labels that a finished prediction has removed: it must not take them for empty."""
+    from scripts.inference import cleaning
+    from scripts.inference.worker import StoppedError, make_part
+
+    late: list[tuple] = []
+    make = cleaning.ChoosePass.make
+
+    def remember(self, number, may_write):
+        late.append((self, number))
+        make(self, number, may_write)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleaning.ChoosePass, "make", remember)
+        predict(cleaned)
+    with pytest.raises(StoppedError):
+        make_part(late[0][0], "run-gone", 0, 1)
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "main"])
+def test_killed_in_the_middle_of_segmenting_it_ends_with_the_same_bytes(tmp_path, victim):
+    import subprocess
+    import sys
+
+    request = segmented(tmp_path, make_request(tmp_path, 3))
+    predict(request)
+    command = [
+        sys.executable, "-m", "scripts.cli", "predict", "-i", request.input, "-m", request.checkpoint,
+        "-o", str(tmp_path / "two.zarr"), "--targets", "ink,tissue", "--dtype", "labels", "--min-size", "6",
+        "--instances", "foreground=ink,block=8x16x16,halo=4,merge_threshold=0.2", "--amp", "off", "--device", "cpu",
+        "--nworkers", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = tmp_path / "two.zarr" / STATE_FOLDER / "instances" / "blocks"
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    while not list(begun.glob("block_*.npz")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    if victim == "main":
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert begun.exists()
+        process = subprocess.Popen(command, env=environment)
+    else:
+        log = next((tmp_path / "two.zarr" / STATE_FOLDER / WORKER_LOGS).iterdir())
+        os.kill(int(log.name.rsplit("-", 2)[1]), signal.SIGKILL)
+    assert process.wait(180) == 0
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")

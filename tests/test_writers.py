@@ -538,7 +538,7 @@ def test_labels_are_cleaned_after_prediction_and_after_an_interruption(scroll, t
     def stop(*_):
         raise Stop
 
-    monkeypatch.setattr(ZarrOutput, "write_channel", stop)
+    monkeypatch.setattr("scripts.inference.cleaning.ChoosePass.make", stop)
     with pytest.raises(Stop):
         predict(cleaned)
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import torch
@@ -26,14 +26,14 @@ from scripts.errors import VolumenError
 from scripts.inference.gain import add_overlaps
 from scripts.inference.jobs import Job, volume_name
 from scripts.inference.journal import OutputState
+from scripts.inference.passes import BlockPass, Run, run_here
 from scripts.inference.pieces import split_blocks
 from scripts.inference.precision import Machine
 from scripts.inference.predict import PredictRequest, Progress, VolumeReport, predict_volume
 from scripts.inference.predictor import Predictor
 from scripts.inference.stream import StreamCounts
 from scripts.inference.work import VolumeWork
-from scripts.inference.worker import Made, Network, StoppedError, coarsen_part, describe_worker, make_piece
-from scripts.inference.writers import Coarsen
+from scripts.inference.worker import Made, Network, StoppedError, describe_worker, make_part, make_piece
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -45,6 +45,8 @@ CONNECT_SECONDS = 20
 TELL_SECONDS = 60
 """How often it is told that there is nobody to work."""
 PARTS_PER_WORKER = 4
+FEW_BLOCKS = 32
+"""Blocks of a light pass up to which it is not worth while to share them."""
 
 
 class Cluster:
@@ -76,7 +78,12 @@ class Cluster:
         self._stopped.set()
 
     def make(
-        self, work: VolumeWork, predictor: Predictor, state: OutputState, progress: Progress | None
+        self,
+        work: VolumeWork,
+        predictor: Predictor,
+        state: OutputState,
+        token: str,
+        progress: Progress | None,
     ) -> StreamCounts:
         """Have every unfinished block of a volume made.
 
@@ -84,6 +91,7 @@ class Cluster:
             work: what is to be done.
             predictor: where the network comes from.
             state: state of the output folder, begun.
+            token: see `OutputState.token`.
             progress: told of settled windows.
 
         Raises:
@@ -110,29 +118,34 @@ class Cluster:
         meter = _Meter(state, windows, progress)
         counts = StreamCounts()
         sent = work.with_absolute_paths()
-        with state.token() as token:
-            jobs = [
-                (sent, network, self.machine, token, piece, state.done[piece.slices].copy())
-                for piece in pieces
-            ]
-            for number, made in self._run(make_piece, jobs, meter.update):
-                _add(counts, made)
-                state.record_box(pieces[number].blocks)
-                for box in made.corrupt:
-                    state.note_corrupt(box)
-                meter.update()
+        jobs = [
+            (sent, network, self.machine, token, piece, state.done[piece.slices].copy()) for piece in pieces
+        ]
+        for number, made in self._run(make_piece, jobs, meter.update):
+            _add(counts, made)
+            state.record_box(pieces[number].blocks)
+            for box in made.corrupt:
+                state.note_corrupt(box)
+            meter.update()
         return counts
 
-    def coarsener(self, work: VolumeWork) -> Coarsen:
-        """Return what makes a level of a volume's pyramid."""
-        sent = work.with_absolute_paths()
+    def runner(self, token: str) -> Run:
+        """Return what makes passes on the workers, light ones over few blocks here.
 
-        def coarsen(level: int) -> None:
-            parts = PARTS_PER_WORKER * max(1, self.workers)
-            for _ in self._run(coarsen_part, [(sent, level, part, parts) for part in range(parts)]):
+        Args:
+            token: see `OutputState.token`.
+        """
+
+        def run(blocks: BlockPass) -> None:
+            if blocks.is_light and blocks.count <= FEW_BLOCKS:
+                run_here(blocks.work.request.workers)(blocks)
+                return
+            sent = replace(cast(Any, blocks), work=blocks.work.with_absolute_paths())
+            parts = min(blocks.count, PARTS_PER_WORKER * max(1, self.workers))
+            for _ in self._run(make_part, [(sent, token, part, parts) for part in range(parts)]):
                 pass
 
-        return coarsen
+        return run
 
     def _run(
         self, function: Callable[..., Any], jobs: Iterable[tuple], poll: Callable[[], None] = lambda: None

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scripts.errors import VolumenError
+from scripts.inference.blocks import block_box, block_counts
 from scripts.inference.heads import PROBABILITIES
 from scripts.inference.jobs import image_paths, volume_name
 from scripts.inference.journal import STATE_FOLDER, read_recipe, write_atomically
-from scripts.inference.postprocess import blocks_of
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
@@ -108,8 +108,9 @@ class ScoredCase:
         """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
         shape = self.prediction.shape
         if self.truth is not None or self.kind == "instances":
-            side = DERIVED_SIDE if len(shape) == 3 else 8 * DERIVED_SIDE
-            yield from (box for _, box in blocks_of(shape, (side,) * len(shape)))
+            block = (DERIVED_SIDE if len(shape) == 3 else 8 * DERIVED_SIDE,) * len(shape)
+            for number in range(math.prod(block_counts(shape, block))):
+                yield block_box(number, shape, block)
             return
         depth = max(1, PIECE_VOXELS // max(1, math.prod(shape[1:])))
         for start in range(0, shape[0], depth):

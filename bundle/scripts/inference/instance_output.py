@@ -3,50 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scripts.errors import VolumenError
-from scripts.inference.heads import Head
+from scripts.inference.arrays import final_arrays, local_arrays
+from scripts.inference.block_files import BlockFiles
+from scripts.inference.blocks import Region, aligned_block
 from scripts.inference.instances import InstanceRules, InstanceSegmenter, offsets_of, settle_rules
-from scripts.inference.postprocess import Region
-from scripts.inference.results import Stored
-from scripts.inference.stitch import label_volume
+from scripts.inference.passes import MayWrite, Run
+from scripts.inference.stitch import Stitching
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
     from scripts.inference.predict import PredictRequest
     from scripts.inference.predictor import Predictor
+    from scripts.inference.work import VolumeWork
     from scripts.inference.writers import ZarrOutput
 
 BLOCK_VOXELS = 1 << 23
 """Voxels that are segmented at once without their halo; mutex watershed needs several times the memory."""
 MUTEX_BLOCK_VOXELS = 1 << 21
-
-
-@dataclass(frozen=True)
-class StoredInstances(Stored):
-    """Instance numbers: uint32, 0 for none; coarser levels keep the first voxel of each cell."""
-
-    @property
-    def is_labels(self) -> bool:
-        return True
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype("uint32")
-
-
-def instance_stored(rules: InstanceRules | None) -> tuple[Stored, ...]:
-    """Return what is stored of the instances, nothing where none are asked for."""
-    if rules is None:
-        return ()
-    return (StoredInstances(Head(rules.name, 1, "none", "instances")),)
 
 
 def settle_request(request: PredictRequest, predictor: Predictor) -> PredictRequest:
@@ -79,43 +58,57 @@ def settle_request(request: PredictRequest, predictor: Predictor) -> PredictRequ
     return replace(request, instances=rules)
 
 
-def make_instances(
-    rules: InstanceRules,
-    final: ZarrOutput,
-    working: ZarrOutput,
-    recipe: Mapping[str, Any],
-    *,
-    mask: Volume | None = None,
-    workers: int = 1,
-) -> int:
-    """Make the instances of a finished prediction, block by block.
+@dataclass(frozen=True)
+class _InstancePass:
+    """A pass over the blocks that instances are made in.
 
     Args:
-        rules: how; settled.
-        final: the prediction's arrays, that of the instances among them.
-        working: an array of the same shape and name for numbers that hold within blocks.
-        recipe: the prediction's record.
-        mask: no instance where it is 0, or None.
-        workers: blocks at a time.
-
-    Returns:
-        The number of instances.
+        work: the volume.
+        offsets: of the affinities, () for boundaries.
     """
-    shape = final.shape
-    offsets: tuple[tuple[int, ...], ...] = ()
-    if rules.affinities is not None:
-        tasks = recipe.get("made_of", {}).get("auxiliary_tasks", {})
-        offsets = offsets_of(tasks.get(rules.affinities, {}), len(shape))
-    segmenter = InstanceSegmenter(rules, final.spacing, offsets)
-    most = MUTEX_BLOCK_VOXELS if rules.affinities else BLOCK_VOXELS
-    block = aligned_block(rules.block or (), shape, final.block_shape, most)
 
-    def probabilities(name: str, region: Region) -> np.ndarray:
-        values = final.read(name, region)
-        return values.astype(np.float32) / (255.0 if values.dtype == np.uint8 else 1.0)
+    work: VolumeWork
+    offsets: tuple[tuple[int, ...], ...]
 
-    def segment(region: Region) -> np.ndarray:
-        found = segmenter({name: probabilities(name, region) for name in rules.sources})
+    @property
+    def count(self) -> int:
+        return self.stitching.count
+
+    @property
+    def rules(self) -> InstanceRules:
+        """How they are made; settled."""
+        assert self.work.request.instances is not None
+        return self.work.request.instances
+
+    @property
+    def segmenter(self) -> InstanceSegmenter:
+        """What segments a region."""
+        return InstanceSegmenter(self.rules, final_arrays(self.work).spacing, self.offsets)
+
+    @property
+    def stitching(self) -> Stitching:
+        """The blocks, and what they leave for each other."""
+        shape, rules = self.work.plan.output_shape, self.rules
+        most = MUTEX_BLOCK_VOXELS if rules.affinities else BLOCK_VOXELS
+        block = aligned_block(rules.block or (), shape, self.work.plan.block_shape, most)
+        folder = local_arrays(self.work).root / "blocks"
+        return Stitching(shape, block, self.segmenter.halo, BlockFiles(folder))
+
+
+class SegmentPass(_InstancePass):
+    """Segments every block with its halo."""
+
+    is_light = False
+
+    def make(self, number: int, may_write: MayWrite) -> None:
+        local, name = local_arrays(self.work), self.rules.name
+        self.stitching.segment(
+            number, self._segment, lambda box, values: local.write(name, box, values[None]), may_write
+        )
+
+    def _segment(self, region: Region) -> np.ndarray:
+        final, mask = final_arrays(self.work), self.work.job.mask
+        found = self.segmenter({name: _probabilities(final, name, region) for name in self.rules.sources})
         if mask is not None:
             there = tuple(
                 slice(part.start + first, part.stop + first)
@@ -124,43 +117,40 @@ def make_instances(
             found[~mask.read(there).any(axis=0)] = 0
         return found
 
-    name = rules.name
-    return label_volume(
-        segment,
-        (
-            lambda region: working.read(name, region)[0],
-            lambda region, v: working.write(name, region, v[None]),
-        ),
-        lambda region, values: final.write(name, region, values[None]),
-        shape,
-        block,
-        segmenter.halo,
-        Path(working.root) / "blocks",
-        min_size=rules.min_size,
-        workers=workers,
-    )
+
+class NumberPass(_InstancePass):
+    """Gives the instances of every block the numbers that hold in the whole volume."""
+
+    is_light = True
+
+    def make(self, number: int, may_write: MayWrite) -> None:
+        local, final, name = local_arrays(self.work), final_arrays(self.work), self.rules.name
+        box, numbers = self.stitching.numbered(number, lambda box: local.read(name, box)[0])
+        may_write()
+        final.write(name, box, numbers[None])
 
 
-def aligned_block(
-    wanted: Sequence[int], shape: Sequence[int], chunk: Sequence[int], most: int
-) -> tuple[int, ...]:
-    """Return voxels per axis to segment at once: whole chunks, so that no two blocks write one.
+def make_instances(work: VolumeWork, recipe: Mapping[str, Any], run: Run) -> None:
+    """Make the instances of a volume, block by block.
 
     Args:
-        wanted: voxels per axis, rounded up to chunks; () to choose, the whole volume if it is not too large.
-        shape: shape of the volume.
-        chunk: shape of a stored chunk.
-        most: voxels of a chosen block, unless a single chunk has more.
+        work: the volume, all heads of it finished.
+        recipe: the prediction's record.
+        run: makes the blocks of a pass.
     """
-    if wanted:
-        return tuple(math.ceil(w / c) * c for w, c in zip(wanted, chunk, strict=True))
-    if math.prod(shape) <= most:
-        return tuple(math.ceil(n / c) * c for n, c in zip(shape, chunk, strict=True))
-    block = list(chunk)
-    while True:
-        # The axis on which the block is smallest for its share of the volume, so that blocks stay compact.
-        grow = [axis for axis in range(len(shape)) if block[axis] < shape[axis]]
-        axis = min(grow, key=lambda a: block[a], default=None)
-        if axis is None or math.prod(block) // block[axis] * (block[axis] + chunk[axis]) > most:
-            return tuple(block)
-        block[axis] += chunk[axis]
+    rules = work.request.instances
+    assert rules is not None
+    offsets: tuple[tuple[int, ...], ...] = ()
+    if rules.affinities is not None:
+        tasks = recipe.get("made_of", {}).get("auxiliary_tasks", {})
+        offsets = offsets_of(tasks.get(rules.affinities, {}), work.plan.ndim)
+    segment = SegmentPass(work, offsets)
+    segment.stitching.files.folder.mkdir(parents=True, exist_ok=True)
+    run(segment)
+    segment.stitching.join(rules.min_size)
+    run(NumberPass(work, offsets))
+
+
+def _probabilities(arrays: ZarrOutput, name: str, region: Region) -> np.ndarray:
+    values = arrays.read(name, region)
+    return values.astype(np.float32) / (255.0 if values.dtype == np.uint8 else 1.0)

@@ -209,8 +209,7 @@ class OutputState:
     def begin(self) -> None:
         """Write the recipe and open the journal; what a killed run left half written is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for token in self.folder.glob(f"{TOKEN}*"):
-            token.unlink(missing_ok=True)
+        self._drop_tokens()
         write_atomically(self.folder / "recipe.json", json.dumps(self.recipe, indent=1))
         for leftover in self.output.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
@@ -219,6 +218,10 @@ class OutputState:
         missing[[block for block in read_log(self.folder / LOG)[0] if block < missing.size]] = False
         for block in np.flatnonzero(missing):
             self._log.block(int(block))
+
+    def _drop_tokens(self) -> None:
+        for token in self.folder.glob(f"{TOKEN}*"):
+            token.unlink(missing_ok=True)
 
     @contextmanager
     def token(self) -> Iterator[str]:
@@ -269,6 +272,9 @@ class OutputState:
         self.finished = True
 
     def close(self) -> None:
+        """Stop this process and all workers from writing."""
+        # Goes before what a worker may read: one that was given up but still runs would take that for empty.
+        self._drop_tokens()
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -1,29 +1,28 @@
 """Cleaning of label maps by connected components, block by block with stitching.
 
 A block is labelled by itself; components are then joined across the faces between blocks by union-find.
-Memory holds one block, the faces towards blocks not yet seen, and one number per component. Neighbours are
-voxels that share a face, which is what stitching across faces finds exactly.
+Memory holds one block and some numbers per component. Neighbours are voxels that share a face, which is what
+stitching across faces finds exactly. `scripts.inference.cleaning` does it to arrays on disk.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from scripts.errors import VolumenError
+from scripts.inference.blocks import Region, neighbours
 
-Region = tuple[slice, ...]
-Read = Callable[[Region], np.ndarray]
-Write = Callable[[Region, np.ndarray], None]
+Load = Callable[..., Mapping[str, np.ndarray]]
+"""Gives arrays of a block's survey, by its place in the order of all and their names."""
 
 
 @dataclass(frozen=True)
 class CleaningRules:
-    """What is done to a label map, in this order.
+    """What is done to a label map; holes are filled before components are counted.
 
     Args:
         min_size: components of fewer voxels are removed.
@@ -58,27 +57,18 @@ class Components:
     """Components of a volume, by the numbers that its blocks gave them.
 
     Args:
-        offsets: block to the number before its first component.
+        offsets: number before the first component of each block, and after the last block, int64 (blocks + 1,).
         root: number to the number of the joined component, int64.
         size: joined number to its voxels, int64 (0 for numbers that were joined to another).
         value: number to the label value of its voxels.
         at_border: joined number to whether the component touches the volume's border.
     """
 
-    offsets: dict[tuple[int, ...], int]
+    offsets: np.ndarray
     root: np.ndarray
     size: np.ndarray
     value: np.ndarray
     at_border: np.ndarray
-
-
-def blocks_of(shape: tuple[int, ...], block: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Region]]:
-    """Yield (number, place) of every block in order, the last axis fastest."""
-    for index in itertools.product(*(range(math.ceil(n / b)) for n, b in zip(shape, block, strict=True))):
-        yield (
-            index,
-            tuple(slice(i * b, min((i + 1) * b, n)) for i, b, n in zip(index, block, shape, strict=True)),
-        )
 
 
 def label_block(values: np.ndarray) -> tuple[np.ndarray, int]:
@@ -91,48 +81,62 @@ def label_block(values: np.ndarray) -> tuple[np.ndarray, int]:
     return labels, int(count)
 
 
-def find_components(read: Read, shape: tuple[int, ...], block: tuple[int, ...]) -> Components:
-    """Find the components of equal, nonzero values of a volume.
+def survey_block(data: np.ndarray, box: Region, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return what is kept of a block's components, numbered from 1.
 
     Args:
-        read: gives the labels of a region.
+        data: labels of the block.
+        box: its place.
         shape: shape of the volume.
-        block: shape of a block.
+
+    Returns:
+        `sizes`, voxels of each, int64; `values`, label value of each, int64; `border`, whether each touches the
+        volume's border; the numbers on the outermost planes towards other blocks, uint32: `low0`, `high0` of axis 0.
     """
-    offsets: dict[tuple[int, ...], int] = {}
+    labels, count = label_block(data)
+    flat = labels.reshape(-1)
+    values = np.zeros(count + 1, np.int64)
+    values[flat] = data.reshape(-1)
+    planes = {}
+    for axis, (part, n) in enumerate(zip(box, shape, strict=True)):
+        if part.start > 0:
+            planes[f"low{axis}"] = np.take(labels, 0, axis).astype(np.uint32)
+        if part.stop < n:
+            planes[f"high{axis}"] = np.take(labels, -1, axis).astype(np.uint32)
+    sizes = np.bincount(flat, minlength=count + 1)
+    border = _touches_border(labels, count, box, shape)
+    return {"sizes": sizes[1:], "values": values[1:], "border": border[1:], **planes}
+
+
+def combine(load: Load, counts: tuple[int, ...]) -> Components:
+    """Join the components of blocks across their faces.
+
+    Args:
+        load: gives what `survey_block` returned.
+        counts: blocks per axis.
+    """
+    blocks = math.prod(counts)
+    offsets = np.zeros(blocks + 1, np.int64)
     sizes, values, border = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [np.zeros(1, bool)]
-    joins: list[np.ndarray] = []
-    faces: dict[tuple[tuple[int, ...], int], tuple[np.ndarray, np.ndarray]] = {}
-    total = 0
-    for index, box in blocks_of(shape, block):
-        data = read(box)
-        labels, count = label_block(data)
-        offsets[index] = total
-        sizes.append(np.bincount(labels.reshape(-1), minlength=count + 1)[1:])
-        of_value = np.zeros(count + 1, np.int64)
-        of_value[labels.reshape(-1)] = data.reshape(-1)
-        values.append(of_value[1:])
-        border.append(_touches_border(labels, count, box, shape)[1:])
-        numbers = np.where(labels > 0, labels.astype(np.int64) + total, 0)
-        for axis in range(len(shape)):
-            before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
-            first = np.take(numbers, 0, axis), np.take(data, 0, axis)
-            if (before, axis) in faces:
-                joins.append(_joined(faces.pop((before, axis)), first))
-            if box[axis].stop < shape[axis]:
-                faces[index, axis] = np.take(numbers, -1, axis), np.take(data, -1, axis)
-        total += count
+    for number in range(blocks):
+        survey = load(number, "sizes", "values", "border")
+        sizes.append(survey["sizes"])
+        values.append(survey["values"])
+        border.append(survey["border"])
+        offsets[number + 1] = offsets[number] + len(survey["sizes"])
     size, value, at_border = np.concatenate(sizes), np.concatenate(values), np.concatenate(border)
+    joins = []
+    for number, before, axis in neighbours(counts):
+        high, low = load(before, f"high{axis}")[f"high{axis}"], load(number, f"low{axis}")[f"low{axis}"]
+        meet = (high > 0) & (low > 0)
+        last, first = high[meet] + offsets[before], low[meet] + offsets[number]
+        pairs = np.stack([last, first], axis=1)[value[last] == value[first]]
+        joins.append(np.unique(pairs, axis=0))
+    total = int(offsets[-1])
     root = join(total + 1, joins)
     joined_size = np.bincount(root, weights=size, minlength=total + 1).astype(np.int64)
     joined_border = np.bincount(root, weights=at_border, minlength=total + 1) > 0
     return Components(offsets, root, joined_size, value, joined_border)
-
-
-def _joined(last: tuple[np.ndarray, np.ndarray], first: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the pairs of numbers that meet at a face with equal values: (pairs, 2)."""
-    meet = (last[0] > 0) & (first[0] > 0) & (last[1] == first[1])
-    return np.unique(np.stack([last[0][meet], first[0][meet]], axis=1), axis=0)
 
 
 def _touches_border(labels: np.ndarray, count: int, box: Region, shape: tuple[int, ...]) -> np.ndarray:
@@ -158,46 +162,13 @@ def join(count: int, pairs: list[np.ndarray]) -> np.ndarray:
     return smallest[group]
 
 
-def clean(
-    read: Read, write: Write, shape: tuple[int, ...], block: tuple[int, ...], rules: CleaningRules
-) -> None:
-    """Clean a label map by the rules of component size.
-
-    Args:
-        read: gives the labels of a region; must keep giving the old ones while `write` writes.
-        write: takes the new labels of a region.
-        shape: shape of the volume.
-        block: shape of a block.
-        rules: what is done; `fill_holes` is not, see `fill`.
-    """
-    components = find_components(read, shape, block)
+def kept_components(components: Components, rules: CleaningRules) -> np.ndarray:
+    """Return which components stay by the rules of size: bool by number."""
     keep = components.size >= max(rules.min_size, 1)
     keep[0] = False
     if rules.keep_largest is not None:
         keep &= _largest(components, rules.keep_largest)
-    for index, box in blocks_of(shape, block):
-        data = read(box)
-        labels, count = label_block(data)
-        offset = components.offsets[index]
-        kept = np.concatenate([[False], keep[components.root[offset + 1 : offset + count + 1]]])
-        write(box, np.where(kept[labels], data, 0).astype(data.dtype))
-
-
-def clean_array(labels: np.ndarray, rules: CleaningRules) -> np.ndarray:
-    """Return a label map in memory, cleaned by all rules.
-
-    Args:
-        labels: (*space).
-        rules: what is done.
-    """
-    result = labels
-    for step in (
-        lambda read, write: fill(read, write, labels.shape, labels.shape, rules.fill_holes),
-        lambda read, write: clean(read, write, labels.shape, labels.shape, rules),
-    ):
-        source, result = result, np.empty_like(labels)
-        step(source.__getitem__, result.__setitem__)
-    return result
+    return keep[components.root]
 
 
 def _largest(components: Components, count: int) -> np.ndarray:
@@ -211,26 +182,54 @@ def _largest(components: Components, count: int) -> np.ndarray:
     return keep
 
 
-def fill(read: Read, write: Write, shape: tuple[int, ...], block: tuple[int, ...], largest: int) -> None:
-    """Fill holes of a binary label map: background components that do not touch the volume's border.
-
-    Args:
-        read: gives the labels, 0 or 1, of a region; must keep giving the old ones while `write` writes.
-        write: takes the new labels of a region.
-        shape: shape of the volume.
-        block: shape of a block.
-        largest: holes of more voxels stay.
-    """
-
-    def background(box: Region) -> np.ndarray:
-        return (read(box) == 0).astype(np.uint8)
-
-    components = find_components(background, shape, block)
+def small_holes(components: Components, largest: int) -> np.ndarray:
+    """Return which components of the background are holes of up to `largest` voxels: bool by number."""
     hole = (components.size > 0) & ~components.at_border & (components.size <= largest)
     hole[0] = False
-    for index, box in blocks_of(shape, block):
-        data = read(box)
-        labels, count = label_block((data == 0).astype(np.uint8))
-        offset = components.offsets[index]
-        filled = np.concatenate([[False], hole[components.root[offset + 1 : offset + count + 1]]])
-        write(box, np.where(filled[labels], 1, data).astype(data.dtype))
+    return hole[components.root]
+
+
+def background(data: np.ndarray) -> np.ndarray:
+    """Return 1 where labels are 0, and 0 elsewhere."""
+    return (data == 0).astype(np.uint8)
+
+
+def keep_chosen(data: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return a block's labels without the components that were not chosen.
+
+    Args:
+        data: labels of the block.
+        chosen: bool per component of the block.
+    """
+    labels, _ = label_block(data)
+    return np.where(np.concatenate([[False], chosen])[labels], data, 0).astype(data.dtype)
+
+
+def fill_chosen(data: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return a block's labels, 1 in the components of its background that were chosen.
+
+    Args:
+        data: labels of the block, 0 or 1.
+        chosen: bool per component of the block's background.
+    """
+    labels, _ = label_block(background(data))
+    return np.where(np.concatenate([[False], chosen])[labels], 1, data).astype(data.dtype)
+
+
+def clean_array(labels: np.ndarray, rules: CleaningRules) -> np.ndarray:
+    """Return a label map in memory, cleaned by all rules.
+
+    Args:
+        labels: (*space).
+        rules: what is done.
+    """
+    whole = tuple(slice(0, n) for n in labels.shape)
+
+    def components(data: np.ndarray) -> Components:
+        survey = survey_block(data, whole, labels.shape)
+        return combine(lambda *_: survey, (1,) * labels.ndim)
+
+    if rules.fill_holes:
+        holes = small_holes(components(background(labels)), rules.fill_holes)
+        labels = fill_chosen(labels, holes[1:])
+    return keep_chosen(labels, kept_components(components(labels), rules)[1:])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.errors import VolumenError
 from scripts.inference.gain import AugmentationReport, dice, find_labels
 from scripts.inference.heads import Head
-from scripts.inference.instance_output import instance_stored, settle_request
+from scripts.inference.instance_output import settle_request
 from scripts.inference.instances import InstanceRules
 from scripts.inference.jobs import Job, find_jobs, volume_name
 from scripts.inference.journal import OutputState
@@ -27,7 +27,7 @@ from scripts.inference.postprocess import CleaningRules
 from scripts.inference.precision import choose_device, describe_machine
 from scripts.inference.predictor import Predictor, load_predictor
 from scripts.inference.recipe import make_recipe, nonfinite_rule
-from scripts.inference.results import Stored
+from scripts.inference.results import Stored, instance_stored
 from scripts.inference.stream import StreamCounts
 from scripts.inference.tta import transforms
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
@@ -249,7 +249,7 @@ def predict_volume(
     if state is None:
         return VolumeReport(job.image.path, job.shown, already_done=True)
     check_space(job.output, work)
-    outputs = Outputs(work, state)
+    outputs = Outputs(work)
     try:
         with telling_of_full_disk(job.shown):
             state.begin()
@@ -258,8 +258,9 @@ def predict_volume(
                 counts = _make_here(work, predictor, state, progress)
                 outputs.complete(state)
             else:
-                counts = cluster.make(work, predictor, state, progress)
-                outputs.complete(state, cluster.coarsener(work))
+                with state.token() as token:
+                    counts = cluster.make(work, predictor, state, token, progress)
+                    outputs.complete(state, cluster.runner(token))
     finally:
         state.close()
     return VolumeReport(

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scripts.inference.exports import format_of
-from scripts.inference.instance_output import instance_stored
 from scripts.inference.like import content_of
 from scripts.inference.precision import Machine
-from scripts.inference.results import Stored
+from scripts.inference.results import Stored, instance_stored
 from scripts.inference.windows import PredictPlan
 
 if TYPE_CHECKING:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scripts.inference.heads import Head
+
+if TYPE_CHECKING:
+    from scripts.inference.instances import InstanceRules
 
 DTYPES = ("uint8", "float16", "float32", "labels")
 
@@ -82,6 +86,26 @@ class Stored:
         if self.head.kind in ("vector", "axis"):
             mean = mean / np.maximum(np.sqrt((mean**2).sum(axis=0, keepdims=True)), 1e-12)
         return np.rint(mean).astype(np.uint8) if self.dtype == np.uint8 else mean.astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class StoredInstances(Stored):
+    """Instance numbers: uint32, 0 for none; coarser levels keep the first voxel of each cell."""
+
+    @property
+    def is_labels(self) -> bool:
+        return True
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("uint32")
+
+
+def instance_stored(rules: InstanceRules | None) -> tuple[Stored, ...]:
+    """Return what is stored of the instances, nothing where none are asked for."""
+    if rules is None:
+        return ()
+    return (StoredInstances(Head(rules.name, 1, "none", "instances")),)
 
 
 def _halve(values: np.ndarray, axis: int) -> np.ndarray:

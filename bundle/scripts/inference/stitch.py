@@ -10,87 +10,93 @@ Every block leaves a small file with its counts and planes when it is done, so a
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from scripts.inference.block_files import BlockFiles
+from scripts.inference.blocks import Region, block_box, block_counts, neighbours
 from scripts.inference.instances import renumber
-from scripts.inference.postprocess import Read, Region, Write, blocks_of, join
+from scripts.inference.postprocess import join
 
 Segment = Callable[[Region], np.ndarray]
+Read = Callable[[Region], np.ndarray]
+Write = Callable[[Region, np.ndarray], None]
 
 
 @dataclass(frozen=True)
-class _Block:
-    """What is kept of a segmented block: sizes of its instances, and instances on both planes of each face."""
+class Stitching:
+    """The blocks of a volume, what each leaves for the others, and how they get common numbers.
 
-    sizes: np.ndarray
-    planes: dict[str, np.ndarray]
-
-
-def label_volume(
-    segment: Segment,
-    local: tuple[Read, Write],
-    write: Write,
-    shape: tuple[int, ...],
-    block: tuple[int, ...],
-    halo: Sequence[int],
-    folder: Path,
-    *,
-    min_size: int = 0,
-    workers: int = 1,
-) -> int:
-    """Segment a volume block by block and number its instances from 1 without a gap.
-
-    With a single block the result is that of the whole volume.
+    Every block is segmented, all are joined, every block gets its final numbers. With a single block the result is that
+    of the whole volume.
 
     Args:
-        segment: gives the instances of a region, 0 for none.
-        local: reader and writer of a working array of the volume's shape, uint32.
-        write: takes the final numbers of a region.
         shape: shape of the volume.
         block: shape of a block.
         halo: context per axis, at least 1.
-        folder: for the files of finished blocks.
-        min_size: instances of fewer voxels are left out.
-        workers: blocks at a time.
-
-    Returns:
-        The number of instances.
+        files: what finished blocks leave.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    boxes = dict(blocks_of(shape, block))
-    read_local, write_local = local
 
-    def work(item: tuple[tuple[int, ...], Region]) -> None:
-        index, box = item
-        path = _file(folder, index)
-        if not path.exists():
-            labels, done = _segment_block(segment, box, shape, halo)
-            write_local(box, labels)
-            _save(path, done)
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    halo: Sequence[int]
+    files: BlockFiles
 
-    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="instances") as pool:
-        list(pool.map(work, boxes.items()))
-        offsets, numbers = _join_blocks(folder, boxes, len(shape), min_size)
+    @property
+    def count(self) -> int:
+        """Blocks that there are."""
+        return math.prod(self._counts)
 
-        def finish(item: tuple[tuple[int, ...], Region]) -> None:
-            index, box = item
-            start, stop = offsets[index]
-            table = np.concatenate([[0], numbers[start:stop]]).astype(np.uint32)
-            write(box, table[read_local(box)])
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return block_counts(self.shape, self.block)
 
-        list(pool.map(finish, boxes.items()))
-    return int(numbers.max(initial=0))
+    def segment(self, number: int, segment: Segment, write: Write, may_write: Callable[[], None]) -> None:
+        """Segment a block unless it is done.
+
+        Args:
+            number: which, by its place in the order of all.
+            segment: gives the instances of a region, 0 for none.
+            write: takes the numbers of a region that hold within the block, uint32.
+            may_write: called before anything is written.
+        """
+        if self.files.has(number):
+            return
+        box = block_box(number, self.shape, self.block)
+        labels, kept = _segment_block(segment, box, self.shape, self.halo)
+        may_write()
+        write(box, labels)
+        self.files.save(number, kept)
+
+    def join(self, min_size: int = 0) -> int:
+        """Join the instances of all blocks, number them from 1 without a gap, and return how many there are.
+
+        Args:
+            min_size: instances of fewer voxels are left out.
+        """
+        offsets, numbers = _join_blocks(self.files, self._counts, min_size)
+        self.files.save_table(offsets, numbers)
+        return int(numbers.max(initial=0))
+
+    def numbered(self, number: int, read: Read) -> tuple[Region, np.ndarray]:
+        """Return the place of a block and its final numbers, uint32.
+
+        Args:
+            number: which.
+            read: gives what `segment` wrote.
+        """
+        box = block_box(number, self.shape, self.block)
+        table = np.concatenate([np.zeros(1, np.uint32), self.files.table(number)])
+        return box, table[read(box)]
 
 
 def _segment_block(
     segment: Segment, box: Region, shape: tuple[int, ...], halo: Sequence[int]
-) -> tuple[np.ndarray, _Block]:
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return a block's own numbers, and what is kept: sizes of its instances, instances on both planes of each face."""
     outer = tuple(
         slice(max(part.start - h, 0), min(part.stop + h, n))
         for part, h, n in zip(box, halo, shape, strict=True)
@@ -109,32 +115,26 @@ def _segment_block(
                 pair[axis] = slice(at - 1 - outer[axis].start, at + 1 - outer[axis].start)
                 planes[f"{side}{axis}"] = own[found[tuple(pair)]]
     sizes = np.bincount(labels.reshape(-1), minlength=count + 1)[1:]
-    return labels, _Block(sizes, planes)
+    return labels, {"sizes": sizes, **planes}
 
 
-def _join_blocks(
-    folder: Path, boxes: dict[tuple[int, ...], Region], ndim: int, min_size: int
-) -> tuple[dict[tuple[int, ...], tuple[int, int]], np.ndarray]:
-    """Return each block's range of numbers, and the final number of each (0 where it is too small)."""
-    offsets, sizes, total = {}, [], 0
-    for index in boxes:
-        with np.load(_file(folder, index)) as content:
-            sizes.append(content["sizes"])
-        offsets[index] = (total, total + len(sizes[-1]))
-        total += len(sizes[-1])
+def _join_blocks(files: BlockFiles, counts: tuple[int, ...], min_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each block's numbers start, and the final number of each (0 where it is too small), uint32."""
+    blocks = math.prod(counts)
+    offsets, sizes = np.zeros(blocks + 1, np.int64), [np.zeros(0)]
+    for number in range(blocks):
+        sizes.append(files.load(number, "sizes")["sizes"])
+        offsets[number + 1] = offsets[number] + len(sizes[-1])
     pairs = []
-    for index in boxes:
-        for axis in range(ndim):
-            before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
-            if before not in boxes:
-                continue
-            with np.load(_file(folder, before)) as one, np.load(_file(folder, index)) as other:
-                found = _partners(one[f"high{axis}"], other[f"low{axis}"])
-            pairs.append(found + np.array([[offsets[before][0], offsets[index][0]]]))
+    for number, before, axis in neighbours(counts):
+        one, other = files.load(before, f"high{axis}"), files.load(number, f"low{axis}")
+        found = _partners(one[f"high{axis}"], other[f"low{axis}"])
+        pairs.append(found + np.array([[offsets[before], offsets[number]]]))
+    total = int(offsets[-1])
     root = join(total, pairs) if total else np.zeros(0, np.int64)
-    size = np.bincount(root, weights=np.concatenate([*sizes, np.zeros(0)]), minlength=total)
+    size = np.bincount(root, weights=np.concatenate(sizes), minlength=total)
     kept = np.flatnonzero((size > 0) & (size >= min_size))
-    final = np.zeros(total, np.int64)
+    final = np.zeros(total, np.uint32)
     final[kept] = np.arange(1, len(kept) + 1)
     return offsets, final[root]
 
@@ -147,18 +147,3 @@ def _partners(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     pairs, shared = np.unique(np.stack([a[both], b[both]], axis=1), axis=0, return_counts=True)
     good = (2 * shared > of_a[pairs[:, 0]]) & (2 * shared > of_b[pairs[:, 1]])
     return pairs[good] - 1
-
-
-def _file(folder: Path, index: tuple[int, ...]) -> Path:
-    return folder / f"block_{'_'.join(map(str, index))}.npz"
-
-
-def _save(path: Path, block: _Block) -> None:
-    """Write a block's file so that it is there whole or not at all."""
-    partial = path.with_suffix(".npz.partial")
-    with partial.open("wb") as stream:
-        arrays: dict[str, np.ndarray] = {"sizes": block.sizes, **block.planes}
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)

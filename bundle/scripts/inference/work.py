@@ -147,7 +147,7 @@ def make_blocks(
         precision=work.precision,
         compare=gain is not None,
     )
-    outputs = Outputs(work, state)
+    outputs = Outputs(work)
     finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain)
 
     def finish(block: Finished) -> None:

@@ -1,4 +1,4 @@
-"""What a Dask worker does for a prediction: say what it is, make a piece of blocks, coarsen a part of a level."""
+"""What a Dask worker does for a prediction: say what it is, make a piece of blocks, make a part of a pass."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from scripts.errors import VolumenError
+from scripts.inference.arrays import work_folder
 from scripts.inference.journal import WorkerState
-from scripts.inference.outputs import final_arrays
+from scripts.inference.passes import BlockPass
 from scripts.inference.pieces import Piece
 from scripts.inference.precision import Machine, choose_device, describe_machine
 from scripts.inference.predictor import Predictor, load_predictor
@@ -142,11 +142,30 @@ def make_piece(
     return Made(counts, tuple(state.corrupt))
 
 
-def coarsen_part(work: VolumeWork, level: int, part: int, parts: int) -> None:
-    """Write every `parts`-th chunk of a pyramid's level, from the `part`-th on."""
-    arrays = final_arrays(work, work.job.output)
-    for name, box in islice(arrays.boxes(level), part, None, parts):
-        arrays.coarsen(name, level, box)
+def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
+    """Make every `parts`-th block of a pass, from the `part`-th on.
+
+    Args:
+        blocks: the pass.
+        token: name of the file that is there as long as somebody wants the output.
+        part, parts: which share.
+
+    Raises:
+        StoppedError: nobody wants them any more.
+    """
+    wanted = work_folder(blocks.work) / token
+
+    def may_write() -> None:
+        if not wanted.exists():
+            raise StoppedError
+
+    for number in range(part, blocks.count, parts):
+        may_write()
+        try:
+            blocks.make(number, may_write)
+        except OSError:
+            may_write()  # its folder is gone
+            raise
 
 
 @lru_cache(maxsize=2)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,6 @@ from scripts.inference.chunk_files import ChunkFiles, numcodec, zarr_codec
 from scripts.inference.results import Stored
 
 OME_VERSION = "0.5"
-Coarsen = Callable[[int], None]
-"""Makes a whole level of the pyramid from the level before it."""
-FEW_BOXES = 32
-"""Chunks of a level up to which it is not worth while to share them."""
 _UNITS = {
     "nm": "nanometer",
     "um": "micrometer",
@@ -199,13 +192,6 @@ class ZarrOutput:
         else:
             self._files(name, level).write(box, values[0])
 
-    def write_channel(self, name: str, box: tuple[slice, ...], channel: int, values: np.ndarray) -> None:
-        """Write one channel's stored values (*box) of a target at full resolution."""
-        if self.stored[name].channels > 1:
-            self._files(name, 0).write((slice(channel, channel + 1), *box), values[None])
-        else:
-            self._files(name, 0).write(box, values)
-
     def read(self, name: str, box: tuple[slice, ...], level: int = 0) -> np.ndarray:
         """Read stored values (channels, *box) of a target."""
         channels = self.stored[name].channels
@@ -213,52 +199,29 @@ class ZarrOutput:
             return self._files(name, level).read((slice(0, channels), *box))
         return self._files(name, level).read(box)[None]
 
-    def build_pyramid(self, workers: int = 1, coarsen: Coarsen | None = None) -> None:
-        """Make the coarser levels from the finished level 0, chunk by chunk.
-
-        Args:
-            workers: threads.
-            coarsen: makes a large level elsewhere; None to do it here.
-        """
-        for level in range(1, len(self.factors) + 1):
-            if coarsen is not None and self.box_count(level) > FEW_BOXES:
-                coarsen(level)
-                continue
-            with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pyramid") as pool:
-                running: deque[Future[None]] = deque()
-                for name, box in self.boxes(level):
-                    if len(running) > 2 * workers:
-                        running.popleft().result()
-                    running.append(pool.submit(self.coarsen, name, level, box))
-                for future in running:
-                    future.result()
-
     def box_count(self, level: int) -> int:
-        """Return how many boxes `boxes` yields."""
-        shape = self.level_shape(level)
-        return len(self.stored) * math.prod(-(-n // c) for n, c in zip(shape, self.block_shape, strict=True))
+        """Return how many chunks a level has, those of all targets together."""
+        return len(self.stored) * math.prod(self._chunk_counts(level))
 
-    def boxes(self, level: int) -> Iterator[tuple[str, tuple[slice, ...]]]:
-        """Yield every target with every chunk's place of a level."""
-        shape = self.level_shape(level)
-        counts = [-(-n // c) for n, c in zip(shape, self.block_shape, strict=True)]
-        for name in self.stored:
-            for index in itertools.product(*map(range, counts)):
-                yield (
-                    name,
-                    tuple(
-                        slice(i * c, min((i + 1) * c, n))
-                        for i, c, n in zip(index, self.block_shape, shape, strict=True)
-                    ),
-                )
+    def box(self, level: int, number: int) -> tuple[str, tuple[slice, ...]]:
+        """Return the target and the place of a chunk of a level, by its place in the order of all."""
+        counts = self._chunk_counts(level)
+        target, number = divmod(number, math.prod(counts))
+        index = np.unravel_index(number, counts)
+        return list(self.stored)[target], tuple(
+            slice(int(i) * c, min((int(i) + 1) * c, n))
+            for i, c, n in zip(index, self.block_shape, self.level_shape(level), strict=True)
+        )
 
-    def coarsen(self, name: str, level: int, box: tuple[slice, ...]) -> None:
-        """Write a box of a target's level from the level before it."""
+    def _chunk_counts(self, level: int) -> tuple[int, ...]:
+        return tuple(-(-n // c) for n, c in zip(self.level_shape(level), self.block_shape, strict=True))
+
+    def coarsened(self, name: str, level: int, box: tuple[slice, ...]) -> np.ndarray:
+        """Return what a box of a target's level becomes, from the level before it."""
         factors = self.factors[level - 1]
         finer = self.level_shape(level - 1)
         source = tuple(
             slice(part.start * f, min(part.stop * f, n))
             for part, f, n in zip(box, factors, finer, strict=True)
         )
-        values = self.read(name, source, level - 1)
-        self.write(name, box, self.stored[name].coarser(values, factors), level)
+        return self.stored[name].coarser(self.read(name, source, level - 1), factors)

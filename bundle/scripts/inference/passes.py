@@ -1,0 +1,98 @@
+"""Passes over the blocks of a predicted volume: every block is made by itself, in this process or on workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from scripts.inference.arrays import final_arrays
+
+if TYPE_CHECKING:
+    from scripts.inference.work import VolumeWork
+
+MayWrite = Callable[[], None]
+
+
+class BlockPass(Protocol):
+    """One pass; a frozen dataclass, so that it can be sent to another process."""
+
+    @property
+    def work(self) -> VolumeWork:
+        """The volume."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Blocks that there are."""
+        ...
+
+    @property
+    def is_light(self) -> bool:
+        """Whether a few blocks are made faster than sent."""
+        ...
+
+    def make(self, number: int, may_write: MayWrite) -> None:
+        """Make a block, by its place in the order of all.
+
+        Args:
+            number: which.
+            may_write: called after all is read and before anything is written; raises what stops the work. What was
+                read before it did not raise, was there: nobody removes it while the work is wanted.
+        """
+        ...
+
+
+Run = Callable[[BlockPass], None]
+"""Makes every block of a pass."""
+
+
+def run_here(workers: int) -> Run:
+    """Return what makes passes with threads of this process."""
+
+    def run(blocks: BlockPass) -> None:
+        with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pass") as pool:
+            running: deque[Future[None]] = deque()
+            try:
+                for number in range(blocks.count):
+                    if len(running) > 2 * workers:
+                        running.popleft().result()
+                    running.append(pool.submit(blocks.make, number, _always))
+                for future in running:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    return run
+
+
+def _always() -> None:
+    """Let every block be written."""
+
+
+@dataclass(frozen=True)
+class LevelPass:
+    """Makes a level of the pyramids from the level before it.
+
+    Args:
+        work: the volume.
+        level: from 1.
+    """
+
+    work: VolumeWork
+    level: int
+    is_light = True
+
+    @property
+    def count(self) -> int:
+        return final_arrays(self.work).box_count(self.level)
+
+    def make(self, number: int, may_write: MayWrite) -> None:
+        arrays = final_arrays(self.work)
+        name, box = arrays.box(self.level, number)
+        values = arrays.coarsened(name, self.level, box)
+        may_write()
+        arrays.write(name, box, values, self.level)
