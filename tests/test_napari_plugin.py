@@ -372,6 +372,26 @@ def test_the_sample_can_be_trained_on():
     assert import_module("scripts.napari_plugin").__doc__
 
 
+def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
+    from prediction import save_checkpoint
+    from scripts.napari_plugin import worker
+
+    checkpoint = save_checkpoint(tmp_path / "m.pth", 3, (8, 8, 8), tasks=False)
+    values = np.random.default_rng(0).integers(0, 256, (8, 9, 10), dtype=np.uint8)
+    image = layer("scroll", values, scale=(4.0, 0.5, 0.5), units=("micrometer",) * 3)
+    (file,) = store(take([image]), tmp_path / "layers")
+    told = []
+    job = {"layers": [file.to_dict()], "checkpoint": str(checkpoint), "target": str(tmp_path / "p.zarr"), "axes": "zyx",
+           "targets": ["ink"], "overlap": 0.0, "dtype": "labels", "device": "cpu"}  # fmt: skip
+    group = zarr.open_group(worker.predict(job, lambda event, **rest: told.append((event, rest))), mode="r")
+    (multiscale,) = group["ink"].attrs["ome"]["multiscales"]
+    assert [axis["unit"] for axis in multiscale["axes"]] == ["micrometer"] * 3
+    scale = multiscale["datasets"][0]["coordinateTransformations"][0]
+    assert scale == {"type": "scale", "scale": [4.0, 0.5, 0.5]}
+    assert told[-1][0] == "progress"
+    assert told[-1][1]["done"] == told[-1][1]["total"]
+
+
 @pytest.mark.slow
 def test_train_stop_go_on_and_predict(tmp_path, viewer):
     """The real worker, with a forked data loader worker, stopped in the middle and resumed."""

@@ -30,7 +30,7 @@ def viewer():
 
     label = shells((24, 24, 64))
     viewer = ViewerModel()
-    viewer.add_image(image_of(label), name="scroll", scale=(2, 1, 1), translate=(0, 5, 0))
+    viewer.add_image(image_of(label), name="scroll", scale=(2, 1, 1), translate=(0, 5, 0), units=("um",) * 3)
     viewer.add_labels(label, name="scroll_surface", scale=(2, 1, 1))
     return viewer
 
@@ -163,8 +163,12 @@ def test_a_prediction_becomes_layers_in_place(application, widget, viewer, tmp_p
     assert jobs[0].options["axes"] == "zyx"
     shown = viewer.layers["scroll surface"]
     assert type(shown).__name__ == "Labels"
-    assert tuple(shown.scale) == (2, 1, 1)
-    assert tuple(shown.translate) == (0, 5, 0)
+    for layer in list(viewer.layers)[2:]:
+        assert tuple(layer.scale) == (2, 1, 1)
+        assert tuple(layer.translate) == (0, 5, 0)
+        assert [str(unit) for unit in layer.units] == ["micrometer"] * 3
+    (sent,) = jobs[0].layers
+    assert (sent.scale, sent.unit) == ((2.0, 1.0, 1.0), "micrometer")
     assert [layer.name for layer in viewer.layers][2:] == [
         "scroll surface", "scroll normals x", "scroll normals y", "scroll normals z",
     ]  # fmt: skip

@@ -30,6 +30,7 @@ class LayerFile:
         path: the zarr array.
         scale: voxel size per axis of the layer.
         rgb: whether the last axis holds colours.
+        unit: of the scale, or None where the layer has none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerFile:
     path: str
     scale: tuple[float, ...]
     rgb: bool = False
+    unit: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -53,6 +55,7 @@ class LayerArray:
         array: anything that slices like an array.
         scale: voxel size per axis of the layer.
         rgb: whether the last axis holds colours.
+        unit: of the scale, or None where the layer has none.
     """
 
     name: str
@@ -60,6 +63,7 @@ class LayerArray:
     array: Any
     scale: tuple[float, ...]
     rgb: bool = False
+    unit: str | None = None
 
     @property
     def axes(self) -> str:
@@ -130,9 +134,16 @@ def take(layers: Iterable[Any]) -> list[LayerArray]:
             layer.data[0] if getattr(layer, "multiscale", False) else layer.data,
             tuple(float(value) for value in layer.scale),
             bool(getattr(layer, "rgb", False)),
+            _unit(layer),
         )
         for layer in layers
     ]
+
+
+def _unit(layer: Any) -> str | None:
+    """Return the unit of a layer's last axis; napari says "pixel" where it knows none."""
+    units = getattr(layer, "units", None)
+    return None if units is None or str(units[-1]) == "pixel" else str(units[-1])
 
 
 def store(
@@ -158,7 +169,7 @@ def store(
         if path is None:
             path = folder / f"{number}.zarr"
             _write(layer, path, progress or (lambda _name, _share: None))
-        stored.append(LayerFile(layer.name, layer.kind, str(path), layer.scale, layer.rgb))
+        stored.append(LayerFile(layer.name, layer.kind, str(path), layer.scale, layer.rgb, layer.unit))
     return stored
 
 

@@ -25,6 +25,7 @@ def read_prediction(
     *,
     scale: Sequence[float],
     translate: Sequence[float],
+    units: Sequence[Any] | None = None,
 ) -> list[LayerData]:
     """Return a prediction's layers as napari's layer tuples.
 
@@ -37,6 +38,7 @@ def read_prediction(
         kinds: kind of every target, such as "binary" or "vector".
         scale: voxel size per spatial axis.
         translate: position of the first voxel per spatial axis.
+        units: of both per spatial axis, as the layer has them; None where it has none.
     """
     import dask.array
     import zarr
@@ -51,6 +53,8 @@ def read_prediction(
         layers += _layers_of(levels, f"{image} {target}", kinds[target], len(scale))
     for number, (_, options, _) in enumerate(layers):
         options.update(scale=list(scale), translate=list(translate), visible=number == 0)
+        if units is not None:
+            options["units"] = list(units)
         options["metadata"] = {PREDICTION: options["name"]}
     return layers
 

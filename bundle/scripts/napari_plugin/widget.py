@@ -359,6 +359,7 @@ class TrainAndPredict(QScrollArea):
             told.kinds,
             scale=list(image.scale[-spatial:]),
             translate=list(image.translate[-spatial:]),
+            units=list(image.units[-spatial:]) if getattr(image, "units", None) is not None else None,
         )
         for data, options, kind in layers:
             getattr(self.viewer, f"add_{kind}")(data, **options)

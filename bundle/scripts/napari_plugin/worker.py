@@ -177,10 +177,11 @@ def train(job: Mapping[str, Any], tell: Tell) -> Path:
 
 
 def predict(job: Mapping[str, Any], tell: Tell) -> str:
-    """Predict a stored layer; return the OME-Zarr group."""
+    """Predict a stored layer, with the voxel size that the viewer shows; return the OME-Zarr group."""
+    from scripts.data.volumes import open_volume
+    from scripts.inference.jobs import make_job
     from scripts.inference.precision import choose_device
-    from scripts.inference.predict import PredictRequest
-    from scripts.inference.predict import predict as run
+    from scripts.inference.predict import PredictRequest, Progress, output_names, predict_volume
     from scripts.inference.predictor import load_predictor
 
     last = -math.inf
@@ -205,7 +206,11 @@ def predict(job: Mapping[str, Any], tell: Tell) -> str:
     tell("message", text="loading the model")
     predictor = load_predictor(request.checkpoint, choose_device(request.device))
     tell("heads", kinds={head.name: head.kind for head in predictor.heads(request.targets)})
-    return run(request, progress=progress, predictor=predictor).volumes[0].output
+    image: Any = open_volume(layer["path"], axes=job["axes"])
+    image.spacing = tuple(abs(value) for value in layer["scale"][-len(image.shape) :])
+    image.unit = layer["unit"]
+    where = make_job(image, None, request.output, output_names(predictor, request), None)
+    return predict_volume(predictor, where, request, progress=Progress(layer["name"], progress)).output
 
 
 if __name__ == "__main__":
