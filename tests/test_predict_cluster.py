@@ -244,7 +244,7 @@ def test_a_worker_knows_what_those_before_it_finished_and_when_it_is_not_wanted(
         ("cuda", "node7-3", "tcp://10.0.0.7:4000", 4, "cuda:3"),  # dask worker --name node7 --nworkers 4
         ("auto", "tcp://10.0.0.1:40001", "tcp://10.0.0.1:40001", 4, "cuda:1"),
         ("auto", "SLURMCluster-17", "tcp://10.0.0.1:4000", 1, "cuda:0"),  # CUDA_VISIBLE_DEVICES shows one
-        ("cuda:1", 0, "tcp://10.0.0.1:4000", 4, "cuda:0"),
+        ("cuda:1", 0, "tcp://10.0.0.1:4000", 4, "cuda:1"),  # as asked, all of them
         ("cpu", 3, "tcp://10.0.0.1:4000", 4, "cpu"),
         ("auto", 3, "tcp://10.0.0.1:4000", 0, "auto"),
         ("cuda", 3, "tcp://10.0.0.1:4000", 0, "cuda"),  # refused where the device is opened
@@ -392,3 +392,71 @@ def test_killed_in_the_middle_of_segmenting_it_ends_with_the_same_bytes(tmp_path
         os.kill(int(log.name.rsplit("-", 2)[1]), signal.SIGKILL)
     assert process.wait(180) == 0
     assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+def test_blocks_of_a_lost_gpu_are_made_by_others(tmp_path, monkeypatch, caplog):
+    """One of two workers meets the error that CUDA gives when a device is gone, and leaves."""
+    import torch
+    from scripts.inference import worker
+
+    request = make_request(tmp_path, 2)
+    predict(request)
+    make_blocks, lost = worker.make_blocks, []
+
+    def fail_before_any_block(work, predictor, state, *rest, **options):
+        from distributed import get_worker
+
+        if not lost or get_worker().address == lost[0]:
+            lost[:] = [get_worker().address]
+            raise torch.AcceleratorError("CUDA error: the device is gone")
+        return make_blocks(work, predictor, state, *rest, **options)
+
+    monkeypatch.setattr(worker, "make_blocks", fail_before_any_block)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+    ) as cluster:  # fmt: skip
+        shared = replace(
+            request, output=str(tmp_path / "two.zarr"), scheduler=cluster.scheduler_address, nworkers=2
+        )
+        predict(shared)
+    assert len(lost) == 1
+    assert "CUDA error: the device is gone" in caplog.text
+    assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkeypatch):
+    """Fakes of four GPUs: each worker makes its own the current one, before anything else uses CUDA."""
+    import torch
+    from scripts.inference import precision, worker
+    from scripts.inference.predict import PredictRequest as Request
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    workers = [type("Worker", (), {"name": name, "address": "tcp://a:1"}) for name in range(4)]
+    assert [str(worker._take_device("auto", one)) for one in workers] == [f"cuda:{n}" for n in range(4)]
+    assert current == [f"cuda:{n}" for n in range(4)]
+    assert {str(worker._take_device("cuda:1", one)) for one in workers} == {"cuda:1"}
+    current.clear()
+    assert {str(worker._take_device("cpu", one)) for one in workers} == {"cpu"}
+    assert current == []
+    with pytest.raises(VolumenError, match="expected cuda:0 to cuda:3, found 'cuda:4'"):
+        precision.choose_device("cuda:4")
+    asked = []
+
+    def load(_, device):
+        asked.append(str(device))
+        raise Stop
+
+    monkeypatch.setattr("scripts.inference.predict.load_predictor", load)
+    for settings in (
+        {"nworkers": 4},
+        {"nworkers": 4, "device": "cuda:1"},
+        {"device": "cuda:1"},
+        {"device": "cpu"},
+    ):
+        with pytest.raises(Stop):
+            predict(Request("i", "m", "o", **settings))
+    assert asked == ["cpu", "cpu", "cuda:1", "cpu"]

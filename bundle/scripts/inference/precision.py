@@ -84,6 +84,10 @@ def choose_device(name: str) -> torch.device:
         raise VolumenError("--device", expected="auto, cpu, cuda or cuda:N", found=repr(name)) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise VolumenError("--device", "no CUDA device on this machine", remedy="use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise VolumenError(
+            "--device", expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}", found=repr(name)
+        )
     return device
 
 
@@ -104,7 +108,8 @@ def choose_precision(mode: str, device: torch.device) -> str:
     if mode != "auto":
         return mode
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return "bfloat16" if probe is not None and probe() else "float32"
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from scripts.errors import VolumenError
 from scripts.inference.arrays import work_folder
@@ -20,6 +23,11 @@ from scripts.inference.predictor import Predictor, load_predictor
 from scripts.inference.stream import StreamCounts
 from scripts.inference.windows import Box
 from scripts.inference.work import VolumeWork, make_blocks
+
+logger = logging.getLogger(__name__)
+
+LOST_DEVICE: Any = getattr(torch, "AcceleratorError", ())
+"""What CUDA's errors are, from torch 2.8 on; before that they stop the prediction like any error."""
 
 
 class StoppedError(Exception):
@@ -56,11 +64,20 @@ def describe_worker(device: str, amp: str, threads: int | None) -> Machine:
     """
     from distributed import get_worker
 
-    worker = get_worker()
     _set_threads(threads)
-    return describe_machine(
-        choose_device(worker_device(device, worker.name, worker.address, gpu_count())), amp
-    )
+    return describe_machine(_take_device(device, get_worker()), amp)
+
+
+def _take_device(asked: str, worker: Any) -> torch.device:
+    """Return the device of a worker, made the current one, so that nothing of it lands on another GPU.
+
+    Raises:
+        VolumenError: there is no such device.
+    """
+    device = choose_device(worker_device(asked, worker.name, worker.address, gpu_count()))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
@@ -68,15 +85,14 @@ def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
 
     Workers on a machine take its GPUs in turn, by the number at the end of their names (0, 1, ... of a local
     cluster, NODE-0, NODE-1, ... of `dask worker --nworkers`); a nameless one goes by its port. Where every worker
-    sees a single GPU, as SLURM and dask-cuda arrange it, that is the one.
+    sees a single GPU, as SLURM and dask-cuda arrange it, that is the one. All share a GPU that is asked for by number.
 
     Args:
-        asked: "auto", "cpu", "cuda" or "cuda:N", whose number one process means and several do not.
+        asked: "auto", "cpu", "cuda" or "cuda:N".
         name: the worker's name.
         address: the worker's address.
         gpus: GPUs that the worker sees.
     """
-    asked = asked.partition(":")[0]
     if asked not in ("auto", "cuda") or gpus == 0:
         return asked
     number = re.search(r"(\d+)$", str(name)) or re.search(r"(\d+)$", address)
@@ -85,8 +101,6 @@ def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
 
 def gpu_count() -> int:
     """Return how many GPUs this process sees."""
-    import torch
-
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -105,13 +119,14 @@ def make_piece(
 
     Raises:
         StoppedError: nobody wants them any more.
+        Reschedule: the device failed, and this worker leaves.
         VolumenError: this worker cannot make the same bytes as the others, or what a user can set right.
     """
-    from distributed import get_worker
+    from distributed import Reschedule, get_worker
 
     worker = get_worker()
     _set_threads(network.threads)
-    device = choose_device(worker_device(network.device, worker.name, worker.address, gpu_count()))
+    device = _take_device(network.device, worker)
     own = describe_machine(device, work.request.amp)
     if (own.device, own.precision) != (machine.device, machine.precision):
         raise VolumenError(
@@ -137,6 +152,11 @@ def make_piece(
     except OSError:
         may_write()  # its folder is gone
         raise
+    except LOST_DEVICE as error:
+        # The context of this process is lost with the device: other workers take the piece, and this one goes.
+        logger.error("%s lost %s: %s", worker.address, device, str(error).partition("\n")[0])
+        worker.loop.add_callback(worker.close, executor_wait=False, reason="device lost")
+        raise Reschedule from None
     finally:
         state.close()
     return Made(counts, tuple(state.corrupt))
@@ -182,7 +202,5 @@ def _load(network: Network, device: str) -> Predictor:
 
 
 def _set_threads(threads: int | None) -> None:
-    import torch
-
     if threads is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
