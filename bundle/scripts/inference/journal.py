@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,7 +216,8 @@ class OutputState:
             leftover.unlink(missing_ok=True)
         self._log = BlockLog(self.folder / LOG)
         missing = self.done.copy().reshape(-1)
-        missing[[block for block in read_log(self.folder / LOG)[0] if block < missing.size]] = False
+        logged = np.asarray(read_log(self.folder / LOG)[0])
+        missing[logged[logged < missing.size]] = False
         for block in np.flatnonzero(missing):
             self._log.block(int(block))
 
@@ -300,7 +302,8 @@ class WorkerState:
         inside = tuple(slice(first, stop) for first, stop in blocks)
         for path in (self.folder / WORKER_LOGS).glob("*"):
             finished = np.zeros(done.size, dtype=bool)
-            finished[[block for block in read_log(path)[0] if block < done.size]] = True
+            logged = np.asarray(read_log(path)[0])
+            finished[logged[logged < done.size]] = True
             done[inside] |= finished.reshape(done.shape)[inside]
         (self.folder / WORKER_LOGS).mkdir(exist_ok=True)
         self._log = BlockLog(
@@ -347,23 +350,24 @@ class BlockLog:
         os.close(self._file)
 
 
-def read_log(path: Path, start: int = 0) -> tuple[list[int], list[Box], int]:
+def read_log(path: Path, start: int = 0) -> tuple[array[int], list[Box], int]:
     """Return the blocks and boxes of a log's whole lines from a byte on, and the byte after them."""
+    # Eight bytes a block: a volume of a teravoxel has millions of them.
+    blocks, corrupt, end = array("q"), list[Box](), start
     try:
         with path.open("rb") as stream:
             stream.seek(start)
-            data = stream.read()
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                if line[:-1].isdigit():
+                    blocks.append(int(line))
+                elif line.startswith(b"corrupt "):
+                    corrupt.append(tuple((first, stop) for first, stop in json.loads(line[8:])))
     except FileNotFoundError:
-        return [], [], start
-    data = data[: data.rfind(b"\n") + 1]
-    blocks: list[int] = []
-    corrupt: list[Box] = []
-    for line in data.split(b"\n"):
-        if line.isdigit():
-            blocks.append(int(line))
-        elif line.startswith(b"corrupt "):
-            corrupt.append(tuple((first, stop) for first, stop in json.loads(line[8:])))
-    return blocks, corrupt, start + len(data)
+        pass
+    return blocks, corrupt, end
 
 
 def write_atomically(path: Path, text: str) -> None:
