@@ -1,6 +1,8 @@
-"""What the published metadata schema (2024-07-25) and the model zoo require; written down so that no network is needed.
+"""A schema of what the bundle specification and the model zoo require of metadata, for where there is no network.
 
-It is stricter than the published one: whatever is valid here is valid there.
+It was written by hand from the specification and the zoo's bundles, meant to be stricter than the published schema
+(2024-07-25), and is neither a copy of that nor compared with it: no package holds the published file. Whether metadata
+are valid by that is said only by the slow test that fetches it, which is skipped where it cannot.
 """
 
 from __future__ import annotations

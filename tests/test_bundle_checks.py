@@ -87,6 +87,7 @@ def test_the_model_card_has_the_zoo_s_sections_in_its_order():
 
 
 def test_the_metadata_are_valid(tmp_path):
+    """By MONAI's own command, which takes a schema that lies there for the published one: that of `meta_schema.py`."""
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     said = monai(
