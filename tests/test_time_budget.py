@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +19,11 @@ from scripts.cli import main
 from scripts.config import ConfigManager
 from scripts.errors import VolumenError
 from scripts.time_budget import fit
+from scripts.time_budget import measure as measure_module
 from scripts.time_budget.candidates import LADDER, Candidate, candidates
 from scripts.time_budget.duration import format_duration, parse_duration
 from scripts.time_budget.measure import Cost, measure
+from two_processes import in_two_processes
 
 SMALL = Candidate((16, 16, 16), 2, (4, 8), (1, 1), 0.003)
 
@@ -104,6 +110,10 @@ def test_time_per_step_counts_the_preparation_of_patches():
     assert cost.per_step(2, workers=2, cpu_threads=4, cores=4) == 1.25
     # ... nor where patches take longer than the step on a GPU.
     assert cost.per_step(16, workers=2, cpu_threads=0, cores=8) == 2.0
+    # Of four processes on eight cores each has two for its workers, and the GPU needs none of them.
+    assert cost.per_step(16, workers=4, cpu_threads=0, cores=2) == 2.0
+    # Two processes on one core: a patch and a step were both measured at half the speed.
+    assert cost.per_step(2, workers=2, cpu_threads=1, cores=0.5) == 1.5
 
 
 def test_candidates_climb_and_leave_what_a_person_fixed(folder):
@@ -174,6 +184,7 @@ class Scheduled:
     """As much of a configuration as planning a schedule asks for."""
 
     validates = True
+    world_size = 1
     patch_size = (16, 16, 16)
     tr_config = SimpleNamespace(batch_size=2, max_val_steps_per_epoch=50)
     split = SimpleNamespace(val={"a": [((0, 40), (0, 64), (0, 64))]})
@@ -208,6 +219,60 @@ def test_a_run_within_a_budget_and_its_resumption(folder, tmp_path, monkeypatch)
     assert main([*command, "--resume"]) == 0  # finished already: nothing to do, nothing measured again
     assert asked == [1]
     assert yaml.safe_load((run / "model_config.yaml").read_text()) == snapshot
+
+
+def _choose(rank: int, folder: Path, out: Path) -> None:
+    seconds = measure_module._seconds
+    delay = 0.2 * rank  # one process is slower than the other
+
+    def slow(work, device):
+        time.sleep(delay)
+        return delay + seconds(work, device)
+
+    fit.candidates = lambda config: [SMALL, replace(SMALL, features_per_stage=(8, 16))]
+    measure_module._seconds = slow
+    config = fit.within_budget(
+        config_of(folder, tr_config={"time_budget": "40s", "num_dataloader_workers": 0})
+    )
+    told = {"tr_config": asdict(config.tr_config), "model_config": asdict(config.model_config)}
+    (out / f"{rank}.json").write_text(json.dumps(told))
+
+
+def test_several_processes_choose_alike_and_by_the_slowest(folder, tmp_path):
+    assert in_two_processes(_choose, folder, tmp_path) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    choice = first["tr_config"]["time_budget_choice"]
+    assert "on 2 x cpu" in choice
+    assert float(choice.split(" of ")[1].split()[0]) >= 0.2
+
+
+def _overflow(rank: int, folder: Path, out: Path) -> None:
+    import torch
+
+    def full(work, device):
+        raise torch.OutOfMemoryError
+
+    if rank:
+        measure_module._seconds = full
+    cost = measure(config_of(folder, tr_config={"num_dataloader_workers": 0}), SMALL)
+    (out / f"{rank}.txt").write_text(str(cost))
+
+
+def test_a_network_too_large_for_the_memory_of_one_process_is_out_for_all(folder, tmp_path):
+    assert in_two_processes(_overflow, folder, tmp_path) == [0, 0]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["None", "None"]
+
+
+def test_validation_is_planned_for_one_process_s_part_of_the_blocks():
+    config = Scheduled()
+    alone = fit._validation_batches(config)
+    config.world_size = 2  # 50 batches are 6 of its 8 blocks
+    assert fit._validation_batches(config) == (alone[0], 0.5)
+    config.world_size = 4
+    assert fit._validation_batches(config) == (alone[0], pytest.approx(2 / 6))
+    config.world_size = 100
+    assert fit._validation_batches(config) == (alone[0], 1.0)
 
 
 def test_a_budget_for_less_than_a_step_is_told(folder, monkeypatch):

@@ -34,6 +34,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def processes_here() -> int:
+    """The number of processes on this machine, as torchrun tells it; 1 when alone."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes files."""
     return rank() == 0
@@ -86,13 +91,20 @@ def sum_over_ranks(values: Mapping[str, float], device: torch.device | None = No
     """Each value's sum over all processes. Keys may differ between processes; a missing one counts as 0."""
     if not is_distributed():
         return dict(values)
-    gathered: list[dict[str, float] | None] = [None] * world_size()
-    dist.all_gather_object(gathered, dict(values))
     total: dict[str, float] = {}
-    for part in gathered:
-        for key, value in (part or {}).items():
+    for part in gather(dict(values)):
+        for key, value in part.items():
             total[key] = total.get(key, 0.0) + value
     return total
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value in the order of their numbers, in every process; it must be picklable."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def broadcast(value: Any) -> Any:
@@ -111,6 +123,15 @@ def smallest(count: int, device: torch.device | None = None) -> int:
     told = torch.tensor(count, device=device)
     dist.all_reduce(told, op=dist.ReduceOp.MIN)
     return int(told.item())
+
+
+def largest(value: float, device: torch.device | None = None) -> float:
+    """The largest of a number over all processes: what all of them know alike, such as the time of the slowest."""
+    if not is_distributed():
+        return value
+    told = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return float(told.item())
 
 
 def share_buffers(network: torch.nn.Module) -> None:

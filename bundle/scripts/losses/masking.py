@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_apart = False
+
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
@@ -56,10 +58,22 @@ def zero_of(pred: Tensor) -> Tensor:
     return guard(as_real(pred), torch.zeros((), dtype=torch.bool, device=pred.device)).sum()
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Take sums over this rank alone, so that a step in here waits for no other rank, whatever becomes of that one."""
+    global _apart
+    former, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = former
+
+
 def synchronised() -> bool:
     """Tell whether sums run over all ranks: only while gradients are recorded; rank 0 may validate alone."""
     return (
-        dist.is_available()
+        not _apart
+        and dist.is_available()
         and dist.is_initialized()
         and dist.get_world_size() > 1
         and torch.is_grad_enabled()

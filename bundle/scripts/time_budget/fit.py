@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.text import aligned, by
 from scripts.time_budget.candidates import Candidate, candidates
@@ -104,7 +105,8 @@ def within_budget(config: ConfigManager) -> ConfigManager:
     """Apply `tr_config.time_budget`: choose what fits, tell the choice, and return the configuration with it.
 
     The time counts from this call. Without a budget the configuration is returned as it is. A resumed run keeps the
-    choice of its snapshot: nothing is measured again. With several processes the first one measures.
+    choice of its snapshot: nothing is measured again. Several processes measure together, see `measure`, and follow
+    the first one's choice.
 
     Args:
         config: the checked configuration.
@@ -115,20 +117,17 @@ def within_budget(config: ConfigManager) -> ConfigManager:
     Raises:
         VolumenError: the budget is too short for a run.
     """
-    from scripts.engines import distributed
-
     text = config.tr_config.time_budget
     if text is None:
         return config
-    kept = _kept(config)
+    _ = config.device  # several processes meet here
+    kept = distributed.broadcast(_kept(config) if distributed.is_main() else None)
     if kept is not None:
         logger.info(
             "time budget: the resumed run keeps what it chose (%s)", kept["tr_config"]["time_budget_choice"]
         )
         return _applied(config, kept)
-    _ = config.device  # several processes meet here
-    decided = _decide(config, parse_duration(text)) if distributed.is_main() else None
-    return _applied(config, distributed.broadcast(decided))
+    return _applied(config, _decide(config, parse_duration(text)))
 
 
 def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
@@ -137,16 +136,23 @@ def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
     measured = _measure_all(config, budget, started)
     chosen = choose(measured)
     logger.info("time budget:\n%s", table(measured, chosen))
+    # What the first process finds out about the patches of the choice is in the cache when the others ask.
+    return distributed.broadcast(_settle(config, chosen, budget, started) if distributed.is_main() else None)
+
+
+def _settle(
+    config: ConfigManager, chosen: Measured, budget: float, started: float
+) -> dict[str, dict[str, Any]]:
+    """The settings of a run with this choice in the time that is left since `started`."""
     training, plan = config.tr_config, chosen.candidate
     settled = plan.applied_to(config)
     voxels = covered_voxels(settled)  # builds the index of patches that the run needs anyway
     schedule = plan_schedule(settled, chosen, budget - (time.perf_counter() - started))
-    seen = (
-        schedule["max_epoch"] * schedule["max_steps_per_epoch"] * plan.batch_size * math.prod(plan.patch_size)
-    )
-    strength = augment_strength(seen / voxels)
+    patches = schedule["max_epoch"] * schedule["max_steps_per_epoch"] * plan.batch_size * config.world_size
+    strength = augment_strength(patches * math.prod(plan.patch_size) / voxels)
+    where = f"{config.world_size} x {config.device.type}" if config.world_size > 1 else str(config.device)
     choice = (
-        f"{format_duration(budget)} on {config.device}: {schedule['max_epoch']} x"
+        f"{format_duration(budget)} on {where}: {schedule['max_epoch']} x"
         f" {schedule['max_steps_per_epoch']} steps of {chosen.seconds:.3g} s"
     )
     logger.info("time budget: %s", choice)
@@ -198,17 +204,22 @@ def _measure_all(config: ConfigManager, budget: float, started: float) -> list[M
     """Climb the ladder until a candidate gets too few steps or the time for measuring is over."""
     limit = min(MOST_MEASURING, MEASURING * budget)
     measured: list[Measured] = []
+    here = cores() / distributed.processes_here()
+
+    def elapsed() -> float:
+        return distributed.largest(time.perf_counter() - started, config.device)
+
     for candidate in candidates(config):
-        left = limit - (time.perf_counter() - started)
+        left = limit - elapsed()
         if measured and left <= 0:
             break
         cost = measure(config, candidate, enough=max(left, 1.0) / 2)
         if cost is None:
             break
         seconds = cost.per_step(
-            candidate.batch_size, workers=config.workers, cpu_threads=_threads(config), cores=cores()
+            candidate.batch_size, workers=config.workers, cpu_threads=_threads(config), cores=here
         )
-        steps = int((1 - RESERVE - VALIDATION) * (budget - (time.perf_counter() - started)) / seconds)
+        steps = int((1 - RESERVE - VALIDATION) * (budget - elapsed()) / seconds)
         measured.append(Measured(candidate, cost, seconds, steps))
         if steps < measured[-1].needed:
             break
@@ -237,8 +248,8 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
         `warmup_epochs`.
     """
     available = seconds * (1 - RESERVE)
-    batches = _validation_batches(config)
-    each = chosen.cost.forward * VALIDATION_FACTOR
+    batches, part = _validation_batches(config)
+    each = chosen.cost.forward * VALIDATION_FACTOR * part
     share = VALIDATION * available
     if batches * each > share / FEWEST_VALIDATIONS:
         batches = max(1, int(share / FEWEST_VALIDATIONS / each))
@@ -255,19 +266,25 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
     }
 
 
-def _validation_batches(config: ConfigManager) -> int:
-    """Batches of windows in the whole validation part, as many as the setting allows."""
+def _validation_batches(config: ConfigManager) -> tuple[int, float]:
+    """Batches of windows in the whole validation part, as many as the setting allows; one process's part of them."""
     from scripts.data.regions import block_size, cut, window_count
 
-    windows = sum(
+    windows = [
         window_count([stop - start for start, stop in block], config.patch_size)
         for boxes in config.split.val.values()
         for box in boxes
         for block in cut(box, block_size(config.patch_size))
-    )
-    batches = math.ceil(windows / config.tr_config.batch_size)
+    ]
+    batches = math.ceil(sum(windows) / config.tr_config.batch_size)
     most = config.tr_config.max_val_steps_per_epoch
-    return max(1, batches if most is None else min(batches, most))
+    if most is not None and most < batches:
+        windows = windows[: math.ceil(len(windows) * most / batches)]
+        batches = most
+    # Blocks are divided between the processes; with fewer blocks than processes each takes all of them.
+    blocks, processes = len(windows), config.world_size
+    part = math.ceil(blocks / processes) / blocks if blocks >= processes else 1.0
+    return max(1, batches), part
 
 
 def table(measured: Sequence[Measured], chosen: Measured) -> str:

@@ -1,4 +1,8 @@
-"""What a training step of a candidate costs on this machine, measured on the run's own data and objects."""
+"""What a training step of a candidate costs on this machine, measured on the run's own data and objects.
+
+Several processes measure together: each on its own GPU, or on the cores that it shares with the others, and with the
+exchange of gradients, as they will train. All of them learn the same numbers, those of the slowest.
+"""
 
 from __future__ import annotations
 
@@ -38,43 +42,49 @@ class Cost:
     forward: float
     parameters: int
 
-    def per_step(self, batch: int, *, workers: int, cpu_threads: int, cores: int) -> float:
+    def per_step(self, batch: int, *, workers: int, cpu_threads: int, cores: float) -> float:
         """Seconds between two steps of a run, the patches' preparation included.
 
         Args:
             batch: patches per step.
             workers: processes that prepare patches; 0: the training process itself.
             cpu_threads: threads in which the network runs; 0 on a GPU, which shares no core with the workers.
-            cores: CPU cores that all of them share.
+            cores: CPU cores that all of them share; of several processes, this one's part of the machine's, which
+                may be less than one.
         """
         patches = batch * self.patch
         if not workers:
             return self.step + patches
-        prepared = patches / min(workers, cores)
-        if cpu_threads + workers <= cores:
+        # Where there are fewer cores than processes, a patch was measured as slow as that makes it.
+        prepared = patches / max(1.0, min(workers, cores))
+        if not cpu_threads or cpu_threads + workers <= cores:
             return max(self.step, prepared)
         # The network's threads wait for each other, so that a worker on one of their cores delays them all.
         return self.step + prepared
 
 
 def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0) -> Cost | None:
-    """Time a candidate.
+    """Time a candidate. All processes do it at the same time.
 
     Args:
         config: the run's configuration.
         candidate: what to time.
-        enough: seconds after which no more steps are taken; at least one is.
+        enough: seconds after which no more steps are taken; at least one is. The same in all processes.
 
     Returns:
-        Its cost, or None where the device's memory cannot hold it.
+        Its cost, the same in all processes, or None where the memory of one's device cannot hold it.
     """
     import torch
+
+    from scripts.engines import distributed
 
     devices = [config.device] if config.device.type == "cuda" else []
     with torch.random.fork_rng(devices), _quiet("scripts.data.patches"):
         try:
             return _measure(candidate.applied_to(config), enough)
         except torch.OutOfMemoryError:
+            if distributed.is_distributed():
+                raise  # after the step that tries the memory, in which the others count on this process
             return None
         finally:
             gc.collect()
@@ -94,8 +104,10 @@ def _quiet(name: str) -> Iterator[None]:
         told.setLevel(level)
 
 
-def _measure(config: ConfigManager, enough: float) -> Cost:
+def _measure(config: ConfigManager, enough: float) -> Cost | None:
     from torch.utils.data import default_collate
+
+    from scripts.engines import distributed
 
     parser = training_objects(_anywhere(config))
     dataset = parser.get_parsed_content("train#dataset")
@@ -103,15 +115,21 @@ def _measure(config: ConfigManager, enough: float) -> Cost:
     samples, seconds = [], []
     for number in range(max(batch_size, PATCHES) + 1):  # the first one opens files and compiles
         started = time.perf_counter()
-        samples.append(dataset[(0, number)])
+        samples.append(dataset[(0, number * config.world_size + config.rank)])
         seconds.append(time.perf_counter() - started)
+        if not number:
+            distributed.barrier()
     batch = {
         key: default_collate([sample[key] for sample in samples[1 : batch_size + 1]])
         for key, value in samples[0].items()
         if hasattr(value, "shape")
     }
-    step, forward, parameters = _time_network(config, parser, batch, enough)
-    return Cost(step, median(seconds[1:]), forward, parameters)
+    network = _time_network(config, parser, batch, enough)
+    if network is None:
+        return None
+    step, forward, parameters = network
+    patch = distributed.largest(median(seconds[1:]), config.device)
+    return Cost(step, patch, forward, parameters)
 
 
 def training_objects(config: ConfigManager) -> Any:
@@ -150,17 +168,20 @@ def _anywhere(config: ConfigManager) -> ConfigManager:
 
 def _time_network(
     config: ConfigManager, parser: Any, batch: dict[str, torch.Tensor], enough: float
-) -> tuple[float, float, int]:
+) -> tuple[float, float, int] | None:
     import torch
 
+    from scripts.engines import distributed
     from scripts.engines.amp import AmpPolicy
-    from scripts.engines.network import memory_format
+    from scripts.engines.network import memory_format, prepare_network
     from scripts.engines.optimizers import build_optimizer
+    from scripts.losses.masking import apart
 
     training = config.tr_config
-    network = parser.get_parsed_content("network_def").to(config.device).train()
+    alone = parser.get_parsed_content("network_def").to(config.device).train()
     if training.channels_last:
-        network = network.to(memory_format=memory_format(config.spatial_dims))
+        alone = alone.to(memory_format=memory_format(config.spatial_dims))
+    network = alone
     loss_function = parser.get_parsed_content("loss")
     prepare_batch = parser.get_parsed_content("prepare_batch")
     amp = AmpPolicy(training.amp, config.device)
@@ -184,15 +205,28 @@ def _time_network(
     def forward() -> None:
         image, _ = prepare_batch(batch, config.device)
         with torch.no_grad(), amp.autocast():
-            network(image)
+            alone(image)
 
-    first = _seconds(step, config.device)  # allocates memory and chooses algorithms
+    # The first step allocates memory and chooses algorithms. No process waits for another in it, so that one whose
+    # memory is too small can tell the others.
+    first, full = 0.0, False
+    try:
+        with apart():
+            first = _seconds(step, config.device)
+    except torch.OutOfMemoryError:
+        full = True
+    if distributed.any_rank(full, config.device):
+        return None
+    first = distributed.largest(first, config.device)
     times = [first] if first > enough else []
+    network = prepare_network(alone, config.device)
     while len(times) < STEPS and first + sum(times) < enough:
-        times.append(_seconds(step, config.device))
-    network.eval()
-    ahead = _seconds(forward, config.device) if first < enough else first / 3
-    return median(times), ahead, sum(weight.numel() for weight in network.parameters())
+        times.append(distributed.largest(_seconds(step, config.device), config.device))
+    alone.eval()
+    ahead = (
+        distributed.largest(_seconds(forward, config.device), config.device) if first < enough else first / 3
+    )
+    return median(times), ahead, sum(weight.numel() for weight in alone.parameters())
 
 
 def _seconds(work: Any, device: torch.device) -> float:
