@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 from scripts.command import leave
 from scripts.data.regions import RegionSampler
 from scripts.engines import distributed
-from scripts.handlers.checkpoint_file import load_checkpoint
+from scripts.handlers.checkpoint_file import checksum, load_checkpoint
+from scripts.handlers.losses import LossAverages
+from scripts.handlers.running_dice import RunningDice
+from scripts.handlers.state import register_state, restore_states, saved_states
 from training_toys import ToyNetwork, make_trainer, same_weights, weights
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def _enter(rank: int, port: int, work, arguments) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    distributed.initialize("cpu")
-    work(rank, *arguments)
-    distributed.finalize()
-
-
-def in_two_processes(work, *arguments, timeout: float = 60) -> list[int]:
-    """Run `work(rank, *arguments)` in two gloo processes; return their exit codes."""
-    context = multiprocessing.get_context("fork")
-    port = free_port()
-    processes = [context.Process(target=_enter, args=(rank, port, work, arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + timeout
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        if process.exitcode is None:
-            process.kill()
-    assert None not in codes, "a process hangs"
-    return codes
+from two_processes import in_two_processes
 
 
 def _train(rank: int, out: Path, options: dict) -> None:
@@ -111,6 +80,67 @@ def _stop_one(rank: int, out: Path) -> None:
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     assert in_two_processes(_stop_one, tmp_path / "out") == [143, 143]
     assert load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")["iteration"] == 2
+
+
+def _run(rank: int, out: Path, stop_at: int | None, resume: bool) -> None:
+    import signal
+
+    from ignite.engine import Events
+
+    trainer = make_trainer(
+        out,
+        world=(rank, 2),
+        epochs=2,
+        batch_size=1,
+        length=12,
+        stop_on_signal=True,
+        resume=resume,
+        train_dice=True,
+        scores=True,
+    )
+    if stop_at is not None and rank == 1:
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED(once=stop_at), lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
+    trainer.run()
+
+
+@pytest.mark.parametrize("stop_at", [3, 8, 12], ids=["first epoch", "second epoch", "last step"])
+def test_a_run_that_was_stopped_within_an_epoch_goes_on_with_every_process_s_part(tmp_path, stop_at):
+    assert in_two_processes(_run, tmp_path / "whole", None, False) == [0, 0]
+    assert in_two_processes(_run, tmp_path / "resumed", stop_at, False) == [143, 143]
+    stopped = load_checkpoint(tmp_path / "resumed" / "toy" / "toy_interrupted.pth")["handlers"]
+    first, second = stopped["losses"]["by_process"]
+    assert first["sums"] != second["sums"]
+    assert in_two_processes(_run, tmp_path / "resumed", None, True) == [0, 0]
+
+    whole, resumed = tmp_path / "whole" / "toy", tmp_path / "resumed" / "toy"
+    assert "train/mean_dice" in (whole / "metrics.csv").read_text()
+    assert (resumed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    checkpoints = [load_checkpoint(folder / "toy_2.pth") for folder in (whole, resumed)]
+    assert same_weights(checkpoints[0]["model"], checkpoints[1]["model"])
+    assert checksum(checkpoints[0]["handlers"]) == checksum(checkpoints[1]["handlers"])
+
+
+def test_one_process_goes_on_with_the_sums_of_two(tmp_path):
+    """And the other way round: nothing is counted twice, and nothing is lost."""
+    assert in_two_processes(_run, tmp_path / "out", 3, False) == [143, 143]
+    engine = Engine(lambda *_: None)
+    averages, dice = LossAverages("losses"), RunningDice({"ink": "binary"})
+    register_state(engine, "losses", averages)
+    register_state(engine, "train_dice", dice)
+    saved = load_checkpoint(tmp_path / "out" / "toy" / "toy_interrupted.pth")["handlers"]
+    restore_states(engine, saved)
+    parts = saved["losses"]["by_process"]
+    assert averages.state_dict()["counts"] == {
+        name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]
+    }
+    assert averages.state_dict()["sums"]["loss"] == sum(part["sums"]["loss"] for part in parts)
+    counts = [part["ink"] for part in saved["train_dice"]["by_process"]]
+    assert torch.equal(dice.state_dict()["ink"], counts[0] + counts[1])
+    alone = saved_states(engine)
+    restore_states(engine, alone)
+    assert checksum(saved_states(engine)) == checksum(alone)
 
 
 def test_alone_nothing_is_reduced():

@@ -27,15 +27,18 @@ from scripts.handlers.losses import LossAverages
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.random_state import SeedIterations, seed_everything
 from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.running_dice import RunningDice
 from scripts.handlers.scores import TargetScores
 from scripts.handlers.signals import StopOnSignal
 from scripts.handlers.snapshot import ConfigSnapshot
 from scripts.handlers.validation import Validate
 from scripts.handlers.weight_average import WeightAverage
+from scripts.transforms.decide import DecideLabelsd
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 SIDE = 8
 TOY_TARGETS = {"ink": {"kind": "binary", "out_channels": 1}, "depth": {"kind": "field", "out_channels": 1}}
+KINDS = {name: target["kind"] for name, target in TOY_TARGETS.items()}
 
 
 class ToyNetwork(torch.nn.Module):
@@ -154,6 +157,7 @@ def make_trainer(
     validation_length: int = 4,
     scores: bool = False,
     network: torch.nn.Module | None = None,
+    train_dice: bool = False,
     **checkpoint_options: Any,
 ) -> SupervisedTrainer:
     """A trainer with validation and all that saves and restores it, over toy data."""
@@ -226,6 +230,8 @@ def make_trainer(
         prepare_batch=prepare_batch,
         iteration_update=step,
         accumulation_steps=accumulation,
+        postprocessing=DecideLabelsd(KINDS) if train_dice else None,
+        key_train_metric={"train/mean_dice": RunningDice(KINDS)} if train_dice else None,
         decollate=False,
         train_handlers=handlers,
     )

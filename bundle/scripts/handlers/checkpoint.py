@@ -27,7 +27,7 @@ from scripts.handlers.checkpoint_file import (
 from scripts.handlers.metric import KeyMetric
 from scripts.handlers.random_state import random_state, set_random_state
 from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.state import Stateful, registered_state
+from scripts.handlers.state import Stateful, restore_states, saved_states
 from scripts.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -113,15 +113,18 @@ class Checkpointer:
             self.save(engine)
 
     def save(self, engine: SupervisedTrainer) -> Path | None:
-        """Save the epoch that has just ended, in the first process; None in the others.
+        """Save the epoch that has just ended, in the first process; None in the others, which tell it their part.
 
         Raises:
             VolumenError: the disk is full or cannot be written; older checkpoints are whole.
         """
         self._saved_iteration = engine.state.iteration
+        handlers = saved_states(engine)
         if not distributed.is_main():
             return None
-        path = save_checkpoint(self.content(engine), self.directory.file(f"{engine.state.epoch}.pth"))
+        path = save_checkpoint(
+            self.content(engine, handlers), self.directory.file(f"{engine.state.epoch}.pth")
+        )
         self.directory.interrupted.unlink(missing_ok=True)
         self.tidy()
         return path
@@ -135,22 +138,27 @@ class Checkpointer:
         Returns:
             The file, or None when there is nothing that is not saved already.
         """
-        if engine.state.iteration in (0, self._saved_iteration) or not distributed.is_main():
+        if engine.state.iteration in (0, self._saved_iteration):
             return None
-        return save_checkpoint(self.content(engine, interrupted=True), self.directory.interrupted)
+        handlers = saved_states(engine)
+        if not distributed.is_main():
+            return None
+        return save_checkpoint(self.content(engine, handlers, interrupted=True), self.directory.interrupted)
 
-    def content(self, engine: SupervisedTrainer, *, interrupted: bool = False) -> dict[str, Any]:
+    def content(
+        self, engine: SupervisedTrainer, handlers: Mapping[str, Any], *, interrupted: bool = False
+    ) -> dict[str, Any]:
         """Everything that a checkpoint holds.
 
         Args:
             engine: the trainer.
+            handlers: `saved_states` of it.
             interrupted: whether the epoch's end is still to come.
         """
         state = engine.state
         done = (state.iteration - 1) // state.epoch_length if interrupted else state.epoch
         network = unwrap(self.network)
         best = self.ranking[0] if self.ranking else None
-        handlers = {name: item.state_dict() for name, item in registered_state(engine).items()}
         step = self.step.state_dict() if self.step is not None else {}
         loss = getattr(engine, "loss_function", None)
         return plain(
@@ -204,9 +212,7 @@ class Checkpointer:
             restore_loss(loss, content["loss"], path)
         self.ranking = [[value, int(epoch)] for value, epoch in content["ranking"]]
         self._restore_position(engine, content, path)
-        for name, item in registered_state(engine).items():
-            if name in content["handlers"]:
-                item.load_state_dict(content["handlers"][name])
+        restore_states(engine, content["handlers"])
         set_random_state(content["rng"])
         distributed.barrier()
         if distributed.is_main():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,8 +96,15 @@ class LossAverages:
         return {"sums": dict(self._sums), "counts": dict(self._counts), "counted": counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint, which are the first process's."""
-        if not distributed.is_main():
-            return
+        """Go on with the sums of a checkpoint."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
         self._counted = dict(state.get("counted", {}))
+
+    def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The sums and counts of several processes in one."""
+        together: dict[str, Any] = {"sums": {}, "counts": {}, "counted": {}}
+        for state in states:
+            for part, values in together.items():
+                for name, value in state.get(part, {}).items():
+                    values[name] = values[name] + value if name in values else value
+        return together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,9 +84,16 @@ class RunningDice(Metric):
         return {name: counts.cpu() for name, counts in self._counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the counts of a checkpoint, which are the first process's."""
-        if distributed.is_main():
-            self._counts = dict(state)
+        """Go on with the counts of a checkpoint."""
+        self._counts = dict(state)
+
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The counts of several processes in one."""
+        together: dict[str, Any] = {}
+        for state in states:
+            for name, counts in state.items():
+                together[name] = _widened(together.get(name), counts)
+        return together
 
     def _summed(self) -> dict[str, Tensor]:
         flat = {
