@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from scripts.console import coloured
 from scripts.errors import VolumenError
@@ -17,6 +21,8 @@ from scripts.errors import VolumenError
 logger = logging.getLogger(__name__)
 
 EXIT_DEFECT, EXIT_USER_ERROR, EXIT_INTERRUPT = 1, 2, 130
+#: Names the folder in which each of several processes leaves its last line for their parent, `engines.processes`.
+TOLD = "VOLUMEN_TOLD"
 
 
 def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
@@ -33,7 +39,7 @@ def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.
     try:
         return command(options)
     except KeyboardInterrupt:
-        _say("stopped by Ctrl-C")
+        _tell(EXIT_INTERRUPT, "stopped by Ctrl-C")
         return EXIT_INTERRUPT
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_DEFECT
@@ -41,7 +47,7 @@ def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.
         if options.verbose:
             traceback.print_exc()
         code, line = explain(error)
-        _say(line)
+        _tell(code, line)
         return code
 
 
@@ -147,5 +153,17 @@ def _explain_os_error(error: OSError) -> str:
     return f"{where}: {error.strerror or error}"
 
 
-def _say(line: str) -> None:
+def _tell(code: int, line: str) -> None:
+    """Say a line, or have the parent of several processes say it, once for all of them."""
+    folder = os.environ.get(TOLD)
+    if folder and "RANK" in os.environ:
+        entry = json.dumps([time.monotonic(), code, line])
+        with suppress(OSError):
+            Path(folder, os.environ["RANK"]).write_text(entry)
+            return
+    say(line)
+
+
+def say(line: str) -> None:
+    """Write the one line that a command which failed has for a person."""
     sys.stderr.write(f"volumen: {coloured('error:', 'bold red', sys.stderr)} {line}\n")

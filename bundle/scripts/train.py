@@ -139,22 +139,18 @@ def _check_importable(target: str, overlay: str) -> None:
 
 
 def run_processes(count: int, words: Sequence[str]) -> int:
-    """Run the same command in several processes of this machine, by torchrun.
+    """Run the same command in several processes of this machine.
 
     Args:
         count: number of processes.
         words: the command line after `volumen`.
 
     Returns:
-        Exit code of torchrun: 0 when all processes ended well; 130 or 143 after a signal.
+        The exit code that the command would have in one process.
     """
     from scripts.engines.launch import run_passing_signals
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    # torchrun reads all words and takes --nproc for an abbreviation of its own option.
-    own = [word for word, before in zip(words, ["", *words]) if "--nproc" not in (word, before)]
-    own = [word for word in own if not word.startswith("--nproc=")]
-    return run_passing_signals([*command, "-m", "scripts.cli", *own])
+    return run_passing_signals([sys.executable, "-m", "scripts.engines.processes", str(count), *words])
 
 
 def run_bundle(

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from scripts.errors import VolumenError
+
 logger = logging.getLogger(__name__)
 
 #: A rank that waits this long for another takes it for dead. Torchrun ends the others at once when one dies;
@@ -58,7 +60,14 @@ def initialize(device: str | torch.device = "cpu", *, timeout: timedelta = TIMEO
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= there:
+            raise VolumenError(
+                "--nproc",
+                expected=f"at most {there}, one process per GPU of this machine",
+                found=os.environ.get("LOCAL_WORLD_SIZE", number + 1),
+            )
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

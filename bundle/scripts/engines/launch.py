@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_passing_signals(command: Sequence[str]) -> int:
-    """Run a launcher such as torchrun and hand Ctrl-C and SIGTERM on to it; a terminal that closes counts as SIGTERM.
+    """Run a launcher of processes and hand Ctrl-C and SIGTERM on to it; a terminal that closes counts as SIGTERM.
 
     It runs in a session of its own, so that a terminal's Ctrl-C reaches the training processes once, by way of the
     launcher, rather than twice: a second signal means to leave at once. That second one goes to all of them.

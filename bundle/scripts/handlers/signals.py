@@ -169,6 +169,8 @@ class StopOnSignal:
         path = self.checkpointer.save_interrupted(engine)
         if path is not None:
             logger.warning("saved %s; go on with --resume", path)
+        # Where one process ends, the launcher ends the others, also one that is still saving.
+        distributed.barrier()
 
 
 def protect_workers(loader: Any, finished: Any) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scripts.engines import distributed
+from scripts.engines.device import cores
 from scripts.errors import VolumenError
 from scripts.text import aligned, by
 from scripts.time_budget.candidates import Candidate, candidates
 from scripts.time_budget.duration import format_duration, parse_duration
-from scripts.time_budget.measure import Cost, cores, measure, training_objects
+from scripts.time_budget.measure import Cost, measure, training_objects
 
 if TYPE_CHECKING:
     from scripts.config import ConfigManager
