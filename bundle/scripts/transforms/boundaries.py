@@ -13,9 +13,9 @@ def boundary(
     """Voxels of which a face neighbour has another label.
 
     B = { p : there is a neighbour q across a face with label(q) != label(p) }; "inner": of those the ones
-    with a label above 0, "outer": the background ones. Touching instances have a boundary between them. Such maps part the cells of electron
-    microscopy since Ciresan et al., "Deep Neural Networks Segment Neuronal Membranes in Electron Microscopy
-    Images", 2012.
+    with a label above 0, "outer": the background ones. Touching instances have a boundary between them. Such
+    maps part the cells of electron microscopy since Ciresan et al., "Deep Neural Networks Segment Neuronal
+    Membranes in Electron Microscopy Images", 2012.
 
     Args:
         labels: integer (C, *spatial), 2 or 3 spatial axes; channels are compared all together.
