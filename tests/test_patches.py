@@ -436,7 +436,7 @@ def test_cache_gives_the_same_index_without_reading(tmp_path):
         {"case": cached_case(1)},
         {"box": [((0, 30), (0, 40))]},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_cache_is_keyed_by_content_and_parameters(tmp_path, change):
     change = dict(change)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +23,7 @@ from scripts.data.cells import (
 )
 from scripts.data.stored_chunks import stored_chunks
 from scripts.errors import VolumenError
+from scripts.threads import cores, in_threads
 
 MAX_CLASSES = 63
 """Classes whose presence can be recorded per target: one bit of an unsigned 64-bit cell each."""
@@ -47,7 +45,7 @@ Tile = tuple[int, ...]
 
 def default_threads() -> int:
     """Return how many threads read labels: one per CPU core that this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(8, cores())
 
 
 @dataclass(frozen=True)
@@ -352,27 +350,8 @@ def count_case(
     jobs = [(counter, tile) for counter in counters.values() for tile in counter.tiles]
     begin(len(jobs))
     with _streaming(all(counter.reader.reads_chunks_once for counter in counters.values())):
-        if num_threads <= 1:
-            for counter, tile in jobs:
-                counter.count(tile)
-                done()
-            return
-        with ThreadPoolExecutor(num_threads) as pool:
-            pending: set[Future] = set()
-            queue = iter(jobs)
-            try:
-                while True:
-                    for counter, tile in itertools.islice(queue, 4 * num_threads - len(pending)):
-                        pending.add(pool.submit(counter.count, tile))
-                    if not pending:
-                        return
-                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        future.result()
-                        done()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for _ in in_threads(lambda job: job[0].count(job[1]), jobs, num_threads):
+            done()
 
 
 @contextmanager

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +13,8 @@ from scripts.data.index_cache import load_arrays, store_arrays
 from scripts.data.progress import hidden
 from scripts.data.stored_chunks import stored_chunks
 from scripts.data.volumes import Region, Volume
+from scripts.threads import in_threads
 
-Result = TypeVar("Result")
 # Voxels read at once: large enough to amortise a read, small enough for any memory.
 _BLOCK_VOXELS = 1 << 22
 # Values this close together are counted in a table, which takes a tenth of the time of sorting them.
@@ -92,28 +90,6 @@ def stored_regions(label: Volume) -> tuple[list[Region], set[int]]:
         if grid[tuple(slice(p.start // b, -(-p.stop // b)) for p, b in zip(region, blocks))].any()
     ]
     return stored, set() if len(stored) == len(regions) else {0}
-
-
-def in_threads(job: Callable[[Region], Result], regions: list[Region], num_threads: int) -> Iterator[Result]:
-    """Yield the results of a job, a few blocks ahead of the caller at most."""
-    if num_threads <= 1 or len(regions) <= 1:
-        yield from map(job, regions)
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending: set[Future] = set()
-        queue = iter(regions)
-        try:
-            while True:
-                pending |= {
-                    pool.submit(job, region)
-                    for region in itertools.islice(queue, 2 * num_threads - len(pending))
-                }
-                if not pending:
-                    return
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def storage_blocks(

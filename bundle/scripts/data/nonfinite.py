@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scripts.data.index_cache import load_arrays, store_arrays
-from scripts.data.label_values import in_threads, stored_regions
+from scripts.data.label_values import stored_regions
 from scripts.data.progress import hidden
 from scripts.data.volumes import Region, Volume
+from scripts.threads import in_threads
 
 
 class Nonfinite(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from scripts.errors import VolumenError
@@ -34,8 +32,3 @@ def choose_device(name: str = "auto") -> torch.device:
             remedy="use --device cpu",
         )
     return device
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -100,7 +100,7 @@ def _run(count: int, words: Sequence[str]) -> dict[int, int]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from scripts.engines.device import cores
+    from scripts.threads import cores
 
     # Their threads share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from scripts.inference.arrays import final_arrays
+from scripts.threads import in_threads
 
 if TYPE_CHECKING:
     from scripts.inference.work import VolumeWork
@@ -53,18 +52,8 @@ def run_here(workers: int) -> Run:
     """Return what makes passes with threads of this process."""
 
     def run(blocks: BlockPass) -> None:
-        with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pass") as pool:
-            running: deque[Future[None]] = deque()
-            try:
-                for number in range(blocks.count):
-                    if len(running) > 2 * workers:
-                        running.popleft().result()
-                    running.append(pool.submit(blocks.make, number, _always))
-                for future in running:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        for _ in in_threads(lambda number: blocks.make(number, _always), range(blocks.count), workers):
+            pass
 
     return run
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scripts.engines import distributed
-from scripts.engines.device import cores
 from scripts.errors import VolumenError
 from scripts.text import aligned, by
+from scripts.threads import cores
 from scripts.time_budget.candidates import Candidate, candidates
 from scripts.time_budget.duration import format_duration, parse_duration
 from scripts.time_budget.measure import Cost, measure, training_objects

@@ -1,0 +1,48 @@
+"""Work shared by threads of this process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_AHEAD = 4
+"""Items handed out per thread, so that none waits while the caller looks at a result."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(job: Callable[[Item], Result], items: Sequence[Item], num_threads: int) -> Iterator[Result]:
+    """Yield the results of a job as they come, a few items ahead of the caller at most.
+
+    Args:
+        job: called with each item.
+        items: what there is to do.
+        num_threads: 1 works in the calling thread.
+
+    Raises:
+        Exception: the first that a job raises. Items that have not begun then, or when the caller leaves, are dropped.
+    """
+    if num_threads <= 1 or len(items) <= 1:
+        yield from map(job, items)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: set[Future[Result]] = set()
+        queue = iter(items)
+        try:
+            while True:
+                free = _AHEAD * num_threads - len(pending)
+                pending |= {pool.submit(job, item) for item in itertools.islice(queue, free)}
+                if not pending:
+                    return
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
