@@ -3,7 +3,8 @@
 The reference is `ResidualEncoderUNet` of the package dynamic-network-architectures (an extra: `pip install
 dynamic-network-architectures`). Each case runs in a process of its own: forward, loss, backward and AdamW
 step, one thread on a CPU (CPU seconds) or a GPU (milliseconds by the clock); medians, first steps left out.
-The rounds go through all cases again, so that a busy machine slows all of them.
+The rounds go through all cases again, so that a busy machine slows all. Ours keep freed memory, as training does
+(`scripts.engines.memory`); nnU-Net leaves it to the C library, and has a row with it kept, to tell the two gains apart.
 
     python benchmarks/train_step.py                     # features 16 to 128, about two minutes
     python benchmarks/train_step.py --full              # features 32 to 320, about ten minutes
@@ -30,8 +31,11 @@ REFERENCE = "nnU-Net fp32"
 # name: network, precision, auxiliary heads, memory format, compiled
 CASES = {
     REFERENCE: ("peer", "float32", None, False, False),
+    "nnU-Net fp32, memory kept": ("peer, kept", "float32", None, False, False),
     "nnU-Net bf16": ("peer", "bfloat16", None, False, False),
+    "nnU-Net fp32, 4 more decoders": ("peer", "float32", "separate", False, False),
     "fp32": ("ours", "float32", None, False, False),
+    "fp32, memory not kept": ("ours, not kept", "float32", None, False, False),
     "bf16": ("ours", "bfloat16", None, False, False),
     "fp32, 4 more targets, a decoder each": ("ours", "float32", "separate", False, False),
     "fp32, 4 more targets, shared decoder": ("ours", "float32", "shared", False, False),
@@ -54,7 +58,7 @@ def build(kind: str, features: list[int], heads: str | None):
 
     stages = len(features)
     strides, blocks = [1] + [2] * (stages - 1), list(plan_blocks(stages))
-    if kind == "ours":
+    if kind.startswith("ours"):
         channels = {"surface": 1, **(AUXILIARY if heads else {})}
         separate = heads != "shared"
         targets = {
@@ -82,7 +86,29 @@ def build(kind: str, features: list[int], heads: str | None):
         nonlin_kwargs={"inplace": True},
         deep_supervision=False,
     )
+    if heads:
+        network = several_decoders(network, [1, *AUXILIARY.values()])
     return network.apply(InitWeights_He(1e-2))
+
+
+def several_decoders(network, channels: list[int]):
+    """Return nnU-Net's network with a decoder of its own kind for each number of channels."""
+    from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
+    from torch import nn
+
+    class SeveralDecoders(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = network.encoder
+            self.decoders = nn.ModuleList(
+                UNetDecoder(network.encoder, count, 1, deep_supervision=False) for count in channels
+            )
+
+        def forward(self, x):
+            skips = self.encoder(x)
+            return {str(index): decoder(skips) for index, decoder in enumerate(self.decoders)}
+
+    return SeveralDecoders()
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -95,6 +121,10 @@ def measure(arguments: argparse.Namespace) -> None:
     kind, precision, heads, channels_last, compiled = {**CASES, **CUDA_CASES}[arguments.case]
     cuda = arguments.device == "cuda"
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if kind in ("ours", "peer, kept"):
+        from scripts.engines.memory import keep_freed_memory
+
+        keep_freed_memory(torch.device(arguments.device))
     network = build(kind, arguments.features, heads).to(arguments.device)
     parameters = sum(weight.numel() for weight in network.parameters())
     image = torch.rand(arguments.batch, 1, *[arguments.size] * 3, device=arguments.device)
@@ -192,8 +222,11 @@ def report(figures: dict[str, dict], arguments: argparse.Namespace) -> None:
         print(f"{name:42}{time_of[name] * scale:9.2f}{ratio:8.2f}{weights:11.2f}{found['peak']:10.0f}")
     for above, below in (
         ("fp32", REFERENCE),
+        ("fp32", "nnU-Net fp32, memory kept"),
+        ("fp32", "fp32, memory not kept"),
         ("fp32", "bf16"),
         ("fp32, 4 more targets, a decoder each", "fp32"),
+        ("fp32, 4 more targets, a decoder each", "nnU-Net fp32, 4 more decoders"),
         ("fp32, 4 more targets, shared decoder", "fp32"),
     ):
         if above in time_of and below in time_of:

@@ -602,11 +602,14 @@ class ConfigManager:
         Args:
             run_directory: the run's folder; nothing is created here.
         """
+        from scripts.engines.memory import keep_freed_memory
         from scripts.handlers.tracking import stay_local
         from scripts.report import log_experiment
 
         stay_local()
-        _ = self.device  # several processes meet before the first of them touches the disk
+        keep_freed_memory(
+            self.device
+        )  # several processes meet here, before the first of them touches the disk
         if run_directory is not None:
             run_directory.check()
             if self.resume_from is not None:
@@ -625,9 +628,11 @@ class ConfigManager:
         check_resumable(run_directory, resume, network, self.fingerprints)
 
     def finish(self) -> None:
-        """Leave the group of processes, if there is one."""
+        """Give back what `prepare` had kept, and leave the group of processes, if there is one."""
         from scripts.engines.distributed import finalize
+        from scripts.engines.memory import return_freed_memory
 
+        return_freed_memory(self.device)
         finalize()
 
     def seed_everything(self) -> None:

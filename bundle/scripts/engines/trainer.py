@@ -20,6 +20,7 @@ from monai.utils.enums import CommonKeys as Keys
 from scripts.engines import distributed
 from scripts.engines.amp import AmpPolicy
 from scripts.engines.guard import NonFiniteGuard
+from scripts.engines.memory import limit_kept_memory
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class TrainStep:
         if last:
             self._finish_group(engine, batch)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        limit_kept_memory()
         return output
 
     def _forward_and_backward(self, engine: SupervisedTrainer, batch: Mapping[str, Any], size: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scripts.engines.memory import limit_kept_memory
 from scripts.errors import VolumenError
 from scripts.inference.blending import gaussian_window
 from scripts.inference.heads import PROBABILITIES, Head, encode_all, split_channels
@@ -303,6 +304,7 @@ class WindowNetwork:
         assert total is not None
         total *= self._weights if len(self.turns) == 1 else self._weights / len(self.turns)
         self._time(began, first)
+        limit_kept_memory()
         return (total if plain is None else torch.cat([total, plain], dim=1)).cpu().numpy()
 
     def _clock(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from scripts.engines.memory import limit_kept_memory
 from scripts.inference.blending import axis_weight_sums, gaussian_window
 from scripts.inference.windows import PredictPlan
 
@@ -78,6 +79,7 @@ class SlidingWindow(Inferer):
                     sums[name] = output.new_zeros((output.shape[1], *plan.shape), dtype=torch.float32)
                 for start, window in zip(starts, output.float() * weights, strict=True):
                     add_window(sums[name], window, start)
+            limit_kept_memory()
         for axis, total in enumerate(axis_weight_sums(plan)):
             shape = [1] * image.ndim
             shape[axis + 1] = -1

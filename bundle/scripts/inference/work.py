@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from scripts.engines.memory import freed_memory_kept
 from scripts.inference.blending import BlockAccumulator
 from scripts.inference.finish import BlockFinisher
 from scripts.inference.gain import GainMeter, Labels
@@ -156,6 +157,7 @@ def make_blocks(
 
     budget = cache_bytes(reader.image.volume, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
     with (
+        freed_memory_kept(predictor.device),
         block_cache_of(budget),
         BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, scratch, done) as accumulator,
     ):

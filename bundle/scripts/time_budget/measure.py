@@ -76,9 +76,14 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
     import torch
 
     from scripts.engines import distributed
+    from scripts.engines.memory import freed_memory_kept
 
     devices = [config.device] if config.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _quiet("scripts.data.patches"):
+    with (
+        torch.random.fork_rng(devices),
+        _quiet("scripts.data.patches"),
+        freed_memory_kept(config.device),
+    ):
         try:
             return _measure(candidate.applied_to(config), enough)
         except torch.OutOfMemoryError:
