@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scripts.errors import VolumenError
+from scripts.networks.blocks import Head
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, resolve_out_channels
 from scripts.networks.operations import InstanceNorm, activation_name, norm_name
 from scripts.networks.planning import plan_network
@@ -224,6 +225,27 @@ def test_instance_normalisation_is_pytorchs(shape):
     theirs(y).square().sum().backward()
     assert torch.allclose(x.grad, y.grad, atol=1e-4)
     assert torch.allclose(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_head_in_training_is_the_convolution_with_its_gradients(spatial_dims, layout):
+    torch.manual_seed(0)
+    head = Head(spatial_dims, [6], 4).double().train()
+    features = torch.randn(2, 6, *(5, 4, 3)[:spatial_dims], dtype=torch.float64)
+    if layout == "channels last":
+        order = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+        features = features.to(memory_format=order)
+    features.requires_grad_()
+    inputs = (features, head.finest.weight, head.finest.bias)
+    convolution = torch.nn.functional.conv2d if spatial_dims == 2 else torch.nn.functional.conv3d
+    expected, found = convolution(*inputs), head([features])
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    direction = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction)
+    ):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_a_new_residual_block_passes_its_input_on():

@@ -8,7 +8,7 @@ import torch
 from monai.networks.blocks import ChannelSELayer, Convolution
 from monai.networks.blocks.dynunet_block import get_conv_layer
 from monai.networks.layers.drop_path import DropPath
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
 from scripts.networks.operations import Operations
@@ -232,6 +232,33 @@ class Decoder(nn.Module):
         return out
 
 
+class Pointwise2d(nn.Conv2d):
+    """A 1x1 convolution whose gradient on a CPU is a matrix product, in about a third of the time.
+
+    Outside training it is the plain convolution, for exports too.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.device.type == "cpu" and input.is_contiguous():
+            return _product(input, self.weight, self.bias)
+        return self._conv_forward(input, self.weight, self.bias)
+
+
+class Pointwise3d(nn.Conv3d):
+    """See `Pointwise2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.device.type == "cpu" and input.is_contiguous():
+            return _product(input, self.weight, self.bias)
+        return self._conv_forward(input, self.weight, self.bias)
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    assert bias is not None
+    matrix = weight.flatten(1).expand(input.shape[0], -1, -1)
+    return torch.baddbmm(bias[None, :, None], matrix, input.flatten(2)).unflatten(2, input.shape[2:])
+
+
 class Head(nn.Module):
     """A 1x1 convolution from a decoder's features to a target's logits, and one for each coarser level.
 
@@ -244,7 +271,7 @@ class Head(nn.Module):
 
     def __init__(self, spatial_dims: int, features: Sequence[int], out_channels: int) -> None:
         super().__init__()
-        convolution = Conv[Conv.CONV, spatial_dims]
+        convolution = Pointwise3d if spatial_dims == 3 else Pointwise2d
         self.finest = convolution(features[0], out_channels, kernel_size=1)
         self.coarser = nn.ModuleList(
             convolution(width, out_channels, kernel_size=1) for width in features[1:]
