@@ -428,7 +428,8 @@ def test_blocks_of_a_lost_gpu_are_made_by_others(tmp_path, monkeypatch, caplog):
 def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkeypatch):
     """Fakes of four GPUs: each worker makes its own the current one, before anything else uses CUDA."""
     import torch
-    from scripts.inference import precision, worker
+    from scripts.engines.device import choose_device
+    from scripts.inference import worker
     from scripts.inference.predict import PredictRequest as Request
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -443,7 +444,7 @@ def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkey
     assert {str(worker._take_device("cpu", one)) for one in workers} == {"cpu"}
     assert current == []
     with pytest.raises(VolumenError, match="expected cuda:0 to cuda:3, found 'cuda:4'"):
-        precision.choose_device("cuda:4")
+        choose_device("cuda:4")
     asked = []
 
     def load(_, device):

@@ -22,13 +22,16 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise VolumenError("--device", expected="auto, cpu, cuda or cuda:N", found=repr(name)) from None
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise VolumenError("--device", "no CUDA device on this machine", remedy="use --device cpu")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
         raise VolumenError(
             "--device",
-            expected="a CUDA device of this machine",
-            found=f"{name!r}, with {torch.cuda.device_count()} such devices",
-            remedy="use --device cpu",
+            expected="cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}",
+            found=repr(name),
+            remedy="give a GPU of this machine, or use --device cpu",
         )
     return device

@@ -271,7 +271,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from scripts.inference.precision import choose_device
+    from scripts.engines.device import choose_device
     from scripts.inference.predict import predict
     from scripts.inference.predictor import load_predictor
 

@@ -1,4 +1,4 @@
-"""Choice of device and of the precision of the forward pass."""
+"""Choice of the precision of the forward pass, and what a network's outputs depend on beside its weights."""
 
 from __future__ import annotations
 
@@ -68,27 +68,6 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "zarr": zarr.__version__,
     }
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name: "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1".
-
-    Raises:
-        VolumenError: for an unknown device, or CUDA where there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise VolumenError("--device", expected="auto, cpu, cuda or cuda:N", found=repr(name)) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise VolumenError("--device", "no CUDA device on this machine", remedy="use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise VolumenError(
-            "--device", expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}", found=repr(name)
-        )
-    return device
 
 
 def choose_precision(mode: str, device: torch.device) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.engines.device import choose_device
 from scripts.errors import VolumenError
 from scripts.inference.gain import AugmentationReport, dice, find_labels
 from scripts.inference.heads import Head
@@ -24,7 +25,7 @@ from scripts.inference.journal import OutputState
 from scripts.inference.like import check_same, recipe_of
 from scripts.inference.outputs import Outputs
 from scripts.inference.postprocess import CleaningRules
-from scripts.inference.precision import choose_device, describe_machine
+from scripts.inference.precision import describe_machine
 from scripts.inference.predictor import Predictor, load_predictor
 from scripts.inference.recipe import make_recipe, nonfinite_rule
 from scripts.inference.results import Stored, instance_stored

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from scripts.engines.device import choose_device
 from scripts.errors import VolumenError
 from scripts.inference.arrays import work_folder
 from scripts.inference.journal import WorkerState
 from scripts.inference.passes import BlockPass
 from scripts.inference.pieces import Piece
-from scripts.inference.precision import Machine, choose_device, describe_machine
+from scripts.inference.precision import Machine, describe_machine
 from scripts.inference.predictor import Predictor, load_predictor
 from scripts.inference.stream import StreamCounts
 from scripts.inference.windows import Box

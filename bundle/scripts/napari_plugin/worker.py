@@ -179,8 +179,8 @@ def train(job: Mapping[str, Any], tell: Tell) -> Path:
 def predict(job: Mapping[str, Any], tell: Tell) -> str:
     """Predict a stored layer, with the voxel size that the viewer shows; return the OME-Zarr group."""
     from scripts.data.volumes import open_volume
+    from scripts.engines.device import choose_device
     from scripts.inference.jobs import make_job
-    from scripts.inference.precision import choose_device
     from scripts.inference.predict import PredictRequest, Progress, output_names, predict_volume
     from scripts.inference.predictor import load_predictor
 
