@@ -19,7 +19,6 @@ from scripts.handlers.checkpoint_file import (
     load_checkpoint,
     plain,
     save_checkpoint,
-    write_atomically,
 )
 from training_toys import make_trainer
 
@@ -141,20 +140,6 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
         save_checkpoint({**CONTENT, "more": torch.zeros(5000)}, path)
     assert path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def crash(file):
-        file.write(b"ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, crash)
-    assert path.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

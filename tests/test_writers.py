@@ -182,10 +182,15 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
         predict(request)
     monkeypatch.undo()
     (Path(request.output) / STATE_FOLDER / "blocks").open("ab").write(b"5")  # a line cut short by a kill
+    chunks = next(path for path in Path(request.output).iterdir() if path.name[0] != "." and path.is_dir())
+    half = [Path(request.output) / STATE_FOLDER / ".recipe.json.a1.tmp", chunks / "0.a1.partial"]
+    for path in half:
+        path.write_bytes(b"half")
     first = predict(whole).volumes[0]
     assert first.already_done
     report = predict(request).volumes[0]
     assert not report.already_done
+    assert not any(path.exists() for path in half)
     assert content(Path(request.output)) == content(Path(whole.output))
 
 

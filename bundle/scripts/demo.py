@@ -82,8 +82,8 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
     Returns:
         The path.
     """
+    from scripts.atomic import write_atomically
     from scripts.config import ConfigManager
-    from scripts.handlers.checkpoint_file import write_atomically
     from scripts.handlers.preview import encode
     from scripts.handlers.render import render_preview
     from scripts.inference.predictor import load_predictor, predict_array
@@ -113,7 +113,7 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
         title="held-out roll",
     )
     _, content = encode(frames)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     return path
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from scripts.atomic import replacing, sync_file
 from scripts.data.index_cache import default_cache_dir
 from scripts.errors import VolumenError
 
@@ -49,13 +50,9 @@ def fetch_file(url: str, *, level: int = logging.INFO) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_unused(folder.parent)
             logger.log(level, "%s: fetching the file", url)
-            descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-            os.close(descriptor)
-            try:
-                filesystem.get_file(path, temporary)
-                Path(temporary).replace(copy)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            with replacing(copy) as temporary:
+                filesystem.get_file(path, str(temporary))
+                sync_file(temporary)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise VolumenError(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from scripts.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +66,13 @@ def store_arrays(folder: Path, key: Mapping[str, Any], arrays: Mapping[str, np.n
     A folder that cannot be written to, or a full disk, is a warning: the index exists, only not on disk.
     """
     path = cache_path(folder, key)
-    temporary = None
+    content: Any = {"key": np.frombuffer(_canonical(key), np.uint8), **arrays}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}_", suffix=".tmp", dir=folder)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, key=np.frombuffer(_canonical(key), np.uint8), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        temporary = None
+        write_atomically(path, lambda file: np.savez(file, **content))
         prune(folder, keep=path)
     except OSError as error:
         logger.warning("%s: the patch index is not cached there (%s)", folder, error)
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def prune(

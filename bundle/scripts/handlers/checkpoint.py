@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
+from scripts.atomic import replacing, sync_file
 from scripts.engines import distributed
 from scripts.engines.network import unwrap
 from scripts.errors import VolumenError
@@ -21,7 +22,6 @@ from scripts.handlers.checkpoint_file import (
     load_checkpoint,
     plain,
     save_checkpoint,
-    sync_folder,
     writing_failed,
 )
 from scripts.handlers.metric import KeyMetric
@@ -304,17 +304,14 @@ class Checkpointer:
 
 def link_atomically(source: Path, target: Path) -> None:
     """Give a file a second name that replaces what had it; a copy where the file system knows no links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        temporary.replace(target)
-        sync_folder(target.parent)
+        with replacing(target) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+                sync_file(temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise writing_failed(target, error) from error
 
 

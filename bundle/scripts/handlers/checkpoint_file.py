@@ -1,23 +1,21 @@
-"""Checkpoint files that are whole or absent: atomic writing, a checksum inside, loading that runs no code."""
+"""Checkpoint files that are whole or absent: a checksum inside, loading that runs no code."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import io
-import logging
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from scripts.atomic import write_atomically
 from scripts.errors import VolumenError
-
-logger = logging.getLogger(__name__)
 
 CHECKSUM = "checksum"
 _REMEDY = "resume from an older checkpoint"
@@ -29,9 +27,6 @@ class DamagedCheckpoint(VolumenError):
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Write a checkpoint that is either complete under its name or not there at all.
-
-    The content goes to a temporary name in the same folder, is flushed to the disk, renamed, and the folder
-    is flushed too, so that a crash or power cut at any moment leaves the file that was there before.
 
     Args:
         content: nested dictionaries, lists and tuples of tensors and plain Python values. A checksum over all
@@ -49,9 +44,15 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path
     content[CHECKSUM] = checksum(content)
 
     def write(file: BinaryIO) -> None:
-        torch.save(content, file)
+        remembering: Any = _Remembering(file)
+        try:
+            torch.save(content, remembering)
+        except Exception:
+            if remembering.error is not None:
+                raise remembering.error from None
+            raise
 
-    write_atomically(path, write)
+    write_run_file(path, write)
     return path
 
 
@@ -172,32 +173,16 @@ class _Remembering(io.RawIOBase):
         self._file.flush()
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it.
-
-    Args:
-        path: the final name; an older file there stays whole until the new one replaces it.
-        write: called with the open binary file.
+def write_run_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file of a run so that it is whole or not there at all; see `write_atomically`.
 
     Raises:
         VolumenError: the disk is full or cannot be written. Nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remembering: _Remembering | None = None
     try:
-        with temporary.open("wb") as file:
-            remembering = _Remembering(file)
-            write(remembering)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        _remove_quietly(temporary)
-        reason = remembering.error if remembering and remembering.error else error
-        if isinstance(reason, OSError):
-            raise writing_failed(path, reason) from error
-        raise
+        write_atomically(path, content)
+    except OSError as error:
+        raise writing_failed(path, error) from error
 
 
 def writing_failed(path: Path, error: OSError) -> VolumenError:
@@ -211,27 +196,6 @@ def writing_failed(path: Path, error: OSError) -> VolumenError:
     return VolumenError(
         path, f"cannot be written ({error.strerror or error})", remedy="check the folder's permissions"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, where the system allows it."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        logger.debug("cannot flush folder %s: %s", folder, error)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_quietly(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.debug("cannot remove %s: %s", path, error)
 
 
 def _first_line(error: Exception) -> str:

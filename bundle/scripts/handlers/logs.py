@@ -18,7 +18,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from scripts.engines import distributed
-from scripts.handlers.checkpoint_file import write_atomically
+from scripts.handlers.checkpoint_file import write_run_file
 from scripts.handlers.run_directory import RunDirectory
 from scripts.handlers.state import register_state
 
@@ -122,7 +122,7 @@ class MetricsFile(_EpochLog):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        write_run_file(self.path, text.getvalue().encode())
 
 
 class TensorBoardLog(_EpochLog):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from scripts.engines import distributed
 from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import write_atomically
+from scripts.handlers.checkpoint_file import write_run_file
 from scripts.handlers.logs import TensorBoardLog
 from scripts.handlers.preview_colours import key_colours
 from scripts.handlers.render import MAX_FRAMES, render_preview
@@ -93,10 +93,10 @@ class PreviewHandler:
 
     def _write(self, frames: list[Image.Image], epoch: int) -> None:
         suffix, data = encode(frames)
-        write_atomically(self.directory.file(f"debug.{suffix}"), lambda file: file.write(data))
+        write_run_file(self.directory.file(f"debug.{suffix}"), data)
         if not self.history:
             return
-        write_atomically(self.directory.file(f"debug_{epoch}.{suffix}"), lambda file: file.write(data))
+        write_run_file(self.directory.file(f"debug_{epoch}.{suffix}"), data)
         pattern = re.compile(re.escape(self.directory.model_name) + r"_debug_(\d+)\.(gif|png)")
         found = [
             (int(match[1]), path)

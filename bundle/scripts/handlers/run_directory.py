@@ -13,6 +13,7 @@ from pathlib import Path
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from scripts.atomic import UNFINISHED
 from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import writing_failed
@@ -161,7 +162,7 @@ class RunDirectory:
         name = path.name
         return (
             name == LOCK
-            or (name.startswith(".") and name.endswith(".tmp"))
+            or path.match(UNFINISHED)
             or name.startswith(f"{self.model_name}_")
             or name in ("metrics.csv", "tensorboard", "split.json")
         )
@@ -198,7 +199,7 @@ class RunDirectory:
 
     def _remove_half_written(self) -> None:
         """Remove what a killed process was writing; the lock says that nobody writes now."""
-        for path in self.path.glob(".*.tmp"):
+        for path in self.path.glob(UNFINISHED):
             path.unlink(missing_ok=True)
 
     def _in_use(self, holder: str) -> VolumenError:

@@ -9,7 +9,7 @@ import yaml
 from ignite.engine import Engine, Events
 
 from scripts.engines import distributed
-from scripts.handlers.checkpoint_file import plain, write_atomically
+from scripts.handlers.checkpoint_file import plain, write_run_file
 from scripts.handlers.run_directory import RunDirectory
 
 
@@ -39,4 +39,4 @@ class ConfigSnapshot:
             return
         config = plain(self.config() if callable(self.config) else self.config)
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
-        write_atomically(self.directory.file("config.yaml"), lambda file: file.write(text.encode()))
+        write_run_file(self.directory.file("config.yaml"), text.encode())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ignite.engine import Engine, Events
 
 from scripts.engines import distributed
-from scripts.handlers.checkpoint_file import write_atomically
+from scripts.handlers.checkpoint_file import write_run_file
 from scripts.handlers.run_directory import RunDirectory
 
 
@@ -33,4 +33,4 @@ class SplitRecord:
         """Write the file."""
         if distributed.is_main():
             content = self.text().encode()
-            write_atomically(self.directory.file("split.json"), lambda file: file.write(content))
+            write_run_file(self.directory.file("split.json"), content)

@@ -5,13 +5,13 @@ Every file is there whole or not at all, so an interrupted pass goes on with the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
+
+from scripts.atomic import write_atomically
 
 
 class BlockFiles:
@@ -31,7 +31,7 @@ class BlockFiles:
     def save(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a block's file."""
         content: Any = arrays
-        self._write(self._path(number), lambda stream: np.savez_compressed(stream, **content))
+        write_atomically(self._path(number), lambda stream: np.savez_compressed(stream, **content))
 
     def load(self, number: int, *names: str) -> dict[str, np.ndarray]:
         """Read arrays of a block's file, all without names."""
@@ -50,8 +50,8 @@ class BlockFiles:
             offsets: where each block's numbers start in the table, and its end, (blocks + 1,).
             table: per number.
         """
-        self._write(self.folder / "offsets.npy", lambda stream: np.save(stream, offsets))
-        self._write(self.folder / "table.npy", lambda stream: np.save(stream, table))
+        write_atomically(self.folder / "offsets.npy", lambda stream: np.save(stream, offsets))
+        write_atomically(self.folder / "table.npy", lambda stream: np.save(stream, table))
 
     def table(self, number: int) -> np.ndarray:
         """Return a block's part of the table."""
@@ -61,11 +61,3 @@ class BlockFiles:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block_{number}.npz"
-
-    def _write(self, path: Path, write: Any) -> None:
-        partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-        with partial.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)

@@ -17,6 +17,9 @@ import numpy as np
 
 Region = tuple[slice, ...]
 
+UNFINISHED_CHUNK = "*.partial"
+"""Pattern of the names of chunks that a killed process was writing."""
+
 
 class ChunkFiles:
     """The chunks of one array; threads and processes may write different chunks at once.

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scripts.atomic import write_atomically
 from scripts.errors import VolumenError
 from scripts.inference.blocks import block_box, block_counts
 from scripts.inference.heads import PROBABILITIES
 from scripts.inference.jobs import image_paths, volume_name
-from scripts.inference.journal import STATE_FOLDER, read_recipe, write_atomically
+from scripts.inference.journal import STATE_FOLDER, read_recipe
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
@@ -170,9 +171,9 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
         return evaluation
     output = Path(request.output)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "metrics.json", json_text(evaluation))
-    write_atomically(output / "metrics.csv", csv_text(evaluation))
-    write_atomically(output / "report.html", render_report(evaluation, worst=request.worst))
+    write_atomically(output / "metrics.json", json_text(evaluation).encode())
+    write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
+    write_atomically(output / "report.html", render_report(evaluation, worst=request.worst).encode())
     return evaluation
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from scripts.atomic import write_atomically
 from scripts.errors import VolumenError
-from scripts.inference.journal import difference, write_atomically
+from scripts.inference.journal import difference
 from scripts.inference.writers import ZarrOutput
 
 SUFFIXES = {".tif": "tif", ".tiff": "tif", ".nii": "nifti", ".nii.gz": "nifti", ".zarr": "zarr"}
@@ -111,7 +112,7 @@ class FileExport:
                 write_nifti(partial, arrays, target, affine)
             partial.replace(path)
         record = {**attributes, "files": [path.name for path in self.files.values()]}
-        write_atomically(self.sidecar, json.dumps(record, indent=1))
+        write_atomically(self.sidecar, json.dumps(record, indent=1).encode())
         shutil.rmtree(self.working)
 
 

@@ -17,7 +17,9 @@ from uuid import uuid4
 
 import numpy as np
 
+from scripts.atomic import UNFINISHED, write_atomically
 from scripts.errors import VolumenError
+from scripts.inference.chunk_files import UNFINISHED_CHUNK
 from scripts.inference.windows import Box
 
 logger = logging.getLogger(__name__)
@@ -211,8 +213,8 @@ class OutputState:
         """Write the recipe and open the journal; what a killed run left half written is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_tokens()
-        write_atomically(self.folder / "recipe.json", json.dumps(self.recipe, indent=1))
-        for leftover in self.output.rglob("*.partial"):
+        write_atomically(self.folder / "recipe.json", json.dumps(self.recipe, indent=1).encode())
+        for leftover in (*self.folder.rglob(UNFINISHED), *self.output.rglob(UNFINISHED_CHUNK)):
             leftover.unlink(missing_ok=True)
         self._log = BlockLog(self.folder / LOG)
         missing = self.done.copy().reshape(-1)
@@ -368,13 +370,3 @@ def read_log(path: Path, start: int = 0) -> tuple[array[int], list[Box], int]:
     except FileNotFoundError:
         pass
     return blocks, corrupt, end
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scripts.atomic import sync_file, sync_folder
 from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import sync_folder, writing_failed
+from scripts.handlers.checkpoint_file import writing_failed
 from scripts.inference.predictor import Predictor, load_predictor
 from scripts.sharing.exporters import OPENERS, WRITERS, Extras, Run, network_of, sample
 from scripts.sharing.metadata import build_metadata, read_metrics, training_summary
@@ -141,8 +141,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 def publish(written: Path, output: Path) -> None:
     """Give a finished file its name after its content has reached the disk."""
-    with written.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(written)
     written.replace(output)
     sync_folder(output.absolute().parent)
 

@@ -1,0 +1,87 @@
+"""Files that are under their name whole or not at all, whatever stops the process or the machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ".*.tmp"
+"""Pattern of the names of files that a killed process was writing."""
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name, flush it to the disk, rename it and flush the folder.
+
+    A crash or power cut at any moment leaves the file that was there before or the new one. Several processes
+    may write the same file at once; the last one's stays.
+
+    Args:
+        path: the final name.
+        content: the bytes, or what writes them, called with the open binary file.
+
+    Raises:
+        OSError: the disk is full or cannot be written. Nothing is left behind.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            content(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name for a file to be made, which gets its own name where the block ends without an error.
+
+    What the block makes must have reached the disk by then; `sync_file` does that.
+
+    Args:
+        path: the final name.
+
+    Yields:
+        A name in the same folder that no other process uses; nothing is left under it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:16]}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        _remove_quietly(temporary)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, where the system allows it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        logger.debug("cannot flush folder %s: %s", folder, error)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.debug("cannot remove %s: %s", path, error)
