@@ -14,7 +14,8 @@ import yaml
 import zarr
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
-from meta_schema import SCHEMA
+from jsonschema.validators import validator_for
+from meta_schema import PUBLISHED, SCHEMA, altered
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
@@ -87,7 +88,7 @@ def test_the_model_card_has_the_zoo_s_sections_in_its_order():
 
 
 def test_the_metadata_are_valid(tmp_path):
-    """By MONAI's own command, which takes a schema that lies there for the published one: that of `meta_schema.py`."""
+    """By MONAI's own command, which takes a schema that lies there for the fetched one: that of `meta_schema.py`."""
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     said = monai(
@@ -115,6 +116,33 @@ def test_the_metadata_are_valid_by_the_published_schema(tmp_path):
         pytest.skip(f"the published schema cannot be fetched here: {error}")
     words = ["--meta_file", str(CONFIGS / "metadata.json"), "--filepath", str(schema)]
     assert "metadata is verified with no error" in monai("verify_metadata", *words, cwd=tmp_path)
+    assert_equal_verdicts(json.loads(schema.read_text()), PUBLISHED)
+
+
+def assert_equal_verdicts(first: dict, second: dict) -> None:
+    """Two schemas judge alike whatever part of the metadata is left out or has another type."""
+    judges = [validator_for(schema)(schema) for schema in (first, second)]
+    for changed in altered(metadata_with_every_part()):
+        verdicts = [judge.is_valid(changed) for judge in judges]
+        assert verdicts[0] == verdicts[1], changed
+
+
+def metadata_with_every_part() -> dict:
+    """The metadata with fewer targets, and with what the schema knows and they lack."""
+    formats = {
+        part: {name: tensor for name, tensor in tensors.items() if name in ("image", "pred", "surface")}
+        for part, tensors in METADATA["network_data_format"].items()
+    }
+    formats["post_processed_outputs"] = {"surface": formats["outputs"]["surface"]}
+    scores = {"eval_metrics": {"surface/dice": 0.9}}
+    return {**METADATA, **scores, "network_data_format": formats, "other_data_format": formats}
+
+
+def test_the_stricter_schema_accepts_nothing_that_the_published_one_refuses():
+    published, stricter = (validator_for(schema)(schema) for schema in (PUBLISHED, SCHEMA))
+    refused = [part for part in altered(metadata_with_every_part()) if not published.is_valid(part)]
+    assert len(refused) > 500
+    assert not any(stricter.is_valid(changed) for changed in refused)
 
 
 def test_the_metadata_list_what_the_program_depends_on():
