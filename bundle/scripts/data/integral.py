@@ -17,7 +17,7 @@ class IntegralVolume:
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
-        self.path = volume.path
+        self.path, self.source = volume.path, volume.source
         self.shape = volume.shape
         self.channels = volume.channels
         self.spacing = volume.spacing

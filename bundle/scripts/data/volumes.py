@@ -23,7 +23,8 @@ class Volume(Protocol):
     """An image or label volume of which any region can be read.
 
     Attributes:
-        path: where it lies (a path, a URL, or a name for arrays in memory).
+        path: where its voxels lie (a path, a URL, or a name for arrays in memory).
+        source: what was opened, by which it is called: the group of a zarr array, the URL of a fetched file, or `path`.
         shape: spatial shape, (Z, Y, X) or (Y, X).
         channels: number of channels, at least 1.
         dtype: type of what `read` returns, in native byte order.
@@ -34,6 +35,7 @@ class Volume(Protocol):
     """
 
     path: str
+    source: str
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -111,7 +113,7 @@ class LazyVolume(ABC):
         chunks: tuple[int, ...] | None = None,
         affine: np.ndarray | None = None,
     ) -> None:
-        self.path = path
+        self.path = self.source = path
         self.axis_map = axis_map
         self.shape = axis_map.shape
         self.channels = axis_map.channels
@@ -204,7 +206,7 @@ class ArrayVolume:
         ndim: int | None = None,
         affine: np.ndarray | None = None,
     ) -> None:
-        self.path = path
+        self.path = self.source = path
         self.array = array
         self.axis_map = map_axes(path, array.shape, requested=axes, ndim=ndim)
         self.shape = self.axis_map.shape
@@ -271,9 +273,17 @@ def open_volume(
         SingleLevelError: a level above 0 of a volume that has but one.
         VolumenError: not found, not readable, unknown, truncated, or not an image.
     """
-    from scripts.data.formats import detect_format, is_url, local_path
+    from scripts.data.formats import local_path
 
-    path = local_path(path)
+    source = local_path(path)
+    volume = _open_by_content(source, axes, level, ndim)
+    volume.source = str(source).rstrip("/")
+    return volume
+
+
+def _open_by_content(path: str | os.PathLike, axes: str | None, level: int, ndim: int | None) -> LazyVolume:
+    from scripts.data.formats import detect_format, is_url
+
     kind = detect_format(path)
     if kind == "zarr":
         from scripts.data.zarr_volume import open_zarr

@@ -248,7 +248,7 @@ def predict_with(
         progress: as for `predict`.
     """
     cluster.sharers = min(len(jobs), max(1, cluster.workers))
-    name = volume_name(jobs[0].image.path) if len(jobs) == 1 else f"{len(jobs)} volumes"
+    name = volume_name(jobs[0].image.source) if len(jobs) == 1 else f"{len(jobs)} volumes"
     told = None if progress is None else Progress(name, progress)
     with ThreadPoolExecutor(cluster.sharers, thread_name_prefix="volume") as pool:
         futures = [

@@ -423,7 +423,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         entry = found.recipe["targets"][found.target]
         region = tuple(slice(start, stop) for start, stop in found.recipe["region"])
         target = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
-        image = found.recipe["input"]["path"]
+        image = found.recipe["input"].get("array") or found.recipe["input"]["path"]
         whole = tuple(found.recipe["input"]["shape"])
     else:
         whole = prediction.shape

@@ -107,7 +107,7 @@ def make_job(
         wanted: format, or None to go by the output's name.
     """
     kind, suffix = format_of(output, wanted)
-    folder, name = Path(output), volume_name(image.path)
+    folder, name = Path(output), volume_name(image.source)
     if suffix:
         folder, name = folder.parent, folder.name[: -len(suffix)]
     if kind == "zarr":

@@ -186,7 +186,7 @@ def predict(
             return PredictReport(predict_with(cluster, predictor, jobs, request, progress))
     reports = []
     for job in jobs:
-        told = None if progress is None else Progress(volume_name(job.image.path), progress)
+        told = None if progress is None else Progress(volume_name(job.image.source), progress)
         reports.append(predict_volume(predictor, job, request, progress=told))
     return PredictReport(tuple(reports))
 

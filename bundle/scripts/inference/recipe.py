@@ -29,9 +29,9 @@ def make_recipe(
     """Return everything that shapes the result, as plain values."""
     image, mask = job.image, job.mask
     return {
-        "input": {"path": image.path, "fingerprint": image.fingerprint(), "content": content_of(image),
-                  "axes": request.axes, "level": request.level, "dtype": str(image.dtype),
-                  "shape": list(image.shape)},
+        "input": {"path": image.source, "array": image.path,
+                  "fingerprint": image.fingerprint(), "content": content_of(image), "axes": request.axes,
+                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape)},
         "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint(),
                                            "content": content_of(mask)},
         "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
