@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scripts.transforms.jit import compiled
+from scripts.transforms.jit import compiled, inlined
 
 
 @compiled
@@ -43,6 +43,20 @@ def nearest_in_row(feature, cost, start, stop):
     return out
 
 
+@inlined
+def _row(array, along, other, axis):
+    """Return the row at a position along axis 0 or 1 and one of the other of the two."""
+    return array[along, other] if axis == 0 else array[other, along]
+
+
+@inlined
+def _result(array, extent, axis):
+    """Return an empty float32 array of the same shape but for the extent of axis 0 or 1."""
+    nz, ny, nx = array.shape
+    shape = (extent, ny, nx) if axis == 0 else (nz, extent, nx)
+    return np.empty(shape, np.float32)
+
+
 @compiled
 def nearest_across(squared, cost, start, stop, axis):
     """Minimum over steps k along axis 0 or 1 of `squared + cost[|k|]`.
@@ -60,15 +74,14 @@ def nearest_across(squared, cost, start, stop, axis):
     others = squared.shape[1 - axis]
     nb = squared.shape[2]
     reach = cost.size - 1
-    depth, height = (stop - start, others) if axis == 0 else (others, stop - start)
-    out = np.empty((depth, height, nb), np.float32)
+    out = _result(squared, stop - start, axis)
     for a in range(others):
         for n in range(start, stop):
-            best = out[n - start, a] if axis == 0 else out[a, n - start]
-            best[:] = squared[n, a] if axis == 0 else squared[a, n]
+            best = _row(out, n - start, a, axis)
+            best[:] = _row(squared, n, a, axis)
             for m in range(max(0, n - reach), min(length, n + reach + 1)):
                 step = cost[abs(m - n)]
-                other = squared[m, a] if axis == 0 else squared[a, m]
+                other = _row(squared, m, a, axis)
                 for b in range(nb):
                     value = other[b] + step
                     best[b] = value if value < best[b] else best[b]
@@ -149,24 +162,23 @@ def opposite_across(signed, cost, start, stop, axis):
     reach = cost.size - 1
     zero = np.float32(0)
     one = np.float32(1)
-    depth, height = (stop - start, others) if axis == 0 else (others, stop - start)
-    out = np.empty((depth, height, nb), np.float32)
+    out = _result(signed, stop - start, axis)
     side = np.empty(nb, np.float32)
     best = np.empty(nb, np.float32)
     for a in range(others):
         for n in range(start, stop):
-            own = signed[n, a] if axis == 0 else signed[a, n]
+            own = _row(signed, n, a, axis)
             for b in range(nb):
                 side[b] = -one if own[b] < zero else one
                 best[b] = abs(own[b])
             for m in range(max(0, n - reach), min(length, n + reach + 1)):
                 step = cost[abs(m - n)]
-                other = signed[m, a] if axis == 0 else signed[a, m]
+                other = _row(signed, m, a, axis)
                 for b in range(nb):
                     value = side[b] * other[b]
                     value = (value if value > zero else zero) + step
                     best[b] = value if value < best[b] else best[b]
-            target = out[n - start, a] if axis == 0 else out[a, n - start]
+            target = _row(out, n - start, a, axis)
             for b in range(nb):
                 target[b] = side[b] * best[b]
     return out
@@ -217,17 +229,16 @@ def differing_across(squared, numbers, cost, start, stop, axis):
     nb = squared.shape[2]
     reach = cost.size - 1
     zero = np.float32(0)
-    depth, height = (stop - start, others) if axis == 0 else (others, stop - start)
-    out = np.empty((depth, height, nb), np.float32)
+    out = _result(squared, stop - start, axis)
     for a in range(others):
         for n in range(start, stop):
-            best = out[n - start, a] if axis == 0 else out[a, n - start]
-            own = numbers[n, a] if axis == 0 else numbers[a, n]
-            best[:] = squared[n, a] if axis == 0 else squared[a, n]
+            best = _row(out, n - start, a, axis)
+            own = _row(numbers, n, a, axis)
+            best[:] = _row(squared, n, a, axis)
             for m in range(max(0, n - reach), min(length, n + reach + 1)):
                 step = cost[abs(m - n)]
-                other = squared[m, a] if axis == 0 else squared[a, m]
-                theirs = numbers[m, a] if axis == 0 else numbers[a, m]
+                other = _row(squared, m, a, axis)
+                theirs = _row(numbers, m, a, axis)
                 for b in range(nb):
                     value = (other[b] if theirs[b] == own[b] else zero) + step
                     best[b] = value if value < best[b] else best[b]

@@ -26,3 +26,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:
         return numba.njit(**_OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a small function into every compiled one that calls it.
+
+    In inner loops: a call that gives a view of an array costs up to 15 % of a distance transform otherwise.
+    """
+    return numba.njit(inline="always", **_OPTIONS)(function)
