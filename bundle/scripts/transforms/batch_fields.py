@@ -16,18 +16,12 @@ class BatchFields(LabelFields):
     """`source_fields.SourceFields` for a batch: the same questions, answered in torch with a batch axis in front.
 
     Args:
-        labels: integer (B, C, *spatial). One channel: class numbers. Several: one binary channel per class.
-        known: bool (B, 1, *spatial); None for everywhere, which is faster.
-        in_volume: bool (B, 1, *spatial); None for everywhere, which is faster.
-        spacing: voxel size per spatial axis, the same for the whole batch; default 1.
-        halo: voxels per axis on every side that are only there to be looked at.
-        reach: the largest reach that any task will ask for, so that one distance serves all.
-        margin: voxels per axis around the core on which filters will ask for the distance, at most.
-        instances: labels number instances: distances are those to the nearest other one.
+        labels, known, in_volume, halo: as of `SourceFields`, with a batch axis in front of arrays. None for a mask
+            is faster than one that is True everywhere.
+        spacing, reach, margin, instances: as of `LabelFields`, the same for the whole batch.
 
     Attributes:
-        ndim: 2 or 3.
-        spacing: voxel size per axis.
+        ndim, spacing: as of `LabelFields`.
         shape: of the patch, (B, *core).
 
     Raises:

@@ -33,7 +33,8 @@ class LabelFields(ABC):
         spacing: voxel size per spatial axis; default 1.
         reach: the largest reach that any task will ask for, so that one distance serves all.
         margin: voxels per axis around the core on which filters will ask for the distance, at most.
-        instances: labels number instances: distances are those to the nearest other one.
+        instances: labels number instances: distances are those to the nearest other one, see
+            `instance_distance`.
 
     Attributes:
         ndim: 2 or 3.

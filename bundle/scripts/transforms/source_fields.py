@@ -26,16 +26,11 @@ class SourceFields(LabelFields):
         labels: integer (C, *spatial). One channel: class numbers. Several: one binary channel per class.
         known: bool (1, *spatial); default everywhere.
         in_volume: bool (1, *spatial); default everywhere.
-        spacing: voxel size per spatial axis; default 1.
         halo: voxels per axis on every side that are only there to be looked at.
-        reach: the largest reach that any task will ask for, so that one distance serves all.
-        margin: voxels per axis around the core on which filters will ask for the distance, at most.
-        instances: labels number instances: distances are those to the nearest other one, see
-            `instance_distance`.
+        spacing, reach, margin, instances: as of `LabelFields`.
 
     Attributes:
-        ndim: 2 or 3.
-        spacing: voxel size per axis.
+        ndim, spacing: as of `LabelFields`.
         shape: of the results.
         core_shape: of the patch, which `restore` fills.
 
