@@ -10,6 +10,7 @@ import shutil
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
@@ -17,6 +18,7 @@ from itertools import product
 import numpy as np
 import pytest
 import zarr
+from scripts.data import zarr_chunks, zstd_frames
 from scripts.data.block_cache import BLOCKS
 from scripts.data.volumes import Volume, open_volume
 from scripts.data.zarr_chunks import chunk_reader
@@ -234,6 +236,114 @@ def test_direct_reading_equals_zarr_python(tmp_path, name, options):
     zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(5, 8, 13), **options)
     assert chunk_reader(zarr.open(tmp_path / "a.zarr", mode="r")) is not None
     assert_reads_like(open_volume(tmp_path / "a.zarr"), array[None])
+
+
+# Chunks of more than one Zstandard block, which are decoded as far as needed where they would not be found again
+
+
+@pytest.fixture
+def beginnings(monkeypatch):
+    """Keep no chunks; list which were decoded in part."""
+    found = []
+
+    def spy(*arguments):
+        found.append(zstd_frames.first_blocks(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(zarr_chunks, "first_blocks", spy)
+    bound = BLOCKS.max_bytes
+    BLOCKS.resize(0)
+    yield found
+    BLOCKS.resize(bound)
+
+
+def zstd_cases():
+    from numcodecs import Delta, Zstd
+    from zarr import codecs
+
+    inner = (48, 70, 60)
+    yield "v3", {"chunks": inner}
+    yield "v3 transposed", {"chunks": inner, "filters": codecs.TransposeCodec(order=(1, 2, 0))}
+    yield "v3 shards", {"chunks": inner, "shards": (96, 70, 120)}
+    yield "v3 big endian", {"chunks": inner, "serializer": codecs.BytesCodec(endian="big")}
+    yield "v2", {"zarr_format": 2, "chunks": inner, "compressors": Zstd()}
+    yield "v2 F", {"zarr_format": 2, "chunks": inner, "compressors": Zstd(), "order": "F"}
+    yield "whole: checksum", {"chunks": inner, "compressors": codecs.ZstdCodec(checksum=True)}
+    yield (
+        "whole: filter",
+        {
+            "zarr_format": 2,
+            "chunks": inner,
+            "compressors": Zstd(),
+            "filters": [Delta("<u2")],
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), zstd_cases(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_chunks_decoded_in_part(tmp_path, beginnings, name, options):
+    array = random_array((100, 75, 130))
+    zarr.create_array(tmp_path / "a.zarr", data=array, **options)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert_reads_like(volume, array[None])
+    for corner in np.random.default_rng(1).integers(0, (90, 65, 120), (20, 3)):
+        region = tuple(slice(int(start), int(start) + 10) for start in corner)
+        np.testing.assert_array_equal(volume.read(region)[0], array[region])
+        np.testing.assert_array_equal(
+            volume.read((region[0], slice(0, 1), slice(0, 1)))[0, :, 0, 0], array[region[0], 0, 0]
+        )
+    assert any(frame is not None for frame in beginnings) != name.startswith("whole")
+
+
+def test_a_chunk_of_uneven_blocks_is_decoded_whole(tmp_path, beginnings):
+    array = random_array((2, 300, 300), "u1")
+    zarr.create_array(tmp_path / "a.zarr", data=np.zeros_like(array), chunks=array.shape, fill_value=7)
+    raw = array.tobytes()
+    blocks = [raw[:90_001], raw[90_001:]]
+    headers = [(len(block) << 3 | last).to_bytes(3, "little") for last, block in enumerate(blocks)]
+    frame = b"\x28\xb5\x2f\xfd\xa0" + len(raw).to_bytes(4, "little")
+    frame += headers[0] + blocks[0] + headers[1] + blocks[1]
+    (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").write_bytes(frame)
+    region = (slice(0, 1), slice(0, 300), slice(0, 300))
+    np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr", axes="zyx").read(region)[0], array[region])
+    assert beginnings[0] is not None
+
+
+def test_damaged_and_missing_chunks_decoded_in_part(tmp_path, beginnings):
+    array = random_array((128, 64, 64), "u1")
+    stored = zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(64, 64, 64), fill_value=9)
+    file = tmp_path / "a.zarr" / "c" / "0" / "0" / "0"
+    sound = file.read_bytes()
+    volume = open_volume(tmp_path / "a.zarr")
+    beginning = (slice(0, 3), slice(0, 64), slice(0, 64))
+    for end in (0, 3, 7, 12, 1000, len(sound) // 2, len(sound) - 1):
+        file.write_bytes(sound[:end])
+        with pytest.raises(VolumenError, match=r"chunk \[0:64, 0:64, 0:64\] cannot be read"):
+            volume.read(beginning)
+    file.write_bytes(sound[:500] + b"\xff" * 500 + sound[1000:])
+    with suppress(VolumenError):
+        volume.read(beginning)
+    file.unlink()
+    np.testing.assert_array_equal(volume.read(beginning), np.full((1, 3, 64, 64), 9))
+    stored[:64] = array[:64]
+    np.testing.assert_array_equal(volume.read(beginning)[0], array[:3])
+    zarr.create_array(tmp_path / "one.zarr", data=np.full((1, 1, 1), 5, "u1"), chunks=(1, 1, 1))
+    assert everything(open_volume(tmp_path / "one.zarr")).tolist() == [[[[5]]]]
+
+
+def test_chunks_decoded_in_part_by_many_threads(tmp_path, beginnings):
+    array = random_array((64, 128, 128), "u1")
+    zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(64, 64, 64))
+    volume = open_volume(tmp_path / "a.zarr")
+    regions = [
+        tuple(slice(int(o), int(o) + 30) for o in corner)
+        for corner in np.random.default_rng(2).integers(0, (34, 98, 98), (60, 3))
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        for region, block in zip(regions, pool.map(volume.read, regions)):
+            np.testing.assert_array_equal(block[0], array[region])
 
 
 def test_unknown_codec_is_left_to_zarr(tmp_path):

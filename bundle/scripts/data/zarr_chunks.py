@@ -8,7 +8,9 @@ of its codec. What this module does not know (other stores, grids or codecs) is 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -20,9 +22,9 @@ import numpy as np
 
 from scripts.data.block_cache import BLOCKS
 from scripts.data.fingerprints import digest
+from scripts.data.zstd_frames import first_blocks
 from scripts.errors import VolumenError
 
-Decoder = Callable[[Any], np.ndarray]
 BytesDecoder = Callable[[Any], Any]
 _Stamp = tuple[str, int, int, str]
 
@@ -30,6 +32,9 @@ _REMEDY = "copy the volume again, or delete that file so that its voxels read as
 _PERMISSION = "give yourself read permission (chmod u+r)"
 _ABSENT = 2**64 - 1
 """Offset and size that a shard's index gives for a chunk that is not stored."""
+_COPYING = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
+"""Codecs whose output has memory of its own."""
+_LARGEST_SCRATCH = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,66 @@ class _Shards:
         return prod(self.grid) * 16 + 4 * self.checksum
 
 
+@dataclass(frozen=True)
+class _Decoder:
+    """Turns a stored chunk into an array.
+
+    Attributes:
+        names: the codecs of bytes, in the order in which they decode.
+        steps: what decodes them.
+        dtype: type of the values as they are stored.
+        shape: shape of a chunk in the order in which it is stored.
+        axes: stored axis of each axis of the array.
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[BytesDecoder, ...]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def copies(self) -> bool:
+        """Whether what is decoded shares no memory with what was read."""
+        return any(name in _COPYING for name in self.names)
+
+    def whole(self, data: Any) -> np.ndarray:
+        for step in self.steps:
+            data = step(data)
+        return np.frombuffer(data, self.dtype).reshape(self.shape).transpose(self.axes)
+
+    def beginning(self, data: Any, source: Sequence[slice]) -> np.ndarray | None:
+        """Decode a chunk as far as part of it needs, at least; None where that takes the whole chunk.
+
+        Args:
+            data: the stored chunk.
+            source: the part.
+
+        Returns:
+            The chunk, shorter along one axis, but beyond the end of the part.
+        """
+        if self.names != ("zstd",):
+            return None
+        row = self.dtype.itemsize * prod(self.shape[1:])
+        wanted = source[self.axes.index(0)].stop * row
+        frame = first_blocks(data, row * self.shape[0], wanted)
+        if frame is None:
+            return None
+        with suppress(RuntimeError):  # blocks of other sizes than they mostly have
+            found = memoryview(self.steps[0](frame)).cast("B")
+            rows = len(found) // row
+            values = np.frombuffer(found[: rows * row], self.dtype)
+            return values.reshape(rows, *self.shape[1:]).transpose(self.axes)
+        return None
+
+
 class ChunkReader:
     """Reads regions of one array; safe to use from many threads.
 
     Args:
         folder: folder of the array.
         metadata: zarr's metadata of the array.
-        decode: turns a stored chunk into an array of the chunk's shape.
+        decoder: turns a stored chunk into an array of the chunk's shape.
         chunks: shape of a chunk.
         shards: how chunks are packed into files, None where each is a file.
     """
@@ -60,7 +118,7 @@ class ChunkReader:
         self,
         folder: Path,
         metadata: Any,
-        decode: Decoder,
+        decoder: _Decoder,
         chunks: tuple[int, ...],
         shards: _Shards | None,
     ) -> None:
@@ -73,7 +131,8 @@ class ChunkReader:
         self.chunks = chunks
         self._key = metadata.encode_chunk_key
         self._fill = 0 if metadata.fill_value is None else metadata.fill_value
-        self._decode = decode
+        self._decoder = decoder
+        self._chunk_bytes = prod(chunks) * self.dtype.itemsize
         self._shards = shards
         self._form = digest([metadata.to_dict()])
 
@@ -92,12 +151,12 @@ class ChunkReader:
                 low, high = max(part.start, i * chunk), min(part.stop, (i + 1) * chunk)
                 source.append(slice(low - i * chunk, high - i * chunk))
                 target.append(slice(low - part.start, high - part.start))
-            block = self._chunk(index)
+            block = self._chunk(index, source)
             out[tuple(target)] = self._fill if block is None else block[tuple(source)]
         return out
 
-    def _chunk(self, index: tuple[int, ...]) -> np.ndarray | None:
-        """Return a decoded chunk, None if it is not stored."""
+    def _chunk(self, index: tuple[int, ...], source: Sequence[slice]) -> np.ndarray | None:
+        """Return a decoded chunk, at least as far as `source` goes; None if it is not stored."""
         if self._shards is None:
             file, inner = f"{self.folder}/{self._key(index)}", 0
         else:
@@ -108,7 +167,8 @@ class ChunkReader:
             status = os.stat(file)  # noqa: PTH116  (pathlib takes twice as long, once per chunk)
             # Time and size tell apart what the file held before and after somebody wrote it anew.
             stamp = (file, status.st_mtime_ns, status.st_size, self._form)
-            return BLOCKS.get((stamp, inner), partial(self._load, stamp, inner))
+            block = BLOCKS.find((stamp, inner))
+            return self._load(stamp, inner, source) if block is None else block
         except _NotStoredError:
             return None
         except FileNotFoundError:
@@ -129,7 +189,7 @@ class ChunkReader:
             remedy = _PERMISSION if isinstance(error, PermissionError) else _REMEDY
             raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
 
-    def _load(self, stamp: _Stamp, inner: int) -> np.ndarray:
+    def _load(self, stamp: _Stamp, inner: int, source: Sequence[slice]) -> np.ndarray:
         file, _, length, _ = stamp
         start = 0
         # A file object would ask the system four more questions about every chunk.
@@ -137,10 +197,16 @@ class ChunkReader:
         try:
             if self._shards is not None:
                 start, length = self._place_in_shard(descriptor, stamp, inner)
-            data = _read_at(descriptor, length, start)
+            data = (_read_into_scratch if self._decoder.copies else _read_at)(descriptor, length, start)
         finally:
             os.close(descriptor)
-        return self._decode(data)
+        if not BLOCKS.would_serve(self._chunk_bytes):
+            block = self._decoder.beginning(data, source)
+            if block is not None:
+                return block
+        block = self._decoder.whole(data)
+        BLOCKS.keep((stamp, inner), block)
+        return block
 
     def _place_in_shard(self, descriptor: int, stamp: _Stamp, inner: int) -> tuple[int, int]:
         index = BLOCKS.get((stamp, "index"), partial(self._load_index, descriptor, stamp[2]))
@@ -176,8 +242,8 @@ def chunk_reader(array: Any) -> ChunkReader | None:
         return None
     outer = tuple(metadata.chunk_grid.chunk_shape)
     codecs, chunks, shards = _unpack_shards(metadata.codecs, outer)
-    decode = None if codecs is None else _decoder_v3(codecs, chunks, dtype)
-    return None if decode is None else ChunkReader(folder, metadata, decode, chunks, shards)
+    decoder = None if codecs is None else _decoder_v3(codecs, chunks, dtype)
+    return None if decoder is None else ChunkReader(folder, metadata, decoder, chunks, shards)
 
 
 def _native(metadata: Any) -> np.dtype:
@@ -185,17 +251,13 @@ def _native(metadata: Any) -> np.dtype:
     return np.dtype(dtype.to_native_dtype() if hasattr(dtype, "to_native_dtype") else dtype)
 
 
-def _decoder_v2(metadata: Any, dtype: np.dtype) -> Decoder:
-    codecs = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else [])]
-    steps: list[BytesDecoder] = [codec.decode for codec in reversed(codecs)]
-    shape, order = tuple(metadata.chunks), metadata.order
-
-    def decode(data: Any) -> np.ndarray:
-        for step in steps:
-            data = step(data)
-        return np.frombuffer(data, dtype).reshape(shape, order=order)
-
-    return decode
+def _decoder_v2(metadata: Any, dtype: np.dtype) -> _Decoder:
+    codecs = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else [])][::-1]
+    names, steps = tuple(codec.codec_id for codec in codecs), tuple(codec.decode for codec in codecs)
+    shape, axes = tuple(metadata.chunks), tuple(range(len(metadata.chunks)))
+    if metadata.order == "F":
+        shape, axes = shape[::-1], axes[::-1]
+    return _Decoder(names, steps, dtype, shape, axes)
 
 
 def _unpack_shards(
@@ -219,33 +281,23 @@ def _unpack_shards(
     return sharding.codecs, chunks, _Shards(grid, at_end, len(names) == 2)
 
 
-def _decoder_v3(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype) -> Decoder | None:
-    orders: list[tuple[int, ...]] = []
-    steps: list[BytesDecoder] = []
+def _decoder_v3(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype) -> _Decoder | None:
+    shape, axes = chunks, tuple(range(len(chunks)))
+    names: list[str] = []
     for codec in codecs:
         name = type(codec).__name__
-        if name == "TransposeCodec" and not steps:
-            orders.append(tuple(codec.order))
+        if name == "TransposeCodec" and not names:
+            shape = tuple(shape[axis] for axis in codec.order)
+            axes = tuple(codec.order.index(axis) for axis in axes)
         elif name == "BytesCodec":
             endian = codec.endian.value if codec.endian else "little"
             dtype = dtype.newbyteorder(">" if endian == "big" else "<")
-        elif name in _BYTES_DECODERS:
-            steps.insert(0, _BYTES_DECODERS[name]())
+        elif name in _BYTES_CODECS:
+            names.insert(0, _BYTES_CODECS[name])
         else:
             return None
-    shape = chunks
-    for order in orders:
-        shape = tuple(shape[axis] for axis in order)
-
-    def decode(data: Any) -> np.ndarray:
-        for step in steps:
-            data = step(data)
-        block = np.frombuffer(data, dtype).reshape(shape)
-        for order in reversed(orders):
-            block = block.transpose(np.argsort(order))
-        return block
-
-    return decode
+    steps = tuple(_verify_checksum if name == "crc32c" else _numcodec(name) for name in names)
+    return _Decoder(tuple(names), steps, dtype, shape, axes)
 
 
 def _numcodec(name: str) -> BytesDecoder:
@@ -263,12 +315,25 @@ def _verify_checksum(data: bytes) -> bytes:
     return body
 
 
-_BYTES_DECODERS: dict[str, Callable[[], BytesDecoder]] = {
-    "BloscCodec": partial(_numcodec, "blosc"),
-    "ZstdCodec": partial(_numcodec, "zstd"),
-    "GzipCodec": partial(_numcodec, "gzip"),
-    "Crc32cCodec": lambda: _verify_checksum,
-}
+_BYTES_CODECS = {"BloscCodec": "blosc", "ZstdCodec": "zstd", "GzipCodec": "gzip", "Crc32cCodec": "crc32c"}
+
+_SCRATCH = threading.local()
+
+
+def _read_into_scratch(descriptor: int, length: int, start: int) -> Any:
+    """Read a part of a file into memory that the thread's next read overwrites, and that is in its caches."""
+    if length > _LARGEST_SCRATCH:
+        return _read_at(descriptor, length, start)
+    scratch = getattr(_SCRATCH, "view", None)
+    if scratch is None or len(scratch) < length:
+        scratch = _SCRATCH.view = memoryview(bytearray(length + length // 4))
+    found = 0
+    while found < length:
+        more = os.preadv(descriptor, [scratch[found:length]], start + found)
+        if not more:
+            raise _ends_early(found, length)
+        found += more
+    return scratch[:length]
 
 
 def _read_at(descriptor: int, length: int, start: int) -> bytes:
@@ -277,6 +342,10 @@ def _read_at(descriptor: int, length: int, start: int) -> bytes:
     while len(data) < length:
         more = os.pread(descriptor, length - len(data), start + len(data))
         if not more:
-            raise ValueError(f"ends after {len(data)} of {length} bytes")
+            raise _ends_early(len(data), length)
         data += more
     return data
+
+
+def _ends_early(found: int, length: int) -> ValueError:
+    return ValueError(f"ends after {found} of {length} bytes")
