@@ -211,6 +211,34 @@ def test_targets_are_detected_from_the_labels(tmp_path):
     assert (organ.kind, organ.out_channels, organ.activation) == ("multiclass", 3, "softmax")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+@pytest.mark.parametrize(
+    ("entry", "times"),
+    [
+        ({}, 1),
+        ({"kind": "multiclass"}, 1),
+        ({"out_channels": 3}, 1),  # read by the check alone, as nothing has to be detected
+        ({"kind": "binary"}, None),  # any value above 0 is foreground, and only a signed type has others
+        ({"instances": "foreground"}, 0),
+    ],
+)
+def test_labels_are_read_once_at_most_where_nothing_is_kept(tmp_path, monkeypatch, entry, times, dtype):
+    label = ball((24, 24, 24)) + shells((24, 24, 24)) * ball((24, 24, 24))
+    write_tiff_folder(tmp_path, {"a": {"ink": label.astype(dtype)}})
+    monkeypatch.setenv("VOLUMEN_CACHE", "off")
+    config = ConfigManager(dataset_config={"targets": {"ink": entry}}, dataset_dir=str(tmp_path))
+    volume = type(config.cases[0].labels["ink"])
+    inner, voxels = volume.read, []
+
+    def read(self, region):
+        voxels.append(np.prod([part.stop - part.start for part in region]))
+        return inner(self, region)
+
+    monkeypatch.setattr(volume, "read", read)
+    assert config.label_readings
+    assert sum(voxels) == label.size * (int(dtype is np.int16) if times is None else times)
+
+
 def test_instances_are_not_taken_for_classes(tmp_path):
     label = (np.arange(20 * 20) // 3).reshape(20, 20).astype(np.uint8)
     write_tiff_folder(tmp_path, {"a": {"cells": label}}, images={"a": image_of(label > 70)})

@@ -361,8 +361,7 @@ class ConfigManager:
         }
         if self._labels_are_read:
             for name, reading in readings.items():
-                ignore = self._target_config(name).ignore_label
-                check_classes(name, reading, ignore, self.cases, cache_dir=self.cache_dir)
+                check_classes(name, reading, self._target_config(name), self.cases, cache_dir=self.cache_dir)
         return readings
 
     @property

@@ -158,11 +158,9 @@ def _reading(
     if config.kind == "multilabel" or (channels and max(channels) > 1):
         found = max(channels, default=config.out_channels or in_channels)
         return LabelReading("multilabel", _agreeing(where, config.out_channels, found))
-    if config.out_channels is not None:
-        kind = config.kind or ("binary" if config.out_channels == 1 else "multiclass")
-        return LabelReading(kind, config.out_channels)
-    if config.kind == "binary":
-        return LabelReading("binary", 1)
+    if _says_classes(config):
+        count = config.out_channels or 1
+        return LabelReading(config.kind or ("binary" if count == 1 else "multiclass"), count)
     if not labels:
         return LabelReading("binary" if in_channels == 1 else "multilabel", in_channels)
     classes = _classes(where, labels, config, cache_dir)
@@ -171,6 +169,11 @@ def _reading(
     if config.activation == "softmax" or classes > 2 or config.kind == "multiclass":
         return LabelReading("multiclass", max(classes, 2))
     return LabelReading("binary", 1)
+
+
+def _says_classes(config: TargetConfig) -> bool:
+    """Whether an entry tells the classes of labels, which are then not read for it."""
+    return config.out_channels is not None or config.kind == "binary"
 
 
 def _check_agreement(where: str, config: TargetConfig, kind: str, head: int) -> None:
@@ -226,19 +229,20 @@ def _agreeing(where: str, configured: int | None, found: int) -> int:
 def check_classes(
     name: str,
     reading: LabelReading,
-    ignore: int | None,
+    config: TargetConfig,
     cases: Sequence[OpenCase],
     *,
     cache_dir: Path | None = None,
 ) -> None:
     """Refuse labels with classes beyond those of the head, before a training meets them.
 
-    A label with a mask is left to the training, as it may hold anything outside of the mask.
+    Only what the entry says can be wrong: where it is silent, `detect_label_kind` has seen all values. A label with a
+    mask is left to the training, as it may hold anything outside of the mask.
 
     Args:
         name: name of the target.
         reading: how its labels are read.
-        ignore: its ignore label.
+        config: its checked entry.
         cases: the opened volumes.
         cache_dir: folder in which the values of labels are kept, or None.
 
@@ -248,7 +252,9 @@ def check_classes(
     from scripts.data.label_counts import default_threads
     from scripts.data.label_values import label_values
 
-    if reading.instances is not None or reading.kind not in ("binary", "multiclass"):
+    if not _says_classes(config) or reading.instances is not None:
+        return
+    if reading.kind not in ("binary", "multiclass"):
         return
     most = None if reading.kind == "binary" else reading.channels - 1
     for case in cases:
@@ -265,7 +271,7 @@ def check_classes(
         foreign = [
             value
             for value in values
-            if value != ignore and (value < 0 or (most is not None and value > most))
+            if value != config.ignore_label and (value < 0 or (most is not None and value > most))
         ]
         if foreign:
             raise VolumenError(
