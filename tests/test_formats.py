@@ -17,7 +17,8 @@ from scripts.errors import VolumenError
         ("a.nii.gz", ("a", "nifti")),
         ("a.gz", ("a.gz", None)),
         (".zarr", (".zarr", None)),
-        ("a.png", ("a.png", None)),
+        ("a.png", ("a", "png")),
+        ("a.jpg", ("a.jpg", None)),
     ],
 )
 def test_split_suffix(name, parts):
@@ -49,6 +50,6 @@ def test_urls():
 def test_folder_without_zarr(tmp_path):
     with pytest.raises(
         VolumenError,
-        match="expected a zarr, TIFF or NIfTI volume, or numbered TIFF slices, found a folder without zarr",
+        match="expected a zarr, TIFF or NIfTI volume, or numbered TIFF or PNG slices, found a folder without zarr",
     ):
         detect_format(tmp_path)

@@ -228,10 +228,12 @@ def test_folders_that_are_wrong(tmp_path):
     (tmp_path / "void/images").mkdir(parents=True)
     assert "ROOT/images: expected images (.ome.zarr, .zarr, " in refusal(tmp_path / "void")
     assert "found an empty folder" in refusal(tmp_path / "void")
-    touch(tmp_path / "pngs", "images/a.png", "images/b.png")
-    assert "found only a.png, b.png; add images, or convert them" in refusal(tmp_path / "pngs")
+    touch(tmp_path / "jpgs", "images/a.jpg", "images/b.jpg")
+    assert "found only a.jpg, b.jpg; add images, or convert them" in refusal(tmp_path / "jpgs")
     assert refusal(tmp_path / "outer/data", format="zarr").endswith("found only a.tif; pass --format tif")
-    assert refusal(tmp_path, format="png").startswith("--format: expected one of zarr, tif, nifti, napari")
+    assert refusal(tmp_path, format="jpg").startswith(
+        "--format: expected one of zarr, tif, nifti, png, napari"
+    )
 
 
 def test_labels_that_are_missing(tmp_path):
@@ -415,8 +417,9 @@ def test_files_that_are_not_what_they_seem(tmp_path):
     (tmp_path / "labels/a_ink.tif").write_bytes(b"")
     assert "a_ink.tif: is empty (0 bytes)" in refusal(tmp_path)
     (tmp_path / "labels/a_ink.tif").write_bytes(b"hello, I am no image")
-    assert "a_ink.tif: expected zarr, TIFF or NIfTI, found a file that starts with b'hello, I'" in refusal(
-        tmp_path
+    assert (
+        "a_ink.tif: expected zarr, TIFF, NIfTI or PNG, found a file that starts with b'hello, I'"
+        in refusal(tmp_path)
     )
     (tmp_path / "labels/a_ink.tif").unlink()
     (tmp_path / "labels/a_ink.zarr").mkdir()

@@ -92,7 +92,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("-o", "--output", metavar="OUT", help="output folder; the run goes to OUT/<model name>")
     data.add_argument(
-        "--format", choices=("zarr", "tif", "nifti", "napari"), help="data format (default: by content)"
+        "--format",
+        choices=("zarr", "tif", "nifti", "png", "napari"),
+        help="data format (default: by content)",
     )
     data.add_argument(
         "--config-path", metavar="YAML", help="experiment file: any part of the sections, data only"

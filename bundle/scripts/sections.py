@@ -282,7 +282,8 @@ class DatasetConfig:
 
     data_path: Annotated[str | None, Field(description="Data folder where `-i` is not given.")] = None
     format: Annotated[
-        Literal["zarr", "tif", "nifti", "napari"] | None, Field(description="Data format; null: by content.")
+        Literal["zarr", "tif", "nifti", "png", "napari"] | None,
+        Field(description="Data format; null: by content."),
     ] = None
     targets: Annotated[
         dict[str, Any], Field(description="Targets by name; empty: every target found under labels/.")

@@ -14,12 +14,16 @@ SUFFIXES = {
     "zarr": (".ome.zarr", ".zarr"),
     "tif": (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".btf", ".tf8"),
     "nifti": (".nii.gz", ".nii"),
+    "png": (".png",),
 }
 """File name endings per format, the longest of each family first."""
 
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GZIP_MAGIC = b"\x1f\x8b"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_SLICES = ("tif", "png")
+"""Formats of slices; where a folder holds several, the first."""
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -49,16 +53,21 @@ def is_zarr_folder(path: Path) -> bool:
 
 
 def stack_files(folder: Path) -> tuple[str, ...]:
-    """Return the TIFF files of a folder that are slices of one volume, see `stack_order`."""
+    """Return the files of a folder that are slices of one volume, see `stack_order`."""
     return stack_order(os.listdir(folder))  # noqa: PTH208
 
 
 def stack_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the TIFF files in the order of their numbers; none unless only one number tells them apart.
+    """Return the TIFF files, else the PNG files, in the order of their numbers; none unless only one number tells
+    them apart.
 
     Other files and hidden ones do not count.
     """
-    names = [name for name in names if not name.startswith(".") and split_suffix(name)[1] == "tif"]
+    kinds = {name: split_suffix(name)[1] for name in names if not name.startswith(".")}
+    chosen = next((kind for kind in _SLICES if kind in kinds.values()), None)
+    if chosen is None:
+        return ()
+    names = [name for name, kind in kinds.items() if kind == chosen]
     parts = [re.split(r"(\d+)", name) for name in names]
     if len({tuple(part[::2]) for part in parts}) != 1:
         return ()
@@ -70,7 +79,7 @@ def stack_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def folder_kind(names: Iterable[str]) -> str | None:
-    """Tell what a folder with these names in it is: "zarr", "stack" (of TIFF slices), or None."""
+    """Tell what a folder with these names in it is: "zarr", "stack" (of TIFF or PNG slices), or None."""
     names = list(names)
     if any(mark in names for mark in _ZARR_MARKS):
         return "zarr"
@@ -90,7 +99,7 @@ def _url_format(url: str) -> str:
 
 
 def detect_format(path: str | os.PathLike) -> str:
-    """Return "zarr", "tif", "nifti" or "stack" (a folder of TIFF slices) by looking into the file.
+    """Return "zarr", "tif", "nifti", "png" or "stack" (a folder of TIFF or PNG slices) by looking into the file.
 
     Of a URL the ending of the name decides; without one, what the server lists there.
 
@@ -125,7 +134,7 @@ def _folder_format(folder: Path) -> str:
         return "stack"
     raise VolumenError(
         folder,
-        expected="a zarr, TIFF or NIfTI volume, or numbered TIFF slices",
+        expected="a zarr, TIFF or NIfTI volume, or numbered TIFF or PNG slices",
         found="a folder without zarr metadata",
     )
 
@@ -139,13 +148,15 @@ def _file_format(file: Path, head: bytes) -> str:
         raise VolumenError(file, "is empty (0 bytes)", remedy="copy it again")
     if head[:4] in _TIFF_MAGIC:
         return "tif"
+    if head[:8] == PNG_MAGIC:
+        return "png"
     if head[:2] == _GZIP_MAGIC and file.name.lower().endswith(".gz"):
         return "nifti"
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
         return "nifti"
     raise VolumenError(
         file,
-        expected="zarr, TIFF or NIfTI",
+        expected="zarr, TIFF, NIfTI or PNG",
         found=f"a file that starts with {head[:8]!r}",
         remedy="convert it, or copy it again if it should be one of these",
     )

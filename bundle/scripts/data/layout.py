@@ -74,7 +74,7 @@ def discover(
         root: folder (or URL, for zarr) with `images/`, `labels/` and, optionally, `masks/`. With format
             "napari" also a folder of layers that napari saved: `<image>.tif`, `<image>_<target>.tif`,
             `<image>_mask.tif`.
-        format: format of the images, "zarr", "tif", "nifti" or "napari"; by default what `images/` holds.
+        format: format of the images, "zarr", "tif", "nifti", "png" or "napari"; by default what `images/` holds.
         targets: targets to use; by default all that have a label.
         allow_unlabeled: accept images that lack the label of some target.
 
@@ -248,7 +248,7 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
         raise VolumenError(root, "has no images/ folder", remedy=_hint(root))
     wanted = "tif" if format == "napari" else format
     listed = list_volumes(images_folder)
-    images = [entry for entry in listed if wanted in (None, entry.format)]
+    images = _volumes(listed) if wanted is None else [entry for entry in listed if entry.format == wanted]
     if not images:
         _refuse_empty(images_folder, wanted, listed)
     kinds = sorted({entry.format for entry in images})
@@ -266,7 +266,12 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
 
 
 def _list(folder: str) -> list[Entry]:
-    return list_volumes(folder) if folder_exists(folder) else []
+    return _volumes(list_volumes(folder)) if folder_exists(folder) else []
+
+
+def _volumes(entries: list[Entry]) -> list[Entry]:
+    """Pass over PNG files beside volumes of other formats: they are pictures of them."""
+    return [entry for entry in entries if entry.format != "png"] or entries
 
 
 def _prefer(entries: list[Entry], format: str) -> list[Entry]:

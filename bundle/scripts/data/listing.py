@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.formats import folder_kind, is_url, is_zarr_folder, split_suffix, stack_files
+from scripts.data.formats import folder_kind, is_url, is_zarr_folder, split_suffix, stack_files, stack_order
 from scripts.errors import VolumenError
 
 
@@ -72,8 +72,8 @@ def _local_entries(folder: Path) -> Iterator[Entry]:
             raise VolumenError(path, "is a link that leads nowhere", remedy="repair or remove it")
         if kind is None and path.is_dir() and is_zarr_folder(path):
             kind = "zarr"
-        if kind is None and path.is_dir() and stack_files(path):
-            kind, stem = "tif", path.name
+        if kind is None and path.is_dir() and (files := stack_files(path)):
+            kind, stem = split_suffix(files[0])[1], path.name
         if kind is not None:
             yield Entry(unicodedata.normalize("NFC", stem), kind, str(path))
 
@@ -89,8 +89,10 @@ def _remote_entries(folder: str) -> Iterator[Entry]:
         stem, kind = split_suffix(name)
         path = child(folder, name)
         if kind is None and is_folder:
-            kind = {"zarr": "zarr", "stack": "tif"}.get(folder_kind(_remote_names(path)) or "")
-            stem = name
+            names = _remote_names(path)
+            kind, stem = folder_kind(names), name
+            if kind == "stack":
+                kind = split_suffix(stack_order(names)[0])[1]
         if kind is not None:
             yield Entry(unicodedata.normalize("NFC", stem), kind, path)
 

@@ -1,4 +1,4 @@
-"""A folder of numbered TIFF files, on disk or at a URL, each a slice of one volume."""
+"""A folder of numbered TIFF or PNG files, on disk or at a URL, each a slice of one volume."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import numpy as np
 from scripts.data.axes import AxisMap
 from scripts.data.fetch import fetch_file, file_states
 from scripts.data.fingerprints import digest
-from scripts.data.formats import is_url, stack_order
+from scripts.data.formats import is_url, split_suffix, stack_order
 from scripts.data.listing import child, names_in
+from scripts.data.png_volume import PngVolume, open_png
 from scripts.data.tiff_volume import TiffVolume, open_tiff
 from scripts.data.volumes import LazyVolume, Region
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
+_Slice = TiffVolume | PngVolume
+
 
 class SliceStack(LazyVolume):
-    """2D TIFF files in the order of their numbers, along Z; only the files and rows of a region are read.
+    """2D images in the order of their numbers, along Z; only the files and rows of a region are read.
 
     Those at a URL are fetched, each as a whole, when a region first needs them.
     """
 
-    def __init__(self, folder: str, files: tuple[str, ...], first: TiffVolume, axes: str | None) -> None:
+    def __init__(self, folder: str, files: tuple[str, ...], first: _Slice, axes: str | None) -> None:
         space = (len(files), *first.shape)
         axis_map = (
             AxisMap(space, (0, 1, 2))
@@ -52,7 +55,7 @@ class SliceStack(LazyVolume):
             out[..., number - depth.start, :, :] = found if self.channels > 1 else found[0]
         return out
 
-    def _slice(self, number: int) -> TiffVolume:
+    def _slice(self, number: int) -> _Slice:
         path = child(self.path, self._files[number])
         found = _open_slice(path, self._axes)
         for what, own, wanted in (
@@ -82,10 +85,10 @@ class _Slices:
     """The slices that were opened; their files close by themselves when too many are open."""
 
     def __init__(self) -> None:
-        self._opened: dict[int, TiffVolume] = {}
+        self._opened: dict[int, _Slice] = {}
         self._lock = threading.Lock()
 
-    def get(self, number: int, make: Any) -> TiffVolume:
+    def get(self, number: int, make: Any) -> _Slice:
         found = self._opened.get(number)
         if found is None:
             found = make(number)
@@ -95,7 +98,7 @@ class _Slices:
 
 
 def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None) -> SliceStack:
-    """Open a folder of numbered 2D TIFF files as a volume.
+    """Open a folder of numbered 2D TIFF or PNG files as a volume.
 
     Args:
         folder: a path or URL; holds files whose names differ in one number; 2 comes before 10.
@@ -109,7 +112,7 @@ def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None)
     if not files:
         raise VolumenError(
             folder,
-            expected="a zarr, TIFF or NIfTI volume, or numbered TIFF slices",
+            expected="a zarr, TIFF or NIfTI volume, or numbered TIFF or PNG slices",
             found="a folder without zarr metadata",
         )
     if ndim not in (None, 3):
@@ -126,8 +129,10 @@ def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None)
     return SliceStack(folder, files, _open_slice(child(folder, files[0]), inner), inner)
 
 
-def _open_slice(path: str, axes: str | None) -> TiffVolume:
+def _open_slice(path: str, axes: str | None) -> _Slice:
     file = fetch_file(path, level=logging.DEBUG) if is_url(path) else Path(path)
+    if split_suffix(path)[1] == "png":
+        return open_png(file, axes=axes, ndim=2)
     return open_tiff(file, axes=axes, ndim=2)
 
 

@@ -258,11 +258,11 @@ def open_volume(
     """Open a volume by its content, whatever its name.
 
     A path may also be a URL that fsspec opens, also a chained one. Of zarr (v2, v3, OME-Zarr) the chunks come as
-    they are needed (`simplecache::https://...` keeps them on disk); TIFF, each slice of a folder of TIFF slices, and
+    they are needed (`simplecache::https://...` keeps them on disk); TIFF, PNG, each slice of a folder of slices, and
     NIfTI are fetched whole, once.
 
     Args:
-        path: file, zarr folder, folder of TIFF slices, or URL.
+        path: file, zarr folder, folder of TIFF or PNG slices, or URL.
         axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; needed only where metadata and shape
             leave it open. NIfTI fixes its own axes.
         level: resolution level of an OME-Zarr pyramid, 0 is the finest.
@@ -303,6 +303,10 @@ def _open_by_content(path: str | os.PathLike, axes: str | None, level: int, ndim
         from scripts.data.tiff_volume import open_tiff
 
         return open_tiff(Path(path), axes=axes, ndim=ndim)
+    if kind == "png":
+        from scripts.data.png_volume import open_png
+
+        return open_png(Path(path), axes=axes, ndim=ndim)
     from scripts.data.nifti_volume import open_nifti
 
     return open_nifti(Path(path), ndim=ndim)

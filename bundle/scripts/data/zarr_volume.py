@@ -115,7 +115,7 @@ def _open_node(path: str) -> Any:
     try:
         return zarr.open(path, mode="r")
     except (FileNotFoundError, KeyError) as error:
-        slices = "check the URL; a folder of TIFF slices is found only on a server that lists it"
+        slices = "check the URL; a folder of slices is found only on a server that lists it"
         remedy = slices if is_url(path) else "check the path"
         raise VolumenError(path, "no zarr array or group there", remedy=remedy) from error
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,16 +125,14 @@ def image_paths(source: str) -> list[str]:
     if "://" in source or not path.is_dir() or _is_zarr(path):
         return [source]
     folder = path / "images" if (path / "images").is_dir() else path
-    found = []
+    found: list[tuple[str, str]] = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        try:
-            detect_format(entry)
-        except VolumenError:
-            continue
-        found.append(str(entry))
-    return found
+        with suppress(VolumenError):
+            found.append((str(entry), detect_format(entry)))
+    # PNG files beside volumes of other formats are pictures of them.
+    return [name for name, kind in found if kind != "png"] or [name for name, _ in found]
 
 
 def _is_zarr(path: Path) -> bool:
@@ -146,7 +145,7 @@ def volume_name(path: str) -> str:
     for suffix in (".ome.zarr", ".ome.tiff", ".ome.tif", ".nii.gz"):
         if name.endswith(suffix):
             return name[: -len(suffix)]
-    return Path(name).stem if Path(name).suffix in (".zarr", ".tif", ".tiff", ".nii") else name
+    return Path(name).stem if Path(name).suffix in (".zarr", ".tif", ".tiff", ".nii", ".png") else name
 
 
 def _mask_of(folder: Path, name: str) -> Path:
