@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,31 @@ def test_the_stricter_schema_accepts_nothing_that_the_published_one_refuses():
     refused = [part for part in altered(metadata_with_every_part()) if not published.is_valid(part)]
     assert len(refused) > 500
     assert not any(stricter.is_valid(changed) for changed in refused)
+
+
+def test_a_fresh_clone_predicts_and_scores_its_sample(tmp_path):
+    """As the model card says, from the repository: without any argument but the config."""
+    unversioned = shutil.ignore_patterns("__pycache__", "predictions", "evaluation")
+    shutil.copytree(BUNDLE, tmp_path / "bundle", ignore=unversioned)
+    assert (tmp_path / "bundle" / "models" / "model.pt").stat().st_size < 5e6
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for config in ("inference", "evaluate"):
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            f"bundle/configs/{config}.yaml",
+        ]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    root = zarr.open_group(tmp_path / "bundle" / "predictions" / "roll.zarr", mode="r")
+    assert {name: root[f"{name}/0"].shape[-3:] for name in HEADS} == dict.fromkeys(HEADS, (48, 80, 80))
+    scores = json.loads((tmp_path / "bundle" / "evaluation" / "metrics.json").read_text())["mean"]
+    assert scores["surface/dice"] == pytest.approx(0.87, abs=0.01)
 
 
 def test_the_metadata_list_what_the_program_depends_on():

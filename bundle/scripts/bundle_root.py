@@ -20,6 +20,11 @@ def bundle_root() -> Path:
     )
 
 
+def bundle_folder() -> str:
+    """Return that folder as text: the `bundle_root` of the bundle's configs, wherever they are run from."""
+    return str(bundle_root())
+
+
 def configs_dir() -> Path:
     """Return the folder of the bundle's configs."""
     return bundle_root() / "configs"
