@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 PAGE = ROOT / "docs" / "gallery.md"
 FOLDER = ROOT / "docs" / "images" / "gallery"
+CHARTS = ROOT / "docs" / "images" / "losses"
 
 INSTANCE_TASKS = {"affinities", "boundary", "local_shape_descriptors"}
 SIDE, GAP = 192, 6
@@ -47,17 +49,8 @@ As a film through the volume, made by `make demo`:
 
 ## Losses
 
-Each [loss](losses.md) of one prediction after another. For labels, a prediction gives the true class of every pixel of
-a disc's image the same probability. For values, it is the truth plus an error, in the target's unit; for directions,
-the truth turned by an angle.
+Each [loss](losses.md) of one prediction after another.
 
-![Losses of labels against the probability of the truth](images/gallery/losses_labels.png)
-
-![Losses of values against the error](images/gallery/losses_values.png)
-
-![Losses of directions against the angle](images/gallery/losses_directions.png)
-
-Not drawn, since they weigh neighbours against each other and not against a truth: {others}.
 """
 
 
@@ -69,16 +62,16 @@ def main() -> None:
     options = parser.parse_args()
     text = page()
     if options.check:
-        missing = [name for name in pictures() if not (FOLDER / name).is_file()]
+        missing = [path.name for path in pictures() if not path.is_file()]
         if missing or not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
             sys.exit(f"out of date: gallery.md {' '.join(missing)}")
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = [name for name in pictures() if options.all or not (FOLDER / name).is_file()]
-    draw_tasks([name for name in task_names() if f"{name}.png" in wanted])
-    if any(name.startswith("losses_") for name in wanted):
-        draw_losses()
-    if "model.png" in wanted:
+    for folder in (FOLDER, CHARTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    wanted = [path for path in pictures() if options.all or not path.is_file()]
+    draw_tasks([name for name in task_names() if FOLDER / f"{name}.png" in wanted])
+    draw_losses([name for name in loss_names() if CHARTS / f"{name}.png" in wanted])
+    if FOLDER / "model.png" in wanted:
         draw_model()
     PAGE.write_text(text, encoding="utf-8")
 
@@ -90,10 +83,10 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(task_types()))
 
 
-def pictures() -> list[str]:
-    """Return the names of all pictures."""
-    tasks = [f"{name}.png" for name in task_names()]
-    return [*tasks, "model.png", "losses_labels.png", "losses_values.png", "losses_directions.png"]
+def pictures() -> list[Path]:
+    """Return the paths of all pictures."""
+    tasks = [FOLDER / f"{name}.png" for name in task_names()]
+    return [*tasks, FOLDER / "model.png", *(CHARTS / f"{name}.png" for name in loss_names())]
 
 
 def page() -> str:
@@ -101,8 +94,12 @@ def page() -> str:
     parts = [HEAD]
     for name in task_names():
         parts.append(f"### {name}\n\n![Image, label and {name}](images/gallery/{name}.png)\n\n")
-    undrawn = sorted(set(loss_names()) - {name for group in DRAWN.values() for name in group})
-    return "".join([*parts, MODEL.format(others=", ".join(f"`{name}`" for name in undrawn))])
+    parts.append(MODEL)
+    for group in GROUPS:
+        parts.append(f"### {group.title}\n\n{group.text}\n\n")
+        parts += [f"![{name} against {group.axis}](images/losses/{name}.png)\n" for name in group.losses]
+        parts.append("\n")
+    return "".join(parts).rstrip("\n") + "\n"
 
 
 def loss_names() -> list[str]:
@@ -217,25 +214,34 @@ def save(panels: Sequence[np.ndarray], path: Path) -> None:
 
 # -- losses ------------------------------------------------------------------------------------------------------
 
-DRAWN: Mapping[str, tuple[str, ...]] = {
-    "labels": (
-        "BCEWithLogitsLoss", "FocalLoss", "SoftDiceLoss", "TverskyLoss", "DiceCELoss", "BoundaryLoss",
-        "SoftClDiceLoss", "SkeletonRecallLoss", "CrossEntropyLoss",
-    ),
-    "values": (
-        "MSELoss", "MaskedMSELoss", "L1Loss", "SmoothL1Loss", "WeightedSmoothL1Loss", "SignedDistanceLoss",
-        "EigenvalueLoss",
-    ),
-    "directions": ("CosineSimilarityLoss", "SignInvariantCosineLoss"),
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Group:
+    """Losses that are drawn against the same thing.
+
+    Args:
+        title: heading on the page.
+        text: what is varied.
+        axis: its name on the chart.
+        xs: its values.
+        value: gives a loss, by name, at a value.
+        losses: their names.
+    """
+
+    title: str
+    text: str
+    axis: str
+    xs: np.ndarray
+    value: Callable[[str, float], float]
+    losses: tuple[str, ...]
 
 
-def draw_losses() -> None:
-    """Draw the curves of the losses in three pictures."""
-    right = np.linspace(0.02, 0.98, 49)
-    draw_curves("labels", right, label_loss, "probability of the truth")
-    draw_curves("values", np.linspace(-4, 4, 81), value_loss, "error")
-    draw_curves("directions", np.linspace(0, 180, 61), direction_loss, "angle in degrees")
+def draw_losses(names: Sequence[str]) -> None:
+    """Draw the curves of losses."""
+    for group in GROUPS:
+        for name in group.losses:
+            if name in names:
+                draw_curve(group, name)
 
 
 def label_loss(name: str, x: float) -> float:
@@ -277,44 +283,129 @@ def direction_loss(name: str, x: float) -> float:
     return float(build_loss(name, {}, kind="vector")(turned.expand(1, 2, 4, 4), truth))
 
 
-def draw_curves(group: str, xs: np.ndarray, value: Callable[[str, float], float], label: str) -> None:
-    """Draw one small chart per loss."""
+def smoothness_loss(name: str, x: float) -> float:
+    """Return the loss of parallel directions, each turned by a random angle of standard deviation x degrees."""
+    import torch
+    from scripts.losses.registry import build_loss
+
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    angle = torch.deg2rad(x * noise)
+    return float(build_loss(name, {}, kind="vector")(torch.cat([angle.cos(), angle.sin()], 1)))
+
+
+def planarity_loss(name: str, x: float) -> float:
+    """Return the loss of tensors whose second eigenvalue is x times the first, the third 0."""
+    import torch
+    from scripts.losses.registry import build_loss
+
+    tensor = torch.tensor([1.0, 0.0, 0.0, x, 0.0, 0.0]).view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 4)
+    return float(build_loss(name, {}, kind="tensor")(tensor))
+
+
+def repulsion_loss(name: str, x: float) -> float:
+    """Return the loss of two certain sheets, three voxels thick, with probability x in the two voxels between them."""
+    import torch
+    from scripts.losses.registry import build_loss
+
+    probability = torch.full((1, 1, 24, 8), 0.001)
+    probability[:, :, 8:11] = probability[:, :, 13:16] = 0.999
+    probability[:, :, 11:13] = x
+    outward = torch.zeros(1, 2, 24, 8)
+    outward[:, 1, :10], outward[:, 1, 10:12], outward[:, 1, 12:14], outward[:, 1, 14:] = -1, 1, -1, 1
+    return float(build_loss(name, {}, kind="vector")(outward, outward, source_pred=torch.logit(probability)))
+
+
+GROUPS = (
+    Group(
+        "Labels",
+        "A prediction gives the true class of every pixel of a disc's image the same probability. The last one sees a"
+        " skeleton\nonly where the probability is above that of what is around it, so it is 0 from one half on.",
+        "probability of the truth",
+        np.linspace(0.02, 0.98, 49),
+        label_loss,
+        (
+            "BCEWithLogitsLoss", "CrossEntropyLoss", "FocalLoss", "SoftDiceLoss", "TverskyLoss", "DiceCELoss",
+            "BoundaryLoss", "SkeletonRecallLoss", "SoftClDiceLoss",
+        ),
+    ),
+    Group(
+        "Values",
+        "The truth plus an error everywhere, in the target's unit.",
+        "error",
+        np.linspace(-4, 4, 81),
+        value_loss,
+        (
+            "MSELoss", "MaskedMSELoss", "L1Loss", "SmoothL1Loss", "WeightedSmoothL1Loss", "SignedDistanceLoss",
+            "EigenvalueLoss",
+        ),
+    ),
+    Group(
+        "Directions",
+        "The truth turned by an angle.",
+        "angle in degrees",
+        np.linspace(0, 180, 61),
+        direction_loss,
+        ("CosineSimilarityLoss", "SignInvariantCosineLoss"),
+    ),
+    Group(
+        "Neighbours: smoothness",
+        "Parallel directions, each turned by a random angle.",
+        "spread in degrees",
+        np.linspace(0, 90, 31),
+        smoothness_loss,
+        ("NormalSmoothnessLoss",),
+    ),
+    Group(
+        "Neighbours: repulsion",
+        "Two certain sheets that face each other two voxels apart, and what is predicted between them.",
+        "probability between them",
+        np.linspace(0.01, 0.99, 50),
+        repulsion_loss,
+        ("NormalGatedRepulsionLoss",),
+    ),
+    Group(
+        "Shape",
+        "Structure tensors from a sheet's (one eigenvalue above 0) to a tube's (two that are equal).",
+        "second eigenvalue / first",
+        np.linspace(0, 1, 21),
+        planarity_loss,
+        ("PlanarityLoss",),
+    ),
+)  # fmt: skip
+
+
+def draw_curve(group: Group, name: str) -> None:
+    """Draw the chart of a loss."""
     from PIL import Image, ImageDraw, ImageFont
 
-    width, height, columns = 230, 170, 3
-    names = DRAWN[group]
-    rows = -(-len(names) // columns)
-    scale = 2
-    canvas = Image.new("RGB", (columns * width * scale, rows * height * scale), (255, 255, 255))
+    width, height, scale = 230, 170, 2
+    xs = group.xs
+    canvas = Image.new("RGB", (width * scale, height * scale), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(11 * scale)
-    for number, name in enumerate(names):
-        left, top = number % columns * width * scale, number // columns * height * scale
-        ys = np.array([value(name, float(x)) for x in xs])
-        low, high = min(0.0, float(ys.min())), float(ys.max())
-        box = (left + 40 * scale, top + 26 * scale, left + (width - 12) * scale, top + (height - 34) * scale)
-        draw.rectangle(box, outline=(170, 175, 180), width=scale)
-        points = [
-            (
-                box[0] + (x - xs[0]) / (xs[-1] - xs[0]) * (box[2] - box[0]),
-                box[3] - (y - low) / (high - low) * (box[3] - box[1]),
-            )
-            for x, y in zip(xs, ys)
-        ]
-        draw.line(points, fill=(0, 114, 178), width=2 * scale, joint="curve")
-        draw.text((box[0], top + 6 * scale), name, font=font, fill=(20, 24, 28))
-        for text, x, y, anchor in (
-            (f"{high:.3g}", box[0] - 4 * scale, box[1], "rm"),
-            (f"{low:.3g}", box[0] - 4 * scale, box[3], "rm"),
-            (f"{round(xs[0], 1):g}", box[0], box[3] + 4 * scale, "lt"),
-            (f"{round(xs[-1], 1):g}", box[2], box[3] + 4 * scale, "rt"),
-            (label, (box[0] + box[2]) / 2, box[3] + 4 * scale, "mt"),
-        ):
-            draw.text((x, y), text, font=font, fill=(90, 96, 104), anchor=anchor)
-    small = canvas.resize(
-        (canvas.width // scale * 3 // 2, canvas.height // scale * 3 // 2), Image.Resampling.LANCZOS
-    )
-    small.quantize(64, dither=Image.Dither.NONE).save(FOLDER / f"losses_{group}.png", optimize=True)
+    ys = np.array([group.value(name, float(x)) for x in xs])
+    low, high = min(0.0, float(ys.min())), float(ys.max())
+    box = (40 * scale, 26 * scale, (width - 12) * scale, (height - 34) * scale)
+    draw.rectangle(box, outline=(170, 175, 180), width=scale)
+    points = [
+        (
+            box[0] + (x - xs[0]) / (xs[-1] - xs[0]) * (box[2] - box[0]),
+            box[3] - (y - low) / (high - low) * (box[3] - box[1]),
+        )
+        for x, y in zip(xs, ys)
+    ]
+    draw.line(points, fill=(0, 114, 178), width=2 * scale, joint="curve")
+    draw.text((box[0], 6 * scale), name, font=font, fill=(20, 24, 28))
+    for text, x, y, anchor in (
+        (f"{high:.3g}", box[0] - 4 * scale, box[1], "rm"),
+        (f"{low:.3g}", box[0] - 4 * scale, box[3], "rm"),
+        (f"{round(xs[0], 1):g}", box[0], box[3] + 4 * scale, "lt"),
+        (f"{round(xs[-1], 1):g}", box[2], box[3] + 4 * scale, "rt"),
+        (group.axis, (box[0] + box[2]) / 2, box[3] + 4 * scale, "mt"),
+    ):
+        draw.text((x, y), text, font=font, fill=(90, 96, 104), anchor=anchor)
+    small = canvas.resize((width * 3 // 2, height * 3 // 2), Image.Resampling.LANCZOS)
+    small.quantize(32, dither=Image.Dither.NONE).save(CHARTS / f"{name}.png", optimize=True)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------

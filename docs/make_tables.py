@@ -97,14 +97,14 @@ def losses() -> str:
 
 
 def loss_definitions() -> str:
-    """What every loss is, with formula, reduction and source: its docstring up to the arguments."""
+    """What every loss is, with formula, reduction and source: its docstring up to the arguments, and its chart."""
     from scripts.losses.registry import loss_class, loss_names
 
     parts = []
     for name in loss_names():
         text = inspect.cleandoc(loss_class(name).__doc__ or "")
         text = re.split(r"\n\n?(?:Args|Raises|Example):", text)[0].strip()
-        parts.append(f"### {name}\n\n{text}\n\n")
+        parts.append(f"### {name}\n\n{text}\n\n![{name}, drawn](images/losses/{name}.png)\n\n")
     return "".join(parts)
 
 
@@ -128,7 +128,6 @@ def schedules() -> str:
 def metrics() -> str:
     """The metrics by kind of target: at every validation, and those of `volumen evaluate`."""
     from scripts.losses.base import KINDS
-    from scripts.losses.base import LABEL_KINDS as PROBABILITIES
     from scripts.metrics.target_metrics import CHEAP_METRICS, metrics_of
 
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -138,7 +137,7 @@ def metrics() -> str:
         (
             code(kinds),
             code(name for name in found if name in CHEAP_METRICS),
-            code(found) if PROBABILITIES & set(kinds) else "not scored",
+            code(found),
         )
         for found, kinds in groups.items()
     ]
