@@ -418,9 +418,9 @@ class ConfigManager:
     def halo(self) -> tuple[int, ...]:
         """Voxels per axis that derived targets need around a patch, whichever volume it is from."""
         from scripts.transforms.instances import instance_halo
-        from scripts.transforms.task_registry import derive_halo
+        from scripts.transforms.task_registry import derive_halo, in_voxels
 
-        spacings = {tuple(size / min(case.spacing) for size in case.spacing) for case in self.cases}
+        spacings = {in_voxels(case.spacing) for case in self.cases}
         halos = [derive_halo(self.derived_tasks, spacing) for spacing in spacings]
         halos += [instance_halo(self.instances.values(), spacing) for spacing in spacings]
         return tuple(max(axis) for axis in zip(*halos, strict=True))
@@ -428,7 +428,9 @@ class ConfigManager:
     @property
     def voxel_spacing(self) -> tuple[float, ...]:
         """Voxel size per axis in units of the smallest one: the unit of derived distances and their losses."""
-        return tuple(size / min(self.spacing) for size in self.spacing)
+        from scripts.transforms.task_registry import in_voxels
+
+        return in_voxels(self.spacing)
 
     @property
     def loss_sections(self) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.transforms.derive import DeriveTargetsd, in_voxels
+from scripts.transforms.derive import DeriveTargetsd
 from scripts.transforms.instances import InstancesToTargetd, instance_halo
-from scripts.transforms.task_registry import derive_halo
+from scripts.transforms.task_registry import derive_halo, in_voxels
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume

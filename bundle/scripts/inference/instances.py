@@ -15,6 +15,7 @@ import numpy as np
 
 from scripts.errors import VolumenError
 from scripts.suggest import closest
+from scripts.transforms.task_registry import in_voxels
 
 SEED_SIGMA = 2.0
 """Width of the Gaussian that smooths the distance to the walls before its maxima are taken, in smallest voxels."""
@@ -167,7 +168,7 @@ class InstanceSegmenter:
     @property
     def steps(self) -> tuple[float, ...]:
         """Voxel size in units of the smallest."""
-        return tuple(size / min(self.spacing) for size in self.spacing)
+        return in_voxels(self.spacing)
 
     @property
     def halo(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from scripts.transforms.task_registry import (
     complete_params,
     derive_halo,
     get_task,
+    in_voxels,
     served_extent,
     validate_task,
 )
@@ -37,11 +38,6 @@ FIELDS_KEY = "derived_fields"
 
 
 UNITS = ("physical", "voxel")
-
-
-def in_voxels(spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return a voxel size per axis in units of the smallest one."""
-    return tuple(float(size) / min(spacing) for size in spacing)
 
 
 class DeriveTargetsd(Transform):

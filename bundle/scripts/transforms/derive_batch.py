@@ -16,12 +16,13 @@ from torch import Tensor
 
 from scripts.errors import VolumenError
 from scripts.transforms.batch_fields import BatchFields
-from scripts.transforms.derive import UNITS, in_voxels
+from scripts.transforms.derive import UNITS
 from scripts.transforms.finalize import PACKED
 from scripts.transforms.task_registry import (
     DerivedTask,
     complete_params,
     get_task,
+    in_voxels,
     served_extent,
     validate_task,
 )

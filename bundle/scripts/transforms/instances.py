@@ -11,7 +11,7 @@ from monai.transforms import Transform
 from scripts.errors import VolumenError
 from scripts.transforms.labels import refuse_negative
 from scripts.transforms.source_fields import derive_target
-from scripts.transforms.task_registry import distance_halo
+from scripts.transforms.task_registry import distance_halo, in_voxels
 
 INSTANCE_MODES = ("foreground", "boundary", "interior", "distance")
 
@@ -77,7 +77,7 @@ class InstancesToTargetd(Transform):
             label,
             known=known,
             in_volume=sample.get("in_volume"),
-            spacing=tuple(size / min(spacing) for size in spacing),
+            spacing=in_voxels(spacing),
             halo=halo,
             instances=True,
         )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from scripts.transforms.distance_window import Region
 from scripts.transforms.fields import check_spacing
-from scripts.transforms.task_registry import add_radii, gradient_radius, resolve_reach
+from scripts.transforms.task_registry import add_radii, gradient_radius, in_voxels, resolve_reach
 
 Classes = Sequence[int] | None
 
@@ -213,7 +213,7 @@ class LabelFields(ABC):
         if compute_from == "binary":
             field = self._float(self.foreground(classes, outer))
             valid = self.known(outer)
-            spacing = tuple(size / min(spacing) for size in spacing)
+            spacing = in_voxels(spacing)
         else:
             field, valid = self.signed_distance(reach, classes, outer)
         # Central differences look one voxel further than the result.

@@ -71,6 +71,11 @@ COMMON_KEYS = frozenset(
 """Keys of every auxiliary task besides those of its type."""
 
 
+def in_voxels(spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return a voxel size per axis in units of the smallest one."""
+    return tuple(float(size) / min(spacing) for size in spacing)
+
+
 class DerivedTask:
     """A target that is computed from the labels of another one.
 
