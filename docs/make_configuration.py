@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 import typing
@@ -32,11 +33,65 @@ same model again.
 TASKS = """
 ## `auxiliary_tasks`
 
-Targets derived from labels, by name. Each has `type` and `source_target`, a list of `losses` as above, and
-optionally `loss_weight` (1.0), `ds_interpolation` (linear) and `separate_decoder`. The keys of each type:
+Targets derived from labels, by name: [what each type computes](targets.md). Keys of every task:
 
-| type | channels 2D / 3D | keys with their defaults |
-| --- | --- | --- |
+| key | type | default | effect |
+| --- | --- | --- | --- |
+| `type` | text | required | What is derived, a type of the table below. |
+| `source_target` | text | required | The labelled target that it is derived from. |
+| `losses` | list of LossSpec | required | Losses, at least one. |
+| `loss_weight` | number, at least 0 | `1.0` | Weight in the total; `weight` means the same. |
+| `separate_decoder` | true or false or null | `null` | A decoder of its own; null: as `separate_decoders`. |
+| `ds_interpolation` | `nearest`, `linear` or null | `null` | Downsampling under deep supervision; null: linear. |
+| `classes` | list of integer or null | `null` | Class numbers that count as foreground; null: all above 0. |
+| `out_channels` | integer or null | `null` | By the type; another number is refused. `channels` means the same. |
+
+Keys of the types:
+
+| type | channels 2D / 3D | key | type | default | effect |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+LENGTH, SIGMA = "number, above 0", "number, at least 0"
+TASK_KEYS = {
+    "reach": (
+        f"{LENGTH}; or null",
+        "Distances are cut there, in the smallest voxel size; null: 16. It makes the halo, so smaller is faster.",
+    ),
+    "grad_sigma": (SIGMA, "Width of the Gaussian before the gradient, in voxels of the smallest spacing."),
+    "tensor_sigma": (SIGMA, "Width of the Gaussian over the products of the gradient, in the same unit."),
+    "sigma": (LENGTH, "Width of the Gaussian window, in voxels of the smallest spacing."),
+    "angle": ("number, 0 to 180 degrees", "Smallest angle between the directions of two nearest surfaces."),
+    "offsets": (
+        "list of lists of integer, or null",
+        "Partners in voxels, in the order of the axes, a channel each; null: the previous voxel along each axis.",
+    ),
+    "compute_from": ("", "The signed distance, or the 0/1 mask."),
+    "distance_type": (
+        "",
+        "d, negative inside; its depth inside, 0 outside; or its distance outside, 0 inside.",
+    ),
+    "side": ("", "Which voxels at a boundary are 1: on both sides, of labels above 0, or of the background."),
+}
+"""Type and effect of the tasks' keys; the type of one with a set of values is that set."""
+
+REQUESTS = """
+## `evaluate_config`
+
+Of `bundle/configs/evaluate.yaml`: how predictions are scored. `volumen evaluate` has a flag for each.
+
+| key | type | default | effect |
+| --- | --- | --- | --- |
+{evaluate}
+
+## More of `inference_config` in `inference.yaml`
+
+`bundle/configs/inference.yaml` has the keys of [`inference_config`](#inference_config) but `checkpoint_path` and
+`load_strict` (`checkpoint` names the network), and these:
+
+| key | type | default | effect |
+| --- | --- | --- | --- |
+{predict}
 """
 
 
@@ -60,6 +115,7 @@ def page() -> str:
     parts.append(section("A target", TargetConfig))
     parts.append(section("A loss of a target", LossSpec))
     parts.append(tasks())
+    parts.append(requests())
     return "\n".join(parts)
 
 
@@ -100,6 +156,8 @@ def type_text(hint: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(hint))
     if origin in (Union, types.UnionType):
         return " or ".join(type_text(part) for part in get_args(hint))
+    if origin is tuple:
+        return f"list of {type_text(get_args(hint)[0])}"
     if origin is list:
         return f"list of {type_text(get_args(hint)[0])}"
     if origin is dict or hint is dict:
@@ -136,18 +194,62 @@ def default(item: Any) -> str:
         return "required"
     # By identity: 0 and 1 equal False and True.
     names = {id(None): "null", id(True): "true", id(False): "false"}
-    return f"`{names.get(id(value), value)}`"
+    return f"`{names.get(id(value), list(value) if isinstance(value, tuple) else value)}`"
 
 
 def tasks() -> str:
-    """Return the table of derived targets."""
+    """Return the tables of derived targets: the keys of all, and those of each type.
+
+    Raises:
+        KeyError: a key of a task is not described.
+    """
     from scripts.transforms.task_registry import get_task, task_out_channels, task_types
 
     rows = []
     for name in task_types():
-        keys = ", ".join(f"`{key}: {value}`" for key, value in get_task(name).defaults.items())
-        rows.append(f"| `{name}` | {task_out_channels(name, 2)} / {task_out_channels(name, 3)} | {keys} |")
+        task, first = (
+            get_task(name),
+            f"`{name}` | {task_out_channels(name, 2)} / {task_out_channels(name, 3)}",
+        )
+        for key, value in task.defaults.items():
+            kind, effect = TASK_KEYS[key]
+            kind = ", ".join(f"`{choice}`" for choice in task.choices.get(key, ())) or kind
+            rows.append(f"| {first} | `{key}` | {kind} | `{'null' if value is None else value}` | {effect} |")
+            first = " | "
     return TASKS + "\n".join(rows) + "\n"
+
+
+def requests() -> str:
+    """Return the tables of what the bundle's other configs take beyond the sections of an experiment."""
+    import yaml
+    from scripts.inference.evaluation import EvaluateRequest
+    from scripts.inference.predict import PredictRequest
+    from scripts.sections import InferenceConfig
+
+    def keys(name: str) -> list[str]:
+        config = yaml.safe_load((ROOT / "bundle" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        return list(config[f"{name}_config"])
+
+    known = {item.name for item in fields(InferenceConfig)}
+    return REQUESTS.format(
+        evaluate=arguments(EvaluateRequest, keys("evaluate")),
+        predict=arguments(PredictRequest, [key for key in keys("inference") if key not in known]),
+    )
+
+
+def arguments(cls: Any, names: list[str]) -> str:
+    """Return the rows of a dataclass's fields, their effect from its docstring."""
+    said = re.sub(r"\n {9,}", " ", cls.__doc__)
+    hints = typing.get_type_hints(cls)
+    rows = []
+    for item in fields(cls):
+        if item.name in names:
+            effect = re.search(rf"^ +{item.name}: (.*)$", said, re.MULTILINE)
+            text = effect[1].replace("None", "null") if effect else ""
+            rows.append(
+                f"| `{item.name}` | {type_text(hints[item.name])} | {default(item)} | {text[:1].upper()}{text[1:]} |"
+            )
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class EvaluateRequest:
         output: folder of the report.
         masks: folder with `<image>` or `<image>_<target>`, scored where not 0; None: `masks` beside `labels`.
         targets: targets to score; None for all that have labels.
-        metrics: names of `scripts.metrics.target_metrics.ALL_METRICS`; None for all that make sense.
+        metrics: dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge;
+            None for all that make sense.
         tolerance: of the surface Dice in units of the spacing; None for one voxel.
         threshold: probability from which on a voxel is foreground.
         spacing: voxel size; None for that of the predictions or labels.
