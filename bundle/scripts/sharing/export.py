@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,21 +108,13 @@ def export(
         metrics=read_metrics(folder, predictor.epoch),
         training=training_summary(predictor, folder),
     )
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
-    except OSError as error:
-        raise writing_failed(output, error) from error
-    try:
+    with scratch_folder(output) as scratch:
         written = scratch / output.name
         WRITERS[to](predictor, written, metadata, Extras(folder, sample_image, license))
         agreement = compare(predictor, OPENERS[to](written, _channels(predictor)))
         report = ExportReport(output, to, written.stat().st_size, agreement)
         _refuse_disagreement(report)
         publish(written, output)
-    except OSError as error:
-        raise writing_failed(output, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return report
 
 
@@ -137,6 +130,24 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise VolumenError(output, "exists already", remedy="give --overwrite to replace it")
     if not output.absolute().parent.is_dir():
         raise VolumenError(output.parent, "there is no such folder", remedy="make it, or give another -o")
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """Give a folder beside the output, so that the finished file is moved by a rename; it goes afterwards.
+
+    Raises:
+        VolumenError: the disk is full or cannot be written.
+    """
+    folder: Path | None = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
+        yield folder
+    except OSError as error:
+        raise writing_failed(output, error) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(written: Path, output: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,8 @@ import yaml
 
 from scripts.bundle_root import bundle_root, license_text
 from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import writing_failed
 from scripts.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
-from scripts.sharing.export import check_output, publish
+from scripts.sharing.export import check_output, publish, scratch_folder
 from scripts.sharing.metadata import build_metadata, read_metrics, to_json, training_summary
 from scripts.sharing.model_card import model_card
 from scripts.sharing.packaged_configs import write_configs
@@ -90,7 +86,7 @@ def package(request: PackageRequest) -> PackageReport:
     license_text = _read_license(request.data_license)
     _check_repository(request.hf)
     predictor = load_predictor(request.checkpoint)
-    with _scratch(output) as scratch:
+    with scratch_folder(output) as scratch:
         folder = scratch / name
         write_bundle(predictor, folder, request, license_text)
         zipped = scratch / output.name
@@ -189,20 +185,6 @@ def _copy_picture(run_folder: Path, predictor: Predictor, folder: Path) -> str |
             shutil.copyfile(picture, folder / "docs" / f"preview{suffix}")
             return f"preview{suffix}"
     return None
-
-
-@contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """Give a folder beside the output, so that the finished file is moved by a rename; it goes afterwards."""
-    folder: Path | None = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
-        yield folder
-    except OSError as error:
-        raise writing_failed(output, error) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name(output: Path) -> str:
