@@ -89,11 +89,7 @@ def barrier() -> None:
 
 def any_rank(flag: bool, device: torch.device | None = None) -> bool:
     """Whether `flag` is true in at least one process."""
-    if not is_distributed():
-        return flag
-    told = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return bool(told.item())
+    return bool(_reduced(float(flag), dist.ReduceOp.MAX, device))
 
 
 def sum_over_ranks(values: Mapping[str, float], device: torch.device | None = None) -> dict[str, float]:
@@ -127,19 +123,19 @@ def broadcast(value: Any) -> Any:
 
 def smallest(count: int, device: torch.device | None = None) -> int:
     """The smallest of a number over all processes."""
-    if not is_distributed():
-        return count
-    told = torch.tensor(count, device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MIN)
-    return int(told.item())
+    return int(_reduced(count, dist.ReduceOp.MIN, device))
 
 
 def largest(value: float, device: torch.device | None = None) -> float:
     """The largest of a number over all processes: what all of them know alike, such as the time of the slowest."""
+    return _reduced(value, dist.ReduceOp.MAX, device)
+
+
+def _reduced(value: float, how: Any, device: torch.device | None) -> float:
     if not is_distributed():
         return value
     told = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    dist.all_reduce(told, op=how)
     return float(told.item())
 
 
