@@ -13,7 +13,7 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from scripts.transforms.distance_window import (
 )
 from scripts.transforms.filter_weights import Border, border_weights, fit_line, gaussian, keep, scale_to_one
 from scripts.transforms.task_registry import gaussian_radius
+
+Kernel = Callable[..., np.ndarray]
 
 MIN_GRADIENT = 0.1
 """Below this norm of the smoothed gradient a normal is undefined: surfaces that face each other cancel."""
@@ -312,21 +314,26 @@ def check_spacing(ndim: int, spacing: Sequence[float] | None) -> tuple[float, ..
 
 
 def _nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    volume = np.ascontiguousarray(feature).reshape(three_axes(feature.shape))
-    squared = distance_kernels.nearest_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
-    squared = distance_kernels.nearest_across(squared, costs[-2], part[-2].start, part[-2].stop, 1)
-    if feature.ndim == 3:
-        squared = distance_kernels.nearest_across(squared, costs[0], part[0].start, part[0].stop, 0)
-    return squared.reshape([piece.stop - piece.start for piece in part])
+    kernels = distance_kernels.nearest_in_row, distance_kernels.nearest_across
+    return _axis_by_axis(feature, kernels, costs, part)
 
 
 def _opposite_squared(kind: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    volume = np.ascontiguousarray(kind).reshape(three_axes(kind.shape))
-    signed = distance_kernels.opposite_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
-    signed = distance_kernels.opposite_across(signed, costs[-2], part[-2].start, part[-2].stop, 1)
-    if kind.ndim == 3:
-        signed = distance_kernels.opposite_across(signed, costs[0], part[0].start, part[0].stop, 0)
-    return signed.reshape([piece.stop - piece.start for piece in part])
+    kernels = distance_kernels.opposite_in_row, distance_kernels.opposite_across
+    return _axis_by_axis(kind, kernels, costs, part)
+
+
+def _axis_by_axis(
+    array: np.ndarray, kernels: tuple[Kernel, Kernel], costs: Sequence[np.ndarray], part: Region
+) -> np.ndarray:
+    """Return the squared distances that two kernels, for the rows and across them, find in `part` of an array."""
+    in_row, across = kernels
+    volume = np.ascontiguousarray(array).reshape(three_axes(array.shape))
+    squared = in_row(volume, costs[-1], part[-1].start, part[-1].stop)
+    squared = across(squared, costs[-2], part[-2].start, part[-2].stop, 1)
+    if array.ndim == 3:
+        squared = across(squared, costs[0], part[0].start, part[0].stop, 0)
+    return squared.reshape([piece.stop - piece.start for piece in part])
 
 
 def _filter(
