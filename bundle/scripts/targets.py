@@ -10,23 +10,10 @@ from typing import Any
 from scripts.errors import VolumenError
 from scripts.sections import LossSpec, TargetConfig
 from scripts.suggest import closest
+from scripts.transforms.task_registry import HEAD_KEYS, task_kind, task_out_channels, validate_task
 from scripts.validation import check_section
 
 logger = logging.getLogger(__name__)
-
-# Keys of an auxiliary task that concern the head and its losses; all others are parameters of the derivation.
-_HEAD_KEYS = {
-    "type",
-    "source_target",
-    "losses",
-    "loss_weight",
-    "weight",
-    "out_channels",
-    "channels",
-    "ds_interpolation",
-    "separate_decoder",
-    "activation",
-}
 
 
 @dataclass(frozen=True)
@@ -229,8 +216,6 @@ def _auxiliary_target(
     separate: bool,
     origin: str,
 ) -> Target:
-    from scripts.transforms.task_registry import task_kind, task_out_channels, validate_task
-
     where = f"{origin}: auxiliary_tasks.{name}"
     if not isinstance(entry, Mapping):
         raise VolumenError(where, expected="a mapping with type and source_target", found=repr(entry))
@@ -244,7 +229,7 @@ def _auxiliary_target(
             found=repr(source),
             remedy=closest(str(source), targets) or "name a labelled target",
         )
-    params = {key: value for key, value in entry.items() if key not in _HEAD_KEYS}
+    params = {key: value for key, value in entry.items() if key not in HEAD_KEYS}
     wanted = entry.get("out_channels", entry.get("channels"))
     validate_task(name, {"type": entry["type"], "out_channels": wanted, **params})
     losses = entry.get("losses")

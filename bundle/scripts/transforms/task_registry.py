@@ -49,7 +49,7 @@ DEFAULT_REACH = 16.0
 TRUNCATE = 4.0
 """A Gaussian filter looks this many standard deviations far, as SciPy's does."""
 
-COMMON_KEYS = frozenset(
+HEAD_KEYS = frozenset(
     {
         "type",
         "source_target",
@@ -61,13 +61,10 @@ COMMON_KEYS = frozenset(
         "activation",
         "separate_decoder",
         "ds_interpolation",
-        "classes",
-        "ignore_index",
-        "ignore_label",
-        "ignore_value",
-        "auxiliary_task",
     }
 )
+"""Keys of an auxiliary task that concern the head and its losses; all others are parameters of the derivation."""
+COMMON_KEYS = HEAD_KEYS | {"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"}
 """Keys of every auxiliary task besides those of its type."""
 
 
