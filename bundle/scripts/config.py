@@ -532,10 +532,10 @@ class ConfigManager:
     @cached_property
     def workers(self) -> int:
         """Processes that prepare patches."""
-        import os
+        from scripts.threads import cores
 
         configured = self.tr_config.num_dataloader_workers
-        return min(8, max(0, (os.cpu_count() or 1) - 1)) if configured is None else configured
+        return min(8, max(0, cores() - 1)) if configured is None else configured
 
     @property
     def rank(self) -> int:
