@@ -20,8 +20,8 @@ _MMAPS = 65536
 #: Settings of malloc that a user may have made, which then stand.
 _ENVIRONMENT = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
-# Steps after which a process has taken what it needs, and what it may grow by from then on.
-_SETTLING, _ROOM = 3, 1.25
+# Steps in which a process takes what it needs, and the share of that which it may hold from then on.
+_SETTLING, _ROOM = 3, 1.03
 
 _lock = threading.Lock()
 _holders = 0
@@ -54,7 +54,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def limit_kept_memory() -> None:
-    """Give what is free back to the system if the process has outgrown by a quarter what its first steps took.
+    """Give what is free back to the system if the process has outgrown what its first steps took.
 
     Until 2.38 glibc finds no room for an aligned block where one of the same size was freed alone, and takes
     more from the system instead: without this, a pattern of sizes that does so at each step would fill the memory.

@@ -15,6 +15,7 @@ import numpy as np
 from scripts.errors import VolumenError
 from scripts.inference.instances import read_rules
 from scripts.inference.journal import differences, identity, read_recipe
+from scripts.inference.work import LEAST_CACHE_BYTES, block_cache_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +147,13 @@ def content_of(volume: Any) -> str:
     if path.is_file():
         _digest_file(path, digest)
     elif path.is_dir():
-        for place in itertools.product(*(_places(size) for size in volume.shape)):
-            try:
-                digest.update(np.ascontiguousarray(volume.read(place)).tobytes())
-            except (VolumenError, OSError, ValueError, RuntimeError):
-                digest.update(b"unreadable")
+        # Without it, the chunks around all places would be kept.
+        with block_cache_of(LEAST_CACHE_BYTES):
+            for place in itertools.product(*(_places(size) for size in volume.shape)):
+                try:
+                    digest.update(np.ascontiguousarray(volume.read(place)).tobytes())
+                except (VolumenError, OSError, ValueError, RuntimeError):
+                    digest.update(b"unreadable")
     else:
         digest.update(volume.fingerprint().encode())
     return digest.hexdigest()
