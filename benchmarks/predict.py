@@ -1,8 +1,9 @@
 """Cost of a streamed prediction beyond the bare forward passes of its windows, and the gain of bfloat16.
 
 CPU seconds (time.process_time) on one thread, medians of alternating rounds. The reference runs the same network on as
-many windows of the same shape, and does nothing else. With `--nnunet` a second one is nnU-Net's predictor with the same
-network and windows, from an array in memory to class probabilities in memory; ours goes from file to file.
+many windows of the same shape, with freed memory kept as ours keeps it, and does nothing else. With `--nnunet` a second
+one is nnU-Net's predictor with the same network and windows, from an array in memory to class probabilities in memory;
+ours goes from file to file.
 
     python benchmarks/predict.py
     python benchmarks/predict.py --side 192 --features 32,64,128,256 --nnunet     # 125 windows, minutes a round
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 import zarr
 from scripts.data.volumes import open_volume
+from scripts.engines.memory import freed_memory_kept
 from scripts.inference.blending import gaussian_window
 from scripts.inference.heads import Head
 from scripts.inference.jobs import Job
@@ -53,7 +55,11 @@ def bare(predictor: Predictor, windows: int, dtype: str) -> float:
     """Return the CPU seconds of the forward passes alone."""
     window = torch.rand(1, 1, *predictor.patch_size)
     began = time.process_time()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+    with (
+        freed_memory_kept(torch.device("cpu")),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"),
+    ):
         for _ in range(windows):
             predictor.network(window)
     return time.process_time() - began
