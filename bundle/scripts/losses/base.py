@@ -85,6 +85,33 @@ class Loss(nn.Module):
         return pred, target, mask
 
 
+class ClassLoss(Loss):
+    """A loss of the probability of every class, in which the background may not count.
+
+    Args:
+        include_background: count class 0 as well; None: no for "multiclass", else yes.
+        kind: "binary", "multilabel" or "multiclass".
+    """
+
+    kinds = LABEL_KINDS
+    default_kind = "multilabel"
+
+    def __init__(self, include_background: bool | None, *, kind: str | None = None) -> None:
+        super().__init__(kind=kind)
+        self.include_background = (
+            self.kind != "multiclass" if include_background is None else include_background
+        )
+
+    def prepare(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return probabilities and target of the classes that count, 0 outside the mask, and the mask."""
+        pred, target, mask = super().prepare(pred, target, mask)
+        # Guarded once more: an ignored voxel's sigmoid is not 0, and its class index was made one-hot.
+        prob, target = guard(probabilities(pred, self.kind), mask), guard(target, mask)
+        if not self.include_background and prob.shape[1] > 1:
+            prob, target = prob[:, 1:], target[:, 1:]
+        return prob, target, mask
+
+
 def direction_groups(x: Tensor) -> Tensor:
     """Return (B, C, *spatial) as (B, C / d, d, *spatial), d spatial dimensions: one vector per group.
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.losses.base import LABEL_KINDS, Loss, probabilities
-from scripts.losses.masking import full_precision, guard, masked_mean
+from scripts.losses.base import ClassLoss
+from scripts.losses.masking import full_precision, masked_mean
 
 
 def surface_distance(
@@ -34,7 +34,7 @@ def surface_distance(
     return np.minimum(distance, reach)
 
 
-class BoundaryLoss(Loss):
+class BoundaryLoss(ClassLoss):
     """Mean over valid voxels and classes of |p - t| min(d, reach) / reach, d the distance to the surface.
 
     Kervadec et al. 2019: sum of p * phi with phi the signed distance of the truth. Here the part of phi that
@@ -50,9 +50,6 @@ class BoundaryLoss(Loss):
         kind: "binary", "multilabel" or "multiclass".
     """
 
-    kinds = LABEL_KINDS
-    default_kind = "multilabel"
-
     def __init__(
         self,
         reach: float = 10.0,
@@ -61,11 +58,10 @@ class BoundaryLoss(Loss):
         *,
         kind: str | None = None,
     ) -> None:
-        super().__init__(kind=kind)
+        super().__init__(include_background or None, kind=kind)
         if reach <= 0:
             raise ValueError(f"reach must be positive, got {reach}")
         self.reach = reach
-        self.include_background = include_background or self.kind != "multiclass"
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
 
     def forward(
@@ -76,10 +72,7 @@ class BoundaryLoss(Loss):
         scale: Sequence[float] | None = None,
     ) -> Tensor:
         with full_precision(pred):
-            pred, target, mask = self.prepare(pred, target, mask)
-            prob = guard(probabilities(pred, self.kind), mask)
-            if not self.include_background and prob.shape[1] > 1:
-                prob, target = prob[:, 1:], target[:, 1:]
+            prob, target, mask = self.prepare(pred, target, mask)
             error = torch.where(target > 0.5, 1 - prob, prob)
             return masked_mean(error * self._weights(target, mask, scale), mask)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scripts.losses.base import LABEL_KINDS, Loss, probabilities
+from scripts.losses.base import LABEL_KINDS, ClassLoss, Loss
 from scripts.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss
 from scripts.losses.masking import (
     full_precision,
@@ -17,7 +17,7 @@ from scripts.losses.masking import (
 )
 
 
-class OverlapLoss(Loss):
+class OverlapLoss(ClassLoss):
     """Sums over the valid voxels of each sample and class, of which overlap losses are made.
 
     Args:
@@ -27,9 +27,6 @@ class OverlapLoss(Loss):
         kind: "binary", "multilabel" (sigmoid) or "multiclass" (softmax).
     """
 
-    kinds = LABEL_KINDS
-    default_kind = "multilabel"
-
     def __init__(
         self,
         smooth: float = 1e-5,
@@ -38,12 +35,9 @@ class OverlapLoss(Loss):
         *,
         kind: str | None = None,
     ) -> None:
-        super().__init__(kind=kind)
+        super().__init__(include_background, kind=kind)
         self.smooth = smooth
         self.batch = batch
-        self.include_background = (
-            self.kind != "multiclass" if include_background is None else include_background
-        )
 
     def score(self, prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return numerator and denominator (B, C) of the overlap; both arguments are 0 in ignored voxels."""
@@ -51,10 +45,7 @@ class OverlapLoss(Loss):
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         with full_precision(pred):
-            pred, target, mask = self.prepare(pred, target, mask)
-            prob, target = guard(probabilities(pred, self.kind), mask), guard(target, mask)
-            if not self.include_background and prob.shape[1] > 1:
-                prob, target = prob[:, 1:], target[:, 1:]
+            prob, target, mask = self.prepare(pred, target, mask)
             numerator, denominator = self.score(prob, target)
             if not self.batch:
                 return sample_mean(self.cost(numerator, denominator).mean(dim=1), mask)

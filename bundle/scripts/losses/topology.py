@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import LABEL_KINDS, Loss, probabilities
+from scripts.losses.base import ClassLoss
 from scripts.losses.masking import full_precision, guard, sample_mean, spatial_dims
 
 
@@ -68,10 +68,7 @@ def soft_skeleton(x: Tensor, mask: Tensor, iterations: int) -> Tensor:
     return skeleton
 
 
-class _SkeletonLoss(Loss):
-    kinds = LABEL_KINDS
-    default_kind = "multilabel"
-
+class _SkeletonLoss(ClassLoss):
     def __init__(
         self,
         iterations: int = 3,
@@ -80,12 +77,11 @@ class _SkeletonLoss(Loss):
         *,
         kind: str | None = None,
     ) -> None:
-        super().__init__(kind=kind)
+        super().__init__(include_background or None, kind=kind)
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
         self.iterations = iterations
         self.smooth = smooth
-        self.include_background = include_background or self.kind != "multiclass"
 
     def cost(self, prob: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Return the loss per sample and class (B, C); both arguments are 0 in ignored voxels."""
@@ -93,10 +89,7 @@ class _SkeletonLoss(Loss):
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         with full_precision(pred):
-            pred, target, mask = self.prepare(pred, target, mask)
-            prob, target = guard(probabilities(pred, self.kind), mask), guard(target, mask)
-            if not self.include_background and prob.shape[1] > 1:
-                prob, target = prob[:, 1:], target[:, 1:]
+            prob, target, mask = self.prepare(pred, target, mask)
             return sample_mean(self.cost(prob, target, mask).mean(dim=1), mask)
 
 
