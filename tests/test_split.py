@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scripts.data.boxes import box_extent, boxes_overlap
+from scripts.data.boxes import Box, box_extent
 from scripts.data.split import MIN_REGION, Split, labelled_profiles, make_split
 from scripts.data.volumes import ArrayVolume
 from scripts.errors import VolumenError
@@ -186,3 +186,10 @@ def test_labelled_profiles_equal_direct_counts(num_threads):
     for target, flags in truth.items():
         for axis, expected in enumerate(profiles_of(flags)):
             assert np.array_equal(found["a"][target][axis], expected)
+
+
+def boxes_overlap(a: Box, b: Box) -> bool:
+    """Tell whether two boxes of one volume share a voxel."""
+    return all(
+        max(a_start, b_start) < min(a_stop, b_stop) for (a_start, a_stop), (b_start, b_stop) in zip(a, b)
+    )

@@ -16,10 +16,3 @@ def whole_box(shape: Sequence[int]) -> Box:
 def box_extent(box: Box) -> tuple[int, ...]:
     """Return the box's size in voxels per axis."""
     return tuple(stop - start for start, stop in box)
-
-
-def boxes_overlap(a: Box, b: Box) -> bool:
-    """Tell whether two boxes of one volume share a voxel."""
-    return all(
-        max(a_start, b_start) < min(a_stop, b_stop) for (a_start, a_stop), (b_start, b_stop) in zip(a, b)
-    )
