@@ -18,7 +18,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.data.boxes import box_extent, whole_box
+from scripts.data.boxes import bounding_box, box_extent, whole_box
 from scripts.data.index_cache import cache_path, load_arrays, store_arrays
 from scripts.data.label_counts import ANY_OBJECT
 from scripts.data.patches import PatchTable, axis_starts, find_valid_patches
@@ -585,6 +585,10 @@ def test_indexing_imports_no_torch():
 def test_boxes():
     assert box_extent(((2, 5), (0, 4))) == (3, 4)
     assert whole_box((3, 4)) == ((0, 3), (0, 4))
+    where = np.zeros((6, 7), bool)
+    assert bounding_box(where) == ((0, 0), (0, 0))
+    where[2, 5] = where[4, 1] = True
+    assert bounding_box(where) == ((2, 5), (1, 6))
 
 
 def masked_case():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 Box = tuple[tuple[int, int], ...]
 """(start, stop) per spatial axis, in the volume's axis order; stop is exclusive."""
 
@@ -16,3 +18,12 @@ def whole_box(shape: Sequence[int]) -> Box:
 def box_extent(box: Box) -> tuple[int, ...]:
     """Return the box's size in voxels per axis."""
     return tuple(stop - start for start, stop in box)
+
+
+def bounding_box(where: np.ndarray) -> Box:
+    """Return the smallest box that holds all true elements; (0, 0) along every axis where there is none."""
+    sides = []
+    for axis in range(where.ndim):
+        along = np.flatnonzero(where.any(axis=tuple(other for other in range(where.ndim) if other != axis)))
+        sides.append((int(along[0]), int(along[-1]) + 1) if along.size else (0, 0))
+    return tuple(sides)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.inference.stream import bounding_box
+from scripts.data.boxes import bounding_box
 from scripts.inference.windows import Box, PredictPlan
 
 MOST_PIECES_PER_WORKER = 4
@@ -91,8 +91,9 @@ def _halve(plan: PredictPlan, todo: np.ndarray, piece: Piece) -> list[Piece]:
 
 def _piece(plan: PredictPlan, todo: np.ndarray, blocks: Box) -> Piece | None:
     """Return the piece of the unfinished blocks in a box, None where all are finished."""
-    inside = bounding_box(todo[tuple(slice(first, stop) for first, stop in blocks)])
-    if not inside:
+    here = todo[tuple(slice(first, stop) for first, stop in blocks)]
+    if not here.any():
         return None
+    inside = bounding_box(here)
     tight = tuple((low + a, low + b) for (low, _), (a, b) in zip(blocks, inside, strict=True))
     return Piece(tight, math.prod(len(numbers) for numbers in plan.windows_touching(tight)))

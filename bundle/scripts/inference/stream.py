@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.data.boxes import bounding_box
 from scripts.inference.blending import BlockAccumulator
 from scripts.inference.windows import PredictPlan
 
@@ -51,23 +52,13 @@ def needed_batches(plan: PredictPlan, done: np.ndarray | None) -> Iterator[range
     if done is None:
         yield from plan.batches()
         return
-    box = bounding_box(~done)
+    if done.all():
+        return
     last = range(0)
-    for position in plan.positions(plan.windows_touching(box)) if box else ():
+    for position in plan.positions(plan.windows_touching(bounding_box(~done))):
         if position not in last and not done[plan.touched(position)].all():
             last = plan.batch_of(position)
             yield last
-
-
-def bounding_box(where: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Return start and stop per axis of the smallest box with all true elements; () where none is."""
-    if not where.any():
-        return ()
-    sides = []
-    for axis in range(where.ndim):
-        along = np.flatnonzero(where.any(axis=tuple(a for a in range(where.ndim) if a != axis)))
-        sides.append((int(along[0]), int(along[-1]) + 1))
-    return tuple(sides)
 
 
 def stream(

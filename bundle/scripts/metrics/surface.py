@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scripts.data.boxes import bounding_box
+
 
 def surface_voxels(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
     """Return the voxels of a mask with a face neighbour outside it.
@@ -75,7 +77,7 @@ def surface_distances(
         raise ValueError(f"spacing must have {pred.ndim} entries, got {step}")
     diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(pred.shape, step, strict=True)))
     surfaces = [surface_voxels(mask, known) for mask in (pred, truth)]
-    box = _bounding_box(surfaces[0] | surfaces[1])
+    box = tuple(slice(*side) for side in bounding_box(surfaces[0] | surfaces[1]))
     of_pred, of_truth = (surface[box] for surface in surfaces)
     wanted = None if counted is None else counted[box]
     found = []
@@ -87,14 +89,6 @@ def surface_distances(
         else:
             found.append(np.full(np.count_nonzero(picked), diagonal, dtype=np.float32))
     return SurfaceDistances(found[0], found[1], diagonal)
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    box = []
-    for axis in range(mask.ndim):
-        line = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(line[0]), int(line[-1]) + 1) if line.size else slice(0, 0))
-    return tuple(box)
 
 
 def surface_dice_counts(distances: SurfaceDistances, tolerance: float) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.transforms.distance_window import Region, check_masks
+from scripts.data.boxes import bounding_box, whole_box
+from scripts.transforms.distance_window import check_masks
 from scripts.transforms.fields import check_spacing, erode, gradient, signed_distance, smooth
 from scripts.transforms.instance_distance import instance_distance
 from scripts.transforms.label_fields import FieldFunctions, LabelFields, core_sizes
@@ -60,7 +61,7 @@ class SourceFields(LabelFields):
         check_masks((1, *full), known=known, in_volume=in_volume)
 
         inside = None if in_volume is None else np.asarray(in_volume[0], dtype=bool)
-        box = _bounding_box(inside, full)
+        box = tuple(slice(*side) for side in (whole_box(full) if inside is None else bounding_box(inside)))
         self._core = tuple(
             slice(max(edge - part.start, 0), max(min(edge + size, part.stop) - part.start, 0))
             for edge, size, part in zip(halo, self.core_shape, box)
@@ -150,15 +151,3 @@ def derive_from(
         return values, np.zeros((1, *source.core_shape), bool)
     values, valid = task.derive(source, params)
     return source.restore(values.astype(np.float32, copy=False)), source.restore(valid)
-
-
-def _bounding_box(inside: np.ndarray | None, shape: Sequence[int]) -> Region:
-    """Return the smallest box that holds all True voxels; an empty one where there is none."""
-    if inside is None:
-        return tuple(slice(0, size) for size in shape)
-    box = []
-    for axis in range(inside.ndim):
-        others = tuple(other for other in range(inside.ndim) if other != axis)
-        found = np.flatnonzero(inside.any(axis=others))
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0))
-    return tuple(box)
