@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scripts.transforms.derive import DeriveTargetsd
+from scripts.transforms.distance_window import surroundings
 from scripts.transforms.instances import InstancesToTargetd, instance_halo
 from scripts.transforms.task_registry import derive_halo, in_voxels
 
@@ -95,10 +96,7 @@ def _read_around(
     region: tuple[slice, ...], halo: Sequence[int], label: Volume, mask: Volume | None, ignore: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return label (Ct, *wide), known and inside the volume, both bool (1, *wide), wide being region and halo."""
-    there = tuple(
-        slice(max(part.start - h, 0), min(part.stop + h, n))
-        for part, h, n in zip(region, halo, label.shape, strict=True)
-    )
+    there, _ = surroundings(label.shape, region, halo)
     wide = tuple(part.stop - part.start + 2 * h for part, h in zip(region, halo, strict=True))
     place = tuple(
         slice(t.start - part.start + h, t.stop - part.start + h)

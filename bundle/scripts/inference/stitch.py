@@ -20,6 +20,7 @@ from scripts.inference.block_files import BlockFiles
 from scripts.inference.blocks import Region, block_box, block_counts, neighbours
 from scripts.inference.instances import renumber
 from scripts.inference.postprocess import join
+from scripts.transforms.distance_window import surroundings
 
 Segment = Callable[[Region], np.ndarray]
 Read = Callable[[Region], np.ndarray]
@@ -97,11 +98,7 @@ def _segment_block(
     segment: Segment, box: Region, shape: tuple[int, ...], halo: Sequence[int]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return a block's own numbers, and what is kept: sizes of its instances, instances on both planes of each face."""
-    outer = tuple(
-        slice(max(part.start - h, 0), min(part.stop + h, n))
-        for part, h, n in zip(box, halo, shape, strict=True)
-    )
-    inner = tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, outer, strict=True))
+    outer, inner = surroundings(shape, box, halo)
     found = segment(outer)
     labels, count = renumber(found[inner])
     # Numbers of the inner part for the whole: 0 for instances that only the halo holds.

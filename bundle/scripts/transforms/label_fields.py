@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from scripts.transforms.distance_window import Region
+from scripts.transforms.distance_window import Region, surroundings
 from scripts.transforms.fields import check_spacing
 from scripts.transforms.task_registry import add_radii, gradient_radius, in_voxels, resolve_reach
 
@@ -90,12 +90,8 @@ class LabelFields(ABC):
 
     def window(self, margin: Sequence[int] | None = None) -> Region:
         """Return the core with `margin` voxels around it, as far as the arrays go."""
-        return tuple(
-            slice(max(part.start - extra, 0), min(part.stop + extra, size))
-            for part, extra, size in zip(
-                self._core, margin or (0,) * self.ndim, self._labels.shape[-self.ndim :]
-            )
-        )
+        around, _ = surroundings(self._labels.shape[-self.ndim :], self._core, margin or (0,) * self.ndim)
+        return around
 
     def inner(self, outer: Sequence[int] | None, inner: Sequence[int] | None = None) -> Region:
         """Return the window of margin `inner` as slices of an array on the window of margin `outer`."""
