@@ -16,7 +16,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 
 from scripts.errors import VolumenError
 from scripts.transforms import filters
-from scripts.transforms.spatial import thin_axis
+from scripts.transforms.spatial import about_one, thin_axis
 
 _SEEDS = 2**32
 
@@ -57,13 +57,6 @@ class RandIntensityd(RandomizableTransform, MapTransform):
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
         """Writes one changed channel (*spatial) into `out`; axis `frozen` is too coarse to be filtered."""
         raise NotImplementedError
-
-    def about_one(self, span: Sequence[float]) -> float:
-        """A factor in `span`, below 1 as often as above (batchgenerators' contrast range)."""
-        low, high = span
-        if low < 1.0 < high:
-            low, high = (low, 1.0) if self.R.uniform() < 0.5 else (1.0, high)
-        return float(self.R.uniform(low, high))
 
 
 class RandNoised(RandIntensityd):
@@ -127,7 +120,7 @@ class RandBrightnessd(RandIntensityd):
         self.factor_range = _span("factor_range", factor_range, 0.0)
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        np.multiply(image, np.float32(self.about_one(self.factor_range)), out=out)
+        np.multiply(image, np.float32(about_one(self.R, self.factor_range)), out=out)
 
 
 class RandContrastd(RandIntensityd):
@@ -147,7 +140,7 @@ class RandContrastd(RandIntensityd):
         self.factor_range = _span("factor_range", factor_range, 0.0)
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        filters.contrast(image, self.about_one(self.factor_range), out)
+        filters.contrast(image, about_one(self.R, self.factor_range), out)
 
 
 class RandLowResolutiond(RandIntensityd):
@@ -195,7 +188,7 @@ class RandGammad(RandIntensityd):
         self.invert, self.retain_stats = invert, retain_stats
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        filters.gamma(image, self.about_one(self.gamma_range), self.invert, self.retain_stats, out)
+        filters.gamma(image, about_one(self.R, self.gamma_range), self.invert, self.retain_stats, out)
 
 
 def _span(name: str, span: Sequence[float], least: float) -> tuple[float, float]:

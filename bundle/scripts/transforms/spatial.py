@@ -131,7 +131,7 @@ class RandSpatialTransformd(RandomizableTransform):
             for axis in axes:
                 matrix = matrix @ _rotation(ndim, axis, self._angle(planar=len(axes) == 1))
         if self.R.uniform() < self.prob_scale:
-            scale = np.full(ndim, self._scale())
+            scale = np.full(ndim, about_one(self.R, self.scale_range))
             if thin is not None:
                 scale[thin] = 1.0
             matrix = matrix * scale[None, :]
@@ -150,13 +150,6 @@ class RandSpatialTransformd(RandomizableTransform):
         if limit is None:
             limit = 180.0 if planar else 30.0
         return float(np.deg2rad(self.R.uniform(-limit, limit)))
-
-    def _scale(self) -> float:
-        # As in batchgenerators: shrinking and enlarging are equally likely, however the range lies about 1.
-        low, high = self.scale_range
-        if low < 1.0 < high:
-            low, high = (low, 1.0) if self.R.uniform() < 0.5 else (1.0, high)
-        return float(self.R.uniform(low, high))
 
     def _axes(self, ndim: int, thin: int | None) -> list[int]:
         if self.rotation_axes is None:
@@ -243,3 +236,11 @@ def _interchangeable(
         for order in permutations(range(ndim))
         if all(group[axis] == group[source] for axis, source in enumerate(order))
     ]
+
+
+def about_one(random: np.random.RandomState, span: Sequence[float]) -> float:
+    """Draw a factor in `span`: below 1 as often as above, however the span lies about it, as in batchgenerators."""
+    low, high = span
+    if low < 1.0 < high:
+        low, high = (low, 1.0) if random.uniform() < 0.5 else (1.0, high)
+    return float(random.uniform(low, high))
