@@ -20,7 +20,7 @@ from monai.engines import Workflow
 from scripts.engines import distributed
 from scripts.handlers.checkpoint_file import write_run_file
 from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.state import register_state
+from scripts.handlers.state import between_epochs, register_state
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _EpochLog:
 
     def _remember(self, engine: Workflow) -> None:
         # An epoch that is resumed in its middle keeps the rate that it began with.
-        if engine.state.iteration % engine.state.epoch_length == 0:
+        if between_epochs(engine):
             self._learning_rate = float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, float]:

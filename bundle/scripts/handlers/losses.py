@@ -12,7 +12,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from scripts.engines import distributed
-from scripts.handlers.state import register_state
+from scripts.handlers.state import between_epochs, register_state
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class LossAverages:
 
     def _clear(self, engine: Workflow) -> None:
         # Not at the epoch's end: a signal during validation saves the epoch as it stands before that.
-        if engine.state.epoch_length is None or engine.state.iteration % engine.state.epoch_length == 0:
+        if between_epochs(engine):
             self._sums, self._counts, self._counted = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
 
 from scripts.engines import distributed
-from scripts.handlers.state import register_state
+from scripts.handlers.state import between_epochs, register_state
 from scripts.transforms.decide import DECISIONS, LABEL_KINDS
 
 
@@ -47,7 +47,7 @@ class RunningDice(Metric):
 
     def _begin(self, engine: Engine) -> None:
         # An epoch that is resumed in its middle goes on with its counts.
-        if engine.state.epoch_length is None or engine.state.iteration % engine.state.epoch_length == 0:
+        if between_epochs(engine):
             self.reset()
 
     def reset(self) -> None:

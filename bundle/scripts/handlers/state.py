@@ -35,6 +35,12 @@ class Divided(Stateful, Protocol):
         ...
 
 
+def between_epochs(engine: Engine) -> bool:
+    """Whether no epoch is under way, so that its memory is to begin anew; a resumed one may be in its middle."""
+    length = engine.state.epoch_length
+    return length is None or engine.state.iteration % length == 0
+
+
 def register_state(engine: Engine, name: str, item: Stateful) -> None:
     """Have an object's state saved in every checkpoint of this trainer and restored on resuming.
 
