@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
 from scripts.bundle_root import configs_dir
@@ -304,6 +305,24 @@ def test_a_snapshot_configures_the_same_experiment_again(tmp_path):
     assert second.network_config == first.network_config
     assert second.patch_size == first.patch_size == (20, 20, 20)
     assert second.targets == first.targets
+
+
+def test_a_snapshot_holds_the_voxel_size_that_was_told_and_not_one_that_is_assumed(tmp_path):
+    untold = write_tiff_folder(tmp_path / "a", {"scroll": {"surface": shells((24, 24, 64))}})
+
+    def sizes(**dataset) -> tuple:
+        config = ConfigManager(
+            tr_config={"patch_size": [16, 16, 16]}, dataset_config=dataset, dataset_dir=str(untold)
+        )
+        section = config.snapshot()["dataset_config"]
+        return section["spacing"], section["trained_spacing"]
+
+    assert sizes() == (None, None)
+    assert sizes(spacing=[3, 1, 1]) == ([3, 1, 1], [3, 1, 1])
+    for file in (untold / "images").iterdir():
+        space = {"axes": "ZYX", "spacing": 3.0, "unit": "um"}
+        tifffile.imwrite(file, tifffile.imread(file), imagej=True, resolution=(2.0, 2.0), metadata=space)
+    assert sizes() == (None, [3, 0.5, 0.5])
 
 
 def test_a_snapshot_names_the_checkpoint_that_weights_came_from_and_no_other(tmp_path):

@@ -14,9 +14,10 @@ from prediction import blend_in_memory, make_predictor, save_checkpoint
 from scripts.data.volumes import ArrayVolume
 from scripts.errors import VolumenError
 from scripts.inference.jobs import Job
-from scripts.inference.predict import PredictRequest, predict, predict_volume
+from scripts.inference.predict import PredictRequest, check_image, predict, predict_volume
 from scripts.inference.predictor import load_predictor, predict_array
 from scripts.inference.sliding import SlidingWindow
+from scripts.inference.tta import transforms
 from scripts.transforms.normalize import Normalizer
 
 ALL_HEADS_3D = {
@@ -211,6 +212,20 @@ def test_another_type_or_range_than_in_training_is_told(values, message, tmp_pat
     object.__setattr__(predictor, "normalizer", Normalizer("none"))
     predict_volume(predictor, Job(ArrayVolume(values), tmp_path / "o.zarr"), request_for("o"))
     assert re.search(message, caplog.text)
+
+
+def test_another_ratio_of_spacings_than_in_training_is_told_and_turns_keep_to_equal_ones(tmp_path, caplog):
+    state = torch.load(save_checkpoint(tmp_path / "m.pth"), weights_only=True)
+    state["config"]["dataset_config"].update(spacing=None, trained_spacing=[3.0, 1.0, 1.0])
+    torch.save(state, tmp_path / "m.pth")
+    predictor = load_predictor(tmp_path / "m.pth")
+    assert predictor.spacing == (3.0, 1.0, 1.0)
+    for spacing, told in (((6.0, 2.0, 2.0), False), ((1.0, 1.0, 1.0), True), (None, False)):
+        caplog.clear()
+        check_image(predictor, ArrayVolume(np.zeros((8, 8, 8), np.uint8), spacing=spacing))
+        assert ("the network was trained on (3.0, 1.0, 1.0)" in caplog.text) is told
+    # Flips, and quarter turns in the plane of the axes that are alike: 8 flips of 2 orders.
+    assert len(transforms("rotate", predictor.patch_size, predictor.spacing)) == 16
 
 
 def test_nan_in_an_image_does_not_spread(tmp_path):

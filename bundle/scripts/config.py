@@ -212,6 +212,11 @@ class ConfigManager:
 
         return median_spacing(self.cases)
 
+    @property
+    def _spacing_is_told(self) -> bool:
+        """Whether the settings or a file say the voxel size, so that it is not assumed."""
+        return bool(self.dataset_config.spacing) or any(case.image.spacing is not None for case in self.cases)
+
     @cached_property
     def split(self) -> Split:
         """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
@@ -760,6 +765,7 @@ class ConfigManager:
                 "format": self.layout.format,
                 "targets": {name: target.snapshot() for name, target in self.primary_targets.items()},
                 "spacing": list(self.spacing) if self.dataset_config.spacing else None,
+                "trained_spacing": list(self.spacing) if self._spacing_is_told else None,
                 "intensity_properties": self.intensity_properties,
             },
             "inference_config": asdict(self.inference_config),

@@ -299,6 +299,13 @@ class DatasetConfig:
         list[Annotated[float, Field(gt=0)]] | None,
         Field(description="Voxel size per spatial axis; null: from metadata, else 1."),
     ] = None
+    trained_spacing: Annotated[
+        list[Annotated[float, Field(gt=0)]] | None,
+        Field(
+            description="Written by a run: the median voxel size of its data, which prediction compares with its"
+            " image's; null: no file told one."
+        ),
+    ] = None
     min_labeled_ratio: Annotated[
         Share, Field(description="Least labelled share of a training patch (masks first, else labels).")
     ] = 0.10

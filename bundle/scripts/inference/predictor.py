@@ -130,7 +130,7 @@ def load_predictor(
         ) from None
     network.to(device).eval()
     dataset = config.get("dataset_config", {})
-    spacing = dataset.get("spacing")
+    spacing = dataset.get("spacing") or dataset.get("trained_spacing")
     ndim = int(final_config["spatial_dims"])
     return Predictor(
         network=network,
