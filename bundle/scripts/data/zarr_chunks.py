@@ -144,15 +144,10 @@ class ChunkReader:
                 vanished, as with a disk that is no longer mounted: it is not taken for one without chunks.
         """
         out = np.empty([part.stop - part.start for part in region], self.dtype)
-        spans = [range(p.start // c, -(-p.stop // c)) for p, c in zip(region, self.chunks)]
-        for index in product(*spans):
-            source, target = [], []
-            for part, chunk, i in zip(region, self.chunks, index):
-                low, high = max(part.start, i * chunk), min(part.stop, (i + 1) * chunk)
-                source.append(slice(low - i * chunk, high - i * chunk))
-                target.append(slice(low - part.start, high - part.start))
+        for parts in product(*(_along(part, chunk) for part, chunk in zip(region, self.chunks))):
+            index, source, target = zip(*parts)
             block = self._chunk(index, source)
-            out[tuple(target)] = self._fill if block is None else block[tuple(source)]
+            out[target] = self._fill if block is None else block[source]
         return out
 
     def _chunk(self, index: tuple[int, ...], source: Sequence[slice]) -> np.ndarray | None:
@@ -221,6 +216,16 @@ class ChunkReader:
         data = _read_at(descriptor, wanted, max(size - wanted, 0) if self._shards.at_end else 0)
         body = _verify_checksum(data) if self._shards.checksum else data
         return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+
+def _along(part: slice, chunk: int) -> list[tuple[int, slice, slice]]:
+    """Give the chunks that a part of an axis touches: the number of each, what of it, and where in the part."""
+    found = []
+    for number in range(part.start // chunk, -(-part.stop // chunk)):
+        first = number * chunk
+        low, high = max(part.start, first), min(part.stop, first + chunk)
+        found.append((number, slice(low - first, high - first), slice(low - part.start, high - part.start)))
+    return found
 
 
 class _NotStoredError(Exception):
