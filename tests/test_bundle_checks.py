@@ -310,6 +310,44 @@ def test_the_training_config_has_every_property_and_uses_it(data, tmp_path, caps
     workflow.finalize()
 
 
+@pytest.mark.slow
+def test_the_configs_for_several_processes_train_and_score(data, tmp_path):
+    """By torchrun and MONAI's runner, on processors: two processes, one run and one report."""
+
+    def launch(configs: list[str], *words: str) -> None:
+        paths = str([str(CONFIGS / name) for name in configs])
+        command = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "monai.bundle",
+            "run",
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(BUNDLE), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *command, *words, "--config_file", paths, "--dataset_dir", str(data)],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    launch(
+        ["train.yaml", "multi_gpu_train.yaml"], "training", "--output_dir", "out", "--device_name", "cpu",
+        "--tr_config#patch_size", "[16, 16, 16]", "--tr_config#max_epoch", "1",
+        "--tr_config#max_steps_per_epoch", "2", "--tr_config#num_dataloader_workers", "0",
+        "--model_config#features_per_stage", "[4, 8]",
+    )  # fmt: skip
+    run = tmp_path / "out" / "model"
+    assert len((run / "metrics.csv").read_text().splitlines()) == 2
+    words = ["--checkpoint", str(run / "model_1.pth"), "--dataset_dir", str(data), "--output_dir", "found"]
+    monai("run", "--config_file", str(CONFIGS / "inference.yaml"), *words, cwd=tmp_path)
+    launch(
+        ["evaluate.yaml", "multi_gpu_evaluate.yaml"], "--predictions", "found", "--output_dir", "report"
+    )  # fmt: skip
+    assert set(json.loads((tmp_path / "report" / "metrics.json").read_text())["cases"]) == {"scroll"}
+
+
 def watch(item: object, method: str, name: str, calls: list[str]) -> None:
     """Note the calls of an object's method."""
     original = getattr(item, method)
