@@ -26,7 +26,7 @@ from scripts.inference.predictor import Predictor
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
 from scripts.sharing.exporters import Extras, Run, dynamic_shape, need, quiet, sample
 from scripts.sharing.input_steps import InputSteps, input_steps
-from scripts.sharing.metadata import channel_names, meaning
+from scripts.sharing.metadata import channel_names, find_preview, meaning
 from scripts.sharing.zoo_card import zoo_card
 
 logger = logging.getLogger(__name__)
@@ -404,14 +404,12 @@ def _preview(extras: Extras, predictor: Predictor) -> Any:
     """Return the middle frame of the run's preview, or None."""
     from PIL import Image
 
-    model_name = predictor.config.get("tr_setup", {}).get("model_name", "model")
-    for suffix in (".gif", ".png"):
-        preview = extras.run_folder / f"{model_name}_debug{suffix}" if extras.run_folder else None
-        if preview is not None and preview.is_file():
-            with Image.open(preview) as picture:
-                picture.seek(getattr(picture, "n_frames", 1) // 2)
-                return picture.convert("RGB")
-    return None
+    preview = find_preview(extras.run_folder, predictor) if extras.run_folder else None
+    if preview is None:
+        return None
+    with Image.open(preview) as picture:
+        picture.seek(getattr(picture, "n_frames", 1) // 2)
+        return picture.convert("RGB")
 
 
 def _test(path: Path) -> None:

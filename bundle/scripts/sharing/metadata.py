@@ -195,6 +195,13 @@ def training_summary(predictor: Predictor, run_folder: Path) -> dict[str, Any]:
     return summary
 
 
+def find_preview(run_folder: Path, predictor: Predictor) -> Path | None:
+    """Return the latest preview of the run that made a checkpoint, None where there is none."""
+    model_name = predictor.config.get("tr_setup", {}).get("model_name", "model")
+    pictures = (run_folder / f"{model_name}_debug{suffix}" for suffix in (".gif", ".png"))
+    return next((picture for picture in pictures if picture.is_file()), None)
+
+
 def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
     """Return the validation metrics of an epoch from a run's `metrics.csv`; none where there is no such row.
 

@@ -16,7 +16,7 @@ from scripts.bundle_root import bundle_root, license_text
 from scripts.errors import VolumenError
 from scripts.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
 from scripts.sharing.export import check_output, publish, scratch_folder
-from scripts.sharing.metadata import build_metadata, read_metrics, to_json, training_summary
+from scripts.sharing.metadata import build_metadata, find_preview, read_metrics, to_json, training_summary
 from scripts.sharing.model_card import model_card
 from scripts.sharing.packaged_configs import write_configs
 from scripts.sharing.released import WEIGHTS, write_released
@@ -178,13 +178,12 @@ def _note_large_file(folder: Path, url: str | None) -> None:
 
 def _copy_picture(run_folder: Path, predictor: Predictor, folder: Path) -> str | None:
     """Copy the run's preview beside the model card; return its name there, or None."""
-    model_name = predictor.config.get("tr_setup", {}).get("model_name", "model")
-    for suffix in (".gif", ".png"):
-        picture = run_folder / f"{model_name}_debug{suffix}"
-        if picture.is_file():
-            shutil.copyfile(picture, folder / "docs" / f"preview{suffix}")
-            return f"preview{suffix}"
-    return None
+    picture = find_preview(run_folder, predictor)
+    if picture is None:
+        return None
+    name = f"preview{picture.suffix}"
+    shutil.copyfile(picture, folder / "docs" / name)
+    return name
 
 
 def _name(output: Path) -> str:
