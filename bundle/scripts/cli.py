@@ -165,7 +165,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--amp", choices=("auto", "off", "float16", "bfloat16"), help="mixed precision (default: auto)"
     )
     machine.add_argument(
-        "--workers", type=int, metavar="N", help="processes that prepare patches (default: cores less 1)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare patches (default: cores less 1, at most 8)",
     )
 
     machine.add_argument(

@@ -15,7 +15,11 @@ EXPORT_FORMATS = ("torchscript", "onnx", "pt2", "bioimageio")
 def add_package_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen package` to a parser."""
     parser.add_argument(
-        "-m", "--checkpoint", metavar="MODEL.pth", required=True, help="trained network, a .pth file"
+        "-m",
+        "--checkpoint",
+        metavar="MODEL.pth",
+        required=True,
+        help="trained network: a .pth file, or a bundle's model.pt",
     )
     parser.add_argument("-o", "--output", required=True, metavar="NAME.zip", help="the bundle to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle if it is there")
@@ -71,7 +75,11 @@ def run_package(arguments: argparse.Namespace) -> int:
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen export` to a parser."""
     parser.add_argument(
-        "-m", "--checkpoint", metavar="MODEL.pth", required=True, help="trained network, a .pth file"
+        "-m",
+        "--checkpoint",
+        metavar="MODEL.pth",
+        required=True,
+        help="trained network: a .pth file, or a bundle's model.pt",
     )
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the file")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
