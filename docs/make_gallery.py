@@ -404,7 +404,8 @@ def draw_curve(group: Group, name: str) -> None:
         (group.axis, (box[0] + box[2]) / 2, box[3] + 4 * scale, "mt"),
     ):
         draw.text((x, y), text, font=font, fill=(90, 96, 104), anchor=anchor)
-    small = canvas.resize((width * 3 // 2, height * 3 // 2), Image.Resampling.LANCZOS)
+    # Two fit into a page's column.
+    small = canvas.resize((330, 330 * height // width), Image.Resampling.LANCZOS)
     small.quantize(32, dither=Image.Dither.NONE).save(CHARTS / f"{name}.png", optimize=True)
 
 
