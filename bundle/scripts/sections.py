@@ -125,7 +125,7 @@ class TrainingConfig:
     ] = None
     time_budget_choice: Annotated[
         str | None,
-        Field(description="Written by a run with a time budget: what it chose. Read by nobody else."),
+        Field(description="Written by a run with a time budget: what it chose."),
     ] = None
     max_epoch: Annotated[Positive, Field(description="Epochs to train.")] = 1000
     max_steps_per_epoch: Annotated[
