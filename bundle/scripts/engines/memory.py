@@ -21,12 +21,14 @@ _MMAPS = 65536
 _ENVIRONMENT = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 # Steps in which a process takes what it needs, and the share of that which it may hold from then on.
-_SETTLING, _ROOM = 3, 1.03
+_SETTLING, _ROOM = 3, 1.02
+# Steps within which memory that is short again was not short by what was left lying, but is needed.
+_SOON = 30
 
 _lock = threading.Lock()
 _holders = 0
-_settling = 0
-_limit = 0.0
+_settling, _limit = 0, 0.0
+_rising, _steps = True, 0
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -41,7 +43,7 @@ def keep_freed_memory(device: torch.device) -> None:
     Args:
         device: where the network runs.
     """
-    global _holders, _settling, _limit
+    global _holders, _settling, _limit, _rising, _steps
     library = _glibc()
     if device.type != "cpu" or library is None:
         return
@@ -49,6 +51,7 @@ def keep_freed_memory(device: torch.device) -> None:
         _holders += 1
         if _holders == 1:
             _settling, _limit = _SETTLING, 0.0
+            _rising, _steps = True, 0
             library.mallopt(_MMAP_MAX, 0)
             library.mallopt(_TRIM_THRESHOLD, -1)
 
@@ -56,20 +59,23 @@ def keep_freed_memory(device: torch.device) -> None:
 def limit_kept_memory() -> None:
     """Give what is free back to the system if the process has outgrown what its first steps took.
 
+    Where that does not help for long, the process may hold more from then on.
     Until 2.38 glibc finds no room for an aligned block where one of the same size was freed alone, and takes
     more from the system instead: without this, a pattern of sizes that does so at each step would fill the memory.
     """
-    global _settling, _limit
+    global _settling, _limit, _rising, _steps
     if not _holders:
         return
     with _lock:
         resident = _resident()
+        _steps += 1
         if _settling:
             _settling -= 1
-            _limit = max(_limit, _ROOM * resident)
+            if _rising:
+                _limit = max(_limit, _ROOM * resident)
         elif resident > _limit:
             ctypes.CDLL(None).malloc_trim(0)
-            _settling = _SETTLING
+            _rising, _steps, _settling = _steps < _SOON, 0, _SETTLING
 
 
 def return_freed_memory(device: torch.device) -> None:
