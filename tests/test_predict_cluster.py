@@ -70,7 +70,8 @@ def test_workers_write_the_bytes_of_a_single_process(scheduler, tmp_path, ndim, 
     assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
     assert report.blocks == alone.blocks
     assert report.windows > alone.windows  # those where pieces meet
-    assert told[-1][1] == told[-1][2] <= report.windows  # more where a batch holds windows that nobody needs
+    _, done, windows = [state for state in told if state[0] == "scroll"][-1]
+    assert done == windows <= report.windows  # more where a batch holds windows that nobody needs
     assert predict(shared).volumes[0].already_done
 
 
@@ -304,6 +305,55 @@ def test_workers_clean_and_segment_to_the_same_bytes(scheduler, tmp_path, cleane
     passes = {"SurveyPass", "ChoosePass", "SegmentPass", "NumberPass", "LevelPass"}
     assert made == {"VolumeWork", *passes}
     assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["here", "workers"])
+def test_passes_tell_how_far_they_are(scheduler, tmp_path, cleaned, shared):
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def take(name, done, total):
+        told.setdefault(name, []).append((done, total))
+
+    settings = {"scheduler": scheduler, "nworkers": 2} if shared else {}
+    predict(replace(cleaned, **settings), progress=take)
+    windows, *passes = told
+    assert windows == "scroll"
+    expected = ["finding components", "cleaning", "segmenting instances", "numbering instances"]
+    assert passes[:4] == [f"scroll, {title}" for title in expected]
+    assert passes[4:] == [f"scroll, level {level} of the pyramid" for level in range(1, len(passes) - 3)]
+    for states in told.values():
+        totals = {total for _, total in states}
+        assert len(totals) == 1
+        assert [done for done, _ in states] == sorted(done for done, _ in states)
+        assert {states[-1][0]} == totals
+
+
+def test_a_local_cluster_without_workers_ends(monkeypatch):
+    from scripts.inference import cluster
+
+    class Never:
+        def add_done_callback(self, done):
+            pass
+
+    class Lonely:
+        status = "running"
+
+        def submit(self, *job, **settings):
+            return Never()
+
+        def scheduler_info(self, n_workers):
+            return {"workers": {}}
+
+        def cancel(self, futures, force):
+            self.cancelled = len(futures)
+
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "TELL_SECONDS", 0.05)
+    client = Lonely()
+    alone = cluster.Cluster(client, Machine("cuda", "H100", "bfloat16", 1, {}), "cuda", None, local=True)
+    with pytest.raises(VolumenError, match=r"all workers are gone.*goes on from here"):
+        list(alone._run(print, [(1,), (2,)]))
+    assert client.cancelled == 2
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,10 @@ class _LabelPass:
 class SurveyPass(_LabelPass):
     """Labels the components, or the holes, of every block."""
 
+    @property
+    def title(self) -> str:
+        return "finding holes" if self.holes else "finding components"
+
     def make(self, number: int, may_write: MayWrite) -> None:
         box = self.box(number)
         read: dict[str, np.ndarray] = {}
@@ -118,6 +122,10 @@ class SurveyPass(_LabelPass):
 
 class ChoosePass(_LabelPass):
     """Writes every block with its holes filled, or without what is too small."""
+
+    @property
+    def title(self) -> str:
+        return "filling holes" if self.holes else "cleaning"
 
     def make(self, number: int, may_write: MayWrite) -> None:
         box = self.box(number)

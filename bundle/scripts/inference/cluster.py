@@ -26,7 +26,7 @@ from scripts.errors import VolumenError
 from scripts.inference.gain import add_overlaps
 from scripts.inference.jobs import Job, volume_name
 from scripts.inference.journal import OutputState
-from scripts.inference.passes import BlockPass, Run, run_here
+from scripts.inference.passes import BlockPass, Run, Tell, run_here
 from scripts.inference.pieces import split_blocks
 from scripts.inference.precision import Machine
 from scripts.inference.predict import PredictRequest, Progress, VolumeReport, predict_volume
@@ -57,14 +57,18 @@ class Cluster:
         machine: what the workers compute with.
         device: the device that was asked for.
         threads: threads that each worker computes with; None for those it has.
+        local: whether the workers are of this process: nobody adds others when all are gone.
 
     Attributes:
         sharers: volumes that are predicted at once.
     """
 
-    def __init__(self, client: Client, machine: Machine, device: str, threads: int | None) -> None:
+    def __init__(
+        self, client: Client, machine: Machine, device: str, threads: int | None, *, local: bool = False
+    ) -> None:
         self.machine = machine
         self.sharers = 1
+        self._local = local
         self._client, self._device, self._threads = client, device, threads
         self._stopped = threading.Event()
 
@@ -129,21 +133,24 @@ class Cluster:
             meter.update()
         return counts
 
-    def runner(self, token: str) -> Run:
+    def runner(self, token: str, tell: Tell | None = None) -> Run:
         """Return what makes passes on the workers, light ones over few blocks here.
 
         Args:
             token: see `OutputState.token`.
+            tell: told how far a pass is.
         """
 
         def run(blocks: BlockPass) -> None:
             if blocks.is_light and blocks.count <= FEW_BLOCKS:
-                run_here(blocks.work.request.workers)(blocks)
+                run_here(blocks.work.request.workers, tell)(blocks)
                 return
             sent = replace(cast(Any, blocks), work=blocks.work.with_absolute_paths())
             parts = min(blocks.count, PARTS_PER_WORKER * max(1, self.workers))
-            for _ in self._run(make_part, [(sent, token, part, parts) for part in range(parts)]):
-                pass
+            made = self._run(make_part, [(sent, token, part, parts) for part in range(parts)])
+            for count, _ in enumerate(made, start=1):
+                if tell is not None:
+                    tell(blocks.title, blocks.count * count // parts, blocks.count)
 
         return run
 
@@ -173,6 +180,12 @@ class Cluster:
                 if self.workers:
                     told = time.monotonic()
                 elif time.monotonic() - told > TELL_SECONDS:
+                    if self._local:
+                        raise VolumenError(
+                            "--nworkers",
+                            "all workers are gone",
+                            remedy="see what they told; the same command goes on from here",
+                        )
                     told = time.monotonic()
                     logger.warning("no worker is connected to the scheduler: waiting for one")
         finally:
@@ -249,7 +262,7 @@ def predict_with(
     """
     cluster.sharers = min(len(jobs), max(1, cluster.workers))
     name = volume_name(jobs[0].image.source) if len(jobs) == 1 else f"{len(jobs)} volumes"
-    told = None if progress is None else Progress(name, progress)
+    told = None if progress is None else Progress(name, progress, stages=len(jobs) == 1)
     with ThreadPoolExecutor(cluster.sharers, thread_name_prefix="volume") as pool:
         futures = [
             pool.submit(predict_volume, predictor, job, request, progress=told, cluster=cluster)
@@ -317,7 +330,8 @@ def _ready(client: Client, request: PredictRequest, threads: int | None) -> Clus
             logger.warning("waiting for %d workers at %s", wanted, request.scheduler or "this machine")
             continue
         machines = _describe(client, request, threads)
-    return Cluster(client, common_machine(machines), request.device, threads)
+    machine = common_machine(machines)
+    return Cluster(client, machine, request.device, threads, local=request.scheduler is None)
 
 
 def _addresses(client: Client) -> set[str]:

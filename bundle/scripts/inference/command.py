@@ -33,7 +33,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGES",
         help="image, or folder of images (its images/ folder if it has one)",
     )
-    files.add_argument("-m", "--checkpoint", metavar="MODEL.pth", help="trained network, a .pth file")
+    files.add_argument("-m", "--checkpoint", metavar="MODEL.pth", help="trained network, a .pth file, or a bundle's model.pt")
     files.add_argument(
         "-o",
         "--output",
@@ -281,7 +281,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
     if request.like is not None:
         use_threads_of(request)
-    with tqdm(unit="window", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+    with tqdm(unit="", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         shown = ""
 
         def show(name: str, count: int, total: int) -> None:

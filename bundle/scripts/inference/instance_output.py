@@ -98,6 +98,7 @@ class _InstancePass:
 class SegmentPass(_InstancePass):
     """Segments every block with its halo."""
 
+    title = "segmenting instances"
     is_light = False
 
     def make(self, number: int, may_write: MayWrite) -> None:
@@ -121,6 +122,7 @@ class SegmentPass(_InstancePass):
 class NumberPass(_InstancePass):
     """Gives the instances of every block the numbers that hold in the whole volume."""
 
+    title = "numbering instances"
     is_light = True
 
     def make(self, number: int, may_write: MayWrite) -> None:

@@ -8,7 +8,7 @@ from scripts.inference.arrays import cleaned_stored, filled_arrays, final_arrays
 from scripts.inference.cleaning import clean_labels
 from scripts.inference.instance_output import make_instances
 from scripts.inference.journal import OutputState
-from scripts.inference.passes import LevelPass, Run, run_here
+from scripts.inference.passes import LevelPass, Run
 
 if TYPE_CHECKING:
     from scripts.inference.work import VolumeWork
@@ -45,14 +45,13 @@ class Outputs:
         for arrays in self._arrays:
             arrays.create()
 
-    def complete(self, state: OutputState, run: Run | None = None) -> None:
+    def complete(self, state: OutputState, run: Run) -> None:
         """Clean, coarsen, export, and mark the prediction as finished.
 
         Args:
             state: state of the output folder.
-            run: makes the blocks of a pass; None to do it here.
+            run: makes the blocks of a pass.
         """
-        run = run or run_here(self._work.request.workers)
         if cleaned_stored(self._work):
             clean_labels(self._work, run)
         if self._work.request.instances is not None:

@@ -29,6 +29,11 @@ class BlockPass(Protocol):
         ...
 
     @property
+    def title(self) -> str:
+        """What is done, as a progress bar tells it."""
+        ...
+
+    @property
     def is_light(self) -> bool:
         """Whether a few blocks are made faster than sent."""
         ...
@@ -46,14 +51,23 @@ class BlockPass(Protocol):
 
 Run = Callable[[BlockPass], None]
 """Makes every block of a pass."""
+Tell = Callable[[str, int, int], None]
+"""Told a pass's title, the blocks of it that are made, and all of them."""
 
 
-def run_here(workers: int) -> Run:
-    """Return what makes passes with threads of this process."""
+def run_here(workers: int, tell: Tell | None = None) -> Run:
+    """Return what makes passes with threads of this process.
+
+    Args:
+        workers: threads.
+        tell: told how far a pass is.
+    """
 
     def run(blocks: BlockPass) -> None:
-        for _ in in_threads(lambda number: blocks.make(number, _always), range(blocks.count), workers):
-            pass
+        made = in_threads(lambda number: blocks.make(number, _always), range(blocks.count), workers)
+        for count, _ in enumerate(made, start=1):
+            if tell is not None:
+                tell(blocks.title, count, blocks.count)
 
     return run
 
@@ -74,6 +88,10 @@ class LevelPass:
     work: VolumeWork
     level: int
     is_light = True
+
+    @property
+    def title(self) -> str:
+        return f"level {self.level} of the pyramid"
 
     @property
     def count(self) -> int:

@@ -24,6 +24,7 @@ from scripts.inference.jobs import Job, find_jobs, volume_name
 from scripts.inference.journal import OutputState
 from scripts.inference.like import check_same, recipe_of
 from scripts.inference.outputs import Outputs
+from scripts.inference.passes import run_here
 from scripts.inference.postprocess import CleaningRules
 from scripts.inference.precision import describe_machine
 from scripts.inference.predictor import Predictor, load_predictor
@@ -166,7 +167,8 @@ def predict(
 
     Args:
         request: what to predict and how.
-        progress: called with a volume's name, windows settled and all windows.
+        progress: called with a volume's name, windows settled and all windows; then, for each pass over its blocks,
+            with the name and the pass, the blocks made and all blocks.
         predictor: the request's network where it is loaded already.
 
     Raises:
@@ -198,10 +200,17 @@ def output_names(predictor: Predictor, request: PredictRequest) -> tuple[str, ..
 
 
 class Progress:
-    """Counts settled windows of one volume, or of several that are predicted at once."""
+    """Counts settled windows of one volume, or of several that are predicted at once.
 
-    def __init__(self, name: str, tell: Callable[[str, int, int], None]) -> None:
+    Args:
+        name: what is told of them.
+        tell: called with the name, what is done and all of it.
+        stages: whether what follows the windows is told as well.
+    """
+
+    def __init__(self, name: str, tell: Callable[[str, int, int], None], *, stages: bool = True) -> None:
         self._name, self._tell, self._count, self._total = name, tell, 0, 0
+        self._stages = stages
         self._lock = threading.Lock()
 
     def expect(self, windows: int) -> None:
@@ -213,6 +222,11 @@ class Progress:
         with self._lock:
             self._count += windows
             self._tell(self._name, self._count, self._total)
+
+    def stage(self, title: str, count: int, total: int) -> None:
+        """Tell how far a pass over the blocks of the volume is, as of `run_here`."""
+        if self._stages:
+            self._tell(f"{self._name}, {title}", count, total)
 
 
 def predict_volume(
@@ -251,17 +265,18 @@ def predict_volume(
         return VolumeReport(job.image.path, job.shown, already_done=True)
     check_space(job.output, work)
     outputs = Outputs(work)
+    tell = None if progress is None else progress.stage
     try:
         with telling_of_full_disk(job.shown):
             state.begin()
             outputs.create()
             if cluster is None:
                 counts = _make_here(work, predictor, state, progress)
-                outputs.complete(state)
+                outputs.complete(state, run_here(request.workers, tell))
             else:
                 with state.token() as token:
                     counts = cluster.make(work, predictor, state, token, progress)
-                    outputs.complete(state, cluster.runner(token))
+                    outputs.complete(state, cluster.runner(token, tell))
     finally:
         state.close()
     return VolumeReport(
