@@ -33,7 +33,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGES",
         help="image, or folder of images (its images/ folder if it has one)",
     )
-    files.add_argument("-m", "--checkpoint", metavar="MODEL.pth", help="trained network, a .pth file, or a bundle's model.pt")
+    files.add_argument(
+        "-m",
+        "--checkpoint",
+        metavar="MODEL.pth",
+        help="trained network: a .pth file, or a bundle's model.pt",
+    )
     files.add_argument(
         "-o",
         "--output",
