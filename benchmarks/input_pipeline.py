@@ -58,7 +58,7 @@ from scripts.data.block_cache import BLOCKS, DEFAULT_BYTES
 from scripts.data.layout import OpenCase
 from scripts.data.patches import PatchLocation
 from scripts.data.volumes import open_volume
-from scripts.engines.memory import keep_freed_memory
+from scripts.memory import keep_freed_memory
 from scripts.transforms.derive import DeriveTargetsd, derive_halo
 from scripts.transforms.finalize import CropHalod, FinalizePatchd
 from scripts.transforms.intensity import (

@@ -32,12 +32,12 @@ import numpy as np
 import torch
 import zarr
 from scripts.data.volumes import open_volume
-from scripts.engines.memory import freed_memory_kept
 from scripts.inference.blending import gaussian_window
 from scripts.inference.heads import Head
 from scripts.inference.jobs import Job
 from scripts.inference.predict import PredictRequest, predict_volume
 from scripts.inference.predictor import Predictor
+from scripts.memory import freed_memory_kept
 from scripts.networks.multihead import MultiHeadDynUNet
 from scripts.transforms.normalize import Normalizer
 from torch import nn

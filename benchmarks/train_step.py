@@ -4,7 +4,7 @@ The reference is `ResidualEncoderUNet` of the package dynamic-network-architectu
 dynamic-network-architectures`). Each case runs in a process of its own: forward, loss, backward and AdamW
 step, one thread on a CPU (CPU seconds) or a GPU (milliseconds by the clock); medians, first steps left out.
 The rounds go through all cases again, so that a busy machine slows all. Ours keep freed memory, as training does
-(`scripts.engines.memory`); nnU-Net leaves it to the C library, and has a row with it kept, to tell the two gains apart.
+(`scripts.memory`); nnU-Net leaves it to the C library, and has a row with it kept, to tell the two gains apart.
 
     python benchmarks/train_step.py                     # features 16 to 128, about two minutes
     python benchmarks/train_step.py --full              # features 32 to 320, about ten minutes
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> None:
     cuda = arguments.device == "cuda"
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if kind in ("ours", "peer, kept"):
-        from scripts.engines.memory import keep_freed_memory
+        from scripts.memory import keep_freed_memory
 
         keep_freed_memory(torch.device(arguments.device))
     network = build(kind, arguments.features, heads).to(arguments.device)

@@ -13,7 +13,9 @@ BLOCK = 36 * 2**20  # more than glibc ever serves from its heap by itself
 PROBE = f"""
 import ctypes, resource, sys
 import torch
-from scripts.engines.memory import freed_memory_kept, keep_freed_memory, limit_kept_memory, return_freed_memory
+from scripts.memory import (
+    freed_memory_kept, keep_freed_memory, keep_in_worker, limit_kept_memory, return_freed_memory
+)
 
 device = torch.device(sys.argv[1])
 network = torch.nn.Sequential(torch.nn.GroupNorm(8, 8), torch.nn.LeakyReLU(), torch.nn.GroupNorm(8, 8))
@@ -86,10 +88,10 @@ needs_glibc = pytest.mark.skipif(
 )
 
 
-def run(script: str, *arguments: str, **environment: str) -> list[int]:
+def run(probe: str | None, *arguments: str, script: Path | None = None, **environment: str) -> list[int]:
     clean = {key: value for key, value in os.environ.items() if "MALLOC" not in key and "TUNABLES" not in key}
     told = subprocess.run(
-        [sys.executable, "-c", PROBE + script, *arguments],
+        [sys.executable, *(["-c", PROBE + probe] if probe else [str(script)]), *arguments],
         env={**clean, "PYTHONPATH": str(BUNDLE), "OMP_NUM_THREADS": "1", **environment},
         check=True,
         capture_output=True,
@@ -120,3 +122,32 @@ def test_other_devices_and_settings_of_the_user_stand(device, environment):
 def test_memory_stays_bounded_where_blocks_cannot_be_used_again():
     (limited,) = run(LEAK, "cpu", "limited")
     assert limited < 20 * BLOCK
+
+
+WORKER = """
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        keep_in_worker()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        network(image).sum().backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+if __name__ == "__main__":
+    if sys.argv[3] == "kept":
+        keep_freed_memory(device)
+    loader = torch.utils.data.DataLoader(Data(), None, num_workers=1, multiprocessing_context=sys.argv[2])
+    print(*list(loader))
+"""
+
+
+@needs_glibc
+@pytest.mark.parametrize(("start", "parent"), [("fork", "kept"), ("fork", "plain"), ("spawn", "plain")])
+def test_workers_keep_memory_however_they_were_started(tmp_path, start, parent):
+    script = tmp_path / "script.py"
+    script.write_text(PROBE + WORKER)
+    first, *others = run(None, "cpu", start, parent, script=script)
+    assert min(others) < first / 4

@@ -608,8 +608,8 @@ class ConfigManager:
         Args:
             run_directory: the run's folder; nothing is created here.
         """
-        from scripts.engines.memory import keep_freed_memory
         from scripts.handlers.tracking import stay_local
+        from scripts.memory import keep_freed_memory
         from scripts.report import log_experiment
 
         stay_local()
@@ -636,7 +636,7 @@ class ConfigManager:
     def finish(self) -> None:
         """Give back what `prepare` had kept, and leave the group of processes, if there is one."""
         from scripts.engines.distributed import finalize
-        from scripts.engines.memory import return_freed_memory
+        from scripts.memory import return_freed_memory
 
         return_freed_memory(self.device)
         finalize()

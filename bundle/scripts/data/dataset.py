@@ -14,6 +14,7 @@ from scripts.data.block_cache import BLOCKS
 from scripts.data.patches import PatchIndex, PatchLocation
 from scripts.data.sampler import EpochPlan, plan_epoch, sample_rng
 from scripts.errors import VolumenError
+from scripts.memory import keep_in_worker
 
 
 class SampleError(VolumenError):
@@ -104,6 +105,7 @@ class PatchDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         epoch, index = int(epoch), int(index)
         self._bound_cache()
+        keep_in_worker()
         location = self.location(epoch, index)
         case = self.cases[location.case]
         sample = {"case": case, "location": location}

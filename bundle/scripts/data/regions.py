@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from scripts.data.boxes import Box
 from scripts.data.dataset import SampleError, root_cause
 from scripts.data.patches import PatchLocation
+from scripts.memory import keep_in_worker
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class RegionDataset(Dataset):
         return len(self.locations)
 
     def __getitem__(self, index: int) -> Any:
+        keep_in_worker()
         location = self.locations[index]
         case = self.cases[location.case]
         try:

@@ -20,7 +20,7 @@ from monai.utils.enums import CommonKeys as Keys
 from scripts.engines import distributed
 from scripts.engines.amp import AmpPolicy
 from scripts.engines.guard import NonFiniteGuard
-from scripts.engines.memory import limit_kept_memory
+from scripts.memory import limit_kept_memory
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.engines.memory import limit_kept_memory
 from scripts.errors import VolumenError
 from scripts.inference.blending import gaussian_window
 from scripts.inference.heads import PROBABILITIES, Head, encode_all, split_channels
 from scripts.inference.precision import autocast
 from scripts.inference.sliding import SlidingWindow
 from scripts.inference.tta import AxisTransform, transforms
+from scripts.memory import limit_kept_memory
 
 if TYPE_CHECKING:
     from scripts.transforms.normalize import Normalizer

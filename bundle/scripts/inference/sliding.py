@@ -9,9 +9,9 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from scripts.engines.memory import limit_kept_memory
 from scripts.inference.blending import axis_weight_sums, gaussian_window
 from scripts.inference.windows import PredictPlan
+from scripts.memory import limit_kept_memory
 
 
 class SlidingWindow(Inferer):

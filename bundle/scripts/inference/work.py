@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from scripts.engines.memory import freed_memory_kept
 from scripts.inference.blending import BlockAccumulator
 from scripts.inference.finish import BlockFinisher
 from scripts.inference.gain import GainMeter, Labels
@@ -25,6 +24,7 @@ from scripts.inference.reader import WindowReader, cache_bytes
 from scripts.inference.results import Stored
 from scripts.inference.stream import Finished, StreamCounts, stream
 from scripts.inference.windows import Box, PredictPlan
+from scripts.memory import freed_memory_kept
 
 if TYPE_CHECKING:
     from scripts.inference.predict import PredictRequest

@@ -76,7 +76,7 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
     import torch
 
     from scripts.engines import distributed
-    from scripts.engines.memory import freed_memory_kept
+    from scripts.memory import freed_memory_kept
 
     devices = [config.device] if config.device.type == "cuda" else []
     with (

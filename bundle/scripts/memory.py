@@ -8,9 +8,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.data import get_worker_info
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -25,10 +27,20 @@ _SETTLING, _ROOM = 3, 1.02
 # Steps within which memory that is short again was not short by what was left lying, but is needed.
 _SOON = 30
 
+
+@dataclass
+class _Kept:
+    """What this process keeps: for how many, what it may hold, and how it came to that."""
+
+    holders: int = 0
+    limit: float = 0.0
+    settling: int = _SETTLING
+    rising: bool = True
+    steps: int = 0
+
+
+_kept = _Kept()
 _lock = threading.Lock()
-_holders = 0
-_settling, _limit = 0, 0.0
-_rising, _steps = True, 0
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -43,39 +55,38 @@ def keep_freed_memory(device: torch.device) -> None:
     Args:
         device: where the network runs.
     """
-    global _holders, _settling, _limit, _rising, _steps
+    global _kept
     library = _glibc()
     if device.type != "cpu" or library is None:
         return
     with _lock:
-        _holders += 1
-        if _holders == 1:
-            _settling, _limit = _SETTLING, 0.0
-            _rising, _steps = True, 0
+        if not _kept.holders:
+            _kept = _Kept()
             library.mallopt(_MMAP_MAX, 0)
             library.mallopt(_TRIM_THRESHOLD, -1)
+        _kept.holders += 1
 
 
 def limit_kept_memory() -> None:
     """Give what is free back to the system if the process has outgrown what its first steps took.
 
     Where that does not help for long, the process may hold more from then on.
+
     Until 2.38 glibc finds no room for an aligned block where one of the same size was freed alone, and takes
     more from the system instead: without this, a pattern of sizes that does so at each step would fill the memory.
     """
-    global _settling, _limit, _rising, _steps
-    if not _holders:
+    if not _kept.holders:
         return
     with _lock:
         resident = _resident()
-        _steps += 1
-        if _settling:
-            _settling -= 1
-            if _rising:
-                _limit = max(_limit, _ROOM * resident)
-        elif resident > _limit:
+        _kept.steps += 1
+        if _kept.settling:
+            _kept.settling -= 1
+            if _kept.rising:
+                _kept.limit = max(_kept.limit, _ROOM * resident)
+        elif resident > _kept.limit:
             ctypes.CDLL(None).malloc_trim(0)
-            _rising, _steps, _settling = _steps < _SOON, 0, _SETTLING
+            _kept.rising, _kept.steps, _kept.settling = _kept.steps < _SOON, 0, _SETTLING
 
 
 def return_freed_memory(device: torch.device) -> None:
@@ -84,17 +95,28 @@ def return_freed_memory(device: torch.device) -> None:
     Args:
         device: as given to `keep_freed_memory`.
     """
-    global _holders
     library = _glibc()
     if device.type != "cpu" or library is None:
         return
     with _lock:
-        _holders = max(_holders - 1, 0)
-        if _holders == 0:
+        _kept.holders = max(_kept.holders - 1, 0)
+        if not _kept.holders:
             library.mallopt(_MMAP_MAX, _MMAPS)
             library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
             library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
             library.malloc_trim(0)
+
+
+def keep_in_worker() -> None:
+    """Keep freed memory, and limit it, in a process that loads data; to be called there before each sample.
+
+    In any other process nothing changes.
+    """
+    if get_worker_info() is None:
+        return
+    if not _kept.holders:
+        keep_freed_memory(torch.device("cpu"))
+    limit_kept_memory()
 
 
 @contextmanager
@@ -105,6 +127,15 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         yield
     finally:
         return_freed_memory(device)
+
+
+def _after_fork() -> None:
+    """A child has its parent's settings of malloc and not its needs; a lock that was held would stay so."""
+    global _kept, _lock
+    _kept, _lock = _Kept(holders=_kept.holders), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _resident() -> int:
