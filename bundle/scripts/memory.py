@@ -25,7 +25,7 @@ _ENVIRONMENT = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRES
 # Steps in which a process takes what it needs, and the share of that which it may hold from then on.
 _SETTLING, _ROOM = 3, 1.02
 # Steps within which memory that is short again was not short by what was left lying, but is needed.
-_SOON = 30
+_SOON = 10
 
 
 @dataclass
