@@ -80,3 +80,34 @@ def test_a_prediction_of_a_level_is_repeated_from_its_record(folder):
     old, new = (zarr.open_group(folder / name, mode="r")["ink/0"][:] for name in ("half.zarr", "again.zarr"))
     assert old.shape == (5, 6, 7)
     np.testing.assert_array_equal(old, new)
+
+
+def predict_folder(folder, source, ndim):
+    checkpoint = save_checkpoint(folder / f"m{ndim}.pth", ndim, (8,) * ndim)
+    request = PredictRequest(
+        str(source), str(checkpoint), str(folder / "out"), targets=("ink",), device="cpu", dtype="float32"
+    )
+    return {volume_name(volume.output): volume.output for volume in predict(request).volumes}
+
+
+def test_a_folder_of_slices_is_one_image_in_3d_and_many_in_2d(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    slices = tmp_path / "scan"
+    slices.mkdir()
+    for number, plane in enumerate(image, start=5):
+        tifffile.imwrite(slices / f"scan_{number:03}.tif", plane)
+    zarr.create_array(tmp_path / "whole.zarr", data=image, chunks=(8, 8, 8))
+    one = predict_folder(tmp_path, slices, 3)
+    assert list(one) == ["scan"]
+    expected = predict_folder(tmp_path, tmp_path / "whole.zarr", 3)["whole"]
+    found, wanted = (zarr.open_group(path, mode="r")["ink/0"][...] for path in (one["scan"], expected))
+    assert np.array_equal(found, wanted)
+    assert sorted(predict_folder(tmp_path, slices, 2)) == [f"scan_{n:03}" for n in range(5, 5 + SHAPE[0])]
+
+
+def test_numbered_volumes_are_an_image_each(tmp_path):
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    for number in range(2):
+        tifffile.imwrite(volumes / f"v{number}.tif", np.zeros(SHAPE, np.uint8), metadata={"axes": "ZYX"})
+    assert sorted(predict_folder(tmp_path, volumes, 3)) == ["v0", "v1"]

@@ -37,19 +37,20 @@ class Job:
         return str(self.export.sidecar if self.export else self.output)
 
 
-def find_jobs(request: PredictRequest, targets: tuple[str, ...]) -> list[Job]:
+def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> list[Job]:
     """Open the images of a request.
 
     Args:
         request: what to predict.
         targets: names of the outputs.
+        ndim: spatial axes of the network.
 
     Raises:
         VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
     """
     from scripts.data.volumes import open_volume
 
-    items = volume_items(request.input, request.mask)
+    items = volume_items(request.input, request.mask, ndim)
     _, suffix = format_of(request.output, request.format)
     if suffix and [item["image"] for item in items] != [request.input]:
         raise VolumenError(request.output, expected="a folder, since there are several images", found=suffix)
@@ -61,17 +62,18 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...]) -> list[Job]:
     return jobs
 
 
-def volume_items(source: str, mask: str | None = None) -> list[dict[str, str]]:
+def volume_items(source: str, mask: str | None = None, ndim: int | None = None) -> list[dict[str, str]]:
     """Return the images of a path as MONAI items: {"image": path} and, where there are masks, its "mask".
 
     Args:
         source: an image, a folder of images, or a dataset with an `images` folder.
         mask: a volume for one image, else a folder with one per image; None for none.
+        ndim: 3 takes a folder of numbered slices for one image, not for many in 2D; None does not know.
 
     Raises:
         VolumenError: no image, or a mask that is missing.
     """
-    images = image_paths(source)
+    images = [source] if ndim == 3 and _is_stack(source) else image_paths(source)
     if not images:
         raise VolumenError(source, "no image found", remedy="give an image, or a folder that holds some")
     if mask is None:
@@ -133,6 +135,20 @@ def image_paths(source: str) -> list[str]:
             found.append((str(entry), detect_format(entry)))
     # PNG files beside volumes of other formats are pictures of them.
     return [name for name, kind in found if kind != "png"] or [name for name, _ in found]
+
+
+def _is_stack(source: str) -> bool:
+    """Return whether a folder holds the slices of one volume, and not volumes that are numbered."""
+    from scripts.data.formats import detect_format
+    from scripts.data.slice_stack import open_stack
+
+    path = Path(source)
+    if "://" in source or not path.is_dir() or (path / "images").is_dir():
+        return False
+    try:
+        return detect_format(path) == "stack" and open_stack(source) is not None
+    except VolumenError:
+        return False
 
 
 def _is_zarr(path: Path) -> bool:

@@ -180,7 +180,7 @@ def predict(
         device = "cpu" if request.is_shared else request.device
         predictor = load_predictor(request.checkpoint, choose_device(device))
     request = settle_request(request, predictor)
-    jobs = find_jobs(request, output_names(predictor, request))
+    jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
     if request.is_shared:
         from scripts.inference.cluster import open_cluster, predict_with
 
