@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from data_folders import image_of, shells
+from ignite.engine import Events
 from scripts.errors import VolumenError
 from scripts.viewer import train_from_viewer
 
@@ -73,3 +74,23 @@ def test_a_coarser_search_is_left_out_for_layers(viewer, tmp_path):
     settings = {**SETTINGS, "dataset_config": {"valid_patch_find_resolution": 1}}
     run = train_from_viewer(viewer, tmp_path / "out", settings, device="cpu")
     assert (run / "model_1.pth").is_file()
+
+
+def test_the_viewer_gets_its_memory_back_however_the_training_ends(viewer, tmp_path):
+    from scripts import memory
+
+    class Failing:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.fail)
+
+        def fail(self, engine):
+            kept.append(memory._kept.holders)
+            raise RuntimeError("mine")
+
+    kept: list[int] = []
+    with pytest.raises(RuntimeError, match="trainer"):
+        train_from_viewer(viewer, tmp_path / "a", SETTINGS, device="cpu", handlers=[Failing()])
+    assert memory._kept.holders == 0
+    assert kept == [1] or memory._glibc() is None
+    train_from_viewer(viewer, tmp_path / "b", SETTINGS, device="cpu")
+    assert memory._kept.holders == 0

@@ -638,7 +638,8 @@ class ConfigManager:
         from scripts.engines.distributed import finalize
         from scripts.memory import return_freed_memory
 
-        return_freed_memory(self.device)
+        if "device" in self.__dict__:  # it may have failed before
+            return_freed_memory(self.device)
         finalize()
 
     def seed_everything(self) -> None:

@@ -50,6 +50,7 @@ def train_from_viewer(
     try:
         run_bundle("train.yaml", (), {"experiment": config}, handlers=handlers)
     except Exception as error:
+        config.finish()  # the viewer lives on
         cause = find_cause(error)  # MONAI wraps what its components raise
         if isinstance(cause, VolumenError):
             raise cause from None
