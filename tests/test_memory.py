@@ -1,4 +1,4 @@
-"""Freed memory that is kept: a training step clears no page again, and all of it goes back at the end."""
+"""Freed memory that is kept: the next step takes it again, and all of it goes back at the end."""
 
 import os
 import subprocess
@@ -10,76 +10,72 @@ import pytest
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 BLOCK = 36 * 2**20  # more than glibc ever serves from its heap by itself
 
+# One block at a time and each smaller than the one before it: wherever they come to lie, the next one fits.
 PROBE = f"""
-import ctypes, resource, sys
+import ctypes, re, resource, sys
 import torch
 from scripts.memory import (
     freed_memory_kept, keep_freed_memory, keep_in_worker, limit_kept_memory, return_freed_memory
 )
 
 device = torch.device(sys.argv[1])
-network = torch.nn.Sequential(torch.nn.GroupNorm(8, 8), torch.nn.LeakyReLU(), torch.nn.GroupNorm(8, 8))
-image = torch.ones({BLOCK} // 32 // 32**3 + 1, 8, 32, 32, 32)
-
-
-def step():
-    network(image).sum().backward()
-    limit_kept_memory()
-
-
-def faults():
-    found = []
-    for _ in range(6):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        step()
-        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(found[2:])  # of a few blocks the places do not always fit together
+sizes = iter(range(2 * {BLOCK}, {BLOCK}, -(2**20)))
 
 
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    # Without files: a forked process has the parent's memory from its start, and their pages when it comes to them.
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+
+start = resident()
+
+
+def step():
+    '''Fill a block and free it; return what the process holds more than at its start, before and after.'''
+    block = torch.ones(next(sizes) // 4)
+    full = resident() - start
+    del block
+    limit_kept_memory()
+    return full, resident() - start
 """
 
 LIFE = """
-found = [faults()]
-start = resident()
+found = [*step()]
 with freed_memory_kept(device):
-    found.append(faults())
+    found += step()
     with freed_memory_kept(device):
-        pass
-    found.append(faults())
+        found += step()
+    found += step()
 found.append(resident() - start)
 keep_freed_memory(device)
 return_freed_memory(device)
 return_freed_memory(device)
 keep_freed_memory(device)
-found.append(faults())
+found += step()
 print(*found)
 """
 
 STANDING = """
-before = faults()
 keep_freed_memory(device)
-print(before, faults())
+print(*step())
 """
 
-# An aligned block, and a small one above it that stays: glibc before 2.38 cannot use the room again.
+# Each block is a page larger than the room that the ones before it left, which blocks never written to keep apart.
 LEAK = f"""
-limit = sys.argv[2] == "limited"
-allocate = ctypes.CDLL(None).posix_memalign
-free, malloc = ctypes.CDLL(None).free, ctypes.CDLL(None).malloc
-free.argtypes, malloc.restype = [ctypes.c_void_p], ctypes.c_void_p
+library = ctypes.CDLL(None)
+malloc, free = library.malloc, library.free
+malloc.argtypes, malloc.restype, free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
 keep_freed_memory(device)
 most = 0
-for _ in range(40):
-    block = ctypes.c_void_p()
-    assert allocate(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t({BLOCK})) == 0
-    malloc(4096)
-    ctypes.memset(block, 1, {BLOCK})
+for turn in range(20):
+    size = {BLOCK} + turn * resource.getpagesize()
+    block = malloc(size)
+    malloc(2 * {BLOCK})
+    ctypes.memset(block, 1, size)
     free(block)
-    if limit:
+    if sys.argv[2] == "limited":
         limit_kept_memory()
-    most = max(most, resident())
+    most = max(most, resident() - start)
 print(most)
 """
 
@@ -102,10 +98,15 @@ def run(probe: str | None, *arguments: str, script: Path | None = None, **enviro
 
 
 @needs_glibc
-def test_steps_take_no_new_pages_and_all_goes_back_at_the_end():
-    before, inside, nested, left, again = run(LIFE, "cpu")
-    assert max(inside, nested, again) < before / 2
-    assert left < BLOCK
+def test_freed_memory_is_taken_again_and_goes_back_at_the_end():
+    _, plain, first, kept, *steps, left, again, still = run(LIFE, "cpu")
+    assert plain < BLOCK / 2
+    assert kept > BLOCK
+    assert max(steps) < first + BLOCK / 2
+    assert min(steps) > BLOCK
+    assert left < BLOCK / 2
+    assert still > BLOCK
+    assert again < first + BLOCK / 2
 
 
 @needs_glibc
@@ -113,40 +114,54 @@ def test_steps_take_no_new_pages_and_all_goes_back_at_the_end():
     ("device", "environment"), [("cuda", {}), ("cpu", {"MALLOC_MMAP_MAX_": "65536"})], ids=["cuda", "user"]
 )
 def test_other_devices_and_settings_of_the_user_stand(device, environment):
-    before, after = run(STANDING, device, **environment)
-    assert after > before / 2 > 0
+    full, freed = run(STANDING, device, **environment)
+    assert full > BLOCK
+    assert freed < BLOCK / 2
 
 
 @needs_glibc
 def test_memory_stays_bounded_where_blocks_cannot_be_used_again():
     (limited,) = run(LEAK, "cpu", "limited")
-    assert limited < 20 * BLOCK
+    (free,) = run(LEAK, "cpu", "free")
+    assert limited < 8 * BLOCK < 16 * BLOCK < free
 
 
 WORKER = """
 class Data(torch.utils.data.Dataset):
     def __len__(self):
-        return 6
+        return 4
 
     def __getitem__(self, index):
-        keep_in_worker()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        network(image).sum().backward()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        if sys.argv[4] == "keeping":
+            keep_in_worker()
+        return step()
 
 
 if __name__ == "__main__":
     if sys.argv[3] == "kept":
         keep_freed_memory(device)
     loader = torch.utils.data.DataLoader(Data(), None, num_workers=1, multiprocessing_context=sys.argv[2])
-    print(*list(loader))
+    for full, freed in loader:
+        print(full, freed)
 """
+
+
+def of_a_worker(folder: Path, start: str, parent: str, worker: str) -> tuple[list[int], list[int]]:
+    script = folder / "script.py"
+    script.write_text(PROBE + WORKER)
+    found = run(None, "cpu", start, parent, worker, script=script)
+    return found[::2], found[1::2]
 
 
 @needs_glibc
 @pytest.mark.parametrize(("start", "parent"), [("fork", "kept"), ("fork", "plain"), ("spawn", "plain")])
 def test_workers_keep_memory_however_they_were_started(tmp_path, start, parent):
-    script = tmp_path / "script.py"
-    script.write_text(PROBE + WORKER)
-    first, *others = run(None, "cpu", start, parent, script=script)
-    assert min(others) < first / 4
+    full, freed = of_a_worker(tmp_path, start, parent, "keeping")
+    assert min(freed) > BLOCK
+    assert max(full) < full[0] + BLOCK / 2
+
+
+@needs_glibc
+def test_a_worker_that_asks_for_nothing_keeps_nothing(tmp_path):
+    _, freed = of_a_worker(tmp_path, "spawn", "kept", "plain")
+    assert max(freed) < BLOCK / 2
