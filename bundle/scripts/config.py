@@ -613,9 +613,8 @@ class ConfigManager:
         from scripts.report import log_experiment
 
         stay_local()
-        keep_freed_memory(
-            self.device
-        )  # several processes meet here, before the first of them touches the disk
+        # Several processes meet at their devices, before the first of them touches the disk.
+        keep_freed_memory(self.device)
         if run_directory is not None:
             run_directory.check()
             if self.resume_from is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from scripts.data.axes import AxisMap
 from scripts.data.fetch import fetch_file, file_states
 from scripts.data.fingerprints import digest
-from scripts.data.formats import is_url, split_suffix, stack_order
+from scripts.data.formats import is_url, split_suffix, stack_files, stack_order
 from scripts.data.listing import child, names_in
 from scripts.data.png_volume import PngVolume, open_png
 from scripts.data.tiff_volume import TiffVolume, open_tiff
@@ -127,6 +127,15 @@ def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None)
     if is_url(folder):
         logger.info("%s: its %d slices are fetched as they are needed", folder, len(files))
     return SliceStack(folder, files, _open_slice(child(folder, files[0]), inner), inner)
+
+
+def holds_slices(folder: Path) -> bool:
+    """Tell whether a folder holds the 2D slices of one volume, and not volumes that are numbered; says nothing."""
+    files = stack_files(folder)
+    try:
+        return bool(files) and _open_slice(str(folder / files[0]), None) is not None
+    except VolumenError:
+        return False
 
 
 def _open_slice(path: str, axes: str | None) -> _Slice:

@@ -138,17 +138,10 @@ def image_paths(source: str) -> list[str]:
 
 
 def _is_stack(source: str) -> bool:
-    """Return whether a folder holds the slices of one volume, and not volumes that are numbered."""
-    from scripts.data.formats import detect_format
-    from scripts.data.slice_stack import open_stack
+    from scripts.data.slice_stack import holds_slices
 
     path = Path(source)
-    if "://" in source or not path.is_dir() or (path / "images").is_dir():
-        return False
-    try:
-        return detect_format(path) == "stack" and open_stack(source) is not None
-    except VolumenError:
-        return False
+    return "://" not in source and path.is_dir() and not (path / "images").is_dir() and holds_slices(path)
 
 
 def _is_zarr(path: Path) -> bool:
