@@ -10,7 +10,7 @@ import pytest
 import torch
 from scripts.errors import VolumenError
 from scripts.networks.blocks import Head
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, resolve_out_channels
+from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, NamedHeads, resolve_out_channels
 from scripts.networks.operations import InstanceNorm, activation_name, norm_name
 from scripts.networks.planning import plan_network
 
@@ -303,6 +303,15 @@ def test_the_view_passes_torchscript(spatial_dims):
     expected = view(x)
     assert torch.allclose(torch.jit.script(view)(x), expected, atol=1e-5)
     assert torch.allclose(torch.jit.trace(view, x)(x), expected, atol=1e-5)
+
+
+def test_the_named_view_passes_torchscript_and_keeps_names_and_order():
+    network, x = randomise(small()).eval(), image()
+    order = list(reversed(network.targets))
+    found = torch.jit.script(NamedHeads(network, order).eval())(x)
+    assert list(found) == order
+    for name, expected in network(x).items():
+        assert torch.allclose(found[name], expected, atol=1e-5)
 
 
 def test_the_view_and_the_network_pass_torch_export_with_any_size():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -245,16 +245,8 @@ class MultiHeadDynUNet(nn.Module):
             )
 
 
-class ConcatenatedHeads(nn.Module):
-    """A view of a `MultiHeadDynUNet` that returns one tensor: the targets' logits, joined on channels.
-
-    It shares the network's modules under the same names, so either loads the other's state_dict. It has no
-    dictionary and no list in its outputs, as TorchScript, `torch.export` and ONNX want it.
-
-    Args:
-        network: the network to view.
-        targets: the outputs to give, in this order; None: all, in the order of the heads.
-    """
+class _HeadsView(nn.Module):
+    """A view of a `MultiHeadDynUNet` of which TorchScript can read every line; see the two that follow."""
 
     def __init__(self, network: MultiHeadDynUNet, targets: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -265,29 +257,56 @@ class ConcatenatedHeads(nn.Module):
         unknown = [name for name in names if name not in network.targets]
         if unknown or not names:
             raise ValueError(f"targets must be of {', '.join(network.targets)}, got {list(names)}")
-        self.order = [key_of(name) for name in names]
-        self.decoder_of = {key_of(name): key for name, key in network._decoder_of.items() if name in names}
+        self.key_of = {name: key_of(name) for name in names}
+        self.decoder_of = {key_of(name): network._decoder_of[name] for name in names}
         self.used = [key for key in network.decoders if key in self.decoder_of.values()]
 
     @classmethod
-    def from_config(
-        cls, final_config: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> ConcatenatedHeads:
+    def from_config(cls, final_config: Mapping[str, Any], targets: Sequence[str] | None = None) -> Self:
         """Return the view of a new network of the architecture that `final_config` describes."""
         return cls(MultiHeadDynUNet.from_config(final_config), targets)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, sum of out_channels, *spatial) logits."""
+    def logits(self, x: Tensor) -> dict[str, Tensor]:
+        """Return (B, out_channels, *spatial) logits by target."""
         skips: list[Tensor] = self.encoder(x)
         decoded: dict[str, list[Tensor]] = {}
         for key, decoder in self.decoders.items():
             if key in self.used:
                 decoded[key] = decoder(skips)
-        logits: dict[str, Tensor] = {}
+        by_key: dict[str, Tensor] = {}
         for key, head in self.heads.items():
             if key in self.decoder_of:
-                logits[key] = head(decoded[self.decoder_of[key]])
-        return torch.cat([logits[key] for key in self.order], dim=1)
+                by_key[key] = head(decoded[self.decoder_of[key]])
+        return {name: by_key[key] for name, key in self.key_of.items()}
+
+
+class ConcatenatedHeads(_HeadsView):
+    """A view of a `MultiHeadDynUNet` that returns one tensor: the targets' logits, joined on channels.
+
+    It shares the network's modules under the same names, so either loads the other's state_dict. It has no
+    dictionary and no list in its outputs, as MONAI's exports and ONNX want it.
+
+    Args:
+        network: the network to view.
+        targets: the outputs to give, in this order; None: all, in the order of the heads.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, sum of out_channels, *spatial) logits."""
+        return torch.cat(list(self.logits(x).values()), dim=1)
+
+
+class NamedHeads(_HeadsView):
+    """A view of a `MultiHeadDynUNet` that returns the logits by target, and that TorchScript can hold.
+
+    Args:
+        network: the network to view.
+        targets: the outputs to give, in this order; None: all, in the order of the heads.
+    """
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return (B, out_channels, *spatial) logits by target."""
+        return self.logits(x)
 
 
 def key_of(name: str) -> str:

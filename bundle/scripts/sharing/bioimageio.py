@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scripts.errors import VolumenError
 from scripts.inference.heads import Head
 from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+from scripts.networks.multihead import MultiHeadDynUNet, NamedHeads
 from scripts.sharing.exporters import Extras, Run, dynamic_shape, need, quiet, sample
 from scripts.sharing.input_steps import InputSteps, input_steps
 from scripts.sharing.metadata import channel_names, find_preview, meaning
@@ -49,15 +49,14 @@ class SeparateHeads(nn.Module):
 
     def __init__(self, network: MultiHeadDynUNet, heads: tuple[Head, ...]) -> None:
         super().__init__()
-        self.joined = ConcatenatedHeads(network, [head.name for head in heads])
-        self.channels = [head.channels for head in heads]
-        self.unit = [head.kind in ("vector", "axis") for head in heads]
+        self.named = NamedHeads(network, [head.name for head in heads])
+        self.unit = {head.name: head.kind in ("vector", "axis") for head in heads}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return one (B, out_channels, *space) tensor per target."""
         parts: list[Tensor] = []
-        for part, unit in zip(torch.split(self.joined(image), self.channels, dim=1), self.unit):
-            parts.append(torch.nn.functional.normalize(part, dim=1, eps=1e-12) if unit else part)
+        for name, part in self.named(image).items():
+            parts.append(torch.nn.functional.normalize(part, dim=1, eps=1e-12) if self.unit[name] else part)
         return parts
 
 
@@ -113,15 +112,10 @@ def check_packages(file: Path) -> None:
         ) from error
 
 
-def open_bioimageio(path: Path, names: Mapping[str, int]) -> Run:
+def open_bioimageio(path: Path) -> Run:
     """Return a function that runs the network inside the zip's TorchScript weights, without any step around it."""
     with zipfile.ZipFile(path) as archive, archive.open("weights.pt") as file, quiet():
-        module = torch.jit.load(file, map_location="cpu")
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(names, torch.split(module.joined(images), list(names.values()), dim=1), strict=True))
-
-    return run
+        return torch.jit.load(file, map_location="cpu").named
 
 
 def halo(predictor: Predictor) -> tuple[int, ...]:

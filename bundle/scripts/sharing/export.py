@@ -111,7 +111,7 @@ def export(
     with scratch_folder(output) as scratch:
         written = scratch / output.name
         WRITERS[to](predictor, written, metadata, Extras(folder, sample_image, license))
-        agreement = compare(predictor, OPENERS[to](written, _channels(predictor)))
+        agreement = compare(predictor, OPENERS[to](written))
         report = ExportReport(output, to, written.stat().st_size, agreement)
         _refuse_disagreement(report)
         publish(written, output)
@@ -190,7 +190,3 @@ def _refuse_disagreement(report: ExportReport) -> None:
                     found=f"{difference:.3g}",
                     remedy="export to another format",
                 )
-
-
-def _channels(predictor: Predictor) -> dict[str, int]:
-    return {head.name: head.channels for head in predictor.targets.values()}

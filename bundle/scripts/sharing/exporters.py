@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from scripts.errors import VolumenError
 from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+from scripts.networks.multihead import MultiHeadDynUNet, NamedHeads
 
 METADATA_FILE = "metadata.json"
 METADATA_KEY = "metadata"
@@ -49,33 +49,23 @@ Writer = Callable[[Predictor, Path, Mapping[str, Any], Extras], None]
 
 
 def write_torchscript(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write a TorchScript module whose one output joins all targets on channels, in the order of the metadata.
+    """Write a TorchScript module that gives a dictionary from target to tensor.
 
     `monai.data.load_net_with_metadata` reads it, metadata included.
     """
     from monai.data import save_net_with_metadata
 
     with quiet():
-        scripted = torch.jit.script(ConcatenatedHeads(network_of(predictor)).eval())
+        scripted = torch.jit.script(NamedHeads(network_of(predictor)).eval())
     buffer = io.BytesIO()
     save_net_with_metadata(scripted, buffer, meta_values=metadata)
     path.write_bytes(buffer.getvalue())
 
 
-def open_torchscript(path: Path, names: Mapping[str, int]) -> Run:
-    """Return a function that runs a TorchScript file.
-
-    Args:
-        path: the file.
-        names: channels of each target, in the order of the output.
-    """
+def open_torchscript(path: Path) -> Run:
+    """Return a function that runs a TorchScript file."""
     with quiet():
-        module = torch.jit.load(str(path), map_location="cpu")
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(names, torch.split(module(images), list(names.values()), dim=1), strict=True))
-
-    return run
+        return torch.jit.load(str(path), map_location="cpu")
 
 
 def write_pt2(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
@@ -88,8 +78,8 @@ def write_pt2(predictor: Predictor, path: Path, metadata: Mapping[str, Any], ext
         torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
-def open_pt2(path: Path, names: Mapping[str, int]) -> Run:
-    """Return a function that runs a `torch.export` file; see `open_torchscript`."""
+def open_pt2(path: Path) -> Run:
+    """Return a function that runs a `torch.export` file."""
     with quiet():
         return torch.export.load(path).module()
 
@@ -132,8 +122,8 @@ def write_onnx(predictor: Predictor, path: Path, metadata: Mapping[str, Any], ex
     path.write_bytes(model.SerializeToString())
 
 
-def open_onnx(path: Path, names: Mapping[str, int]) -> Run:
-    """Return a function that runs an ONNX file by ONNX Runtime; see `open_torchscript`."""
+def open_onnx(path: Path) -> Run:
+    """Return a function that runs an ONNX file by ONNX Runtime."""
     runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -155,11 +145,11 @@ def write_zoo(predictor: Predictor, path: Path, metadata: Mapping[str, Any], ext
     write_bioimageio(predictor, path, metadata, extras)
 
 
-def open_zoo(path: Path, names: Mapping[str, int]) -> Run:
-    """Return a function that runs such a model's weights; see `open_torchscript`."""
+def open_zoo(path: Path) -> Run:
+    """Return a function that runs such a model's weights."""
     from scripts.sharing.bioimageio import open_bioimageio
 
-    return open_bioimageio(path, names)
+    return open_bioimageio(path)
 
 
 WRITERS: dict[str, Writer] = {
@@ -168,7 +158,7 @@ WRITERS: dict[str, Writer] = {
     "pt2": write_pt2,
     "bioimageio": write_zoo,
 }
-OPENERS: dict[str, Callable[[Path, Mapping[str, int]], Run]] = {
+OPENERS: dict[str, Callable[[Path], Run]] = {
     "torchscript": open_torchscript,
     "onnx": open_onnx,
     "pt2": open_pt2,
