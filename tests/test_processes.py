@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -68,6 +69,20 @@ def test_one_of_several_processes_leaves_its_line_to_the_parent(tmp_path, monkey
     assert capsys.readouterr().err == ""
     ((rank, told),) = _read(tmp_path).items()
     assert (rank, told.code, told.line) == (3, 2, "here: wrong")
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
+def test_what_all_processes_find_is_told_once(monkeypatch, capsys, rank, told):
+    from argparse import Namespace
+
+    def warn(options):
+        logging.getLogger("scripts.data.layout").warning("no masks")
+        return 0
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # which it may set
+    assert run_guarded(warn, Namespace(verbose=False, quiet=False)) == 0
+    assert ("no masks" in capsys.readouterr().err) is told
 
 
 def test_more_processes_than_gpus_are_told(monkeypatch):

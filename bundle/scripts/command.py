@@ -66,9 +66,12 @@ def leave(code: int) -> None:
 
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send our messages to stderr in a short form, and keep the libraries' own quiet unless asked."""
-    # Of several processes that train together only the first tells what it does.
-    quiet = quiet or os.environ.get("RANK", "0") != "0"
-    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    # Of several processes that train together the first one tells what they do and what they find.
+    other = os.environ.get("RANK", "0") != "0"
+    quiet = quiet or other
+    level = logging.ERROR if other else logging.WARNING if quiet else logging.INFO
+    if verbose:
+        level = logging.DEBUG
     root = logging.getLogger()
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from scripts.engines import distributed
 from scripts.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class NonFiniteGuard:
     def report_loss(
         self, engine: Any, batch: Mapping[str, Any], losses: Mapping[str, float], predictions: Any
     ) -> None:
-        """Tell of a loss that is not finite.
+        """Tell of a loss that is not finite, in this process or in another; every process is to call this.
 
         Raises:
             VolumenError: more steps than allowed were skipped.
@@ -38,34 +39,33 @@ class NonFiniteGuard:
         bad = [(name, value) for name, value in losses.items() if not math.isfinite(value)]
         # A target's sum is bad whenever one of its losses is: the single losses say more.
         named = [item for item in bad if "/" in item[0]] or [item for item in bad if item[0] != "loss"] or bad
-        if named:
-            what = ", ".join(_describe(name, value) for name, value in named)
-        else:
-            what = "the loss in another process is not finite"
-        self._skip(engine, what, describe_patches(batch, predictions))
+        what = ", ".join(_describe(name, value) for name, value in named)
+        # Of several processes those whose losses are finite have nothing to tell, and skip the step all the same.
+        told = distributed.gather(f"{what} ({describe_patches(batch, predictions)})" if named else "")
+        self._skip(engine, "; ".join(filter(None, told)))
 
     def report_gradient(self, engine: Any, batch: Mapping[str, Any]) -> None:
-        """Tell of a gradient that is not finite although the loss is.
+        """Tell of a gradient that is not finite although the loss is; every process is to call this.
 
         Raises:
             VolumenError: more steps than allowed were skipped.
         """
-        self._skip(engine, "the gradient is not finite", describe_patches(batch, None))
+        patches = ", ".join(distributed.gather(describe_patches(batch, None)))
+        self._skip(engine, f"the gradient is not finite ({patches})")
 
-    def _skip(self, engine: Any, what: str, patches: str) -> None:
+    def _skip(self, engine: Any, what: str) -> None:
         self.skipped += 1
         where = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
         if self.skipped > self.max_skipped:
             raise VolumenError(
                 where,
-                f"{what} ({patches}), after {self.max_skipped} skipped steps",
+                f"{what}, after {self.max_skipped} skipped steps",
                 remedy="look at that patch, lower tr_config.initial_lr, or set tr_config.gradient_clip",
             )
         logger.warning(
-            "%s: %s (%s); this step is skipped (%d of at most %d)",
+            "%s: %s; this step is skipped (%d of at most %d)",
             where,
             what,
-            patches,
             self.skipped,
             self.max_skipped,
         )
