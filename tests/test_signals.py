@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -146,15 +147,13 @@ def test_signal_before_the_first_step_leaves_nothing(tmp_path):
 
 
 def test_second_signal_leaves_at_once(tmp_path):
-    process = ToyProcess(tmp_path / "out", delay=0.2, accumulation=4)
+    process = ToyProcess(tmp_path / "out", pause_at=5, accumulation=4)
     process.wait_for_step(5)  # the first of a group of four: saving has to wait
     process.kill(signal.SIGINT)
-    time.sleep(0.1)
-    began = time.monotonic()
+    process.wait_for_words("once more to leave at once")
     process.kill(signal.SIGINT)
     code, _ = process.finish()
     assert code == 130
-    assert time.monotonic() - began < 2
     assert load_checkpoint(tmp_path / "out" / "toy" / "toy_1.pth")["epoch"] == 1
     assert not (tmp_path / "out" / "toy" / "toy_interrupted.pth").exists()
 
@@ -195,16 +194,40 @@ def test_a_launcher_hands_signals_on_once_each(tmp_path, signals, code, told):
     for count, number in enumerate(signals):
         os.kill(process.pid, number)
         wait_for(lambda count=count: len(lines(tmp_path / "told")) > count)
-    process.join(10)
+    process.join(60)
     assert process.exitcode == code
     assert lines(tmp_path / "told") == told
+
+
+def _launch_late(folder):
+    """As the signal comes while the launcher starts."""
+    os.chdir(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin = subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        process = begin(*arguments, **options)
+        wait_for(lambda: (folder / "ready").is_file())
+        return process
+
+    subprocess.Popen = interrupted
+    os._exit(run_passing_signals(["bash", "-c", CHILD]))
+
+
+def test_a_signal_while_the_launcher_starts_is_handed_on(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_launch_late, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 143
+    assert lines(tmp_path / "told") == ["first"]
 
 
 def lines(path):
     return path.read_text().split() if path.is_file() else []
 
 
-def wait_for(condition, timeout=10.0):
+def wait_for(condition, timeout=60.0):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end

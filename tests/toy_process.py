@@ -35,15 +35,18 @@ class ToyProcess:
     Args:
         out: the output folder.
         delay: seconds that each sample takes.
+        pause_at: a step in which the run stands still for longer than any test waits.
         options: of `make_trainer`.
     """
 
-    def __init__(self, out: Path, *, delay: float = 0.0, **options: Any) -> None:
+    def __init__(self, out: Path, *, delay: float = 0.0, pause_at: int | None = None, **options: Any) -> None:
         reading, writing = os.pipe()
         self._steps = os.fdopen(reading)
         self._errors = out.parent / f"{out.name}.stderr"
         context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_run, args=(out, delay, options, writing, self._errors))
+        self._process = context.Process(
+            target=_run, args=(out, delay, pause_at, options, writing, self._errors)
+        )
         self._process.start()
         os.close(writing)
         self.pid: int = self._process.pid or 0
@@ -54,6 +57,12 @@ class ToyProcess:
             if int(line) == step:
                 return
         raise AssertionError(f"ended before step {step}: {self.finish()}")
+
+    def wait_for_words(self, words: str) -> None:
+        """Return when the run has said something."""
+        while words not in self._errors.read_text():
+            assert self._process.is_alive(), self.finish()
+            time.sleep(0.02)
 
     def finish(self, timeout: float = 30) -> tuple[int, str]:
         """The exit code (negative for a signal that killed it) and what it said."""
@@ -73,7 +82,9 @@ class ToyProcess:
         os.kill(self.pid, number)
 
 
-def _run(out: Path, delay: float, options: dict[str, Any], writing: int, errors: Path) -> None:
+def _run(
+    out: Path, delay: float, pause_at: int | None, options: dict[str, Any], writing: int, errors: Path
+) -> None:
     os.setsid()
     with errors.open("w") as stderr:
         logging.basicConfig(level=logging.WARNING, stream=stderr, format="%(message)s", force=True)
@@ -83,6 +94,8 @@ def _run(out: Path, delay: float, options: dict[str, Any], writing: int, errors:
         trainer.add_event_handler(
             Events.ITERATION_STARTED, lambda engine: os.write(writing, f"{engine.state.iteration}\n".encode())
         )
+        if pause_at is not None:
+            trainer.add_event_handler(Events.ITERATION_STARTED(once=pause_at), lambda: time.sleep(300))
         try:
             trainer.run()
         except VolumenError as error:

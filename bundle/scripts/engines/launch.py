@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -23,26 +25,40 @@ def run_passing_signals(command: Sequence[str]) -> int:
     Returns:
         The launcher's exit code; 130, 143 or 129 (a closed terminal) after a signal.
     """
-    process = subprocess.Popen(command, start_new_session=True)
+    process: subprocess.Popen | None = None
     received: list[int] = []
+    waiting: deque[tuple[int, bool]] = deque()
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
+        waiting.append((number, not received))
         received.append(number)
-        passed = signal.SIGTERM if number == signal.SIGHUP else number
-        try:
-            if len(received) == 1:
-                process.send_signal(passed)
-            else:
-                os.killpg(process.pid, passed)
-        except ProcessLookupError:
-            pass  # it has just ended
+        pass_on()
+
+    def pass_on() -> None:
+        # A signal may come within this too, and then leave nothing for the rest of it.
+        with suppress(IndexError):
+            while process is not None:
+                _send(process, *waiting.popleft())
 
     # Under nohup a closed terminal is to be ignored.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, pass_on) for number in heard}
+    # Before the launcher starts: what comes meanwhile is kept for it.
+    former = {number: signal.signal(number, receive) for number in heard}
     try:
+        process = subprocess.Popen(command, start_new_session=True)
+        pass_on()
         code = process.wait()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
     return 128 + received[0] if received else code
+
+
+def _send(process: subprocess.Popen, number: int, first: bool) -> None:
+    """Send a signal to the launcher if it is the first one, else to all of its processes."""
+    passed = signal.SIGTERM if number == signal.SIGHUP else number
+    with suppress(ProcessLookupError):  # it has just ended
+        if first:
+            process.send_signal(passed)
+        else:
+            os.killpg(process.pid, passed)
