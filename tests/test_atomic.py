@@ -73,6 +73,14 @@ def test_content_then_name_then_folder_reach_the_disk(tmp_path, monkeypatch):
     ]
 
 
+def test_a_file_made_under_a_temporary_name_is_flushed_on_request(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"content")
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    sync_file(tmp_path / "a")
+    assert flushed == [(tmp_path / "a").stat().st_ino]
+
+
 def test_what_a_killed_process_leaves_is_found_by_its_name(tmp_path):
     with replacing(tmp_path / "a.npz") as temporary:
         temporary.write_bytes(b"half")

@@ -96,7 +96,11 @@ def test_windows_of_a_region_are_those_of_the_whole():
     whole = PredictPlan((40, 50), (8, 8), 0.5)
     part = PredictPlan((40, 50), (8, 8), 0.5, region=((13, 22), (30, 50)))
     starts = {part.start(i) for i in range(len(part))}
-    assert starts < {whole.start(i) for i in range(len(whole))}
+    assert starts == {
+        (y, x)
+        for y, x in (whole.start(i) for i in range(len(whole)))
+        if set(range(y, y + 8)) & set(range(13, 22)) and set(range(x, x + 8)) & set(range(30, 50))
+    }
 
 
 def test_block_shapes_are_powers_of_two_within_patch_and_output():
@@ -107,9 +111,10 @@ def test_block_shapes_are_powers_of_two_within_patch_and_output():
 
 def test_a_tile_fits_its_budget_and_is_at_least_two_wide():
     assert choose_tile((64, 64, 64), 0.5, 1, 1) == (1, 2, 2)
-    tile = choose_tile((64, 64, 64), 0.5, 1, 1 << 25)
-    side = 64 + (tile[1] - 1) * 32
-    assert 4 * 64 * side * side <= 1 << 25
+    for channels in (1, 3):
+        tile = choose_tile((16, 64, 64), 0.25, channels, 1 << 25)
+        side, wider = (64 + (windows - 1) * 48 for windows in (tile[1], tile[1] + 1))
+        assert 4 * channels * 16 * side**2 <= 1 << 25 < 4 * channels * 16 * wider**2
 
 
 @settings(max_examples=40, deadline=None)

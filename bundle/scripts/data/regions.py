@@ -159,7 +159,8 @@ def cut(box: Box, largest: Sequence[int]) -> Iterator[Box]:
 def window_count(size: Sequence[int], patch_size: Sequence[int]) -> int:
     """Return how many windows, each half over the next, a block takes."""
     return math.prod(
-        1 + math.ceil(max(0, extent - patch) / max(1, patch // 2)) for extent, patch in zip(size, patch_size)
+        1 + math.ceil(max(0, extent - patch) / max(1, round(patch / 2)))
+        for extent, patch in zip(size, patch_size)
     )
 
 
