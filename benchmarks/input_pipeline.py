@@ -56,7 +56,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from scripts.data.block_cache import BLOCKS, DEFAULT_BYTES
 from scripts.data.layout import OpenCase
-from scripts.data.patches import PatchLocation
+from scripts.data.patch_index import PatchLocation
 from scripts.data.volumes import open_volume
 from scripts.memory import keep_freed_memory
 from scripts.transforms.derive import DeriveTargetsd, derive_halo

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from scripts.data.boxes import bounding_box, box_extent, whole_box
 from scripts.data.index_cache import cache_path, load_arrays, store_arrays
 from scripts.data.label_counts import ANY_OBJECT
-from scripts.data.patches import PatchTable, axis_starts, find_valid_patches
+from scripts.data.patch_grid import axis_starts
+from scripts.data.patch_index import PatchTable
+from scripts.data.patches import find_valid_patches
 from scripts.data.stored_chunks import stored_chunks
 from scripts.data.volumes import open_volume
 from scripts.errors import VolumenError

@@ -12,7 +12,8 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 from scripts.data.dataset import PatchDataset
 from scripts.data.layout import OpenCase
-from scripts.data.patches import PatchLocation, find_valid_patches
+from scripts.data.patch_index import PatchLocation
+from scripts.data.patches import find_valid_patches
 from scripts.data.regions import RegionDataset, block_size, cut, is_labelled, window_count
 from scripts.data.volumes import ArrayVolume
 from scripts.errors import VolumenError

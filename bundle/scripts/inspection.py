@@ -15,7 +15,7 @@ from scripts.train import experiment_sections
 
 if TYPE_CHECKING:
     from scripts.data.layout import OpenCase
-    from scripts.data.patches import PatchIndex
+    from scripts.data.patch_index import PatchIndex
     from scripts.targets import Target
 
 # Volumes listed one by one; a larger folder is summed up in a last line.

@@ -11,7 +11,7 @@ from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
 from scripts.data.block_cache import BLOCKS
-from scripts.data.patches import PatchIndex, PatchLocation
+from scripts.data.patch_index import PatchIndex, PatchLocation
 from scripts.data.sampler import EpochPlan, plan_epoch, sample_rng
 from scripts.errors import VolumenError
 from scripts.memory import keep_in_worker

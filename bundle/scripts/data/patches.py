@@ -7,29 +7,23 @@ the target's mask if there is one, else a label other than 0; a target's ignore 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.data.boxes import Box, box_extent
-from scripts.data.cells import window_extremes, window_sums
+from scripts.data.boxes import Box
 from scripts.data.index_cache import load_arrays, store_arrays
-from scripts.data.label_counts import (
-    CellCounts,
-    CountRequest,
-    LabelCounter,
-    LabelReader,
-    count_case,
-    default_threads,
-)
+from scripts.data.label_counts import LabelCounter, LabelReader, count_case, default_threads
+from scripts.data.patch_grid import MAX_CELLS, GridRegion, PatchRules, lay_grid, shift_table
+from scripts.data.patch_index import PatchIndex, PatchTable
+from scripts.data.patch_selection import every_patch_of, select
 from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
 from scripts.text import by
@@ -38,211 +32,6 @@ logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 2
 """Raised whenever the same parameters would give another index, so that old cache files are not used."""
-
-MAX_GRID_CELLS = 2**29
-"""Above this many cells the counts of one target alone would take 2 GB."""
-
-MAX_CELLS = 2**25
-"""Above this many cells of the counting grid, training positions are tied more closely to the patch grid."""
-
-
-@dataclass(frozen=True)
-class PatchLocation:
-    """Where one patch lies.
-
-    Args:
-        case: index into the list of cases.
-        start: first voxel per axis; negative, or too near the end, only where the region is smaller than the
-            patch.
-        size: patch size in voxels.
-        bounds: the region of the volume that may be read; the rest of the patch and of its halo is padding.
-    """
-
-    case: int
-    start: tuple[int, ...]
-    size: tuple[int, ...]
-    bounds: Box
-
-
-@dataclass(frozen=True)
-class PatchTable:
-    """Patches of one kind, as arrays with one row per patch (N patches, D axes, K classes).
-
-    Args:
-        region: (N,) row of `PatchIndex.regions`.
-        start: (N, D) first voxel, on the grid.
-        share: (N,) labelled share of the patch, that of the best target.
-        shifts: (N,) uint64; bit i is set where the patch, moved by the i-th of `PatchIndex.shifts`, stays
-            valid.
-        class_shifts: (K, N) uint64; the same where, besides, the k-th of `PatchIndex.classes` lies in the central part
-            of the patch: half of it along every axis, to the nearest border of the counting grid, and up to the
-            region's end for a patch that lies there. Also where a patch holds, off its centre, what no patch holds
-            in its central part.
-    """
-
-    region: np.ndarray
-    start: np.ndarray
-    share: np.ndarray
-    shifts: np.ndarray
-    class_shifts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.region)
-
-    @classmethod
-    def concatenate(cls, tables: Sequence[PatchTable], ndim: int, num_classes: int) -> PatchTable:
-        """Join tables row by row; none gives an empty table."""
-        empty = cls(
-            region=np.zeros(0, np.int32),
-            start=np.zeros((0, ndim), np.int32),
-            share=np.zeros(0, np.float32),
-            shifts=np.zeros(0, np.uint64),
-            class_shifts=np.zeros((num_classes, 0), np.uint64),
-        )
-        every = [empty, *tables]
-        return cls(
-            region=np.concatenate([t.region for t in every]),
-            start=np.concatenate([t.start for t in every]),
-            share=np.concatenate([t.share for t in every]),
-            shifts=np.concatenate([t.shifts for t in every]),
-            class_shifts=np.concatenate([t.class_shifts for t in every], axis=1),
-        )
-
-
-@dataclass(frozen=True)
-class PatchIndex:
-    """All patches that may be drawn.
-
-    Args:
-        patch_size: voxels per axis.
-        stride: of the grid, voxels per axis.
-        regions: (case index, box) of every region that was searched.
-        shifts: displacements from the grid, voxels per axis, of which a patch's bits tell which are allowed;
-            the first is zero. Empty: any displacement up to half a stride inside the region is allowed.
-        classes: (target, label value) pairs whose presence was recorded.
-        foreground: the valid patches; with background sampling, those among them that hold a labelled object.
-        background: known patches without any object; empty unless they were asked for.
-    """
-
-    patch_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    regions: tuple[tuple[int, Box], ...]
-    shifts: tuple[tuple[int, ...], ...]
-    classes: tuple[tuple[str, int], ...]
-    foreground: PatchTable
-    background: PatchTable
-
-    def __len__(self) -> int:
-        """Return the number of foreground patches."""
-        return len(self.foreground)
-
-    def grid_location(self, row: int, *, background: bool = False) -> PatchLocation:
-        """Return a patch where it lies on the grid."""
-        table = self.background if background else self.foreground
-        return self._location(table, row, (0,) * len(self.patch_size))
-
-    def random_location(
-        self,
-        row: int,
-        rng: np.random.Generator,
-        *,
-        background: bool = False,
-        class_row: int | None = None,
-    ) -> PatchLocation:
-        """Return a patch moved at random by up to half a stride, so that it stays valid and inside its
-        region.
-
-        Along an axis on which the region is smaller than the patch, the region lies anywhere inside the
-        patch.
-
-        Args:
-            row: row of the table.
-            rng: source of randomness; the same state gives the same location.
-            background: take the background table.
-            class_row: keep this class of `classes` in the central part of the patch.
-        """
-        table = self.background if background else self.foreground
-        if self.shifts:
-            bits = int((table.shifts if class_row is None else table.class_shifts[class_row])[row])
-            allowed = [shift for i, shift in enumerate(self.shifts) if bits >> i & 1]
-            shift = allowed[int(rng.integers(len(allowed)))] if allowed else self.shifts[0]
-        else:
-            shift = self._free_shift(table, row, rng)
-        location = self._location(table, row, shift)
-        start = list(location.start)
-        for axis, ((low, high), size) in enumerate(zip(location.bounds, self.patch_size)):
-            if high - low < size:
-                start[axis] = int(rng.integers(high - size, low + 1))
-        return PatchLocation(location.case, tuple(start), location.size, location.bounds)
-
-    def _free_shift(self, table: PatchTable, row: int, rng: np.random.Generator) -> tuple[int, ...]:
-        _, box = self.regions[int(table.region[row])]
-        shift = []
-        for start, (low, high), size, stride in zip(
-            table.start[row].tolist(), box, self.patch_size, self.stride
-        ):
-            reach = stride // 2
-            first, last = max(low, start - reach), min(high - size, start + reach)
-            shift.append(int(rng.integers(first, last + 1)) - start if last > first else 0)
-        return tuple(shift)
-
-    def _location(self, table: PatchTable, row: int, shift: Sequence[int]) -> PatchLocation:
-        case, box = self.regions[int(table.region[row])]
-        start = tuple(int(s) + int(d) for s, d in zip(table.start[row], shift))
-        return PatchLocation(case, start, self.patch_size, box)
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """What makes a patch valid, and what is recorded of it."""
-
-    patch_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    targets: tuple[str, ...]
-    min_labeled_ratio: float
-    min_bbox_percent: float
-    ignore_labels: dict[str, int]
-    classes: tuple[tuple[str, int], ...]
-    background: bool
-    jitter: bool
-    every_patch: bool
-    objects_only: bool
-
-    def request(self, target: str) -> CountRequest:
-        return CountRequest(
-            ignore=self.ignore_labels.get(target),
-            known=self.background,
-            foreground=self.background,
-            extent=self.min_bbox_percent > 0,
-            classes=tuple(value for name, value in self.classes if name == target),
-            objects_only=self.objects_only,
-        )
-
-
-@dataclass
-class _Region:
-    """One region's grid: candidate patch starts, and how they map to the (possibly coarser) label volume."""
-
-    row: int
-    box: Box
-    grid: list[np.ndarray]
-    candidates: list[np.ndarray]
-    edges: list[np.ndarray]
-    first: list[np.ndarray]
-    last: list[np.ndarray]
-    core_first: list[np.ndarray]
-    core_last: list[np.ndarray]
-    best: float = field(default=0.0)
-
-    @property
-    def voxels(self) -> np.ndarray:
-        """Number of label voxels in each candidate patch; broadcasts to (candidates per axis...)."""
-        total = np.ones((), np.int64)
-        for edges, first, last in zip(self.edges, self.first, self.last):
-            size = edges[last] - edges[first]
-            # Almost always all are equal, which spares a large array.
-            total = np.multiply.outer(total, size[:1] if (size == size[0]).all() else size)
-        return total
 
 
 def find_valid_patches(
@@ -309,7 +98,7 @@ def find_valid_patches(
         VolumenError: no patch is valid; says the best labelled share found. Or a label cannot be read.
         ValueError: a size, stride or ratio is out of range.
     """
-    rules = _Rules(
+    rules = PatchRules(
         patch_size=tuple(int(p) for p in patch_size),
         stride=_checked_stride(patch_size, stride),
         targets=tuple(targets),
@@ -381,7 +170,7 @@ def _checked_share(name: str, value: float) -> float:
 
 
 def _build(
-    rules: _Rules,
+    rules: PatchRules,
     *,
     cases: Sequence[Any],
     searched: Sequence[Any],
@@ -390,20 +179,20 @@ def _build(
     progress: bool,
 ) -> tuple[PatchIndex, tuple[float, int | None]]:
     """Search all regions; also return the best labelled share found and the case it was found in."""
-    shifts = _shift_table(rules, [box for _, box in regions])
-    by_case: dict[int, list[_Region]] = {}
+    shifts = shift_table(rules, [box for _, box in regions])
+    by_case: dict[int, list[GridRegion]] = {}
     for row, (case, box) in enumerate(regions):
-        by_case.setdefault(case, []).append(_region(rules, row, box, shifts, cases[case], searched[case]))
+        by_case.setdefault(case, []).append(lay_grid(rules, row, box, shifts, cases[case], searched[case]))
     foreground: list[PatchTable] = []
     background: list[PatchTable] = []
     best: tuple[float, int | None] = (0.0, None)
     if rules.every_patch:
-        foreground = [_every_patch(rules, region) for parts in by_case.values() for region in parts]
+        foreground = [every_patch_of(rules, region) for parts in by_case.values() for region in parts]
     else:
         for case, counters in _count(rules, searched, by_case, num_threads, progress):
             for position, region in enumerate(by_case[case]):
                 counts = {target: counter.counts[position] for target, counter in counters.items()}
-                good, empty = _select(rules, region, counts, shifts)
+                good, empty = select(rules, region, counts, shifts)
                 foreground.append(good)
                 background.append(empty)
                 if region.best > best[0] or best[1] is None:
@@ -422,9 +211,9 @@ def _build(
 
 
 def _count(
-    rules: _Rules,
+    rules: PatchRules,
     searched: Sequence[Any],
-    by_case: Mapping[int, Sequence[_Region]],
+    by_case: Mapping[int, Sequence[GridRegion]],
     num_threads: int,
     progress: bool,
 ) -> Any:
@@ -446,262 +235,8 @@ def _count(
             yield case, counters
 
 
-def _shift_table(rules: _Rules, boxes: Sequence[Box]) -> tuple[tuple[int, ...], ...]:
-    """Choose the displacements from the grid that are examined: at most 64, so that a patch's set fits 64
-    bits.
-
-    Per axis they cover half a stride to either side and differ modulo small powers of two, so that a patch
-    does not always meet a network's strided convolutions in the same phase.
-    """
-    zero = (0,) * len(rules.patch_size)
-    most = {1: 16, 2: 8}.get(len(zero), 4) if rules.jitter else 1
-    for per_axis in sorted({most, max(1, most // 2), 1}, reverse=True):
-        options = [_axis_shifts(stride, per_axis) for stride in rules.stride]
-        cells = sum(
-            math.prod(
-                2 * len(option) * (extent // stride + 2)
-                for option, extent, stride in zip(options, box_extent(box), rules.stride)
-            )
-            for box in boxes
-        )
-        if cells <= MAX_CELLS:
-            break
-    if cells > MAX_GRID_CELLS:
-        raise VolumenError(
-            "stride",
-            f"the patch grid of {' '.join(map(str, rules.stride))} voxels has {cells:.1e} cells",
-            expected=f"at most {MAX_GRID_CELLS:.1e}",
-            remedy="use a larger stride or a coarser valid_patch_find_resolution",
-        )
-    return (zero, *(shift for shift in itertools.product(*options) if shift != zero))
-
-
-def _axis_shifts(stride: int, count: int) -> list[int]:
-    """Return at most `count` displacements in -stride/2 to stride/2, zero first."""
-    shifts = [0]
-    for step in range(-(count // 2), count - count // 2):
-        value = round(step * stride / count) + step % 4
-        if abs(value) <= stride // 2 and value not in shifts:
-            shifts.append(value)
-    return shifts
-
-
-def _region(
-    rules: _Rules, row: int, box: Box, shifts: Sequence[tuple[int, ...]], case: Any, searched: Any
-) -> _Region:
-    """Lay the grid over a region, and its patches' borders over the volume that is searched."""
-    fine = tuple(case.image.shape)
-    coarse = next((tuple(v.shape) for v in searched.labels.values()), fine)
-    region = _Region(row, box, [], [], [], [], [], [], [])
-    for axis, ((low, high), size, stride) in enumerate(zip(box, rules.patch_size, rules.stride)):
-        grid = axis_starts(low, high, size, stride)
-        moved = np.unique(np.add.outer(grid, sorted({shift[axis] for shift in shifts})))
-        candidates = moved[(moved >= low) & (moved + size <= high)] if high - low >= size else grid
-        factor = fine[axis] / coarse[axis]
-        begin = np.minimum(np.floor(candidates / factor).astype(np.int64), coarse[axis] - 1)
-        end = np.ceil(np.minimum(candidates + size, high) / factor).astype(np.int64)
-        end = np.clip(end, begin + 1, coarse[axis])
-        edges = np.unique(np.concatenate([begin, end]))
-        region.grid.append(grid)
-        region.candidates.append(candidates)
-        region.edges.append(edges)
-        region.first.append(np.searchsorted(edges, begin))
-        region.last.append(np.searchsorted(edges, end))
-        core_first, core_last = _core(edges, begin, end)
-        region.core_first.append(core_first)
-        region.core_last.append(core_last)
-    return region
-
-
-def _core(edges: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells of the central half of patches along an axis, to the nearest edge, of equals the outer one.
-
-    The first patch's begins with the patch and the last one's ends with it, as no other could be more central there.
-    Both results ascend with the patches.
-
-    Args:
-        edges: of the cells.
-        begin, end: of the patches, ascending, among the edges.
-
-    Returns:
-        Index of the first cell and one past the last.
-    """
-    quarter = (end - begin) // 4
-    first = _nearest(edges, begin + quarter)
-    last = len(edges) - 1 - _nearest(-edges[::-1], -(end - quarter))
-    first[0], last[-1] = np.searchsorted(edges, begin[0]), np.searchsorted(edges, end[-1])
-    return first, np.maximum(last, first + 1)
-
-
-def _nearest(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the index of the edge nearest to each value, the lower one of equals."""
-    above = np.clip(np.searchsorted(edges, values), 1, len(edges) - 1)
-    return np.where(values - edges[above - 1] <= edges[above] - values, above - 1, above)
-
-
-def axis_starts(low: int, high: int, size: int, stride: int) -> np.ndarray:
-    """Return the grid starts of patches along one axis of a region from `low` to `high`, ascending.
-
-    The last patch ends where the region ends. A region smaller than the patch gets one patch, at its begin.
-    """
-    last = max(low, high - size)
-    starts = np.arange(low, last + 1, stride, dtype=np.int64)
-    return starts if starts[-1] == last else np.append(starts, last)
-
-
-def _every_patch(rules: _Rules, region: _Region) -> PatchTable:
-    starts = np.stack(np.meshgrid(*region.grid, indexing="ij"), -1).reshape(-1, len(region.grid))
-    count = len(starts)
-    return PatchTable(
-        region=np.full(count, region.row, np.int32),
-        start=starts.astype(np.int32),
-        share=np.full(count, np.nan, np.float32),
-        shifts=np.ones(count, np.uint64),
-        class_shifts=np.zeros((len(rules.classes), count), np.uint64),
-    )
-
-
-def _select(
-    rules: _Rules,
-    region: _Region,
-    counts: Mapping[str, CellCounts],
-    shifts: Sequence[tuple[int, ...]],
-) -> tuple[PatchTable, PatchTable]:
-    """Return the foreground and the background patches of a region."""
-    shape = tuple(len(c) for c in region.candidates)
-    voxels = region.voxels
-    needed = np.maximum(1, np.ceil(rules.min_labeled_ratio * voxels - 1e-6)).astype(np.int64)
-    valid = np.zeros(shape, bool)
-    occupied = np.zeros(shape, bool)
-    known = np.zeros(shape, bool)
-    share = np.zeros(shape, np.float32)
-    present = np.zeros((len(rules.classes), *shape), bool)
-    for cells in counts.values():
-        labelled = window_sums(cells.labelled, region.first, region.last)
-        np.maximum(share, labelled / voxels, out=share, casting="same_kind")
-        enough = labelled >= needed
-        if rules.min_bbox_percent > 0:
-            enough &= _box_voxels(cells, region) >= rules.min_bbox_percent * voxels - 1e-6
-        valid |= enough
-        if cells.foreground is not None and cells.known is not None:
-            occupied |= window_sums(cells.foreground, region.first, region.last) > 0
-            known |= window_sums(cells.known, region.first, region.last) >= needed
-    region.best = float(share.max(initial=0.0))
-    if rules.background:
-        empty = known & ~occupied
-        valid &= occupied
-    else:
-        empty = np.zeros(shape, bool)
-    if rules.classes:
-        covered = _covered(region, valid, shifts)
-        for target, cells in counts.items():
-            _mark_classes(rules, target, cells, region, covered, present)
-    return (
-        _table(region, valid, share, present, shifts),
-        _table(region, empty, share, present, shifts),
-    )
-
-
-def _box_voxels(cells: CellCounts, region: _Region) -> np.ndarray:
-    """Return the number of voxels in the bounding box of each candidate's labelled voxels."""
-    volume = np.ones((), np.int64)
-    for low, high in zip(cells.low, cells.high):
-        first = window_extremes(low, region.first, region.last, np.minimum)
-        last = window_extremes(high, region.first, region.last, np.maximum)
-        volume = volume * np.maximum(0, last.astype(np.int64) - first)
-    return volume
-
-
-def _mark_classes(
-    rules: _Rules,
-    target: str,
-    cells: CellCounts,
-    region: _Region,
-    covered: np.ndarray,
-    present: np.ndarray,
-) -> None:
-    """Mark the candidates that hold a class in their central part, or what of it is `covered` by no such part."""
-    rows = [i for i, (name, _) in enumerate(rules.classes) if name == target]
-    if cells.classes is None:
-        return
-    for bit, row in enumerate(rows):
-        holds = ((cells.classes >> np.uint64(bit)) & np.uint64(1)).astype(np.uint8)
-        present[row] = window_sums(holds, region.core_first, region.core_last) > 0
-        lonely = holds * ~covered
-        if lonely.any():
-            present[row] |= window_sums(lonely, region.first, region.last) > 0
-
-
-def _covered(region: _Region, valid: np.ndarray, shifts: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Tell which cells lie in the central part of a patch that can be drawn."""
-    reached = np.zeros(valid.shape, np.uint8)
-    for _, good, where in _moved(region, _on_grid(region, valid), valid, shifts):
-        reached[tuple(axis[good] for axis in where)] = 1
-    # The candidates whose central part holds a cell follow each other along every axis.
-    cells = [np.arange(len(edges) - 1) for edges in region.edges]
-    begin = [np.searchsorted(last, axis, side="right") for last, axis in zip(region.core_last, cells)]
-    end = [np.searchsorted(first, axis, side="right") for first, axis in zip(region.core_first, cells)]
-    return window_sums(reached, begin, end) > 0
-
-
-def _on_grid(region: _Region, valid: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the indices, along the axes of the grid, of the grid patches that are valid."""
-    home = [np.searchsorted(c, g) for c, g in zip(region.candidates, region.grid)]
-    return np.nonzero(valid[np.ix_(*home)])
-
-
-def _moved(
-    region: _Region,
-    chosen: tuple[np.ndarray, ...],
-    valid: np.ndarray,
-    shifts: Sequence[tuple[int, ...]],
-) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, ...]]]:
-    """Yield each displacement's number, which of the chosen grid patches it keeps valid, and what they become.
-
-    What they become are indices of candidates along every axis.
-    """
-    starts = [grid[index] for grid, index in zip(region.grid, chosen)]
-    for i, shift in enumerate(shifts):
-        inside = np.ones(len(starts[0]), bool)
-        where = []
-        for start, moved, candidates in zip(starts, shift, region.candidates):
-            position = np.minimum(np.searchsorted(candidates, start + moved), len(candidates) - 1)
-            inside &= candidates[position] == start + moved
-            where.append(position)
-        yield i, inside & valid[tuple(where)], tuple(where)
-
-
-def _table(
-    region: _Region,
-    valid: np.ndarray,
-    share: np.ndarray,
-    present: np.ndarray,
-    shifts: Sequence[tuple[int, ...]],
-) -> PatchTable:
-    """Collect the grid patches that are valid, with the displacements that keep them so."""
-    chosen = _on_grid(region, valid)
-    starts = [grid[index] for grid, index in zip(region.grid, chosen)]
-    count = len(starts[0])
-    bits = np.zeros(count, np.uint64)
-    class_bits = np.zeros((len(present), count), np.uint64)
-    home = chosen
-    for i, good, where in _moved(region, chosen, valid, shifts):
-        bits |= good.astype(np.uint64) << np.uint64(i)
-        for row, holds in enumerate(present):
-            class_bits[row] |= (good & holds[where]).astype(np.uint64) << np.uint64(i)
-        if i == 0:
-            home = where
-    return PatchTable(
-        region=np.full(count, region.row, np.int32),
-        start=np.stack(starts, 1).astype(np.int32),
-        share=share[home],
-        shifts=bits,
-        class_shifts=class_bits,
-    )
-
-
 def _nothing_found(
-    rules: _Rules,
+    rules: PatchRules,
     cases: Sequence[Any],
     regions: Sequence[tuple[int, Box]],
     best: tuple[float, int | None] | None,
@@ -742,7 +277,7 @@ def _below(share: float) -> str:
 
 
 def _cache_key(
-    rules: _Rules, cases: Sequence[Any], searched: Sequence[Any], regions: Sequence[tuple[int, Box]]
+    rules: PatchRules, cases: Sequence[Any], searched: Sequence[Any], regions: Sequence[tuple[int, Box]]
 ) -> dict[str, Any]:
     """Return everything that the index depends on, as plain data."""
     used = sorted({case for case, _ in regions})
@@ -759,7 +294,7 @@ def _cache_key(
         )
     return {
         "version": INDEX_VERSION,
-        "rules": {name: getattr(rules, name) for name in _Rules.__dataclass_fields__},
+        "rules": {name: getattr(rules, name) for name in PatchRules.__dataclass_fields__},
         "max_cells": MAX_CELLS,
         "regions": [[case, box] for case, box in regions],
         "volumes": volumes,
@@ -775,7 +310,7 @@ def _store(folder: Path, key: Mapping[str, Any], index: PatchIndex) -> None:
 
 
 def _load(
-    folder: Path, key: Mapping[str, Any], rules: _Rules, regions: tuple[tuple[int, Box], ...]
+    folder: Path, key: Mapping[str, Any], rules: PatchRules, regions: tuple[tuple[int, Box], ...]
 ) -> PatchIndex | None:
     arrays = load_arrays(folder, key)
     if arrays is None:

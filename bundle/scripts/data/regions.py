@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from scripts.data.boxes import Box
 from scripts.data.dataset import SampleError, root_cause
-from scripts.data.patches import PatchLocation
+from scripts.data.patch_index import PatchLocation
 from scripts.memory import keep_in_worker
 
 logger = logging.getLogger(__name__)

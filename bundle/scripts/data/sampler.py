@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data.distributed import DistributedSampler
 
-from scripts.data.patches import PatchIndex
+from scripts.data.patch_index import PatchIndex
 
 _PLAN, _SAMPLE = 0, 1
 
