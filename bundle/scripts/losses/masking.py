@@ -127,8 +127,6 @@ def present_samples(mask: Tensor) -> Tensor:
 
 
 def sample_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of `values` (B,) or (B, C) over the samples that have a valid voxel."""
+    """Return the mean of `values` (B,) over the samples that have a valid voxel."""
     present = present_samples(mask)
-    if values.dim() > 1:
-        present = present.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
     return ratio(guard(values, present).sum(), present.sum())
