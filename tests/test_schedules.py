@@ -41,17 +41,33 @@ def test_schedules_are_torchs(name, reference):
     assert curve(ours, 20) == pytest.approx(curve(theirs, 20), rel=1e-6, abs=1e-9)
 
 
-def test_onecycle_is_torchs():
-    ours = curve(build_scheduler("OneCycleLR", optimizer(), 20), 20)
-    reference = torch.optim.lr_scheduler.OneCycleLR(
-        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9), 0.1, 100
-    )
-    theirs = curve(reference, 100)
+@pytest.mark.parametrize(
+    ("name", "options", "reference"),
+    [
+        (
+            "cosine",
+            {"eta_min": 0.3},
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20, eta_min=0.03),
+        ),
+        ("poly", {"power": 2.5}, lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 20, power=2.5)),
+        ("linear", {"end": 0.25}, lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.25, 20)),
+    ],
+)
+def test_options_are_torchs(name, options, reference):
+    ours, theirs = build_scheduler(name, optimizer(), 20, options=options), reference(optimizer())
+    assert curve(ours, 20) == pytest.approx(curve(theirs, 20))
+
+
+@pytest.mark.parametrize("options", [{}, {"pct_start": 0.6, "div_factor": 4.0, "final_div_factor": 20.0}])
+def test_onecycle_is_torchs(options):
+    ours = curve(build_scheduler("OneCycleLR", optimizer(), 20, options=options), 20)
+    momentum = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    theirs = curve(torch.optim.lr_scheduler.OneCycleLR(momentum, 0.1, 4000, **options), 4000)
+    # The same curve seen at every 200th step; torch counts from 0 to total - 1.
+    assert ours == pytest.approx(theirs[::200], rel=0.02, abs=1e-4)
     assert max(ours) == pytest.approx(0.1)
-    assert ours[0] == pytest.approx(theirs[0])
-    # The same curve seen at every fifth step; torch counts from 0 to total - 1.
-    assert ours[5] == pytest.approx(theirs[25], rel=0.05)
-    assert ours[15] == pytest.approx(theirs[74], rel=0.05)
+    last = build_scheduler("onecycle", optimizer(), 20, options=options).factor(20) * 0.1
+    assert last == pytest.approx(theirs[-1])
 
 
 def test_warmup_rises_and_hands_over():
