@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 from prediction import save_checkpoint
+from scripts.cli import main
 from scripts.errors import VolumenError
 from scripts.inference import evaluation as module
 from scripts.inference.evaluate_command import add_evaluate_arguments, run_evaluate
@@ -122,6 +124,80 @@ def test_predictions_are_read_as_they_were_stored(tmp_path, dtype, form):
     assert evaluation.mean["tissue/dice"] > 0.99 or dtype != "float32"
     assert evaluation.mean["mean_dice"] > 0.95
     assert "tissue/dice/2" in evaluation.mean
+
+
+def write_slices(folder, values, name):
+    folder.mkdir(parents=True)
+    for number, plane in enumerate(values, start=8):
+        path = folder / name.format(number)
+        Image.fromarray(plane).save(path) if path.suffix == ".png" else tifffile.imwrite(path, plane)
+
+
+@pytest.mark.parametrize("labels", ["whole", "truth/a_ink.tif", "truth_slices"])
+@pytest.mark.parametrize("predictions", ["half", "half/a_ink.tif", "half_slices"])
+@pytest.mark.parametrize("name", ["{}.png", "plane_{:03}.tif"])
+def test_a_folder_of_slices_is_scored_as_the_volume_that_it_is(tmp_path, name, predictions, labels):
+    truth = np.zeros((6, 12, 10), np.uint8)
+    truth[2:4, 4:8, 2:6] = 1
+    half = truth.copy()
+    half[2] = 0
+    for part, values in (("truth", truth), ("half", half)):
+        write(tmp_path / part / "a_ink.tif", values)
+        write_slices(tmp_path / f"{part}_slices", values, name)
+    write(tmp_path / "whole" / "labels" / "a_ink.tif", truth)
+
+    def scores(found, right):
+        request = EvaluateRequest(str(tmp_path / found), str(tmp_path / right), str(tmp_path / "out"))
+        (row,) = evaluate(request).cases.values()
+        return [row[key] for key in sorted(row) if key != "mean_dice"]
+
+    found = scores(predictions, labels)
+    assert found == scores("half/a_ink.tif", "truth/a_ink.tif")
+    assert found[1] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "cases", "targets"),
+    [
+        ("image{}_ink.png", {"image8", "image9", "image10"}, {"ink"}),
+        ("image_class{}.png", {"image"}, {"class8", "class9", "class10"}),
+    ],
+)
+def test_numbered_images_with_labels_of_their_names_stay_cases(tmp_path, name, cases, targets):
+    planes = np.zeros((3, 12, 10), np.uint8)
+    planes[:, 4:8, 2:6] = 1
+    for part in ("found", "right"):
+        write_slices(tmp_path / part, planes, name)
+    request = EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "right"), str(tmp_path / "out"))
+    evaluation = evaluate(request)
+    assert set(evaluation.cases) == cases
+    assert {case.target for case in evaluation.scored} == targets
+
+
+def test_predictions_of_slices_in_2d_are_no_volume(tmp_path):
+    """Their record says how values are stored, which a volume made of them would lack."""
+    planes = np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    write_slices(tmp_path / "scan", planes, "scan{}.png")
+    checkpoint = save_checkpoint(tmp_path / "m.pth", 2, (8, 8))
+    predict(PredictRequest(str(tmp_path / "scan"), str(checkpoint), str(tmp_path / "found"), format="tif"))
+    write(tmp_path / "truth" / "scan_ink.tif", planes)
+    with pytest.raises(VolumenError, match="expected labels named like scan10_ink"):
+        evaluate(EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "truth"), str(tmp_path / "out")))
+
+
+def test_the_command_takes_slices_in_black_and_white(tmp_path):
+    truth = np.zeros((6, 12, 10), np.uint8)
+    truth[2:4, 4:8, 2:6] = 255
+    half = truth.copy()
+    half[2] = 0
+    for part, values in (("found", half), ("right", truth)):
+        write_slices(tmp_path / part, values, "{}.png")
+    command = f"evaluate -p {tmp_path}/found -l {tmp_path}/right -o {tmp_path}/out --metrics dice --quiet"
+    assert main(command.split()) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["mean"] == {
+        "label/dice": pytest.approx(2 / 3),
+        "mean_dice": pytest.approx(2 / 3),
+    }
 
 
 def test_a_label_of_another_shape_is_refused(files):

@@ -22,7 +22,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", "--predictions", required=True, help="output of volumen predict, or IMAGE_TARGET files"
     )
-    parser.add_argument("-l", "--labels", required=True, help="folder of IMAGE_TARGET labels, or a dataset")
+    parser.add_argument(
+        "-l", "--labels", required=True, help="dataset, folder of IMAGE_TARGET labels, or a label"
+    )
     parser.add_argument(
         "-o",
         "--output",

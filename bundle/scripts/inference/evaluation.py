@@ -18,7 +18,7 @@ from scripts.atomic import write_atomically
 from scripts.errors import VolumenError
 from scripts.inference.blocks import block_box, block_counts
 from scripts.inference.heads import PROBABILITIES
-from scripts.inference.jobs import image_paths, volume_name
+from scripts.inference.jobs import image_paths, is_stack, volume_name
 from scripts.inference.journal import STATE_FOLDER, read_recipe
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ DERIVED_SIDE = 128
 """Derived targets and instances are scored in blocks of this many voxels an axis."""
 MANY_LABELS = 255
 """A label map without a record that has more values than this numbers instances."""
+WHITE = 255
+"""Foreground in a picture of black and white; no class, and no number of an instance."""
 RESAMPLES = 2000
 
 
@@ -41,9 +43,10 @@ class EvaluateRequest:
     """What to score.
 
     Args:
-        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`.
+        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`, or of the
+            slices of one volume.
         labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
-            a single prediction.
+            a single prediction, also as a folder of its slices.
         output: folder of the report.
         masks: folder with `<image>` or `<image>_<target>`, scored where not 0; None: `masks` beside `labels`.
         targets: targets to score; None for all that have labels.
@@ -252,10 +255,11 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
         if path is not None and "://" not in path and not Path(path).exists():
             raise VolumenError(path, "no such file or folder")
     predictions = find_predictions(Path(request.predictions))
-    labels = _volumes_by_name(_labels_folder(Path(request.labels)))
-    masks_folder = (
-        Path(request.masks) if request.masks else _labels_folder(Path(request.labels)).parent / "masks"
+    folder = _labels_folder(Path(request.labels))
+    predictions, labels = _join_slices(
+        request.predictions, str(folder), predictions, _volumes_by_name(folder)
     )
+    masks_folder = Path(request.masks) if request.masks else folder.parent / "masks"
     masks = _volumes_by_name(masks_folder) if masks_folder.is_dir() else {}
     # One label for one prediction need not be named like it.
     sources = {found.source for found in predictions}
@@ -283,6 +287,32 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
             found=", ".join(sorted(labels)[:3]) or "none",
         )
     return _agreed(cases)
+
+
+def _join_slices(
+    source: str, folder: str, predictions: list[Found], labels: dict[str, str]
+) -> tuple[list[Found], dict[str, str]]:
+    """Take a folder of slices for one volume, unless its files are images in 2D, each with a label of its own.
+
+    Args:
+        source: where the predictions are.
+        folder: where the labels are.
+        predictions: what `source` holds, a slice each where it is such a folder.
+        labels: path by name of what `folder` holds, likewise.
+    """
+    from scripts.data.volumes import open_volume
+
+    paired = any(f"{found.name}_{found.target}" in labels for found in predictions)
+    numbered = all(found.target.isdigit() for found in predictions)  # "scan_001": no target called 001
+    recorded = any(found.recipe for found in predictions)
+    if len(predictions) > 1 and not recorded and (numbered or not paired) and is_stack(source):
+        predictions = [_unrecorded(source)]
+    elif paired:
+        return predictions, labels
+    alone = len({found.name for found in predictions}) == 1
+    if alone and is_stack(folder) and len(open_volume(predictions[0].path).shape) == 3:
+        labels = {volume_name(folder): folder}
+    return predictions, labels
 
 
 def _agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
@@ -351,7 +381,7 @@ def find_predictions(path: Path) -> list[Found]:
     if read_recipe(path) is not None or (path / STATE_FOLDER).is_dir():
         found = _of_group(path)
     elif path.is_file():
-        found = [Found(*_split_name(volume_name(str(path))), str(path))]
+        found = [_unrecorded(str(path))]
     elif path.is_dir():
         records = sorted(path.glob("*.volumen.json"))
         known: set[str] = set()
@@ -365,7 +395,7 @@ def find_predictions(path: Path) -> list[Found]:
             if image in known:
                 continue
             group = _of_group(Path(image))
-            found += group or [Found(*_split_name(volume_name(image)), image)]
+            found += group or [_unrecorded(image)]
     found = [item for item in found if _has_truth(item)]
     if not found:
         raise VolumenError(
@@ -397,9 +427,11 @@ def _instance_mode(item: Found) -> str | None:
     return targets.get(item.source, {}).get("instances")
 
 
-def _split_name(stem: str) -> tuple[str, str]:
+def _unrecorded(path: str) -> Found:
+    """Return what the name of a volume without a record says: `<image>_<target>`."""
+    stem = volume_name(path)
     name, _, target = stem.rpartition("_")
-    return (name, target) if name else (stem, "label")
+    return Found(name, target, path) if name and target else Found(stem, "label", path)
 
 
 def _labels_folder(path: Path) -> Path:
@@ -471,6 +503,10 @@ def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tupl
     if np.issubdtype(prediction.dtype, np.floating):
         return ("multiclass", prediction.channels, 1.0) if prediction.channels > 1 else ("binary", 1, 1.0)
     highest = max(int(prediction.read(box).max()) for box in _slabs(prediction))
+    if highest == WHITE and all(
+        np.isin(prediction.read(box), (0, WHITE)).all() for box in _slabs(prediction)
+    ):
+        return "binary", 1, 0.0
     return ("binary", 1, 0.0) if highest <= 1 else ("multiclass", highest + 1, 0.0)
 
 

@@ -73,7 +73,7 @@ def volume_items(source: str, mask: str | None = None, ndim: int | None = None) 
     Raises:
         VolumenError: no image, or a mask that is missing.
     """
-    images = [source] if ndim == 3 and _is_stack(source) else image_paths(source)
+    images = [source] if ndim == 3 and is_stack(source) else image_paths(source)
     if not images:
         raise VolumenError(source, "no image found", remedy="give an image, or a folder that holds some")
     if mask is None:
@@ -137,7 +137,8 @@ def image_paths(source: str) -> list[str]:
     return [name for name, kind in found if kind != "png"] or [name for name, _ in found]
 
 
-def _is_stack(source: str) -> bool:
+def is_stack(source: str) -> bool:
+    """Tell whether a path is a folder of numbered 2D slices, and no dataset with a folder of images."""
     from scripts.data.slice_stack import holds_slices
 
     path = Path(source)
