@@ -206,6 +206,11 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
     parser.add_argument("--config-path", metavar="YAML", help="experiment file")
     parser.add_argument("--patch-size", metavar="Z,Y,X", help="patch in voxels (default: from the data)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="first read all images, labels and masks, and list what is damaged",
+    )
     parser.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of labels over images")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(

@@ -10,10 +10,13 @@ import numpy as np
 
 from scripts.config import ConfigManager
 from scripts.console import make_console, make_table
+from scripts.errors import VolumenError
 from scripts.text import by
 from scripts.train import experiment_sections
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from scripts.data.layout import OpenCase
     from scripts.data.patch_index import PatchIndex
     from scripts.targets import Target
@@ -42,6 +45,8 @@ def run_inspect(options: argparse.Namespace) -> int:
         **settings, dataset_dir=options.input, device=options.device or "auto", origin=origin
     )
     console = make_console()
+    if options.check:
+        _check(config, console)
     index = _index(config)
     for part in (
         _volume_table(config, index),
@@ -55,6 +60,33 @@ def run_inspect(options: argparse.Namespace) -> int:
     if options.sheet:
         console.print(f"contact sheet: {write_sheet(config, Path(options.sheet))}")
     return 0
+
+
+def _check(config: ConfigManager, console: Console) -> None:
+    """Read all images, labels and masks, and say so.
+
+    Raises:
+        VolumenError: some of it cannot be read; the parts are printed first.
+    """
+    from scripts.data.damage import find_damage
+    from scripts.data.label_counts import default_threads
+
+    volumes = [
+        volume
+        for case in config.cases
+        for volume in (case.image, *case.labels.values(), *case.masks.values())
+    ]
+    damaged = find_damage(volumes, num_threads=default_threads(), progress=True)
+    for damage in damaged:
+        console.print(str(damage), soft_wrap=True, markup=False, highlight=False)
+    if damaged:
+        raise VolumenError(
+            config.layout.root,
+            f"{len({damage.path for damage in damaged})} of {len(volumes)} volumes cannot be read whole"
+            f" (damaged parts: {len(damaged)})",
+            remedy="restore these files, or take these volumes out",
+        )
+    console.print(f"{config.layout.root}: all of its {len(volumes)} images, labels and masks can be read\n")
 
 
 def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.data.damage import UNREADABLE
 from scripts.errors import VolumenError
 from scripts.inference.instances import read_rules
 from scripts.inference.journal import differences, identity, read_recipe
@@ -152,7 +153,7 @@ def content_of(volume: Any) -> str:
             for place in itertools.product(*(_places(size) for size in volume.shape)):
                 try:
                     digest.update(np.ascontiguousarray(volume.read(place)).tobytes())
-                except (VolumenError, OSError, ValueError, RuntimeError):
+                except UNREADABLE:
                     digest.update(b"unreadable")
     else:
         digest.update(volume.fingerprint().encode())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scripts.data.damage import UNREADABLE
 from scripts.errors import VolumenError
 from scripts.inference.windows import Box, PredictPlan
 
@@ -50,7 +51,7 @@ class RegionReader:
         """
         try:
             return self.volume.read(region), []
-        except (VolumenError, OSError, ValueError, RuntimeError) as error:
+        except UNREADABLE as error:
             if self.on_corrupt == "stop":
                 raise VolumenError(
                     self.volume.path,
@@ -79,7 +80,7 @@ class RegionReader:
             )
             try:
                 values[(slice(None), *local)] = volume.read(wanted)
-            except (VolumenError, OSError, ValueError, RuntimeError) as error:
+            except UNREADABLE as error:
                 self._note(_box(chunk), error)
                 bad.append(local)
         return values, bad

@@ -1,0 +1,87 @@
+"""Stored data that cannot be read, found before a training or a prediction comes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from scripts.data.label_values import storage_blocks, stored_regions
+from scripts.data.progress import hidden
+from scripts.data.volumes import Region, Volume
+from scripts.errors import VolumenError
+from scripts.threads import in_threads
+
+# What reading may raise: our own line, the system, and a library about content that it does not understand.
+UNREADABLE = (VolumenError, OSError, ValueError, RuntimeError)
+
+
+class Damage(NamedTuple):
+    """A part of a volume that cannot be read.
+
+    Attributes:
+        path: of the volume.
+        region: the part, in voxels.
+        reason: what reading it said, in one line.
+    """
+
+    path: str
+    region: Region
+    reason: str
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        if self.path in self.reason:
+            return self.reason
+        voxels = " x ".join(f"{part.start}:{part.stop}" for part in self.region)
+        return f"{self.path}: voxels {voxels}: {self.reason}"
+
+
+def find_damage(volumes: Sequence[Volume], *, num_threads: int = 1, progress: bool = False) -> list[Damage]:
+    """Read all that is stored of some volumes, once, and return what of it cannot be read.
+
+    Chunks that are not stored, which hold the fill value, are not damage. A damaged part is as small as the storage:
+    one chunk of a zarr array, one page or tile of a TIFF.
+
+    Args:
+        volumes: opened volumes.
+        num_threads: threads that read.
+        progress: show a progress bar.
+
+    Returns:
+        The parts, in the order of the volumes and of their voxels.
+    """
+    from tqdm import tqdm
+
+    blocks = [
+        (number, region) for number, volume in enumerate(volumes) for region in stored_regions(volume)[0]
+    ]
+
+    def read(block: tuple[int, Region]) -> list[tuple[int, Damage]]:
+        number, region = block
+        return [(number, damage) for damage in _damage_in(volumes[number], region)]
+
+    found: list[tuple[int, Damage]] = []
+    with tqdm(total=len(blocks), desc="reading", unit="block", disable=hidden(progress), leave=False) as bar:
+        for damaged in in_threads(read, blocks, num_threads):
+            found += damaged
+            bar.update()
+    return [damage for _, damage in sorted(found, key=lambda entry: (entry[0], _corner(entry[1].region)))]
+
+
+def _damage_in(volume: Volume, region: Region) -> Iterator[Damage]:
+    """Yield what cannot be read of a part of a volume that begins with a chunk: those of its chunks."""
+    try:
+        volume.read(region)
+        return
+    except UNREADABLE:
+        pass
+    for chunk in storage_blocks(tuple(part.stop - part.start for part in region), volume.chunks, voxels=1):
+        here = tuple(slice(c.start + part.start, c.stop + part.start) for c, part in zip(chunk, region))
+        try:
+            volume.read(here)
+        except UNREADABLE as error:
+            yield Damage(str(volume.path), here, " ".join(str(error).split()))
+
+
+def _corner(region: Region) -> tuple[int, ...]:
+    return tuple(part.start for part in region)
