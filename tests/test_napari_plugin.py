@@ -28,6 +28,16 @@ def layer(name, data, kind="image", **values):
     return SimpleNamespace(name=name, data=data, _type_string=kind, **{**known, **values})
 
 
+def test_the_manifest_is_one_that_napari_takes():
+    npe2 = pytest.importorskip("npe2")
+    manifest = npe2.PluginManifest.from_file(ROOT / "bundle" / "scripts" / "napari_plugin" / "napari.yaml")
+    assert manifest.contributions.widgets[0].display_name == "Train and predict"
+    for command in manifest.contributions.commands:
+        module, name = command.python_name.split(":")
+        source = (ROOT / "bundle" / module.replace(".", "/")).with_suffix(".py").read_text()
+        assert f"class {name}" in source or f"def {name}" in source
+
+
 @pytest.fixture
 def viewer():
     label = shells((24, 24, 64))
