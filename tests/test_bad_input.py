@@ -126,6 +126,36 @@ def round_in_circles(root: Path) -> None:
     (root / "images/b.tif").symlink_to(root / "images/a.tif")
 
 
+def file_in_place_of(part: str) -> Callable[[Path], None]:
+    """A file where a folder should be."""
+
+    def make(root: Path) -> None:
+        tiff(root)
+        if (root / part).exists():
+            (root / part).rename(root / "moved")
+        (root / part).write_text("a list of the files")
+
+    return make
+
+
+def unmounted_masks(root: Path) -> None:
+    tiff(root)
+    if (root / "masks").exists():
+        (root / "masks").rmdir()
+    (root / "masks").symlink_to(root / "gone")
+
+
+def whole_folder_is_a_file(root: Path) -> None:
+    root.write_bytes(b"II*\0")
+
+
+def gap_in_second_label(root: Path) -> None:
+    label = shells(SHAPE)
+    odd = label.copy()
+    odd[5, 5, 5] = 7
+    write_tiff_folder(root, {"a": {"ink": label}, "b": {"ink": odd}, "c": {"ink": label}})
+
+
 def empty_images(root: Path) -> None:
     tiff(root)
     (root / "images/a.tif").unlink()
@@ -211,6 +241,17 @@ REFUSED = {
     "an image that is a link to nothing": Case(dangling("images"), ["a.tif"]),
     "a label that is a link to nothing": Case(dangling("labels"), ["a_ink.tif"]),
     "links in circles": Case(round_in_circles, ["a.tif"]),
+    "a class number with a gap": Case(gap_in_second_label, ["targets.ink", "found 0, 1, 7", "b_ink.tif"]),
+    "images is a file": Case(file_in_place_of("images"), ["images: expected a folder, found a file"]),
+    "labels is a file": Case(file_in_place_of("labels"), ["labels: expected a folder, found a file"]),
+    "masks is a file": Case(file_in_place_of("masks"), ["masks: expected a folder, found a file"]),
+    "masks is a link to nothing": Case(unmounted_masks, ["masks: expected a folder", "leads nowhere"]),
+    "the data folder is a file": Case(
+        whole_folder_is_a_file, ["data: expected a folder, found a file", "images/"]
+    ),
+    "a rotation about no axis": Case(
+        tiff, ["dataset_config.rotation_axes", "'q'"], ["--set", "dataset_config.rotation_axes=[z, q]"]
+    ),
     "no such folder": Case(lambda root: None, ["data"]),
     "an empty folder": Case(lambda root: root.mkdir(), ["data", "images/"]),
     "no image": Case(empty_images, ["images"]),
@@ -270,6 +311,11 @@ def missing_chunks(root: Path) -> None:
         file.unlink()
 
 
+def label_in_two_formats(root: Path) -> None:
+    tiff(root)
+    zarr.create_array(root / "labels/a_ink.zarr", data=shells(SHAPE), chunks=CHUNKS)
+
+
 def prefixes(root: Path) -> None:
     names = {"scroll": shells(SHAPE), "scroll_1": 2 * shells(SHAPE), "scroll_10": shells(SHAPE)}
     write_tiff_folder(root, {name: {"ink": label} for name, label in names.items()})
@@ -318,6 +364,9 @@ LEGAL = {
     "NaN and infinity": Case(
         with_values([np.nan, np.inf, -np.inf], np.s_[::5]),
         ["a.tif: ", "values sampled are NaN or infinite"],
+    ),
+    "a label in two formats": Case(
+        label_in_two_formats, ["a_ink.zarr is left out", "a_ink.tif has the images'"]
     ),
     "names that begin alike": Case(prefixes, []),
     "a label's name in other code points": Case(decomposed_name, []),

@@ -142,7 +142,7 @@ def test_shipped_sections_are_the_dataclasses_defaults():
         ({"tr_config": {"batchsize": 2}}, ["my.yaml: tr_config.batchsize", "did you mean batch_size?"]),
         ({"tr_config": {"batch_size": "many"}}, ["tr_config.batch_size", "'many'"]),
         ({"tr_config": {"batch_size": 0}}, ["tr_config.batch_size", "found 0"]),
-        ({"tr_setup": {"tr_val_split": 0.0}}, ["tr_setup.tr_val_split", "greater than 0", "found 0.0"]),
+        ({"tr_setup": {"tr_val_split": 0.0}}, ["tr_setup.tr_val_split", "above 0", "found 0.0"]),
         ({"tr_setup": {"model_name": "../evil"}}, ["tr_setup.model_name"]),
         (
             {"dataset_config": {"targets": {"ink": {"out_chanels": 1}}}},
@@ -169,7 +169,7 @@ def test_an_experiment_file_is_data(tmp_path):
     with pytest.raises(VolumenError, match="not evaluated"):
         read_experiment(path)
     path.write_text("tr_config:\n  a: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(VolumenError, match="not valid YAML"):
+    with pytest.raises(VolumenError, match=r"line 2: a YAML tag .* is code"):
         read_experiment(path)
     path.write_text("tr_config:\n  batch_size: 1\n  batch_size: 2\n")
     with pytest.raises(VolumenError, match="given twice"):
@@ -177,6 +177,66 @@ def test_an_experiment_file_is_data(tmp_path):
     path.write_text("tr_confg:\n  batch_size: 1\n")
     with pytest.raises(VolumenError, match="did you mean tr_config"):
         read_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("tr_config:\n\tbatch_size: 2\n", "line 2: expected spaces at the beginning of a line, found a tab"),
+        ("tr_config:\n  batch_size: [2\n  x: 1\n", "line 3: is not valid YAML: expected ',' or ']'"),
+        ("tr_config:\n batch_size: 2\n  max_epoch: 1\n", "line 3: is not valid YAML: mapping values"),
+        ("tr_config:\n  a: 1\n---\ntr_config:\n", "line 3: a second document begins"),
+        ("tr_config:\n  a: 1\n  a: 2\n", "line 3: is not valid YAML: key 'a' is given twice"),
+        ("# f\u00fcr\n".encode("latin1"), "expected UTF-8 text, found other bytes in line 1"),
+        ("tr_config:\n".encode("utf-16"), "expected UTF-8 text, found other bytes in line 1"),
+    ],
+)
+def test_what_is_no_experiment_file_is_told_by_its_line(tmp_path, content, said):
+    path = tmp_path / "my.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(VolumenError) as caught:
+        read_experiment(path)
+    assert f"{path}" in str(caught.value)
+    assert said in str(caught.value)
+    assert "unicode string" not in str(caught.value)
+    assert "^" not in str(caught.value)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_files_of_other_editors_are_read(tmp_path, start, end):
+    path = tmp_path / "my.yaml"
+    path.write_bytes(f"{start}tr_config:{end}  batch_size: 3{end}".encode())
+    assert read_experiment(path) == {"tr_config": {"batch_size": 3}}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("tr_config", {"batch_size": True}, "tr_config.batch_size: expected a number, found true"),
+        ("tr_config", {"batch_size": "two"}, "tr_config.batch_size: expected a whole number, found 'two'"),
+        ("tr_config", {"batch_size": 0}, "tr_config.batch_size: expected a number of at least 1, found 0"),
+        ("tr_config", {"patch_size": 64}, "tr_config.patch_size: expected a list, found 64"),
+        ("tr_config", {"patch_size": [64, 0]}, "patch_size[1]: expected a number of at least 1, found 0"),
+        ("tr_config", {"initial_lr": float("inf")}, "initial_lr: expected a finite number, found inf"),
+        ("tr_config", {"time_budget": 35}, "expected a time such as 35m, 12h or 1h30m, found '35'"),
+        ("tr_config", {"amp": "bf16"}, "one of auto, off, float16 or bfloat16, found 'bf16'; did you mean bfloat16?"),
+        ("tr_config", {"derive_on_device": 3}, "derive_on_device: expected true or false or auto, found 3"),
+        ("tr_setup", {"model_name": 12}, 'expected text, found 12; put it in quotes: "12"'),
+        ("tr_setup", {"model_name": "a/b"}, "expected a name of letters, digits, '.', '_' and '-'"),
+        ("model_config", {"n_conv_per_stage_decoder": [1, 0]}, "n_conv_per_stage_decoder[1]: expected a number of"),
+        ("model_config", {"n_conv_per_stage_decoder": "one"}, "expected a whole number or a list, found 'one'"),
+        ("dataset_config", {"rotation_axes": ["q"]}, "rotation_axes[0]: expected one of x, y or z, found 'q'"),
+        ("dataset_config", {"targets": {"a": {"losses": ["L"]}}}, "targets.a.losses[0]: expected a mapping"),
+        ("dataset_config", {"targets": {"a": {"losses": [{}]}}}, "targets.a.losses[0].name: is missing"),
+        ("dataset_config", {"targets": {"a": {"losses": [{"name": "L", "wight": 1}]}}}, "did you mean weight?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_in_words_of_yaml(section, values, said):
+    with pytest.raises(VolumenError) as caught:
+        ConfigManager(**{section: values}, origin="my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: {section if 'targets' not in values else 'targets'}")
+    assert said in str(caught.value)
 
 
 def test_merging_keeps_what_is_not_said_and_assignments_reach_inside():
@@ -463,3 +523,17 @@ def test_the_activation_decides_which_cross_entropy_trains(kind, activation, los
     assert [loss["name"] for loss in section["losses"]] == losses
     assert section["activation"] == target.activation
     MultiTaskLoss({"cells": section})
+
+
+def test_rotation_axes_of_a_flat_image(tmp_path):
+    write_tiff_folder(
+        tmp_path, {"a": {"ink": (np.arange(40 * 40).reshape(40, 40) % 40 > 20).astype(np.uint8)}}
+    )
+    for axes in (None, [], ["z"]):
+        config = ConfigManager(dataset_dir=str(tmp_path), dataset_config={"rotation_axes": axes})
+        assert config.rotation_axes == axes
+    config = ConfigManager(dataset_dir=str(tmp_path), dataset_config={"rotation_axes": ["z", "x"]})
+    with pytest.raises(
+        VolumenError, match=r"rotation_axes: expected \[z\] or \[\] for 2D images, found \[z, x\]"
+    ):
+        _ = config.rotation_axes

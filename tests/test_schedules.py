@@ -98,8 +98,11 @@ def test_a_resumed_schedule_is_on_the_new_curve_and_never_complex(name):
     ("name", "kwargs", "message"),
     [
         ("cosin", {}, r"tr_config\.scheduler: .*found 'cosin'; did you mean cosine"),
-        ("cosine", {"T_max": 3}, r"tr_config\.scheduler_kwargs: cosine does not take these"),
-        ("cosine", {"warmup": 20}, r"tr_config\.warmup_epochs: expected fewer than the run's 20 steps"),
+        ("cosine", {"T_max": 3}, r"tr_config\.scheduler_kwargs: cosine takes no 'T_max', expected eta_min"),
+        ("cosine", {"warmup": 20}, r"tr_config\.warmup_epochs: expected fewer than 20, the length"),
+        ("poly", {"pwer": 2}, r"scheduler_kwargs: poly takes no 'pwer', expected power; did you mean power"),
+        ("constant", {"power": 2}, r"scheduler_kwargs: constant takes no 'power', expected nothing"),
+        ("poly", {"power": "steep"}, r"scheduler_kwargs\.power: expected a number, found 'steep'"),
     ],
 )
 def test_wrong_schedules_are_told(name, kwargs, message):
@@ -134,7 +137,12 @@ def test_norm_and_bias_may_go_without_decay():
     [
         ("LBFGS", {}, r"tr_config\.optimizer: expected an optimizer of torch.optim .*found 'LBFGS'"),
         ("AdamV", {}, r"tr_config\.optimizer: .*found 'AdamV'; did you mean Adam"),
-        ("SGD", {"nestrov": True}, r"tr_config\.optimizer_kwargs: SGD takes no 'nestrov'"),
+        (
+            "SGD",
+            {"nestrov": True},
+            r"tr_config\.optimizer_kwargs: SGD takes no 'nestrov', expected momentum.*nesterov",
+        ),
+        ("SGD", {"lr": 0.1}, r"tr_config\.optimizer_kwargs\.lr: is not set here; set tr_config\.initial_lr"),
         ("SGD", {"nesterov": True}, r"SGD refuses its arguments: Nesterov momentum requires"),
     ],
 )

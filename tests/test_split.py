@@ -160,7 +160,7 @@ def test_narrow_volume_warns_and_trains(caplog):
 
 
 def test_errors():
-    with pytest.raises(VolumenError, match=r"a: too small to be divided .*shape \(9, 9\).*train split"):
+    with pytest.raises(VolumenError, match=r"a: too small to be divided .*shape \(9, 9\).*tr_val_split"):
         make_split({"a": (9, 9)}, (64, 64), 0.8, 0)
     with pytest.raises(VolumenError, match="no volume"):
         make_split({}, (64, 64), 0.8, 0)

@@ -657,6 +657,19 @@ class ConfigManager:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
+    @property
+    def rotation_axes(self) -> list[str] | None:
+        """Axes that patches are rotated about; a 2D image turns about z alone."""
+        axes = self.dataset_config.rotation_axes
+        if axes is not None and self.spatial_dims == 2 and set(axes) - {"z"}:
+            raise VolumenError(
+                f"{self.origin}: dataset_config.rotation_axes",
+                expected="[z] or [] for 2D images",
+                found=f"[{', '.join(axes)}]",
+                remedy="leave it out to rotate in the plane",
+            )
+        return list(axes) if axes is not None else None
+
     # -- network ------------------------------------------------------------------------------------------
 
     @cached_property

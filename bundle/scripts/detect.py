@@ -321,12 +321,14 @@ def _classes(
 
     ignore = config.ignore_label
     values: set[int] = set()
+    first_in: dict[int, str] = {}
     for label in labels:
-        values |= set(
-            label_values(
-                label, most=MOST_CLASSES, num_threads=default_threads(), cache_dir=cache_dir, progress=True
-            )
+        found = label_values(
+            label, most=MOST_CLASSES, num_threads=default_threads(), cache_dir=cache_dir, progress=True
         )
+        values |= set(found)
+        for value in found:
+            first_in.setdefault(value, label.path)
         if len(values) > MOST_CLASSES:
             if label.dtype.itemsize > 1 and config.kind is None and min(values - {ignore}) >= 0:
                 logger.warning(
@@ -350,8 +352,8 @@ def _classes(
         raise VolumenError(
             where,
             "the labels hold negative values",
-            found=foreground[0],
-            remedy=f"set ignore_label: {foreground[0]}",
+            found=f"{foreground[0]} in {first_in[foreground[0]]}",
+            remedy=f"set ignore_label: {foreground[0]} if it means unknown",
         )
     if len(foreground) <= 1:
         return 2
@@ -359,8 +361,14 @@ def _classes(
         raise VolumenError(
             where,
             expected="classes 0, 1, 2, ... without gaps",
-            found=sorted(values)[:12],
+            found=f"{_few(sorted(values))}, the last in {first_in[foreground[-1]]}",
             remedy="set ignore_label or out_channels, renumber the labels, or set instances: foreground if they number "
             "instances",
         )
     return len(foreground) + 1
+
+
+def _few(values: Sequence[int]) -> str:
+    """List values; of many, the first and the last."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:9], "...", *shown[-2:]])

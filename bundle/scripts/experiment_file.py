@@ -53,18 +53,41 @@ def read_experiment(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VolumenError(path, f"cannot be read ({error})", remedy="check --config-path") from None
+        # With -sig: editors on Windows begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise VolumenError(path, f"cannot be read ({error.strerror})", remedy="check --config-path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise VolumenError(
+            path, expected="UTF-8 text", found=f"other bytes in line {line}", remedy="save it as UTF-8"
+        ) from None
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
-        raise VolumenError(path, f"is not valid YAML ({error})", remedy="correct the file") from None
+        raise _malformed(path, error) from None
     if not isinstance(content, Mapping):
         raise VolumenError(path, expected="sections such as tr_config:", found=type(content).__name__)
     check_section_names(content, str(path))
     refuse_code(content, str(path))
     return {name: dict(content[name] or {}) for name in SECTION_NAMES if name in content}
+
+
+def _malformed(path: Path, error: yaml.YAMLError) -> VolumenError:
+    """Say where a file stops being YAML, and why, without the parser's picture of it."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}, line {mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or str(error)
+    if "'\\t'" in problem:
+        return VolumenError(
+            where, expected="spaces at the beginning of a line", found="a tab", remedy="use spaces"
+        )
+    if isinstance(error, yaml.composer.ComposerError) and "another document" in problem:
+        return VolumenError(where, "a second document begins", remedy="keep one, without the line ---")
+    if "could not determine a constructor" in problem:
+        return VolumenError(where, "a YAML tag (!...) is code, not data", remedy="write the value itself")
+    remedy = "" if "is given twice" in problem else "check brackets, quotes, colons and indentation there"
+    return VolumenError(where, f"is not valid YAML: {problem}", remedy=remedy)
 
 
 def check_section_names(content: Mapping[str, Any], origin: str) -> None:
@@ -144,7 +167,10 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
     try:
         parsed = yaml.load(value, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise VolumenError(f"--set {text}", f"the value is not valid YAML ({error})") from None
+        problem = getattr(error, "problem", None) or str(error)
+        raise VolumenError(
+            f"--set {text}", f"the value is not valid YAML: {problem}", remedy="check brackets and quotes"
+        ) from None
     nested = parsed
     for key in reversed(keys):
         nested = {key: nested}

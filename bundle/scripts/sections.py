@@ -16,7 +16,14 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0.0)]
-Duration = Annotated[str, Field(pattern=r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$")]
+_DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
+_FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Duration = Annotated[
+    str,
+    # A bare 35 has no unit, which is what to say of it.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
+    Field(pattern=_DURATION),
+]
 Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
 # YAML 1.1 reads a bare `off` as false.
 AmpMode = Annotated[
@@ -24,7 +31,12 @@ AmpMode = Annotated[
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
 
-_STRICT_KEYS = ConfigDict(extra="forbid")
+_STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
+# What an error says instead of a pattern.
+PATTERN_MEANINGS = {
+    _DURATION: "a time such as 35m, 12h or 1h30m",
+    _FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +45,9 @@ class TrainingSetup:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
 
-    model_name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run's folder and files.")
-    ] = "model"
+    model_name: Annotated[str, Field(pattern=_FILE_NAME, description="Names the run's folder and files.")] = (
+        "model"
+    )
     autoconfigure: Annotated[
         bool,
         Field(
@@ -356,7 +368,8 @@ class DatasetConfig:
     ] = "zero"
     no_spatial: Annotated[bool, Field(description="No spatial augmentation at all.")] = False
     rotation_axes: Annotated[
-        list[str] | None, Field(description="Axes to rotate about (x, y, z); null: all, or the thin one.")
+        list[Literal["x", "y", "z"]] | None,
+        Field(description="Axes to rotate about (x, y, z); null: all, or the thin one."),
     ] = None
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from scripts.data.axes import AmbiguousAxesError
 from scripts.data.formats import SUFFIXES, local_path
 from scripts.data.integral import IntegralVolume
-from scripts.data.listing import Entry, child, folder_exists, list_volumes, names_in
+from scripts.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
 from scripts.data.pairing import Case, owner_of, pair_cases
 from scripts.data.volumes import SingleLevelError, Volume, open_volume
 from scripts.errors import VolumenError
@@ -245,6 +245,8 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
     if not folder_exists(images_folder):
         if format == "napari" and folder_exists(root):
             return _split_layers(root)
+        refuse_file(root, f"give the folder that holds images/ and labels/, with labels {_NAMED}")
+        refuse_file(images_folder, "put the images into a folder of this name")
         raise VolumenError(root, "has no images/ folder", remedy=_hint(root))
     wanted = "tif" if format == "napari" else format
     listed = list_volumes(images_folder)
@@ -266,7 +268,11 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
 
 
 def _list(folder: str) -> list[Entry]:
-    return _volumes(list_volumes(folder)) if folder_exists(folder) else []
+    if folder_exists(folder):
+        return _volumes(list_volumes(folder))
+    # Passing over what stands in its place would train without masks, and say nothing.
+    refuse_file(folder, "put the volumes into a folder of this name")
+    return []
 
 
 def _volumes(entries: list[Entry]) -> list[Entry]:
@@ -275,9 +281,12 @@ def _volumes(entries: list[Entry]) -> list[Entry]:
 
 
 def _prefer(entries: list[Entry], format: str) -> list[Entry]:
-    """Of two entries with one name, keep only those of the images' format."""
-    preferred = {entry.name for entry in entries if entry.format == format}
-    return [entry for entry in entries if entry.format == format or entry.name not in preferred]
+    """Of two entries with one name, keep only those of the images' format, and say so."""
+    preferred = {entry.name: entry.path for entry in entries if entry.format == format}
+    left_out = [entry for entry in entries if entry.format != format and entry.name in preferred]
+    for entry in left_out:
+        logger.warning("%s is left out: %s has the images' format", entry.path, preferred[entry.name])
+    return [entry for entry in entries if entry not in left_out]
 
 
 def _group_labels(images: list[Entry]) -> list[Entry]:

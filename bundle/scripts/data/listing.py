@@ -43,6 +43,17 @@ def folder_exists(folder: str) -> bool:
         raise _forbidden(folder) from None
 
 
+def refuse_file(folder: str, remedy: str) -> None:
+    """Refuse a file, or a link that leads nowhere, where a folder is expected; nothing at all is not refused here.
+
+    Raises:
+        VolumenError: names it.
+    """
+    if not is_url(folder) and os.path.lexists(folder) and not Path(folder).is_dir():
+        found = "a file" if Path(folder).exists() else "a link that leads nowhere"
+        raise VolumenError(folder, expected="a folder", found=found, remedy=remedy)
+
+
 def child(root: str, *names: str) -> str:
     """Join a path or URL and names below it."""
     if is_url(root):

@@ -252,7 +252,7 @@ def _slab(
         raise VolumenError(
             name,
             f"too small to be divided into training and validation (shape {shape}, patch {patch_size})",
-            remedy="set the train split to 1.0, use smaller patches, or add a volume",
+            remedy="set tr_setup.tr_val_split to 1 (no validation), use smaller patches, or add a volume",
         )
     whole = [axis for axis in usable if shape[axis] >= 2 * patch_size[axis]]
     if not whole:

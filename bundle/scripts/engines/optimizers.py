@@ -62,12 +62,20 @@ def build_optimizer(
             remedy=closest(name, _CLASSES),
         )
     known = inspect.signature(kind).parameters
+    own = {
+        "params": "the network has them",
+        "lr": "set tr_config.initial_lr",
+        "weight_decay": "set tr_config.weight_decay",
+    }
+    for key in own.keys() & kwargs.keys():
+        raise VolumenError(f"{KEY}_kwargs.{key}", "is not set here", remedy=own[key])
     unknown = sorted(set(kwargs) - set(known))
     if unknown:
         raise VolumenError(
             f"{KEY}_kwargs",
             f"{kind.__name__} takes no {', '.join(map(repr, unknown))}",
-            expected=", ".join(known),
+            expected=", ".join(key for key in known if key not in own),
+            remedy=closest(unknown[0], known),
         )
     if "weight_decay" in known:
         kwargs["weight_decay"] = weight_decay

@@ -6,6 +6,7 @@ epochs is on the new curve at the right place: nothing of the old curve is carri
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,7 +99,7 @@ class Schedule(LRScheduler):
             raise ValueError(f"total must be at least 1, got {total}")
         if not 0 <= warmup < total:
             raise VolumenError(
-                "tr_config.warmup_epochs", expected=f"fewer than the run's {total} steps", found=warmup
+                "tr_config.warmup_epochs", expected=f"fewer than {total}, the length of the run", found=warmup
             )
         self.curve = curve
         self.total = total
@@ -162,8 +163,20 @@ def build_scheduler(
             found=repr(name),
             remedy=closest(key, [*CURVES, *_ALIASES]),
         )
-    try:
-        curve = CURVES[key](**(options or {}))
-    except TypeError as error:
-        raise VolumenError(f"{KEY}_kwargs", f"{key} does not take these: {error}") from error
-    return Schedule(optimizer, curve, total, warmup)
+    given = dict(options or {})
+    _check_options(key, given)
+    return Schedule(optimizer, CURVES[key](**given), total, warmup)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    known = list(inspect.signature(CURVES[name]).parameters)
+    for key, value in options.items():
+        if key not in known:
+            raise VolumenError(
+                f"{KEY}_kwargs",
+                f"{name} takes no {key!r}",
+                expected=", ".join(known) or "nothing",
+                remedy=closest(key, known),
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise VolumenError(f"{KEY}_kwargs.{key}", expected="a number", found=repr(value))
