@@ -90,7 +90,7 @@ class PlanarityLoss(Loss):
     probability (outer products of its central differences under a Gaussian), weighted by the tensor's trace
     (without gradient), since only where the probability changes is there a surface to be flat. In 2D the
     sheet is a line. The planarity of Westin et al. 2002, there c_p for diffusion tensors with the order of
-    eigenvalues reversed. It reads no target.
+    eigenvalues reversed; negative ones count as 0. It reads no target.
 
     Args:
         sigma: Gaussian of the structure tensor, in voxels; for label kinds.
@@ -131,8 +131,9 @@ class PlanarityLoss(Loss):
                 tensor, mask = self._structure_tensor(pred, mask, sigma)
                 gate = self.strength(tensor, dims)
             values = eigenvalues(_groups(tensor, dims), dims)
-            largest, second = values[..., -1], values[..., -2]
-            flatness = (largest - second) / (largest.clamp_min(0) + self.eps)
+            # A tensor that is predicted may have negative eigenvalues, with which this would have no lower bound.
+            largest, second = values[..., -1].clamp_min(0), values[..., -2].clamp_min(0)
+            flatness = (largest - second) / (largest + self.eps)
             return masked_mean((1 - flatness).movedim(-1, 1), mask, gate)
 
     def _structure_tensor(self, pred: Tensor, mask: Tensor, sigma: Sequence[float]) -> tuple[Tensor, Tensor]:
