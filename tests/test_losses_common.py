@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from loss_cases import VALUE_KINDS, Case, loss_cases
-from scripts.losses.registry import loss_names
+from scripts.losses.registry import build_loss, loss_class, loss_names
 
 CASES = loss_cases()
 each_loss = pytest.mark.parametrize(
@@ -101,6 +101,19 @@ def test_large_half_precision_logits_stay_finite(name, kwargs, kind):
         assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("NormalSmoothnessLoss", "vector"), ("NormalSmoothnessLoss", "axis"), ("PlanarityLoss", "tensor")],
+)
+def test_a_gate_carries_no_gradient(name, kind):
+    """Else the source target would learn to vanish where the loss is high."""
+    case = Case(name, {}, kind)
+    source = case.source.requires_grad_()
+    case.value(pred=case.pred.requires_grad_(), source=source).backward()
+    assert source.grad is None
+    assert case.value(source=-source) != case.value()
+
+
 @each_loss
 def test_no_mask_means_all_valid(name, kwargs, kind):
     case = Case(name, kwargs, kind)
@@ -109,10 +122,29 @@ def test_no_mask_means_all_valid(name, kwargs, kind):
     assert case.loss(case.pred, case.target, **extras) == case.value(mask=full)
 
 
-OWN = [case for case in CASES if case[0] in loss_names() and case[0] != "BoundaryLoss"]
+OWN = [case for case in CASES if case[0] in loss_names()]
+ON_DEVICE = [case for case in OWN if case[0] != "BoundaryLoss"]
 
 
 @pytest.mark.parametrize(("name", "kwargs", "kind"), OWN, ids=[f"{n}-{k}-{kw}" for n, kw, k in OWN])
+def test_a_known_box_is_as_its_crop(name, kwargs, kind):
+    """What is unknown is as the end of the patch: no surface, no neighbour, no end of a structure."""
+    case = Case(name, kwargs, kind, shape=(2, 11, 10, 12))
+    box = (..., slice(1, 9), slice(0, 8), slice(4, 12))
+    mask = torch.zeros_like(case.mask)
+    mask[box] = True
+    value, gradient = _gradient(case, mask=mask)
+    crop, crop_gradient = _gradient(
+        case, pred=case.pred[box], target=case.target[box], mask=mask[box], source=case.source[box]
+    )
+    assert crop != 0
+    torch.testing.assert_close(value, crop)
+    torch.testing.assert_close(gradient[box], crop_gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "kind"), ON_DEVICE, ids=[f"{n}-{k}-{kw}" for n, kw, k in ON_DEVICE]
+)
 def test_runs_on_another_device_without_waiting_for_it(name, kwargs, kind):
     """The meta device holds no values: what runs there mixes no devices and reads nothing back from a GPU."""
     case = Case(name, kwargs, kind, dtype=torch.float32)
@@ -155,3 +187,60 @@ def test_descent_leads_towards_the_truth(name, kwargs, kind):
         case.value(pred=pred, source=source).backward()
         optimizer.step()
     assert case.value(pred=pred, source=source).item() < (0.9 if name in ONE_SIDED else 0.6) * start
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("TverskyLoss", {"alpha": -0.1}, "alpha and beta >= 0"),
+        ("TverskyLoss", {"beta": -0.1}, "alpha and beta >= 0"),
+        ("TverskyLoss", {"gamma": 0.0}, "gamma > 0"),
+        ("FocalLoss", {"gamma": -1.0}, "gamma >= 0"),
+        ("FocalLoss", {"alpha": 1.1}, "alpha <= 1"),
+        ("SignedDistanceLoss", {"rho": 0.0}, "rho > 0"),
+        ("SignedDistanceLoss", {"beta": -1.0}, "beta >= 0"),
+        ("SignedDistanceLoss", {"far_weight": 1.5}, "far_weight <= 1"),
+        ("WeightedSmoothL1Loss", {"nonzero_weight": 0.0}, "nonzero_weight must be positive"),
+        ("WeightedSmoothL1Loss", {"beta": -1.0}, "beta must not be negative"),
+        ("EigenvalueLoss", {"power": 3}, "power must be 1 or 2"),
+        ("PlanarityLoss", {"sigma": 0.0}, "sigma and eps must be positive"),
+        ("PlanarityLoss", {"eps": 0.0}, "sigma and eps must be positive"),
+        ("SoftClDiceLoss", {"iterations": -1}, "iterations must not be negative"),
+        ("CosineSimilarityLoss", {"dim": 2}, "dim must be 1"),
+        ("NormalSmoothnessLoss", {"sigma": 0.0}, "sigma must be positive"),
+        ("NormalSmoothnessLoss", {"q": 0.5}, "q at least 1"),
+        ("NormalGatedRepulsionLoss", {"min_distance": 0}, "0 < min_distance"),
+        ("NormalGatedRepulsionLoss", {"min_distance": 4}, "min_distance <= max_distance"),
+        ("BoundaryLoss", {"reach": 0.0}, "reach must be positive"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(name, kwargs, message):
+    kind = loss_class(name).default_kind
+    build_loss(name, {}, kind=kind)
+    with pytest.raises(ValueError, match=message):
+        loss_class(name)(**kwargs, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "kind", "channels", "message"),
+    [
+        ("CosineSimilarityLoss", {}, "vector", 4, "multiple of 3 channels, got 4"),
+        ("EigenvalueLoss", {}, "tensor", 5, "multiple of 6 channels, got 5"),
+        ("EigenvalueLoss", {"weights": [1.0, 2.0]}, "tensor", 6, "have 3 eigenvalues"),
+        (
+            "SignedDistanceLoss",
+            {"eikonal": True, "spacing": [1.0, 1.0]},
+            "distance",
+            1,
+            "must have 3 entries",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(name, kwargs, kind, channels, message):
+    pred = torch.randn(1, channels, 4, 4, 4)
+    with pytest.raises(ValueError, match=message):
+        loss_class(name)(**kwargs, kind=kind)(pred, pred)
+    with pytest.raises(ValueError, match=r"target of shape \(1, 7, 4, 4, 4\) does not fit"):
+        loss_class("MSELoss")(kind="field")(pred, torch.zeros(1, 7, 4, 4, 4))
+    with pytest.raises(ValueError, match="mask must have shape"):
+        loss_class("MSELoss")(kind="field")(pred, pred, torch.ones(1, 1, 4, 4, dtype=torch.bool))

@@ -112,6 +112,9 @@ def test_binary_cross_entropy_is_torch_s_and_makes_classes_one_hot():
     weight = torch.tensor([2.0, 1.0, 3.0])
     expected = F.binary_cross_entropy_with_logits(pred, one_hot, pos_weight=weight.view(3, 1, 1, 1))
     torch.testing.assert_close(BCEWithLogitsLoss(weight.tolist(), kind="multiclass")(pred, target), expected)
+    expected = F.binary_cross_entropy_with_logits(pred, torch.where(one_hot > 0, 0.85, 0.15))
+    found = BCEWithLogitsLoss(label_smoothing=0.3, kind="multiclass")(pred, target)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -249,7 +252,9 @@ def test_normal_smoothness_prefers_agreement_and_reads_the_gate():
     assert NormalSmoothnessLoss(kind="axis")(flipped) < 1e-10 < 0.5 < loss(flipped)
 
 
-def test_normal_smoothness_is_half_the_mean_squared_difference_to_the_neighbours():
+@pytest.mark.parametrize("kind", ["vector", "axis"])
+def test_normal_smoothness_is_half_the_mean_squared_difference_to_the_neighbours(kind):
+    """Without sign, 1 less the mean squared cosine."""
     generator = torch.Generator().manual_seed(0)
     field = F.normalize(torch.randn(1, 2, 6, 5, generator=generator, dtype=torch.float64), dim=1)
     gate = torch.randn(1, 1, 6, 5, generator=generator, dtype=torch.float64)
@@ -259,12 +264,33 @@ def test_normal_smoothness_is_half_the_mean_squared_difference_to_the_neighbours
     for a in points:
         near = [b for b in points if max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= 3]
         g = [math.exp(-0.5 * ((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2)) * weight[b].item() for b in near]
-        apart = [0.5 * ((field[0][:, a[0], a[1]] - field[0][:, b[0], b[1]]) ** 2).sum().item() for b in near]
+        here, there = field[0][:, a[0], a[1]], [field[0][:, b[0], b[1]] for b in near]
+        if kind == "vector":
+            apart = [0.5 * ((here - other) ** 2).sum().item() for other in there]
+        else:
+            apart = [1 - (here @ other).item() ** 2 for other in there]
         mean = sum(w * d for w, d in zip(g, apart)) / sum(g)
         numerator += weight[a].item() * mean**2
         denominator += weight[a].item()
-    found = NormalSmoothnessLoss(sigma=1.0, q=2.0)(field, source_pred=gate)
+    found = NormalSmoothnessLoss(sigma=1.0, q=2.0, kind=kind)(field, source_pred=gate)
     assert found.item() == pytest.approx(numerator / denominator, rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("NormalSmoothnessLoss", "vector"), ("PlanarityLoss", "binary")])
+def test_a_neighbourhood_keeps_its_width_at_a_coarser_level(name, kind):
+    wide, narrow = (Case(name, {"sigma": sigma}, kind) for sigma in (3.0, 1.5))
+    found = wide.loss(wide.pred, mask=wide.mask, scale=(2.0, 2.0, 2.0))
+    torch.testing.assert_close(found, narrow.loss(wide.pred, mask=wide.mask))
+    assert not torch.isclose(found, wide.loss(wide.pred, mask=wide.mask))
+
+
+@pytest.mark.parametrize("name", ["NormalSmoothnessLoss", "NormalGatedRepulsionLoss"])
+def test_where_the_source_is_unknown_nothing_counts(name):
+    case = Case(name, {}, "vector")
+    known = torch.rand(case.mask.shape, generator=torch.Generator().manual_seed(3)) > 0.3
+    found = case.loss(case.pred, case.target, case.mask, case.source, source_mask=known)
+    torch.testing.assert_close(found, case.loss(case.pred, case.target, case.mask & known, case.source))
+    assert found != case.value()
 
 
 def test_sample_at_moves_in_vector_order():
@@ -318,6 +344,45 @@ def test_eigenvalue_loss_sees_values_and_not_directions():
     value = loss(channels_first(2 * turned), channels_first(matrix))
     expected = torch.linalg.eigvalsh(matrix).pow(2).mean()
     torch.testing.assert_close(value, expected)
+
+
+def _tensors(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random symmetric matrices (5, 4, 6, 3, 3) and the same with channels first."""
+    matrix = torch.randn(5, 4, 6, 3, 3, generator=generator, dtype=torch.float64)
+    matrix = matrix @ matrix.mT
+    rows, columns = torch.triu_indices(3, 3)
+    return matrix, matrix[..., rows, columns].movedim(-1, 0)[None]
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_eigenvalues_have_weights_from_the_smallest(power):
+    generator = torch.Generator().manual_seed(0)
+    (one, first), (other, second) = _tensors(generator), _tensors(generator)
+    gap = (torch.linalg.eigvalsh(one) - torch.linalg.eigvalsh(other)).abs() ** power
+    expected = (gap * torch.tensor([1.0, 2.0, 5.0]) / 8).sum(-1).mean()
+    torch.testing.assert_close(EigenvalueLoss(power, weights=[1.0, 2.0, 5.0])(first, second), expected)
+
+
+def test_planarity_is_westin_s_weighted_by_the_source():
+    generator = torch.Generator().manual_seed(0)
+    matrix, tensor = _tensors(generator)
+    source = torch.randn(1, 3, 5, 4, 6, generator=generator, dtype=torch.float64)
+    _, second, largest = torch.linalg.eigvalsh(matrix).unbind(-1)
+    cost = 1 - (largest - second) / (largest + 0.5)
+    for kind, gate in (
+        ("multiclass", 1 - source.softmax(1)[0, 0]),
+        ("multilabel", source.sigmoid().amax(1)[0]),
+        ("binary", source.sigmoid().amax(1)[0]),
+    ):
+        loss = PlanarityLoss(eps=0.5, kind="tensor", source_kind=kind)
+        torch.testing.assert_close(loss(tensor, source_pred=source), (gate * cost).sum() / gate.sum())
+
+
+def test_planarity_stays_between_0_and_1_whatever_tensor_is_predicted():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        pred = torch.randn(1, 6, 2, 2, 2, generator=generator) * 3
+        assert 0 <= PlanarityLoss(kind="tensor")(pred) <= 1
 
 
 def test_eigenvalue_gradient_is_finite_where_eigenvalues_coincide():

@@ -155,6 +155,18 @@ def test_cldice_sees_a_gap_that_dice_hardly_sees():
     assert math.isnan(cldice(cldice_counts(empty, empty)))
 
 
+def test_cldice_of_a_known_box_is_that_of_the_crop_whatever_lies_around_it():
+    generator = np.random.default_rng(0)
+    pred, truth = (ndimage.gaussian_filter(generator.normal(size=(14, 15, 16)), 1) > 0 for _ in range(2))
+    box = (slice(2, 12), slice(0, 11), slice(3, 16))
+    known = np.zeros_like(pred)
+    known[box] = True
+    counts = cldice_counts(pred, truth, known)
+    np.testing.assert_array_equal(counts, cldice_counts(pred[box], truth[box]))
+    np.testing.assert_array_equal(counts, cldice_counts(pred | ~known, truth & known, known))
+    assert counts.min() > 40
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_angles_are_arccos_with_and_without_sign(dims):
     generator = np.random.default_rng(0)

@@ -33,7 +33,6 @@ def test_both_measures_are_scikit_image_s():
     pred, truth = np.random.default_rng(0).integers(0, 6, (2, 9, 8, 7))
     counts = pair_counts(pred, truth)
     assert adapted_rand_error(counts) == pytest.approx(metrics.adapted_rand_error(truth, pred)[0])
-    split, merge = metrics.variation_of_information(truth, pred, ignore_labels=(0,))
     counted = truth > 0
     split, merge = metrics.variation_of_information(truth[counted], pred[counted])
     assert (vi_split(counts), vi_merge(counts)) == pytest.approx((split, merge))
@@ -61,6 +60,10 @@ def test_parts_add_up_and_no_instance_is_undefined():
     np.testing.assert_array_equal(parts, pair_counts(pred, truth, known))
     nothing = pair_counts(pred, np.zeros_like(truth))
     assert all(math.isnan(measure(nothing)) for measure in (adapted_rand_error, vi_split, vi_merge))
+
+
+def test_without_any_pair_of_voxels_nothing_is_wrong():
+    assert adapted_rand_error(pair_counts(np.array([4, 5, 6]), np.array([1, 2, 0]))) == 0
 
 
 def test_instances_are_metrics_of_a_target_and_merge_across_processes():

@@ -8,10 +8,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint import changed_data, check_resumable, newest_checkpoint
 from scripts.handlers.checkpoint_file import load_checkpoint, save_checkpoint
+from scripts.handlers.early_stopping import EarlyStopping
+from scripts.handlers.metric import KeyMetric
 from scripts.handlers.run_directory import RunDirectory
 from scripts.losses.multitask import MultiTaskLoss
 from training_toys import ToyLoss, ToyNetwork, make_trainer, same_weights, weights
@@ -333,6 +335,26 @@ def test_another_torch_version_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(tmp_path, epochs=2, resume=True).run()
     assert "was saved by torch 1.0" in caplog.text
+
+
+def test_early_stopping_waits_from_the_best_value_whichever_way_is_better():
+    def epochs(values, **metric):
+        trainer = Engine(lambda engine, batch: None)
+        remaining = iter(values)
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def measure(engine):
+            value = next(remaining)
+            engine.state.metrics = {} if value is None else {"val/x": value}
+
+        EarlyStopping(KeyMetric("val/x", **metric), patience=2).attach(trainer)
+        return trainer.run([0], max_epochs=len(values)).epoch
+
+    # Equal is no better, a better value starts the count anew, an epoch without validation does not count.
+    values = [0.5, 0.6, 0.6, 0.7, None, 0.65, None, 0.7, 0.9]
+    assert epochs(values, mode="max") == 8
+    assert epochs([-value if value else value for value in values], mode="min") == 8
+    assert epochs(values, mode="min") == 3
 
 
 def test_early_stopping_ends_and_stays_ended(tmp_path):

@@ -20,17 +20,13 @@ class EarlyStopping:
     Args:
         key_metric: the metric.
         patience: validations to wait; None never stops.
-        min_delta: by how much a value must be better to count.
     """
 
-    def __init__(
-        self, key_metric: KeyMetric | None = None, patience: int | None = None, *, min_delta: float = 0.0
-    ) -> None:
+    def __init__(self, key_metric: KeyMetric | None = None, patience: int | None = None) -> None:
         if patience is not None and patience < 1:
             raise VolumenError("tr_config.early_stopping_patience", expected="at least 1", found=patience)
         self.key_metric = key_metric or KeyMetric()
         self.patience = patience
-        self.min_delta = min_delta
         self.best: float | None = None
         self.waited = 0
         self._engine: Engine | None = None
@@ -48,7 +44,7 @@ class EarlyStopping:
         value = self.key_metric.value(engine)
         if value is None:
             return
-        if self.best is None or self._is_better(value, engine):
+        if self.best is None or self.key_metric.better(value, self.best, engine):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
@@ -61,11 +57,6 @@ class EarlyStopping:
                 self.waited,
             )
             engine.terminate()
-
-    def _is_better(self, value: float, engine: Engine) -> bool:
-        assert self.best is not None
-        gained = self.best - value if self.key_metric.smaller_is_better(engine) else value - self.best
-        return gained > self.min_delta
 
     def _is_over(self) -> bool:
         return self.patience is not None and self.waited >= self.patience

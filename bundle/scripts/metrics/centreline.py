@@ -66,8 +66,6 @@ def cldice_counts(pred: np.ndarray, truth: np.ndarray, known: np.ndarray | None 
         truth: bool, same shape.
         known: bool; None: all known.
     """
-    if known is not None:
-        pred, truth = pred & known, truth & known
     of_pred, of_truth = skeleton(pred, known), skeleton(truth, known)
     return np.array(
         [
