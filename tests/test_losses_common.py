@@ -190,6 +190,21 @@ def test_descent_leads_towards_the_truth(name, kwargs, kind):
 
 
 @pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("CrossEntropyLoss", {"weight": [1.0, 2.0]}),
+        ("BCEWithLogitsLoss", {"pos_weight": [1.0, 2.0]}),
+        ("WeightedSmoothL1Loss", {"channel_weights": [1.0, 2.0]}),
+    ],
+)
+def test_weights_move_with_the_loss_and_are_no_part_of_a_checkpoint(name, kwargs):
+    """Else a resumed run would keep those of the configuration that it began with, or refuse another number."""
+    loss = loss_class(name)(**kwargs).to("meta")
+    assert [buffer.device.type for buffer in loss.buffers()] == ["meta"]
+    assert not loss.state_dict()
+
+
+@pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("TverskyLoss", {"alpha": -0.1}, "alpha and beta >= 0"),

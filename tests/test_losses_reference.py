@@ -14,7 +14,7 @@ from scripts.losses.boundary import surface_distance
 from scripts.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
 from scripts.losses.dice import DiceCELoss, SoftDiceLoss, TverskyLoss
 from scripts.losses.distance import SignedDistanceLoss
-from scripts.losses.regression import MaskedMSELoss, MSELoss, WeightedSmoothL1Loss
+from scripts.losses.regression import MaskedMSELoss, MSELoss, SmoothL1Loss, WeightedSmoothL1Loss
 from scripts.losses.tensors import EigenvalueLoss, PlanarityLoss
 from scripts.losses.topology import SkeletonRecallLoss, SoftClDiceLoss, soft_skeleton
 from scripts.losses.vectors import (
@@ -160,6 +160,17 @@ def test_weighted_smooth_l1():
     weight = torch.where(target != 0, 3.0, 1.0)
     expected = (weight * F.smooth_l1_loss(pred, target, reduction="none")).sum() / weight.sum()
     torch.testing.assert_close(WeightedSmoothL1Loss(nonzero_weight=3.0)(pred, target), expected)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 2.0])
+def test_smooth_l1_is_torch_s_and_channels_have_weights(beta):
+    pred, target = _data("tensor")
+    each = F.smooth_l1_loss(pred, target, beta=beta, reduction="none")
+    torch.testing.assert_close(SmoothL1Loss(beta, kind="tensor")(pred, target), each.mean())
+    channel = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    expected = (each.mean((0, 2, 3, 4)) * channel).sum() / 21
+    found = WeightedSmoothL1Loss(beta, channel_weights=channel.tolist(), kind="tensor")(pred, target)
+    torch.testing.assert_close(found, expected)
 
 
 def test_signed_distance_weighs_the_band_and_ends_at_zero():
