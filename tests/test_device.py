@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scripts.engines.device import choose_device
+from scripts.engines.device import choose_device, time_convolutions
 from scripts.errors import VolumenError
 
 
@@ -46,6 +46,16 @@ def test_a_device_that_is_not_there_is_told(monkeypatch, name, count, line):
     with pytest.raises(VolumenError) as caught:
         choose_device(name)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "expected"),
+    [("cuda", False, True), ("cuda:1", True, False), ("cpu", False, False)],
+)
+def test_algorithms_are_timed_on_gpus_unless_bits_matter(monkeypatch, device, deterministic, expected):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    time_convolutions(torch.device(device), deterministic)
+    assert torch.backends.cudnn.benchmark is expected
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -608,6 +608,7 @@ class ConfigManager:
         Args:
             run_directory: the run's folder; nothing is created here.
         """
+        from scripts.engines.device import time_convolutions
         from scripts.handlers.tracking import stay_local
         from scripts.memory import keep_freed_memory
         from scripts.report import log_experiment
@@ -620,6 +621,7 @@ class ConfigManager:
             if self.resume_from is not None:
                 self._check_resumable(run_directory, self.resume_from)
         self.seed_everything()
+        time_convolutions(self.device, self.tr_setup.deterministic)
         log_experiment(self)
 
     def _check_resumable(self, run_directory: RunDirectory, resume: str) -> None:

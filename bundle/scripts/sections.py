@@ -81,7 +81,11 @@ class TrainingSetup:
         Count, Field(description="Seed of the split, the weights, the sampling and the augmentation.")
     ] = 0
     deterministic: Annotated[
-        bool, Field(description="Ask torch for deterministic algorithms (always the case on the CPU path).")
+        bool,
+        Field(
+            description="Ask torch for deterministic algorithms, and let cuDNN choose none by timing them"
+            " (always the case on the CPU path)."
+        ),
     ] = False
 
 

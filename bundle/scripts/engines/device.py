@@ -35,3 +35,17 @@ def choose_device(name: str = "auto") -> torch.device:
             remedy="give a GPU of this machine, or use --device cpu",
         )
     return device
+
+
+def time_convolutions(device: torch.device, deterministic: bool) -> None:
+    """Let cuDNN time its algorithms at the first patch of each shape and keep the fastest, where that is allowed.
+
+    Patches of one size make this worth its time, as in nnU-Net. Which algorithm is the fastest may change from run to
+    run, and with it the last bits of the sums.
+
+    Args:
+        device: where the network trains; nothing changes unless it is a CUDA device.
+        deterministic: whether two runs are to give the same bits.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
