@@ -54,17 +54,22 @@ def test_linear_is_the_mean_of_blocks_whose_voxels_are_all_valid(shape, kind):
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_labels_are_picked_and_never_mixed(factor):
+@pytest.mark.parametrize("shape", [(16, 16, 8), (57, 43)])
+def test_labels_are_picked_and_never_mixed(factor, shape):
     generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 5, (2, 1, 16, 16, 8), generator=generator).to(torch.uint8)
-    mask = torch.rand(2, 1, 16, 16, 8, generator=generator) > 0.02
+    target = torch.randint(0, 5, (2, 1, *shape), generator=generator).to(torch.uint8)
+    mask = torch.rand(2, 1, *shape, generator=generator) > 0.02
     target[~mask] = 255
-    size = tuple(n // factor for n in target.shape[2:])
+    size = tuple(-(-n // factor) for n in shape)
     coarse, known = downsample(target, mask, size, kind="multiclass", interpolation="nearest")
     assert coarse.dtype == torch.uint8
     middle = (factor - 1) // 2
-    picked = target[:, :, middle::factor, middle::factor, middle::factor]
-    assert torch.equal(coarse, torch.where(known, picked, 0))
+    for index, block in _blocks(target, (factor,) * len(shape)):
+        here, fine = (slice(None), slice(None), *index), target[(..., *block)]
+        picked = fine[(..., *(min(middle, n - 1) for n in fine.shape[2:]))]
+        valid = mask[(..., *block)].flatten(2).all(dim=2)
+        assert torch.equal(known[here], valid)
+        assert torch.equal(coarse[here], torch.where(valid, picked, 0))
     assert coarse.max() < 5
 
 

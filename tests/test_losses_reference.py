@@ -150,7 +150,10 @@ def test_element_wise_losses_take_the_better_sign_of_an_axis_per_voxel():
 def test_masked_mse_leaves_out_its_ignore_index():
     pred, target = _data("tensor")
     target[0, :, :4] = -100
-    expected = ((pred - target) ** 2)[target > -99].mean()
+    # One channel is enough, and so is NaN.
+    target[1, 0, :3], target[1, 5, 5:7] = -100, torch.nan
+    kept = (target > -99).all(dim=1, keepdim=True).expand_as(target)
+    expected = ((pred - target) ** 2)[kept].mean()
     torch.testing.assert_close(MaskedMSELoss(ignore_index=-100)(pred, target), expected)
 
 
