@@ -141,6 +141,25 @@ def test_gradnorm_ignores_a_target_that_is_absent():
     torch.testing.assert_close(loss.balancing.log_factors, before)
 
 
+@pytest.mark.parametrize(("name", "total"), [("fixed", 13.0), ("uncertainty", 7.0), ("gradnorm", 13.0)])
+def test_before_anything_is_learned_the_user_s_weights_alone_count(name, total):
+    balancing = build_balancing(name, KINDS, {"label": 2.0, "field": 3.0}, {}).eval()
+    values = {"label": torch.tensor(0.5), "field": torch.tensor(4.0)}
+    assert balancing(values, {})[0].item() == pytest.approx(total)
+
+
+@pytest.mark.parametrize("balancing", ["fixed", "uncertainty"])
+def test_what_is_logged_holds_no_graph(balancing):
+    entry = {"kind": "field", "losses": ["MSELoss"]}
+    loss = MultiTaskLoss({"a": entry, "b": entry}, balancing=balancing)
+    pred = torch.ones(1, 1, 2, 2, requires_grad=True)
+    assert loss(
+        {"a": pred, "b": pred}, {"a": torch.zeros(1, 1, 2, 2), "b": torch.zeros(1, 1, 2, 2)}
+    ).requires_grad
+    assert {"a", "b"} < set(loss.components)
+    assert not any(value.requires_grad for value in loss.components.values())
+
+
 def test_gradnorm_without_shared_parameters_says_so():
     loss = MultiTaskLoss({"a": {"kind": "field", "losses": [{"name": "MSELoss"}]}}, balancing="gradnorm")
     with pytest.raises(VolumenError, match="shared parameters"):

@@ -106,6 +106,14 @@ def test_total_is_the_weighted_sum_computed_independently():
     assert all(torch.any(x.grad != 0) for o in outputs.values() for x in o)
 
 
+def test_a_loss_that_can_read_a_source_does_without_one():
+    outputs, batch = _batch()
+    targets = {"normals": {"kind": "vector", "losses": ["NormalSmoothnessLoss"]}}
+    single = outputs["normals"][0]
+    expected = NormalSmoothnessLoss()(single, mask=batch["normals_mask"])
+    assert MultiTaskLoss(targets)({"normals": single}, batch) == expected
+
+
 def test_plain_tensors_without_deep_supervision():
     outputs, batch = _batch()
     single = {name: levels[0] for name, levels in outputs.items()}

@@ -76,6 +76,8 @@ def test_classes_are_oversampled_evenly():
     assert set(plan.row[plan.class_row == 0]) == {3}
     assert all(row % 2 == 0 for row in plan.row[plan.class_row == 1])
     assert not plan.background.any()
+    every = plan_epoch(index, seed=0, epoch=0, samples=300, class_oversampling=1)
+    assert np.bincount(every.class_row).tolist() == [150, 150]
 
 
 def test_oversampling_without_classes_draws_as_usual():
