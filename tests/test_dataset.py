@@ -12,7 +12,7 @@ import torch
 import zarr
 from monai.data import DataLoader, list_data_collate
 from monai.data.utils import set_rnd
-from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Transform
+from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Randomizable, Transform
 from scripts.data.block_cache import BLOCKS
 from scripts.data.boxes import whole_box
 from scripts.data.dataset import PatchDataset, SampleError
@@ -195,6 +195,28 @@ def test_seed_and_epoch_change_the_samples():
         for e in (1, 2)
     }
     assert len(starts) == 4
+
+
+class Drawn(Randomizable, Transform):
+    """Gives a random number instead of a patch."""
+
+    def __call__(self, sample):
+        return float(self.R.random())
+
+
+def test_augmentation_is_another_in_every_epoch_of_training_and_the_same_in_validation():
+    drawn = {
+        training: {
+            epoch: [make_dataset(Drawn(), training=training, samples=6)[(epoch, i)] for i in range(6)]
+            for epoch in (1, 2)
+        }
+        for training in (True, False)
+    }
+    assert len({*drawn[True][1], *drawn[True][2]}) == 12
+    assert drawn[False][1] == drawn[False][2]
+    assert len(set(drawn[False][1])) == 6
+    other = make_dataset(Drawn(), seed=6)
+    assert other[(1, 0)] not in drawn[True][1]
 
 
 def test_training_draws_background_at_its_ratio():

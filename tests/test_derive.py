@@ -275,6 +275,8 @@ def test_classes_of_a_label_and_channels_of_a_label_are_chosen_alike():
     by_class, _ = derive_target("distance_transform", label[None], classes=[1, 2], out_channels=2)
     by_channel, _ = derive_target("distance_transform", channels, out_channels=2)
     np.testing.assert_array_equal(by_class, by_channel)
+    from_the_first, _ = derive_target("distance_transform", label[None], out_channels=2)
+    np.testing.assert_array_equal(by_class, from_the_first)
     union, _ = derive_target("distance_transform", label[None])
     np.testing.assert_array_equal(union, derive_target("distance_transform", channels)[0])
     only, _ = derive_target("distance_transform", label[None], classes=[2])

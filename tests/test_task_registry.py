@@ -81,6 +81,9 @@ def test_entries_as_people_write_them_are_accepted(entry):
         ({"type": "affinities", "offsets": []}, "offsets: expected a list"),
         ({"type": "local_shape_descriptors", "sigma": 0}, "sigma: expected a number above 0"),
         ({"type": "skeleton", "angle": 190}, "angle: expected degrees between 0 and 180"),
+        ({"type": "skeleton", "angle": 180}, "angle: expected degrees between 0 and 180"),
+        ({"type": "skeleton", "angle": 0}, "angle: expected degrees between 0 and 180"),
+        ({"type": "skeleton", "angle": True}, "angle: expected degrees between 0 and 180"),
     ],
 )
 def test_wrong_entries_are_refused_in_one_line(entry, message):
