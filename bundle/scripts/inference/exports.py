@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.atomic import write_atomically
 from scripts.errors import VolumenError
-from scripts.inference.journal import difference
+from scripts.inference.journal import LOG, RECIPE, STATE_FOLDER, difference
 from scripts.inference.writers import ZarrOutput
 
 SUFFIXES = {".tif": "tif", ".tiff": "tif", ".nii": "nifti", ".nii.gz": "nifti", ".zarr": "zarr"}
@@ -67,21 +67,23 @@ class FileExport:
         try:
             old = json.loads(self.sidecar.read_text())
         except (OSError, ValueError):
+            going_on = (self.working / STATE_FOLDER / RECIPE).exists()
             for path in self.files.values():
-                if path.exists():
+                if path.exists() and not going_on:
                     raise VolumenError(
                         path, "exists and no prediction made it", remedy="choose another output"
                     ) from None
             return False
         change = difference(old["recipe"], recipe)
-        if not change and not overwrite and all(path.exists() for path in self.files.values()):
-            return True
         if change and not overwrite:
             raise VolumenError(
                 self.sidecar,
                 f"holds another prediction: {change}",
                 remedy="choose another output, or replace that one with --overwrite",
             )
+        shutil.rmtree(self.working, ignore_errors=True)  # killed after the record was written
+        if not overwrite and all(path.exists() for path in self.files.values()):
+            return True
         for name in old["files"]:
             (self.sidecar.parent / name).unlink(missing_ok=True)
         self.sidecar.unlink()
@@ -113,6 +115,8 @@ class FileExport:
             partial.replace(path)
         record = {**attributes, "files": [path.name for path in self.files.values()]}
         write_atomically(self.sidecar, json.dumps(record, indent=1).encode())
+        # Half removed it must not say that blocks are finished.
+        (self.working / STATE_FOLDER / LOG).unlink(missing_ok=True)
         shutil.rmtree(self.working)
 
 

@@ -25,7 +25,7 @@ from scripts.inference.windows import Box
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".volumen"
-LOG, WORKER_LOGS, TOKEN = "blocks", "workers", "run-"
+RECIPE, LOG, WORKER_LOGS, TOKEN = "recipe.json", "blocks", "workers", "run-"
 ATTRIBUTE = "volumen"
 # What may differ between two runs that count as the same prediction: where it ran, not what was asked.
 INFORMATIVE = ("versions", "machine", "made_of")
@@ -149,16 +149,15 @@ class OutputState:
                     remedy="choose another output folder, or remove that one with --overwrite",
                 )
             self._remove(old)
-            self.done[...] = False
-            self.corrupt, self._read = [], {}
         elif complete:
+            shutil.rmtree(self.folder, ignore_errors=True)  # killed while it removed its state
             self.finished = True
         elif self.done.any():
             logger.info("%s: going on after %d of %d blocks", self.output, self.done.sum(), self.done.size)
 
     def _earlier(self) -> tuple[dict[str, Any] | None, bool]:
         try:
-            return json.loads((self.folder / "recipe.json").read_text()), False
+            return json.loads((self.folder / RECIPE).read_text()), False
         except (OSError, ValueError):
             if self.folder.is_dir() and not (self.output / "zarr.json").exists():
                 return {}, False  # killed before the recipe was written
@@ -179,13 +178,28 @@ class OutputState:
                 remedy="move it away, or choose another output folder",
             )
         logger.info("removing the earlier prediction in %s", self.output)
-        # The marks go last, so that an interrupted removal is still known as a prediction.
-        for name in sorted(made, key=lambda name: name in ("zarr.json", STATE_FOLDER)):
+        # An interrupted removal leaves a prediction of which no block is finished.
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(self.folder / RECIPE, json.dumps(old, indent=1).encode())
+        self._forget()
+        # The marks go last, so that an interrupted removal is still known as a prediction, and never as a finished one.
+        for name in (*sorted(made - {"zarr.json", STATE_FOLDER}), "zarr.json", STATE_FOLDER):
             path = self.output / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def _forget(self) -> None:
+        """Remove the state but the recipe: first what says that blocks are finished, then what they left."""
+        self.done[...] = False
+        self.corrupt, self._read = [], {}
+        (self.folder / LOG).unlink(missing_ok=True)
+        for entry in sorted(self.folder.iterdir(), key=lambda entry: entry.name != WORKER_LOGS):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != RECIPE:
+                entry.unlink(missing_ok=True)
 
     def _read_journal(self) -> None:
         self._take(self.folder / LOG)
@@ -213,7 +227,9 @@ class OutputState:
         """Write the recipe and open the journal; what a killed run left half written is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_tokens()
-        write_atomically(self.folder / "recipe.json", json.dumps(self.recipe, indent=1).encode())
+        write_atomically(self.folder / RECIPE, json.dumps(self.recipe, indent=1).encode())
+        if not self.done.any():
+            self._forget()
         for leftover in (*self.folder.rglob(UNFINISHED), *self.output.rglob(UNFINISHED_CHUNK)):
             leftover.unlink(missing_ok=True)
         self._log = BlockLog(self.folder / LOG)
@@ -262,7 +278,9 @@ class OutputState:
                 self._log.corrupt(box)
 
     def complete(self, extra: Mapping[str, Any]) -> None:
-        """Mark the prediction as finished: attributes first, then the state folder goes.
+        """Mark the prediction as finished: attributes first, then the state folder goes, the recipe before the rest.
+
+        With its recipe there it would count as unfinished, and finished blocks as there, whose files may be gone.
 
         Args:
             extra: more for the attributes, beside the recipe.
@@ -272,6 +290,7 @@ class OutputState:
         self.close()
         group = zarr.open_group(self.output, mode="r+")
         group.attrs.update({ATTRIBUTE: {"recipe": self.recipe, **extra}})
+        (self.folder / RECIPE).unlink()
         shutil.rmtree(self.folder)
         self.finished = True
 
