@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+import numpy as np
 import pytest
+import tifffile
+import torch
+from prediction import save_checkpoint
+from scripts.cli import main
 from scripts.errors import VolumenError
 from scripts.inference.command import add_predict_arguments, file_settings, request_fields, request_from
 from scripts.inference.predict import PredictRequest
@@ -51,3 +56,67 @@ def test_a_wrong_key_of_the_file_is_told(tmp_path):
     path.write_text("inference_config: {overlp: 0.25}\n")
     with pytest.raises(VolumenError, match="did you mean overlap"):
         file_settings(parsed("-m", "a.pth", "--config-path", str(path)))
+
+
+def predicted(tmp_path, *words: str) -> int:
+    return main(
+        ["predict", "-m", str(tmp_path / "m.pth"), "-o", str(tmp_path / "out"), "--device", "cpu", *words]
+    )
+
+
+def images(tmp_path, **arrays):
+    (tmp_path / "images").mkdir()
+    for name, array in arrays.items():
+        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", array, photometric="minisblack")
+    return str(tmp_path / "images")
+
+
+GREY = np.random.default_rng(0).integers(0, 255, (9, 10, 11)).astype(np.uint8)
+
+
+def test_the_file_says_whether_weights_may_be_missing(tmp_path, capfd):
+    content = torch.load(save_checkpoint(tmp_path / "m.pth"), weights_only=True)
+    left_out = sorted(content["model"])[0]
+    del content["model"][left_out]
+    torch.save(content, tmp_path / "m.pth")
+    folder = images(tmp_path, a=GREY)
+    assert predicted(tmp_path, "-i", folder) == 2
+    assert "weights do not fit" in capfd.readouterr().err
+    (tmp_path / "my.yaml").write_text("inference_config: {load_strict: false}\n")
+    assert predicted(tmp_path, "-i", folder, "--config-path", str(tmp_path / "my.yaml")) == 0
+    assert f"1 weights are not in it and stay random: {left_out}" in capfd.readouterr().err
+    assert (tmp_path / "out" / "a.zarr").is_dir()
+
+
+def broken(path, content=b""):
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        ("b.tif", broken, "b.tif: is empty"),
+        ("b.nii.gz", lambda path: broken(path, b"hello" * 9), "b.nii.gz: expected zarr, TIFF, NIfTI or PNG"),
+        ("b.tif", lambda path: path.mkdir(), "b.tif: expected a zarr, TIFF or NIfTI volume"),
+        ("b.tif", lambda path: path.symlink_to(path.with_name("gone.tif")), "b.tif"),
+        ("b.tif", lambda path: tifffile.imwrite(path, GREY[0]), "b.tif: expected 3 spatial axes"),
+        ("b.tif", lambda path: tifffile.imwrite(path, GREY / 255.0), "b.tif: expected values of type uint8"),
+    ],
+)
+def test_a_wrong_image_of_a_folder_is_told_before_the_first_is_predicted(tmp_path, capfd, name, spoil, said):
+    save_checkpoint(tmp_path / "m.pth")
+    folder = images(tmp_path, a=GREY)
+    spoil(tmp_path / "images" / name)
+    assert predicted(tmp_path, "-i", folder) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_type_than_in_training_is_told(tmp_path, capfd):
+    save_checkpoint(tmp_path / "m.pth")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "notes.txt").write_text("another kind of file is passed over")
+    tifffile.imwrite(tmp_path / "images" / "a.tif", GREY.astype(np.uint16) * 16)
+    assert predicted(tmp_path, "-i", str(tmp_path / "images")) == 0
+    assert "a.tif: values of type uint16, the network was trained on uint8" in capfd.readouterr().err

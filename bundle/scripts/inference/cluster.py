@@ -106,7 +106,11 @@ class Cluster:
                 predictor.path, "workers load the network from its checkpoint, and there is none"
             )
         network = Network(
-            str(Path(predictor.path).absolute()), predictor.checksum, self._device, self._threads
+            str(Path(predictor.path).absolute()),
+            predictor.checksum,
+            self._device,
+            self._threads,
+            predictor.strict,
         )
         shares = max(1, math.ceil(self.workers / self.sharers))
         pieces = split_blocks(work.plan, shares, state.done)

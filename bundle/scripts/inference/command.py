@@ -234,6 +234,10 @@ def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         VolumenError: for a wrong file, key or value.
     """
+    return request_fields(_inference_section(arguments))
+
+
+def _inference_section(arguments: argparse.Namespace) -> dict[str, Any]:
     if getattr(arguments, "config_path", None) is None:
         return {}
     from scripts.experiment_file import read_experiment
@@ -242,7 +246,7 @@ def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
     section = read_experiment(arguments.config_path).get("inference_config", {})
     check_section(InferenceConfig, section, f"{arguments.config_path}: inference_config")
-    return request_fields(section)
+    return section
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:
@@ -281,7 +285,11 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from scripts.inference.predictor import load_predictor
 
     asked = request_from(arguments, file_settings(arguments))
-    predictor = load_predictor(asked.checkpoint, choose_device("cpu" if asked.is_shared else asked.device))
+    predictor = load_predictor(
+        asked.checkpoint,
+        choose_device("cpu" if asked.is_shared else asked.device),
+        strict=_inference_section(arguments).get("load_strict"),
+    )
     trained = request_fields(predictor.config.get("inference_config", {}))
     request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
     if request.like is not None:

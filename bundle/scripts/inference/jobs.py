@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +120,7 @@ def make_job(
 
 def image_paths(source: str) -> list[str]:
     """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
-    from scripts.data.formats import detect_format
+    from scripts.data.formats import detect_format, split_suffix
 
     path = Path(source)
     if "://" in source or not path.is_dir() or _is_zarr(path):
@@ -131,8 +130,12 @@ def image_paths(source: str) -> list[str]:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        with suppress(VolumenError):
+        try:
             found.append((str(entry), detect_format(entry)))
+        except VolumenError:
+            # Another kind of file is passed over; a volume that is damaged would be missed only later.
+            if split_suffix(entry.name)[1] is not None:
+                raise
     # PNG files beside volumes of other formats are pictures of them.
     return [name for name, kind in found if kind != "png"] or [name for name, _ in found]
 

@@ -186,6 +186,8 @@ def predict(
 
         with open_cluster(request) as cluster:
             return PredictReport(predict_with(cluster, predictor, jobs, request, progress))
+    for job in jobs:
+        check_kind(predictor, job.image)  # of all, before the first is predicted
     reports = []
     for job in jobs:
         told = None if progress is None else Progress(volume_name(job.image.source), progress)
@@ -368,11 +370,11 @@ def telling_of_full_disk(where: str) -> Iterator[None]:
         ) from error
 
 
-def check_image(predictor: Predictor, image: Volume) -> None:
-    """Compare an image with what the network was trained on.
+def check_kind(predictor: Predictor, image: Volume) -> None:
+    """Refuse an image that the network cannot take.
 
     Raises:
-        VolumenError: another number of axes or channels.
+        VolumenError: another number of axes or channels, or fractions where nothing says what range they have.
     """
     ndim = len(predictor.patch_size)
     if len(image.shape) != ndim:
@@ -383,12 +385,34 @@ def check_image(predictor: Predictor, image: Volume) -> None:
     if image.channels != predictor.in_channels:
         raise VolumenError(
             image.path,
-            expected=f"{predictor.in_channels} channels, as in training",
+            expected=f"{predictor.in_channels} channel{'s' * (predictor.in_channels != 1)}, as in training",
             found=image.channels,
             remedy="say which axis is the channels' with --axes",
         )
+    if _is_scaled_by_type(predictor) and image.dtype.kind == "f":
+        raise VolumenError(
+            image.path,
+            expected="values of type uint8, as in training, which 255 brings to [0, 1]",
+            found=f"type {image.dtype.name}",
+            remedy="convert it as the training images were",
+        )
+
+
+def _is_scaled_by_type(predictor: Predictor) -> bool:
+    """Whether the training images were brought to [0, 1] by their type alone, which is done with uint8 only."""
+    dataset = predictor.config.get("dataset_config") or {}
+    return dataset.get("normalization_scheme") == "unit" and not dataset.get("intensity_properties")
+
+
+def check_image(predictor: Predictor, image: Volume) -> None:
+    """Compare an image with what the network was trained on; what differs but can be predicted is a warning.
+
+    Raises:
+        VolumenError: see `check_kind`.
+    """
+    check_kind(predictor, image)
     properties = predictor.config.get("dataset_config", {}).get("intensity_properties") or {}
-    dtypes = properties.get("dtypes")
+    dtypes = properties.get("dtypes") or (["uint8"] if _is_scaled_by_type(predictor) else None)
     if dtypes and image.dtype.name not in dtypes:
         logger.warning(
             "%s: values of type %s, the network was trained on %s",

@@ -48,6 +48,7 @@ class Predictor:
         path: the checkpoint.
         checksum: SHA-256 of the checkpoint, or "" for a network that comes from none.
         epoch: training epochs behind it, or None.
+        strict: whether it had to hold every weight of the network, and no other.
     """
 
     network: nn.Module
@@ -61,6 +62,7 @@ class Predictor:
     path: str = ""
     checksum: str = ""
     epoch: int | None = None
+    strict: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +101,11 @@ class Predictor:
 
 
 def load_predictor(
-    checkpoint_path: str | Path, device: str | torch.device = "cpu", network: nn.Module | None = None
+    checkpoint_path: str | Path,
+    device: str | torch.device = "cpu",
+    network: nn.Module | None = None,
+    *,
+    strict: bool | None = None,
 ) -> Predictor:
     """Load a checkpoint for prediction; it alone is enough.
 
@@ -107,6 +113,8 @@ def load_predictor(
         checkpoint_path: a file with the keys `model`, `model_config` and `config`.
         device: where the network goes.
         network: gets the weights; None builds it as the checkpoint says.
+        strict: refuse a checkpoint that lacks or adds weights; False warns of them; None for what it says itself
+            (`inference_config.load_strict`).
 
     Raises:
         VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
@@ -121,13 +129,20 @@ def load_predictor(
     config = state.get("config") or {}
     if network is None:
         network = MultiHeadDynUNet.from_config(final_config)
-    strict = config.get("inference_config", {}).get("load_strict", True)
+    if strict is None:
+        strict = bool(config.get("inference_config", {}).get("load_strict", True))
     try:
-        network.load_state_dict(inference_weights(state), strict=strict)
+        unmatched = network.load_state_dict(inference_weights(state), strict=strict)
     except RuntimeError as error:
         raise VolumenError(
             path, f"weights do not fit the network: {str(error).splitlines()[-1].strip()}"
         ) from None
+    for names, what in (
+        (unmatched.missing_keys, "are not in it and stay random"),
+        (unmatched.unexpected_keys, "of it are left out"),
+    ):
+        if names:
+            logger.warning("%s: %d weights %s: %s, ...", path, len(names), what, ", ".join(names[:3]))
     network.to(device).eval()
     dataset = config.get("dataset_config", {})
     spacing = dataset.get("spacing") or dataset.get("trained_spacing")
@@ -146,6 +161,7 @@ def load_predictor(
         path=str(path),
         checksum=file_checksum(path),
         epoch=state.get("epoch"),
+        strict=strict,
     )
 
 

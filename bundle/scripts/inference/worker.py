@@ -37,12 +37,16 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Network:
-    """A checkpoint that workers load: its absolute path, its SHA-256, and the device that was asked for."""
+    """A checkpoint that workers load: its absolute path, its SHA-256, and the device that was asked for.
+
+    `strict` is that of `load_predictor`.
+    """
 
     path: str
     checksum: str
     device: str
     threads: int | None = None
+    strict: bool = True
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
 
 @lru_cache(maxsize=2)
 def _load(network: Network, device: str) -> Predictor:
-    predictor = load_predictor(network.path, device)
+    predictor = load_predictor(network.path, device, strict=network.strict)
     if predictor.checksum != network.checksum:
         raise VolumenError(
             network.path,
