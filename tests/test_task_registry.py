@@ -79,6 +79,8 @@ def test_entries_as_people_write_them_are_accepted(entry):
         ({"type": "structure_tensor", "compute_from": "image"}, "expected one of sdt, binary"),
         ({"type": "affinities", "offsets": [[-1, 0], [0, 0, 1]]}, "offsets: expected a list"),
         ({"type": "affinities", "offsets": []}, "offsets: expected a list"),
+        ({"type": "affinities", "offsets": [[1], [2]]}, "offsets: expected a list"),
+        ({"type": "affinities", "offsets": [[1.5, 0]]}, "offsets: expected a list"),
         ({"type": "local_shape_descriptors", "sigma": 0}, "sigma: expected a number above 0"),
         ({"type": "skeleton", "angle": 190}, "angle: expected degrees between 0 and 180"),
         ({"type": "skeleton", "angle": 180}, "angle: expected degrees between 0 and 180"),

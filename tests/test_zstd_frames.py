@@ -24,9 +24,9 @@ ENCODERS = {
 }
 
 
-def frame_of(*blocks: bytes, size: int, single: bool = True, window: int = 10) -> bytes:
+def frame_of(*blocks: bytes, size: int, single: bool = True, window: int = 10, eighths: int = 0) -> bytes:
     """Build a frame of raw blocks as RFC 8878 says."""
-    header = b"\x28\xb5\x2f\xfd" + (b"\xa0" if single else bytes((0x80, (window - 10) << 3)))
+    header = b"\x28\xb5\x2f\xfd" + (b"\xa0" if single else bytes((0x80, window - 10 << 3 | eighths)))
     body = b""
     for number, block in enumerate(blocks):
         body += (len(block) << 3 | (number == len(blocks) - 1)).to_bytes(3, "little") + block
@@ -85,6 +85,11 @@ def test_frames_by_hand():
     # Blocks are no larger than the window; and an empty one at the end is one more.
     assert first_blocks(frame_of(*[noise[:1024]] * 256, size=2 * BLOCK, single=False), 2 * BLOCK, 5) is None
     assert first_blocks(frame_of(noise[:BLOCK], noise[BLOCK:], b"", size=2 * BLOCK), 2 * BLOCK, 5) is None
+    # 120 KiB each, in a window of as much: two blocks, as many as of 128 KiB, but not these.
+    shorter = [noise[:122_880], noise[122_880:245_760]]
+    frame = frame_of(*shorter, size=245_760, single=False, window=16, eighths=7)
+    assert bytes(Zstd().decode(frame)) == noise[:245_760]
+    assert first_blocks(frame, 245_760, 5) is None
     # Nobody can tell that the first block is not full but the decoder, which refuses.
     uneven = frame_of(noise[:1000], noise[1000:BLOCK], size=BLOCK + 1)
     with pytest.raises(RuntimeError):
