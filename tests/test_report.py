@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from data_folders import shells, write_tiff_folder
 from scripts.config import ConfigManager
-from scripts.report import without_effect
+from scripts.report import log_experiment, without_effect
 
 LATE = {"targets": {"ink": {"losses": [{"name": "SoftDiceLoss", "start_epoch": 9}]}}}
 
@@ -41,3 +41,22 @@ def test_what_has_no_effect_is_told(tmp_path, sections, told):
     sections = {**sections, "tr_config": {"patch_size": [8, 8, 8], **sections.get("tr_config", {})}}
     config = ConfigManager(**sections, dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
     assert without_effect(config) == told
+
+
+def test_the_device_and_the_length_of_a_run_are_told(tmp_path, caplog):
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24))}})
+    losses = [{"name": "SoftDiceLoss"}, {"name": "BCEWithLogitsLoss", "weight": 0.5}]
+    config = ConfigManager(
+        tr_config={"patch_size": [8, 8, 8], "amp": "off", "max_epoch": 1, "max_steps_per_epoch": 4},
+        dataset_config={"targets": {"ink": {"losses": losses}}},
+        dataset_dir=str(tmp_path),
+        device="cpu",
+    )
+    with caplog.at_level("INFO"):
+        log_experiment(config)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(
+        line.startswith("device: cpu (") and line.endswith("float32; 1 epoch of 4 steps, batch 2")
+        for line in lines
+    )
+    assert any(line.endswith("weight 1, SoftDiceLoss + 0.5 x BCEWithLogitsLoss") for line in lines)

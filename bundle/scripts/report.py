@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from scripts.text import by
+from scripts.text import by, counted
 
 if TYPE_CHECKING:
     from scripts.config import ConfigManager
@@ -35,7 +35,7 @@ def log_experiment(config: ConfigManager) -> None:
         " ".join(f"{value:g}" for value in config.spacing),
     )
     for target in config.targets.values():
-        losses = " + ".join(f"{loss.weight:g} {loss.name}" for loss in target.losses)
+        losses = " + ".join(_weighed(loss.weight, loss.name) for loss in target.losses)
         origin = f"{target.task_type} of {target.source_target}" if target.auxiliary_task else "labelled"
         logger.info(
             "target %s: %s, %s, %d channel%s, weight %g, %s",
@@ -47,11 +47,34 @@ def log_experiment(config: ConfigManager) -> None:
             target.weight,
             losses,
         )
+    logger.info("%s", _machine(config))
     train, val = config.split.train, config.split.val
     logger.info("split: train on %s; validate on %s", _regions(train), _regions(val) or "nothing")
     logger.info("network plan:\n%s", config.plan.table())
     for line in without_effect(config):
         logger.warning("%s", line)
+
+
+def _weighed(weight: float, name: str) -> str:
+    return name if weight == 1 else f"{weight:g} x {name}"
+
+
+def _machine(config: ConfigManager) -> str:
+    """Say what the run computes on, and how much: whether the GPU was found is what one looks for first."""
+    import torch
+
+    from scripts.engines.amp import choose_dtype
+
+    device, training = config.device, config.tr_config
+    if device.type == "cuda":
+        name = f"{device} ({torch.cuda.get_device_name(device)})"
+    else:
+        name = f"{device} ({counted(torch.get_num_threads(), 'thread')})"
+    precision = str(choose_dtype(training.amp, device) or torch.float32).removeprefix("torch.")
+    steps = training.max_steps_per_epoch
+    per_epoch = counted(steps, "step") if steps else "one pass over the patches"
+    length = f"{counted(training.max_epoch, 'epoch')} of {per_epoch}"
+    return f"device: {name}, {precision}; {length}, batch {training.batch_size}"
 
 
 def without_effect(config: ConfigManager) -> list[str]:

@@ -10,6 +10,12 @@ def by(values: Iterable[object]) -> str:
     return "x".join(map(str, values))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things: "1 region", "2 patches"."""
+    ending = "es" if noun.endswith("tch") else "s"
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
 def aligned(rows: Sequence[Sequence[str]], *, ruled: bool = False) -> list[str]:
     """Return a table's lines, the cells of each column as wide as its widest one.
 

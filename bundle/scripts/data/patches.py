@@ -26,7 +26,7 @@ from scripts.data.patch_index import PatchIndex, PatchTable
 from scripts.data.patch_selection import every_patch_of, select
 from scripts.data.progress import grow, hidden
 from scripts.errors import VolumenError
-from scripts.text import by
+from scripts.text import by, counted
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,12 @@ def find_valid_patches(
     elif not len(index) and not allow_empty:
         raise _nothing_found(rules, cases, regions, None, part)
     logger.info(
-        "%s: %d valid patches of %s in %d regions%s",
+        "%s: %s of %s in %s%s",
         part,
-        len(index),
+        counted(len(index), "valid patch"),
         by(rules.patch_size),
-        len(regions),
-        f", {len(index.background)} background patches" if background else "",
+        counted(len(regions), "region"),
+        f", {counted(len(index.background), 'background patch')}" if background else "",
     )
     return index
 

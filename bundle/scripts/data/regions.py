@@ -15,6 +15,7 @@ from scripts.data.boxes import Box
 from scripts.data.dataset import SampleError, root_cause
 from scripts.data.patch_index import PatchLocation
 from scripts.memory import keep_in_worker
+from scripts.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,11 @@ class RegionDataset(Dataset):
             for block in cut(box, block_size(patch_size))
         ]
         self.locations = self._choose(blocks, targets, ignore_labels or {}, patch_size, most_windows, seed)
-        logger.info("validation: %d regions, %d of them labelled and used", len(blocks), len(self.locations))
+        logger.info(
+            "validation: %s, %d of them labelled and used",
+            counted(len(blocks), "region"),
+            len(self.locations),
+        )
         if blocks and not self.locations:
             logger.warning("validation: no region holds a label, so there will be no scores")
 

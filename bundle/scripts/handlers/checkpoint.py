@@ -102,8 +102,17 @@ class Checkpointer:
     def _on_start(self, engine: SupervisedTrainer) -> None:
         if not engine.has_event_handler(self._on_epoch, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch)
+        if not engine.has_event_handler(self._tell_best, Events.COMPLETED):
+            engine.add_event_handler(Events.COMPLETED, self._tell_best)
         if self.resume:
             self.restore(engine)
+
+    def _tell_best(self, engine: SupervisedTrainer) -> None:
+        """Say where the model is that one would predict with."""
+        path = self.directory.file("best.pth")
+        if self.ranking and distributed.is_main() and path.is_file():
+            value, epoch = self.ranking[0]
+            logger.info("best epoch: %d, %s %.4g: %s", epoch, self.key_metric.resolve(engine), value, path)
 
     def _on_epoch(self, engine: SupervisedTrainer) -> None:
         epoch = engine.state.epoch

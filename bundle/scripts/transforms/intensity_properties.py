@@ -78,7 +78,7 @@ def sample_intensity_properties(
         raise VolumenError(
             ", ".join(case.image.path for case in cases[:3]),
             expected="intensities",
-            found=f"nothing but NaN and infinity in {len(everywhere)} regions",
+            found="nothing but NaN and infinity in float32",
             remedy="write the images again",
         )
     if not inside:
