@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,11 +277,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    from tqdm import tqdm
-
     from scripts.engines.device import choose_device
     from scripts.inference.predict import predict
     from scripts.inference.predictor import load_predictor
+    from scripts.inference.progress_bar import ProgressBar
 
     asked = request_from(arguments, file_settings(arguments))
     predictor = load_predictor(
@@ -294,20 +292,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
     if request.like is not None:
         use_threads_of(request)
-    with tqdm(unit="", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        shown = ""
-
-        def show(name: str, count: int, total: int) -> None:
-            nonlocal shown
-            if bar.disable:
-                return
-            if shown != name:
-                shown = name
-                bar.reset(total)
-                bar.set_description(name)
-            bar.update(count - bar.n)
-
-        report = predict(request, progress=show, predictor=predictor)
+    with ProgressBar() as bar:
+        report = predict(request, progress=bar, predictor=predictor)
     tell(report)
     return 0
 
