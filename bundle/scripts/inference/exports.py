@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.atomic import write_atomically
+from scripts.atomic import UNFINISHED, write_atomically
 from scripts.errors import VolumenError
 from scripts.inference.journal import LOG, RECIPE, STATE_FOLDER, difference
 from scripts.inference.writers import ZarrOutput
@@ -113,6 +114,8 @@ class FileExport:
             else:
                 write_nifti(partial, arrays, target, affine)
             partial.replace(path)
+        for leftover in self.sidecar.parent.glob(f".{glob.escape(self.sidecar.name)}{UNFINISHED[1:]}"):
+            leftover.unlink(missing_ok=True)
         record = {**attributes, "files": [path.name for path in self.files.values()]}
         write_atomically(self.sidecar, json.dumps(record, indent=1).encode())
         # Half removed it must not say that blocks are finished.
