@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from scripts.inference.blending import (
@@ -110,4 +112,9 @@ def test_the_spill_file_reuses_places(tmp_path):
     np.testing.assert_array_equal(spill.take((1,)), second)
     np.testing.assert_array_equal(spill.take((2,)), second * 2)
     assert spill._next == 2
+    # The file has no name, so its room on the disk is free once it is closed.
+    descriptor = spill._fd
+    os.fstat(descriptor)
     spill.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -206,7 +206,8 @@ def test_shapes_dtypes_and_channels_are_as_announced(name, ndim):
 def test_an_irregular_volume_is_respected():
     label = (blobs((30, 32), 2) > 0).astype(np.uint8)
     y, x = np.meshgrid(np.arange(30) - 15, np.arange(32) - 16, indexing="ij")
-    in_volume = np.abs(y + x) + np.abs(y - x) < 24
+    # A diamond: what fills its bounding box would be cropped to it.
+    in_volume = np.abs(y) + np.abs(x) < 15
     known = in_volume.copy()
     other = np.where(in_volume, label, 1 - label)
     for name in SPEC_TASKS:
@@ -215,7 +216,8 @@ def test_an_irregular_volume_is_respected():
         assert not valid[0][~in_volume].any()
         assert (valid == valid_again).all(), f"{name} depends on labels outside the volume"
         np.testing.assert_array_equal(values * valid, again * valid)
-        assert valid[0][in_volume].mean() > 0.6
+        # Its border is the end of all things and not of what is known.
+        assert valid[0][in_volume].mean() > 0.95
 
 
 def test_one_distance_serves_all_tasks_of_a_source(monkeypatch):

@@ -69,6 +69,15 @@ def test_views_give_the_same_as_contiguous_images(transform):
     np.testing.assert_array_equal(_apply(augment, view), _apply(augment, np.ascontiguousarray(view)))
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_each_channel_is_changed_with_its_own_probability(probability):
+    image = np.random.default_rng(0).random((400, 8, 8), dtype=np.float32)
+    out = _apply(RandBlurd(prob=1.0, prob_per_channel=probability), image)
+    changed = (out != image).any(axis=(1, 2)).mean()
+    # Four standard errors; at the ends none.
+    assert changed == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 400) ** 0.5)
+
+
 def test_default_probabilities_are_those_of_nnunet():
     expected = {RandNoised: 0.1, RandBlurd: 0.2, RandBrightnessd: 0.15, RandContrastd: 0.15}
     expected |= {RandLowResolutiond: 0.25, RandGammad: 0.3}

@@ -85,6 +85,18 @@ def test_predict_array_and_the_inferer_agree_with_the_reference():
     np.testing.assert_allclose(predict_array(predictor, image)["tissue"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5, 19, 4), (8, 3, 8), (2, 2, 2)])
+def test_the_inferer_pads_images_smaller_than_its_window(shape):
+    image = np.random.default_rng(1).integers(0, 256, (1, *shape), dtype=np.uint8)
+    predictor = make_predictor(3, (8, 8, 8))
+    reference, _ = logits_reference(predictor, image, "ink")
+    with torch.no_grad():
+        batch = torch.from_numpy(predictor.normalizer(image))[None]
+        found = SlidingWindow((8, 8, 8), overlap=0.5)(batch, predictor.network)["ink"]
+    assert found.shape == (1, 1, *shape)
+    np.testing.assert_allclose(found[0], reference, atol=1e-5)
+
+
 def test_every_kind_of_head_streams_as_it_does_in_memory(tmp_path):
     image = np.random.default_rng(2).integers(0, 256, (19, 13, 21), dtype=np.uint8)
     predictor = make_predictor(3, (8, 8, 8), ALL_HEADS_3D)

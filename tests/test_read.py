@@ -254,9 +254,10 @@ def test_values_that_are_not_finite(value, caplog):
         read(sample)
     assert np.isfinite(out["image"]).all()
     assert out["image"][0, 4, 5, 6] == 0
+    assert np.count_nonzero(out["image"]) == out["image"].size - 1
     assert len(caplog.records) == 1
     assert "memory" in caplog.text
-    with pytest.raises(VolumenError, match=r"memory: .*\(12, 13, 14\)"):
+    with pytest.raises(VolumenError, match=r"memory: .*found 1 NaN .* at \(12, 13, 14\)"):
         ReadPatchd([], normalization_scheme="none", nonfinite="refuse")(sample)
 
 
