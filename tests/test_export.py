@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from dataclasses import replace
@@ -320,3 +321,14 @@ def test_the_zoo_s_own_test_passes(tmp_path, ndim):
     expected = predict_array(load_predictor(checkpoint), images[0], patch_size=images.shape[2:])
     for name, values in expected.items():
         np.testing.assert_allclose(np.asarray(found[name].data)[0], values, atol=1e-4)
+
+
+def test_a_full_disk_is_told_with_what_fits_an_export(tmp_path):
+    with (
+        pytest.raises(
+            VolumenError, match=r"m\.onnx was not written; free space and give the same command again$"
+        ),
+        export_module.scratch_folder(tmp_path / "m.onnx"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())

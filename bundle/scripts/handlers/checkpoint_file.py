@@ -185,13 +185,21 @@ def write_run_file(path: Path, content: bytes | Callable[[BinaryIO], object]) ->
         raise writing_failed(path, error) from error
 
 
-def writing_failed(path: Path, error: OSError) -> VolumenError:
-    """The one-line error for a file that could not be written."""
+def writing_failed(
+    path: Path, error: OSError, *, go_on: str = "go on with --resume; every older checkpoint is whole"
+) -> VolumenError:
+    """The one-line error for a file that could not be written.
+
+    Args:
+        path: the file.
+        error: what was raised.
+        go_on: what to do once a full disk has space again.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VolumenError(
             path.parent,
             f"the disk is full, {path.name} was not written",
-            remedy="free space and go on with --resume; every older checkpoint is whole",
+            remedy=f"free space and {go_on}",
         )
     return VolumenError(
         path, f"cannot be written ({error.strerror or error})", remedy="check the folder's permissions"

@@ -120,10 +120,10 @@ def make_job(
 
 def image_paths(source: str) -> list[str]:
     """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
-    from scripts.data.formats import detect_format, split_suffix
+    from scripts.data.formats import detect_format, is_zarr_folder, split_suffix
 
     path = Path(source)
-    if "://" in source or not path.is_dir() or _is_zarr(path):
+    if "://" in source or not path.is_dir() or is_zarr_folder(path):
         return [source]
     folder = path / "images" if (path / "images").is_dir() else path
     found: list[tuple[str, str]] = []
@@ -146,10 +146,6 @@ def is_stack(source: str) -> bool:
 
     path = Path(source)
     return "://" not in source and path.is_dir() and not (path / "images").is_dir() and holds_slices(path)
-
-
-def _is_zarr(path: Path) -> bool:
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"))
 
 
 def volume_name(path: str) -> str:

@@ -150,7 +150,7 @@ def load_predictor(
     return Predictor(
         network=network,
         config=config,
-        targets=read_heads(final_config["heads"], config, ndim),
+        targets=read_heads(final_config["heads"], config),
         normalizer=Normalizer.from_config(
             dataset.get("normalization_scheme", "unit"), dataset.get("intensity_properties") or None
         ),
@@ -204,15 +204,12 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise VolumenError(path, f"not readable ({error})", remedy="get the released model again") from None
 
 
-def read_heads(
-    heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], ndim: int
-) -> dict[str, Head]:
+def read_heads(heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Head]:
     """Return the outputs of a network by name, in its order.
 
     Args:
         heads: `final_config["heads"]`.
         config: the snapshot; without it one channel is read as a sigmoid, several as a softmax.
-        ndim: spatial dimensions.
     """
     labelled = config.get("dataset_config", {}).get("targets", {})
     tasks = config.get("auxiliary_tasks", {})

@@ -144,7 +144,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
         yield folder
     except OSError as error:
-        raise writing_failed(output, error) from error
+        raise writing_failed(output, error, go_on="give the same command again") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
