@@ -50,6 +50,23 @@ def test_unit_maps_the_range_of_an_integer_type_to_0_1(dtype, low, high):
     np.testing.assert_allclose(out, [[0, 1]], atol=1e-7)
 
 
+def test_percentiles_that_do_not_begin_at_zero_span_0_to_1():
+    known = {**KNOWN, "percentile_00_5": 1.0, "percentile_99_5": 5.0}
+    out = Normalizer("percentile", {"channels": [known], "foreground": [known]})(VALUES)
+    np.testing.assert_allclose(out[0], [0, 0, 0, 0.25, 0.75, 1])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_an_image_in_memory_is_normalised_as_a_volume_of_the_same_content(ndim):
+    image = (RNG.random((2, *(9, 10, 11)[:ndim])) * 50).astype(np.float32)
+    one = Normalizer("zscore", PROPERTIES)
+    assert one.for_array(image) is one
+    each = Normalizer("zscore", {**PROPERTIES, "per_volume": True})
+    out = each.for_array(image)(image)
+    np.testing.assert_allclose(out.reshape(2, -1).mean(1), 0, atol=1e-3)
+    np.testing.assert_allclose(out.reshape(2, -1).std(1), 1, atol=1e-3)
+
+
 def test_unit_prefers_the_sampled_range_but_for_bytes():
     values = np.array([[0, 4]])
     np.testing.assert_allclose(Normalizer("unit", PROPERTIES)(values.astype(np.int16)), [[0.25, 0.75]])

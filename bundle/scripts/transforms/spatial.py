@@ -61,9 +61,8 @@ class SpatialTransform:
 
     def mirrored_matrix(self, spacing: Sequence[float]) -> np.ndarray:
         """(n, n) matrix from voxel offsets in the sampled grid, mirrored already, to those in the volume."""
+        assert self.matrix is not None, "a plain crop is mirrored as a view"
         signs = np.where(self.before_permutation(self.flips), -1.0, 1.0)
-        if self.matrix is None:
-            return np.diag(signs)
         scale = np.asarray(spacing, dtype=float)
         return self.matrix * (scale * signs)[None, :] / scale[:, None]
 
