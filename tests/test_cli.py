@@ -210,3 +210,8 @@ def test_an_overlay_with_settings_is_refused(folder, tmp_path, capsys):
     overlay.write_text("tr_config#max_epoch: 7\n")
     line = refused(capsys, folder, tmp_path / "out", "--config-file", str(overlay))
     assert "--config-path" in line
+
+
+def test_no_process_is_told(folder, tmp_path, capsys):
+    assert main(["train", "-i", str(folder), "-o", str(tmp_path / "out"), "--nproc", "0"]) == 2
+    assert "--nproc: expected at least 1, found 0" in capsys.readouterr().err

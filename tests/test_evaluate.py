@@ -207,6 +207,31 @@ def test_a_label_of_another_shape_is_refused(files):
     assert not (files / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"threshold": 2.0}, "--threshold: expected a probability from 0 to 1, found 2.0"),
+        ({"tolerance": -1.0}, "--tolerance: expected a length of at least 0"),
+        ({"tolerance": float("nan")}, "--tolerance: expected a length"),
+        ({"spacing": (1.0, 1.0)}, "--spacing: expected 3 sizes, one per axis, found 1.0, 1.0"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "--spacing: expected sizes above 0"),
+        ({"metrics": ("dic",)}, "found dic; did you mean dice?"),
+    ],
+)
+def test_numbers_out_of_range_are_told(files, wrong, said):
+    with pytest.raises(VolumenError) as caught:
+        evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out"), **wrong))
+    assert said in str(caught.value)
+    assert not (files / "out").exists()
+
+
+def test_a_file_in_place_of_the_report_is_kept(files):
+    (files / "out").write_text("mine")
+    with pytest.raises(VolumenError, match="expected a folder for the report, found a file"):
+        evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
+    assert (files / "out").read_text() == "mine"
+
+
 def test_labels_of_other_names_are_told(files):
     with pytest.raises(VolumenError, match="nothing: no such file or folder"):
         evaluate(EvaluateRequest(str(files / "found"), str(files / "found" / "nothing"), str(files / "out")))

@@ -281,6 +281,19 @@ def test_a_budget_for_less_than_a_step_is_told(folder, monkeypatch):
         fit.within_budget(config_of(folder, tr_config={"time_budget": "30s", "patch_size": [16, 16, 16]}))
 
 
+@pytest.mark.parametrize("nothing", ["0m", "0.0h"])
+def test_a_budget_of_nothing_is_told(folder, nothing):
+    with pytest.raises(VolumenError, match=rf"time_budget: expected a time above 0, .*found '{nothing}'"):
+        fit.within_budget(config_of(folder, tr_config={"time_budget": nothing}))
+
+
+def test_an_epoch_may_have_fewer_patches_than_are_timed(folder):
+    settings = {
+        "patch_size": [16, 16, 16], "max_steps_per_epoch": 1, "batch_size": 1, "num_dataloader_workers": 0
+    }  # fmt: skip
+    assert measure(config_of(folder, tr_config=settings), SMALL) is not None
+
+
 def test_a_budget_that_is_no_duration_is_told(folder):
     with pytest.raises(VolumenError, match=r"tr_config\.time_budget"):
         config_of(folder, tr_config={"time_budget": "soon"})

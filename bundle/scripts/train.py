@@ -54,6 +54,8 @@ def run_train(options: argparse.Namespace) -> int:
     Raises:
         VolumenError: for anything wrong in the options, the experiment file or the data.
     """
+    if options.nproc < 1:
+        raise VolumenError("--nproc", expected="at least 1", found=options.nproc)
     if options.nproc > 1 and "RANK" not in os.environ:
         return run_processes(options.nproc, options.words)
     sections, origin = experiment_sections(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,8 +106,13 @@ def _read(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(safe_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen kinds for files that are none of its own
-        reason = str(error).strip().splitlines()[:1]
-        raise VolumenError(path, f"cannot be read as a checkpoint ({''.join(reason)[:160]})") from error
+        named = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        reason = (
+            f"it holds objects of {named[1]}, which may run code" if named else "torch.save did not write it"
+        )
+        raise VolumenError(
+            path, f"cannot be read as a checkpoint: {reason}", remedy="give a .pth file of weights"
+        ) from error
     if not isinstance(content, Mapping):
         raise VolumenError(path, expected="a checkpoint or a state_dict", found=type(content).__name__)
     return content

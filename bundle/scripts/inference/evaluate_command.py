@@ -110,16 +110,19 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _table(evaluation: Evaluation) -> Table:
-    """Return the means over cases with their intervals."""
+    """Return the means over cases with their intervals, and which way is better."""
+    from scripts.inference.report import direction, readable
+
     count = len(evaluation.cases)
     title = f"means over {count} case{'s' * (count != 1)}"
-    table = make_table(title, ("metric", "mean", "95 % interval"))
+    table = make_table(title, ("metric", "mean", "95 % interval", "better"))
     for key, value in evaluation.mean.items():
         bounds = evaluation.interval[key]
         table.add_row(
             key,
-            "undefined" if math.isnan(value) else f"{value:.4f}",
-            f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "",
+            "undefined" if math.isnan(value) else readable(value),
+            f"{readable(bounds[0])} to {readable(bounds[1])}" if bounds else "",
+            direction(key),
         )
     return table
 

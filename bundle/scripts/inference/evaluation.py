@@ -169,7 +169,13 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     from scripts.engines import distributed
     from scripts.inference.report import render_report
 
+    _check(request)
     scored = find_cases(request)
+    ndim = len(scored[0].prediction.shape)
+    if request.spacing is not None and len(request.spacing) != ndim:
+        raise VolumenError(
+            "--spacing", expected=f"{ndim} sizes, one per axis", found=", ".join(map(str, request.spacing))
+        )
     evaluation = score(scored, request)
     if not distributed.is_main():
         return evaluation
@@ -179,6 +185,21 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
     write_atomically(output / "report.html", render_report(evaluation, worst=request.worst).encode())
     return evaluation
+
+
+def _check(request: EvaluateRequest) -> None:
+    """Refuse numbers out of range, before anything is read."""
+    if not 0 <= request.threshold <= 1:
+        raise VolumenError("--threshold", expected="a probability from 0 to 1", found=request.threshold)
+    if request.tolerance is not None and not request.tolerance >= 0:
+        raise VolumenError("--tolerance", expected="a length of at least 0", found=request.tolerance)
+    if request.spacing is not None and not all(size > 0 for size in request.spacing):
+        raise VolumenError("--spacing", expected="sizes above 0", found=", ".join(map(str, request.spacing)))
+    output = Path(request.output)
+    if output.exists() and not output.is_dir():
+        raise VolumenError(
+            output, expected="a folder for the report", found="a file", remedy="give another -o"
+        )
 
 
 def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:

@@ -49,7 +49,7 @@ _LEGEND = {
         for key, name in (("both", "found"), ("missed", "missed"), ("false", "false"))
     ),
     "instances": "Left the truth, right the prediction; an instance has one colour in each.",
-    "value": "Red: the error.",
+    "value": "The redder, the larger the error.",
 }
 _UNITS = {"angular_error": "degrees", "hd95": "unit of the spacing", "vi_split": "bits", "vi_merge": "bits"}
 _BETWEEN_0_AND_1 = ("dice", "iou", "surface_dice", "cldice", "mean_dice", "adapted_rand_error")
@@ -87,10 +87,9 @@ def _summary(evaluation: Evaluation) -> str:
         interval = f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else "–"
         count = sum(not math.isnan(row.get(key, math.nan)) for row in evaluation.cases.values())
         counted = "" if key == "mean_dice" else str(count)
-        better = "smaller" if smaller_is_better(key) else "larger"
         rows.append(
             f"<tr><td>{html.escape(key)}<td>{_number(value)}<td>{interval}<td>{_bar(key, value, bounds)}"
-            f"<td>{counted}<td><small>{better}{_unit(key)}</small>"
+            f"<td>{counted}<td><small>{direction(key)}</small>"
         )
     return (
         "<h2>Mean over cases</h2><div class=scroll><table><thead><tr><th>metric<th>mean<th>95 % interval<th>"
@@ -104,9 +103,10 @@ def _metric(key: str) -> str:
     return key if key == "mean_dice" else key.split("/")[1]
 
 
-def _unit(key: str) -> str:
+def direction(key: str) -> str:
+    """Return which way a metric is better, and its unit where it has one."""
     unit = _UNITS.get(_metric(key))
-    return f"; {unit}" if unit else ""
+    return ("smaller" if smaller_is_better(key) else "larger") + (f"; {unit}" if unit else "")
 
 
 def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> str:
@@ -149,7 +149,13 @@ def _worst_of(evaluation: Evaluation, key: str) -> str | None:
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else (f"{value:.4f}" if abs(value) < 1000 else f"{value:.5g}")
+    return "–" if math.isnan(value) else readable(value)
+
+
+def readable(value: float) -> str:
+    """Return a score with the digits that matter: four places for shares, two for degrees and lengths."""
+    places = 4 if abs(value) < 10 else 2
+    return f"{value:.{places}f}" if abs(value) < 1000 else f"{value:.5g}"
 
 
 def _family(case: ScoredCase) -> str:
@@ -213,7 +219,10 @@ def case_picture(case: ScoredCase, threshold: float) -> tuple[bytes, str]:
             _paint_overlap(canvas, _foreground(values, case, threshold), _wanted(truth), known)
         else:
             error = _voxel_errors(values, truth, case) * known
-            share = (error / _full_red(error, case))[..., None].clip(0, 1)
+            most = _full_red(error, case)
+            share = (error / most)[..., None].clip(0, 1)
+            unit = " degrees" if case.kind in ("vector", "axis") else ""
+            plane = f"{plane}, reddest from {most:.3g}{unit} on"
             canvas = (1 - share) * canvas * 0.6 + share * np.array(_COLOURS["false"], np.float32)
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     factor = PICTURE_SIDE / max(picture.size)
@@ -244,7 +253,7 @@ def _worst_plane(case: ScoredCase, threshold: float) -> tuple[tuple[slice, ...],
             wrong = _voxel_errors(values, truth, case) * known
         errors[box[0]] += wrong.sum(axis=(1, 2))
     worst = int(errors.argmax())
-    return (slice(worst, worst + 1), *whole[1:]), f" (plane {worst} of {shape[0]})"
+    return (slice(worst, worst + 1), *whole[1:]), f", z {worst} of 0 to {shape[0] - 1}"
 
 
 def _wanted(truth: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from scripts.metrics.overlap import dice, iou, overlap_counts
 from scripts.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
 from scripts.metrics.regression import absolute_sums, angle_sums, mean
 from scripts.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
+from scripts.suggest import closest
 
 LABEL_METRICS = ("dice", "iou", "surface_dice", "hd95", "cldice")
 DIRECTION_METRICS = ("angular_error",)
@@ -313,7 +314,12 @@ def build_metrics(
     wanted = ALL_METRICS if names is None else tuple(names)
     unknown = [name for name in wanted if name not in ALL_METRICS]
     if unknown:
-        raise VolumenError("metrics", expected=f"some of {', '.join(ALL_METRICS)}", found=", ".join(unknown))
+        raise VolumenError(
+            "metrics",
+            expected=f"some of {', '.join(ALL_METRICS)}",
+            found=", ".join(unknown),
+            remedy=closest(unknown[0], ALL_METRICS),
+        )
     built = []
     for name, target in targets.items():
         kind = target["kind"]

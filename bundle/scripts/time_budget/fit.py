@@ -128,7 +128,11 @@ def within_budget(config: ConfigManager) -> ConfigManager:
             "time budget: the resumed run keeps what it chose (%s)", kept["tr_config"]["time_budget_choice"]
         )
         return _applied(config, kept)
-    return _applied(config, _decide(config, parse_duration(text)))
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        raise VolumenError(KEY, expected="a time above 0, such as 35m or 12h", found=repr(text)) from None
+    return _applied(config, _decide(config, seconds))
 
 
 def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:

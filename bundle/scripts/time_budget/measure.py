@@ -119,7 +119,8 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
     samples, seconds = [], []
     for number in range(max(batch_size, PATCHES) + 1):  # the first one opens files and compiles
         started = time.perf_counter()
-        samples.append(dataset[(0, number * config.world_size + config.rank)])
+        # An epoch of one step may have fewer samples.
+        samples.append(dataset[(0, (number * config.world_size + config.rank) % len(dataset))])
         seconds.append(time.perf_counter() - started)
         if not number:
             distributed.barrier()
