@@ -35,10 +35,11 @@ def test_a_negative_label_is_refused_unless_it_is_the_ignore_label(tmp_path, val
     ([255], "binary", 1),
     ([0, 1, 2], "multiclass", 3),
 ])  # fmt: skip
-def test_kind_and_channels_follow_the_values(tmp_path, values, kind, channels):
+def test_kind_and_channels_follow_the_values(tmp_path, caplog, values, kind, channels):
     label = np.resize(np.array(values, np.uint8), SHEETS.shape)
     target = config_of(tmp_path, label).primary_targets["ink"]
     assert (target.kind, target.out_channels) == (kind, channels)
+    assert ("hold nothing but 255" in caplog.text) == (0 not in values)
 
 
 @pytest.mark.parametrize(("target", "words"), [

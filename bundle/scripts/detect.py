@@ -356,6 +356,13 @@ def _classes(
             remedy=f"set ignore_label: {foreground[0]} if it means unknown",
         )
     if len(foreground) <= 1:
+        if foreground and 0 not in values:
+            logger.warning(
+                "%s: the labels hold nothing but %d, which is learned as foreground everywhere; "
+                "set ignore_label: %d if it means unknown",
+                where,
+                *foreground * 2,
+            )
         return 2
     if foreground != list(range(1, len(foreground) + 1)):
         raise VolumenError(

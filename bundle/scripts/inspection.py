@@ -105,7 +105,7 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
     patches = np.bincount(rows, minlength=len(config.cases))
     for number, case in enumerate(config.cases[:_MOST_ROWS]):
         shares = [
-            f"{target} {_share(axes, case.image.shape):.1%}{' in its mask' * (target in case.masks)}"
+            f"{target}{' (mask)' * (target in case.masks)} {_share(axes, case.image.shape):.1%}"
             for target, axes in config.labelled_profiles[case.name].items()
         ]
         table.add_row(
