@@ -300,6 +300,26 @@ def test_like_takes_a_copy_and_refuses_other_voxels(scroll, tmp_path, caplog):
     assert not (tmp_path / "other.zarr").exists()
 
 
+def test_like_refuses_an_image_of_another_shape_and_another_mask(scroll, tmp_path):
+    request, image = scroll
+    mask = zarr.create_array(tmp_path / "mask.zarr", shape=image.shape, chunks=(8, 8, 8), dtype="uint8")
+    mask[2:] = 1
+    predict(replace(request, mask=str(tmp_path / "mask.zarr")))
+    recipe = zarr.open_group(request.output, mode="r").attrs["volumen"]["recipe"]
+    assert recipe["mask"]["path"] == str(tmp_path / "mask.zarr")
+    like = replace(
+        request, mask=str(tmp_path / "mask.zarr"), like=request.output, output=str(tmp_path / "new.zarr")
+    )
+    zarr.save_array(tmp_path / "longer.zarr", np.concatenate([image, image[:1]]))
+    with pytest.raises(
+        VolumenError, match=r"expected shape \[13, 24, 19\] of uint8.*give that image with -i"
+    ):
+        predict(replace(like, input=str(tmp_path / "longer.zarr"), mask=None))
+    mask[:2] = 1
+    with pytest.raises(VolumenError, match=r"holds other voxels than when.*the file of then with --mask"):
+        predict(like)
+
+
 def test_like_warns_of_other_versions(scroll, tmp_path, caplog):
     request, _ = scroll
     predict(request)
