@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from scripts.transforms import torch_fields
 from scripts.transforms.fields import signed_distance
 from scripts.transforms.instance_distance import instance_distance
 from scripts.transforms.source_fields import derive_target
@@ -38,6 +40,33 @@ def test_each_instance_has_the_distance_it_has_alone(ndim, turned):
         own = numbers[region] == number
         np.testing.assert_array_equal(valid[own], sure[own])
         np.testing.assert_allclose(found[own], expected[own], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(26, 31), (11, 16, 15)])
+@pytest.mark.parametrize("seed", range(3))
+def test_in_batches_each_instance_of_a_turned_volume_has_the_distance_it_has_alone(shape, seed):
+    rng = np.random.default_rng(seed)
+    spacing = (2.0, 1.0, 1.5)[-len(shape) :]
+    numbers = (voronoi(shape, 60, seed) // 10**15).astype(np.int32)
+    in_volume = np.indices(shape).sum(0) > 10
+    # Lines that leave the volume and come back lead from one instance to another.
+    in_volume &= rng.random(shape) > 0.15
+    region = tuple(slice(2, size - 3) for size in shape)
+    found, valid = torch_fields.instance_distance(
+        torch.from_numpy(numbers)[None],
+        spacing=spacing,
+        reach=6,
+        known=None,
+        in_volume=torch.from_numpy(in_volume)[None],
+        region=region,
+    )
+    assert len(np.unique(numbers)) > 20
+    for number in np.unique(numbers):
+        alone = numbers == number if number else numbers > 0
+        expected, sure = signed_distance(alone, spacing=spacing, reach=6, in_volume=in_volume, region=region)
+        own = numbers[region] == number
+        np.testing.assert_array_equal(valid[0].numpy()[own], sure[own])
+        np.testing.assert_allclose((found * valid)[0].numpy()[own], (expected * sure)[own], atol=1e-5)
 
 
 def test_one_instance_has_the_distance_of_the_foreground():
