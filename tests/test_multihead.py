@@ -11,7 +11,7 @@ import torch
 from scripts.errors import VolumenError
 from scripts.networks.blocks import Head
 from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, NamedHeads, resolve_out_channels
-from scripts.networks.operations import InstanceNorm, activation_name, norm_name
+from scripts.networks.operations import GatedUnit, InstanceNorm, activation_name, norm_name
 from scripts.networks.planning import plan_network
 
 HEADS = {
@@ -367,6 +367,16 @@ def test_norms_are_known_under_the_names_people_write(name, known):
 def test_activations_are_known_under_the_names_people_write():
     assert activation_name("nn.LeakyReLU") == activation_name("leaky_relu") == "leakyrelu"
     assert activation_name("SwiGLU") == "swiglu"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gated_units_are_torch_s(dims):
+    x = torch.randn(2, 3, *(5,) * dims)
+    unit = GatedUnit(3, dims, "glu")
+    torch.testing.assert_close(unit(x), torch.nn.functional.glu(unit.expand(x), dim=1))
+    unit.swish = GatedUnit(3, dims, "swiglu").swish
+    value, gate = unit.expand(x)[:, :3], unit.expand(x)[:, 3:]
+    torch.testing.assert_close(unit(x), value * gate * gate.sigmoid())
 
 
 @pytest.mark.parametrize(
