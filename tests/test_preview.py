@@ -12,7 +12,7 @@ from PIL import Image
 from scripts.handlers import preview_colours as colours
 from scripts.handlers.logs import TensorBoardLog
 from scripts.handlers.preview import PreviewHandler, encode, most_foreground
-from scripts.handlers.render import probabilities, render_preview
+from scripts.handlers.render import KEY, MARGIN, probabilities, render_preview
 from scripts.handlers.run_directory import RunDirectory
 
 KINDS = {
@@ -233,3 +233,18 @@ def test_the_sample_with_the_most_known_foreground_is_drawn():
 def test_a_negative_history_is_told(tmp_path):
     with pytest.raises(ValueError, match="history must be at least 0, got -1"):
         PreviewHandler(directory(tmp_path), KINDS, history=-1)
+
+
+def test_every_target_is_named_in_the_key_of_a_narrow_preview():
+    """The colours of the first column's prediction stand in its key, on two lines where one is too narrow."""
+    names, shape = ["membrane", "mito", "synapse"], (2, 40, 44)
+    rng = np.random.default_rng(0)
+    truths = {name: (rng.random((1, *shape)) > 0.8).astype(np.uint8) for name in names}
+    logits = {name: rng.normal(size=(1, *shape)).astype(np.float32) for name in names}
+    known = {name: np.ones((1, *shape), bool) for name in names}
+    image = rng.random((1, *shape)).astype(np.float32)
+    frame = np.asarray(render_preview(image, truths, logits, known, dict.fromkeys(names, "binary"))[0])
+    key = frame[-(KEY + MARGIN) :].reshape(-1, 3).astype(int)
+    for number in range(3):
+        same = np.abs(key - np.asarray(colours.PALETTE[number], float).astype(int)).max(1) <= 1
+        assert same.sum() >= 80, names[number]

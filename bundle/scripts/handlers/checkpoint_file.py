@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import pickle
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -207,5 +208,7 @@ def writing_failed(
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "torch finds no weights in it"  # what torch says itself is of its versions
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]

@@ -15,7 +15,9 @@ LABELS = ("binary", "multiclass", "multilabel")
 MAX_WIDTH, MAX_CELL, MIN_COLUMN = 1600, 224, 120
 MAX_COLUMNS = 7
 MAX_FRAMES = 24
-MARGIN, GAP, ROW_TITLE, HEADER, TITLE, KEY = 14, 10, 22, 34, 24, 34
+MARGIN, GAP, ROW_TITLE, HEADER, TITLE = 14, 10, 22, 34, 24
+# What explains the colours has two lines at most.
+KEY, KEY_LINE = 38, 14
 BACKGROUND, TEXT, FAINT = (18, 20, 24), (232, 234, 237), (140, 146, 156)
 INK, WIDTH = (45, 49, 57), 1
 
@@ -268,11 +270,14 @@ def _draw_key(
             draw.text((x + 14, top + 6), name, fill=FAINT, font=small, anchor="lm")
     else:
         x = left
+        bottom = top + KEY - 8 - KEY_LINE
         for name, number in key[1]:
             text = _shortened(name, column - 16, 11)
             end = x + 22 + small.getlength(text)
             if end > left + column + GAP and x > left:
-                break
+                if top + KEY_LINE > bottom:
+                    break
+                x, end, top = left, left + 22 + small.getlength(text), top + KEY_LINE
             red, green, blue = (int(part) for part in colours.PALETTE[number % len(colours.PALETTE)])
             draw.rectangle((x, top + 1, x + 9, top + 10), fill=(red, green, blue))
             draw.text((x + 14, top + 6), text, fill=FAINT, font=small, anchor="lm")

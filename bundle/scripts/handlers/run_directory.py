@@ -18,6 +18,7 @@ from scripts.engines import distributed
 from scripts.errors import VolumenError
 from scripts.handlers.checkpoint_file import writing_failed
 from scripts.handlers.faults import explain
+from scripts.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class RunDirectory:
                 last = max((epoch for epoch, _ in self.checkpoints()), default=0)
                 raise VolumenError(
                     self.path,
-                    f"holds a run of {self.model_name!r} already ({last} epochs done)",
+                    f"holds a run of {self.model_name!r} already ({counted(last, 'epoch')} done)",
                     remedy="go on with --resume, or choose another --model-name or output folder",
                 )
             return
