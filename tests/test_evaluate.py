@@ -82,12 +82,44 @@ def test_a_case_in_pieces_has_the_scores_of_the_whole(files, monkeypatch):
     assert pieces.cases == whole.cases
 
 
-def test_masks_are_respected(files):
+def mask_of_b():
+    """Without the plane in which the prediction of b is wrong."""
     mask = np.ones((6, 12, 10), np.uint8)
     mask[2] = 0
-    write(files / "data" / "masks" / "b.tif", mask)
+    return mask
+
+
+@pytest.mark.parametrize("name", ["b", "b_ink", "b_mask"])
+def test_masks_are_respected(files, name):
+    write(files / "data" / "masks" / f"{name}.tif", mask_of_b())
     evaluation = evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
-    assert evaluation.cases["b"]["ink/dice"] == 1
+    assert {case: row["ink/dice"] for case, row in evaluation.cases.items()} == {"a": 1, "b": 1, "c": 0}
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "slices"])
+def test_a_mask_of_one_image_may_have_any_name(files, form):
+    where = files / "anything"
+    if form == "slices":
+        for number, plane in enumerate(mask_of_b()):
+            write(where / f"plane_{number:03}.tif", plane)
+    else:
+        write(where / "roi.tif", mask_of_b())
+    found, label = files / "found" / "b_ink.tif", files / "data" / "labels" / "b_ink.tif"
+    masks = where / "roi.tif" if form == "file" else where
+    request = EvaluateRequest(str(found), str(label), str(files / "out"), masks=str(masks))
+    assert evaluate(request).cases["b"]["ink/dice"] == 1
+
+
+def test_masks_that_were_asked_for_and_are_not_there_are_told(files, caplog):
+    write(files / "other" / "b.tif", mask_of_b())
+    request = EvaluateRequest(
+        str(files / "found"), str(files / "data"), str(files / "out"), masks=str(files / "other")
+    )
+    assert evaluate(request).cases["b"]["ink/dice"] == 1
+    assert "no mask for a_ink, c_ink, scored everywhere" in caplog.text
+    (files / "other" / "b.tif").rename(files / "other" / "d.tif")
+    with pytest.raises(VolumenError, match="other: expected masks named like a_ink, a_mask or a, found d"):
+        evaluate(request)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "labels"])

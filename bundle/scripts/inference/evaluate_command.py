@@ -34,8 +34,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--masks",
-        metavar="FOLDER",
-        help="folder of masks; scored where not 0 (default: masks/ beside labels/)",
+        metavar="PATH",
+        help="folder of masks, or one mask; scored where not 0 (default: masks/ beside labels/)",
     )
     parser.add_argument(
         "--targets", metavar="NAMES", help="targets to score, by commas (default: all with labels)"

@@ -48,7 +48,8 @@ class EvaluateRequest:
         labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
             a single prediction, also as a folder of its slices.
         output: folder of the report.
-        masks: folder with `<image>` or `<image>_<target>`, scored where not 0; None: `masks` beside `labels`.
+        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where not 0; of a single image also
+            one mask of any name, or its slices. None: `masks` beside `labels`.
         targets: targets to score; None for all that have labels.
         metrics: dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge;
             None for all that make sense.
@@ -280,8 +281,7 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
     predictions, labels = _join_slices(
         request.predictions, str(folder), predictions, _volumes_by_name(folder)
     )
-    masks_folder = Path(request.masks) if request.masks else folder.parent / "masks"
-    masks = _volumes_by_name(masks_folder) if masks_folder.is_dir() else {}
+    masks = _masks(request, folder)
     # One label for one prediction need not be named like it.
     sources = {found.source for found in predictions}
     names = {found.name for found in predictions}
@@ -299,7 +299,8 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
         if path is None:
             logger.info("no label for %s", wanted)
             continue
-        mask = masks.get(wanted) or masks.get(found.name)
+        named = (masks[name] for name in (wanted, f"{found.name}_mask", found.name) if name in masks)
+        mask = next(named, _only_mask(request, masks) if len(names) == 1 else None)
         cases.append(_pair(found, path, mask, request))
     if not cases:
         raise VolumenError(
@@ -307,7 +308,39 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
             expected=f"labels named like {predictions[0].name}_{predictions[0].target}",
             found=", ".join(sorted(labels)[:3]) or "none",
         )
+    _tell_unmasked(request, cases, masks)
     return _agreed(cases)
+
+
+def _masks(request: EvaluateRequest, labels: Path) -> dict[str, str]:
+    """Return the paths of the masks by name: of those that were asked for, else of those beside the labels."""
+    folder = Path(request.masks) if request.masks else labels.parent / "masks"
+    return _volumes_by_name(folder) if request.masks or folder.is_dir() else {}
+
+
+def _only_mask(request: EvaluateRequest, masks: Mapping[str, str]) -> str | None:
+    """Return what holds for a single image whatever its name: one mask that was asked for, or its slices."""
+    if request.masks and is_stack(request.masks):
+        return request.masks
+    return next(iter(masks.values())) if request.masks and len(masks) == 1 else None
+
+
+def _tell_unmasked(request: EvaluateRequest, cases: Sequence[ScoredCase], masks: Mapping[str, str]) -> None:
+    """Warn of cases that masks were asked for and that have none.
+
+    Raises:
+        VolumenError: none has one.
+    """
+    without = [f"{case.name}_{case.target}" for case in cases if case.mask is None]
+    if request.masks is None or not without:
+        return
+    if len(without) == len(cases):
+        raise VolumenError(
+            request.masks,
+            expected=f"masks named like {without[0]}, {cases[0].name}_mask or {cases[0].name}",
+            found=", ".join(sorted(masks)[:3]) or "none",
+        )
+    logger.warning("%s: no mask for %s, scored everywhere", request.masks, ", ".join(without))
 
 
 def _join_slices(
