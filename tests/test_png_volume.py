@@ -232,3 +232,16 @@ def test_slices_at_a_url(tmp_path, monkeypatch):
         np.testing.assert_array_equal(whole(open_volume(f"{url}/1.png"))[0], array[1])
     finally:
         server.shutdown()
+
+
+def test_named_axes_tell_what_a_picture_s_axes_are(tmp_path):
+    array = RNG.integers(0, 200, (4, 6, 3)).astype("u1")
+    path = write(tmp_path / "a.png", array)
+    for axes, channels, shape in (
+        (None, 3, (4, 6)),
+        ("yxc", 3, (4, 6)),
+        ("zyx", 1, (4, 6, 3)),
+        ("xyz", 1, (3, 6, 4)),
+    ):
+        volume = open_volume(path, axes=axes)
+        assert (volume.channels, volume.shape) == (channels, shape)

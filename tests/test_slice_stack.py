@@ -27,6 +27,14 @@ def whole(volume):
     return volume.read(tuple(slice(0, size) for size in volume.shape))
 
 
+@pytest.mark.parametrize(("axes", "order"), [(None, (0, 1, 2)), ("zyx", (0, 1, 2)), ("xyz", (0, 2, 1))])
+def test_named_axes_tell_how_a_slice_lies(tmp_path, axes, order):
+    array = RNG.integers(0, 200, (5, 6, 7)).astype("u1")
+    np.testing.assert_array_equal(
+        whole(open_volume(write_stack(tmp_path / "a", array), axes=axes))[0], array.transpose(order)
+    )
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib", "tile": (16, 16)}])
 @pytest.mark.parametrize("dtype", ["u1", ">u2", "f4"])
 def test_slices_are_read_in_the_order_of_their_numbers(tmp_path, dtype, options):
