@@ -27,6 +27,7 @@ from scripts.inference.jobs import Job
 from scripts.inference.journal import STATE_FOLDER
 from scripts.inference.predict import PredictRequest, predict, predict_volume
 from scripts.inference.predictor import load_predictor, predict_array
+from scripts.inference.recipe import plain
 from scripts.inference.results import Stored
 from scripts.inference.writers import ZarrOutput, level_factors
 
@@ -318,6 +319,12 @@ def test_like_refuses_an_image_of_another_shape_and_another_mask(scroll, tmp_pat
     mask[:2] = 1
     with pytest.raises(VolumenError, match=r"holds other voxels than when.*the file of then with --mask"):
         predict(like)
+
+
+def test_a_recipe_is_as_json_gives_it_back():
+    given = {"clip": (-np.inf, 1.5), 3: [np.nan, None, True, Path("a")]}
+    assert plain(given) == {"clip": ["-inf", 1.5], "3": ["nan", None, True, "a"]}
+    assert json.loads(json.dumps(plain(given), allow_nan=False)) == plain(given)
 
 
 def test_like_warns_of_other_versions(scroll, tmp_path, caplog):
