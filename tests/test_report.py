@@ -25,6 +25,10 @@ LATE = {"targets": {"ink": {"losses": [{"name": "SoftDiceLoss", "start_epoch": 9
         {"dataset_config": {"bg_sampling_enabled": True, "skip_patch_validation": True}},
         ["dataset_config.bg_sampling_enabled: has no effect with skip_patch_validation, which reads no labels"],
     ),
+    (
+        {"model_config": {"features_per_stage": [2, 2, 2, 2]}},
+        ["model_config: 2 of 4 stages pool nothing, as a patch of 8x8x8 is too small for them; 2 stages are enough"],
+    ),
     ({"model_config": {"dropout_p": 0.5}}, ["model_config.dropout_p: has no effect without dropout_op"]),
     (
         {"dataset_config": {"targets": {"ink": {"weight": 0}}}},

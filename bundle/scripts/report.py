@@ -101,6 +101,13 @@ def without_effect(config: ConfigManager) -> list[str]:
             )
     if config.model_config.dropout_p and not config.model_config.dropout_op:
         lines.append("model_config.dropout_p: has no effect without dropout_op")
+    strides = config.plan.strides
+    idle = sum(max(stride) == 1 for stride in strides[1:])
+    if idle and config.model_config.strides is None and config.model_config.pool_op_kernel_sizes is None:
+        lines.append(
+            f"model_config: {idle} of {len(strides)} stages pool nothing, as a patch of {by(config.patch_size)} "
+            f"is too small for them; {len(strides) - idle} stages are enough"
+        )
     for name, target in config.targets.items():
         used = [loss for loss in target.losses if loss.weight and loss.start_epoch < training.max_epoch]
         if not target.weight or not used:

@@ -93,10 +93,10 @@ class Predictor:
         """
         patch = tuple(int(p) for p in patch_size)
         if len(patch) != len(self.patch_size):
-            raise VolumenError("patch_size", expected=f"{len(self.patch_size)} axes", found=f"{patch}")
+            raise VolumenError("--patch-size", expected=f"{len(self.patch_size)} axes", found=f"{patch}")
         divisor = self.divisor or (1,) * len(patch)
         if any(p < 1 or p % d for p, d in zip(patch, divisor, strict=True)):
-            raise VolumenError("patch_size", expected=f"sides divisible by {divisor}", found=f"{patch}")
+            raise VolumenError("--patch-size", expected=f"sides divisible by {divisor}", found=f"{patch}")
         return patch
 
 
