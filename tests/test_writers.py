@@ -520,7 +520,7 @@ def test_a_coarser_constant_is_the_constant(kind):
         ({"targets": ("blood",)}, r"a target among ink, tissue, normals, found 'blood'"),
         ({"overlap": 1.0}, r"--overlap: expected a share"),
         ({"batch_size": 0}, r"--batch-size: expected at least 1"),
-        ({"patch_size": (9, 8, 8)}, r"patch_size: expected sides divisible by \(2, 2, 2\)"),
+        ({"patch_size": (9, 8, 8)}, r"--patch-size: expected sides divisible by \(2, 2, 2\)"),
         ({"region": ((0, 99), (0, 1), (0, 1))}, r"--region: expected start:stop"),
         ({"dtype": "int7"}, r"dtype must be one of"),
         ({"threshold": 1.5}, r"threshold must lie between 0 and 1"),
