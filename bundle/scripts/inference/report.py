@@ -222,7 +222,8 @@ def case_picture(case: ScoredCase, threshold: float) -> tuple[bytes, str]:
             most = _full_red(error, case)
             share = (error / most)[..., None].clip(0, 1)
             unit = " degrees" if case.kind in ("vector", "axis") else ""
-            plane = f"{plane}, reddest from {most:.3g}{unit} on"
+            if error.any():
+                plane = f"{plane}, reddest from {most:.3g}{unit} on"
             canvas = (1 - share) * canvas * 0.6 + share * np.array(_COLOURS["false"], np.float32)
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     factor = PICTURE_SIDE / max(picture.size)
