@@ -326,6 +326,22 @@ def test_another_loss_balancing_is_told(tmp_path):
         make_trainer(tmp_path, epochs=2, resume=True).run()
 
 
+def test_what_cannot_go_on_is_refused(tmp_path):
+    make_trainer(tmp_path, epochs=1).run()
+    path = tmp_path / "toy" / "toy_1.pth"
+    whole = load_checkpoint(path)
+    longer = {**whole, "epoch_length": whole["epoch_length"] + 1, "sampler": {**whole["sampler"], "batch": 2}}
+    save_checkpoint(longer, path)
+    with pytest.raises(
+        VolumenError, match=r"was saved in the middle of an epoch, expected 5 steps .*, found 4"
+    ):
+        make_trainer(tmp_path, epochs=2, resume=True).run()
+    other = {**whole["model"], "ink.weight": torch.zeros(2, 4, 1, 1)}
+    save_checkpoint({**whole, "model": other}, path)
+    with pytest.raises(VolumenError, match=r"is of another architecture: weight ink\.weight"):
+        make_trainer(tmp_path, epochs=2, resume=True).run()
+
+
 def test_another_torch_version_is_told(tmp_path, caplog):
     make_trainer(tmp_path, epochs=1).run()
     path = tmp_path / "toy" / "toy_1.pth"
