@@ -119,6 +119,37 @@ def test_what_no_mask_covers_is_dimmed(tmp_path):
     assert picture[20:, 16:].mean() < 0.7 * picture[20:, :16].mean()
 
 
+def test_the_share_of_objects_is_told_beside_that_of_the_mask(tmp_path, capsys):
+    label = np.zeros((32, 64), np.uint8)
+    label[:16, :16] = 1
+    mask = np.zeros_like(label)
+    mask[:, :32] = 1
+    root = write_tiff_folder(tmp_path, {"a": {"ink": label}}, masks={"a": {"ink": mask}})
+    assert main(["inspect", str(root), "--patch-size", "16,16", "--set", "model_config.base_features=4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ink 12.5% (mask 50.0%)" in said
+    assert "50.00% 12.50%" in said
+
+
+@pytest.mark.parametrize(("volumes", "pictures"), [(6, 12), (7, 7)])
+def test_few_images_are_shown_without_their_labels_too(tmp_path, volumes, pictures):
+    label = np.zeros((16, 16), np.uint8)
+    label[4:12, 4:12] = 1
+    names = [f"v{number}" for number in range(volumes)]
+    root = write_tiff_folder(
+        tmp_path, {name: {"ink": label} for name in names}, images=dict.fromkeys(names, 255 * label)
+    )
+    config = ConfigManager(dataset_dir=str(root))
+    with Image.open(write_sheet(config, tmp_path / "sheet.png", tile=16)) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    colour = target_colours(config.primary_targets)["ink"][0]
+    bordered = (pixels == colour).all(axis=-1)
+    white = (pixels == 255).all(axis=-1)
+    # The legend has the colour too; of the images only those without labels are white.
+    assert white.any() == (volumes < pictures)
+    assert bordered.any()
+
+
 def test_classes_and_instances_have_colours_of_their_own(tmp_path):
     classes = ball((32, 32), 0.4) + ball((32, 32), 0.2)
     config = config_of(tmp_path / "classes", classes)

@@ -239,6 +239,15 @@ class ConfigManager:
     @cached_property
     def labelled_profiles(self) -> dict[str, dict[str, list[np.ndarray]]]:
         """Labelled voxels in every slice across every axis, by case and target."""
+        return self._profiles(self.tr_setup.compute_loss_on_labeled_only)
+
+    @cached_property
+    def object_profiles(self) -> dict[str, dict[str, list[np.ndarray]]]:
+        """The same of voxels with a label other than 0: within a mask there may be labelled ones without."""
+        masked = any(case.masks for case in self.cases)
+        return self._profiles(True) if masked else self.labelled_profiles
+
+    def _profiles(self, objects_only: bool) -> dict[str, dict[str, list[np.ndarray]]]:
         from scripts.data.label_counts import default_threads
         from scripts.data.split import labelled_profiles
 
@@ -246,7 +255,7 @@ class ConfigManager:
             self.cases,
             list(self.label_readings),
             ignore_labels=self.ignore_labels,
-            objects_only=self.tr_setup.compute_loss_on_labeled_only,
+            objects_only=objects_only,
             num_threads=default_threads(),
             cache_dir=self.cache_dir,
         )

@@ -36,6 +36,8 @@ _WINDOW = 1024
 # A plane longer than this many times its width is shown in part: a few thin slices would be a line.
 _LONGEST = 4
 _UNKNOWN_DIMMED = 0.4
+# Up to so many volumes are shown without their labels too.
+_MOST_TWICE = 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def write_sheet(config: ConfigManager, path: Path, *, most: int = 24, tile: int 
     """Write a contact sheet: planes of each volume with the labels over the image, and a legend.
 
     Of a 3D volume the XY and the XZ plane with most labels are shown, in the proportions of the spacing. What is
-    outside every mask, or ignored, is dimmed.
+    outside every mask, or ignored, is dimmed. Of a few volumes the image alone stands before the one with labels.
 
     Args:
         config: the experiment.
@@ -82,15 +84,18 @@ def write_sheet(config: ConfigManager, path: Path, *, most: int = 24, tile: int 
         raise VolumenError("--sheet", expected="a .png file", found=str(path))
     targets = config.primary_targets
     colours = target_colours(targets)
+    twice = len(config.cases) <= _MOST_TWICE
     tiles = [
-        (f"{case.name}  {view.caption}", draw_view(case, view, targets, colours, tile))
+        (f"{case.name}  {view.caption}", draw_view(case, view, shown, colours, tile))
         for case in config.cases[:most]
         for view in views(case, config.labelled_profiles.get(case.name, {}))
+        for shown in (({}, targets) if twice else (targets,))
     ]
     legend = _legend(targets, colours)
     if len(config.cases) > most:
         legend.append((f"the first {most} of {len(config.cases)} volumes", np.array(_BACKGROUND)))
-    sheet = _arrange(tiles, legend, tile, per_row=6 if config.spatial_dims == 3 else 5)
+    per_row = 4 if twice else 6 if config.spatial_dims == 3 else 5
+    sheet = _arrange(tiles, legend, tile, per_row)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, format="PNG")

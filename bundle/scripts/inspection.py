@@ -96,7 +96,7 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
         "channels",
         "dtype",
         "spacing",
-        "targets (labelled share)",
+        "targets (foreground)",
         "part",
         "patches",
     )
@@ -105,8 +105,10 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
     patches = np.bincount(rows, minlength=len(config.cases))
     for number, case in enumerate(config.cases[:_MOST_ROWS]):
         shares = [
-            f"{target}{' (mask)' * (target in case.masks)} {_share(axes, case.image.shape):.1%}"
-            for target, axes in config.labelled_profiles[case.name].items()
+            f"{target} {_share(axes, case):.1%}"
+            + f" (mask {_share(config.labelled_profiles[case.name][target], case):.1%})"
+            * (target in case.masks)
+            for target, axes in config.object_profiles[case.name].items()
         ]
         table.add_row(
             case.name,
@@ -140,12 +142,10 @@ def _part(config: ConfigManager, name: str) -> str:
 
 
 def _target_table(config: ConfigManager) -> Any:
-    columns = ("target", "kind", "classes", "channels", "volumes", "masked", "labelled share")
+    columns = ("target", "kind", "classes", "channels", "volumes", "masked", "labelled", "foreground")
     table = make_table("targets", columns)
     for name, target in config.primary_targets.items():
         with_label = [case for case in config.cases if name in case.labels]
-        profiles = config.labelled_profiles
-        labelled = sum(float(profiles[case.name][name][0].sum()) for case in with_label)
         voxels = sum(float(np.prod(case.image.shape)) for case in with_label)
         table.add_row(
             name,
@@ -154,7 +154,12 @@ def _target_table(config: ConfigManager) -> Any:
             str(target.out_channels),
             f"{len(with_label)} of {len(config.cases)}",
             str(sum(name in case.masks for case in config.cases)),
-            f"{labelled / voxels:.2%}" if voxels else "none",
+            *(
+                f"{sum(float(profiles[case.name][name][0].sum()) for case in with_label) / voxels:.2%}"
+                if voxels
+                else "none"
+                for profiles in (config.labelled_profiles, config.object_profiles)
+            ),
         )
     return table
 
@@ -246,5 +251,5 @@ def _activation_bytes(network: Any, shape: tuple[int, ...]) -> int:
     return kept
 
 
-def _share(axes: list[np.ndarray], shape: tuple[int, ...]) -> float:
-    return float(axes[0].sum()) / float(np.prod(shape))
+def _share(axes: list[np.ndarray], case: OpenCase) -> float:
+    return float(axes[0].sum()) / float(np.prod(case.image.shape))
