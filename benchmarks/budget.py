@@ -43,6 +43,7 @@ def main() -> None:
     cases = open_cases(discover(options.input))
     header = "| seed | network, batch, patch | steps | wall | CPU | Dice, last | Dice, best | threshold |"
     print(header + "\n" + "|---" * header.count(" | ") + "|---|")
+    Path(options.output).mkdir(parents=True, exist_ok=True)
     rows = [tell(options, seed, cases) for seed in options.seeds]
     last, best, floor = (statistics.mean(column) for column in zip(*rows))
     print(
