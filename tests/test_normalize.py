@@ -189,6 +189,16 @@ def test_nothing_to_sample_is_an_error():
         sample_intensity_properties([case_of(np.zeros((8, 8), np.uint8))], boxes={})
 
 
+def test_an_image_without_contrast_is_told(caplog):
+    image = np.stack([np.arange(72).reshape(8, 9), np.full((8, 9), 7)]).astype(np.uint16)
+    sample_intensity_properties([case_of(image, channels=True)])
+    (line,) = caplog.messages
+    assert line.endswith(": channel 1: every value sampled is 7")
+    caplog.clear()
+    sample_intensity_properties([case_of(image[:1], channels=True)])
+    assert not caplog.messages
+
+
 def _two_units():
     shape, base = (32, 32, 32), RNG.random((32, 32, 32)).astype(np.float32)
     names = ("dim", "bright")

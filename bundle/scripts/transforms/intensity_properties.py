@@ -70,8 +70,9 @@ def sample_intensity_properties(
                 inside.append(_strided(image[:, foreground], values_per_region))
         if len(everywhere) > before:
             _tell_nonfinite(case.image.path, everywhere[before:])
-            known = _statistics(everywhere[before:])[0]
-            ranges[case.name] = known["percentile_99_5"] - known["percentile_00_5"]
+            channels = _statistics(everywhere[before:])
+            _tell_constant(case.image.path, channels)
+            ranges[case.name] = channels[0]["percentile_99_5"] - channels[0]["percentile_00_5"]
     if not everywhere:
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
     if not any(np.isfinite(values).any() for values in everywhere):
@@ -117,6 +118,14 @@ def _tell_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
     wrong = total - sum(int(np.isfinite(values).sum()) for values in parts)
     if wrong:
         _LOGGER.warning("%s: %d of %d values sampled are NaN or infinite", path, wrong, total)
+
+
+def _tell_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of channels in which there is nothing to see."""
+    for number, channel in enumerate(channels):
+        if channel["count"] > 1 and channel["min"] == channel["max"]:
+            where = f"channel {number}: " if len(channels) > 1 else ""
+            _LOGGER.warning("%s: %severy value sampled is %g", path, where, channel["min"])
 
 
 def _disagreement(ranges: Mapping[str, float]) -> str:
