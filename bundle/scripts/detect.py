@@ -15,6 +15,7 @@ from scripts.data.layout import OpenCase
 from scripts.data.volumes import Volume
 from scripts.errors import VolumenError
 from scripts.sections import TargetConfig
+from scripts.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ def _check_agreement(where: str, config: TargetConfig, kind: str, head: int) -> 
     if config.activation == "softmax" and kind != "multiclass":
         raise VolumenError(
             f"{where}.activation",
-            expected=f"sigmoid or none for a {kind} target of {head} channel{'s' * (head != 1)}",
+            expected=f"sigmoid or none for a {kind} target of {counted(head, 'channel')}",
             found="softmax",
             remedy="leave it out, or set out_channels to the number of classes, background included",
         )

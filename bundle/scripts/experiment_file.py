@@ -77,7 +77,7 @@ def _malformed(path: Path, error: yaml.YAMLError) -> VolumenError:
     """Say where a file stops being YAML, and why, without the parser's picture of it."""
     mark = getattr(error, "problem_mark", None)
     where = f"{path}, line {mark.line + 1}" if mark else str(path)
-    problem = getattr(error, "problem", None) or str(error)
+    problem = _problem(error)
     if "'\\t'" in problem:
         return VolumenError(
             where, expected="spaces at the beginning of a line", found="a tab", remedy="use spaces"
@@ -88,6 +88,10 @@ def _malformed(path: Path, error: yaml.YAMLError) -> VolumenError:
         return VolumenError(where, "a YAML tag (!...) is code, not data", remedy="write the value itself")
     remedy = "" if "is given twice" in problem else "check brackets, quotes, colons and indentation there"
     return VolumenError(where, f"is not valid YAML: {problem}", remedy=remedy)
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or str(error)
 
 
 def check_section_names(content: Mapping[str, Any], origin: str) -> None:
@@ -167,9 +171,10 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
     try:
         parsed = yaml.load(value, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error)
         raise VolumenError(
-            f"--set {text}", f"the value is not valid YAML: {problem}", remedy="check brackets and quotes"
+            f"--set {text}",
+            f"the value is not valid YAML: {_problem(error)}",
+            remedy="check brackets and quotes",
         ) from None
     nested = parsed
     for key in reversed(keys):

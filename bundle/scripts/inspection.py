@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,10 @@ def _target_table(config: ConfigManager) -> Any:
     table = make_table("targets", columns)
     for name, target in config.primary_targets.items():
         with_label = [case for case in config.cases if name in case.labels]
-        voxels = sum(float(np.prod(case.image.shape)) for case in with_label)
+        labelled, foreground = (
+            _whole_share(profiles, name, with_label)
+            for profiles in (config.labelled_profiles, config.object_profiles)
+        )
         table.add_row(
             name,
             target.kind,
@@ -154,14 +158,19 @@ def _target_table(config: ConfigManager) -> Any:
             str(target.out_channels),
             f"{len(with_label)} of {len(config.cases)}",
             str(sum(name in case.masks for case in config.cases)),
-            *(
-                f"{sum(float(profiles[case.name][name][0].sum()) for case in with_label) / voxels:.2%}"
-                if voxels
-                else "none"
-                for profiles in (config.labelled_profiles, config.object_profiles)
-            ),
+            labelled,
+            foreground,
         )
     return table
+
+
+def _whole_share(
+    profiles: Mapping[str, Mapping[str, Sequence[np.ndarray]]], target: str, cases: Sequence[OpenCase]
+) -> str:
+    """Return a target's share of all voxels of some volumes, as text."""
+    counted_voxels = sum(float(profiles[case.name][target][0].sum()) for case in cases)
+    voxels = sum(float(np.prod(case.image.shape)) for case in cases)
+    return f"{counted_voxels / voxels:.2%}" if voxels else "none"
 
 
 def _classes_text(target: Target) -> str:

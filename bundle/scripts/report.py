@@ -22,15 +22,12 @@ def log_experiment(config: ConfigManager) -> None:
     cases = config.cases
     shapes = sorted({by(case.image.shape) for case in cases})
     logger.info(
-        "data: %d %s volume%s of %s in %s, %dD, %d channel%s, %s, spacing %s",
-        len(cases),
-        config.layout.format,
-        "s" * (len(cases) != 1),
+        "data: %s of %s in %s, %dD, %s, %s, spacing %s",
+        counted(len(cases), f"{config.layout.format} volume"),
         ", ".join(shapes[:3]) + (", ..." if len(shapes) > 3 else ""),
         config.layout.root,
         config.spatial_dims,
-        config.in_channels,
-        "s" * (config.in_channels != 1),
+        counted(config.in_channels, "channel"),
         cases[0].image.dtype,
         " ".join(f"{value:g}" for value in config.spacing),
     )
@@ -38,12 +35,11 @@ def log_experiment(config: ConfigManager) -> None:
         losses = " + ".join(_weighed(loss.weight, loss.name) for loss in target.losses)
         origin = f"{target.task_type} of {target.source_target}" if target.auxiliary_task else "labelled"
         logger.info(
-            "target %s: %s, %s, %d channel%s, weight %g, %s",
+            "target %s: %s, %s, %s, weight %g, %s",
             target.name,
             origin,
             target.kind,
-            target.out_channels,
-            "s" * (target.out_channels != 1),
+            counted(target.out_channels, "channel"),
             target.weight,
             losses,
         )

@@ -20,6 +20,16 @@ def box_extent(box: Box) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in box)
 
 
+def box_of(region: Sequence[slice]) -> Box:
+    """Return the box that slices of a volume take."""
+    return tuple((part.start, part.stop) for part in region)
+
+
+def box_text(box: Box) -> str:
+    """Return a box the way messages tell it: 0:64 x 32:96."""
+    return " x ".join(f"{start}:{stop}" for start, stop in box)
+
+
 def bounding_box(where: np.ndarray) -> Box:
     """Return the smallest box that holds all true elements; (0, 0) along every axis where there is none."""
     sides = []

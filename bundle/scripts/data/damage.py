@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from scripts.data.boxes import box_of, box_text
 from scripts.data.label_values import storage_blocks, stored_regions
 from scripts.data.progress import hidden
 from scripts.data.volumes import Region, Volume
@@ -32,8 +33,7 @@ class Damage(NamedTuple):
         """Return a line for people."""
         if self.path in self.reason:
             return self.reason
-        voxels = " x ".join(f"{part.start}:{part.stop}" for part in self.region)
-        return f"{self.path}: voxels {voxels}: {self.reason}"
+        return f"{self.path}: voxels {box_text(box_of(self.region))}: {self.reason}"
 
 
 def find_damage(volumes: Sequence[Volume], *, num_threads: int = 1, progress: bool = False) -> list[Damage]:
@@ -65,7 +65,7 @@ def find_damage(volumes: Sequence[Volume], *, num_threads: int = 1, progress: bo
         for damaged in in_threads(read, blocks, num_threads):
             found += damaged
             bar.update()
-    return [damage for _, damage in sorted(found, key=lambda entry: (entry[0], _corner(entry[1].region)))]
+    return [damage for _, damage in sorted(found, key=lambda entry: (entry[0], box_of(entry[1].region)))]
 
 
 def _damage_in(volume: Volume, region: Region) -> Iterator[Damage]:
@@ -81,7 +81,3 @@ def _damage_in(volume: Volume, region: Region) -> Iterator[Damage]:
             volume.read(here)
         except UNREADABLE as error:
             yield Damage(str(volume.path), here, " ".join(str(error).split()))
-
-
-def _corner(region: Region) -> tuple[int, ...]:
-    return tuple(part.start for part in region)

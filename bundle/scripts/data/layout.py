@@ -26,6 +26,7 @@ from scripts.data.listing import Entry, child, folder_exists, list_volumes, name
 from scripts.data.pairing import Case, owner_of, pair_cases
 from scripts.data.volumes import SingleLevelError, Volume, open_volume
 from scripts.errors import VolumenError
+from scripts.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
 
 
 def _kind(volume: Volume) -> str:
-    return f"{len(volume.shape)}D with {volume.channels} channel{'s' * (volume.channels != 1)}"
+    return f"{len(volume.shape)}D with {counted(volume.channels, 'channel')}"
 
 
 def _open_case(case: Case, axes: str | None, level: int, spacing: Sequence[float] | None) -> OpenCase:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.errors import VolumenError
+from scripts.text import counted
 
 LEVEL_SETTING = "dataset_config.ome_zarr_resolution"
 
@@ -59,7 +60,7 @@ def level_info(where: object, multiscale: Mapping[str, Any], level: int) -> Leve
     """
     datasets = multiscale.get("datasets") or []
     if not 0 <= level < len(datasets):
-        found = f"{len(datasets)} level{'s' * (len(datasets) != 1)} (0 to {len(datasets) - 1})"
+        found = f"{counted(len(datasets), 'level')} (0 to {len(datasets) - 1})"
         raise VolumenError(where, expected=f"level {level}", found=found, remedy=f"lower {LEVEL_SETTING}")
     axes, unit = _axes(multiscale)
     try:

@@ -237,6 +237,7 @@ def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _inference_section(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return `inference_config` as the experiment file gives it."""
     if getattr(arguments, "config_path", None) is None:
         return {}
     from scripts.experiment_file import read_experiment
@@ -282,14 +283,16 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from scripts.inference.predictor import load_predictor
     from scripts.inference.progress_bar import ProgressBar
 
-    asked = request_from(arguments, file_settings(arguments))
+    section = _inference_section(arguments)
+    settings = request_fields(section)
+    asked = request_from(arguments, settings)
     predictor = load_predictor(
         asked.checkpoint,
         choose_device("cpu" if asked.is_shared else asked.device),
-        strict=_inference_section(arguments).get("load_strict"),
+        strict=section.get("load_strict"),
     )
     trained = request_fields(predictor.config.get("inference_config", {}))
-    request = request_from(arguments, {**trained, **file_settings(arguments), "checkpoint": asked.checkpoint})
+    request = request_from(arguments, {**trained, **settings, "checkpoint": asked.checkpoint})
     if request.like is not None:
         use_threads_of(request)
     with ProgressBar() as bar:

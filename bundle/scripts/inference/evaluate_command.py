@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from scripts.console import make_console, make_table
+from scripts.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,8 +114,7 @@ def _table(evaluation: Evaluation) -> Table:
     """Return the means over cases with their intervals, and which way is better."""
     from scripts.inference.report import direction, readable
 
-    count = len(evaluation.cases)
-    title = f"means over {count} case{'s' * (count != 1)}"
+    title = f"means over {counted(len(evaluation.cases), 'case')}"
     table = make_table(title, ("metric", "mean", "95 % interval", "better"))
     for key, value in evaluation.mean.items():
         bounds = evaluation.interval[key]

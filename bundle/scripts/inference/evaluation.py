@@ -287,6 +287,7 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
     names = {found.name for found in predictions}
     alone = next(iter(labels.values())) if len(labels) == 1 and len(names) == 1 else None
     lone_source = next(iter(sources)) if len(sources) == 1 else None
+    lone_mask = _only_mask(request, masks) if len(names) == 1 else None
     cases = []
     for found in predictions:
         if request.targets is not None and found.target not in request.targets:
@@ -300,7 +301,7 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
             logger.info("no label for %s", wanted)
             continue
         named = (masks[name] for name in (wanted, f"{found.name}_mask", found.name) if name in masks)
-        mask = next(named, _only_mask(request, masks) if len(names) == 1 else None)
+        mask = next(named, lone_mask)
         cases.append(_pair(found, path, mask, request))
     if not cases:
         raise VolumenError(

@@ -34,6 +34,7 @@ from scripts.inference.stream import StreamCounts
 from scripts.inference.tta import transforms
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
 from scripts.inference.work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
+from scripts.text import counted
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
@@ -385,7 +386,7 @@ def check_kind(predictor: Predictor, image: Volume) -> None:
     if image.channels != predictor.in_channels:
         raise VolumenError(
             image.path,
-            expected=f"{predictor.in_channels} channel{'s' * (predictor.in_channels != 1)}, as in training",
+            expected=f"{counted(predictor.in_channels, 'channel')}, as in training",
             found=image.channels,
             remedy="say which axis is the channels' with --axes",
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scripts.data.boxes import box_of, box_text
 from scripts.data.damage import UNREADABLE
 from scripts.errors import VolumenError
 from scripts.inference.windows import Box, PredictPlan
@@ -55,7 +56,7 @@ class RegionReader:
             if self.on_corrupt == "stop":
                 raise VolumenError(
                     self.volume.path,
-                    f"cannot read voxels {_told(_box(region))}: {error}",
+                    f"cannot read voxels {box_text(box_of(region))}: {error}",
                     remedy="or leave such chunks empty with --on-corrupt skip",
                 ) from error
         return self._read_chunk_by_chunk(region)
@@ -81,7 +82,7 @@ class RegionReader:
             try:
                 values[(slice(None), *local)] = volume.read(wanted)
             except UNREADABLE as error:
-                self._note(_box(chunk), error)
+                self._note(box_of(chunk), error)
                 bad.append(local)
         return values, bad
 
@@ -91,11 +92,7 @@ class RegionReader:
                 self.corrupt.append(box)
                 if self._on_note is not None:
                     self._on_note(box)
-                logger.warning("%s: leaving voxels %s empty: %s", self.volume.path, _told(box), error)
-
-
-def _box(region: Region) -> Box:
-    return tuple((part.start, part.stop) for part in region)
+                logger.warning("%s: leaving voxels %s empty: %s", self.volume.path, box_text(box), error)
 
 
 def cache_bytes(volume: Volume, patch_size: tuple[int, ...], least: int, most: int) -> int:
@@ -121,10 +118,6 @@ def cache_bytes(volume: Volume, patch_size: tuple[int, ...], least: int, most: i
             needed >> 20,
         )
     return min(max(needed, least), most)
-
-
-def _told(box: Box) -> str:
-    return " x ".join(f"{start}:{stop}" for start, stop in box)
 
 
 class WindowReader:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from scripts.data.boxes import box_of
 from scripts.transforms.distance_window import Region, surroundings
 from scripts.transforms.fields import check_spacing
 from scripts.transforms.task_registry import add_radii, gradient_radius, in_voxels, resolve_reach
@@ -163,7 +164,7 @@ class LabelFields(ABC):
         return self._shared[key]
 
     def _place(self, margin: Sequence[int]) -> Hashable:
-        return tuple((part.start, part.stop) for part in self.window(margin))
+        return box_of(self.window(margin))
 
     @abstractmethod
     def _float(self, mask: Any) -> Any:
