@@ -187,3 +187,12 @@ def test_checksum_tells_what_matters_apart():
     assert len({checksum(value) for value in different}) == len(different)
     transposed = torch.arange(6).reshape(2, 3).T
     assert checksum(transposed) == checksum(transposed.contiguous())
+
+
+def test_the_best_epoch_and_its_file_are_told_at_the_end(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        make_trainer(tmp_path, epochs=3, scores=True).run()
+    (line,) = [message for message in caplog.messages if message.startswith("best epoch")]
+    best = tmp_path / "toy" / "toy_best.pth"
+    assert line.endswith(f": {best}")
+    assert line.startswith(f"best epoch: {load_checkpoint(best)['epoch']}, val/mean_dice ")

@@ -59,18 +59,29 @@ def regions_of(opened: OpenCase, transform) -> RegionDataset:
     return RegionDataset([opened], boxes, transform, patch_size=(8, 8), targets=["ink"])
 
 
+def of_zeros(dataset: str, opened: OpenCase) -> RegionDataset | PatchDataset:
+    """The regions or the patches of a case, whatever is in them 0."""
+    if dataset == "regions":
+        return regions_of(opened, lambda sample: 0)
+    index = find_valid_patches([opened], {"a": [((0, 8), (0, 8))]}, (8, 8), targets=["ink"])
+    return PatchDataset([opened], index, lambda sample: 0, seed=0)
+
+
 @pytest.mark.parametrize("dataset", ["regions", "patches"])
 def test_a_loader_does_not_look_for_transforms_inside_open_files(dataset):
-    label = np.ones((8, 8), np.uint8)
-    opened = case(label)
+    opened = case(np.ones((8, 8), np.uint8))
     # An open TIFF has attributes that lead back to it.
     opened.image.loop = opened.image
-    if dataset == "regions":
-        found = regions_of(opened, lambda sample: 0)
-    else:
-        index = find_valid_patches([opened], {"a": [((0, 8), (0, 8))]}, (8, 8), targets=["ink"])
-        found = PatchDataset([opened], index, lambda sample: 0, seed=0)
-    assert list(DataLoader(found, num_workers=0)) == [0]
+    assert list(DataLoader(of_zeros(dataset, opened), num_workers=0)) == [0]
+
+
+@pytest.mark.parametrize(("dataset", "module"), [("regions", "regions"), ("patches", "dataset")])
+def test_workers_are_asked_to_keep_memory_at_every_sample(monkeypatch, dataset, module):
+    asked = []
+    monkeypatch.setattr(f"scripts.data.{module}.keep_in_worker", lambda: asked.append(True))
+    found = of_zeros(dataset, case(np.ones((8, 8), np.uint8)))
+    assert [found[0], found[0]] == [0, 0]
+    assert len(asked) == 2
 
 
 def test_a_region_that_fails_tells_the_cause_and_not_the_transform():

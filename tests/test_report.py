@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from data_folders import shells, write_tiff_folder
 from scripts.config import ConfigManager
 from scripts.report import log_experiment, without_effect
+from scripts.time_budget.candidates import candidates
+from scripts.time_budget.measure import measure
 
 LATE = {"targets": {"ink": {"losses": [{"name": "SoftDiceLoss", "start_epoch": 9}]}}}
 
@@ -64,3 +67,28 @@ def test_the_device_and_the_length_of_a_run_are_told(tmp_path, caplog):
         for line in lines
     )
     assert any(line.endswith("weight 1, SoftDiceLoss + 0.5 x BCEWithLogitsLoss") for line in lines)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_convolutions_are_set_up_as_asked_before_a_run_and_before_its_budget_is_measured(
+    tmp_path, monkeypatch, deterministic
+):
+    asked = []
+    monkeypatch.setattr("scripts.engines.device.time_convolutions", lambda *given: asked.append(given))
+    monkeypatch.setattr("torch.use_deterministic_algorithms", lambda wanted: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a run may set
+    monkeypatch.setattr("scripts.time_budget.measure._measure", lambda config, enough: None)
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24))}})
+    config = ConfigManager(
+        tr_setup={"deterministic": deterministic},
+        tr_config={"patch_size": [8, 8, 8]},
+        dataset_dir=str(tmp_path),
+        device="cpu",
+    )
+    try:
+        config.prepare()
+    finally:
+        config.finish()
+    assert asked == [(torch.device("cpu"), deterministic)]
+    measure(config, candidates(config)[0])
+    assert asked[1:] == asked[:1]

@@ -76,8 +76,10 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
     import torch
 
     from scripts.engines import distributed
+    from scripts.engines.device import time_convolutions
     from scripts.memory import freed_memory_kept
 
+    time_convolutions(config.device, config.tr_setup.deterministic)  # as in the training that is foretold
     devices = [config.device] if config.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
