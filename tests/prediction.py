@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scripts.inference.heads import Head
-from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import MultiHeadDynUNet
-from scripts.transforms.normalize import Normalizer
 from torch import nn
+from volumen.inference.predictor import Predictor
+from volumen.inference.windows.heads import Head
+from volumen.networks.multihead import MultiHeadDynUNet
+from volumen.transforms.normalize import Normalizer
 
 
 class RandomHeads(nn.Module):

@@ -19,8 +19,8 @@ from jsonschema.validators import validator_for
 from meta_schema import PUBLISHED, SCHEMA, altered
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
-from scripts.sharing.metadata import REQUIRED_PACKAGES
+from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+from volumen.sharing.metadata import REQUIRED_PACKAGES
 
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"

@@ -11,16 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.errors import VolumenError
-from scripts.handlers import checkpoint_file
-from scripts.handlers.checkpoint_file import (
+from training_toys import make_trainer
+from volumen.checkpoints import file as checkpoint_file
+from volumen.checkpoints.file import (
     DamagedCheckpoint,
     checksum,
     load_checkpoint,
     plain,
     save_checkpoint,
 )
-from training_toys import make_trainer
+from volumen.utils.errors import VolumenError
 
 CONTENT = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},
@@ -64,7 +64,7 @@ def test_best_are_kept_although_old(tmp_path):
         engine.state.metrics["val/dice"] = next(values)
 
     from ignite.engine import Events
-    from scripts.handlers.metric import KeyMetric
+    from volumen.handlers.metric import KeyMetric
 
     trainer = make_trainer(tmp_path, epochs=6, keep=2, best=2, key_metric=KeyMetric("val/dice"))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, set_metric)

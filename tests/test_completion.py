@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from scripts.cli import build_parser
-from scripts.completion import SHELLS, commands_of, completion_script, setting_names
+from volumen.cli.completion import SHELLS, commands_of, completion_script, setting_names
+from volumen.cli.main import build_parser
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_every_option_is_known_to_every_shell(scripts):
 
 
 def test_settings_offered_are_settings():
-    from scripts.train import shipped_sections
+    from volumen.config.experiment_file import shipped_sections
 
     shipped = {f"{section}.{key}=" for section, keys in shipped_sections().items() for key in keys}
     assert shipped - {name for name in shipped if name.startswith("auxiliary_tasks")} <= set(setting_names())

@@ -10,13 +10,13 @@ import pytest
 import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
-from scripts.bundle_root import configs_dir
-from scripts.config import ConfigManager
-from scripts.errors import VolumenError
-from scripts.experiment_file import assign, merge, parse_assignment, read_experiment
-from scripts.losses.multitask import MultiTaskLoss
-from scripts.sections import SECTIONS, TargetConfig
-from scripts.targets import make_target
+from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment
+from volumen.config.manager import ConfigManager
+from volumen.config.sections import SECTIONS, TargetConfig
+from volumen.config.targets import make_target
+from volumen.losses.multitask import MultiTaskLoss
+from volumen.utils.bundle_root import configs_dir
+from volumen.utils.errors import VolumenError
 
 # Keys of people's five-section files; every one of them must load.
 KNOWN_KEYS = {
@@ -469,7 +469,9 @@ def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_
     sections = {name: {**patch.get(name, {}), **CHANGES[name]} for name in changed}
     fresh = asked({**patch, **sections})
     expected = {name: getattr(fresh, name) for name in answers}
-    monkeypatch.setattr("scripts.detect.detect_label_kind", lambda *_, **__: pytest.fail("read twice"))
+    monkeypatch.setattr(
+        "volumen.config.detection.detect_label_kind", lambda *_, **__: pytest.fail("read twice")
+    )
     variant = config.variant(
         **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
     )

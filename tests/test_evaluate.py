@@ -13,12 +13,12 @@ import tifffile
 import zarr
 from PIL import Image
 from prediction import save_checkpoint
-from scripts.cli import main
-from scripts.errors import VolumenError
-from scripts.inference import evaluation as module
-from scripts.inference.evaluate_command import add_evaluate_arguments, run_evaluate
-from scripts.inference.evaluation import EvaluateRequest, bootstrap, evaluate
-from scripts.inference.predict import PredictRequest, predict
+from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
+from volumen.cli.main import main
+from volumen.evaluation import score as module
+from volumen.evaluation.score import EvaluateRequest, bootstrap, evaluate
+from volumen.inference.predict import PredictRequest, predict
+from volumen.utils.errors import VolumenError
 
 
 def write(path, values):

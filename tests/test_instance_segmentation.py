@@ -10,11 +10,11 @@ import torch
 import zarr
 from instance_cases import cells, predicted, walls
 from prediction import make_predictor
-from scripts.errors import VolumenError
-from scripts.inference.block_files import BlockFiles
-from scripts.inference.blocks import aligned_block
-from scripts.inference.command import request_fields
-from scripts.inference.instances import (
+from volumen.cli.predict import request_fields
+from volumen.derived.arrays.affinities import affinities
+from volumen.inference.postprocess.block_files import BlockFiles
+from volumen.inference.postprocess.blocks import aligned_block
+from volumen.inference.postprocess.instances import (
     InstanceRules,
     from_affinities,
     from_boundary,
@@ -22,11 +22,11 @@ from scripts.inference.instances import (
     renumber,
     settle_rules,
 )
-from scripts.inference.like import settings_like
-from scripts.inference.predict import PredictRequest, predict
-from scripts.inference.stitch import Stitching
-from scripts.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
-from scripts.transforms.affinities import affinities
+from volumen.inference.postprocess.stitch import Stitching
+from volumen.inference.predict import PredictRequest, predict
+from volumen.inference.reproduce import settings_like
+from volumen.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
+from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp", exc_type=ImportError)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import make_target
-from scripts.losses.deep_supervision import block_size, default_interpolation, downsample, level_weights
+from volumen.losses.deep_supervision import block_size, default_interpolation, downsample, level_weights
 
 
 def _blocks(x: torch.Tensor, factor: tuple[int, ...]):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.errors import VolumenError
-from scripts.inference.blocks import block_box, block_counts
-from scripts.inference.postprocess import (
+from volumen.inference.postprocess.blocks import block_box, block_counts
+from volumen.inference.postprocess.components import (
     CleaningRules,
     background,
     clean_array,
@@ -19,6 +18,7 @@ from scripts.inference.postprocess import (
     small_holes,
     survey_block,
 )
+from volumen.utils.errors import VolumenError
 
 
 def boxes_of(shape, block):

@@ -11,14 +11,14 @@ import pytest
 import torch
 import zarr
 from prediction import blend_in_memory, make_predictor, save_checkpoint
-from scripts.data.volumes import ArrayVolume
-from scripts.errors import VolumenError
-from scripts.inference.jobs import Job
-from scripts.inference.predict import PredictRequest, check_image, predict, predict_volume
-from scripts.inference.predictor import load_predictor, predict_array
-from scripts.inference.sliding import SlidingWindow
-from scripts.inference.tta import transforms
-from scripts.transforms.normalize import Normalizer
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.inference.jobs import Job
+from volumen.inference.predict import PredictRequest, check_image, predict, predict_volume
+from volumen.inference.predictor import load_predictor, predict_array
+from volumen.inference.windows.sliding import SlidingWindow
+from volumen.inference.windows.tta import transforms
+from volumen.transforms.normalize import Normalizer
+from volumen.utils.errors import VolumenError
 
 ALL_HEADS_3D = {
     "ink": (1, "sigmoid", "binary"),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from monai.transforms import Compose
 from patch_cases import case_of, sample_of, smooth
 from scipy.ndimage import affine_transform
-from scripts.errors import VolumenError
-from scripts.transforms.read import ReadPatchd
-from scripts.transforms.spatial import RandSpatialTransformd, SpatialTransform
+from volumen.transforms.read import ReadPatchd
+from volumen.transforms.spatial import RandSpatialTransformd, SpatialTransform
+from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(7)
 NOISE = RNG.integers(0, 256, (40, 44, 48)).astype(np.uint8)

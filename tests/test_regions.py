@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import DataLoader
 from monai.transforms import Compose
-from scripts.data.dataset import PatchDataset
-from scripts.data.layout import OpenCase
-from scripts.data.patch_index import PatchLocation
-from scripts.data.patches import find_valid_patches
-from scripts.data.regions import RegionDataset, block_size, cut, is_labelled, window_count
-from scripts.data.volumes import ArrayVolume
-from scripts.errors import VolumenError
-from scripts.inference.windows import PredictPlan
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.index.patch_index import PatchLocation
+from volumen.data.index.patches import find_valid_patches
+from volumen.data.layout import OpenCase
+from volumen.data.sampling.dataset import PatchDataset
+from volumen.data.sampling.regions import RegionDataset, block_size, cut, is_labelled, window_count
+from volumen.inference.windows.plan import PredictPlan
+from volumen.utils.errors import VolumenError
 
 
 def case(label: np.ndarray, mask: np.ndarray | None = None) -> OpenCase:
@@ -78,7 +78,7 @@ def test_a_loader_does_not_look_for_transforms_inside_open_files(dataset):
 @pytest.mark.parametrize(("dataset", "module"), [("regions", "regions"), ("patches", "dataset")])
 def test_workers_are_asked_to_keep_memory_at_every_sample(monkeypatch, dataset, module):
     asked = []
-    monkeypatch.setattr(f"scripts.data.{module}.keep_in_worker", lambda: asked.append(True))
+    monkeypatch.setattr(f"volumen.data.{module}.keep_in_worker", lambda: asked.append(True))
     found = of_zeros(dataset, case(np.ones((8, 8), np.uint8)))
     assert [found[0], found[0]] == [0, 0]
     assert len(asked) == 2

@@ -15,15 +15,15 @@ import yaml
 from data_folders import ball, write_tiff_folder
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts.cli import main
-from scripts.config import ConfigManager
-from scripts.errors import VolumenError
-from scripts.time_budget import fit
-from scripts.time_budget import measure as measure_module
-from scripts.time_budget.candidates import LADDER, Candidate, candidates
-from scripts.time_budget.duration import format_duration, parse_duration
-from scripts.time_budget.measure import Cost, measure
 from two_processes import in_two_processes
+from volumen.cli.main import main
+from volumen.config.manager import ConfigManager
+from volumen.time_budget import fit
+from volumen.time_budget import measure as measure_module
+from volumen.time_budget.candidates import LADDER, Candidate, candidates
+from volumen.time_budget.duration import format_duration, parse_duration
+from volumen.time_budget.measure import Cost, measure
+from volumen.utils.errors import VolumenError
 
 SMALL = Candidate((16, 16, 16), 2, (4, 8), (1, 1), 0.003)
 
@@ -161,7 +161,7 @@ def test_measuring_times_the_run_s_own_objects_and_leaves_random_numbers_alone(f
 
 
 def network_of(folder):
-    from scripts.networks.multihead import MultiHeadDynUNet
+    from volumen.networks.multihead import MultiHeadDynUNet
 
     return MultiHeadDynUNet.from_config(SMALL.applied_to(config_of(folder)).network_config)
 

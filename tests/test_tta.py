@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from prediction import RandomHeads, make_predictor
-from scripts.inference.heads import Head, outer, principal_axis, unit
-from scripts.inference.predictor import WindowNetwork
-from scripts.inference.tta import transforms
 from torch import nn
+from volumen.inference.predictor import WindowNetwork
+from volumen.inference.windows.heads import Head, outer, principal_axis, unit
+from volumen.inference.windows.tta import transforms
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.inference.windows import PredictPlan, axis_starts, choose_block_shape, choose_tile
+from volumen.inference.windows.plan import PredictPlan, axis_starts, choose_block_shape, choose_tile
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.floats(0, 0.95))

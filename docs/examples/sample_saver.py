@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from scripts.engines import distributed
+from volumen.utils import distributed
 
 
 class SampleSaver:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from scripts.atomic import write_atomically
+from volumen.utils.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -18,15 +18,14 @@ from os import PathLike, fspath
 from pathlib import PurePosixPath
 
 import numpy as np
-
-from scripts.data.axes import AmbiguousAxesError
-from scripts.data.formats import SUFFIXES, local_path
-from scripts.data.integral import IntegralVolume
-from scripts.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
-from scripts.data.pairing import Case, owner_of, pair_cases
-from scripts.data.volumes import SingleLevelError, Volume, open_volume
-from scripts.errors import VolumenError
-from scripts.text import counted
+from volumen.data.formats.axes import AmbiguousAxesError
+from volumen.data.formats.detection import SUFFIXES, local_path
+from volumen.data.formats.integral import IntegralVolume
+from volumen.data.formats.volumes import SingleLevelError, Volume, open_volume
+from volumen.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
+from volumen.data.pairing import Case, owner_of, pair_cases
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -212,10 +211,10 @@ def _warn_of_geometry(image: Volume, label: Volume) -> None:
 
 def _tell_costs(cases: Sequence[OpenCase]) -> None:
     """Warn of what makes reading slow or images empty, though it is legal."""
-    from scripts.data.block_cache import BLOCKS
-    from scripts.data.nifti_volume import NiftiVolume
-    from scripts.data.stored_chunks import stored_chunks
-    from scripts.data.zarr_volume import ZarrVolume
+    from volumen.data.block_cache import BLOCKS
+    from volumen.data.formats.nifti_volume import NiftiVolume
+    from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+    from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 
     images = [case.image for case in cases]
     volumes = [volume for case in cases for volume in (case.image, *case.labels.values())]
@@ -292,7 +291,7 @@ def _prefer(entries: list[Entry], format: str) -> list[Entry]:
 
 def _group_labels(images: list[Entry]) -> list[Entry]:
     """List the labels in the images' own `labels/` groups (OME-Zarr), named like those of a folder."""
-    from scripts.data.zarr_volume import group_labels
+    from volumen.data.formats.zarr_arrays.volume import group_labels
 
     return [
         Entry(f"{image.name}_{name}", "zarr", path)

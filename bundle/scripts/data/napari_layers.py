@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 from unicodedata import normalize
 
-from scripts.data.layout import OpenCase, check_same_kind, fit_label
-from scripts.data.listing import Entry
-from scripts.data.pairing import Case, pair_cases
-from scripts.data.volumes import ArrayVolume, Volume
-from scripts.errors import VolumenError
+from volumen.data.formats.volumes import ArrayVolume, Volume
+from volumen.data.layout import OpenCase, check_same_kind, fit_label
+from volumen.data.listing import Entry
+from volumen.data.pairing import Case, pair_cases
+from volumen.utils.errors import VolumenError
 
 
 def cases_from_viewer(

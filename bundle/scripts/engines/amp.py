@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 

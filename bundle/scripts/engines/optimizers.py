@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-
-from scripts.errors import VolumenError
-from scripts.suggest import closest
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 KEY = "tr_config.optimizer"
 

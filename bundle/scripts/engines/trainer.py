@@ -16,11 +16,10 @@ import torch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
-
-from scripts.engines import distributed
-from scripts.engines.amp import AmpPolicy
-from scripts.engines.guard import NonFiniteGuard
-from scripts.memory import limit_kept_memory
+from volumen.engines.amp import AmpPolicy
+from volumen.engines.guard import NonFiniteGuard
+from volumen.utils import distributed
+from volumen.utils.memory import limit_kept_memory
 
 logger = logging.getLogger(__name__)
 

@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
-
-from scripts.atomic import replacing, sync_file
-from scripts.engines import distributed
-from scripts.engines.network import unwrap
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import (
+from volumen.checkpoints.file import (
     DamagedCheckpoint,
     load_checkpoint,
     plain,
     save_checkpoint,
     writing_failed,
 )
-from scripts.handlers.metric import KeyMetric
-from scripts.handlers.random_state import random_state, set_random_state
-from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.state import Stateful, restore_states, saved_states
-from scripts.version import __version__
+from volumen.handlers.metric import KeyMetric
+from volumen.handlers.random_state import random_state, set_random_state
+from volumen.handlers.records.run_directory import RunDirectory
+from volumen.handlers.state import Stateful, restore_states, saved_states
+from volumen.networks.placement import unwrap
+from volumen.utils import distributed
+from volumen.utils.atomic import replacing, sync_file
+from volumen.utils.errors import VolumenError
+from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
-
-from scripts.engines import distributed
-from scripts.handlers.state import between_epochs, register_state
+from volumen.handlers.state import between_epochs, register_state
+from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)
 

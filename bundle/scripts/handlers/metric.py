@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.errors import VolumenError
-from scripts.metrics.target_metrics import ALL_METRICS, smaller_is_better
+from volumen.metrics.target_metrics import ALL_METRICS, smaller_is_better
+from volumen.utils.errors import VolumenError
 
 #: Metrics with these words in their name are better when smaller.
 SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "hd95", "hausdorff", "distance", "angle", "angular")

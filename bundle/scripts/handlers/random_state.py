@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
-
-from scripts.engines import distributed
+from volumen.utils import distributed
 
 
 class SeedIterations:

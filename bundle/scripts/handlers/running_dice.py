@@ -11,10 +11,9 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
-
-from scripts.engines import distributed
-from scripts.handlers.state import between_epochs, register_state
-from scripts.transforms.decide import DECISIONS, LABEL_KINDS
+from volumen.handlers.state import between_epochs, register_state
+from volumen.transforms.decide import DECISIONS, LABEL_KINDS
+from volumen.utils import distributed
 
 
 class RunningDice(Metric):

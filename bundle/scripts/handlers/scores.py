@@ -10,11 +10,10 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
-
-from scripts.engines import distributed
-from scripts.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
-from scripts.metrics.whole_regions import WholeRegions
-from scripts.transforms.decide import DECISIONS, DecideLabelsd
+from volumen.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
+from volumen.metrics.whole_regions import WholeRegions
+from volumen.transforms.decide import DECISIONS, DecideLabelsd
+from volumen.utils import distributed
 
 
 class TargetScores(Metric):

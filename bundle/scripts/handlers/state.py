@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ignite.engine import Engine
-
-from scripts.engines import distributed
+from volumen.utils import distributed
 
 _ATTRIBUTE = "stateful_handlers"
 # Under this key a checkpoint keeps a list: what each of several processes remembered.

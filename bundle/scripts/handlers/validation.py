@@ -7,10 +7,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
-
-from scripts.engines.distributed import share_buffers
-from scripts.engines.network import unwrap
-from scripts.handlers.state import register_state
+from volumen.handlers.state import register_state
+from volumen.networks.placement import unwrap
+from volumen.utils.distributed import share_buffers
 
 PREFIX = "val/"
 KEY_METRIC = "key_metric"

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from scripts.errors import VolumenError
-from scripts.inference.heads import Head
-from scripts.inference.results import Stored
+from volumen.inference.output.stored import Stored
+from volumen.inference.windows.heads import Head
+from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
+    from volumen.data.formats.volumes import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
         heads: outputs; those that are probabilities are looked for.
         config: the checkpoint's snapshot, which knows ignored values.
     """
-    from scripts.data.layout import discover
-    from scripts.data.volumes import open_volume
+    from volumen.data.formats.volumes import open_volume
+    from volumen.data.layout import discover
 
     folder = next((parent for parent in Path(image).parents if parent.name == "images"), None)
     if "://" in image or folder is None or not (folder.parent / "labels").is_dir():

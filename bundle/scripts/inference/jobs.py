@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.errors import VolumenError
-from scripts.inference.exports import DEFAULT_SUFFIX, FileExport, format_of
+from volumen.inference.output.exports import DEFAULT_SUFFIX, FileExport, format_of
+from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
-    from scripts.inference.predict import PredictRequest
+    from volumen.data.formats.volumes import Volume
+    from volumen.inference.predict import PredictRequest
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> l
     Raises:
         VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
     """
-    from scripts.data.volumes import open_volume
+    from volumen.data.formats.volumes import open_volume
 
     items = volume_items(request.input, request.mask, ndim)
     _, suffix = format_of(request.output, request.format)
@@ -88,7 +88,7 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
     Raises:
         VolumenError: it is unreadable or of another shape.
     """
-    from scripts.data.volumes import open_volume
+    from volumen.data.formats.volumes import open_volume
 
     mask = open_volume(path, ndim=len(image.shape))
     if mask.shape != image.shape:
@@ -120,7 +120,7 @@ def make_job(
 
 def image_paths(source: str) -> list[str]:
     """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
-    from scripts.data.formats import detect_format, is_zarr_folder, split_suffix
+    from volumen.data.formats.detection import detect_format, is_zarr_folder, split_suffix
 
     path = Path(source)
     if "://" in source or not path.is_dir() or is_zarr_folder(path):
@@ -142,7 +142,7 @@ def image_paths(source: str) -> list[str]:
 
 def is_stack(source: str) -> bool:
     """Tell whether a path is a folder of numbered 2D slices, and no dataset with a folder of images."""
-    from scripts.data.slice_stack import holds_slices
+    from volumen.data.formats.slice_stack import holds_slices
 
     path = Path(source)
     return "://" not in source and path.is_dir() and not (path / "images").is_dir() and holds_slices(path)

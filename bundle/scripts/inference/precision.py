@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 AMP_MODES = ("auto", "off", "bfloat16", "float16")
 
@@ -57,8 +56,7 @@ def versions() -> dict[str, str]:
     import monai
     import numpy as np
     import zarr
-
-    from scripts.version import __version__
+    from volumen.version import __version__
 
     return {
         "volumen": __version__,

@@ -14,31 +14,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.engines.device import choose_device
-from scripts.errors import VolumenError
-from scripts.inference.gain import AugmentationReport, dice, find_labels
-from scripts.inference.heads import Head
-from scripts.inference.instance_output import settle_request
-from scripts.inference.instances import InstanceRules
-from scripts.inference.jobs import Job, find_jobs, volume_name
-from scripts.inference.journal import OutputState
-from scripts.inference.like import check_same, recipe_of
-from scripts.inference.outputs import Outputs
-from scripts.inference.passes import run_here
-from scripts.inference.postprocess import CleaningRules
-from scripts.inference.precision import describe_machine
-from scripts.inference.predictor import Predictor, load_predictor
-from scripts.inference.recipe import make_recipe, nonfinite_rule
-from scripts.inference.results import Stored, instance_stored
-from scripts.inference.stream import StreamCounts
-from scripts.inference.tta import transforms
-from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
-from scripts.inference.work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
-from scripts.text import counted
+from volumen.inference.gain import AugmentationReport, dice, find_labels
+from volumen.inference.jobs import Job, find_jobs, volume_name
+from volumen.inference.output.block_log import OutputState
+from volumen.inference.output.stored import Stored, instance_stored
+from volumen.inference.postprocess.components import CleaningRules
+from volumen.inference.postprocess.instance_output import settle_request
+from volumen.inference.postprocess.instances import InstanceRules
+from volumen.inference.postprocess.passes import run_here
+from volumen.inference.precision import describe_machine
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.products import Outputs
+from volumen.inference.provenance import make_recipe, nonfinite_rule
+from volumen.inference.reproduce import check_same, recipe_of
+from volumen.inference.volume_work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
+from volumen.inference.windows.heads import Head
+from volumen.inference.windows.plan import Box, PredictPlan, choose_block_shape, choose_tile
+from volumen.inference.windows.stream import StreamCounts
+from volumen.inference.windows.tta import transforms
+from volumen.utils.device import choose_device
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import counted
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
-    from scripts.inference.cluster import Cluster
+    from volumen.data.formats.volumes import Volume
+    from volumen.inference.distributed.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def predict(
     request = settle_request(request, predictor)
     jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
     if request.is_shared:
-        from scripts.inference.cluster import open_cluster, predict_with
+        from volumen.inference.distributed.cluster import open_cluster, predict_with
 
         with open_cluster(request) as cluster:
             return PredictReport(predict_with(cluster, predictor, jobs, request, progress))
@@ -253,7 +253,7 @@ def predict_volume(
         VolumenError: the image does not fit the network, the output is another's, or space runs out.
     """
     if request.is_shared and cluster is None:
-        from scripts.inference.cluster import open_cluster
+        from volumen.inference.distributed.cluster import open_cluster
 
         with open_cluster(request) as opened:
             return predict_volume(predictor, job, request, progress=progress, cluster=opened)

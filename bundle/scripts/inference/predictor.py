@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from scripts.errors import VolumenError
-from scripts.inference.blending import gaussian_window
-from scripts.inference.heads import PROBABILITIES, Head, encode_all, split_channels
-from scripts.inference.precision import autocast
-from scripts.inference.sliding import SlidingWindow
-from scripts.inference.tta import AxisTransform, transforms
-from scripts.memory import limit_kept_memory
+from volumen.inference.precision import autocast
+from volumen.inference.windows.blending import gaussian_window
+from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
+from volumen.inference.windows.sliding import SlidingWindow
+from volumen.inference.windows.tta import AxisTransform, transforms
+from volumen.utils.errors import VolumenError
+from volumen.utils.memory import limit_kept_memory
 
 if TYPE_CHECKING:
-    from scripts.transforms.normalize import Normalizer
+    from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +118,9 @@ def load_predictor(
     Raises:
         VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
     """
-    from scripts.handlers.finetune import inference_weights
-    from scripts.networks.multihead import MultiHeadDynUNet
-    from scripts.transforms.normalize import Normalizer
+    from volumen.checkpoints.finetune import inference_weights
+    from volumen.networks.multihead import MultiHeadDynUNet
+    from volumen.transforms.normalize import Normalizer
 
     path = Path(checkpoint_path)
     state = read_checkpoint(path)
@@ -233,7 +232,7 @@ def read_heads(heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
 
 
 def _task_kind(task: Mapping[str, Any]) -> str:
-    from scripts.transforms.task_registry import task_kind
+    from volumen.derived.registry import task_kind
 
     return task.get("kind") or task_kind(task["type"])
 
@@ -259,7 +258,7 @@ class WindowNetwork:
         predictor: the network and its outputs.
         heads: the outputs wanted; only their decoders run.
         patch_size: shape of a window.
-        tta: test-time augmentation, see `scripts.inference.tta.transforms`.
+        tta: test-time augmentation, see `volumen.inference.windows.tta.transforms`.
         precision: "float32", "bfloat16" or "float16".
         compare: whether the outputs without augmentation follow those with it, on further channels.
     """

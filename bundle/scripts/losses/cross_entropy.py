@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from scripts.losses.base import LABEL_KINDS, VoxelLoss
+from volumen.losses.base import LABEL_KINDS, VoxelLoss
 
 
 def channel_vector(values: Sequence[float] | float | None) -> Tensor | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from scripts.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
-from scripts.losses.masking import as_real, full_mask, guard
+from volumen.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
+from volumen.losses.masking import as_real, full_mask, guard
 
 # A block whose directions nearly cancel has no direction of its own.
 SHORTEST_MEAN_DIRECTION = 0.1

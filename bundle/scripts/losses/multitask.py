@@ -10,13 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from scripts.errors import VolumenError
-from scripts.losses.balancing import GradNormBalancing, build_balancing
-from scripts.losses.base import KINDS, LABEL_KINDS, encode_target
-from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
-from scripts.losses.masking import as_real, present_samples, zero_of
-from scripts.losses.registry import accepted_extras, build_loss
+from volumen.losses.balancing import GradNormBalancing, build_balancing
+from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
+from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
+from volumen.losses.masking import as_real, present_samples, zero_of
+from volumen.losses.registry import accepted_extras, build_loss
+from volumen.utils.errors import VolumenError
 
 LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
 # Other systems' names for the same two.
@@ -63,7 +62,7 @@ class MultiTaskLoss(nn.Module):
             "source_target"=None, "activation"=None}; other keys are ignored. With activation "sigmoid", exclusive
             classes (kind "multiclass") are trained as a yes or no per class, background included. An entry takes
             part from epoch `start_epoch` on, epochs counted from 0.
-        balancing: "fixed", "uncertainty" or "gradnorm", see `scripts.losses.balancing`.
+        balancing: "fixed", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
         spacing: voxel size in spatial order, for losses that measure distances.
         balancing_kwargs: arguments of the balancing.
         shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.

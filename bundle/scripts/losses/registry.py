@@ -9,9 +9,8 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from torch import nn
-
-from scripts.errors import VolumenError
-from scripts.suggest import closest
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 ENTRY_POINT_GROUP = "volumen.losses"
 # What a loss may ask for in `forward` beyond prediction and target.
@@ -46,7 +45,7 @@ _registered: dict[str, type[nn.Module]] = {}
 
 
 def register_loss(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Make a class available by name in `losses:`; `scripts.losses.base.Loss` says what it has to keep to.
+    """Make a class available by name in `losses:`; `volumen.losses.base.Loss` says what it has to keep to.
 
     Example:
         >>> @register_loss("TripleL1Loss")
@@ -80,7 +79,7 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
     if name in _registered:
         return _registered[name]
     if name in _OWN:
-        return getattr(import_module(f"scripts.losses.{_OWN[name]}"), name)
+        return getattr(import_module(f"volumen.losses.{_OWN[name]}"), name)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return entry.load()
     library, _, bare = name.rpartition(".")
@@ -129,7 +128,7 @@ def build_loss(
     Args:
         name: see `loss_class`.
         kwargs: constructor arguments of the user.
-        kind: kind of the target, see `scripts.losses.base.Loss`.
+        kind: kind of the target, see `volumen.losses.base.Loss`.
         where: configuration key to blame.
         source_kind: kind of the source target, for losses that read its prediction.
         spacing: voxel size in spatial order, for losses that measure distances and were given none.
@@ -137,8 +136,8 @@ def build_loss(
     Raises:
         VolumenError: unknown name or argument, a value that the loss refuses, or a kind that it cannot take.
     """
-    from scripts.losses.base import Loss
-    from scripts.losses.wrap import WrappedLoss
+    from volumen.losses.base import Loss
+    from volumen.losses.wrap import WrappedLoss
 
     cls = loss_class(name, where=where)
     kwargs = dict(kwargs or {})

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from scripts.errors import VolumenError
-from scripts.losses.base import LABEL_KINDS, Loss, encode_target, smaller_sign
-from scripts.losses.masking import (
+from volumen.losses.base import LABEL_KINDS, Loss, encode_target, smaller_sign
+from volumen.losses.masking import (
     as_real,
     full_mask,
     full_precision,
@@ -22,6 +20,7 @@ from scripts.losses.masking import (
     sample_mean,
     zero_of,
 )
+from volumen.utils.errors import VolumenError
 
 # These take class indices (B, *spatial) where all others take a target of the prediction's shape.
 INDEX_LOSSES = frozenset({"CrossEntropyLoss", "NLLLoss", "NLLLoss2d", "MultiMarginLoss"})

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from scripts.errors import VolumenError
-from scripts.metrics.centreline import cldice, cldice_counts
-from scripts.metrics.overlap import dice, iou, overlap_counts
-from scripts.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
-from scripts.metrics.regression import absolute_sums, angle_sums, mean
-from scripts.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
-from scripts.suggest import closest
+from volumen.metrics.centreline import cldice, cldice_counts
+from volumen.metrics.overlap import dice, iou, overlap_counts
+from volumen.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
+from volumen.metrics.regression import absolute_sums, angle_sums, mean
+from volumen.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 LABEL_METRICS = ("dice", "iou", "surface_dice", "hd95", "cldice")
 DIRECTION_METRICS = ("angular_error",)

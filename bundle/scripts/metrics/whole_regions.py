@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from scripts.metrics.target_metrics import LABEL_METRICS, build_metrics
+from volumen.metrics.target_metrics import LABEL_METRICS, build_metrics
 
 
 @dataclass(frozen=True)

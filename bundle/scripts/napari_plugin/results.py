@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from scripts.napari_plugin.layers import PREDICTION
+from volumen.napari_plugin.layers import PREDICTION
 
 LayerData = tuple[Any, dict[str, Any], str]
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from scripts.errors import VolumenError
-from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import MultiHeadDynUNet, NamedHeads
+from volumen.inference.predictor import Predictor
+from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads
+from volumen.utils.errors import VolumenError
 
 METADATA_FILE = "metadata.json"
 METADATA_KEY = "metadata"
@@ -139,15 +138,15 @@ def open_onnx(path: Path) -> Run:
 
 
 def write_zoo(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write a model of the BioImage Model Zoo; see `scripts.sharing.bioimageio`."""
-    from scripts.sharing.bioimageio import write_bioimageio
+    """Write a model of the BioImage Model Zoo; see `volumen.sharing.bioimageio`."""
+    from volumen.sharing.bioimageio import write_bioimageio
 
     write_bioimageio(predictor, path, metadata, extras)
 
 
 def open_zoo(path: Path) -> Run:
     """Return a function that runs such a model's weights."""
-    from scripts.sharing.bioimageio import open_bioimageio
+    from volumen.sharing.bioimageio import open_bioimageio
 
     return open_bioimageio(path)
 

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from scripts.inference.heads import Head
-from scripts.inference.predictor import Predictor
-from scripts.version import __version__
+from volumen.inference.predictor import Predictor
+from volumen.inference.windows.heads import Head
+from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from scripts.experiment_file import SECTION_NAMES
-from scripts.sharing.metadata import without_paths
+from volumen.config.experiment_file import SECTION_NAMES
+from volumen.sharing.metadata import without_paths
 
 
 def write_configs(
@@ -72,7 +71,7 @@ def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[st
     for key, value in without_paths(settings).items():
         text = set_value(text, "inference_config", key, value)
     built = {
-        "_target_": "scripts.networks.multihead.MultiHeadDynUNet.from_config",
+        "_target_": "volumen.networks.multihead.MultiHeadDynUNet.from_config",
         "final_config": "@network_config",
     }
     predictor = {**content["predictor"], "network": "@network"}

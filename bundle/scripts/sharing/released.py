@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-
-from scripts.inference.predictor import Predictor
-from scripts.sharing.metadata import to_json, without_paths
+from volumen.inference.predictor import Predictor
+from volumen.sharing.metadata import to_json, without_paths
 
 WEIGHTS, DESCRIPTION = "model.pt", "model.json"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scripts.config import ConfigManager
+    from volumen.config.manager import ConfigManager
 
 # Residual blocks per stage: half as deep as the default at the same resolutions learns more in a short time.
 # Deep stages hold most weights and learn slowest, so light networks do not widen beyond the fourth stage.
@@ -112,8 +112,8 @@ def candidates(config: ConfigManager) -> list[Candidate]:
 
 
 def _fill(config: ConfigManager, rung: Rung) -> Candidate:
-    from scripts.detect import default_patch_size
-    from scripts.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
+    from volumen.config.detection import default_patch_size
+    from volumen.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
 
     training, model, defaults = config.tr_config, config.model_config, type(config.tr_config)()
     patch = training.patch_size or default_patch_size(

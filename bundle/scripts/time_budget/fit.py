@@ -10,17 +10,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
-
-from scripts.engines import distributed
-from scripts.errors import VolumenError
-from scripts.text import aligned, by
-from scripts.threads import cores
-from scripts.time_budget.candidates import Candidate, candidates
-from scripts.time_budget.duration import format_duration, parse_duration
-from scripts.time_budget.measure import Cost, measure, training_objects
+from volumen.time_budget.candidates import Candidate, candidates
+from volumen.time_budget.duration import format_duration, parse_duration
+from volumen.time_budget.measure import Cost, measure, training_objects
+from volumen.utils import distributed
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import aligned, by
+from volumen.utils.threads import cores
 
 if TYPE_CHECKING:
-    from scripts.config import ConfigManager
+    from volumen.config.manager import ConfigManager
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +272,7 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
 
 def _validation_batches(config: ConfigManager) -> tuple[int, float]:
     """Batches of windows in the whole validation part, as many as the setting allows; one process's part of them."""
-    from scripts.data.regions import block_size, cut, window_count
+    from volumen.data.sampling.regions import block_size, cut, window_count
 
     windows = [
         window_count([stop - start for start, stop in block], config.patch_size)

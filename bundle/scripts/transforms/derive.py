@@ -7,10 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from monai.transforms.transform import Transform
-
-from scripts.errors import VolumenError
-from scripts.transforms.source_fields import SourceFields, derive_from
-from scripts.transforms.task_registry import (
+from volumen.derived.registry import (
     complete_params,
     derive_halo,
     get_task,
@@ -18,6 +15,8 @@ from scripts.transforms.task_registry import (
     served_extent,
     validate_task,
 )
+from volumen.derived.source_fields import SourceFields, derive_from
+from volumen.utils.errors import VolumenError
 
 __all__ = [
     "Affinitiesd",

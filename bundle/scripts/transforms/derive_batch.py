@@ -13,12 +13,9 @@ import numpy as np
 import torch
 from monai.transforms.transform import Transform
 from torch import Tensor
-
-from scripts.errors import VolumenError
-from scripts.transforms.batch_fields import BatchFields
-from scripts.transforms.derive import UNITS
-from scripts.transforms.finalize import PACKED
-from scripts.transforms.task_registry import (
+from volumen.derived.batch_fields import BatchFields
+from volumen.derived.batches.fields import exact_products
+from volumen.derived.registry import (
     DerivedTask,
     complete_params,
     get_task,
@@ -26,7 +23,9 @@ from scripts.transforms.task_registry import (
     served_extent,
     validate_task,
 )
-from scripts.transforms.torch_fields import exact_products
+from volumen.transforms.derive import UNITS
+from volumen.transforms.finalize import PACKED
+from volumen.utils.errors import VolumenError
 
 SPACING_KEY = f"{PACKED}/spacing"
 """Voxel size per axis, float64 (D,)."""

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Transform
-
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 PACKED = "wide/"
 """How keys begin that go with a batch to the training device as they are, see `derive_batch`."""

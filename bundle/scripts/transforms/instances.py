@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
-
-from scripts.errors import VolumenError
-from scripts.transforms.labels import refuse_negative
-from scripts.transforms.source_fields import derive_target
-from scripts.transforms.task_registry import distance_halo, in_voxels
+from volumen.derived.registry import distance_halo, in_voxels
+from volumen.derived.source_fields import derive_target
+from volumen.transforms.labels import refuse_negative
+from volumen.utils.errors import VolumenError
 
 INSTANCE_MODES = ("foreground", "boundary", "interior", "distance")
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
-
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 
 class PrepareLabelsd(Transform):

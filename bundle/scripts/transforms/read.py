@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
-
-from scripts.errors import VolumenError
-from scripts.transforms.grid import Grid, LabelReader, Region, is_empty
-from scripts.transforms.normalize import Normalizer
-from scripts.transforms.spatial import SpatialTransform
+from volumen.transforms.kernels.grid import Grid, LabelReader, Region, is_empty
+from volumen.transforms.normalize import Normalizer
+from volumen.transforms.spatial import SpatialTransform
+from volumen.utils.errors import VolumenError
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -1,0 +1,60 @@
+"""The arrays of one volume's prediction: what it leaves, and what it needs meanwhile below its state folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from volumen.inference.output.block_log import STATE_FOLDER
+from volumen.inference.output.ome_zarr import ZarrOutput
+from volumen.inference.output.stored import Stored, instance_stored
+
+if TYPE_CHECKING:
+    from volumen.inference.volume_work import VolumeWork
+
+
+def final_arrays(work: VolumeWork) -> ZarrOutput:
+    """Return the arrays that a prediction leaves."""
+    stored = (*work.stored, *instance_stored(work.request.instances))
+    pyramid = work.request.pyramid and work.job.export is None
+    return _arrays(work, work.job.output, stored, pyramid=pyramid)
+
+
+def cleaned_stored(work: VolumeWork) -> tuple[Stored, ...]:
+    """Return the label maps that are cleaned."""
+    return () if work.rules.does_nothing else tuple(item for item in work.stored if item.is_labels)
+
+
+def raw_arrays(work: VolumeWork) -> ZarrOutput:
+    """Return the label maps before they are cleaned, so that cleaning can be repeated after an interruption."""
+    return _arrays(work, work_folder(work) / "raw", cleaned_stored(work))
+
+
+def filled_arrays(work: VolumeWork) -> ZarrOutput:
+    """Return the label maps with filled holes, before small components go."""
+    return _arrays(work, work_folder(work) / "filled", cleaned_stored(work))
+
+
+def local_arrays(work: VolumeWork) -> ZarrOutput:
+    """Return instance numbers that hold within blocks."""
+    return _arrays(work, work_folder(work) / "instances", instance_stored(work.request.instances))
+
+
+def work_folder(work: VolumeWork) -> Path:
+    """Return the folder for what is there only until the prediction is finished."""
+    return work.job.output / STATE_FOLDER
+
+
+def _arrays(work: VolumeWork, root: Path, stored: Sequence[Stored], *, pyramid: bool = False) -> ZarrOutput:
+    return ZarrOutput(
+        root,
+        stored,
+        work.plan.output_shape,
+        work.plan.block_shape,
+        spacing=work.job.image.spacing or work.spacing or (1.0,) * work.plan.ndim,
+        unit=work.job.image.unit,
+        origin=tuple(start for start, _ in work.plan.box),
+        compress=work.request.compress,
+        pyramid=pyramid,
+    )

@@ -1,0 +1,84 @@
+"""From the weighted sums of a block to stored values on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from volumen.inference.gain import GainMeter
+from volumen.inference.output.ome_zarr import ZarrOutput
+from volumen.inference.output.stored import Stored
+from volumen.inference.windows.blending import axis_weight_sums, divide_by_weights
+from volumen.inference.windows.heads import Head, split_channels
+from volumen.inference.windows.plan import PredictPlan
+from volumen.inference.windows.reader import WindowReader
+from volumen.inference.windows.stream import Finished
+
+if TYPE_CHECKING:
+    from volumen.inference.volume_work import State
+
+
+class BlockFinisher:
+    """Turns the weighted sums of a block into stored values and writes them.
+
+    Args:
+        plan: windows and blocks.
+        heads: the outputs, in the order of the accumulated channels.
+        stored: what is stored of each.
+        reader: knows which voxels the mask or damaged chunks exclude.
+        sinks: target to where its values go.
+        state: told of every finished block.
+        gain: compares the results with those without augmentation, whose sums follow theirs; None for none.
+    """
+
+    def __init__(
+        self,
+        plan: PredictPlan,
+        heads: tuple[Head, ...],
+        stored: list[Stored],
+        reader: WindowReader,
+        sinks: Mapping[str, ZarrOutput],
+        state: State,
+        gain: GainMeter | None = None,
+    ) -> None:
+        self._plan, self._heads, self._stored = plan, heads, stored
+        self._reader, self._sinks, self._state = reader, sinks, state
+        self._gain = gain
+        self._sums = axis_weight_sums(plan)
+
+    def __call__(self, finished: Finished) -> None:
+        block, values, empty = finished
+        box = self._plan.block_box(block)
+        for name, result in self.results(box, values, empty):
+            self._sinks[name].write(name, box, result)
+        self._state.record(block)
+
+    def results(
+        self, box: tuple[slice, ...], values: np.ndarray | None, empty: list[tuple[slice, ...]]
+    ) -> list[tuple[str, np.ndarray]]:
+        """Return what is stored of every target for a block, 0 where it is empty."""
+        shape = tuple(part.stop - part.start for part in box)
+        if values is None:
+            return [(s.head.name, np.zeros((s.channels, *shape), s.dtype)) for s in self._stored]
+        values = np.ascontiguousarray(values[(slice(None), *(slice(0, n) for n in shape))])
+        divide_by_weights(values, self._sums, box)
+        half = len(values) // 2 if self._gain else len(values)
+        parts = split_channels(self._heads, torch.from_numpy(values[:half]))
+        plain = split_channels(self._heads, torch.from_numpy(values[half:])) if self._gain else {}
+        outside = self._reader.masked_out(box)
+        empty = [*empty, *self._reader.empty_parts(box)]
+        results = []
+        for stored in self._stored:
+            head = stored.head
+            decoded = head.decode(parts[head.name]).numpy()
+            if self._gain is not None and head.name in self._gain:
+                self._gain.add(head.name, box, head.decode(plain[head.name]).numpy(), decoded)
+            result = stored.convert(decoded)
+            for part in empty:
+                result[(slice(None), *part)] = 0
+            if outside is not None:
+                result[:, outside] = 0
+            results.append((head.name, result))
+        return results
