@@ -43,8 +43,9 @@ def child(image: str, output: str, overlap: float) -> None:
     from torch import nn
     from volumen.data.formats.volumes import open_volume
     from volumen.inference.jobs import Job
-    from volumen.inference.predict import PredictRequest, predict_volume
+    from volumen.inference.predict import predict_volume
     from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictRequest
     from volumen.inference.windows.heads import Head
     from volumen.transforms.normalize import Normalizer
 

@@ -224,7 +224,7 @@ def requests() -> str:
     import yaml
     from volumen.config.sections import InferenceConfig
     from volumen.evaluation.score import EvaluateRequest
-    from volumen.inference.predict import PredictRequest
+    from volumen.inference.request import PredictRequest
 
     def keys(name: str) -> list[str]:
         config = yaml.safe_load((ROOT / "bundle" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from volumen.derived.derivation import derive_target
 from volumen.derived.registry import get_task, task_kind, task_out_channels, task_types
-from volumen.derived.source_fields import SourceFields, derive_target
+from volumen.derived.source_fields import SourceFields
 from volumen.transforms import derive
 from volumen.transforms.derive import DeriveTargetsd, derive_halo
 from volumen.utils.errors import VolumenError

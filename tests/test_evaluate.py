@@ -17,7 +17,8 @@ from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
 from volumen.cli.main import main
 from volumen.evaluation import score as module
 from volumen.evaluation.score import EvaluateRequest, bootstrap, evaluate
-from volumen.inference.predict import PredictRequest, predict
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
 from volumen.utils.errors import VolumenError
 
 

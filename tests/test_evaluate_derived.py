@@ -12,11 +12,12 @@ import zarr
 from instance_cases import cells, walls
 from prediction import save_checkpoint
 from volumen.data.formats.volumes import ArrayVolume
-from volumen.derived.source_fields import derive_target
+from volumen.derived.derivation import derive_target
 from volumen.evaluation import score as module
 from volumen.evaluation.derived_truth import DerivedTruth
 from volumen.evaluation.score import EvaluateRequest, evaluate
-from volumen.inference.predict import PredictRequest, predict
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
 
 TASKS = {
     "sdt": {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "x"}]},

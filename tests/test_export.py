@@ -19,8 +19,8 @@ from volumen.inference.predictor import load_predictor, predict_array
 from volumen.networks.multihead import MultiHeadDynUNet
 from volumen.sharing import export as export_module
 from volumen.sharing.bioimageio import check_packages, halo, least_size, tensor_ids
+from volumen.sharing.exchange_formats import WRITERS
 from volumen.sharing.export import export
-from volumen.sharing.exporters import WRITERS
 from volumen.sharing.input_steps import input_steps
 from volumen.transforms.normalize import Normalizer
 from volumen.utils.errors import VolumenError

@@ -8,7 +8,7 @@ import torch
 from volumen.derived.arrays.fields import signed_distance
 from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.derived.batches import fields as torch_fields
-from volumen.derived.source_fields import derive_target
+from volumen.derived.derivation import derive_target
 
 SHAPE = (14, 18, 20)
 

@@ -17,7 +17,7 @@ from test_instance_distance import voronoi
 from volumen.config.manager import ConfigManager
 from volumen.derived.arrays.affinities import affinities
 from volumen.derived.arrays.boundaries import boundary
-from volumen.derived.source_fields import derive_target
+from volumen.derived.derivation import derive_target
 from volumen.utils.errors import VolumenError
 
 SHAPE = (24, 32, 32)

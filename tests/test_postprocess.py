@@ -7,7 +7,6 @@ import pytest
 from scipy import ndimage
 from volumen.inference.postprocess.blocks import block_box, block_counts
 from volumen.inference.postprocess.components import (
-    CleaningRules,
     background,
     clean_array,
     combine,
@@ -18,6 +17,7 @@ from volumen.inference.postprocess.components import (
     small_holes,
     survey_block,
 )
+from volumen.inference.rules import CleaningRules
 from volumen.utils.errors import VolumenError
 
 

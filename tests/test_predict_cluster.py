@@ -17,9 +17,10 @@ import zarr
 from prediction import save_checkpoint
 from volumen.inference.distributed.partition import split_blocks
 from volumen.inference.distributed.worker import worker_device
+from volumen.inference.machine import Machine
 from volumen.inference.output.block_log import STATE_FOLDER, WORKER_LOGS, OutputState, WorkerState, read_log
-from volumen.inference.precision import Machine
-from volumen.inference.predict import PredictRequest, predict
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.errors import VolumenError
 
@@ -268,7 +269,7 @@ def test_workers_of_different_kinds_are_refused_and_other_versions_told(caplog):
 
 def segmented(folder: Path, request: PredictRequest) -> PredictRequest:
     """Return a request whose label maps are cleaned and whose instances are made in several blocks."""
-    from volumen.inference.postprocess.instances import read_rules
+    from volumen.inference.rules import read_rules
 
     pytest.importorskip("bioimage_cpp", exc_type=ImportError)
     return replace(
@@ -479,7 +480,7 @@ def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkey
     """Fakes of four GPUs: each worker makes its own the current one, before anything else uses CUDA."""
     import torch
     from volumen.inference.distributed import worker
-    from volumen.inference.predict import PredictRequest as Request
+    from volumen.inference.request import PredictRequest as Request
     from volumen.utils.device import choose_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -11,9 +11,10 @@ import tifffile
 import torch
 from prediction import save_checkpoint
 from volumen.cli.main import main
-from volumen.cli.predict import add_predict_arguments, file_settings, request_fields, request_from
+from volumen.cli.predict import add_predict_arguments, file_settings, request_from
 from volumen.config.sections import InferenceConfig
-from volumen.inference.predict import PredictRequest
+from volumen.inference.request import PredictRequest
+from volumen.inference.settings import request_fields
 from volumen.utils.errors import VolumenError
 
 

@@ -11,7 +11,8 @@ import zarr
 from prediction import save_checkpoint
 from volumen.evaluation.score import EvaluateRequest, evaluate
 from volumen.inference.jobs import volume_name
-from volumen.inference.predict import PredictRequest, predict
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
 
 SHAPE = (9, 12, 14)
 

@@ -11,8 +11,8 @@ from conftest import ROOT
 from scipy import ndimage
 from test_derive_batch import check_equal
 from volumen.derived import registry as task_registry
+from volumen.derived.derivation import derive_target
 from volumen.derived.registry import get_task, task_out_channels, task_types
-from volumen.derived.source_fields import derive_target
 from volumen.losses.registry import build_loss
 from volumen.transforms.derive import DeriveTargetsd
 

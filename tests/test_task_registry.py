@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from volumen.derived import registry as task_registry
+from volumen.derived.derivation import derive_target
 from volumen.derived.registry import (
     DerivedTask,
     derive_halo,
@@ -21,7 +22,6 @@ from volumen.derived.registry import (
     task_types,
     validate_task,
 )
-from volumen.derived.source_fields import derive_target
 from volumen.utils.errors import VolumenError
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"

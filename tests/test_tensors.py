@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from volumen.derived.arrays import tensors
+from volumen.derived.derivation import derive_target
 from volumen.derived.kernels import eigen as eigen_kernels
-from volumen.derived.source_fields import derive_target
 
 PAIRS = {2: [(0, 0), (0, 1), (1, 1)], 3: [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]}
 

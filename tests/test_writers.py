@@ -25,9 +25,10 @@ from volumen.inference.jobs import Job
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput, level_factors
 from volumen.inference.output.stored import Stored
-from volumen.inference.predict import PredictRequest, predict, predict_volume
+from volumen.inference.predict import predict, predict_volume
 from volumen.inference.predictor import load_predictor, predict_array
 from volumen.inference.provenance import plain
+from volumen.inference.request import PredictRequest
 from volumen.inference.windows.heads import Head
 from volumen.utils.errors import VolumenError
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from volumen.evaluation.score import EvaluateRequest, Evaluation
 from volumen.evaluation.score import evaluate as _evaluate
-from volumen.inference.predict import PredictReport, PredictRequest
 from volumen.inference.predict import predict as _predict
 from volumen.inference.predictor import Predictor, load_predictor
 from volumen.inference.predictor import predict_array as _predict_array
+from volumen.inference.request import PredictReport, PredictRequest
 from volumen.utils.errors import VolumenError
 
 __all__ = ["derive", "evaluate", "load", "predict", "predict_array", "train"]
@@ -187,18 +187,19 @@ def derive(
     >>> distance[0, 3].tolist()
     [1.5, 0.5, -0.5, -1.5, -2.5, -3.5]
     """
-    from volumen.transforms.derive import DeriveTargetsd
+    from volumen.derived.derivation import derive_target
+    from volumen.derived.registry import validate_task
 
     label = np.asarray(label)
-    known = None if mask is None else np.asarray(mask)[None] != 0
-    if known is not None and known.shape[1:] != label.shape:
-        raise VolumenError("mask", expected=f"shape {label.shape}", found=f"{known.shape[1:]}")
-    transform = DeriveTargetsd(
-        {"derived": {"type": task, "source_target": "label", **settings}},
-        halo=0,
+    known = None if mask is None else np.asarray(mask) != 0
+    if known is not None and known.shape != label.shape:
+        raise VolumenError("mask", expected=f"shape {label.shape}", found=f"{known.shape}")
+    validate_task(task, {"type": task, **settings})
+    return derive_target(
+        task,
+        label[None],
+        known=None if known is None else known[None],
         spacing=spacing,
-        instances=("label",) if instances else (),
+        instances=instances,
+        **settings,
     )
-    sample = {"label": label[None], "label_mask": known}
-    found = transform({key: value for key, value in sample.items() if value is not None})
-    return found["derived"], found["derived_mask"]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from volumen.api import derive, evaluate, load, predict, predict_array, train
     from volumen.config.manager import ConfigManager
     from volumen.evaluation.score import EvaluateRequest, Evaluation
-    from volumen.inference.predict import PredictReport, PredictRequest
     from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictReport, PredictRequest
     from volumen.networks.multihead import MultiHeadDynUNet
     from volumen.utils.errors import VolumenError
     from volumen.version import __version__

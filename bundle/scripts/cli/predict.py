@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
-    from volumen.inference.predict import PredictReport, PredictRequest
+    from volumen.inference.request import PredictRequest
 
 logger = logging.getLogger(__name__)
 
 # Keys of `inference_config` that `PredictRequest` calls differently.
-_FIELD_OF = {
-    "checkpoint_path": "checkpoint",
-    "output_targets": "targets",
-    "num_dataloader_workers": "workers",
-}
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,7 +173,7 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
     Raises:
         VolumenError: a flag's value cannot be, or the input or the checkpoint is missing.
     """
-    from volumen.inference.predict import PredictRequest
+    from volumen.inference.request import PredictRequest
 
     given: dict[str, Any] = dict(settings or {})
     if getattr(arguments, "like", None) is not None:
@@ -198,33 +193,12 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
     if isinstance(given.get("patch_size"), str):
         given["patch_size"] = _numbers("--patch-size", given["patch_size"])
     if isinstance(given.get("instances"), (str, Mapping)):
-        from volumen.inference.postprocess.instances import read_rules
+        from volumen.inference.rules import read_rules
 
         given["instances"] = read_rules(given["instances"])
     if isinstance(given.get("region"), str):
         given["region"] = _region(given["region"])
     return PredictRequest(**given)
-
-
-def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `PredictRequest` that an `inference_config` holds, under their names there.
-
-    Args:
-        section: an `inference_config`; nulls are left out, and keys that are no field, such as those that concern
-            the checkpoint or that another version of the program knew.
-    """
-    from volumen.inference.predict import PredictRequest
-
-    fields: dict[str, Any] = {}
-    for key, value in section.items():
-        name = _FIELD_OF.get(key, key)
-        if value is not None and name in PredictRequest.__dataclass_fields__:
-            fields[name] = tuple(value) if isinstance(value, list) else value
-    if "instances" in fields:
-        from volumen.inference.postprocess.instances import read_rules
-
-        fields["instances"] = read_rules(fields["instances"])
-    return fields
 
 
 def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -233,6 +207,8 @@ def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         VolumenError: for a wrong file, key or value.
     """
+    from volumen.inference.settings import request_fields
+
     return request_fields(_inference_section(arguments))
 
 
@@ -281,6 +257,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from volumen.cli.progress_bar import ProgressBar
     from volumen.inference.predict import predict
     from volumen.inference.predictor import load_predictor
+    from volumen.inference.request import log_report
+    from volumen.inference.settings import request_fields
     from volumen.utils.device import choose_device
 
     section = _inference_section(arguments)
@@ -297,7 +275,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         use_threads_of(request)
     with ProgressBar() as bar:
         report = predict(request, progress=bar, predictor=predictor)
-    tell(report)
+    log_report(report)
     return 0
 
 
@@ -309,22 +287,3 @@ def use_threads_of(request: PredictRequest) -> None:
     threads = recipe_of(Path(str(request.like))).get("machine", {}).get("threads")
     if isinstance(threads, int) and threads > 0 and not request.is_shared:
         torch.set_num_threads(threads)
-
-
-def tell(report: PredictReport) -> None:
-    """Log what was done, a line per volume."""
-    for volume in report.volumes:
-        if volume.already_done:
-            logger.info("%s: finished already, nothing to do", volume.output)
-            continue
-        logger.info(
-            "%s: %d windows in %.1f s, %d skipped as empty",
-            volume.output,
-            volume.windows,
-            volume.seconds,
-            volume.skipped,
-        )
-        if volume.augmentation is not None:
-            logger.info("%s: %s", volume.output, volume.augmentation)
-        for box in volume.corrupt:
-            logger.warning("%s: left empty, unreadable in the image: %s", volume.output, box)

@@ -434,7 +434,8 @@ class ConfigManager:
     @cached_property
     def halo(self) -> tuple[int, ...]:
         """Voxels per axis that derived targets need around a patch, whichever volume it is from."""
-        from volumen.derived.registry import derive_halo, in_voxels
+        from volumen.derived.extents import in_voxels
+        from volumen.derived.registry import derive_halo
         from volumen.transforms.instances import instance_halo
 
         spacings = {in_voxels(case.spacing) for case in self.cases}
@@ -445,7 +446,7 @@ class ConfigManager:
     @property
     def voxel_spacing(self) -> tuple[float, ...]:
         """Voxel size per axis in units of the smallest one: the unit of derived distances and their losses."""
-        from volumen.derived.registry import in_voxels
+        from volumen.derived.extents import in_voxels
 
         return in_voxels(self.spacing)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from volumen.derived.registry import DerivedTask, gaussian_radius, register_task
+from volumen.derived.extents import gaussian_radius
+from volumen.derived.registry import DerivedTask, register_task
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from volumen.derived.arrays.fields import check_spacing
 from volumen.derived.distance_window import Region, surroundings
-from volumen.derived.registry import add_radii, gradient_radius, in_voxels, resolve_reach
+from volumen.derived.extents import add_radii, gradient_radius, in_voxels, resolve_reach
 from volumen.utils.boxes import box_of
 
 Classes = Sequence[int] | None

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from volumen.derived.extents import add_radii, distance_halo, resolve_reach
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -43,11 +44,6 @@ if TYPE_CHECKING:
     from volumen.derived.source_fields import SourceFields
 
 ENTRY_POINT_GROUP = "volumen.tasks"
-DEFAULT_REACH = 16.0
-"""Distances are cut at this many times the smallest spacing unless a task says otherwise."""
-TRUNCATE = 4.0
-"""A Gaussian filter looks this many standard deviations far, as SciPy's does."""
-
 HEAD_KEYS = frozenset(
     {
         "type",
@@ -65,11 +61,6 @@ HEAD_KEYS = frozenset(
 """Keys of an auxiliary task that concern the head and its losses; all others are parameters of the derivation."""
 COMMON_KEYS = HEAD_KEYS | {"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"}
 """Keys of every auxiliary task besides those of its type."""
-
-
-def in_voxels(spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return a voxel size per axis in units of the smallest one."""
-    return tuple(float(size) / min(spacing) for size in spacing)
 
 
 class DerivedTask:
@@ -261,34 +252,6 @@ def served_extent(
     reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
     margins = [task.margin(params, spacing) for task, params in served]
     return max(reaches, default=None), tuple(map(max, zip(*margins)))
-
-
-def distance_halo(reach: float | None, spacing: Sequence[float]) -> tuple[int, ...]:
-    """Return how many voxels away, per axis, the nearest voxel of a distance below `reach` can lie."""
-    cut = resolve_reach(reach, spacing)
-    return tuple(max(1, math.ceil(cut / size + 0.5) - 1) for size in spacing)
-
-
-def resolve_reach(reach: float | None, spacing: Sequence[float]) -> float:
-    """Return the distance at which values are cut, in the unit of the spacing."""
-    return DEFAULT_REACH * min(spacing) if reach is None else float(reach)
-
-
-def gaussian_radius(sigma: float, spacing: Sequence[float]) -> tuple[int, ...]:
-    """Return the filter radius in voxels per axis for `sigma`, which counts in voxels of the smallest
-    spacing."""
-    finest = min(spacing)
-    return tuple(int(TRUNCATE * sigma * finest / size + 0.5) for size in spacing)
-
-
-def gradient_radius(sigma: float, spacing: Sequence[float]) -> tuple[int, ...]:
-    """Return how far a central difference of the Gaussian-smoothed field looks, in voxels per axis."""
-    return tuple(radius + 1 for radius in gaussian_radius(sigma, spacing))
-
-
-def add_radii(*radii: Sequence[int]) -> tuple[int, ...]:
-    """Return the per-axis sum: filters applied one after the other."""
-    return tuple(sum(axis) for axis in zip(*radii))
 
 
 def _check_numbers(where: str, params: Mapping[str, Any]) -> None:

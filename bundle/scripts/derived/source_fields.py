@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from volumen.derived.arrays.fields import check_spacing, erode, gradient, signed_distance, smooth
+from volumen.derived.arrays.fields import erode, gradient, signed_distance, smooth
 from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
-from volumen.derived.registry import complete_params, get_task
 from volumen.utils.boxes import bounding_box, whole_box
 
 
@@ -99,54 +97,3 @@ class SourceFields(LabelFields):
 
     def _float(self, mask: np.ndarray) -> np.ndarray:
         return mask.astype(np.float32)
-
-
-def derive_target(
-    type_name: str,
-    labels: np.ndarray,
-    *,
-    known: np.ndarray | None = None,
-    in_volume: np.ndarray | None = None,
-    spacing: Sequence[float] | None = None,
-    halo: Sequence[int] | int = 0,
-    instances: bool = False,
-    **params: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Derive one target from arrays.
-
-    Args:
-        type_name: a registered task type, such as "surface_normals".
-        labels: integer (C, *spatial), as of `SourceFields`.
-        known, in_volume, spacing, halo, instances: as of `SourceFields`.
-        params: the keys of the type.
-
-    Returns:
-        values float32 (C, *core), valid bool (1, *core).
-    """
-    task = get_task(type_name)
-    full = complete_params(task, params)
-    source = SourceFields(
-        labels,
-        known=known,
-        in_volume=in_volume,
-        spacing=spacing,
-        halo=halo,
-        reach=full.get("reach"),
-        margin=task.margin(full, check_spacing(labels.ndim - 1, spacing)),
-        instances=instances,
-    )
-    return derive_from(source, type_name, full)
-
-
-def derive_from(
-    source: SourceFields, type_name: str, params: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Derive one target from fields that may serve others too; `params` complete. Returns as
-    `derive_target`."""
-    task = get_task(type_name)
-    if source.empty:
-        channels = task.out_channels(source.ndim, params)
-        values = np.zeros((channels, *source.core_shape), np.float32)
-        return values, np.zeros((1, *source.core_shape), bool)
-    values, valid = task.derive(source, params)
-    return source.restore(values.astype(np.float32, copy=False)), source.restore(valid)

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from volumen.derived.registry import (
-    DerivedTask,
-    add_radii,
-    distance_halo,
-    gaussian_radius,
-    gradient_radius,
-    register_task,
-)
+from volumen.derived.extents import add_radii, distance_halo, gaussian_radius, gradient_radius
+from volumen.derived.registry import DerivedTask, register_task
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from volumen.derived.distance_window import surroundings
-from volumen.derived.registry import derive_halo, in_voxels
+from volumen.derived.extents import in_voxels
+from volumen.derived.registry import derive_halo
 from volumen.transforms.derive import DeriveTargetsd
 from volumen.transforms.instances import InstancesToTargetd, instance_halo
 

@@ -11,7 +11,7 @@ from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
-    from volumen.inference.predict import PredictRequest
+    from volumen.inference.request import PredictRequest
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from volumen.inference.precision import autocast
 from volumen.inference.windows.blending import gaussian_window
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
 from volumen.inference.windows.sliding import SlidingWindow
 from volumen.inference.windows.tta import AxisTransform, transforms
 from volumen.utils.errors import VolumenError
 from volumen.utils.memory import limit_kept_memory
+from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
     from volumen.transforms.normalize import Normalizer

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volumen.inference.output.arrays import (
-    cleaned_stored,
-    filled_arrays,
-    final_arrays,
-    local_arrays,
-    raw_arrays,
-)
+from volumen.inference.arrays import cleaned_stored, filled_arrays, final_arrays, local_arrays, raw_arrays
 from volumen.inference.output.block_log import OutputState
 from volumen.inference.postprocess.cleaning import clean_labels
 from volumen.inference.postprocess.instance_output import make_instances

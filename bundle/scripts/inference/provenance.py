@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from volumen.inference.machine import Machine
 from volumen.inference.output.exports import format_of
 from volumen.inference.output.stored import Stored, instance_stored
-from volumen.inference.precision import Machine
 from volumen.inference.reproduce import content_of
 from volumen.inference.windows.plan import PredictPlan
 
 if TYPE_CHECKING:
     from volumen.inference.jobs import Job
-    from volumen.inference.predict import PredictRequest
     from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictRequest
 
 
 def make_recipe(

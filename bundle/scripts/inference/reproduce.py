@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from volumen.data.damage import UNREADABLE
+from volumen.inference.block_maker import LEAST_CACHE_BYTES, block_cache_of
 from volumen.inference.output.block_log import differences, identity, read_recipe
-from volumen.inference.postprocess.instances import read_rules
-from volumen.inference.volume_work import LEAST_CACHE_BYTES, block_cache_of
+from volumen.inference.rules import read_rules
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)

@@ -180,8 +180,10 @@ def predict(job: Mapping[str, Any], tell: Tell) -> str:
     """Predict a stored layer, with the voxel size that the viewer shows; return the OME-Zarr group."""
     from volumen.data.formats.volumes import open_volume
     from volumen.inference.jobs import make_job
-    from volumen.inference.predict import PredictRequest, Progress, output_names, predict_volume
+    from volumen.inference.predict import output_names, predict_volume
     from volumen.inference.predictor import load_predictor
+    from volumen.inference.progress import Progress
+    from volumen.inference.request import PredictRequest
     from volumen.utils.device import choose_device
 
     last = -math.inf

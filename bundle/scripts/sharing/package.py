@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import volumen
 import yaml
 from volumen.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
 from volumen.sharing.export import check_output, publish, scratch_folder
@@ -147,7 +147,7 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
         },
     )
     (folder / "volumen").mkdir()
-    shutil.copyfile(Path(volumen.__file__), folder / "volumen" / "__init__.py")
+    shutil.copyfile(str(sys.modules["volumen"].__file__), folder / "volumen" / "__init__.py")
 
 
 def zip_folder(folder: Path, path: Path) -> int:

@@ -7,15 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from monai.transforms.transform import Transform
-from volumen.derived.registry import (
-    complete_params,
-    derive_halo,
-    get_task,
-    in_voxels,
-    served_extent,
-    validate_task,
-)
-from volumen.derived.source_fields import SourceFields, derive_from
+from volumen.derived.derivation import derive_from
+from volumen.derived.extents import in_voxels
+from volumen.derived.registry import complete_params, derive_halo, get_task, served_extent, validate_task
+from volumen.derived.source_fields import SourceFields
 from volumen.utils.errors import VolumenError
 
 __all__ = [

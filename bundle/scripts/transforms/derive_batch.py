@@ -15,14 +15,8 @@ from monai.transforms.transform import Transform
 from torch import Tensor
 from volumen.derived.batch_fields import BatchFields
 from volumen.derived.batches.fields import exact_products
-from volumen.derived.registry import (
-    DerivedTask,
-    complete_params,
-    get_task,
-    in_voxels,
-    served_extent,
-    validate_task,
-)
+from volumen.derived.extents import in_voxels
+from volumen.derived.registry import DerivedTask, complete_params, get_task, served_extent, validate_task
 from volumen.transforms.derive import UNITS
 from volumen.transforms.finalize import PACKED
 from volumen.utils.errors import VolumenError

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
-from volumen.derived.registry import distance_halo, in_voxels
-from volumen.derived.source_fields import derive_target
+from volumen.derived.derivation import derive_target
+from volumen.derived.extents import distance_halo, in_voxels
 from volumen.transforms.labels import refuse_negative
 from volumen.utils.errors import VolumenError
 

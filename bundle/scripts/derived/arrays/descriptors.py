@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import correlate1d, find_objects
-from volumen.derived.registry import gaussian_radius
+from volumen.derived.extents import gaussian_radius
 
 
 def local_shape_descriptors(labels: np.ndarray, sigma: float, spacing: Sequence[float]) -> np.ndarray:

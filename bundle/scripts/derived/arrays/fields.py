@@ -24,6 +24,7 @@ from volumen.derived.distance_window import (
     three_axes,
     unknown_voxels,
 )
+from volumen.derived.extents import gaussian_radius
 from volumen.derived.kernels import distance as distance_kernels
 from volumen.derived.kernels import filters as filter_kernels
 from volumen.derived.kernels.filter_weights import (
@@ -34,7 +35,6 @@ from volumen.derived.kernels.filter_weights import (
     keep,
     scale_to_one,
 )
-from volumen.derived.registry import gaussian_radius
 
 Kernel = Callable[..., np.ndarray]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from volumen.derived.arrays.fields import MIN_GRADIENT
 from volumen.derived.distance_window import DistanceWindow, Region, distance_window
+from volumen.derived.extents import gaussian_radius
 from volumen.derived.kernels import filter_weights
-from volumen.derived.registry import gaussian_radius
 
 FAR = 1e30
 """Squared distance of what is not within reach, from which sums stay finite."""

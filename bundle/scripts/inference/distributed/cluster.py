@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,12 @@ from volumen.inference.distributed.worker import (
     make_piece,
 )
 from volumen.inference.gain import add_overlaps
-from volumen.inference.jobs import Job, volume_name
+from volumen.inference.machine import Machine
 from volumen.inference.output.block_log import OutputState
 from volumen.inference.postprocess.passes import BlockPass, Run, Tell, run_here
-from volumen.inference.precision import Machine
-from volumen.inference.predict import PredictRequest, Progress, VolumeReport, predict_volume
 from volumen.inference.predictor import Predictor
+from volumen.inference.progress import Progress
+from volumen.inference.request import PredictRequest
 from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.stream import StreamCounts
 from volumen.utils.errors import VolumenError
@@ -252,38 +251,6 @@ def _add(counts: StreamCounts, made: Made) -> None:
     plain, every = made.counts.seconds
     counts.seconds = (counts.seconds[0] + plain, counts.seconds[1] + every)
     add_overlaps(counts.overlaps, made.counts.overlaps)
-
-
-def predict_with(
-    cluster: Cluster,
-    predictor: Predictor,
-    jobs: list[Job],
-    request: PredictRequest,
-    progress: Callable[[str, int, int], None] | None,
-) -> tuple[VolumeReport, ...]:
-    """Predict volumes, as many at once as there are workers.
-
-    Args:
-        cluster: the workers.
-        predictor: where the network comes from.
-        jobs: the volumes.
-        request: how.
-        progress: as for `predict`.
-    """
-    cluster.sharers = min(len(jobs), max(1, cluster.workers))
-    name = volume_name(jobs[0].image.source) if len(jobs) == 1 else f"{len(jobs)} volumes"
-    told = None if progress is None else Progress(name, progress, stages=len(jobs) == 1)
-    with ThreadPoolExecutor(cluster.sharers, thread_name_prefix="volume") as pool:
-        futures = [
-            pool.submit(predict_volume, predictor, job, request, progress=told, cluster=cluster)
-            for job in jobs
-        ]
-        try:
-            return tuple(future.result() for future in futures)
-        except BaseException:
-            cluster.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 @contextmanager

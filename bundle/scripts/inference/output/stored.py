@@ -9,7 +9,7 @@ import numpy as np
 from volumen.inference.windows.heads import Head
 
 if TYPE_CHECKING:
-    from volumen.inference.postprocess.instances import InstanceRules
+    from volumen.inference.rules import InstanceRules
 
 DTYPES = ("uint8", "float16", "float32", "labels")
 

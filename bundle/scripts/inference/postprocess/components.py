@@ -13,42 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from volumen.inference.postprocess.blocks import Region, neighbours
-from volumen.utils.errors import VolumenError
+from volumen.inference.rules import CleaningRules
 
 Load = Callable[..., Mapping[str, np.ndarray]]
 """Gives arrays of a block's survey, by its place in the order of all and their names."""
-
-
-@dataclass(frozen=True)
-class CleaningRules:
-    """What is done to a label map; holes are filled before components are counted.
-
-    Args:
-        min_size: components of fewer voxels are removed.
-        keep_largest: components kept of each class, the largest ones; None for all.
-        fill_holes: background that the border of the volume cannot be reached from is filled, up to this
-            many voxels a hole; 0 for none. Only where there is one class.
-    """
-
-    min_size: int = 0
-    keep_largest: int | None = None
-    fill_holes: int = 0
-
-    def __post_init__(self) -> None:
-        if (
-            self.min_size < 0
-            or self.fill_holes < 0
-            or (self.keep_largest is not None and self.keep_largest < 1)
-        ):
-            raise VolumenError(
-                "postprocess",
-                expected="min_size and fill_holes of at least 0, keep_largest of at least 1",
-                found=f"{self.min_size}, {self.fill_holes}, {self.keep_largest}",
-            )
-
-    @property
-    def does_nothing(self) -> bool:
-        return not (self.min_size or self.keep_largest or self.fill_holes)
 
 
 @dataclass(frozen=True)

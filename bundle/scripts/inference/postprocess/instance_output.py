@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from volumen.inference.output.arrays import final_arrays, local_arrays
+from volumen.inference.arrays import final_arrays, local_arrays
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, aligned_block
-from volumen.inference.postprocess.instances import InstanceRules, InstanceSegmenter, offsets_of, settle_rules
+from volumen.inference.postprocess.instances import InstanceSegmenter
 from volumen.inference.postprocess.passes import MayWrite, Run
 from volumen.inference.postprocess.stitch import Stitching
+from volumen.inference.rules import InstanceRules, offsets_of, settle_rules
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.inference.output.ome_zarr import ZarrOutput
-    from volumen.inference.predict import PredictRequest
     from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictRequest
     from volumen.inference.volume_work import VolumeWork
 
 BLOCK_VOXELS = 1 << 23

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from volumen.inference.output.arrays import final_arrays
+from volumen.inference.arrays import final_arrays
 from volumen.utils.threads import in_threads
 
 if TYPE_CHECKING:

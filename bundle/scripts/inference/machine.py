@@ -1,15 +1,12 @@
-"""Choice of the precision of the forward pass, and what a network's outputs depend on beside its weights."""
+"""What a network's outputs depend on beside its weights."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from volumen.utils.errors import VolumenError
-
-AMP_MODES = ("auto", "off", "bfloat16", "float16")
+from volumen.utils.precision import choose_precision
 
 
 @dataclass(frozen=True)
@@ -66,33 +63,3 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "zarr": zarr.__version__,
     }
-
-
-def choose_precision(mode: str, device: torch.device) -> str:
-    """Return "float32", "bfloat16" or "float16" for an `--amp` mode.
-
-    "auto" is bfloat16 where the hardware computes it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX),
-    float16 on older CUDA devices, and float32 elsewhere: bfloat16 has the range of float32, so instance
-    norms of bright volumes do not overflow.
-
-    Raises:
-        VolumenError: for an unknown mode.
-    """
-    if mode not in AMP_MODES:
-        raise VolumenError("--amp", expected=f"one of {', '.join(AMP_MODES)}", found=repr(mode))
-    if mode == "off":
-        return "float32"
-    if mode != "auto":
-        return mode
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return "bfloat16" if probe is not None and probe() else "float32"
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context in which the forward pass runs at a precision."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, precision))
