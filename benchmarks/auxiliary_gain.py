@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+
 from volumen.config.experiment_file import merge, read_experiment, shipped_sections
 from volumen.config.manager import ConfigManager
 from volumen.inference.predictor import load_predictor, predict_array

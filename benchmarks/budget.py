@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
 from volumen.data.layout import OpenCase, discover, open_cases
 from volumen.utils.text import by
 

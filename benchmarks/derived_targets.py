@@ -163,6 +163,7 @@ def first_patch_seconds(repeats: int) -> tuple[float, float]:
 def batch_seconds(label: np.ndarray, device: str, repeats: int, count: int = 2) -> float:
     """Median wall seconds of deriving a batch of `count` such patches in torch on a device."""
     import torch
+
     from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd
 
     torch.set_num_threads(1)

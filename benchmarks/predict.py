@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import zarr
 from torch import nn
+
 from volumen.data.formats.volumes import open_volume
 from volumen.inference.jobs import Job
 from volumen.inference.predict import predict_volume

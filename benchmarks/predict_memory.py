@@ -41,6 +41,7 @@ def child(image: str, output: str, overlap: float) -> None:
     """Predict one image; print the peak resident memory in MB, the CPU seconds and the windows."""
     import torch
     from torch import nn
+
     from volumen.data.formats.volumes import open_volume
     from volumen.inference.jobs import Job
     from volumen.inference.predict import predict_volume

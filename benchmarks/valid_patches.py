@@ -51,6 +51,7 @@ def write_label(path: Path, *, absent_chunks: bool) -> None:
 def measure(path: Path, repeats: int) -> dict[str, float]:
     """Return median CPU seconds of the index and of ways to decode the stored chunks, and the peak memory in MB."""
     import zarr
+
     from volumen.data.block_cache import BLOCKS
     from volumen.data.formats.volumes import open_volume
     from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks

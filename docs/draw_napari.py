@@ -27,6 +27,7 @@ def main() -> int:
     options = parser.parse_args()
     import napari
     from PIL import Image
+
     from volumen.napari_plugin.samples import phantom
     from volumen.napari_plugin.widget import TrainAndPredict
 

@@ -222,6 +222,7 @@ def tasks() -> str:
 def requests() -> str:
     """Return the tables of what the bundle's other configs take beyond the sections of an experiment."""
     import yaml
+
     from volumen.config.sections import InferenceConfig
     from volumen.evaluation.score import EvaluateRequest
     from volumen.inference.request import PredictRequest

@@ -247,6 +247,7 @@ def draw_losses(names: Sequence[str]) -> None:
 def label_loss(name: str, x: float) -> float:
     """Return the loss where every voxel's true class has probability x."""
     import torch
+
     from volumen.losses.registry import build_loss
 
     grid = torch.stack(torch.meshgrid(*[torch.arange(16.0) - 7.5] * 2, indexing="ij"))
@@ -262,6 +263,7 @@ def label_loss(name: str, x: float) -> float:
 def value_loss(name: str, x: float) -> float:
     """Return the loss of a prediction that is x too large everywhere."""
     import torch
+
     from volumen.losses.registry import build_loss
 
     if name == "EigenvalueLoss":
@@ -275,6 +277,7 @@ def value_loss(name: str, x: float) -> float:
 def direction_loss(name: str, x: float) -> float:
     """Return the loss of a direction turned by x degrees."""
     import torch
+
     from volumen.losses.registry import build_loss
 
     angle = np.deg2rad(x)
@@ -286,6 +289,7 @@ def direction_loss(name: str, x: float) -> float:
 def smoothness_loss(name: str, x: float) -> float:
     """Return the loss of parallel directions, each turned by a random angle of standard deviation x degrees."""
     import torch
+
     from volumen.losses.registry import build_loss
 
     noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -296,6 +300,7 @@ def smoothness_loss(name: str, x: float) -> float:
 def planarity_loss(name: str, x: float) -> float:
     """Return the loss of tensors whose second eigenvalue is x times the first, the third 0."""
     import torch
+
     from volumen.losses.registry import build_loss
 
     tensor = torch.tensor([1.0, 0.0, 0.0, x, 0.0, 0.0]).view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 4)
@@ -305,6 +310,7 @@ def planarity_loss(name: str, x: float) -> float:
 def repulsion_loss(name: str, x: float) -> float:
     """Return the loss of two certain sheets, three voxels thick, with probability x in the two voxels between them."""
     import torch
+
     from volumen.losses.registry import build_loss
 
     probability = torch.full((1, 1, 24, 8), 0.001)
@@ -415,6 +421,7 @@ def draw_curve(group: Group, name: str) -> None:
 def draw_model() -> None:
     """Draw truth and prediction of the shipped model in the middle of a held-out roll."""
     from PIL import Image
+
     from volumen.cli.demo import draw_heldout
     from volumen.phantom.volume import write_phantom
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import VALUE_KINDS
 from volumen.losses.registry import accepted_extras, build_loss, loss_class, loss_names
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
 from volumen.networks.multihead import MultiHeadDynUNet

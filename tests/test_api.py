@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import volumen
 from data_folders import shells
+
+import volumen
 
 SETTINGS = {
     "tr_config": {

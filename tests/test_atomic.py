@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from volumen.utils.atomic import UNFINISHED, replacing, sync_file, write_atomically
 
 

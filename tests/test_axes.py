@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from volumen.data.formats.axes import AmbiguousAxesError, map_axes
 from volumen.utils.errors import VolumenError
 

@@ -15,6 +15,7 @@ import pytest
 import tifffile
 import zarr
 from data_folders import image_of, shells, write_tiff_folder
+
 from volumen.cli.main import main
 
 SHAPE = (24, 24, 48)

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+
 from volumen.inference.windows.blending import (
     BlockAccumulator,
     SpillFile,

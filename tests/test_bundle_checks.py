@@ -19,6 +19,7 @@ from jsonschema.validators import validator_for
 from meta_schema import PUBLISHED, SCHEMA, altered
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
+
 from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
 from volumen.sharing.metadata import REQUIRED_PACKAGES
 

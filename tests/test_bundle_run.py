@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
+
 from volumen.cli.main import main
 
 TRAIN = ROOT / "bundle" / "configs" / "train.yaml"

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from volumen.data.index.cells import (
     NONE_HIGH,
     NONE_LOW,

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_toys import make_trainer
+
 from volumen.checkpoints import file as checkpoint_file
 from volumen.checkpoints.file import (
     DamagedCheckpoint,
@@ -64,6 +65,7 @@ def test_best_are_kept_although_old(tmp_path):
         engine.state.metrics["val/dice"] = next(values)
 
     from ignite.engine import Events
+
     from volumen.handlers.metric import KeyMetric
 
     trainer = make_trainer(tmp_path, epochs=6, keep=2, best=2, key_metric=KeyMetric("val/dice"))

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from conftest import ROOT
 from data_folders import image_of, shells, write_tiff_folder
+
 from volumen.cli.main import main
 from volumen.handlers.records.run_directory import RunDirectory
 

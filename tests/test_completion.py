@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from volumen.cli.completion import SHELLS, commands_of, completion_script, setting_names
 from volumen.cli.main import build_parser
 

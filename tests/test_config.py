@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
+
 from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment
 from volumen.config.manager import ConfigManager
 from volumen.config.sections import SECTIONS, TargetConfig
@@ -539,3 +540,32 @@ def test_rotation_axes_of_a_flat_image(tmp_path):
         VolumenError, match=r"rotation_axes: expected \[z\] or \[\] for 2D images, found \[z, x\]"
     ):
         _ = config.rotation_axes
+
+
+def test_a_value_that_the_user_gave_is_known_from_the_default(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24))}})
+    for given in (None, 0.10):
+        section = {} if given is None else {"min_labeled_ratio": given}
+        config = ConfigManager(
+            tr_config={"patch_size": [8, 8, 8]}, dataset_config=section, dataset_dir=str(tmp_path), device="cpu"
+        )
+        assert config.dataset_config.min_labeled_ratio == 0.10
+        assert config.relaxes_labeled_ratio is (given is None)
+        # The snapshot trains the same model again, so it must give way there too.
+        again = ConfigManager(**config.snapshot(), device="cpu")
+        assert again.relaxes_labeled_ratio is (given is None)
+
+
+def test_a_time_budget_leaves_what_the_user_gave(tmp_path):
+    from volumen.time_budget.candidates import candidates
+
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24)), "gold": shells((24, 24, 24))}})
+    data = {"tr_config": {"patch_size": [8, 8, 8]}, "dataset_dir": str(tmp_path), "device": "cpu"}
+    chosen = candidates(ConfigManager(**data))
+    assert len({(choice.batch_size, choice.learning_rate) for choice in chosen}) > 1
+    assert not all(choice.separate_decoders for choice in chosen)
+    given = {"batch_size": 2, "initial_lr": 0.001}  # the values that null stands for without a budget
+    data["tr_config"] = {**data["tr_config"], **given}
+    fixed = candidates(ConfigManager(**data, model_config={"separate_decoders": True}))
+    assert {(choice.batch_size, choice.learning_rate) for choice in fixed} == {(2, 0.001)}
+    assert all(choice.separate_decoders for choice in fixed)

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import zarr
 from data_folders import shells, write_tiff_folder
+
 from volumen.cli.main import main
 from volumen.data.damage import find_damage
 from volumen.data.formats.volumes import open_volume

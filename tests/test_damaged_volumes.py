@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+
 from volumen.data.formats.volumes import open_volume
 from volumen.utils.errors import VolumenError
 

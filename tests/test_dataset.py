@@ -14,6 +14,7 @@ from monai.data import DataLoader, list_data_collate
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Randomizable, Transform
 from torch._utils import ExceptionWrapper
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.index.patches import find_valid_patches

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+
 from volumen.derived.derivation import derive_target
 from volumen.derived.registry import get_task, task_kind, task_out_channels, task_types
 from volumen.derived.source_fields import SourceFields

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+
 from volumen.derived.registry import DerivedTask, get_task, task_types
 from volumen.transforms.derive import DeriveTargetsd, derive_halo
 from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_folders import shells, write_tiff_folder
+
 from volumen.config.experiment_file import merge, shipped_sections
 from volumen.config.manager import ConfigManager
 from volumen.run import run_bundle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from volumen.utils.device import choose_device, time_convolutions
 from volumen.utils.errors import VolumenError
 

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine
 from training_toys import ToyNetwork, make_trainer, same_weights, weights
 from two_processes import in_two_processes
+
 from volumen.checkpoints.file import checksum, load_checkpoint
 from volumen.cli.execution import leave
 from volumen.data.sampling.regions import RegionSampler

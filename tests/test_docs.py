@@ -109,6 +109,7 @@ def test_yaml_blocks_load(block, tmp_path):
 def test_recipes_load(path, tmp_path):
     """Recipes are data, and their optimizer, schedule and losses can be made."""
     import torch
+
     from volumen.config.experiment_file import read_experiment
     from volumen.config.manager import ConfigManager
     from volumen.engines.optimizers import build_optimizer
@@ -128,6 +129,7 @@ def test_recipes_load(path, tmp_path):
 
 def test_the_recipe_of_nnunet_is_its_own():
     import torch
+
     from volumen.config.experiment_file import read_experiment
     from volumen.engines.schedules import build_scheduler
 
@@ -169,6 +171,7 @@ def check_overlay(content: Any) -> None:
 def check_places(overlay: Mapping[str, Any]) -> None:
     """A key of several parts leads to something that the bundle's own config has."""
     from monai.bundle import ConfigParser
+
     from volumen.utils.bundle_root import configs_dir
 
     parser = ConfigParser()

@@ -13,6 +13,7 @@ import tifffile
 import zarr
 from PIL import Image
 from prediction import save_checkpoint
+
 from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
 from volumen.cli.main import main
 from volumen.evaluation import score as module

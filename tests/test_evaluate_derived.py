@@ -11,6 +11,7 @@ import tifffile
 import zarr
 from instance_cases import cells, walls
 from prediction import save_checkpoint
+
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.derived.derivation import derive_target
 from volumen.evaluation import score as module

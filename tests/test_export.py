@@ -13,6 +13,7 @@ import pytest
 import tifffile
 import torch
 from prediction import make_predictor, save_checkpoint
+
 from volumen.cli.execution import run_guarded
 from volumen.cli.share import EXPORT_FORMATS, add_export_arguments, run_export
 from volumen.inference.predictor import load_predictor, predict_array

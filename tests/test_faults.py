@@ -13,6 +13,7 @@ import pytest
 from ignite.engine import Events
 from toy_process import ToyProcess
 from training_toys import ToyData, make_trainer, same_weights, weights
+
 from volumen.checkpoints.file import load_checkpoint
 from volumen.handlers.faults import explain
 from volumen.handlers.records.logs import TensorBoardLog

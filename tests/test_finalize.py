@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import list_data_collate
+
 from volumen.transforms.finalize import CropHalod, FinalizePatchd, RestrictToLabelledd
 from volumen.utils.errors import VolumenError
 

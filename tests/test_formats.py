@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from volumen.data.formats.detection import detect_format, is_url, local_path, split_suffix
 from volumen.utils.errors import VolumenError
 

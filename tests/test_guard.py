@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from volumen.engines.guard import NonFiniteGuard, describe_patches
 from volumen.utils.errors import VolumenError
 

@@ -15,6 +15,7 @@ from ignite.engine import Events
 from torch.utils.data import DataLoader
 from toy_process import SlowData
 from training_toys import ToyData, ToyNetwork, make_trainer, same_weights, weights
+
 from volumen.checkpoints.file import load_checkpoint
 from volumen.checkpoints.finetune import Finetune, inference_weights, load_weights, report_lines
 from volumen.checkpoints.weights import LoadReport

@@ -20,6 +20,7 @@ from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from monai.bundle import ConfigParser
 from training_toys import make_trainer
+
 from volumen.cli.main import main
 from volumen.utils.bundle_root import configs_dir
 

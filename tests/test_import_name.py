@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import volumen
 from conftest import ROOT
+
+import volumen
 
 BUNDLE = ROOT / "bundle"
 

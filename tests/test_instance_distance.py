@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from volumen.derived.arrays.fields import signed_distance
 from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.derived.batches import fields as torch_fields

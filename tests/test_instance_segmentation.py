@@ -10,6 +10,7 @@ import torch
 import zarr
 from instance_cases import cells, predicted, walls
 from prediction import make_predictor
+
 from volumen.derived.arrays.affinities import affinities
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import aligned_block

@@ -14,6 +14,7 @@ from conftest import ROOT
 from data_folders import image_of
 from monai.bundle import ConfigParser
 from test_instance_distance import voronoi
+
 from volumen.config.manager import ConfigManager
 from volumen.derived.arrays.affinities import affinities
 from volumen.derived.arrays.boundaries import boundary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import generate_binary_structure, grey_dilation, grey_erosion
+
 from volumen.transforms.instances import InstancesToTargetd
 from volumen.utils.errors import VolumenError
 

@@ -7,6 +7,7 @@ import pytest
 from monai.transforms import Compose
 from patch_cases import smooth
 from scipy.ndimage import gaussian_filter
+
 from volumen.transforms.intensity import (
     RandBlurd,
     RandBrightnessd,

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import zarr
+
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.index import label_values as module
 from volumen.data.index.label_values import label_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from data_folders import shells, write_tiff_folder
+
 from volumen.config.manager import ConfigManager
 from volumen.transforms.labels import PrepareLabelsd
 from volumen.utils.errors import VolumenError

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.layout import discover, open_cases
 from volumen.utils.errors import VolumenError

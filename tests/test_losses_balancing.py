@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from volumen.losses.balancing import GradNormBalancing, UncertaintyBalancing, build_balancing
 from volumen.losses.multitask import MultiTaskLoss
 from volumen.utils.errors import VolumenError

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import make_target
+
 from volumen.losses.deep_supervision import block_size, default_interpolation, downsample, level_weights
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from loss_cases import make_target
+
 from volumen.losses.multitask import MultiTaskLoss
 
 KINDS = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import channels, make_target
+
 from volumen.losses.cross_entropy import BCEWithLogitsLoss
 from volumen.losses.deep_supervision import downsample
 from volumen.losses.dice import SoftDiceLoss

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import Case, channels, make_target
+
 from volumen.losses.boundary import surface_distance
 from volumen.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
 from volumen.losses.dice import DiceCELoss, SoftDiceLoss, TverskyLoss

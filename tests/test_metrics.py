@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU, SurfaceDiceMetric
 from scipy import ndimage
+
 from volumen.losses.topology import soft_skeleton
 from volumen.metrics.centreline import cldice, cldice_counts, skeleton
 from volumen.metrics.overlap import dice, iou, overlap_counts

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from volumen.networks.blocks import Head
 from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, NamedHeads, resolve_out_channels
 from volumen.networks.operations import GatedUnit, InstanceNorm, activation_name, norm_name

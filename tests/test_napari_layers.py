@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import zarr
+
 from volumen.data.napari_layers import cases_from_viewer
 from volumen.utils.errors import VolumenError
 

@@ -16,6 +16,7 @@ import yaml
 import zarr
 from conftest import ROOT
 from data_folders import image_of, shells
+
 from volumen.napari_plugin import jobs
 from volumen.napari_plugin.jobs import Job, follow, free_name
 from volumen.napari_plugin.layers import PREDICTION, describe, stand_in, store, take, trainable_layers
@@ -305,6 +306,7 @@ def test_every_event_of_the_worker_is_understood():
 
 def test_the_reporter_tells_of_steps_and_epochs():
     from ignite.engine import Engine
+
     from volumen.napari_plugin.worker import Reporter
 
     told = []
@@ -383,6 +385,7 @@ def test_the_sample_can_be_trained_on():
 
 def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
     from prediction import save_checkpoint
+
     from volumen.napari_plugin import worker
 
     checkpoint = save_checkpoint(tmp_path / "m.pth", 3, (8, 8, 8), tasks=False)

@@ -9,6 +9,7 @@ import struct
 import nibabel
 import numpy as np
 import pytest
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.formats.volumes import open_volume
 from volumen.utils.errors import VolumenError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from volumen.checkpoints.nnunet import load_nnunet, safe_globals
 from volumen.checkpoints.weights import load_partial
 from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet

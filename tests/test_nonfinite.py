@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
+
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.nonfinite import Nonfinite, count_nonfinite
 

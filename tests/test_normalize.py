@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 from patch_cases import RecordingVolume, case_of
+
 from volumen.transforms.intensity_properties import sample_intensity_properties
 from volumen.transforms.normalize import SCHEMES, NormalizeImaged, Normalizer
 from volumen.utils.errors import VolumenError

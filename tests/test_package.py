@@ -24,6 +24,7 @@ from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from meta_schema import SCHEMA
 from prediction import save_checkpoint
+
 from volumen.cli.execution import run_guarded
 from volumen.cli.main import main
 from volumen.cli.share import add_package_arguments, run_package

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from volumen.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
 from volumen.metrics.target_metrics import build_metrics
 

@@ -18,6 +18,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from volumen.data.formats.volumes import open_volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
 from volumen.data.index.label_counts import ANY_OBJECT

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
+
 from volumen.data.formats.volumes import open_volume
 from volumen.data.layout import discover, open_cases
 from volumen.phantom.geometry import Roll, sheet_geometry

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.formats.detection import stack_files
 from volumen.data.formats.volumes import open_volume

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from volumen.inference.postprocess.blocks import block_box, block_counts
 from volumen.inference.postprocess.components import (
     background,

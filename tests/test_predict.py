@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 from prediction import blend_in_memory, make_predictor, save_checkpoint
+
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.inference.jobs import Job
 from volumen.inference.predict import check_image, predict, predict_volume

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
+
 from volumen.inference.output.chunk_files import ChunkFiles, numcodec, zarr_codec
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zarr
 from prediction import save_checkpoint
+
 from volumen.inference.distributed.partition import split_blocks
 from volumen.inference.distributed.worker import worker_device
 from volumen.inference.machine import Machine
@@ -448,6 +449,7 @@ def test_killed_in_the_middle_of_segmenting_it_ends_with_the_same_bytes(tmp_path
 def test_blocks_of_a_lost_gpu_are_made_by_others(tmp_path, monkeypatch, caplog):
     """One of two workers meets the error that CUDA gives when a device is gone, and leaves."""
     import torch
+
     from volumen.inference.distributed import worker
 
     request = make_request(tmp_path, 2)
@@ -479,6 +481,7 @@ def test_blocks_of_a_lost_gpu_are_made_by_others(tmp_path, monkeypatch, caplog):
 def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkeypatch):
     """Fakes of four GPUs: each worker makes its own the current one, before anything else uses CUDA."""
     import torch
+
     from volumen.inference.distributed import worker
     from volumen.inference.request import PredictRequest as Request
     from volumen.utils.device import choose_device

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import torch
 from prediction import save_checkpoint
+
 from volumen.cli.main import main
 from volumen.cli.predict import add_predict_arguments, file_settings, request_from
 from volumen.config.sections import InferenceConfig

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from prediction import save_checkpoint
+
 from volumen.cli.main import main
 from volumen.inference.postprocess import cleaning, instance_output
 

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 import zarr
 from prediction import save_checkpoint
+
 from volumen.evaluation.score import EvaluateRequest, evaluate
 from volumen.inference.jobs import volume_name
 from volumen.inference.predict import predict

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from PIL import Image
+
 from volumen.handlers.preview import colours
 from volumen.handlers.preview.handler import PreviewHandler, encode, most_foreground
 from volumen.handlers.preview.render import KEY, MARGIN, probabilities, render_preview

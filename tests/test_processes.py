@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from training_toys import same_weights
+
 from volumen.checkpoints.file import load_checkpoint
 from volumen.cli.execution import run_guarded
 from volumen.cli.processes import Told, conclude

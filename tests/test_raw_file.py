@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from volumen.data.formats import raw_file
 from volumen.data.formats.raw_file import read_raw
 from volumen.utils.errors import VolumenError

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from monai.transforms import Compose
 from patch_cases import case_of, sample_of, smooth
 from scipy.ndimage import affine_transform
+
 from volumen.transforms.read import ReadPatchd
 from volumen.transforms.spatial import RandSpatialTransformd, SpatialTransform
 from volumen.utils.errors import VolumenError

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import DataLoader
 from monai.transforms import Compose
+
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.index.patch_index import PatchLocation
 from volumen.data.index.patches import find_valid_patches

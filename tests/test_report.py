@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from data_folders import shells, write_tiff_folder
+
 from volumen.config.log import log_experiment, without_effect
 from volumen.config.manager import ConfigManager
 from volumen.run import finish_run, start_run

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_evaluate import write
+
 from volumen.evaluation.score import EvaluateRequest, evaluate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from training_toys import ToyLoss, ToyNetwork, make_trainer, same_weights, weights
+
 from volumen.checkpoints.file import load_checkpoint, save_checkpoint
 from volumen.handlers.checkpoint import changed_data, check_resumable, newest_checkpoint
 from volumen.handlers.early_stopping import EarlyStopping

@@ -6,6 +6,7 @@ import multiprocessing
 
 import pytest
 from training_toys import ToyData, make_trainer
+
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.utils.errors import VolumenError
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.engines.utils import engine_apply_transform
+
 from volumen.handlers.running_dice import RunningDice, dice, label_counts
 from volumen.handlers.scores import TargetScores
 from volumen.transforms.decide import DecideLabelsd, decide

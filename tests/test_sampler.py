@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.distributed import DistributedSampler
+
 from volumen.data.index.patch_index import PatchIndex, PatchTable
 from volumen.data.sampling.sampler import PatchSampler, plan_epoch, sample_rng
 

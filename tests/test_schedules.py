@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+
 from volumen.engines.optimizers import build_optimizer
 from volumen.engines.schedules import build_scheduler
 from volumen.utils.errors import VolumenError

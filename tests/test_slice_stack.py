@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import tifffile
+
 from volumen.data.formats.detection import stack_files
 from volumen.data.formats.volumes import open_volume
 from volumen.data.layout import discover, open_cases

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patch_cases import RecordingVolume, StubCase, sample_of
+
 from volumen.transforms.spatial import RandSpatialTransformd, SpatialTransform, thin_axis
 from volumen.utils.errors import VolumenError
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.sampling.split import MIN_REGION, Split, labelled_profiles, make_split
 from volumen.utils.boxes import Box, box_extent

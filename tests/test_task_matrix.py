@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from scipy import ndimage
 from test_derive_batch import check_equal
+
 from volumen.derived import registry as task_registry
 from volumen.derived.derivation import derive_target
 from volumen.derived.registry import get_task, task_out_channels, task_types

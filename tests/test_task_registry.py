@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+
 from volumen.derived import registry as task_registry
 from volumen.derived.derivation import derive_target
 from volumen.derived.registry import (

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+
 from volumen.derived.arrays import tensors
 from volumen.derived.derivation import derive_target
 from volumen.derived.kernels import eigen as eigen_kernels

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from volumen.utils.threads import cores, in_threads
 
 each_number = pytest.mark.parametrize("num_threads", [1, 2, 5])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
 from volumen.data.block_cache import BlockCache
 from volumen.data.formats.volumes import Volume, open_volume
 from volumen.utils.errors import VolumenError

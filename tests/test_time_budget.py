@@ -16,6 +16,7 @@ from data_folders import ball, write_tiff_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from two_processes import in_two_processes
+
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
 from volumen.time_budget import fit

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
+
 from volumen.cli.main import main
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.records.tracking import adapt_tracking, stay_local, step_numbers

@@ -12,6 +12,7 @@ from data_folders import shells, write_tiff_folder
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from training_toys import ToyData, ToyLoss, ToyNetwork, make_trainer, same_weights, weights
+
 from volumen.checkpoints.file import load_checkpoint
 from volumen.cli.main import main
 from volumen.engines.amp import AmpPolicy

@@ -7,6 +7,7 @@ import pytest
 import torch
 from prediction import RandomHeads, make_predictor
 from torch import nn
+
 from volumen.inference.predictor import WindowNetwork
 from volumen.inference.windows.heads import Head, outer, principal_axis, unit
 from volumen.inference.windows.tta import transforms

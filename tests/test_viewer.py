@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from data_folders import image_of, shells
 from ignite.engine import Events
+
 from volumen.napari_plugin.viewer import train_from_viewer
 from volumen.utils.errors import VolumenError
 

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 from conftest import ROOT
+
 from volumen.utils.bundle_root import bundle_root, license_text
 
 

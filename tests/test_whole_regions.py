@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from volumen.handlers.metric import KeyMetric
 from volumen.handlers.scores import TargetScores
 from volumen.metrics.target_metrics import build_metrics, smaller_is_better

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from volumen.inference.windows.plan import PredictPlan, axis_starts, choose_block_shape, choose_tile
 
 

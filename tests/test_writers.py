@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import zarr
 from prediction import make_predictor, save_checkpoint
+
 from volumen.cli.predict import add_predict_arguments, request_from
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.inference.jobs import Job

@@ -18,6 +18,7 @@ from itertools import product
 import numpy as np
 import pytest
 import zarr
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.formats.volumes import Volume, open_volume
 from volumen.data.formats.zarr_arrays import chunks as zarr_chunks

@@ -6,6 +6,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from numcodecs.zstd import Zstd
+
 from volumen.data.formats.zarr_arrays.zstd_frames import BLOCK, first_blocks
 
 RNG = np.random.default_rng(0)

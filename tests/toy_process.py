@@ -12,6 +12,7 @@ from typing import Any
 
 from ignite.engine import Events
 from training_toys import ToyData, make_trainer
+
 from volumen.utils.errors import VolumenError
 
 USER_ERROR = 2

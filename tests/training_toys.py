@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch.utils.data import DataLoader, Dataset, Sampler
+
 from volumen.data.sampling.regions import RegionSampler
 from volumen.engines.amp import AmpPolicy
 from volumen.engines.batch import prepare_batch

@@ -8,6 +8,7 @@ import socket
 import time
 
 import torch
+
 from volumen.utils import distributed
 
 

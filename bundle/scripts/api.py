@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.evaluation.score import EvaluateRequest, Evaluation
 from volumen.evaluation.score import evaluate as _evaluate
 from volumen.inference.predict import predict as _predict

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
+
 from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)

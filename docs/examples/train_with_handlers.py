@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
+
 from volumen.config.experiment_file import merge, shipped_sections
 from volumen.utils.bundle_root import configs_dir
 

@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any
 
 from ignite.engine import Engine, Events
+
 from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
 from volumen.utils.atomic import write_atomically
 from volumen.utils.errors import VolumenError
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+
 from volumen.checkpoints.nnunet import WEIGHTS_KEY, is_nnunet_state, load_nnunet, safe_globals
 from volumen.checkpoints.weights import LoadReport, load_partial
 from volumen.networks.placement import unwrap

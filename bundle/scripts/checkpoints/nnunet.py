@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
 from volumen.checkpoints.weights import LoadReport, load_partial, plain_name
 from volumen.networks.multihead import SHARED, MultiHeadDynUNet, key_of
 

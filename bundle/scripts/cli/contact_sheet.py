@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from volumen.data.layout import OpenCase
 from volumen.utils.errors import VolumenError
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.cli.execution import run_guarded, set_up_logging
 from volumen.config.experiment_file import SECTION_NAMES
 from volumen.utils.bundle_root import configs_dir
+from volumen.utils.sample_keys import mask_key
 
 # By name: as the main module it would be called otherwise and be as quiet as other libraries.
 logger = logging.getLogger("volumen.cli.demo")
@@ -107,7 +109,7 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
         predictor.normalizer(image)[inside],
         {name: truths[name][inside] for name in config.kinds},
         {name: values[inside] for name, values in found.items()},
-        {name: truths[f"{name}_mask"][inside] for name in config.derived_tasks},
+        {name: truths[mask_key(name)][inside] for name in config.derived_tasks},
         config.kinds,
         title="held-out roll",
     )

@@ -12,6 +12,7 @@ from volumen.utils.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
+
     from volumen.evaluation.score import Evaluation
 
 logger = logging.getLogger(__name__)

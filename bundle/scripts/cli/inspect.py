@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from volumen.cli.train import experiment_sections
 from volumen.config.manager import ConfigManager
 from volumen.utils.console import make_console, make_table
@@ -16,6 +17,7 @@ from volumen.utils.text import by
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from volumen.config.targets import Target
     from volumen.data.index.patch_index import PatchIndex
     from volumen.data.layout import OpenCase
@@ -223,6 +225,7 @@ def _patch_summary(config: ConfigManager, index: PatchIndex) -> str:
 def _memory_summary(config: ConfigManager) -> str:
     """Estimate what training needs, from a forward pass's feature maps: no allocation, a rough guide."""
     import torch
+
     from volumen.networks.multihead import MultiHeadDynUNet
 
     with torch.device("meta"):

@@ -282,6 +282,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
 def use_threads_of(request: PredictRequest) -> None:
     """Compute with as many threads as the prediction that is repeated: on a CPU the last bits depend on them."""
     import torch
+
     from volumen.inference.reproduce import recipe_of
 
     threads = recipe_of(Path(str(request.like))).get("machine", {}).get("threads")

@@ -99,6 +99,7 @@ def _run(count: int, words: Sequence[str]) -> dict[int, int]:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     from volumen.utils.threads import cores
 
     # Their threads share the cores.

@@ -10,6 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+
 from volumen.config.sections import TargetConfig
 from volumen.data.formats.volumes import Volume
 from volumen.data.layout import OpenCase

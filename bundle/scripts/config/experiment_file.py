@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest

@@ -58,6 +58,7 @@ def _weighed(weight: float, name: str) -> str:
 def _machine(config: ConfigManager) -> str:
     """Say what the run computes on, and how much: whether the GPU was found is what one looks for first."""
     import torch
+
     from volumen.utils.precision import choose_dtype
 
     device, training = config.device, config.tr_config

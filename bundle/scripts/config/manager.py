@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volumen.config.experiment_file import check_section_names, refuse_code
-from volumen.config.sections import ALIASES, RETIRED, SECTIONS, TargetConfig
+from volumen.config.sections import ALIASES, RETIRED, SECTIONS, UNSET, TargetConfig
 from volumen.config.targets import Target, inject_auxiliary_tasks, make_target, read_target
 from volumen.config.validation import check_section
 from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import check_names
 from volumen.utils.suggest import closest
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
     from volumen.config.detection import LabelReading
     from volumen.data.layout import Layout, OpenCase
     from volumen.data.sampling.split import Split
@@ -92,6 +94,11 @@ class ConfigManager:
         check_section_names({**given, "auxiliary_tasks": auxiliary_tasks}, origin)
         refuse_code({**given, "auxiliary_tasks": auxiliary_tasks}, origin)
         self.origin = origin
+        #: Keys by section that are null by default and that somebody gave a value.
+        self.given = {
+            name: frozenset(key for key in keys if (given[name] or {}).get(key) is not None)
+            for name, keys in UNSET.items()
+        }
         checked = {name: _section(name, values or {}, origin) for name, values in given.items()}
         self.tr_setup = checked["tr_setup"]
         self.tr_config = checked["tr_config"]
@@ -409,6 +416,7 @@ class ConfigManager:
     @cached_property
     def targets(self) -> dict[str, Target]:
         """All targets: labelled, then auxiliary."""
+        check_names([*self.primary_targets, *self.auxiliary_tasks], self.origin)
         return inject_auxiliary_tasks(
             self.primary_targets,
             self.auxiliary_tasks,
@@ -479,8 +487,8 @@ class ConfigManager:
 
     @property
     def relaxes_labeled_ratio(self) -> bool:
-        """Whether the labelled ratio is the default one, which gives way where no patch reaches it."""
-        return self.dataset_config.min_labeled_ratio == type(self.dataset_config)().min_labeled_ratio
+        """Whether nobody set the labelled ratio, so that it gives way where no patch reaches it."""
+        return "min_labeled_ratio" not in self.given["dataset_config"]
 
     @property
     def label_classes(self) -> dict[str, int | None]:
@@ -732,6 +740,8 @@ class ConfigManager:
             },
             "dataset_config": {
                 **asdict(self.dataset_config),
+                # A value here would be taken for one that somebody gave, which does not give way.
+                **({"min_labeled_ratio": None} if self.relaxes_labeled_ratio else {}),
                 "data_path": _text(self.dataset_dir),
                 "format": self.layout.format,
                 "targets": {name: target.snapshot() for name, target in self.primary_targets.items()},
@@ -759,6 +769,8 @@ def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
             del settled[key]
             logger.warning("%s: %s.%s has no effect here: %s", origin, name, key, advice)
     checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
+    unset = {key: value for key, value in UNSET.get(name, {}).items() if getattr(checked, key) is None}
+    checked = replace(checked, **unset)
     if (
         name == "model_config"
         and checked.strides

@@ -113,8 +113,14 @@ class TrainingConfig:
     patch_size: Annotated[
         PatchSize | None, Field(description="Patch in voxels, (Z, Y, X) or (Y, X); null: from the data.")
     ] = None
-    batch_size: Annotated[Positive, Field(description="Patches per step (per process).")] = 2
-    initial_lr: Annotated[float, Field(gt=0, description="Learning rate at the start.")] = 1e-3
+    batch_size: Annotated[
+        Positive | None,
+        Field(description="Patches per step (per process); null: 2, or what a time budget chooses."),
+    ] = None
+    initial_lr: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="Learning rate at the start; null: 0.001, or what a time budget chooses."),
+    ] = None
     weight_decay: Annotated[Amount, Field(description="Weight decay.")] = 0.01
     optimizer: Annotated[str, Field(description="Any optimizer of torch.optim, by class name.")] = "AdamW"
     optimizer_kwargs: Annotated[dict[str, Any], Field(description="More arguments of the optimizer.")] = (
@@ -219,12 +225,13 @@ class TrainingConfig:
     ] = 10
     augment: Annotated[bool, Field(description="Augment training patches.")] = True
     augment_strength: Annotated[
-        Share,
+        Share | None,
         Field(
             description="Share of nnU-Net's probabilities with which patches are rotated, scaled and changed in"
-            " intensity; at 0 only flips and quarter turns remain, which lose nothing."
+            " intensity; at 0 only flips and quarter turns remain, which lose nothing; null: 1, or what a time budget"
+            " chooses."
         ),
-    ] = 1.0
+    ] = None
     preview_history: Annotated[
         Count, Field(description="Older previews to keep beside the newest, one per validation.")
     ] = 0
@@ -244,8 +251,12 @@ class ModelConfig:
         Field(description="Targets; the same as `dataset_config.targets`, either place serves."),
     ] = field(default_factory=dict)
     separate_decoders: Annotated[
-        bool, Field(description="A decoder per target; false: one shared decoder with a head per target.")
-    ] = True
+        bool | None,
+        Field(
+            description="A decoder per target; false: one shared decoder with a head per target; null: true, unless a "
+            "time budget is short."
+        ),
+    ] = None
     base_features: Annotated[Positive, Field(description="Features of the first stage when planned.")] = 32
     max_features: Annotated[Positive, Field(description="Most features of a stage when planned.")] = 320
     features_per_stage: Annotated[
@@ -323,8 +334,12 @@ class DatasetConfig:
         ),
     ] = None
     min_labeled_ratio: Annotated[
-        Share, Field(description="Least labelled share of a training patch (masks first, else labels).")
-    ] = 0.10
+        Share | None,
+        Field(
+            description="Least labelled share of a training patch (masks first, else labels); null: 0.10, or half of "
+            "the best share there is where no patch reaches that."
+        ),
+    ] = None
     min_bbox_percent: Annotated[
         Share,
         Field(description="Least share of the patch that the bounding box of the labelled voxels fills."),
@@ -483,6 +498,14 @@ SECTIONS: dict[str, type] = {
     "model_config": ModelConfig,
     "dataset_config": DatasetConfig,
     "inference_config": InferenceConfig,
+}
+
+# Values of keys that are null by default, where nothing else decides them. A value that the user gave, even the same,
+# thus differs from none.
+UNSET: dict[str, dict[str, Any]] = {
+    "tr_config": {"batch_size": 2, "initial_lr": 1e-3, "augment_strength": 1.0},
+    "model_config": {"separate_decoders": True},
+    "dataset_config": {"min_labeled_ratio": 0.10},
 }
 
 # Names that people's files use for a key that is called differently here: section -> name -> key.

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+
 from volumen.config.sections import PATTERN_MEANINGS, LossSpec
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest

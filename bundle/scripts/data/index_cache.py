@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.utils.atomic import write_atomically
 
 logger = logging.getLogger(__name__)

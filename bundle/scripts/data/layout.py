@@ -18,6 +18,7 @@ from os import PathLike, fspath
 from pathlib import PurePosixPath
 
 import numpy as np
+
 from volumen.data.formats.axes import AmbiguousAxesError
 from volumen.data.formats.detection import SUFFIXES, local_path
 from volumen.data.formats.integral import IntegralVolume

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from volumen.data.formats.volumes import Region, Volume
 from volumen.data.index.label_values import stored_regions
 from volumen.data.index_cache import load_arrays, store_arrays

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from volumen.derived.arrays.fields import check_spacing
 from volumen.derived.registry import complete_params, get_task
 from volumen.derived.source_fields import SourceFields

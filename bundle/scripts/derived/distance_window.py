@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from volumen.derived.extents import resolve_reach
 from volumen.derived.kernels import distance as distance_kernels
 

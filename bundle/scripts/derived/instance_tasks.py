@@ -12,6 +12,7 @@ from volumen.utils.errors import VolumenError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
     from volumen.derived.batch_fields import BatchFields
     from volumen.derived.source_fields import SourceFields
 
@@ -56,6 +57,7 @@ class Boundary(DerivedTask):
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.boundaries import boundary
 
         margin = self.margin(params, source.spacing)
@@ -113,6 +115,7 @@ class Affinities(DerivedTask):
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.affinities import affinities
 
         margin = self.margin(params, source.spacing)
@@ -170,6 +173,7 @@ class LocalShapeDescriptors(DerivedTask):
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.descriptors import local_shape_descriptors
 
         margin = self.margin(params, source.spacing)

@@ -40,6 +40,7 @@ from volumen.utils.suggest import closest
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
     from volumen.derived.batch_fields import BatchFields
     from volumen.derived.source_fields import SourceFields
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from volumen.derived.arrays.fields import erode, gradient, signed_distance, smooth
 from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.derived.distance_window import check_masks

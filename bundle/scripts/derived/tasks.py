@@ -12,6 +12,7 @@ from volumen.utils.errors import VolumenError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
     from volumen.derived.batch_fields import BatchFields
     from volumen.derived.source_fields import SourceFields
 
@@ -44,6 +45,7 @@ class DistanceTransform(DerivedTask):
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.fields import distance_transform
 
         values, valid = [], np.ones((1, *source.shape), bool)
@@ -168,6 +170,7 @@ class _TensorTask(DerivedTask):
         source: SourceFields, origin: str, sigmas: tuple[float, float], reach: float, classes: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.fields import smooth_products
         from volumen.derived.arrays.tensors import PLAIN_TRACE, tensor_trace
 
@@ -187,6 +190,7 @@ class _TensorTask(DerivedTask):
         source: BatchFields, origin: str, sigmas: tuple[float, float], reach: float, classes: Any
     ) -> tuple[Tensor, Tensor]:
         import numpy as np
+
         from volumen.derived.arrays.tensors import PLAIN_TRACE
         from volumen.derived.batches.axes import tensor_trace
         from volumen.derived.batches.fields import smooth_products
@@ -275,6 +279,7 @@ class NearestComponent(DerivedTask):
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.components import nearest_component
 
         reach = source.resolve_reach(params["reach"])
@@ -288,6 +293,7 @@ class NearestComponent(DerivedTask):
     def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         import numpy as np
         import torch
+
         from volumen.derived.batches.fields import nearest_vectors
 
         reach = source.resolve_reach(params["reach"])
@@ -322,6 +328,7 @@ class Skeleton(DerivedTask):
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
+
         from volumen.derived.arrays.skeletons import skeleton
 
         reach = source.resolve_reach(params["reach"])
@@ -333,6 +340,7 @@ class Skeleton(DerivedTask):
 
     def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         import numpy as np
+
         from volumen.derived.arrays.skeletons import squared_limit
 
         reach = source.resolve_reach(params["reach"])

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
 from volumen.utils.errors import VolumenError
 from volumen.utils.precision import AMP_SETTINGS, choose_dtype
 

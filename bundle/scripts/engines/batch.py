@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import MetaTensor
+
 from volumen.networks.placement import memory_format
 
 if TYPE_CHECKING:

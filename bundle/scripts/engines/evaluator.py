@@ -10,6 +10,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
+
 from volumen.engines.amp import AmpPolicy
 from volumen.engines.trainer import loss_values
 from volumen.networks.placement import local_network

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 

@@ -16,6 +16,7 @@ import torch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
+
 from volumen.engines.amp import AmpPolicy
 from volumen.engines.guard import NonFiniteGuard
 from volumen.utils import distributed

@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
+
 from volumen.evaluation.score import EvaluateRequest, Evaluation, evaluate, find_cases, score
 from volumen.inference.jobs import volume_name
 from volumen.utils import distributed

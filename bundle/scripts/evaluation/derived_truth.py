@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from volumen.derived.distance_window import surroundings
 from volumen.derived.extents import in_voxels
 from volumen.derived.registry import derive_halo

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+
 from volumen.utils import distributed
 
 if TYPE_CHECKING:

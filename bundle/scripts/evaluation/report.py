@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.target_metrics import smaller_is_better
 from volumen.utils.errors import VolumenError

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from volumen.inference.jobs import image_paths, is_stack, volume_name
 from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
 from volumen.inference.postprocess.blocks import block_box, block_counts

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
+
 from volumen.checkpoints.file import (
     DamagedCheckpoint,
     load_checkpoint,

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from ignite.engine import Engine, Events
+
 from volumen.handlers.metric import KeyMetric
 from volumen.handlers.state import register_state
 from volumen.utils.errors import VolumenError

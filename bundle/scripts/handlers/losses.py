@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
+
 from volumen.handlers.state import between_epochs, register_state
 from volumen.utils import distributed
+from volumen.utils.sample_keys import mask_key
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +60,9 @@ class LossAverages:
 
     def _notice(self, labels: Mapping[str, torch.Tensor]) -> None:
         """Remember which targets had a voxel that counts; stays on the device, where asking would wait."""
-        for key, mask in labels.items():
-            if key.endswith("_mask"):
-                name = key.removesuffix("_mask")
+        for name in labels:
+            mask = labels.get(mask_key(name))
+            if mask is not None:
                 self._counted[name] = self._counted.get(name, False) | mask.any()
 
     def _warn_of_untaught(self, engine: Workflow) -> None:

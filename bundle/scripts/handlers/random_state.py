@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
+
 from volumen.utils import distributed
 
 

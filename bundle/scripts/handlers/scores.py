@@ -10,10 +10,12 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
+
 from volumen.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
 from volumen.metrics.whole_regions import WholeRegions
 from volumen.transforms.decide import DECISIONS, DecideLabelsd
 from volumen.utils import distributed
+from volumen.utils.sample_keys import mask_key
 
 
 class TargetScores(Metric):
@@ -100,7 +102,7 @@ class TargetScores(Metric):
             (
                 {**predictions, **decisions},
                 {name: labels[name] for name in self._kinds if name in labels},
-                {name: labels[f"{name}_mask"] for name in self._kinds if f"{name}_mask" in labels},
+                {name: labels[mask_key(name)] for name in self._kinds if mask_key(name) in labels},
                 list(batch["volume_name"]),
             )
         )
@@ -118,7 +120,7 @@ class TargetScores(Metric):
         for name in regions.targets:
             if name not in decisions or name not in labels:
                 continue
-            mask = labels.get(f"{name}_mask")
+            mask = labels.get(mask_key(name))
             for i, volume in enumerate(batch["volume_name"]):
                 regions.add(
                     name,

@@ -15,6 +15,7 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer, Workflow
 from torch.utils.data import DataLoader
+
 from volumen.engines.trainer import accumulation_group
 from volumen.handlers.checkpoint import Checkpointer
 from volumen.utils import distributed

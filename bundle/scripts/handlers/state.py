@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ignite.engine import Engine
+
 from volumen.utils import distributed
 
 _ATTRIBUTE = "stateful_handlers"

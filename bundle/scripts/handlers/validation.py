@@ -7,6 +7,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
+
 from volumen.handlers.state import register_state
 from volumen.networks.placement import unwrap
 from volumen.utils.distributed import share_buffers

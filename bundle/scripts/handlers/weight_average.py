@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Workflow
+
 from volumen.handlers.state import register_state
 from volumen.networks.placement import unwrap
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
 from volumen.inference.finish import BlockFinisher
 from volumen.inference.gain import GainMeter
 from volumen.inference.predictor import Predictor, WindowNetwork

@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
+
 from volumen.inference.jobs import make_job, open_mask
 from volumen.inference.postprocess.components import clean_array
 from volumen.inference.postprocess.instance_output import settle_request

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from volumen.inference.gain import GainMeter
 from volumen.inference.output.ome_zarr import ZarrOutput
 from volumen.inference.output.stored import Stored

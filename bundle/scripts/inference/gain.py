@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from volumen.inference.output.stored import Stored
 from volumen.inference.windows.heads import Head
 from volumen.utils.errors import VolumenError

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
 from volumen.utils.precision import choose_precision
 
 
@@ -53,6 +54,7 @@ def versions() -> dict[str, str]:
     import monai
     import numpy as np
     import zarr
+
     from volumen.version import __version__
 
     return {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.data.damage import UNREADABLE
 from volumen.inference.block_maker import LEAST_CACHE_BYTES, block_cache_of
 from volumen.inference.output.block_log import differences, identity, read_recipe

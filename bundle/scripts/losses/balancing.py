@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
 from volumen.losses.base import LABEL_KINDS
 from volumen.losses.masking import global_sum, synchronised
 from volumen.utils.errors import VolumenError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
 from volumen.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
 from volumen.utils.errors import VolumenError
 

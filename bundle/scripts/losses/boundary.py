@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+
 from volumen.losses.base import ClassLoss
 from volumen.losses.masking import full_precision, masked_mean
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import LABEL_KINDS, VoxelLoss
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
 from volumen.losses.masking import as_real, full_mask, guard
 

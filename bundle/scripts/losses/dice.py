@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from volumen.losses.base import LABEL_KINDS, ClassLoss, Loss
 from volumen.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss
 from volumen.losses.masking import (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import Loss
 from volumen.losses.masking import full_mask, full_precision, guard, masked_mean
 

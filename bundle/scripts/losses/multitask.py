@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from volumen.losses.balancing import GradNormBalancing, build_balancing
 from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
 from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from volumen.losses.masking import as_real, present_samples, zero_of
 from volumen.losses.registry import accepted_extras, build_loss
 from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
 # Other systems' names for the same two.
@@ -181,7 +183,7 @@ class MultiTaskLoss(nn.Module):
         for name in self._entries:
             values[name] = self._target_loss(name, levels, pyramids, batch)
             self.components[name] = values[name].detach()
-            mask = batch.get(f"{name}_mask")
+            mask = batch.get(mask_key(name))
             if mask is not None:
                 present[name] = present_samples(mask).any()
         total, factors = self.balancing(values, present)
@@ -203,7 +205,7 @@ class MultiTaskLoss(nn.Module):
             raise VolumenError(
                 f"batch[{name!r}]", "the batch holds no such target", found=", ".join(map(str, batch))
             )
-        target, mask = batch[name], batch.get(f"{name}_mask")
+        target, mask = batch[name], batch.get(mask_key(name))
         channels, encoded = self._channels[name], self._encoded[name]
         _check_labels(name, target, mask, "multiclass" if encoded else self._how[name][0], channels)
         if encoded:

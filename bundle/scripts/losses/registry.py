@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from torch import nn
+
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import VALUE_KINDS, VoxelLoss
 from volumen.losses.cross_entropy import channel_vector, over_channels
 

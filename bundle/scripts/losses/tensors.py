@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
 from volumen.losses.base import LABEL_KINDS, Loss, probabilities
 from volumen.losses.distance import interior
 from volumen.losses.masking import as_real, full_mask, full_precision, guard, masked_mean

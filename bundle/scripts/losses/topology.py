@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import ClassLoss
 from volumen.losses.masking import full_precision, guard, sample_mean, spatial_dims
 

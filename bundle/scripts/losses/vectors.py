@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from volumen.losses.base import DIRECTION_KINDS, Loss, VoxelLoss, direction_groups
 from volumen.losses.masking import as_real, full_mask, full_precision, guard, masked_mean, ratio, zero_of
 

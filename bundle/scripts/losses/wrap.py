@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from volumen.losses.base import LABEL_KINDS, Loss, encode_target, smaller_sign
 from volumen.losses.masking import (
     as_real,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from volumen.metrics.centreline import cldice, cldice_counts
 from volumen.metrics.overlap import dice, iou, overlap_counts
 from volumen.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split

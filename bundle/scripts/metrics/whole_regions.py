@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from volumen.metrics.target_metrics import LABEL_METRICS, build_metrics
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
 from volumen.utils.errors import VolumenError
 
 #: Key of a layer's metadata: the name under which a prediction was added.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.napari_plugin.layers import PREDICTION
 
 LayerData = tuple[Any, dict[str, Any], str]

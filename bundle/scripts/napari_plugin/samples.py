@@ -14,6 +14,7 @@ def phantom(size: int = 96) -> list[Layer]:
         size: voxels along each side.
     """
     import numpy as np
+
     from volumen.phantom.geometry import Roll, sheet_geometry
     from volumen.phantom.volume import IMAGE, TARGET, labelled_slabs, scan
 

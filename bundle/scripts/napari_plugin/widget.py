@@ -27,6 +27,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+
 from volumen.napari_plugin.chart import Chart
 from volumen.napari_plugin.jobs import Event, Job, free_name
 from volumen.napari_plugin.layers import describe, is_prediction, layer_kind, take, trainable_layers

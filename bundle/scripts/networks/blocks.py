@@ -10,6 +10,7 @@ from monai.networks.blocks.dynunet_block import get_conv_layer
 from monai.networks.layers.drop_path import DropPath
 from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
+
 from volumen.networks.operations import Operations
 
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
 from volumen.networks.blocks import Decoder, Head, ResidualEncoder
 from volumen.networks.operations import Operations, norm_name
 from volumen.networks.planning import plan_blocks

@@ -11,6 +11,7 @@ from monai.networks.layers.factories import Act, Norm
 from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional
+
 from volumen.utils.suggest import closest
 
 INSTANCE = "instance_by_device"

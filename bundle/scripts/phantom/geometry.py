@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+
 from volumen.utils.jit import compiled
 
 ITERATIONS = 60

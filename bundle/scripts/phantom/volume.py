@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.utils.errors import VolumenError
 from volumen.utils.text import by
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
 from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from volumen.checkpoints.file import writing_failed
 from volumen.inference.predictor import Predictor, load_predictor
 from volumen.sharing.exchange_formats import OPENERS, WRITERS

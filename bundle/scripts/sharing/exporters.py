@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from volumen.inference.predictor import Predictor
 from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads
 from volumen.utils.errors import VolumenError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from volumen.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
 from volumen.sharing.export import check_output, publish, scratch_folder
 from volumen.sharing.metadata import build_metadata, find_preview, read_metrics, to_json, training_summary
@@ -231,6 +232,7 @@ def _check_repository(repository: str | None) -> None:
 def _push(request: PackageRequest, name: str, folder: Path, output: Path) -> str:
     """Push the bundle's folder to the Hub; return its address."""
     from monai import bundle
+
     from volumen.version import __version__
 
     assert request.hf is not None

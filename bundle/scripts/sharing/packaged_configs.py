@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from volumen.config.experiment_file import SECTION_NAMES
 from volumen.sharing.metadata import without_paths
 

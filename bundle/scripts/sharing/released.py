@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
 from volumen.inference.predictor import Predictor
 from volumen.sharing.metadata import to_json, without_paths
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
 from volumen.time_budget.candidates import Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
 from volumen.time_budget.measure import Cost, measure, training_objects
@@ -167,7 +168,9 @@ def _settle(
             "patch_size": list(plan.patch_size),
             "batch_size": plan.batch_size,
             "initial_lr": plan.learning_rate,
-            "augment_strength": strength if training.augment_strength == 1.0 else training.augment_strength,
+            "augment_strength": training.augment_strength
+            if "augment_strength" in config.given["tr_config"]
+            else strength,
             "time_budget_choice": choice,
             **schedule,
         },

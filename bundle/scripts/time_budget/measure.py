@@ -19,6 +19,7 @@ from volumen.time_budget.candidates import Candidate
 
 if TYPE_CHECKING:
     import torch
+
     from volumen.config.manager import ConfigManager
 
 STEPS, PATCHES = 3, 6
@@ -73,6 +74,7 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
         Its cost, the same in all processes, or None where the memory of one's device cannot hold it.
     """
     import torch
+
     from volumen.utils import distributed
     from volumen.utils.device import time_convolutions
     from volumen.utils.memory import freed_memory_kept
@@ -110,6 +112,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 def _measure(config: ConfigManager, enough: float) -> Cost | None:
     from torch.utils.data import default_collate
+
     from volumen.utils import distributed
 
     parser = training_objects(_anywhere(config))
@@ -143,6 +146,7 @@ def training_objects(config: ConfigManager) -> Any:
         config: the configuration.
     """
     from monai.bundle import ConfigParser
+
     from volumen.utils.bundle_root import configs_dir
 
     parser = ConfigParser()
@@ -173,6 +177,7 @@ def _time_network(
     config: ConfigManager, parser: Any, batch: dict[str, torch.Tensor], enough: float
 ) -> tuple[float, float, int] | None:
     import torch
+
     from volumen.engines.amp import AmpPolicy
     from volumen.engines.optimizers import build_optimizer
     from volumen.losses.masking import apart

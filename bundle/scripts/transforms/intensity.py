@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
+
 from volumen.transforms.kernels import filters
 from volumen.transforms.spatial import about_one, thin_axis
 from volumen.utils.errors import VolumenError

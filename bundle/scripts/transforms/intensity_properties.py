@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+
 from volumen.utils.errors import VolumenError
 
 _LOGGER = logging.getLogger(__name__)

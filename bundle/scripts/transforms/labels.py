@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
+
 from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 
 class PrepareLabelsd(Transform):
@@ -30,10 +32,10 @@ class PrepareLabelsd(Transform):
         sample = dict(data)
         for target, classes in self.classes.items():
             if classes is None:
-                refuse_negative(sample[target], sample.get(f"{target}_mask"), target, sample["volume_name"])
+                refuse_negative(sample[target], sample.get(mask_key(target)), target, sample["volume_name"])
                 sample[target] = (sample[target] != 0).view(np.uint8)
             else:
-                known = sample.get(f"{target}_mask")
+                known = sample.get(mask_key(target))
                 sample[target] = _within(sample[target], known, target, classes, sample["volume_name"])
         return sample
 

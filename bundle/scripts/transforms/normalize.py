@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+
 from volumen.utils.errors import VolumenError
 from volumen.utils.jit import compiled
 

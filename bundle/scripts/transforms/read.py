@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import Transform
+
 from volumen.transforms.kernels.grid import Grid, LabelReader, Region, is_empty
 from volumen.transforms.normalize import Normalizer
 from volumen.transforms.spatial import SpatialTransform
 from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class ReadPatchd(Transform):
         sample["image"] = self._image(case.image, patch, patch.region(bounds))
         labels = LabelReader(wide, bounds)
         for target in self.targets:
-            sample[target], sample[f"{target}_mask"] = self._label(case, target, labels)
+            sample[target], sample[mask_key(target)] = self._label(case, target, labels)
         sample["in_volume"] = wide.inside(tuple((0, n) for n in case.image.shape))
         sample["spacing"] = tuple(float(step) for step in case.spacing)
         sample["volume_name"] = case.name

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)

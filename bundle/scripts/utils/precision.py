@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 import torch
+
 from volumen.utils.errors import VolumenError
 
 AMP_SETTINGS = ("auto", "off", "float16", "bfloat16")

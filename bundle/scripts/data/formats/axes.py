@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
+
 from volumen.utils.errors import VolumenError
 
 SETTING = "dataset_config.axes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from volumen.data.formats.volumes import Region, Volume
 from volumen.utils.errors import VolumenError
 

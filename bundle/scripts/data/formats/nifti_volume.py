@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.fingerprints import file_fingerprint
 from volumen.data.formats.axes import map_axes

@@ -7,6 +7,7 @@ from math import prod
 from typing import BinaryIO, Literal
 
 import numpy as np
+
 from volumen.utils.errors import VolumenError
 
 _CALL_BYTES = 8192

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.data.fingerprints import digest
 from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.detection import is_url, split_suffix, stack_files, stack_order

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.open_handles import HANDLES
 from volumen.utils.errors import VolumenError

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
 from volumen.data.index.cells import (

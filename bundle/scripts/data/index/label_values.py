@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
 from volumen.data.formats.volumes import Region, Volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
 from volumen.data.index_cache import load_arrays, store_arrays

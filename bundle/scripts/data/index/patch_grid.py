@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from volumen.data.index.label_counts import CountRequest
 from volumen.utils.boxes import Box, box_extent
 from volumen.utils.errors import VolumenError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+
 from volumen.data.index.cells import window_extremes, window_sums
 from volumen.data.index.label_counts import CellCounts
 from volumen.data.index.patch_grid import GridRegion, PatchRules

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.data.index.label_counts import LabelCounter, LabelReader, count_case, default_threads
 from volumen.data.index.patch_grid import MAX_CELLS, GridRegion, PatchRules, lay_grid, shift_table
 from volumen.data.index.patch_index import PatchIndex, PatchTable

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
+
 from volumen.data.index.patch_index import PatchLocation
 from volumen.data.sampling.dataset import SampleError, root_cause
 from volumen.utils.boxes import Box

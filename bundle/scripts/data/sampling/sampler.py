@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data.distributed import DistributedSampler
+
 from volumen.data.index.patch_index import PatchIndex
 
 _PLAN, _SAMPLE = 0, 1

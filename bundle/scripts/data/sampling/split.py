@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.data.index.label_counts import CountRequest, LabelReader, SliceCounter, count_case
 from volumen.data.index_cache import load_arrays, store_arrays
 from volumen.utils.boxes import Box, whole_box

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from volumen.derived.arrays.fields import check_spacing
 from volumen.derived.distance_window import Region, distance_window, three_axes
 from volumen.derived.kernels import distance as distance_kernels

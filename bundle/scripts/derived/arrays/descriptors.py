@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import correlate1d, find_objects
+
 from volumen.derived.extents import gaussian_radius
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
 from volumen.derived.distance_window import (
     Region,
     check_masks,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import find_objects
+
 from volumen.derived.arrays.fields import check_spacing
 from volumen.derived.distance_window import (
     Region,

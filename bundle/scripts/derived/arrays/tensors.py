@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from volumen.derived.kernels import eigen as eigen_kernels
 
 PLAIN_TRACE = 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from volumen.derived.arrays.tensors import MIN_GAP
 
 CHUNK = 1 << 19

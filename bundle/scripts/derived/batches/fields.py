@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from volumen.derived.arrays.fields import MIN_GRADIENT
 from volumen.derived.distance_window import DistanceWindow, Region, distance_window
 from volumen.derived.extents import gaussian_radius

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
 from volumen.derived.arrays.affinities import overlap
 from volumen.derived.batches.fields import pad_axis
 

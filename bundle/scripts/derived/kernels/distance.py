@@ -7,6 +7,7 @@ axes; every function gives the part [start, stop) of the axis along which it wor
 from __future__ import annotations
 
 import numpy as np
+
 from volumen.utils.jit import compiled, inlined
 
 

@@ -4,6 +4,7 @@ vectorise."""
 from __future__ import annotations
 
 import numpy as np
+
 from volumen.utils.jit import compiled
 
 

@@ -8,6 +8,7 @@ voxel are 0. Positions outside the input are never read.
 from __future__ import annotations
 
 import numpy as np
+
 from volumen.utils.jit import compiled
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from PIL import Image
+
 from volumen.checkpoints.file import write_run_file
 from volumen.handlers.preview.colours import key_colours
 from volumen.handlers.preview.render import MAX_FRAMES, render_preview
@@ -19,6 +20,7 @@ from volumen.handlers.records.logs import TensorBoardLog
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class PreviewHandler:
             _array(output["image"][sample]),
             {name: _array(labels[name][sample]) for name in self.kinds if name in labels},
             {name: _array(_finest(value)[sample]) for name, value in predictions.items()},
-            {name: _array(labels[f"{name}_mask"][sample]) for name in self.kinds if f"{name}_mask" in labels},
+            {name: _array(labels[mask_key(name)][sample]) for name in self.kinds if mask_key(name) in labels},
             self.kinds,
             title=f"{self.directory.model_name}  ·  epoch {engine.state.epoch}{where}",
         )
@@ -112,8 +114,8 @@ def most_foreground(labels: Mapping[str, torch.Tensor], names: Sequence[str], ba
     for name in names:
         if name in labels:
             foreground = (labels[name] != 0).any(dim=1, keepdim=True)
-            if f"{name}_mask" in labels:
-                foreground = foreground & (labels[f"{name}_mask"] > 0)
+            if mask_key(name) in labels:
+                foreground = foreground & (labels[mask_key(name)] > 0)
             scores += foreground.flatten(1).float().mean(dim=1).cpu()
     return int(scores.argmax())
 

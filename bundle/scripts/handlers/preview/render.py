@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
 from volumen.handlers.preview import colours
 
 LABELS = ("binary", "multiclass", "multilabel")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
+
 from volumen.checkpoints.file import write_run_file
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.state import between_epochs, register_state

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ignite.engine import Events
 from monai.engines import Workflow
+
 from volumen.checkpoints.file import writing_failed
 from volumen.handlers.faults import explain
 from volumen.utils import distributed

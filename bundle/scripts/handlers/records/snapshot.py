@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from ignite.engine import Engine, Events
+
 from volumen.checkpoints.file import plain, write_run_file
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.utils import distributed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ignite.engine import Engine, Events
+
 from volumen.checkpoints.file import write_run_file
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.utils import distributed

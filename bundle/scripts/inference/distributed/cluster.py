@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import torch
+
 from volumen.inference.distributed.partition import split_blocks
 from volumen.inference.distributed.worker import (
     Made,

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import bounding_box
 

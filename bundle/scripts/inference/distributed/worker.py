@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from volumen.inference.arrays import work_folder
 from volumen.inference.block_maker import make_blocks
 from volumen.inference.distributed.partition import Piece

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+
 from volumen.inference.output.chunk_files import UNFINISHED_CHUNK
 from volumen.inference.windows.plan import Box
 from volumen.utils.atomic import UNFINISHED, write_atomically

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.inference.output.block_log import LOG, RECIPE, STATE_FOLDER, difference
 from volumen.inference.output.ome_zarr import ZarrOutput
 from volumen.utils.atomic import UNFINISHED, write_atomically

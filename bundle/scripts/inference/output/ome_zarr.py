@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.inference.output.chunk_files import ChunkFiles, numcodec, zarr_codec
 from volumen.inference.output.stored import Stored
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from volumen.inference.windows.heads import Head
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.utils.atomic import write_atomically
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from volumen.inference.arrays import cleaned_stored, filled_arrays, final_arrays, raw_arrays, work_folder
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, aligned_block, block_box, block_counts

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from volumen.inference.postprocess.blocks import Region, neighbours
 from volumen.inference.rules import CleaningRules
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+
 from volumen.derived.extents import in_voxels
 from volumen.inference.rules import InstanceRules
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from uuid import uuid4
 
 import numpy as np
+
 from volumen.inference.windows.plan import PredictPlan
 
 SIGMA_SHARE = 0.125

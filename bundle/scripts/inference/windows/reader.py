@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from volumen.data.damage import UNREADABLE
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import box_of, box_text

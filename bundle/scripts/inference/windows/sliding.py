@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
+
 from volumen.inference.windows.blending import axis_weight_sums, gaussian_window
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.memory import limit_kept_memory

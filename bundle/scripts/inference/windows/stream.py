@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from volumen.inference.windows.blending import BlockAccumulator
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.boxes import bounding_box

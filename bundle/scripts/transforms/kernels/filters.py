@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from volumen.transforms.kernels.resample import as_box, blend_separably, linear_taps
 from volumen.utils.jit import compiled
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from volumen.transforms.kernels import resample
 from volumen.transforms.spatial import SpatialTransform
 

@@ -7,6 +7,7 @@ voxels of the box. A 2D image is a box whose first axis has length one.
 from __future__ import annotations
 
 import numpy as np
+
 from volumen.utils.jit import compiled
 
 OUTSIDE = -1

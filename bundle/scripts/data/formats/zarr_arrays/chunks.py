@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.data.block_cache import BLOCKS
 from volumen.data.fingerprints import digest
 from volumen.data.formats.zarr_arrays.zstd_frames import first_blocks

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+
 from volumen.data.block_cache import BLOCKS
 
 Region = tuple[slice, ...]

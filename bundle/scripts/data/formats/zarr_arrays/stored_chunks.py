@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from volumen.data.fingerprints import digest, folder_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.detection import is_url
