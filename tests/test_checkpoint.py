@@ -198,3 +198,19 @@ def test_the_best_epoch_and_its_file_are_told_at_the_end(tmp_path, caplog):
     best = tmp_path / "toy" / "toy_best.pth"
     assert line.endswith(f": {best}")
     assert line.startswith(f"best epoch: {load_checkpoint(best)['epoch']}, val/mean_dice ")
+
+
+def test_every_reader_refuses_a_checkpoint_whose_content_was_altered(tmp_path):
+    from volumen.checkpoints.finetune import load_weights
+    from volumen.inference.predictor import read_checkpoint
+
+    path = tmp_path / "model_1.pth"
+    content = {"model": {"weight": torch.ones(3)}, "model_config": {}}
+    save_checkpoint(content, path)
+    written = torch.load(path, weights_only=True)
+    read_checkpoint(path)
+    written["model"]["weight"][1] = 2.0  # the file is a whole one of torch, with another weight
+    torch.save(written, path)
+    for read in (load_checkpoint, read_checkpoint, lambda file: load_weights(torch.nn.Linear(1, 1), file)):
+        with pytest.raises(VolumenError, match="expected checksum"):
+            read(path)

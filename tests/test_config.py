@@ -547,7 +547,10 @@ def test_a_value_that_the_user_gave_is_known_from_the_default(tmp_path):
     for given in (None, 0.10):
         section = {} if given is None else {"min_labeled_ratio": given}
         config = ConfigManager(
-            tr_config={"patch_size": [8, 8, 8]}, dataset_config=section, dataset_dir=str(tmp_path), device="cpu"
+            tr_config={"patch_size": [8, 8, 8]},
+            dataset_config=section,
+            dataset_dir=str(tmp_path),
+            device="cpu",
         )
         assert config.dataset_config.min_labeled_ratio == 0.10
         assert config.relaxes_labeled_ratio is (given is None)

@@ -179,6 +179,33 @@ def check_places(overlay: Mapping[str, Any]) -> None:
     for key in overlay:
         place = key.removeprefix("+") if key.startswith("+") else key.rpartition("#")[0]
         assert not place or place in parser, key
+    parser.update(
+        {key: value for key, value in overlay.items() if not key.startswith("+")}
+    )  # as MONAI puts them into the config
+    for declared in declarations(parser.get()):
+        check_arguments(declared)
+
+
+def declarations(content: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every object that a config declares."""
+    if isinstance(content, Mapping) and "_target_" in content:
+        yield content
+    if isinstance(content, Mapping | list):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from declarations(value)
+
+
+def check_arguments(declared: Mapping[str, Any]) -> None:
+    """What an object is declared with are arguments that it takes."""
+    import inspect
+    import pydoc
+
+    path = str(declared["_target_"])
+    target = pydoc.locate(path) if "." in path else None
+    if target is None or "sample_saver" in path:
+        return  # MONAI's own, by their short names
+    given = {key: None for key in declared if not (key.startswith("_") and key.endswith("_"))}
+    inspect.signature(target).bind_partial(**given)
 
 
 def check_experiment(text: str, folder: Path) -> None:

@@ -267,9 +267,7 @@ def test_finetune_tells_of_useless_files(tmp_path):
     with pytest.raises(VolumenError, match="no such file"):
         Finetune(ToyNetwork(), tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(
-        VolumenError, match=r"cannot be read as a checkpoint: torch.save did not write it; give"
-    ):
+    with pytest.raises(VolumenError, match=r"damaged or of another kind"):
         load_weights(ToyNetwork(), tmp_path / "text.pth")
     torch.save({"model": {"other": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(VolumenError, match="no weight of this file fits"):

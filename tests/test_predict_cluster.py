@@ -361,11 +361,11 @@ def test_a_local_cluster_without_workers_ends(monkeypatch):
 @pytest.mark.parametrize(
     "where",
     [
-        "cleaning.SurveyPass",
-        "cleaning.ChoosePass",
-        "instance_output.SegmentPass",
-        "instance_output.NumberPass",
-        "passes.LevelPass",
+        "postprocess.cleaning.SurveyPass",
+        "postprocess.cleaning.ChoosePass",
+        "postprocess.instance_output.SegmentPass",
+        "postprocess.instance_output.NumberPass",
+        "postprocess.passes.LevelPass",
     ],
 )
 def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
@@ -373,7 +373,7 @@ def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
 ):
     import importlib
 
-    module, name = where.split(".")
+    module, _, name = where.rpartition(".")
     chosen = getattr(importlib.import_module(f"volumen.inference.{module}"), name)
     make, count = chosen.make, itertools.count()
 

@@ -76,7 +76,9 @@ def test_a_loader_does_not_look_for_transforms_inside_open_files(dataset):
     assert list(DataLoader(of_zeros(dataset, opened), num_workers=0)) == [0]
 
 
-@pytest.mark.parametrize(("dataset", "module"), [("regions", "regions"), ("patches", "dataset")])
+@pytest.mark.parametrize(
+    ("dataset", "module"), [("regions", "sampling.regions"), ("patches", "sampling.dataset")]
+)
 def test_workers_are_asked_to_keep_memory_at_every_sample(monkeypatch, dataset, module):
     asked = []
     monkeypatch.setattr(f"volumen.data.{module}.keep_in_worker", lambda: asked.append(True))

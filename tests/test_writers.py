@@ -543,7 +543,7 @@ def test_a_checkpoint_cut_short_is_told(scroll):
     request, _ = scroll
     path = Path(request.checkpoint)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(VolumenError, match="not a readable checkpoint"):
+    with pytest.raises(VolumenError, match="damaged or of another kind"):
         predict(request)
 
 

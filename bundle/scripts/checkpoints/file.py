@@ -7,8 +7,9 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ from volumen.utils.atomic import write_atomically
 from volumen.utils.errors import VolumenError
 
 CHECKSUM = "checksum"
-_REMEDY = "resume from an older checkpoint"
+_REMEDY = "use another checkpoint: each epoch of a run leaves one"
 
 
 class DamagedCheckpoint(VolumenError):
@@ -57,6 +58,53 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path
     return path
 
 
+def read_file(
+    path: str | os.PathLike,
+    *,
+    map_location: str | torch.device = "cpu",
+    mmap: bool = False,
+    allowed: Sequence[Any] = (),
+) -> Any:
+    """Return what `torch.save` wrote. The one place that reads such files: no code from the file runs.
+
+    Args:
+        path: the file.
+        map_location: where tensors go; "meta" reads their shapes alone.
+        mmap: leave tensors on the disk until they are used.
+        allowed: classes beside tensors and plain values that the file may hold (`torch.serialization.safe_globals`).
+
+    Raises:
+        DamagedCheckpoint: the file is truncated, of another kind, or holds other objects.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+        raise DamagedCheckpoint(
+            path, f"the checkpoint is damaged or of another kind ({_reason(error)})", remedy=_REMEDY
+        ) from error
+
+
+def verify_checksum(content: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """Return a checkpoint's content without its checksum, after comparing the two.
+
+    Raises:
+        DamagedCheckpoint: the content is not what was written.
+    """
+    rest = dict(content)
+    written = rest.pop(CHECKSUM)
+    found = checksum(rest)
+    if written != found:
+        raise DamagedCheckpoint(
+            path,
+            "the checkpoint is damaged",
+            expected=f"checksum {str(written)[:12]}",
+            found=found[:12],
+            remedy=_REMEDY,
+        )
+    return rest
+
+
 def load_checkpoint(path: str | os.PathLike, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint and verify its checksum. No code from the file runs (`weights_only=True`).
 
@@ -67,25 +115,10 @@ def load_checkpoint(path: str | os.PathLike, *, map_location: str | torch.device
     path = Path(path)
     if not path.is_file():
         raise VolumenError(path, "there is no such checkpoint")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds for damaged files
-        raise DamagedCheckpoint(
-            path, f"the checkpoint is damaged or of another kind ({_first_line(error)})", remedy=_REMEDY
-        ) from error
+    content = read_file(path, map_location=map_location)
     if not isinstance(content, dict) or CHECKSUM not in content:
         raise DamagedCheckpoint(path, "this file is no checkpoint of volumen (it holds no checksum)")
-    told = content.pop(CHECKSUM)
-    found = checksum(content)
-    if told != found:
-        raise DamagedCheckpoint(
-            path,
-            "the checkpoint is damaged",
-            expected=f"checksum {told[:12]}",
-            found=found[:12],
-            remedy=_REMEDY,
-        )
-    return content
+    return verify_checksum(content, path)
 
 
 def checksum(content: Any) -> str:
@@ -207,7 +240,10 @@ def writing_failed(
     )
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    foreign = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+    if foreign:
+        return f"it holds objects of {foreign[1]}, which may run code"
     if isinstance(error, pickle.UnpicklingError):
         return "torch finds no weights in it"  # what torch says itself is of its versions
     lines = str(error).strip().splitlines()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
 from volumen.checkpoints.nnunet import WEIGHTS_KEY, is_nnunet_state, load_nnunet, safe_globals
 from volumen.checkpoints.weights import LoadReport, load_partial
 from volumen.networks.placement import unwrap
@@ -102,17 +102,7 @@ def inference_weights(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        with torch.serialization.safe_globals(safe_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds for files that are none of its own
-        named = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        reason = (
-            f"it holds objects of {named[1]}, which may run code" if named else "torch.save did not write it"
-        )
-        raise VolumenError(
-            path, f"cannot be read as a checkpoint: {reason}", remedy="give a .pth file of weights"
-        ) from error
+    content = read_file(path, allowed=safe_globals())
     if not isinstance(content, Mapping):
         raise VolumenError(path, expected="a checkpoint or a state_dict", found=type(content).__name__)
-    return content
+    return verify_checksum(content, path) if CHECKSUM in content else content

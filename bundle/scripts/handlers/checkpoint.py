@@ -17,6 +17,7 @@ from volumen.checkpoints.file import (
     DamagedCheckpoint,
     load_checkpoint,
     plain,
+    read_file,
     save_checkpoint,
     writing_failed,
 )
@@ -378,11 +379,11 @@ def check_resumable(
     if not path.is_file():
         raise VolumenError(path, "there is no such checkpoint")
     try:
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        if "model_config" not in content:
-            return
-    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+        content = read_file(path, map_location="meta", mmap=True)
+    except DamagedCheckpoint as error:
         logger.debug("%s cannot be looked at: %s", path, error)
+        return
+    if not isinstance(content, Mapping) or "model_config" not in content:
         return
     differences(content, network, data, path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
 from volumen.inference.windows.blending import gaussian_window
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
 from volumen.inference.windows.sliding import SlidingWindow
@@ -173,14 +173,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise VolumenError(path, "no such checkpoint", remedy="give the .pth file of a trained model")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise VolumenError(
-            path,
-            f"not a readable checkpoint ({type(error).__name__})",
-            remedy="it may be cut short: use another",
-        ) from None
+    state = read_file(path)
+    if isinstance(state, dict) and CHECKSUM in state:
+        state = verify_checksum(state, path)
     description = path.with_suffix(".json")
     if isinstance(state, dict) and "model" not in state and description.is_file():
         # A released model: the weights alone, as MONAI reads them, with the rest of the checkpoint beside them.
