@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -62,7 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `volumen`; None takes them from the command line.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser().parse_args(words)
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        from volumen.cli.completion import complete
+
+        complete(parser)
+    options = parser.parse_args(words)
     options.words = words
     from volumen.cli.execution import run_guarded
 
@@ -73,6 +79,21 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     common = parser.add_argument_group("messages")
     common.add_argument("--verbose", action="store_true", help="more messages; a traceback with an error")
     common.add_argument("--quiet", action="store_true", help="warnings and errors only, no progress bar")
+
+
+def _add_completers(parser: argparse.ArgumentParser) -> None:
+    """Say what a shell may offer as values of options that take any text."""
+    from volumen.cli import completion
+
+    offers = {
+        "device": completion.offer_devices,
+        "loss": completion.offer_losses,
+        "set": completion.offer_settings,
+    }
+    for action in parser._actions:
+        if action.dest in offers:
+            # argcomplete's own way to attach a completer.
+            action.completer = offers[action.dest]  # type: ignore[attr-defined]
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -187,6 +208,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="any key of any section, e.g. tr_config.initial_lr=0.0003 (repeatable)",
     )
     _add_common(parser)
+    _add_completers(parser)
     parser.set_defaults(run=_run_train)
 
 
@@ -196,6 +218,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: str, t
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     getattr(code, f"add_{name}_arguments")(parser)
     _add_common(parser)
+    _add_completers(parser)
     parser.set_defaults(run=getattr(code, f"run_{name}"))
 
 
@@ -217,6 +240,7 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)"
     )
     _add_common(parser)
+    _add_completers(parser)
     parser.set_defaults(run=_run_inspect)
 
 
