@@ -28,9 +28,9 @@ from prediction import save_checkpoint
 from volumen.cli.execution import run_guarded
 from volumen.cli.main import main
 from volumen.cli.share import add_package_arguments, run_package
+from volumen.sharing.config_text import ConfigText
 from volumen.sharing.metadata import without_paths
 from volumen.sharing.package import PackageRequest, package
-from volumen.sharing.packaged_configs import replace_block, set_value
 from volumen.utils.errors import VolumenError
 
 EXPERIMENT = {
@@ -460,20 +460,32 @@ def test_paths_are_removed_at_any_depth():
     }
 
 
-def test_a_block_is_replaced_and_the_rest_kept():
-    text = "# head\na: 1\n\nb:\n  c: 2   # why\n\n  d: 3\n\n# about e\ne: 4\n"
-    found = replace_block(text, "b", {"x": [1, 2]})
-    assert found == "# head\na: 1\n\nb:\n  x: [1, 2]\n\n# about e\ne: 4\n"
-    with pytest.raises(ValueError, match="no entry 'z'"):
-        replace_block(text, "z", 1)
+CONFIG = '# head\na: 1\n\nb:           # of b\n  c: null    # why\n\n  d: "$x"\n\n# about e\ne: {f: 4}\n'
 
 
-def test_a_value_is_set_and_its_comment_kept():
-    text = "a:\n  b: null    # why\n  c: 1\nb: 2\n"
-    assert set_value(text, "a", "b", [1, 2]) == "a:\n  b: [1, 2]    # why\n  c: 1\nb: 2\n"
-    assert set_value(text, "a", "c", 1e-5) == "a:\n  b: null    # why\n  c: 1.0e-05\nb: 2\n"
-    assert set_value(text, "a", "absent", 1) == text
-    assert yaml.safe_load(set_value(text, "a", "c", "off")) == {"a": {"b": None, "c": "off"}, "b": 2}
+def test_a_changed_config_keeps_its_comments_and_lines():
+    config = ConfigText(CONFIG)
+    assert config.text() == CONFIG
+    config.update("b", {"c": [1, 2]})
+    assert config.text() == CONFIG.replace("null    # why", "[1, 2]  # why")
+    config.insert("g", {"h": [[1], [2]]}, before="b")
+    assert config.text().index("g:") < config.text().index("b:")
+    assert all(comment in config.text() for comment in ("# head", "# of b", "# why", "# about e"))
+    config.update("b", {"z": 1}, only_known=True)
+    assert yaml.safe_load(config.text()) == {
+        "a": 1, "b": {"c": [1, 2], "d": "$x"}, "e": {"f": 4}, "g": {"h": [[1], [2]]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1e-5, 1e22, -0.1, 3, True, None, "off", "1e-4", "1.5", "yes", "null", "@a", "$b", "%c", "a: b", "", " x", "#1",
+     [1.0e-7, "on"], {"k": [{"x": 1e-9}], "e": {}, "l": []}, "Grüße"],
+)  # fmt: skip
+def test_a_changed_config_is_read_as_the_same_values(value):
+    config = ConfigText(CONFIG)
+    config.update("b", {"c": value})
+    assert yaml.safe_load(config.text())["b"]["c"] == value
 
 
 def test_weights_without_their_description_are_refused(tmp_path):
