@@ -20,6 +20,7 @@ from volumen.config.experiment_file import (
     shipped_sections,
 )
 from volumen.utils.errors import VolumenError
+from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ def run_train(options: argparse.Namespace) -> int:
     if options.nproc > 1 and "RANK" not in os.environ:
         return run_processes(options.nproc, options.words)
     sections, origin = experiment_sections(options)
+    check_early(sections, origin)
+    data = options.input or sections["dataset_config"].get("data_path")
+    if data:
+        logger.info("volumen %s: training on %s", __version__, data)
     overrides: dict[str, Any] = dict(sections)
     overrides["experiment#origin"] = origin
     for key, flag, value in (
@@ -76,6 +81,17 @@ def run_train(options: argparse.Namespace) -> int:
     from volumen.run import run_bundle
 
     return run_bundle("train.yaml", options.config_file, overrides, tracking=options.tracking)
+
+
+def check_early(sections: Mapping[str, Mapping[str, Any]], origin: str) -> None:
+    """Check the settings before MONAI is imported, which takes seconds.
+
+    Raises:
+        VolumenError: a wrong key or value.
+    """
+    from volumen.config.validation import check_sections
+
+    check_sections(sections, origin)
 
 
 def check_tracking(tracking: str) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volumen.config.experiment_file import check_section_names, refuse_code
-from volumen.config.sections import ALIASES, RETIRED, SECTIONS, UNSET, TargetConfig
+from volumen.config.sections import UNSET, TargetConfig
 from volumen.config.targets import Target, inject_auxiliary_tasks, make_target, read_target
-from volumen.config.validation import check_section
+from volumen.config.validation import check_sections, retired_keys
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import check_names
 from volumen.utils.suggest import closest
@@ -99,7 +99,9 @@ class ConfigManager:
             name: frozenset(key for key in keys if (given[name] or {}).get(key) is not None)
             for name, keys in UNSET.items()
         }
-        checked = {name: _section(name, values or {}, origin) for name, values in given.items()}
+        checked = check_sections(given, origin)
+        for line in retired_keys(given, origin):
+            logger.warning("%s", line)
         self.tr_setup = checked["tr_setup"]
         self.tr_config = checked["tr_config"]
         self.model_config = checked["model_config"]
@@ -754,32 +756,6 @@ class ConfigManager:
                 name: target.snapshot() for name, target in self.targets.items() if target.auxiliary_task
             },
         }
-
-
-def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
-    """Check one section after settling aliases and setting aside retired keys."""
-    settled = dict(values)
-    for old, new in ALIASES.get(name, {}).items():
-        if old in settled:
-            if new in settled and settled[new] != settled[old]:
-                raise VolumenError(f"{origin}: {name}.{old}", f"contradicts {new}", remedy=f"keep {new}")
-            settled[new] = settled.pop(old)
-    for key, advice in RETIRED.get(name, {}).items():
-        if key in settled:
-            del settled[key]
-            logger.warning("%s: %s.%s has no effect here: %s", origin, name, key, advice)
-    checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
-    unset = {key: value for key, value in UNSET.get(name, {}).items() if getattr(checked, key) is None}
-    checked = replace(checked, **unset)
-    if (
-        name == "model_config"
-        and checked.strides
-        and checked.pool_op_kernel_sizes not in (None, checked.strides)
-    ):
-        raise VolumenError(
-            f"{origin}: model_config.pool_op_kernel_sizes", "contradicts strides", remedy="keep strides alone"
-        )
-    return checked
 
 
 def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:

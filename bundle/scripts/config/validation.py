@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from volumen.config.sections import PATTERN_MEANINGS, LossSpec
+from volumen.config.sections import (
+    ALIASES,
+    PATTERN_MEANINGS,
+    RETIRED,
+    SECTIONS,
+    UNSET,
+    LossSpec,
+)
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -53,6 +60,53 @@ def check_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
         return _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
         raise _told(error, where) from None
+
+
+def check_sections(sections: Mapping[str, Mapping[str, Any] | None], origin: str) -> dict[str, Any]:
+    """Check the sections of an experiment.
+
+    Args:
+        sections: values by section, and key; `auxiliary_tasks` is checked with the targets that it derives from.
+        origin: the file they come from, for errors.
+
+    Returns:
+        The dataclass of each section, with the older names of keys settled and unset values filled in.
+
+    Raises:
+        VolumenError: an unknown key, a wrong value, or two keys that contradict each other.
+    """
+    return {name: _section(name, sections.get(name) or {}, origin) for name in SECTIONS}
+
+
+def retired_keys(sections: Mapping[str, Mapping[str, Any] | None], origin: str) -> list[str]:
+    """Return a line for every key of older files that has no effect here, with what replaces it."""
+    return [
+        f"{origin}: {name}.{key} has no effect here: {advice}"
+        for name, keys in RETIRED.items()
+        for key, advice in keys.items()
+        if key in (sections.get(name) or {})
+    ]
+
+
+def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
+    settled = {key: value for key, value in values.items() if key not in RETIRED.get(name, {})}
+    for old, new in ALIASES.get(name, {}).items():
+        if old in settled:
+            if new in settled and settled[new] != settled[old]:
+                raise VolumenError(f"{origin}: {name}.{old}", f"contradicts {new}", remedy=f"keep {new}")
+            settled[new] = settled.pop(old)
+    checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
+    unset = {key: value for key, value in UNSET.get(name, {}).items() if getattr(checked, key) is None}
+    checked = replace(checked, **unset)
+    if (
+        name == "model_config"
+        and checked.strides
+        and checked.pool_op_kernel_sizes not in (None, checked.strides)
+    ):
+        raise VolumenError(
+            f"{origin}: model_config.pool_op_kernel_sizes", "contradicts strides", remedy="keep strides alone"
+        )
+    return checked
 
 
 @cache
