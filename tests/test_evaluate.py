@@ -323,3 +323,84 @@ def test_a_label_map_without_the_other_cases_classes_is_read_like_them(tmp_path)
     assert set(evaluation.cases) == {"a", "b", "z"}
     assert evaluation.mean["part/dice/2"] == pytest.approx(2 / 3)
     assert evaluation.cases["z"]["part/dice/1"] == 0
+
+
+def test_labels_without_a_prediction_and_predictions_without_a_label_are_told(files, caplog, capsys):
+    (files / "found" / "b_ink.tif").unlink()
+    truth = tifffile.imread(files / "found" / "a_ink.tif")
+    write(files / "found" / "d_ink.tif", truth)
+    write(files / "data" / "labels" / "a_other.tif", truth)  # of a target that nobody predicted
+    command = ["evaluate", "-p", str(files / "found"), "-l", str(files / "data"), "-o", str(files / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "means over 2 of 3 cases" in printed.out
+    assert "labels without a prediction: b_ink; scored: 2 of 3 cases" in printed.err
+    assert "predictions without a label: d_ink" in printed.err
+    told = json.loads((files / "out" / "metrics.json").read_text())
+    assert told["labels_without_prediction"] == ["b_ink"]
+    assert told["predictions_without_label"] == ["d_ink"]
+    assert told["scored"] == "2 of 3 cases"
+    assert told["mean"]["ink/dice"] == pytest.approx(0.5)
+    page = (files / "out" / "report.html").read_text()
+    assert "b_ink" in page
+    assert "2 of 3 cases" in page
+    assert main([*command, "--require-all", "--quiet"]) == 1
+    (files / "data" / "labels" / "b_ink.tif").unlink()
+    (files / "found" / "d_ink.tif").unlink()
+    assert main([*command, "--require-all", "--quiet"]) == 0
+    assert json.loads((files / "out" / "metrics.json").read_text())["scored"] == "2 cases"
+
+
+def test_many_missing_labels_are_counted(files, caplog):
+    truth = tifffile.imread(files / "found" / "a_ink.tif")
+    for number in range(14):
+        write(files / "data" / "labels" / f"x{number:02}_ink.tif", truth)
+    evaluation = evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
+    assert "x09_ink and 4 more; scored: 3 of 17 cases" in caplog.text
+    assert len(evaluation.unpredicted) == 14
+
+
+def scored(tmp_path, found, truth, **options):
+    write(tmp_path / "found" / "a_ink.tif", found)
+    write(tmp_path / "labels" / "a_ink.tif", truth)
+    request = EvaluateRequest(
+        str(tmp_path / "found"), str(tmp_path / "labels"), str(tmp_path / "out"), metrics=("dice",), **options
+    )
+    return evaluate(request).mean
+
+
+def test_a_class_that_no_prediction_has_is_missed(tmp_path):
+    found = np.repeat(np.arange(3, dtype=np.uint8), 16).reshape(6, 8)
+    truth = found.copy()
+    truth[:1] = 3
+    mean = scored(tmp_path, found, truth)
+    assert mean["ink/dice/3"] == 0
+    assert mean["ink/dice"] == pytest.approx((1 + 1 + 0) / 3)
+
+
+def test_a_negative_label_is_refused_unless_it_is_ignored(tmp_path):
+    truth = np.zeros((6, 8), np.int16)
+    truth[:2], truth[4:] = 1, -1
+    found = (truth != 0).astype(np.uint8)
+    with pytest.raises(VolumenError, match=r"expected 0 for background .* found -1; .*--ignore-label"):
+        scored(tmp_path, found, truth)
+    assert scored(tmp_path, found, truth, ignore_label=-1)["ink/dice"] == 1
+
+
+def test_a_value_that_is_no_class_is_refused_unless_it_is_ignored(tmp_path):
+    found = np.repeat(np.arange(3, dtype=np.uint8), 16).reshape(6, 8)
+    truth = found.copy()
+    truth[4:] = 255
+    with pytest.raises(VolumenError, match=r"expected classes 0 to 2, found 255; .*--ignore-label"):
+        scored(tmp_path, found, truth)
+    assert scored(tmp_path, found, truth, ignore_label=255)["ink/dice/1"] == 1
+
+
+def test_a_mask_of_negative_values_and_nan_counts_nowhere(files):
+    mask = np.where(mask_of_b(), 2.0, -1.0).astype(np.int16)
+    write(files / "data" / "masks" / "b.tif", mask)
+    request = EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out"))
+    assert evaluate(request).cases["b"]["ink/dice"] == 1
+    write(files / "data" / "masks" / "b.tif", mask[:, :5])
+    with pytest.raises(VolumenError, match=r"b\.tif: expected shape"):
+        evaluate(request)

@@ -16,6 +16,7 @@ from volumen.utils.errors import VolumenError, find_cause
 
 if TYPE_CHECKING:
     from volumen.data.layout import OpenCase
+    from volumen.handlers.metric import KeyMetric
     from volumen.handlers.records.run_directory import RunDirectory
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -153,12 +154,16 @@ def run_bundle(
     return codes[-1] if codes else 0
 
 
-def start_run(config: ConfigManager, run_directory: RunDirectory | None = None) -> None:
+def start_run(
+    config: ConfigManager, run_directory: RunDirectory | None = None, key_metric: KeyMetric | None = None
+) -> None:
     """Seed everything, check that the run may write where it is to write, and log what will be trained.
 
     Args:
         config: the experiment.
         run_directory: the run's folder; nothing is created here.
+        key_metric: the metric that chooses the best epoch. It is checked when it is made, so it is asked for here,
+            before the data are searched for patches.
 
     Raises:
         VolumenError: a folder that belongs to another run, or a checkpoint that does not fit.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volumen.data.layout import OpenCase
+from volumen.data.validity import known_voxels, without_ignored
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -179,14 +180,10 @@ def draw_view(
             continue
         any_label = True
         label = read(case.labels[name])
-        sure: np.ndarray = np.ones(plane, bool)
-        if name in case.masks:
-            sure = np.asarray((read(case.masks[name]) > 0).all(axis=0))
-        if target.ignore_label is not None:
-            ignored = (label == target.ignore_label).any(axis=0)
-            sure, label = sure & ~ignored, np.where(ignored, 0, label)
-        known |= sure
-        _overlay(picture, label, target, colours[name])
+        mask = read(case.masks[name]) if name in case.masks else None
+        sure = known_voxels(label, mask, target.ignore_label)
+        known |= True if sure is None else sure
+        _overlay(picture, without_ignored(label, target.ignore_label), target, colours[name])
     if any_label:
         picture[~known] *= _UNKNOWN_DIMMED
     return _resized(picture, height, width)

@@ -8,7 +8,6 @@ import math
 from typing import TYPE_CHECKING
 
 from volumen.utils.console import make_console, make_table
-from volumen.utils.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +35,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks",
         metavar="PATH",
-        help="folder of masks, or one mask; scored where not 0 (default: masks/ beside labels/)",
+        help="folder of masks, or one mask; scored where above 0 (default: masks/ beside labels/)",
     )
     parser.add_argument(
         "--targets", metavar="NAMES", help="targets to score, by commas (default: all with labels)"
@@ -70,6 +69,17 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--worst", metavar="N", type=int, default=3, help="cases with a picture, per target (default: 3)"
     )
+    parser.add_argument(
+        "--ignore-label",
+        metavar="VALUE",
+        type=int,
+        help="label value that means unknown (default: as the record of a prediction says)",
+    )
+    parser.add_argument(
+        "--require-all",
+        action="store_true",
+        help="exit with 1 if a label has no prediction or a prediction no label",
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
 
@@ -102,19 +112,21 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             worst=arguments.worst,
             seed=arguments.seed,
             instances=_names(arguments.instances) or (),
+            ignore_label=arguments.ignore_label,
         )
     )
     if not arguments.quiet:
         make_console().print(_table(evaluation))
     logger.info("report: %s/report.html", arguments.output)
-    return 0
+    incomplete = evaluation.unpredicted or evaluation.unlabelled
+    return 1 if arguments.require_all and incomplete else 0
 
 
 def _table(evaluation: Evaluation) -> Table:
     """Return the means over cases with their intervals, and which way is better."""
     from volumen.evaluation.report import direction, readable
 
-    title = f"means over {counted(len(evaluation.cases), 'case')}"
+    title = f"means over {evaluation.coverage}"
     table = make_table(title, ("metric", "mean", "95 % interval", "better"))
     for key, value in evaluation.mean.items():
         bounds = evaluation.interval[key]

@@ -50,7 +50,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--targets", metavar="NAMES", help="targets to predict, by commas (default: all)")
     files.add_argument(
-        "--mask", metavar="VOLUME", help="volume, or folder with one per image: predict where it is not 0"
+        "--mask", metavar="VOLUME", help="volume, or folder with one per image: predict where it is above 0"
     )
     files.add_argument(
         "--region",

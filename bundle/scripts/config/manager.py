@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEWEST_FINAL_WINDOWS = 2000
+"""So many windows the last and the best epoch may be scored on, however short the training is."""
+
 # Answers that are kept once found, and the sections that each follows from. Those that are not listed stay in a
 # variant: what is opened, what is in it, and where it runs.
 _FOLLOWS_FROM: dict[str, set[str]] = {
@@ -488,6 +491,11 @@ class ConfigManager:
         return {name: target.kind for name, target in self.targets.items()}
 
     @property
+    def labelled_kinds(self) -> dict[str, str]:
+        """Kind of every labelled target: those that the mean Dice is of."""
+        return {name: target.kind for name, target in self.primary_targets.items()}
+
+    @property
     def relaxes_labeled_ratio(self) -> bool:
         """Whether nobody set the labelled ratio, so that it gives way where no patch reaches it."""
         return "min_labeled_ratio" not in self.given["dataset_config"]
@@ -590,6 +598,44 @@ class ConfigManager:
         """Windows per validation; None: the whole validation part."""
         steps = self.tr_config.max_val_steps_per_epoch
         return None if steps is None else steps * self.tr_config.batch_size
+
+    @property
+    def final_validation_windows(self) -> int | None:
+        """Windows with which the last and the best epoch are scored; None: the whole validation part.
+
+        Without a setting it is the whole part unless that is larger than the whole training, as of a huge volume.
+        """
+        training, processes = self.tr_config, self.world_size
+        if training.final_val_steps is not None:
+            return training.final_val_steps * training.batch_size
+        if training.max_steps_per_epoch is None:
+            return None
+        return max(
+            FEWEST_FINAL_WINDOWS,
+            training.max_epoch * training.max_steps_per_epoch * training.batch_size * processes,
+        )
+
+    @property
+    def validation_names(self) -> list[str]:
+        """The names of all metrics and losses that validation can measure, without "val/"."""
+        from volumen.losses.multitask import component_labels
+        from volumen.metrics.whole_regions import measured_names
+
+        sections = self.loss_sections
+        losses = [
+            f"loss/{name}{part}"
+            for name, section in sections.items()
+            for part in ("", *(f"/{label}" for label in component_labels(section["losses"])))
+        ]
+        return [*measured_names(sections, self.tr_config.validation_metrics), "loss", *losses]
+
+    @property
+    def default_key_metric(self) -> str:
+        """The metric that chooses the best epoch unless set; the loss where no labelled target has a Dice."""
+        from volumen.metrics.target_metrics import metrics_of
+
+        dice = any("dice" in metrics_of(kind) for kind in self.labelled_kinds.values())
+        return "val/mean_dice" if dice else "val/loss"
 
     @property
     def validates(self) -> bool:

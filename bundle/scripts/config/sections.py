@@ -155,8 +155,17 @@ class TrainingConfig:
     ] = 250
     max_val_steps_per_epoch: Annotated[
         Positive | None,
-        Field(description="Batches of windows per validation; null: the whole validation part."),
+        Field(
+            description="Batches of windows per validation, drawn at random once; null: the whole validation part."
+        ),
     ] = 50
+    final_val_steps: Annotated[
+        Positive | None,
+        Field(
+            description="The same for the last and the best epoch when training ends; null: the whole validation part, "
+            "or as many windows as training has patches where it is larger (at least 2000)."
+        ),
+    ] = None
     num_dataloader_workers: Annotated[
         Count | None,
         Field(description="Worker processes that prepare patches; null: CPU cores less one, at most 8."),
@@ -417,7 +426,7 @@ class InferenceConfig:
         Field(description="Average over flips (mirror), or flips and 90-degree rotations (rotate)."),
     ] = "none"
     mask: Annotated[
-        str | None, Field(description="Volume, or folder with one per image: predicted where it is not 0.")
+        str | None, Field(description="Volume, or folder with one per image: predicted where it is above 0.")
     ] = None
     skip_empty: Annotated[bool, Field(description="Leave windows without contrast at 0.")] = True
     dtype: Annotated[

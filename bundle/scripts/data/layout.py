@@ -153,6 +153,11 @@ def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
             label.path, expected="a mask of 1 channel", found=f"{label.channels}", remedy="save it as grey"
         )
     _warn_of_geometry(image, label)
+    return whole_numbers(label)
+
+
+def whole_numbers(label: Volume) -> Volume:
+    """Return a label as a volume of integers; a value that is no whole number is refused as it is read."""
     return label if np.dtype(label.dtype).kind in "ui" else IntegralVolume(label)
 
 

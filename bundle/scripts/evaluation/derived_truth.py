@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volumen.data.validity import known_voxels, without_ignored
 from volumen.derived.distance_window import surroundings
 from volumen.derived.extents import in_voxels
 from volumen.derived.registry import derive_halo
@@ -70,7 +71,7 @@ class DerivedTruth:
         Args:
             region: inside the label.
             label: what it is derived from.
-            mask: known where not 0, or None.
+            mask: known where above 0, or None.
             ignore: label value that means unknown, or None.
         """
         values, known, inside = _read_around(region, self.halo, label, mask, ignore)
@@ -104,12 +105,9 @@ def _read_around(
         for t, part, h in zip(there, region, halo, strict=True)
     )
     found = label.read(there)
-    certain = np.ones(found.shape[1:], bool)
-    if mask is not None:
-        certain &= mask.read(there).any(axis=0)
-    if ignore is not None:
-        certain &= (found != ignore).all(axis=0)
-        found = np.where(certain, found, 0)
+    trusted = known_voxels(found, None if mask is None else mask.read(there), ignore)
+    certain = np.ones(found.shape[1:], bool) if trusted is None else trusted
+    found = without_ignored(found, ignore)
     values = np.zeros((len(found), *wide), found.dtype)
     known, inside = np.zeros((2, 1, *wide), bool)
     values[(slice(None), *place)] = found

@@ -62,22 +62,35 @@ def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
         evaluation: the scores.
         worst: cases with a picture per target, the worst first.
     """
-    facts = {**evaluation.settings, "cases": len(evaluation.cases)}
+    facts = {**evaluation.settings, "scored": evaluation.coverage}
     told = " · ".join(
         f"{html.escape(name)} {html.escape(str(value))}"
-        for name, value in sorted(facts.items(), key=lambda item: item[0] != "cases")
+        for name, value in sorted(facts.items(), key=lambda item: item[0] != "scored")
         if value not in (None, [], ())
     )
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'><title>Evaluation</title>",
         f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1><p class=facts>{told}</p>",
+        _missing(evaluation),
         _summary(evaluation),
         _case_table(evaluation),
         _pictures(evaluation, worst),
         "</body></html>",
     ]
     return "\n".join(parts)
+
+
+def _missing(evaluation: Evaluation) -> str:
+    """Name what entered no mean."""
+    return "".join(
+        f"<p class=note>{what}: {html.escape(', '.join(names))}</p>"
+        for what, names in (
+            ("Labels without a prediction, which are not scored", evaluation.unpredicted),
+            ("Predictions without a label, which are not scored", evaluation.unlabelled),
+        )
+        if names
+    )
 
 
 def _summary(evaluation: Evaluation) -> str:

@@ -7,19 +7,28 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volumen.data.validity import (
+    binary_truth,
+    class_truth,
+    known_voxels,
+    labelled_voxels,
+    refuse_negative,
+    without_ignored,
+)
 from volumen.inference.jobs import image_paths, is_stack, volume_name
 from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
 from volumen.inference.postprocess.blocks import block_box, block_counts
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.utils.atomic import write_atomically
 from volumen.utils.errors import VolumenError
+from volumen.utils.text import counted
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
@@ -36,6 +45,8 @@ MANY_LABELS = 255
 WHITE = 255
 """Foreground in a picture of black and white; no class, and no number of an instance."""
 RESAMPLES = 2000
+MOST_NAMED = 10
+"""So many names of what is missing are told; all are in `metrics.json`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class EvaluateRequest:
         labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
             a single prediction, also as a folder of its slices.
         output: folder of the report.
-        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where not 0; of a single image also
+        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where above 0; of a single image also
             one mask of any name, or its slices. None: `masks` beside `labels`.
         targets: targets to score; None for all that have labels.
         metrics: dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge;
@@ -60,6 +71,7 @@ class EvaluateRequest:
         seed: of the bootstrap.
         instances: targets whose predictions number instances; those of `--instances`, and label maps with more than
             255 values, are known.
+        ignore_label: label value that means unknown; None: as the record of a prediction says.
     """
 
     predictions: str
@@ -74,6 +86,7 @@ class EvaluateRequest:
     worst: int = 3
     seed: int = 0
     instances: tuple[str, ...] = ()
+    ignore_label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +99,15 @@ class ScoredCase:
         kind: binary, multiclass or multilabel; distance, vector, axis, tensor or field; instances.
         prediction: probabilities or labels.
         label: the truth.
-        mask: scored where not 0, or None.
+        mask: scored where above 0, or None.
         region: place of the prediction in the label, per axis.
         channels: channels of the head.
         scale: what stored values are divided by to be probabilities; 0 for labels.
         ignore: label value that means unknown, or None.
         image: path of the image, or None.
         classes: names of the classes, or None.
+        source: the labelled target that a derived one is made from; None where the target itself is labelled.
+        labelled_only: only voxels with a label above 0 count, as in a training with `compute_loss_on_labeled_only`.
         truth: makes the truth of a derived target from the label; None where the label itself is it.
     """
 
@@ -108,6 +123,8 @@ class ScoredCase:
     ignore: int | None = None
     image: str | None = None
     classes: tuple[str, ...] | None = None
+    source: str | None = None
+    labelled_only: bool = False
     truth: DerivedTruth | None = None
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:
@@ -128,18 +145,31 @@ class ScoredCase:
             slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
         )
         found = self.prediction.read(box)
-        if self.truth is not None:
-            truth, known = self.truth.read(there, self.label, self.mask, self.ignore)
-            return (found.astype(np.float32) / self.scale if self.scale else found), truth, known
-        truth = self.label.read(there)
         if self.scale:
             found = found.astype(np.float32) / self.scale
-        known = np.ones(truth.shape[1:], bool)
-        if self.mask is not None:
-            known &= self.mask.read(there).any(axis=0)
-        if self.ignore is not None:
-            known &= (truth != self.ignore).all(axis=0)
+        if self.truth is not None:
+            truth, known = self.truth.read(there, self.label, self.mask, self.ignore)
+        else:
+            truth, known = self._label(there)
+        if self.labelled_only:
+            known = labelled_voxels(without_ignored(self.label.read(there), self.ignore), known)
         return found, truth, known
+
+    def _label(self, there: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the label (Ct, *there) as training reads it, and where it is known, bool (*there)."""
+        label = self.label.read(there)
+        mask = None if self.mask is None else self.mask.read(there)
+        trusted = known_voxels(label, mask, self.ignore)
+        known = np.ones(label.shape[1:], bool) if trusted is None else trusted
+        label = without_ignored(label, self.ignore)
+        place, remedy = self.label.path, "give the value that means unknown as --ignore-label"
+        if self.kind in ("binary", "multilabel"):
+            return binary_truth(label, known, self.target, place, remedy=remedy), known
+        if self.kind == "multiclass":
+            remedy += f", or --instances {self.target} where the values number objects"
+            return class_truth(label, known, self.target, self.channels, place, remedy=remedy), known
+        refuse_negative(label, known, self.target, place, remedy=remedy)
+        return label, known
 
 
 @dataclass(frozen=True)
@@ -152,6 +182,8 @@ class Evaluation:
         cases: case to metric to value; NaN where undefined.
         scored: what was compared.
         settings: what shapes the scores.
+        unpredicted: names of labels of the scored targets that have no prediction; they enter no mean.
+        unlabelled: names of predictions that have no label.
     """
 
     mean: dict[str, float]
@@ -159,6 +191,16 @@ class Evaluation:
     cases: dict[str, dict[str, float]]
     scored: tuple[ScoredCase, ...] = field(repr=False)
     settings: dict[str, Any]
+    unpredicted: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+
+    @property
+    def coverage(self) -> str:
+        """How many of the labelled cases were scored: "2 of 3 cases", or "3 cases" where none is missing."""
+        targets = {case.source or case.target for case in self.scored}
+        images = {_image_of(name, targets) for name in self.unpredicted} | set(self.cases)
+        every = counted(len(images), "case")
+        return every if len(images) == len(self.cases) else f"{len(self.cases)} of {every}"
 
 
 def evaluate(request: EvaluateRequest) -> Evaluation:
@@ -171,13 +213,15 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     from volumen.utils import distributed
 
     _check(request)
-    scored = find_cases(request)
+    pairs = find_pairs(request)
+    scored = pairs.cases
     ndim = len(scored[0].prediction.shape)
     if request.spacing is not None and len(request.spacing) != ndim:
         raise VolumenError(
             "--spacing", expected=f"{ndim} sizes, one per axis", found=", ".join(map(str, request.spacing))
         )
-    evaluation = score(scored, request)
+    evaluation = replace(score(scored, request), unpredicted=pairs.unpredicted, unlabelled=pairs.unlabelled)
+    _warn_of_missing(evaluation, request)
     if not distributed.is_main():
         return evaluation
     output = Path(request.output)
@@ -209,7 +253,12 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     from volumen.metrics.target_metrics import build_metrics
 
     targets = {
-        case.target: {"kind": case.kind, "out_channels": case.channels, "classes": case.classes}
+        case.target: {
+            "kind": case.kind,
+            "out_channels": case.channels,
+            "classes": case.classes,
+            "source_target": case.source,
+        }
         for case in scored
     }
     spacing = request.spacing or scored[0].prediction.spacing or scored[0].label.spacing
@@ -267,7 +316,21 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float] | N
     return float(low), float(high)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Predictions with their labels, and the names of what has no counterpart; see `Evaluation`."""
+
+    cases: list[ScoredCase]
+    unpredicted: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+
+
 def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
+    """Return the predictions with their labels, see `find_pairs`."""
+    return find_pairs(request).cases
+
+
+def find_pairs(request: EvaluateRequest) -> Pairs:
     """Pair predictions with labels.
 
     Raises:
@@ -288,18 +351,20 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
     alone = next(iter(labels.values())) if len(labels) == 1 and len(names) == 1 else None
     lone_source = next(iter(sources)) if len(sources) == 1 else None
     lone_mask = _only_mask(request, masks) if len(names) == 1 else None
-    cases = []
+    cases, unlabelled, used = [], [], set()
+    predictions = [
+        found for found in predictions if request.targets is None or found.target in request.targets
+    ]
     for found in predictions:
-        if request.targets is not None and found.target not in request.targets:
-            continue
         wanted, source = f"{found.name}_{found.target}", found.source
         path = labels.get(wanted) if found.is_label else None
         if path is None:
             wanted = f"{found.name}_{source}"
             path = labels.get(wanted) or (alone if source == lone_source else None)
         if path is None:
-            logger.info("no label for %s", wanted)
+            unlabelled.append(wanted)
             continue
+        used.add(path)
         named = (masks[name] for name in (wanted, f"{found.name}_mask", found.name) if name in masks)
         mask = next(named, lone_mask)
         cases.append(_pair(found, path, mask, request))
@@ -310,7 +375,35 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
             found=", ".join(sorted(labels)[:3]) or "none",
         )
     _tell_unmasked(request, cases, masks)
-    return _agreed(cases)
+    targets = {found.source for found in predictions}
+    unpredicted = [
+        name for name, path in labels.items() if path not in used and _image_of(name, targets) is not None
+    ]
+    return Pairs(_agreed(cases), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
+
+
+def _image_of(label: str, targets: Collection[str]) -> str | None:
+    """Return the image that a label `<image>_<target>` is of; None where it is of none of the targets."""
+    named = [target for target in targets if label.endswith(f"_{target}") and label != f"_{target}"]
+    return label.removesuffix(f"_{max(named, key=len)}") if named else None
+
+
+def _warn_of_missing(evaluation: Evaluation, request: EvaluateRequest) -> None:
+    """Warn of labels without a prediction and predictions without a label: they are in no mean."""
+    for names, what, where in (
+        (evaluation.unpredicted, "labels without a prediction", request.labels),
+        (evaluation.unlabelled, "predictions without a label", request.predictions),
+    ):
+        if names:
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            logger.warning(
+                "%s: %s: %s%s; scored: %s",
+                where,
+                what,
+                ", ".join(names[:MOST_NAMED]),
+                more,
+                evaluation.coverage,
+            )
 
 
 def _masks(request: EvaluateRequest, labels: Path) -> dict[str, str]:
@@ -499,10 +592,11 @@ def _volumes_by_name(path: Path) -> dict[str, str]:
 
 def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
     from volumen.data.formats.volumes import open_volume
+    from volumen.data.layout import fit_label, whole_numbers
 
     prediction = open_volume(found.path)
     ndim = len(prediction.shape)
-    label = open_volume(label_path, ndim=ndim)
+    label = whole_numbers(open_volume(label_path, ndim=ndim))
     region = tuple(slice(0, n) for n in label.shape)
     entry: Mapping[str, Any] = {}
     target: Mapping[str, Any] = {}
@@ -519,8 +613,11 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         raise VolumenError(
             label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
         )
-    mask = None if mask_path is None else open_volume(mask_path, ndim=ndim)
+    mask = None if mask_path is None else fit_label(label, open_volume(mask_path, ndim=ndim), mask=True)
+    ignore = target.get("ignore_label") if request.ignore_label is None else request.ignore_label
     kind, channels, scale = _reading(found, entry, prediction)
+    if kind == "multiclass" and found.recipe is None and not scale:
+        channels = max(channels, _classes_of(label, ignore))
     numbers = found.target in request.instances and kind in ("binary", "multiclass")
     if numbers or (kind == "multiclass" and found.recipe is None and channels > MANY_LABELS):
         kind, channels = "instances", 1
@@ -528,7 +625,9 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     classes = None if found.task else target.get("classes")
     return ScoredCase(
         found.name, found.target, kind, prediction, label, mask, region, channels, scale,
-        ignore=target.get("ignore_label"), image=image, classes=tuple(classes) if classes else None,
+        ignore=ignore, image=image, classes=tuple(classes) if classes else None,
+        source=found.source if found.task else None,
+        labelled_only=bool(found.config.get("tr_setup", {}).get("compute_loss_on_labeled_only")),
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
     )  # fmt: skip
 
@@ -565,6 +664,17 @@ def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tupl
     return ("binary", 1, 0.0) if highest <= 1 else ("multiclass", highest + 1, 0.0)
 
 
+def _classes_of(label: Volume, ignore: int | None) -> int:
+    """Return one more than a label's highest class; values from `WHITE` on are none.
+
+    A class that no prediction has is missed, so it counts.
+    """
+    from volumen.data.index.label_values import label_values
+
+    values = set(label_values(label)) - {ignore}
+    return 1 + max((value for value in values if value < WHITE), default=0)
+
+
 def _slabs(volume: Volume) -> Iterator[tuple[slice, ...]]:
     depth = max(1, PIECE_VOXELS // max(1, math.prod(volume.shape[1:])))
     for start in range(0, volume.shape[0], depth):
@@ -583,6 +693,9 @@ def json_text(evaluation: Evaluation) -> str:
         "mean": {key: _finite(value) for key, value in evaluation.mean.items()},
         "interval_95": {key: bounds and list(bounds) for key, bounds in evaluation.interval.items()},
         "cases": {name: {k: _finite(v) for k, v in row.items()} for name, row in evaluation.cases.items()},
+        "scored": evaluation.coverage,
+        "labels_without_prediction": list(evaluation.unpredicted),
+        "predictions_without_label": list(evaluation.unlabelled),
     }
     return json.dumps(content, indent=1)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volumen.data.validity import known_voxels
 from volumen.inference.output.stored import Stored
 from volumen.inference.windows.heads import Head
 from volumen.utils.errors import VolumenError
@@ -31,7 +32,7 @@ class Labels:
 
     Args:
         label: the label volume.
-        mask: where it counts (not 0), or None for everywhere.
+        mask: where it counts (above 0), or None for everywhere.
         ignore: value of the label that means unknown, or None.
     """
 
@@ -118,11 +119,9 @@ class GainMeter:
             for part, low in zip(box, self._origin, strict=True)
         )  # fmt: skip
         label = truth.label.read(region)
-        known = np.ones(label.shape[1:], bool)
-        if truth.mask is not None:
-            known &= (truth.mask.read(region) > 0).all(axis=0)
-        if truth.ignore is not None:
-            known &= (label != truth.ignore).all(axis=0)
+        mask = None if truth.mask is None else truth.mask.read(region)
+        found = known_voxels(label, mask, truth.ignore)
+        known = np.ones(label.shape[1:], bool) if found is None else found
         wanted = _classes(label, stored.head)
         counts = [
             [

@@ -21,7 +21,7 @@ class Job:
     Args:
         image: the volume.
         output: the OME-Zarr group, the one that is streamed into where files are wanted.
-        mask: volume that is predicted where it is not 0, or None.
+        mask: volume that is predicted where it is above 0, or None.
         export: the files wanted, or None for the group itself.
     """
 
@@ -103,7 +103,7 @@ def make_job(
 
     Args:
         image: the volume.
-        mask: predicted where it is not 0, or None.
+        mask: predicted where it is above 0, or None.
         output: `NAME.zarr`, `NAME.tif` or `NAME.nii.gz` of one image, else a folder.
         targets: names of the outputs.
         wanted: format, or None to go by the output's name.

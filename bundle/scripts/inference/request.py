@@ -31,7 +31,7 @@ class PredictRequest:
         device: "auto", "cpu", "cuda" or "cuda:N".
         amp: "auto", "off", "bfloat16" or "float16".
         tta: "none", "mirror" or "rotate".
-        mask: volume of the image's shape, or a folder with one per image; predicted where not 0.
+        mask: volume of the image's shape, or a folder with one per image; predicted where above 0.
         region: start and stop per spatial axis, None for the volume's own; None for all.
         skip_empty: whether windows without contrast are left at 0.
         dtype: "uint8", "float16", "float32" or "labels".

@@ -74,6 +74,8 @@ class MultiTaskLoss(nn.Module):
         components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
             per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor where there is one
             ("membrane/weight").
+        present: whether a target has a valid voxel in the last step, for targets with a mask: bool tensors. The
+            components of one without are 0 and mean nothing.
 
     Raises:
         VolumenError: a target without losses, an unknown loss, key, kind or interpolation, or a source that
@@ -95,6 +97,7 @@ class MultiTaskLoss(nn.Module):
             raise VolumenError("dataset_config.targets", expected="at least one target", found="none")
         self.epoch = 0
         self.components: dict[str, Tensor] = {}
+        self.present: dict[str, Tensor] = {}
         self.target_weights: dict[str, float] = {}
         self._entries: dict[str, list[_Entry]] = {}
         self._how: dict[str, tuple[str, str]] = {}
@@ -141,9 +144,7 @@ class MultiTaskLoss(nn.Module):
         self._entries[name], built = [], []
         for i, entry in enumerate(losses):
             loss, parsed = _entry(entry, f"{where}.losses[{i}]", kind, source, targets, spacing)
-            taken = sum(e.label.split("#")[0] == parsed.label for e in self._entries[name])
-            if taken:
-                parsed.label += f"#{taken + 1}"
+            parsed.label = component_labels(losses[: i + 1])[-1]
             self._entries[name].append(parsed)
             built.append(loss)
             self.losses.append(loss)
@@ -176,8 +177,8 @@ class MultiTaskLoss(nn.Module):
         """
         self._follow(outputs)
         self.components = {}
+        self.present = present = {}
         values: dict[str, Tensor] = {}
-        present: dict[str, Tensor] = {}
         pyramids = {name: self._pyramid(name, batch) for name in self._entries}
         levels = {name: _levels(outputs, name) for name in self._entries}
         for name in self._entries:
@@ -302,13 +303,23 @@ def _entry(
         entry["name"], entry.get("kwargs"), kind=kind, where=where, source_kind=source_kind, spacing=spacing
     )
     parsed = _Entry(
-        label=str(entry["name"]).rpartition(".")[2],
+        label=component_labels([entry])[0],
         weight=_number(entry.get("weight", 1.0), f"{where}.weight"),
         start_epoch=int(_number(entry.get("start_epoch") or 0, f"{where}.start_epoch")),
         skip_deep_supervision=bool(entry.get("skip_deep_supervision", False)),
         extras=accepted_extras(loss),
     )
     return loss, parsed
+
+
+def component_labels(losses: Sequence[Mapping[str, Any] | str]) -> list[str]:
+    """Return the names of a target's losses in `components`: without their modules, a second one of a name as "#2"."""
+    labels: list[str] = []
+    for entry in losses:
+        name = str(entry if isinstance(entry, str) else entry["name"]).rpartition(".")[2]
+        taken = sum(label.split("#")[0] == name for label in labels)
+        labels.append(f"{name}#{taken + 1}" if taken else name)
+    return labels
 
 
 def _number(value: Any, where: str) -> float:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from volumen.handlers.final_scores import read_scores
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
 from volumen.version import __version__
@@ -203,13 +204,17 @@ def find_preview(run_folder: Path, predictor: Predictor) -> Path | None:
 
 
 def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
-    """Return the validation metrics of an epoch from a run's `metrics.csv`; none where there is no such row.
+    """Return the validation metrics of an epoch: those on the whole validation part where the run has them, else those
+    of its row in `metrics.csv`; none where there is no such row.
 
     Losses are left out: they depend on the settings of the training and compare with nothing else.
     """
     path = run_folder / "metrics.csv"
     if epoch is None or not path.is_file():
         return {}
+    whole = read_scores(run_folder).get(epoch)
+    if whole is not None:
+        return {name: value for name, value in whole["metrics"].items() if not name.startswith("loss")}
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("epoch") == str(epoch)]
     if not rows:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 
+from volumen.data.validity import labelled_voxels
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import PACKED, labelled_key, mask_key
 
@@ -60,8 +61,7 @@ class RestrictToLabelledd(Transform):
         sample = dict(data)
         for target, source in self.sources.items():
             label = sample.get(labelled_key(source), sample[source])
-            labelled = (label > 0).any(axis=0, keepdims=True)
-            sample[mask_key(target)] = sample[mask_key(target)] & labelled
+            sample[mask_key(target)] = sample[mask_key(target)] & labelled_voxels(label)
         return sample
 
 

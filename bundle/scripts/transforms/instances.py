@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
+from volumen.data.validity import refuse_negative
 from volumen.derived.derivation import derive_target
 from volumen.derived.extents import distance_halo, in_voxels
-from volumen.transforms.labels import refuse_negative
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import labelled_key, mask_key
 

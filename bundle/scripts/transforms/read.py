@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
+from volumen.data.validity import known_voxels, without_ignored
 from volumen.transforms.kernels.grid import Grid, LabelReader, Region, is_empty
 from volumen.transforms.normalize import Normalizer
 from volumen.transforms.spatial import SpatialTransform
@@ -140,18 +141,12 @@ class ReadPatchd(Transform):
             shape, channels = reader.grid.patch_shape, self.label_channels.get(target, 1)
             return np.zeros((channels, *shape), dtype=np.uint8), np.zeros((1, *shape), dtype=bool)
         label = reader.read(volume)
+        mask = reader.read(case.masks[target]) if target in case.masks else None
+        ignore = self.ignore_labels.get(target)
+        trusted = known_voxels(label, mask, ignore)
         known = reader.known
-        if target in case.masks:
-            known = _both(known, (reader.read(case.masks[target]) > 0).all(axis=0, keepdims=True))
-        if target in self.ignore_labels:
-            ignored = np.asarray(label == self.ignore_labels[target]).any(axis=0, keepdims=True)
-            known = _both(known, ~ignored)
-            # A reserved value must not reach code that counts classes.
-            label = np.where(ignored, np.zeros((), dtype=label.dtype), label)
+        if trusted is not None:
+            known = trusted[None] if known is None else known & trusted
         if known is None:
             known = np.ones((1, *label.shape[1:]), dtype=bool)
-        return label, known
-
-
-def _both(known: np.ndarray | None, also: Any) -> np.ndarray:
-    return also if known is None else known & also
+        return without_ignored(label, ignore), known

@@ -22,6 +22,7 @@ from volumen.data.index.cells import (
     cell_sums,
     window_extremes,
 )
+from volumen.data.validity import holds_value, inside_mask
 from volumen.utils.errors import VolumenError
 from volumen.utils.threads import cores, in_threads
 
@@ -179,7 +180,7 @@ class LabelReader:
         region = self.region(tile)
         inside = None
         if self.mask is not None:
-            inside = _any_channel(_read(self.mask, region) > 0)
+            inside = inside_mask(_read(self.mask, region))
             if not inside.any():
                 return _Flags()
         label = None
@@ -196,9 +197,11 @@ class LabelReader:
         request = self.request
         flags = _Flags()
         known = inside
-        if request.ignore is not None and (label is not None or request.ignore == 0):
-            taught = ~_any_channel(label == request.ignore) if label is not None else np.zeros(shape, bool)
-            known = taught if inside is None else inside & taught
+        if request.ignore is not None and label is not None:
+            trusted = ~holds_value(label, request.ignore)
+            known = trusted if inside is None else inside & trusted
+        elif request.ignore == 0:
+            known = np.zeros(shape, bool)
         foreground = None
         if label is not None:
             foreground = self._nonzero(label)
@@ -214,7 +217,7 @@ class LabelReader:
                 if value == ANY_OBJECT:
                     holds = np.array(foreground)
                 else:
-                    holds = _any_channel(label == value)
+                    holds = holds_value(label, value)
                     if known is not None:
                         holds &= known
                 if holds.any():
@@ -378,10 +381,6 @@ def _read(volume: Any, region: Region) -> np.ndarray:
             f"the region [{where}] cannot be read ({type(error).__name__}: {error})",
             remedy="the file may be damaged; write it again",
         ) from error
-
-
-def _any_channel(flags: np.ndarray) -> np.ndarray:
-    return flags[0] if len(flags) == 1 else np.any(flags, axis=0)
 
 
 def _any_value(label: np.ndarray) -> bool:

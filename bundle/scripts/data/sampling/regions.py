@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
 from volumen.data.index.patch_index import PatchLocation
 from volumen.data.sampling.dataset import SampleError, root_cause
+from volumen.data.validation_blocks import (
+    BlockTable,
+    Draw,
+    draw_blocks,
+    find_blocks,
+    fitting_size,
+    window_counts,
+)
 from volumen.utils.boxes import Box
 from volumen.utils.memory import keep_in_worker
 from volumen.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
-# A block's outputs are held for all heads at once: 16 MiB a channel.
-MOST_BLOCK_VOXELS = 1 << 22
+BLOCK_WEIGHT = "block_weight"
+"""Where a sample says how many blocks of its volume it stands for, float64 (1 without a limit)."""
 
 
 class RegionDataset(Dataset):
-    """Blocks of the validation regions, each voxel in one block, the same in every epoch.
+    """Blocks of the validation regions, each voxel in one block at most, the same in every epoch.
 
-    A block is up to two patches wide along every axis, as memory allows, so that a sliding window blends inside it.
-    Blocks without any label that counts (no voxel of a mask above 0; without a mask, no label but 0 and the ignore
-    label) are left out.
+    A block is up to two patches wide along every axis, as memory and the limit allow, so that a sliding window blends
+    inside it. Background counts like labels: a block is left out only where no voxel of it is known for any target.
+    With a limit blocks are drawn, see `draw_blocks`; a sample's `block_weight` is how many blocks it stands for.
 
     Args:
         data: opened cases (`OpenCase`).
@@ -37,10 +44,10 @@ class RegionDataset(Dataset):
         patch_size: the network's window, voxels per axis.
         targets: labelled targets.
         ignore_labels: label value that means unknown, by target.
-        most_windows: about how many windows all blocks together may hold; None: no limit. Blocks are then chosen at
-            random once, but at least one.
-        seed: of that choice.
-        objects_only: a mask alone does not make a block count, see `find_valid_patches`.
+        most_windows: about how many windows all blocks together may hold; None: no limit.
+        final_windows: the same for the last and the best epoch, see `final`.
+        seed: of the draw.
+        objects_only: only voxels with a label other than 0 are known (`compute_loss_on_labeled_only`).
     """
 
     def __init__(
@@ -53,67 +60,106 @@ class RegionDataset(Dataset):
         targets: Sequence[str],
         ignore_labels: Mapping[str, int | None] | None = None,
         most_windows: int | None = None,
+        final_windows: int | None = None,
         seed: int = 0,
         objects_only: bool = False,
     ) -> None:
         self.cases = list(data)
         self.transform = transform
-        self.objects_only = objects_only
-        blocks = [
-            PatchLocation(number, tuple(a for a, _ in block), tuple(b - a for a, b in block), box)
-            for number, case in enumerate(self.cases)
-            for box in boxes.get(case.name, ())
-            for block in cut(box, block_size(patch_size))
-        ]
-        self.locations = self._choose(blocks, targets, ignore_labels or {}, patch_size, most_windows, seed)
-        logger.info(
-            "validation: %s, %d of them labelled and used",
-            counted(len(blocks), "region"),
-            len(self.locations),
+        #: Whether the blocks are those for the last and the best epoch.
+        self.final = False
+        more = None if most_windows is None or final_windows is None else max(most_windows, final_windows)
+        limits = (most_windows, more)
+        sizes = [fitting_size(boxes, patch_size, most) for most in limits]
+        ways = list(dict.fromkeys(sizes))
+        found = find_blocks(
+            self.cases, boxes, ways, targets, ignore_labels=ignore_labels, objects_only=objects_only
         )
-        if blocks and not self.locations:
-            logger.warning("validation: no region holds a label, so there will be no scores")
+        self._tables, self._draws = [], []
+        for size, most in zip(sizes, limits):
+            table = found[ways.index(size)]
+            known = table.rows(np.flatnonzero(table.known.any(axis=1)))
+            self._tables.append(known)
+            self._draws.append(draw_blocks(known, window_counts(known.size, patch_size), most, seed))
+        self._tell(len(found[0]))
+
+    def _tell(self, blocks: int) -> None:
+        """Log what is scored, and warn where nothing can be."""
+        unknown = blocks - len(self.table)
+        logger.info(
+            "validation: %s%s", self.describe(), f"; {unknown} more hold no known voxel" if unknown else ""
+        )
+        if blocks and not len(self.table):
+            logger.warning("validation: no voxel of the validation part is known, so there will be no scores")
+        elif blocks and not self.table.labelled.any():
+            logger.warning(
+                "validation: the validation part is all background, so no Dice can be above 0; choose another "
+                "tr_setup.seed or tr_val_split"
+            )
+
+    def describe(self) -> str:
+        """Return what is scored: "12 of 40 blocks, 30 % of the labelled voxels"."""
+        draw = self._chosen
+        if len(draw) == len(self.table):
+            return f"{counted(len(draw), 'block')}, all of the validation part"
+        total = int(self.table.labelled.sum())
+        share = int(self.table.labelled[draw.rows].sum()) / total if total else 0.0
+        return (
+            f"{len(draw)} of {counted(len(self.table), 'block')}, {share:.0%} of the labelled voxels".replace(
+                "%", " %"
+            )
+        )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the last and the best epoch are scored on more blocks than the others."""
+        drawn, table = self._draws[0], self._tables[0]
+        final, every = self._draws[1], self._tables[1]
+        return len(drawn) < len(table) and len(final) / len(every) > len(drawn) / len(table)
+
+    @property
+    def locations(self) -> list[PatchLocation]:
+        """Where the blocks are that are scored now."""
+        return [self._location(row) for row in self._chosen.rows]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How many blocks each of them stands for."""
+        return self._chosen.weights
+
+    @property
+    def table(self) -> BlockTable:
+        """The blocks from which those are chosen that are scored now."""
+        return self._tables[self.final]
+
+    @property
+    def _chosen(self) -> Draw:
+        return self._draws[self.final]
+
+    def _location(self, row: int) -> PatchLocation:
+        return self.table.location(row, self.cases[int(self.table.case[row])].image.shape)
 
     def __len__(self) -> int:
-        return len(self.locations)
+        return len(self._chosen)
 
     def __getitem__(self, index: int) -> Any:
         keep_in_worker()
-        location = self.locations[index]
+        location = self._location(self._chosen.rows[index])
         case = self.cases[location.case]
         try:
-            return self.transform({"case": case, "location": location})
+            sample = self.transform({"case": case, "location": location})
         except Exception as error:
             raise SampleError(
                 case.image.path,
                 f"the region at {location.start} of size {location.size} failed ({root_cause(error)})",
             ) from error
+        if isinstance(sample, dict):
+            sample[BLOCK_WEIGHT] = torch.tensor(self._chosen.weights[index], dtype=torch.float64)
+        return sample
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> RegionDataset:
         """Do nothing, as nothing is random here; see `PatchDataset.set_random_state` for why it must be there."""
         return self
-
-    def _choose(
-        self,
-        blocks: Sequence[PatchLocation],
-        targets: Sequence[str],
-        ignore: Mapping[str, int | None],
-        patch_size: Sequence[int],
-        most: int | None,
-        seed: int,
-    ) -> list[PatchLocation]:
-        """Keep labelled blocks, in random order, until they hold as many windows as allowed."""
-        chosen: list[PatchLocation] = []
-        windows = 0
-        for number in np.random.default_rng(seed).permutation(len(blocks)):
-            if most is not None and windows >= most:
-                break
-            block = blocks[number]
-            case = self.cases[block.case]
-            if any(is_labelled(case, block, name, ignore.get(name), self.objects_only) for name in targets):
-                chosen.append(block)
-                windows += window_count(block.size, patch_size)
-        return chosen
 
 
 class RegionSampler(Sampler[int]):
@@ -124,62 +170,24 @@ class RegionSampler(Sampler[int]):
     them: every sum over processes is then the same multiple of what it should be, and ratios of sums are right.
 
     Args:
-        blocks: the data set, or its length.
+        blocks: the data set, which may change its blocks between two validations, or their number.
         rank: number of this process.
         world_size: number of processes.
     """
 
     def __init__(self, blocks: int | Sized, *, rank: int = 0, world_size: int = 1) -> None:
-        count = blocks if isinstance(blocks, int) else len(blocks)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 to {world_size - 1}, got {rank}")
-        self.indices = range(rank, count, world_size) if count >= world_size else range(count)
+        self.blocks, self.rank, self.world_size = blocks, rank, world_size
+
+    @property
+    def indices(self) -> range:
+        """The numbers of this process's blocks."""
+        count = self.blocks if isinstance(self.blocks, int) else len(self.blocks)
+        return range(self.rank, count, self.world_size) if count >= self.world_size else range(count)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
-
-
-def block_size(patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Return the largest block for a patch: two patches along as many axes, from the last, as memory allows."""
-    size = [int(extent) for extent in patch_size]
-    for axis in reversed(range(len(size))):
-        if 2 * math.prod(size) <= MOST_BLOCK_VOXELS:
-            size[axis] *= 2
-    return tuple(size)
-
-
-def cut(box: Box, largest: Sequence[int]) -> Iterator[Box]:
-    """Cut a box into blocks of nearly equal size, none larger than `largest` along any axis."""
-    spans = []
-    for (start, stop), most in zip(box, largest, strict=True):
-        pieces = max(1, math.ceil((stop - start) / most))
-        edges = [start + (stop - start) * piece // pieces for piece in range(pieces + 1)]
-        spans.append(list(itertools.pairwise(edges)))
-    yield from itertools.product(*spans)
-
-
-def window_count(size: Sequence[int], patch_size: Sequence[int]) -> int:
-    """Return how many windows, each half over the next, a block takes."""
-    return math.prod(
-        1 + math.ceil(max(0, extent - patch) / max(1, round(patch / 2)))
-        for extent, patch in zip(size, patch_size)
-    )
-
-
-def is_labelled(
-    case: Any, block: PatchLocation, target: str, ignore: int | None, objects_only: bool = False
-) -> bool:
-    """Whether any voxel of a block is labelled for a target; `objects_only` as for `find_valid_patches`."""
-    region = tuple(slice(start, start + size) for start, size in zip(block.start, block.size))
-    if target not in case.labels:
-        return False
-    inside: Any = True
-    if target in case.masks:
-        inside = case.masks[target].read(region) > 0
-        if not objects_only or not inside.any():
-            return bool(inside.any())
-    label = case.labels[target].read(region)
-    return bool(((label != 0) & (label != ignore) & inside).any())

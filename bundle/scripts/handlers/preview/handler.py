@@ -18,6 +18,7 @@ from volumen.handlers.preview.colours import key_colours
 from volumen.handlers.preview.render import MAX_FRAMES, render_preview
 from volumen.handlers.records.logs import TensorBoardLog
 from volumen.handlers.records.run_directory import RunDirectory
+from volumen.handlers.validation import FINAL
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import mask_key
@@ -65,7 +66,8 @@ class PreviewHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Draw if this is the first batch."""
-        if engine.state.iteration != 1 or not distributed.is_main():
+        # The last and the best epoch have had their previews when they are scored once more.
+        if engine.state.iteration != 1 or not distributed.is_main() or getattr(engine.state, FINAL, False):
             return
         frames = self.frames(engine)
         try:

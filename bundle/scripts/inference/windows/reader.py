@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.data.damage import UNREADABLE
+from volumen.data.validity import inside_mask
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import box_of, box_text
 from volumen.utils.errors import VolumenError
@@ -131,7 +132,7 @@ class WindowReader:
         volume: the image.
         plan: windows and blocks.
         normalizer: maps a raw image (C, *space) to float32.
-        mask: volume of the image's shape, predicted where it is not 0; None for everywhere.
+        mask: volume of the image's shape, predicted where it is above 0; None for everywhere.
         skip_empty: whether windows without contrast are skipped.
         on_corrupt: "stop" or "skip".
         on_note: called once with each box of the image that could not be read.
@@ -169,7 +170,7 @@ class WindowReader:
         region = tuple(
             slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch, self.plan.shape, strict=True)
         )
-        if self.mask is not None and not self.mask.read(region)[0].any():
+        if self.mask is not None and not inside_mask(self.mask.read(region)[0]).any():
             return None
         raw, bad = self.image.read(region)
         unknown = self._not_finite(raw, region)
@@ -239,7 +240,7 @@ class WindowReader:
             slice(part.start + low, part.stop + low)
             for part, (low, _) in zip(box, self.plan.box, strict=True)
         )
-        return np.asarray(~self.mask.read(region)[0].any(axis=0))
+        return ~inside_mask(self.mask.read(region)[0])
 
 
 def _has_contrast(raw: np.ndarray) -> bool:
