@@ -159,8 +159,9 @@ def flags() -> str:
 
 
 def old_keys() -> str:
-    """Keys of earlier files that are called differently here, or have no effect."""
+    """Keys of earlier files that are called differently here, have no effect, or are refused."""
     from volumen.config.sections import ALIASES, RETIRED
+    from volumen.losses.arguments import OLDER_KEYS
 
     rows = [
         (f"`{section}.{old}`", f"`{section}.{new}`")
@@ -172,6 +173,7 @@ def old_keys() -> str:
         for section, names in RETIRED.items()
         for old, advice in names.items()
     ]
+    rows += [(f"`losses: kwargs: {old}`", f"refused: {advice}") for old, advice in OLDER_KEYS.items()]
     return table(("key", "here"), rows)
 
 

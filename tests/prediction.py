@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from volumen.derived.channel_layout import make_layout
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
 from volumen.networks.multihead import MultiHeadDynUNet
@@ -32,9 +33,20 @@ class RandomHeads(nn.Module):
         return {name: self.heads[name](x) for name in (targets or self.heads)}
 
 
+def layout_of_kind(kind, ndim, channels):
+    """Return how the channels of a kind turn; a "field" may be anything."""
+    if kind == "field":
+        return None
+    return make_layout([kind if kind in ("vector", "axis", "tensor") else "scalars"], ndim, channels)
+
+
 def make_predictor(ndim=3, patch=(8, 8, 8), heads=None, in_channels=1, seed=0) -> Predictor:
-    """Return a predictor over random convolutions; heads are name -> (channels, activation, kind)."""
+    """Return a predictor over random convolutions; heads are name -> (channels, activation, kind[, layout]).
+
+    Without a layout, that of the kind; a "field" has none.
+    """
     heads = heads or {"ink": (1, "sigmoid", "binary")}
+    heads = {n: h if len(h) > 3 else (*h, layout_of_kind(h[2], ndim, h[0])) for n, h in heads.items()}
     network = RandomHeads(ndim, in_channels, {n: h[0] for n, h in heads.items()}, seed).eval()
     return Predictor(
         network=network,

@@ -8,6 +8,7 @@ import torch
 from prediction import RandomHeads, make_predictor
 from torch import nn
 
+from volumen.derived.channel_layout import make_layout
 from volumen.inference.predictor import WindowNetwork
 from volumen.inference.windows.heads import Head, outer, principal_axis, unit
 from volumen.inference.windows.tta import transforms
@@ -56,7 +57,7 @@ class Derivatives(nn.Module):
 def test_outputs_of_an_equivariant_network_are_the_same_with_augmentation(ndim):
     patch = (6,) * ndim
     heads = {
-        "value": (1, "none", "field"),
+        "value": (1, "none", "field", make_layout(["scalars"], ndim, 1)),
         "normals": (ndim, "none", "vector"),
         "axis": (ndim, "none", "axis"),
         "tensor": (ndim * (ndim + 1) // 2, "none", "tensor"),

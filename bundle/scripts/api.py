@@ -71,7 +71,7 @@ def train(
                 )
         return train_on_folder(data, output, settings, device=device, handlers=handlers)
 
-    def cases(targets: Sequence[str] | None, allow_unlabeled: bool) -> Any:
+    def cases(targets: Sequence[str] | None, allow_unlabeled: bool, rules: Any) -> Any:
         return cases_from_arrays(
             images,
             labels or {},
@@ -79,6 +79,7 @@ def train(
             spacing=spacing,
             targets=targets,
             allow_unlabeled=allow_unlabeled,
+            rules=rules,
         )
 
     return train_on_cases(cases, output, settings, device=device, handlers=handlers)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from volumen.config.experiment_file import check_section_names, merge, refuse_code, shipped_sections
 from volumen.config.manager import ConfigManager
+from volumen.config.targets import label_rule
+from volumen.data.label_channels import LabelRule
 from volumen.data.layout import Layout
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError, find_cause
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from volumen.handlers.records.run_directory import RunDirectory
 
 Settings = Mapping[str, Mapping[str, Any]]
-OpenCases = Callable[[Sequence[str] | None, bool], list["OpenCase"]]
-"""Opens volumes, given the configured targets (None: all there are) and whether labels may be missing."""
+OpenCases = Callable[[Sequence[str] | None, bool, Mapping[str, LabelRule]], list["OpenCase"]]
+"""Opens volumes, given the configured targets (None: all there are), whether labels may be missing, and what the
+settings say of how labels are stored."""
 
 
 def train_on_folder(
@@ -86,7 +89,8 @@ def train_on_cases(
     # Another session must not find an index of arrays that only this process holds.
     sections["dataset_config"]["cache_valid_patches"] = False
     config = ConfigManager(**sections, output_dir=os.fspath(output_dir), device=device, origin="settings")
-    cases = open_cases(list(config.target_configs) or None, config.dataset_config.allow_unlabeled_data)
+    rules = {name: label_rule(name, target) for name, target in config.target_configs.items()}
+    cases = open_cases(list(config.target_configs) or None, config.dataset_config.allow_unlabeled_data, rules)
     targets = tuple(sorted({target for case in cases for target in case.labels}))
     config.use_cases(cases, Layout(root=where, format="napari", cases=(), targets=targets))
     return _train(config, handlers)

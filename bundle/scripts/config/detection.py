@@ -13,6 +13,7 @@ import numpy as np
 
 from volumen.config.sections import TargetConfig
 from volumen.data.formats.volumes import Volume
+from volumen.data.instance_labels import look_like_instances
 from volumen.data.layout import OpenCase
 from volumen.utils.errors import VolumenError
 from volumen.utils.text import counted
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 # Above this many label values a volume holds instances, not classes.
 MOST_CLASSES = 64
+# From this many label values on, of which each is one connected piece, a label numbers instances; fewer are classes,
+# and the doubt is said from three on.
+LEAST_INSTANCES = 9
+LEAST_DOUBTFUL = 3
 # Voxels of a default patch by device and dimensions: what trains in reasonable time and memory there.
 _PATCH_VOXELS = {("cpu", 3): 64**3, ("cpu", 2): 256**2, ("cuda", 3): 128**3, ("cuda", 2): 512**2}
 
@@ -98,7 +103,8 @@ def detect_label_kind(
 
     What the entry says goes first. Otherwise a label with several channels is a set of overlapping binary masks,
     one with the values 0 and one other is binary, one with more values is a set of exclusive classes, and one
-    with more than 64 values of 16 bits or more numbers instances, of which the foreground is learned. Where no
+    with more than 64 values of 16 bits or more, or with nine or more of which each is one connected piece, numbers
+    instances, of which the foreground is learned. Where no
     label can tell (no volume has one), the head has as many channels as the image.
 
     Args:
@@ -323,10 +329,12 @@ def _classes(
     ignore = config.ignore_label
     values: set[int] = set()
     first_in: dict[int, str] = {}
+    sets: list[set[int]] = []
     for label in labels:
         found = label_values(
             label, most=MOST_CLASSES, num_threads=default_threads(), cache_dir=cache_dir, progress=True
         )
+        sets.append(set(found) - {0, ignore})
         values |= set(found)
         for value in found:
             first_in.setdefault(value, label.path)
@@ -365,6 +373,24 @@ def _classes(
                 *foreground * 2,
             )
         return 2
+    if len(foreground) >= LEAST_DOUBTFUL and not _named(config) and look_like_instances(labels, ignore):
+        # Volumes with the very same values hold the same organs or layers, not as many objects by chance.
+        alike = len(sets) > 1 and all(other == sets[0] for other in sets)
+        if len(foreground) >= LEAST_INSTANCES and not alike:
+            logger.warning(
+                "%s: each of the %d label values is one connected piece, so they are taken for instances, whose "
+                "foreground is learned; set instances: foreground, boundary, interior or distance, or kind: multiclass "
+                "if they are classes",
+                where,
+                len(foreground),
+            )
+            return None
+        logger.warning(
+            "%s: each of the %d label values is one connected piece and is learned as a class; set instances: "
+            "foreground if they number instances, or kind: multiclass if they are classes",
+            where,
+            len(foreground),
+        )
     if foreground != list(range(1, len(foreground) + 1)):
         raise VolumenError(
             where,
@@ -374,6 +400,11 @@ def _classes(
             "instances",
         )
     return len(foreground) + 1
+
+
+def _named(config: TargetConfig) -> bool:
+    """Whether an entry says that its values are classes."""
+    return config.kind == "multiclass" or config.classes is not None or config.activation == "softmax"
 
 
 def _few(values: Sequence[int]) -> str:

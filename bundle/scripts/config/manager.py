@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from volumen.config.detection import LabelReading
+    from volumen.data.label_channels import LabelRule
     from volumen.data.layout import Layout, OpenCase
     from volumen.data.sampling.split import Split
     from volumen.networks.planning import NetworkPlan
@@ -178,15 +179,26 @@ class ConfigManager:
     def cases(self) -> list[OpenCase]:
         """The opened volumes, checked against each other."""
         from volumen.data.block_cache import BLOCKS
-        from volumen.data.layout import open_cases
+        from volumen.data.layout import open_cases, tell_remarks
 
         BLOCKS.resize(self.dataset_config.chunk_cache_mib * 2**20)
-        return open_cases(
+        cases = open_cases(
             self.layout,
             axes=self.dataset_config.axes,
             level=self.dataset_config.ome_zarr_resolution,
             spacing=self.dataset_config.spacing,
+            rules=self.label_rules,
         )
+        tell_remarks(cases)
+        return cases
+
+    @property
+    def label_rules(self) -> dict[str, LabelRule]:
+        """What the settings say of how the labels of each target are stored."""
+        from volumen.config.targets import label_rule
+
+        names = {*self.target_configs, *self.layout.targets}
+        return {name: label_rule(name, self._target_config(name)) for name in names}
 
     def use_cases(self, cases: list[OpenCase], layout: Layout) -> None:
         """Take volumes that are open already, such as a viewer's layers, in place of a folder's.
@@ -325,7 +337,7 @@ class ConfigManager:
         if level <= self.dataset_config.ome_zarr_resolution or not self.layout.cases:
             return None  # a viewer's layers have no path to open another level by
         try:
-            return open_cases(self.layout, axes=self.dataset_config.axes, level=level)
+            return open_cases(self.layout, axes=self.dataset_config.axes, level=level, rules=self.label_rules)
         except SingleLevelError as error:
             raise VolumenError(
                 f"{self.origin}: dataset_config.valid_patch_find_resolution",

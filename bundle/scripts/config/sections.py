@@ -481,6 +481,10 @@ class TargetConfig:
     ignore_label: Annotated[int | None, Field(description="Label value that means unknown.")] = None
     ignore_index: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
     ignore_value: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
+    invert: Annotated[
+        bool,
+        Field(description="0 in the labels is the foreground, all else background (min-is-white masks)."),
+    ] = False
     ds_interpolation: Annotated[
         Literal["nearest", "linear"] | None, Field(description="Downsampling under deep supervision.")
     ] = None
@@ -495,7 +499,8 @@ class TargetConfig:
         Literal["foreground", "boundary", "interior", "distance"] | None,
         Field(
             description="The labels number instances, of which the head learns this; "
-            "null: classes, unless the labels hold more than 64 values of 16 bits or more."
+            "null: classes, unless the labels hold more than 64 values of 16 bits or more, or nine or more of one "
+            "connected piece each."
         ),
     ] = None
     classes: Annotated[list[str] | None, Field(description="Names of the classes, for reports.")] = None

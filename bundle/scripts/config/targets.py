@@ -9,7 +9,14 @@ from typing import Any
 
 from volumen.config.sections import LossSpec, TargetConfig
 from volumen.config.validation import check_section
-from volumen.derived.registry import HEAD_KEYS, task_kind, task_out_channels, validate_task
+from volumen.data.label_channels import LabelRule
+from volumen.derived.registry import (
+    HEAD_KEYS,
+    task_kind,
+    task_layout,
+    task_out_channels,
+    validate_task,
+)
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -35,6 +42,7 @@ class Target:
         source_target: the labelled target it is derived from, or None.
         task_params: parameters of the derivation.
         instances: what a labelled target makes of labels that number instances, or None where they do not.
+        invert: whether 0 in the labels is the foreground.
     """
 
     name: str
@@ -51,6 +59,7 @@ class Target:
     source_target: str | None = None
     task_params: dict[str, Any] = field(default_factory=dict)
     instances: str | None = None
+    invert: bool = False
 
     @property
     def auxiliary_task(self) -> bool:
@@ -93,6 +102,7 @@ class Target:
             "ignore_label": self.ignore_label,
             "kind": self.kind,
             "instances": self.instances,
+            "invert": self.invert,
             "classes": list(self.classes) if self.classes else None,
         }
 
@@ -169,6 +179,7 @@ def make_target(
         separate_decoder=separate if config.separate_decoder is None else config.separate_decoder,
         classes=tuple(config.classes) if config.classes else None,
         instances=instances,
+        invert=config.invert,
     )
 
 
@@ -260,6 +271,8 @@ def _auxiliary_target(
             found=head.out_channels,
             remedy="leave it out",
         )
+    # A layout that does not fit the channels is refused here, before training.
+    task_layout(entry["type"], spatial_dims, {"out_channels": wanted, **params})
     return Target(
         name=name,
         kind=task_kind(entry["type"]),
@@ -283,3 +296,14 @@ def _agree(where: str, config: TargetConfig, *names: str) -> int | None:
             where, f"{' and '.join(said)} contradict each other", remedy=f"keep {names[0]} alone"
         )
     return next(iter(said.values()), None)
+
+
+def label_rule(name: str, target: TargetConfig) -> LabelRule:
+    """Return what a target's checked entry says of how its labels are stored."""
+    return LabelRule(
+        f"targets.{name}",
+        separate=target.kind == "multilabel",
+        channels=target.out_channels,
+        invert=target.invert,
+        unknown=target.ignore_label,
+    )

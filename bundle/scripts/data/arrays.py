@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.label_channels import LabelRule, as_label
 from volumen.data.layout import OpenCase, check_same_kind, fit_label
 from volumen.utils.errors import VolumenError
 
@@ -20,6 +21,7 @@ def cases_from_arrays(
     spacing: Sequence[float] | None = None,
     targets: Sequence[str] | None = None,
     allow_unlabeled: bool = False,
+    rules: Mapping[str, LabelRule] | None = None,
 ) -> list[OpenCase]:
     """Return a case per image with its labels and masks.
 
@@ -31,6 +33,7 @@ def cases_from_arrays(
         spacing: voxel size per spatial axis; None: unknown.
         targets: targets to use; None: all that some image has.
         allow_unlabeled: whether images may lack the label of a target.
+        rules: what the settings say of labels, by target.
 
     Raises:
         VolumenError: no image, names without an image, a missing label, or shapes that do not fit.
@@ -43,7 +46,7 @@ def cases_from_arrays(
                 raise VolumenError(what, expected=f"names of images: {', '.join(images)}", found=repr(name))
     chosen = list(targets or sorted({target for entry in labels.values() for target in entry}))
     cases = [
-        _case(name, image, labels.get(name, {}), masks.get(name, {}), chosen, spacing)
+        _case(name, image, labels.get(name, {}), masks.get(name, {}), chosen, spacing, rules or {})
         for name, image in images.items()
     ]
     if not allow_unlabeled:
@@ -59,6 +62,7 @@ def _case(
     masks: Mapping[str, Any],
     targets: Sequence[str],
     spacing: Sequence[float] | None,
+    rules: Mapping[str, LabelRule],
 ) -> OpenCase:
     for target in masks:
         if target not in labels:
@@ -72,7 +76,8 @@ def _case(
 
     def fitted(kind: str, target: str, array: Any) -> Any:
         label = ArrayVolume(array, ndim=ndim, spacing=size, path=f"array {name}: {kind} {target}")
-        return fit_label(volume, label, mask=kind == "mask")
+        rule = LabelRule() if kind == "mask" else rules.get(target, LabelRule(f"targets.{target}"))
+        return fit_label(volume, as_label(label, rule), mask=kind == "mask")
 
     return OpenCase(
         name,

@@ -10,7 +10,7 @@ data/
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
@@ -21,8 +21,8 @@ import numpy as np
 
 from volumen.data.formats.axes import AmbiguousAxesError
 from volumen.data.formats.detection import SUFFIXES, local_path
-from volumen.data.formats.integral import IntegralVolume
-from volumen.data.formats.volumes import SingleLevelError, Volume, open_volume
+from volumen.data.formats.volumes import Volume, open_volume
+from volumen.data.label_channels import LabelRule, open_label
 from volumen.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
 from volumen.data.pairing import Case, owner_of, pair_cases
 from volumen.utils.errors import VolumenError
@@ -98,6 +98,7 @@ def open_cases(
     axes: str | None = None,
     level: int = 0,
     spacing: Sequence[float] | None = None,
+    rules: Mapping[str, LabelRule] | None = None,
 ) -> list[OpenCase]:
     """Open every volume of a layout and check that they fit each other.
 
@@ -108,11 +109,12 @@ def open_cases(
         axes: `dataset_config.axes`, see `open_volume`.
         level: `dataset_config.ome_zarr_resolution`.
         spacing: voxel size per spatial axis, instead of the files' own.
+        rules: what the settings say of how labels are stored, by target.
 
     Raises:
         VolumenError: a volume cannot be opened, or shapes, channels or spacing do not fit.
     """
-    cases = [_open_case(case, axes, level, spacing) for case in layout.cases]
+    cases = [_open_case(case, axes, level, spacing, rules or {}) for case in layout.cases]
     check_same_kind(cases)
     _tell_costs(cases)
     return cases
@@ -136,7 +138,7 @@ def check_same_kind(cases: Sequence[OpenCase]) -> None:
 
 
 def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
-    """Check a label or mask against its image, and return it as a volume of integers.
+    """Check a label or mask, as `as_label` returns them, against its image.
 
     Raises:
         VolumenError: its shape differs, or a mask has several channels.
@@ -153,35 +155,45 @@ def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
             label.path, expected="a mask of 1 channel", found=f"{label.channels}", remedy="save it as grey"
         )
     _warn_of_geometry(image, label)
-    return whole_numbers(label)
-
-
-def whole_numbers(label: Volume) -> Volume:
-    """Return a label as a volume of integers; a value that is no whole number is refused as it is read."""
-    return label if np.dtype(label.dtype).kind in "ui" else IntegralVolume(label)
+    return label
 
 
 def _kind(volume: Volume) -> str:
     return f"{len(volume.shape)}D with {counted(volume.channels, 'channel')}"
 
 
-def _open_case(case: Case, axes: str | None, level: int, spacing: Sequence[float] | None) -> OpenCase:
+def tell_remarks(cases: Sequence[OpenCase]) -> None:
+    """Say what was recognised in the labels and masks, such as grey saved as RGB: once for all that are alike."""
+    files: dict[str, list[str]] = {}
+    for case in cases:
+        for volume in {id(v): v for v in (*case.labels.values(), *case.masks.values())}.values():
+            remark = getattr(volume, "remark", "")
+            if remark:
+                files.setdefault(remark, []).append(volume.path)
+    for remark, paths in files.items():
+        more = f" (and {counted(len(paths) - 1, 'more file')})" if len(paths) > 1 else ""
+        logger.warning("%s%s: %s", paths[0], more, remark)
+
+
+def _open_case(
+    case: Case,
+    axes: str | None,
+    level: int,
+    spacing: Sequence[float] | None,
+    rules: Mapping[str, LabelRule],
+) -> OpenCase:
     image = _open_image(case, axes, level)
-    opened = {
-        path: _open_label(path, axes, level, len(image.shape))
-        for path in {*case.labels.values(), *case.masks.values()}
+    ndim = len(image.shape)
+    labels = {
+        target: open_label(
+            path, axes=axes, level=level, ndim=ndim, rule=rules.get(target, LabelRule(f"targets.{target}"))
+        )
+        for target, path in case.labels.items()
     }
-    labels = {target: fit_label(image, opened[path]) for target, path in case.labels.items()}
-    masks = {target: fit_label(image, opened[path], mask=True) for target, path in case.masks.items()}
-    return OpenCase(case.name, image, labels, masks, _spacing(image, labels, spacing))
-
-
-def _open_label(path: str, axes: str | None, level: int, ndim: int | None) -> Volume:
-    """Open a label at the image's level; one without levels may have been drawn at that level."""
-    try:
-        return open_volume(path, axes=axes, level=level, ndim=ndim)
-    except SingleLevelError:
-        return open_volume(path, axes=axes, ndim=ndim)
+    masks = {path: open_label(path, axes=axes, level=level, ndim=ndim) for path in set(case.masks.values())}
+    labels = {target: fit_label(image, label) for target, label in labels.items()}
+    fitted = {target: fit_label(image, masks[path], mask=True) for target, path in case.masks.items()}
+    return OpenCase(case.name, image, labels, fitted, _spacing(image, labels, spacing))
 
 
 def _open_image(case: Case, axes: str | None, level: int) -> Volume:
@@ -191,7 +203,8 @@ def _open_image(case: Case, axes: str | None, level: int) -> Volume:
     except AmbiguousAxesError:
         if not case.labels:
             raise
-        label = _open_label(next(iter(case.labels.values())), None, level, None)
+        rule = LabelRule(separate=True)  # its shape alone is asked for
+        label = open_label(next(iter(case.labels.values())), level=level, rule=rule)
         return open_volume(case.image, level=level, ndim=len(label.shape))
 
 

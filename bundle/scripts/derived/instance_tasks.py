@@ -49,6 +49,7 @@ class Boundary(DerivedTask):
 
     type_name = "boundary"
     kind = "binary"
+    turns = ("scalars",)
     defaults: ClassVar[Mapping[str, Any]] = {"side": "both"}
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"side": ("both", "inner", "outer")}
 
@@ -86,10 +87,11 @@ class Affinities(DerivedTask):
 
     type_name = "affinities"
     kind = "multilabel"
+    turns = ("offsets",)
     defaults: ClassVar[Mapping[str, Any]] = {"offsets": None}
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
-        return len(self._offsets(params, ndim))
+        return len(self.offsets(ndim, params))
 
     def check(self, name: str, params: Mapping[str, Any]) -> None:
         offsets = params["offsets"]
@@ -110,7 +112,7 @@ class Affinities(DerivedTask):
             )
 
     def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        offsets = self._offsets(params, len(spacing))
+        offsets = self.offsets(len(spacing), params)
         return tuple(max(abs(step) for step in axis) for axis in zip(*offsets))
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +121,7 @@ class Affinities(DerivedTask):
         from volumen.derived.arrays.affinities import affinities
 
         margin = self.margin(params, source.spacing)
-        offsets = self._offsets(params, source.ndim)
+        offsets = self.offsets(source.ndim, params)
         labels = chosen_labels(source, params["classes"], margin)
         values, valid = affinities(labels, source.known(margin), offsets)
         part = source.inner(margin)
@@ -130,12 +132,11 @@ class Affinities(DerivedTask):
 
         margin = self.margin(params, source.spacing)
         labels = chosen_batch_labels(source, params["classes"], margin)
-        values, valid = affinities(labels, source.known(margin), self._offsets(params, source.ndim))
+        values, valid = affinities(labels, source.known(margin), self.offsets(source.ndim, params))
         part = source.inner(margin)
         return values[(slice(None), slice(None), *part)].float(), valid[(slice(None), *part)][:, None]
 
-    @staticmethod
-    def _offsets(params: Mapping[str, Any], ndim: int) -> Sequence[Sequence[int]]:
+    def offsets(self, ndim: int, params: Mapping[str, Any]) -> Sequence[Sequence[int]]:
         offsets = params["offsets"]
         if offsets is None:
             return [[-int(axis == other) for other in range(ndim)] for axis in range(ndim)]
@@ -158,6 +159,7 @@ class LocalShapeDescriptors(DerivedTask):
 
     type_name = "local_shape_descriptors"
     kind = "field"
+    turns = ("vector", "tensor", "scalars")
     defaults: ClassVar[Mapping[str, Any]] = {"sigma": 4.0}
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ A project adds a task of its own by a class, registered by the decorator or by a
 
         type_name = "thickness"
         kind = "distance"
+        turns = ("scalars",)
         defaults = {"reach": None}
 
         def derive(self, source, params):
@@ -33,6 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from volumen.derived.channel_layout import PARTS, ChannelLayout, make_layout
 from volumen.derived.extents import add_radii, distance_halo, resolve_reach
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
@@ -70,18 +72,40 @@ class DerivedTask:
     Attributes:
         type_name: what `type:` says in `auxiliary_tasks`.
         kind: which losses fit: "distance", "vector", "axis", "tensor", "multilabel", "binary" or "field".
+        turns: what the channels are, in their order, when the image is mirrored or turned: names among
+            `channel_layout.PARTS`, as ("vector", "scalars"). The kinds "vector", "axis" and "tensor" say it
+            themselves. Without it the target cannot be predicted with test-time augmentation.
         defaults: the keys that the type has, with their defaults.
         choices: for a key with a closed set of values, those values.
     """
 
     type_name: ClassVar[str] = ""
     kind: ClassVar[str] = "field"
+    turns: ClassVar[Sequence[str] | None] = None
     defaults: ClassVar[Mapping[str, Any]] = {}
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
         """Return the number of channels for a 2D or 3D image."""
         return 1
+
+    def offsets(self, ndim: int, params: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+        """Return the offset of each channel that compares two voxels, in voxels per axis: the part "offsets"."""
+        return ()
+
+    def layout(self, ndim: int, params: Mapping[str, Any]) -> ChannelLayout | None:
+        """Return how the channels turn with a 2D or 3D image, or None where the type does not say it.
+
+        Raises:
+            ValueError: `turns` does not fit the number of channels.
+        """
+        channels = self.out_channels(ndim, params)
+        if self.turns is not None:
+            return make_layout(self.turns, ndim, channels, self.offsets(ndim, params))
+        try:
+            return make_layout((self.kind,), ndim, channels)
+        except ValueError:
+            return None
 
     def check(self, name: str, params: Mapping[str, Any]) -> None:
         """Raise VolumenError where values (not keys) of `params` are wrong."""
@@ -138,11 +162,15 @@ def register_task(task: type[DerivedTask]) -> type[DerivedTask]:
     """Class decorator: make `type: <task.type_name>` available to every experiment.
 
     Raises:
-        ValueError: no type name, or the name is taken by another class.
+        ValueError: no type name, the name is taken by another class, or `turns` names unknown parts.
     """
     name = task.type_name
     if not name:
         raise ValueError(f"{task.__qualname__} has no type_name")
+    if isinstance(task.turns, str) or any(part not in PARTS for part in task.turns or ()):
+        raise ValueError(
+            f"{task.__qualname__}.turns must be a tuple of names among {PARTS}, got {task.turns!r}"
+        )
     known = _TASKS.get(name)
     if known is not None and type(known).__qualname__ != task.__qualname__:
         raise ValueError(f"task type {name!r} is already defined by {type(known).__qualname__}")
@@ -182,6 +210,21 @@ def task_out_channels(type_name: str, ndim: int, params: Mapping[str, Any] | Non
 def task_kind(type_name: str) -> str:
     """Return the kind of target for the losses: "distance", "vector", "axis", "tensor", ..."""
     return get_task(type_name).kind
+
+
+def task_layout(type_name: str, ndim: int, params: Mapping[str, Any]) -> ChannelLayout | None:
+    """Return how the channels of a task turn with a 2D or 3D image, or None where its type does not say it.
+
+    Raises:
+        VolumenError: there is no such type, or what it says does not fit its channels.
+    """
+    task = get_task(type_name)
+    try:
+        return task.layout(ndim, complete_params(task, params))
+    except ValueError as error:
+        raise VolumenError(
+            f"task type {type_name}", f"turns: {error}", remedy=f"correct {type(task).__qualname__}.turns"
+        ) from None
 
 
 def complete_params(task: DerivedTask, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class DistanceTransform(DerivedTask):
 
     type_name = "distance_transform"
     kind = "distance"
+    turns = ("scalars",)
     defaults: ClassVar[Mapping[str, Any]] = {"distance_type": "signed", "reach": None}
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"distance_type": ("signed", "inside", "outside")}
 
@@ -272,6 +273,7 @@ class NearestComponent(DerivedTask):
 
     type_name = "nearest_component"
     kind = "field"
+    turns = ("vector", "scalars")
     defaults: ClassVar[Mapping[str, Any]] = {"reach": None}
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
@@ -316,6 +318,7 @@ class Skeleton(DerivedTask):
 
     type_name = "skeleton"
     kind = "binary"
+    turns = ("scalars",)
     defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 1.0, "angle": 120.0, "reach": None}
 
     def check(self, name: str, params: Mapping[str, Any]) -> None:

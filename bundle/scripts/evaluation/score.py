@@ -591,12 +591,14 @@ def _volumes_by_name(path: Path) -> dict[str, str]:
 
 
 def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
-    from volumen.data.formats.volumes import open_volume
-    from volumen.data.layout import fit_label, whole_numbers
+    from volumen.data.label_channels import open_label, open_mask_file, snapshot_rule
+    from volumen.data.layout import fit_label
 
-    prediction = open_volume(found.path)
+    prediction = _open_prediction(found)
     ndim = len(prediction.shape)
-    label = whole_numbers(open_volume(label_path, ndim=ndim))
+    source = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
+    label = open_label(label_path, ndim=ndim, rule=snapshot_rule(found.source, source))
+    _tell(label)
     region = tuple(slice(0, n) for n in label.shape)
     entry: Mapping[str, Any] = {}
     target: Mapping[str, Any] = {}
@@ -604,7 +606,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     if found.recipe is not None:
         entry = found.recipe["targets"][found.target]
         region = tuple(slice(start, stop) for start, stop in found.recipe["region"])
-        target = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
+        target = source
         image = found.recipe["input"].get("array") or found.recipe["input"]["path"]
         whole = tuple(found.recipe["input"]["shape"])
     else:
@@ -613,13 +615,13 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         raise VolumenError(
             label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
         )
-    mask = None if mask_path is None else fit_label(label, open_volume(mask_path, ndim=ndim), mask=True)
+    mask = None if mask_path is None else fit_label(label, open_mask_file(mask_path, ndim=ndim), mask=True)
     ignore = target.get("ignore_label") if request.ignore_label is None else request.ignore_label
     kind, channels, scale = _reading(found, entry, prediction)
     if kind == "multiclass" and found.recipe is None and not scale:
         channels = max(channels, _classes_of(label, ignore))
     numbers = found.target in request.instances and kind in ("binary", "multiclass")
-    if numbers or (kind == "multiclass" and found.recipe is None and channels > MANY_LABELS):
+    if numbers or (kind == "multiclass" and found.recipe is None and _number_instances(label, channels)):
         kind, channels = "instances", 1
     spacing = request.spacing or prediction.spacing or label.spacing or (1.0,) * ndim
     classes = None if found.task else target.get("classes")
@@ -630,6 +632,40 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         labelled_only=bool(found.config.get("tr_setup", {}).get("compute_loss_on_labeled_only")),
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
     )  # fmt: skip
+
+
+def _open_prediction(found: Found) -> Volume:
+    """Open a prediction; label maps of other programs are read as labels are, grey saved as RGB among them."""
+    from volumen.data.formats.volumes import open_volume
+    from volumen.data.label_channels import LabelRule, one_channel
+
+    prediction = open_volume(found.path, labels=found.recipe is None)
+    if found.recipe is None and np.issubdtype(prediction.dtype, np.integer):
+        prediction = one_channel(prediction, LabelRule(f"targets.{found.target}"))
+        _tell(prediction)
+    return prediction
+
+
+def _tell(volume: Volume) -> None:
+    if remark := getattr(volume, "remark", ""):
+        logger.warning("%s: %s", volume.path, remark)
+
+
+def _number_instances(label: Volume, channels: int) -> bool:
+    """Whether label maps without a record number instances: many values, or values of one piece each."""
+    from volumen.config.detection import LEAST_INSTANCES
+    from volumen.data.instance_labels import look_like_instances
+
+    if channels > MANY_LABELS:
+        return True
+    if channels <= LEAST_INSTANCES or label.channels > 1 or not look_like_instances([label]):
+        return False
+    logger.warning(
+        "%s: each of its values is one connected piece, so they are scored as instances; give a model's prediction "
+        "with its record if they are classes",
+        label.path,
+    )
+    return True
 
 
 def _derivation(found: Found, source: Mapping[str, Any], spacing: tuple[float, ...]) -> DerivedTruth | None:

@@ -50,6 +50,7 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
         config: the checkpoint's snapshot, which knows ignored values.
     """
     from volumen.data.formats.volumes import open_volume
+    from volumen.data.label_channels import open_label, snapshot_rule
     from volumen.data.layout import discover
 
     folder = next((parent for parent in Path(image).parents if parent.name == "images"), None)
@@ -65,17 +66,10 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
             if not head.is_probability or head.name not in case.labels or settings.get("instances"):
                 continue
             ndim = len(open_volume(image).shape)
-            label = open_volume(case.labels[head.name], ndim=ndim)
+            rule = snapshot_rule(head.name, settings)
+            label = open_label(case.labels[head.name], ndim=ndim, rule=rule)
             masks = case.masks.get(head.name)
-            ignore = next(
-                (
-                    settings[key]
-                    for key in ("ignore_label", "ignore_index", "ignore_value")
-                    if key in settings
-                ),
-                None,
-            )
-            found[head.name] = Labels(label, open_volume(masks, ndim=ndim) if masks else None, ignore)
+            found[head.name] = Labels(label, open_label(masks, ndim=ndim) if masks else None, rule.unknown)
     except (VolumenError, StopIteration, OSError) as error:
         logger.debug("%s: no gain is measured: %s", image, error)
         return {}

@@ -83,14 +83,14 @@ def volume_items(source: str, mask: str | None = None, ndim: int | None = None) 
 
 
 def open_mask(path: str | Path, image: Volume) -> Volume:
-    """Open the mask of an image.
+    """Open the mask of an image; a mask of fractions counts where it is not 0.
 
     Raises:
-        VolumenError: it is unreadable or of another shape.
+        VolumenError: it is unreadable, of another shape, or has several channels that differ.
     """
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.label_channels import open_mask_file
 
-    mask = open_volume(path, ndim=len(image.shape))
+    mask = open_mask_file(path, ndim=len(image.shape))
     if mask.shape != image.shape:
         raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
     return mask

@@ -32,7 +32,7 @@ from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.plan import Box, PredictPlan, choose_block_shape, choose_tile
 from volumen.inference.windows.stream import StreamCounts
-from volumen.inference.windows.tta import transforms
+from volumen.inference.windows.tta import check_layouts, transforms
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
 from volumen.utils.text import counted
@@ -206,6 +206,7 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     image = job.image
     check_image(predictor, image)
     heads = predictor.heads(request.targets)
+    check_layouts(heads, request.tta)
     plan = make_plan(predictor, image.shape, heads, request)
     stored = [stored_as(head, request) for head in heads]
     return VolumeWork(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
+from volumen.derived.channel_layout import ChannelLayout, make_layout
 from volumen.inference.windows.blending import gaussian_window
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
 from volumen.inference.windows.sliding import SlidingWindow
-from volumen.inference.windows.tta import AxisTransform, transforms
+from volumen.inference.windows.tta import AxisTransform, check_layouts, transforms
 from volumen.utils.errors import VolumenError
 from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
@@ -150,7 +151,7 @@ def load_predictor(
     return Predictor(
         network=network,
         config=config,
-        targets=read_heads(final_config["heads"], config),
+        targets=read_heads(final_config["heads"], config, ndim),
         normalizer=Normalizer.from_config(
             dataset.get("normalization_scheme", "unit"), dataset.get("intensity_properties") or None
         ),
@@ -199,12 +200,15 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise VolumenError(path, f"not readable ({error})", remedy="get the released model again") from None
 
 
-def read_heads(heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Head]:
+def read_heads(
+    heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], ndim: int
+) -> dict[str, Head]:
     """Return the outputs of a network by name, in its order.
 
     Args:
         heads: `final_config["heads"]`.
         config: the snapshot; without it one channel is read as a sigmoid, several as a softmax.
+        ndim: spatial axes of the network.
     """
     labelled = config.get("dataset_config", {}).get("targets", {})
     tasks = config.get("auxiliary_tasks", {})
@@ -214,14 +218,18 @@ def read_heads(heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
         if name in tasks:
             kind = _task_kind(tasks[name])
             activation = tasks[name].get("activation") or ("sigmoid" if kind in PROBABILITIES else "none")
-            result[name] = Head(name, channels, activation, kind)
+            result[name] = Head(
+                name, channels, activation, kind, _task_layout(tasks[name], kind, ndim, channels)
+            )
             continue
         target = labelled.get(name, {})
         activation = target.get("activation") or ("sigmoid" if channels == 1 else "softmax")
         kind = target.get("kind") or {"softmax": "multiclass", "none": "field"}.get(
             activation, "binary" if channels == 1 else "multilabel"
         )
-        result[name] = Head(name, channels, activation, kind)
+        # The values of a label do not turn, whatever they are.
+        layout = make_layout(["scalars"], ndim, channels)
+        result[name] = Head(name, channels, activation, kind, layout)
         if not target:
             logger.warning("the checkpoint says nothing of target %r: read as %s", name, activation)
     return result
@@ -231,6 +239,15 @@ def _task_kind(task: Mapping[str, Any]) -> str:
     from volumen.derived.registry import task_kind
 
     return task.get("kind") or task_kind(task["type"])
+
+
+def _task_layout(task: Mapping[str, Any], kind: str, ndim: int, channels: int) -> ChannelLayout | None:
+    from volumen.derived.registry import task_layout, task_types
+
+    if task.get("kind") and task.get("type") not in task_types():
+        return None
+    params = {key: value for key, value in task.items() if key != "kind"}
+    return task_layout(task["type"], ndim, {"out_channels": channels, **params})
 
 
 def _patch_size(path: Path, config: Mapping[str, Any], ndim: int) -> tuple[int, ...]:
@@ -277,10 +294,14 @@ class WindowNetwork:
         self.timed = 0
         self.seconds = (0.0, 0.0)
         """Of the first batches, where windows are augmented: in the unaugmented pass, and in all."""
+        check_layouts(self.heads, tta)
         self.turns: tuple[AxisTransform, ...] = transforms(tta, patch_size, predictor.spacing)
         self.precision = precision
         self.device = predictor.device
         self._weights = torch.from_numpy(gaussian_window(tuple(patch_size))).to(self.device)
+        self._mean_weights = self._weights
+        if len(self.turns) > 1:
+            self._mean_weights = self._weights / self._counts(tuple(patch_size)).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, windows: np.ndarray) -> np.ndarray:
@@ -301,7 +322,10 @@ class WindowNetwork:
             with autocast(self.precision, self.device):
                 outputs = self.predictor.network(turn.apply(images).contiguous(), targets=self.names)
             turned = {
-                head.name: turn.undo_components(outputs[head.name].float(), head.kind) for head in self.heads
+                head.name: turn.undo(outputs[head.name].float())
+                if head.layout is None
+                else turn.undo_components(outputs[head.name].float(), head.layout)
+                for head in self.heads
             }
             encoded = encode_all(self.heads, turned)
             if total is None:
@@ -310,10 +334,22 @@ class WindowNetwork:
             else:
                 total.add_(encoded)
         assert total is not None
-        total *= self._weights if len(self.turns) == 1 else self._weights / len(self.turns)
+        total *= self._mean_weights
         self._time(began, first)
         limit_kept_memory()
         return (total if plain is None else torch.cat([total, plain], dim=1)).cpu().numpy()
+
+    def _counts(self, patch_size: tuple[int, ...]) -> Tensor:
+        """Return how many turned windows say something: one number, or (blended channels, *patch)."""
+        if all(part.kind != "offsets" for head in self.heads for part in head.layout or ()):
+            return torch.tensor(float(len(self.turns)))
+        counts = torch.zeros(sum(head.blended_channels for head in self.heads), *patch_size)
+        parts = torch.split(counts, [head.blended_channels for head in self.heads])
+        for turn in self.turns:
+            for head, part in zip(self.heads, parts, strict=True):
+                known = turn.known(head.layout or (), patch_size)
+                part += 1 if known is None else known
+        return counts
 
     def _clock(self) -> float:
         """Return the time, after the device has done its work where it is measured."""

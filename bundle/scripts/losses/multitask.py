@@ -16,6 +16,7 @@ from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
 from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from volumen.losses.masking import as_real, present_samples, zero_of
 from volumen.losses.registry import accepted_extras, build_loss
+from volumen.losses.trial import failure, try_loss
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import mask_key
 
@@ -33,6 +34,7 @@ class _Entry:
     start_epoch: int
     skip_deep_supervision: bool
     extras: frozenset[str]
+    where: str
 
 
 class _Pyramid:
@@ -65,7 +67,8 @@ class MultiTaskLoss(nn.Module):
             classes (kind "multiclass") are trained as a yes or no per class, background included. An entry takes
             part from epoch `start_epoch` on, epochs counted from 0.
         balancing: "fixed", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
-        spacing: voxel size in spatial order, for losses that measure distances.
+        spacing: voxel size in spatial order, for losses that measure distances. With it, every loss of a target
+            with "out_channels" is tried on a tiny batch at once.
         balancing_kwargs: arguments of the balancing.
         shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.
         device: where the outputs will be; without it the first step moves what is elsewhere.
@@ -143,7 +146,9 @@ class MultiTaskLoss(nn.Module):
         self.target_weights[name] = _number(target.get("weight", 1.0), f"{where}.weight")
         self._entries[name], built = [], []
         for i, entry in enumerate(losses):
-            loss, parsed = _entry(entry, f"{where}.losses[{i}]", kind, source, targets, spacing)
+            loss, parsed = _entry(
+                entry, f"{where}.losses[{i}]", kind, source, targets, spacing, self._channels[name]
+            )
             parsed.label = component_labels(losses[: i + 1])[-1]
             self._entries[name].append(parsed)
             built.append(loss)
@@ -253,7 +258,16 @@ class MultiTaskLoss(nn.Module):
             extras["source_pred"] = _at_size(levels[source], size)
         if source is not None and "source_mask" in entry.extras:
             extras["source_mask"] = pyramids[source].at(size)[1]
-        return loss(pred, target, **extras)
+        try:
+            return loss(pred, target, **extras)
+        except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
+            if isinstance(error, VolumenError) or "memory" in str(error).lower():
+                raise
+            # What the trial could not see: the size of a level.
+            remedy = (
+                "choose another loss, or set skip_deep_supervision: true where a coarse level is too small"
+            )
+            raise failure(entry.label, pred, error, entry.where, remedy) from error
 
 
 def trained_kind(target: Mapping[str, Any]) -> str:
@@ -290,6 +304,7 @@ def _entry(
     source: str | None,
     targets: Mapping[str, Mapping],
     spacing: Any,
+    channels: int | None,
 ) -> tuple[nn.Module, _Entry]:
     if isinstance(entry, str):
         entry = {"name": entry}
@@ -300,7 +315,13 @@ def _entry(
         )
     source_kind = trained_kind(targets[source]) if source is not None else None
     loss = build_loss(
-        entry["name"], entry.get("kwargs"), kind=kind, where=where, source_kind=source_kind, spacing=spacing
+        entry["name"],
+        entry.get("kwargs"),
+        kind=kind,
+        where=where,
+        source_kind=source_kind,
+        spacing=spacing,
+        channels=channels,
     )
     parsed = _Entry(
         label=component_labels([entry])[0],
@@ -308,7 +329,19 @@ def _entry(
         start_epoch=int(_number(entry.get("start_epoch") or 0, f"{where}.start_epoch")),
         skip_deep_supervision=bool(entry.get("skip_deep_supervision", False)),
         extras=accepted_extras(loss),
+        where=where,
     )
+    if spacing is not None and channels is not None:
+        try_loss(
+            loss,
+            entry["name"],
+            kind=kind,
+            channels=channels,
+            ndim=len(spacing),
+            where=where,
+            extras=parsed.extras,
+            source_channels=(targets[source].get("out_channels") if source is not None else None) or 1,
+        )
     return loss, parsed
 
 

@@ -11,6 +11,7 @@ from volumen.data.napari_layers import cases_from_viewer
 from volumen.run import train_on_cases
 
 if TYPE_CHECKING:
+    from volumen.data.label_channels import LabelRule
     from volumen.data.layout import OpenCase
 
 
@@ -40,7 +41,9 @@ def train_from_viewer(
         VolumenError: layers that do not fit each other, or a wrong setting.
     """
 
-    def open_layers(targets: Sequence[str] | None, allow_unlabeled: bool) -> list[OpenCase]:
-        return cases_from_viewer(viewer, targets=targets, allow_unlabeled=allow_unlabeled)
+    def open_layers(
+        targets: Sequence[str] | None, allow_unlabeled: bool, rules: Mapping[str, LabelRule]
+    ) -> list[OpenCase]:
+        return cases_from_viewer(viewer, targets=targets, allow_unlabeled=allow_unlabeled, rules=rules)
 
     return train_on_cases(open_layers, output_dir, settings, where="viewer", device=device, handlers=handlers)

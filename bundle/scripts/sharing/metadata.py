@@ -134,12 +134,9 @@ def spatial_pattern(divisor: tuple[int, ...]) -> list[str]:
 
 def channel_names(head: Head, config: Mapping[str, Any]) -> list[str]:
     """Return what each channel of a head's output means."""
-    if head.kind in ("vector", "axis"):
-        return [f"{axis} component" for axis in "xyz"[: head.channels]]
-    if head.kind == "tensor":
-        axes = "zyx" if head.channels == 6 else "yx"
-        pairs = [a + b for number, a in enumerate(axes) for b in axes[number:]]
-        return pairs if len(pairs) == head.channels else _numbered("component", head.channels)
+    if head.layout is not None and any(part.kind != "scalars" for part in head.layout):
+        names = [name for part in head.layout for name in part.names()]
+        return [f"logit of {name}" for name in names] if head.is_probability else names
     if head.kind == "distance" and head.channels == 1:
         return [f"{_distance(head.name, config)}, in units of the smallest voxel side"]
     if head.kind == "multiclass":

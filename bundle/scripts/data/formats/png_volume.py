@@ -20,6 +20,8 @@ from volumen.utils.errors import VolumenError
 _PALETTE = 3
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 """Samples per voxel, by the colour type: grey, RGB, grey with alpha, RGB with alpha."""
+_SAMPLES = {0: "grey", 2: "rgb", _PALETTE: "palette", 4: "grey+alpha", 6: "rgba"}
+_FEW_BITS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class _Header:
     width: int
     channels: int
     dtype: np.dtype
+    samples: str = "grey"
+    bits: int = 8
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,12 +41,18 @@ class _Header:
 
 
 class PngVolume(LazyVolume):
-    """A PNG image of 8 or 16 bits, in grey or colours; alpha is a channel like others."""
+    """A PNG image of 8 or 16 bits, in grey or colours; alpha is a channel like others.
+
+    Labels may also have a palette, whose numbers are read, or fewer bits. `samples` says what a voxel's values are:
+    "grey", "grey+alpha", "rgb", "rgba" or "palette".
+    """
 
     def __init__(self, path: Path, header: _Header, axes: str | None, ndim: int | None) -> None:
         known = "yxc"[: len(header.shape)]
         axis_map = map_axes(path, header.shape, known=known, requested=axes, ndim=ndim)
         super().__init__(str(path), axis_map, header.dtype)
+        self.samples, self._bits = header.samples, header.bits
+        self.remark = _palette_remark(path) if header.samples == "palette" else ""
         status = path.stat()
         self._stamp = (str(path), status.st_size, status.st_mtime_ns)
 
@@ -56,7 +66,8 @@ class PngVolume(LazyVolume):
         import imagecodecs
 
         try:
-            image = imagecodecs.png_decode(path.read_bytes())
+            small = self.samples == "palette" or self._bits in _FEW_BITS
+            image = _decode_numbers(path, self._bits) if small else imagecodecs.png_decode(path.read_bytes())
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise VolumenError(path, f"cannot be read ({reason})", remedy="copy it again") from error
@@ -78,30 +89,59 @@ class PngVolume(LazyVolume):
         return file_fingerprint(Path(self.path), self.shape, self.channels, self.dtype)
 
 
-def open_png(path: Path, *, axes: str | None = None, ndim: int | None = None) -> PngVolume:
+def open_png(
+    path: Path, *, axes: str | None = None, ndim: int | None = None, labels: bool = False
+) -> PngVolume:
     """Open a PNG image. It has no spacing: what PNG says of pixels is meant for screens.
 
     Args:
         path: the file.
         axes: letters of the axes, "yx" or, for colours, "yxc".
         ndim: 2, where it is known.
+        labels: take palettes and fewer bits, of which the numbers are read.
 
     Raises:
-        VolumenError: no PNG, damaged, of fewer than 8 bits, with a palette, or the axes do not fit.
+        VolumenError: no PNG, damaged, an image of fewer than 8 bits or with a palette, or the axes do not fit.
     """
     try:
         with path.open("rb") as file:
             head = file.read(33)
     except OSError as error:
         raise VolumenError(path, f"cannot be read ({error.strerror})", remedy="copy it again") from error
-    return PngVolume(path, _header(path, head), axes, ndim)
+    return PngVolume(path, _header(path, head, labels), axes, ndim)
 
 
-def _header(path: Path, head: bytes) -> _Header:
+def _decode_numbers(path: Path, bits: int) -> np.ndarray:
+    """Return the numbers of a palette, or the grey levels 0, 1, ... of fewer than 8 bits: (Y, X) uint8."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        values = np.asarray(image, np.uint8)
+        if image.mode == "P" or bits not in _FEW_BITS:
+            return values
+        # Pillow stretches grey levels over 0 to 255, but for single bits.
+        return values if image.mode == "1" else values // (255 // (2**bits - 1))
+
+
+def _palette_remark(path: Path) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            table = np.reshape(image.getpalette("RGB") or [], (-1, 3))[:4].tolist()
+    except Exception:  # said when it is read
+        return ""
+    shown = ", ".join(f"{number} for ({r}, {g}, {b})" for number, (r, g, b) in enumerate(table))
+    return f"the numbers of its palette are read as label values: {shown}, ..."
+
+
+def _header(path: Path, head: bytes, labels: bool) -> _Header:
     kind, checksum = head[12:16], head[29:33]
     if head[:8] != PNG_MAGIC or kind != b"IHDR" or zlib.crc32(head[12:29]).to_bytes(4, "big") != checksum:
         raise VolumenError(path, "its PNG header is damaged or missing", remedy="copy it again")
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
+    if labels and bits in (*_FEW_BITS, 8) and colour in ((_PALETTE,) if bits == 8 else (0, _PALETTE)):
+        return _Header(height, width, 1, np.dtype(np.uint8), _SAMPLES[colour], bits)
     if colour == _PALETTE:
         raise VolumenError(
             path,
@@ -113,4 +153,4 @@ def _header(path: Path, head: bytes) -> _Header:
         raise VolumenError(
             path, expected="8 or 16 bits", found=f"a PNG of {bits}", remedy="convert it to grey"
         )
-    return _Header(height, width, _CHANNELS[colour], np.dtype(f"u{bits // 8}"))
+    return _Header(height, width, _CHANNELS[colour], np.dtype(f"u{bits // 8}"), _SAMPLES[colour])

@@ -32,7 +32,9 @@ class SliceStack(LazyVolume):
     Those at a URL are fetched, each as a whole, when a region first needs them.
     """
 
-    def __init__(self, folder: str, files: tuple[str, ...], first: _Slice, axes: str | None) -> None:
+    def __init__(
+        self, folder: str, files: tuple[str, ...], first: _Slice, axes: str | None, labels: bool = False
+    ) -> None:
         space = (len(files), *first.shape)
         axis_map = (
             AxisMap(space, (0, 1, 2))
@@ -42,6 +44,8 @@ class SliceStack(LazyVolume):
         super().__init__(folder, axis_map, first.dtype, chunks=(1, *first.chunks))
         self._files = files
         self._axes = axes
+        self._labels = labels
+        self.samples, self.remark = first.samples, first.remark
 
     def _open(self) -> _Slices:
         return _Slices()
@@ -57,7 +61,7 @@ class SliceStack(LazyVolume):
 
     def _slice(self, number: int) -> _Slice:
         path = child(self.path, self._files[number])
-        found = _open_slice(path, self._axes)
+        found = _open_slice(path, self._axes, self._labels)
         for what, own, wanted in (
             ("shape", found.shape, self.shape[1:]),
             ("channels", found.channels, self.channels),
@@ -97,13 +101,16 @@ class _Slices:
         return found
 
 
-def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None) -> SliceStack:
+def open_stack(
+    folder: str, *, axes: str | None = None, ndim: int | None = None, labels: bool = False
+) -> SliceStack:
     """Open a folder of numbered 2D TIFF or PNG files as a volume.
 
     Args:
         folder: a path or URL; holds files whose names differ in one number; 2 comes before 10.
         axes: letters of the volume's axes; z is the number.
         ndim: 3, where it is known.
+        labels: see `open_volume`.
 
     Raises:
         VolumenError: no such files, or the first is not 2D or cannot be read.
@@ -126,7 +133,7 @@ def open_stack(folder: str, *, axes: str | None = None, ndim: int | None = None)
     _warn_of_gaps(folder, files)
     if is_url(folder):
         logger.info("%s: its %d slices are fetched as they are needed", folder, len(files))
-    return SliceStack(folder, files, _open_slice(child(folder, files[0]), inner), inner)
+    return SliceStack(folder, files, _open_slice(child(folder, files[0]), inner, labels), inner, labels)
 
 
 def holds_slices(folder: Path) -> bool:
@@ -138,10 +145,10 @@ def holds_slices(folder: Path) -> bool:
         return False
 
 
-def _open_slice(path: str, axes: str | None) -> _Slice:
+def _open_slice(path: str, axes: str | None, labels: bool = False) -> _Slice:
     file = fetch_file(path, level=logging.DEBUG) if is_url(path) else Path(path)
     if split_suffix(path)[1] == "png":
-        return open_png(file, axes=axes, ndim=2)
+        return open_png(file, axes=axes, ndim=2, labels=labels)
     return open_tiff(file, axes=axes, ndim=2)
 
 

@@ -253,7 +253,12 @@ def single_level(path: object, level: int) -> SingleLevelError:
 
 
 def open_volume(
-    path: str | os.PathLike, *, axes: str | None = None, level: int = 0, ndim: int | None = None
+    path: str | os.PathLike,
+    *,
+    axes: str | None = None,
+    level: int = 0,
+    ndim: int | None = None,
+    labels: bool = False,
 ) -> Volume:
     """Open a volume by its content, whatever its name.
 
@@ -267,6 +272,7 @@ def open_volume(
             leave it open. NIfTI fixes its own axes.
         level: resolution level of an OME-Zarr pyramid, 0 is the finest.
         ndim: number of spatial axes where known (a label follows its image).
+        labels: it is a label or a mask: PNG files with a palette or of fewer than 8 bits are read as numbers.
 
     Raises:
         AmbiguousAxesError: the shape can be read in two ways.
@@ -276,12 +282,14 @@ def open_volume(
     from volumen.data.formats.detection import local_path
 
     source = local_path(path)
-    volume = _open_by_content(source, axes, level, ndim)
+    volume = _open_by_content(source, axes, level, ndim, labels)
     volume.source = str(source).rstrip("/")
     return volume
 
 
-def _open_by_content(path: str | os.PathLike, axes: str | None, level: int, ndim: int | None) -> LazyVolume:
+def _open_by_content(
+    path: str | os.PathLike, axes: str | None, level: int, ndim: int | None, labels: bool
+) -> LazyVolume:
     from volumen.data.formats.detection import detect_format, is_url
 
     kind = detect_format(path)
@@ -294,7 +302,7 @@ def _open_by_content(path: str | os.PathLike, axes: str | None, level: int, ndim
     if kind == "stack":
         from volumen.data.formats.slice_stack import open_stack
 
-        return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim)
+        return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim, labels=labels)
     if is_url(path):
         from volumen.data.formats.fetch import fetch_file
 
@@ -306,7 +314,7 @@ def _open_by_content(path: str | os.PathLike, axes: str | None, level: int, ndim
     if kind == "png":
         from volumen.data.formats.png_volume import open_png
 
-        return open_png(Path(path), axes=axes, ndim=ndim)
+        return open_png(Path(path), axes=axes, ndim=ndim, labels=labels)
     from volumen.data.formats.nifti_volume import open_nifti
 
     return open_nifti(Path(path), ndim=ndim)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from volumen.derived.channel_layout import ChannelLayout
+
 PROBABILITIES = ("binary", "multiclass", "multilabel")
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 KINDS = (*PROBABILITIES, "distance", "vector", "axis", "tensor", "field", "instances")
@@ -29,12 +31,14 @@ class Head:
         channels: channels that the network gives.
         activation: sigmoid, softmax or none.
         kind: binary, multiclass, multilabel, distance, vector, axis, tensor or field.
+        layout: how the channels turn with the image, or None where nothing says it.
     """
 
     name: str
     channels: int
     activation: str = "sigmoid"
     kind: str = "binary"
+    layout: ChannelLayout | None = None
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:

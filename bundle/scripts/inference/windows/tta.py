@@ -1,7 +1,8 @@
 """Test-time augmentation by signed axis permutations: flips and 90-degree rotations.
 
-The network sees the transformed window; its outputs are turned back, vectors and tensors by components
-as well as by place.
+The network sees the transformed window; its outputs are turned back by place and by components, as each
+target's `ChannelLayout` says: vectors, axes and tensors change components, and channels that compare a voxel
+with the one at an offset change channel and place.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from volumen.derived.arrays.affinities import overlap
+from volumen.derived.channel_layout import ChannelLayout, ChannelPart
+from volumen.inference.windows.heads import Head
+from volumen.utils.errors import VolumenError
 
 MODES = ("none", "mirror", "rotate")
 
@@ -37,20 +44,47 @@ class AxisTransform:
         turned = window.flip([axis + 2 for axis, flip in enumerate(self.flips) if flip])
         return turned.permute(0, 1, *(self.order.index(axis) + 2 for axis in range(len(self.order))))
 
-    def undo_components(self, output: Tensor, kind: str) -> Tensor:
+    def undo_components(self, output: Tensor, layout: ChannelLayout) -> Tensor:
         """Bring places and components back.
 
         Args:
             output: a head's output for the transformed window, shape (B, C, *patch).
-            kind: the head's kind; vectors and axes have components (x, y[, z]), tensors (yy, yx, xx) or
-                (zz, zy, zx, yy, yx, xx), all others are scalars.
+            layout: what its channels are.
+
+        Returns:
+            Shape (B, C, *patch); 0 where `known` is False.
         """
         output = self.undo(output)
-        if kind in ("vector", "axis"):
-            return self._undo_vector(output)
-        if kind == "tensor":
-            return self._undo_tensor(output)
-        return output
+        parts = torch.split(output, [part.channels for part in layout], dim=1)
+        turned = [self._undo_part(values, part) for values, part in zip(parts, layout, strict=True)]
+        return turned[0] if len(turned) == 1 else torch.cat(turned, dim=1)
+
+    def known(self, layout: ChannelLayout, shape: Sequence[int]) -> Tensor | None:
+        """Return where `undo_components` gives values, bool (C, *patch), or None for everywhere.
+
+        A channel that compares a voxel with the one at an offset o compares it after a mirror with the one at
+        -o: the same pair of voxels, but stored with the partner, which may lie outside the window. Where no
+        channel has the turned offset, the turned window says nothing of this channel.
+        """
+        if all(part.kind != "offsets" for part in layout):
+            return None
+        masks = []
+        for part in layout:
+            mask = torch.ones(part.channels, *shape, dtype=torch.bool)
+            if part.kind == "offsets":
+                pairs = torch.ones(1, part.channels, *shape)
+                mask = self._undo_offsets(pairs, part.offsets)[0] > 0
+            masks.append(mask)
+        return torch.cat(masks)
+
+    def _undo_part(self, values: Tensor, part: ChannelPart) -> Tensor:
+        if part.kind in ("vector", "axis"):
+            return self._undo_vector(values)
+        if part.kind == "tensor":
+            return self._undo_tensor(values)
+        if part.kind == "offsets":
+            return self._undo_offsets(values, part.offsets)
+        return values
 
     def _source(self, axis: int) -> tuple[int, float]:
         """Return which transformed component, with which sign, is the component along an original axis."""
@@ -75,6 +109,38 @@ class AxisTransform:
             (first, sign_i), (second, sign_j) = self._source(i), self._source(j)
             result[:, number] = sign_i * sign_j * output[:, channel[min(first, second), max(first, second)]]
         return result
+
+    def _undo_offsets(self, output: Tensor, offsets: Sequence[Sequence[int]]) -> Tensor:
+        result = torch.zeros_like(output)
+        # The same offset twice means the same channel twice: the first serves both.
+        for number, offset in enumerate(offsets):
+            turned = tuple(-offset[a] if flip else offset[a] for a, flip in zip(self.order, self.flips))
+            if turned == tuple(offset):
+                result[:, number] = output[:, number]
+            elif turned in offsets:
+                result[:, number] = output[:, offsets.index(turned)]
+            elif (opposite := tuple(-step for step in turned)) in offsets:
+                # The pair (p, p + o) is stored with its other end, p + o.
+                here, there = overlap(output.shape[2:], offset)
+                source = output[:, offsets.index(opposite)]
+                result[:, number][(slice(None), *here)] = source[(slice(None), *there)]
+        return result
+
+
+def check_layouts(heads: Sequence[Head], mode: str) -> None:
+    """Check that every head can be augmented.
+
+    Raises:
+        VolumenError: augmentation, and a head that does not say how its channels turn.
+    """
+    unsaid = [head.name for head in heads if head.layout is None]
+    if mode != "none" and unsaid:
+        raise VolumenError(
+            f"target {', '.join(unsaid)}",
+            f"does not say how its channels turn, so it cannot be averaged over turned windows (tta: {mode})",
+            remedy="predict with --tta none, choose other --targets, or add `turns` to its task type, "
+            'as turns = ("vector", "scalars")',
+        )
 
 
 def transforms(

@@ -27,6 +27,16 @@ _LETTERS = {"S": "c", "I": "?", "Q": "?"}
 """What tifffile's axes mean here: samples are channels; plain pages (I) and unnamed axes (Q) are open."""
 
 
+def _samples(keyframe: Any) -> str:
+    """Return what a voxel's values are: "grey", "min-is-white", "palette", "rgb", "rgba" or "grey+alpha"."""
+    photometric, extra = int(keyframe.photometric), len(keyframe.extrasamples)
+    if photometric == 2:
+        return "rgba" if extra else "rgb"
+    if photometric in (0, 1) and extra and keyframe.samplesperpixel == 2:
+        return "grey+alpha"
+    return {0: "min-is-white", 3: "palette"}.get(photometric, "grey")
+
+
 @dataclass
 class _OpenTiff:
     """An open file: tifffile's view of its first series, and the file for reads at an offset."""
@@ -53,6 +63,9 @@ class TiffVolume(LazyVolume):
             unit=None,
         )
         self.spacing, self.unit = tiff_spacing(series.parent, axis_map)
+        self.samples = _samples(series.keyframe)
+        palette = "the numbers of its palette are read as label values"
+        self.remark = palette if self.samples == "palette" else ""
         self._offset = series.dataoffset
         self._outer = stored.outer
         self._stored_dtype = np.dtype(series.dtype).newbyteorder(series.parent.byteorder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.formats.integral import IntegralVolume
+from volumen.data.formats.label_view import InvertedLabel, LabelView
 from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 
 
@@ -23,7 +24,9 @@ def stored_chunks(volume: Any) -> tuple[np.ndarray, tuple[int, ...]] | None:
         which is the chunk's or, for sharded arrays, the shard's. None if it is unknown or the fill value is
         not 0.
     """
-    if isinstance(volume, IntegralVolume):
+    if isinstance(volume, InvertedLabel):
+        return None  # what is not stored is foreground
+    while isinstance(volume, IntegralVolume | LabelView):
         volume = volume.volume
     if not isinstance(volume, ZarrVolume):
         return None
