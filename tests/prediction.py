@@ -85,10 +85,13 @@ def save_checkpoint(path: Path, ndim=3, patch=(8, 8, 8), in_channels=1, tasks=Tr
 
 
 def blend_in_memory(run, image, patch, overlap):
-    """Blend windows in float64 the plain way; image (C, *space), run: window (C, *patch) -> (K, *patch)."""
+    """Blend windows in float64 the plain way; image (C, *space), run: window (C, *patch) -> (K, *patch).
+
+    What a window holds beyond the image is reflected.
+    """
     space = image.shape[1:]
     pads = [max(p - n, 0) for p, n in zip(patch, space)]
-    padded = np.pad(image, [(0, 0), *((pad // 2, pad - pad // 2) for pad in pads)])
+    padded = np.pad(image, [(0, 0), *((pad // 2, pad - pad // 2) for pad in pads)], mode="reflect")
     starts = []
     for n, p in zip(padded.shape[1:], patch):
         stride = max(1, round(p * (1 - overlap)))

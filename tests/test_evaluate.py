@@ -244,7 +244,8 @@ def test_a_label_of_another_shape_is_refused(files):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"threshold": 2.0}, "--threshold: expected a probability from 0 to 1, found 2.0"),
+        ({"threshold": 2.0}, "--threshold: expected a probability above 0, at most 1, found 2.0"),
+        ({"threshold": 0.0}, "--threshold: expected a probability above 0, at most 1, found 0.0"),
         ({"tolerance": -1.0}, "--tolerance: expected a length of at least 0"),
         ({"tolerance": float("nan")}, "--tolerance: expected a length"),
         ({"spacing": (1.0, 1.0)}, "--spacing: expected 3 sizes, one per axis, found 1.0, 1.0"),

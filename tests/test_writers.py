@@ -525,7 +525,7 @@ def test_a_coarser_constant_is_the_constant(kind):
         ({"patch_size": (9, 8, 8)}, r"--patch-size: expected sides divisible by \(2, 2, 2\)"),
         ({"region": ((0, 99), (0, 1), (0, 1))}, r"--region: expected start:stop"),
         ({"dtype": "int7"}, r"dtype must be one of"),
-        ({"threshold": 1.5}, r"threshold must lie between 0 and 1"),
+        ({"threshold": 1.5}, r"threshold must be above 0 and at most 1"),
         ({"device": "abacus"}, r"--device: expected auto, cpu"),
         ({"amp": "half"}, r"--amp: expected one of auto"),
         ({"checkpoint": "nowhere.pth"}, r"nowhere\.pth: no such checkpoint"),

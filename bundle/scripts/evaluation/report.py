@@ -319,7 +319,7 @@ def _foreground(values: np.ndarray, case: ScoredCase, threshold: float) -> np.nd
     """Return the voxels of any class but the background."""
     if case.kind == "multiclass":
         return np.asarray((values[0] if len(values) == 1 else values.argmax(axis=0)) > 0)
-    return np.asarray((values > (threshold if case.scale else 0)).any(axis=0))
+    return np.asarray((values >= threshold if case.scale else values > 0).any(axis=0))
 
 
 def _image_slice(case: ScoredCase, box: tuple[slice, ...]) -> np.ndarray:

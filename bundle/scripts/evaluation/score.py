@@ -234,8 +234,10 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 
 def _check(request: EvaluateRequest) -> None:
     """Refuse numbers out of range, before anything is read."""
-    if not 0 <= request.threshold <= 1:
-        raise VolumenError("--threshold", expected="a probability from 0 to 1", found=request.threshold)
+    if not 0 < request.threshold <= 1:
+        raise VolumenError(
+            "--threshold", expected="a probability above 0, at most 1", found=request.threshold
+        )
     if request.tolerance is not None and not request.tolerance >= 0:
         raise VolumenError("--tolerance", expected="a length of at least 0", found=request.tolerance)
     if request.spacing is not None and not all(size > 0 for size in request.spacing):

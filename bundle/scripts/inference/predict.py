@@ -35,7 +35,7 @@ from volumen.inference.windows.stream import StreamCounts
 from volumen.inference.windows.tta import check_layouts, transforms
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import counted
+from volumen.utils.text import by, counted
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
@@ -208,6 +208,7 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     heads = predictor.heads(request.targets)
     check_layouts(heads, request.tta)
     plan = make_plan(predictor, image.shape, heads, request)
+    tell_small(image, plan.patch_size, request.patch_size or predictor.patch_size)
     stored = [stored_as(head, request) for head in heads]
     return VolumeWork(
         job,
@@ -358,6 +359,7 @@ def make_plan(
         VolumenError: a region outside the volume, an overlap or a patch that cannot be.
     """
     patch = predictor.check_patch(request.patch_size or predictor.patch_size)
+    patch = predictor.fit_patch(patch, shape)
     region = settle_region(request.region, shape)
     if not 0 <= request.overlap < 1:
         raise VolumenError("--overlap", expected="a share of at least 0 and below 1", found=request.overlap)
@@ -374,6 +376,23 @@ def make_plan(
         batch_size=request.batch_size,
         tile=choose_tile(patch, request.overlap, channels, PARTIAL_SUMS_BYTES),
     )
+
+
+def tell_small(image: Volume, window: Sequence[int], usual: Sequence[int]) -> None:
+    """Log which windows an image smaller than the usual window gets, and how much of them is reflected."""
+    if all(size >= side for size, side in zip(image.shape, usual, strict=True)):
+        return
+    text = f"windows of {by(window)}"
+    if tuple(window) != tuple(usual):
+        text += f" instead of {by(usual)}"
+    beyond = [
+        f"{side - size} voxels along {axis}"
+        for size, side, axis in zip(image.shape, window, "zyx"[-len(window) :], strict=True)
+        if side > size
+    ]
+    if beyond:
+        text += f", of which {' and '.join(beyond)} are reflected"
+    logger.info("%s: %s is smaller than a window: %s", image.path, by(image.shape), text)
 
 
 def settle_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:

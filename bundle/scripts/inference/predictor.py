@@ -19,6 +19,7 @@ from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
 from volumen.derived.channel_layout import ChannelLayout, make_layout
 from volumen.inference.windows.blending import gaussian_window
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
+from volumen.inference.windows.plan import fit_window
 from volumen.inference.windows.sliding import SlidingWindow
 from volumen.inference.windows.tta import AxisTransform, check_layouts, transforms
 from volumen.utils.errors import VolumenError
@@ -85,6 +86,10 @@ class Predictor:
                     remedy="choose --targets among them",
                 )
         return tuple(self.targets[name] for name in (names or self.targets))
+
+    def fit_patch(self, patch_size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the window for an image of a spatial shape, no larger than the image needs; see `fit_window`."""
+        return fit_window(patch_size, shape, self.divisor) if self.divisor else tuple(patch_size)
 
     def check_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Return a window size after checking that the network can take it.
@@ -384,7 +389,7 @@ def predict_array(
         predictor: the network.
         image: raw image, shape (C, *space).
         targets: targets wanted; None for all.
-        patch_size: window; None for that of the training.
+        patch_size: window; None for that of the training. It shrinks to smaller images.
         overlap: share of a window that the next one covers.
         batch_size: windows given to the network at once.
         precision: "float32", "bfloat16" or "float16".
@@ -402,6 +407,7 @@ def predict_array(
         return {"all": encode_all(heads, outputs)}
 
     with torch.inference_mode():
-        blended = SlidingWindow(patch, overlap, batch_size)(normalised[None], encoded)["all"][0]
+        inferer = SlidingWindow(patch, overlap, batch_size, divisor=predictor.divisor or None)
+        blended = inferer(normalised[None], encoded)["all"][0]
         parts = split_channels(heads, blended)
         return {head.name: head.decode(parts[head.name]).cpu().numpy() for head in heads}

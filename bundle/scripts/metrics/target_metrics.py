@@ -193,7 +193,9 @@ class TargetMetrics:
     ) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Return (class name, predicted mask, true mask) for every class but a background."""
         if target.kind != "multiclass":
-            return [(label, pred[i] > self.threshold, truth[i] > 0) for i, label in enumerate(target.classes)]
+            return [
+                (label, pred[i] >= self.threshold, truth[i] > 0) for i, label in enumerate(target.classes)
+            ]
         index = pred[0] if pred.shape[0] == 1 else pred.argmax(axis=0)
         return [(label, index == i, truth[0] == i) for i, label in enumerate(target.classes, start=1)]
 
@@ -316,7 +318,7 @@ def build_metrics(
         names: of `ALL_METRICS`; None: all that make sense. `CHEAP_METRICS` leaves out what takes seconds a
             volume.
         tolerance: of the surface Dice, in units of the spacing; None: the smallest spacing, one voxel.
-        threshold: probability above which a voxel of "binary" and "multilabel" is foreground.
+        threshold: probability from which on a voxel of "binary" and "multilabel" is foreground.
         pool: see `TargetMetrics`.
 
     Raises:

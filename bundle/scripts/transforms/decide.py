@@ -21,11 +21,11 @@ def decide(logits: Tensor, kind: str) -> Tensor:
 
     Returns:
         uint8 (int16 above 256 classes) class indices (B, 1, *space) of a multiclass target; else bool (B, C, *space):
-        a probability in float32 above one half, as a stored prediction holds it: a logit within 1e-7 of 0 is none.
+        a probability in float32 from one half on, as a stored prediction holds it.
     """
     if kind == "multiclass":
         return logits.argmax(dim=1, keepdim=True).to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)
-    return torch.sigmoid(logits.float()) > 0.5
+    return torch.sigmoid(logits.float()) >= 0.5
 
 
 class DecideLabelsd:

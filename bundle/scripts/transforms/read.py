@@ -38,7 +38,7 @@ class ReadPatchd(Transform):
             per volume) or "refuse".
 
     Writes, for C image channels and Ct label channels:
-        image: float32 (C, *patch), 0 outside the bounds.
+        image: float32 (C, *patch), reflected at the bounds; no label is known there.
         <target>: integer (Ct, *(patch + 2 halo)), 0 where unknown.
         <target>_mask: bool (1, *(patch + 2 halo)): the label is known.
         in_volume: bool (1, *(patch + 2 halo)), or None when every voxel lies inside the volume.
@@ -109,6 +109,8 @@ class ReadPatchd(Transform):
         zero = normalizer.zero_level(coefficients)
         if raw.dtype.kind == "f":
             raw = self._finite(raw, volume, region, zero)
+        # A constant beyond the border would change what instance normalisation sees.
+        raw, region = grid.reflect(raw, region)
         # Interpolating raw values moves less memory than interpolating normalised ones, and is the same map.
         return normalizer.apply(grid.sample(raw, region, zero, self.image_order), coefficients)
 

@@ -19,7 +19,8 @@ class PatchLocation:
         start: first voxel per axis; negative, or too near the end, only where the region is smaller than the
             patch.
         size: patch size in voxels.
-        bounds: the region of the volume that may be read; the rest of the patch and of its halo is padding.
+        bounds: the region of the volume that may be read; the rest of the patch is reflected, and no label is
+            known there.
     """
 
     case: int

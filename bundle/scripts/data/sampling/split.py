@@ -257,7 +257,7 @@ def _slab(
     whole = [axis for axis in usable if shape[axis] >= 2 * patch_size[axis]]
     if not whole:
         logger.warning(
-            "%s: shape %s is narrower than two patches of %s, so regions narrower than a patch are padded",
+            "%s: shape %s is narrower than two patches of %s, so regions narrower than a patch are reflected",
             name, shape, patch_size,
         )  # fmt: skip
     flip = bool(np.random.default_rng(seed).integers(2))

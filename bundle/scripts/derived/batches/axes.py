@@ -43,6 +43,44 @@ def smallest_axis(tensor: Tensor, valid: Tensor, min_gap: float = MIN_GAP) -> tu
     return axes.reshape(shape).movedim(0, 1).contiguous(), good.reshape(valid.shape)
 
 
+def largest_axis(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unit eigenvector of the largest eigenvalue of mean outer products, and how much it stands out.
+
+    Args:
+        products: float (B, 3 or 6, *spatial), order (yy, yx, xx) or (zz, zy, zx, yy, yx, xx).
+
+    Returns:
+        axes float32 (B, D, *spatial), order (x, y[, z]), of either sign, 0 where all eigenvalues are equal; and the
+        difference of the two largest eigenvalues over their sum (B, *spatial), in [0, 1].
+    """
+    everywhere = torch.ones((len(products), *products.shape[2:]), dtype=torch.bool, device=products.device)
+    # The largest eigenvalue is the smallest of the negative; whatever the gap, here it is returned.
+    axes, _ = smallest_axis(-products, everywhere, min_gap=0.0)
+    return axes, _prominence(products.double(), axes.double()).float()
+
+
+def _prominence(a: Tensor, axes: Tensor) -> Tensor:
+    """Return how much the largest eigenvalue stands out, from the trace, the square sum and its eigenvector."""
+    letters = "yx" if a.shape[1] == 3 else "zyx"
+    names = [(first, second) for i, first in enumerate(letters) for second in letters[i:]]
+    component = dict(zip("xyz", axes.unbind(dim=1)))
+    doubled = [1.0 if first == second else 2.0 for first, second in names]
+    entries = a.unbind(dim=1)
+    largest = torch.zeros_like(entries[0])
+    for twice, entry, (first, second) in zip(doubled, entries, names, strict=True):
+        largest = largest + twice * entry * component[first] * component[second]
+    trace = tensor_trace(a)
+    squares = sum(twice * entry * entry for twice, entry in zip(doubled, entries, strict=True))
+    # Of the two other eigenvalues the sum and the sum of squares are known.
+    rest, rest_squares = trace - largest, squares - largest * largest
+    if a.shape[1] == 3:
+        next_one = rest
+    else:
+        next_one = 0.5 * (rest + (2 * rest_squares - rest * rest).clamp_min(0).sqrt())
+    total = largest + next_one
+    return ((largest - next_one) / torch.where(total > 0, total, 1.0)).clamp_min(0)
+
+
 def _smallest_3d(a: Tensor, min_gap: float) -> tuple[Tensor, Tensor]:
     """The method of `eigen_kernels.smallest_axis_3d`, step by step: float64 (6, N) in, (3, N) in (z, y, x) out."""
     a00, a01, a02, a11, a12, a22 = a

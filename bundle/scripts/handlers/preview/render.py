@@ -107,7 +107,7 @@ def _input_panel(base: np.ndarray, predictions: Mapping[str, np.ndarray], kinds:
         if kinds[name] not in LABELS:
             continue
         found = probabilities(prediction, kinds[name])
-        below = colours.overlay(below / (0.8 if first else 1), found > 0.5, first)
+        below = colours.overlay(below / (0.8 if first else 1), found >= 0.5, first)
         names.append((name, first))
         first += len(found)
     return Panel("input", (base, below), ("classes", tuple(names)) if len(names) > 1 else ())

@@ -36,8 +36,8 @@ class Stored:
     def __post_init__(self) -> None:
         if self.kind not in DTYPES:
             raise ValueError(f"dtype must be one of {DTYPES}, got {self.kind!r}")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
 
     @property
     def is_labels(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from volumen.derived.batches.axes import largest_axis
 from volumen.derived.channel_layout import ChannelLayout
 
 PROBABILITIES = ("binary", "multiclass", "multilabel")
@@ -93,37 +94,20 @@ def outer(vectors: Tensor) -> Tensor:
 def principal_axis(products: Tensor, n: int) -> Tensor:
     """Return the unit eigenvector of the largest eigenvalue of averaged outer products.
 
-    Found by squaring the matrix six times (the 64th power, in which the largest eigenvalue is alone
-    unless two are nearly equal and the direction is undefined) and taking its longest column. The sign,
-    which carries no meaning, makes the component of largest size positive.
+    The sign, which carries no meaning, makes the component of largest size positive.
 
     Args:
-        products: upper triangles by rows, shape (n (n + 1) / 2, *space).
-        n: components of the direction.
+        products: upper triangles by rows, components (x, y[, z]), shape (n (n + 1) / 2, *space).
+        n: components of the direction, 2 or 3.
 
     Returns:
-        Directions of shape (n, *space); zero where all products are zero.
+        Directions of shape (n, *space); zero where all products are zero or no direction leads.
     """
-    matrix = symmetric(products, n)
-    for _ in range(6):
-        matrix = matrix / matrix.abs().amax(dim=(0, 1)).clamp_min(1e-30)
-        matrix = torch.einsum("ij...,jk...->ik...", matrix, matrix)
-    longest = torch.stack([matrix[i, i] for i in range(n)]).argmax(dim=0)
-    column = torch.gather(matrix, 1, longest.expand(n, 1, *longest.shape))[:, 0]
-    column = unit(column, dim=0)
-    largest = column.abs().argmax(dim=0, keepdim=True)
-    return column * torch.where(torch.gather(column, 0, largest) < 0, -1.0, 1.0)
-
-
-def symmetric(triangle: Tensor, n: int) -> Tensor:
-    """Return full symmetric matrices (n, n, *space) of upper triangles by rows (n (n + 1) / 2, *space)."""
-    rows: list[list[Tensor]] = [[triangle[0]] * n for _ in range(n)]
-    number = 0
-    for i in range(n):
-        for j in range(i, n):
-            rows[i][j] = rows[j][i] = triangle[number]
-            number += 1
-    return torch.stack([torch.stack(row) for row in rows])
+    # Rows of (x, y, z) become those of (z, y, x).
+    order = (2, 1, 0) if n == 2 else (5, 4, 2, 3, 1, 0)
+    axis = largest_axis(products[list(order)][None])[0][0]
+    largest = axis.abs().argmax(dim=0, keepdim=True)
+    return axis * torch.where(torch.gather(axis, 0, largest) < 0, -1.0, 1.0)
 
 
 def encode_all(heads: Sequence[Head], outputs: Mapping[str, Any]) -> Tensor:

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+MOST_GROWTH = 2
+"""Voxels of a window for a small image against those of the usual window, at most: it bounds the memory."""
+
 Box = tuple[tuple[int, int], ...]
 """Start and stop of each spatial axis, in voxels."""
 
@@ -249,6 +252,51 @@ class PredictPlan:
         return tuple(
             slice(b * size, min((b + 1) * size, n))
             for b, size, n in zip(block, self.block_shape, self.output_shape, strict=True)
+        )
+
+
+def fit_window(patch_size: Sequence[int], shape: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
+    """Return the window for an image that may be smaller than the usual window.
+
+    A side longer than the image becomes the next multiple of the divisor that holds the image. The network normalises
+    features over its window, so that a window of fewer voxels has less certain statistics: the other sides get longer
+    in return, in proportion, until the window holds all of the image or `MOST_GROWTH` times as many voxels as usual.
+
+    Args:
+        patch_size: the usual window, in voxels, divisible by `divisor`.
+        shape: spatial shape of the image.
+        divisor: what the network's strides divide the sides of a window by.
+    """
+    most = tuple(math.ceil(size / step) * step for size, step in zip(shape, divisor, strict=True))
+    window = tuple(map(min, patch_size, most))
+    if window == tuple(patch_size):
+        return window
+    usual = math.prod(patch_size)
+    for longer in _longer_windows(window, patch_size, divisor):
+        longer = tuple(map(min, longer, most))
+        if math.prod(longer) > MOST_GROWTH * usual:
+            break
+        window = longer
+    if window == tuple(divisor):
+        # Nothing can be normalised over the single voxel that this would leave in the network's last stage.
+        return tuple(min(side, 2 * step) for side, step in zip(patch_size, divisor, strict=True))
+    return window
+
+
+def _longer_windows(
+    window: tuple[int, ...], patch_size: Sequence[int], divisor: Sequence[int]
+) -> Iterator[tuple[int, ...]]:
+    """Yield windows whose whole sides grow in proportion, up to where growing is never allowed any more."""
+    whole = [side == usual for side, usual in zip(window, patch_size, strict=True)]
+    if not any(whole):
+        return
+    # Steps by which the finest of the sides grows by one divisor at a time.
+    steps = max(usual // step for usual, step, free in zip(patch_size, divisor, whole, strict=True) if free)
+    limit = MOST_GROWTH * math.prod(patch_size) // math.prod(window)
+    for count in range(steps + 1, steps * limit + 1):
+        yield tuple(
+            usual * count // steps // step * step if free else side
+            for side, usual, step, free in zip(window, patch_size, divisor, whole, strict=True)
         )
 
 

@@ -6,12 +6,13 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from volumen.data.damage import UNREADABLE
+from volumen.data.reflection import reflect
 from volumen.data.validity import inside_mask
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import box_of, box_text
@@ -125,8 +126,8 @@ class WindowReader:
     """Gives normalised windows of a volume, or None where there is nothing to predict.
 
     A window is skipped when the mask has no voxel in it, or when every channel of the image is constant in
-    it: without contrast there is nothing to see. What cannot be read or lies outside is 0 after
-    normalisation.
+    it: without contrast there is nothing to see. What lies outside is reflected; what cannot be read has the mean of
+    the rest of the window.
 
     Args:
         volume: the image.
@@ -179,14 +180,8 @@ class WindowReader:
         values = self._normalizer(raw)
         if unknown is not None:
             values[unknown] = 0
-        for part in bad:
-            values[(slice(None), *part)] = 0
-        if values.shape[1:] == patch:
-            return values
-        window = np.zeros((len(values), *patch), dtype=np.float32)
-        inside = tuple(slice(r.start - s, r.stop - s) for r, s in zip(region, start, strict=True))
-        window[(slice(None), *inside)] = values
-        return window
+        _fill_with_mean(values, bad)
+        return reflect(values, [s - r.start for s, r in zip(start, region, strict=True)], patch)
 
     def _not_finite(self, raw: np.ndarray, region: Region) -> np.ndarray | None:
         """Return where values are NaN or infinite, bool like `raw`; None where none are.
@@ -241,6 +236,17 @@ class WindowReader:
             for part, (low, _) in zip(box, self.plan.box, strict=True)
         )
         return ~inside_mask(self.mask.read(region)[0])
+
+
+def _fill_with_mean(values: np.ndarray, bad: Sequence[Region]) -> None:
+    """Give the bad parts of a window (C, *space) the mean of the rest, which leaves what is normalised by it alone."""
+    if not bad:
+        return
+    known = np.ones(values.shape[1:], bool)
+    for part in bad:
+        known[part] = False
+    for channel in values:
+        channel[~known] = channel[known].mean() if known.any() else 0
 
 
 def _has_contrast(raw: np.ndarray) -> bool:

@@ -9,8 +9,9 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from volumen.data.reflection import reflected_positions
 from volumen.inference.windows.blending import axis_weight_sums, gaussian_window
-from volumen.inference.windows.plan import PredictPlan
+from volumen.inference.windows.plan import PredictPlan, fit_window
 from volumen.utils.memory import limit_kept_memory
 
 
@@ -22,6 +23,8 @@ class SlidingWindow(Inferer):
         overlap: share of a window that the next one covers, in [0, 1).
         batch_size: windows given to the network at once.
         targets: outputs wanted, so that only their decoders run; None for all.
+        divisor: what a window's sides must be divisible by, so that windows shrink to small images; None for the
+            `divisor` of the network, without which windows do not shrink.
 
     Raises:
         ValueError: for a batch size below 1 or an overlap outside [0, 1).
@@ -33,6 +36,7 @@ class SlidingWindow(Inferer):
         overlap: float = 0.5,
         batch_size: int = 1,
         targets: Sequence[str] | None = None,
+        divisor: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -42,6 +46,7 @@ class SlidingWindow(Inferer):
         self.overlap = overlap
         self.batch_size = batch_size
         self.targets = None if targets is None else tuple(targets)
+        self.divisor = None if divisor is None else tuple(int(step) for step in divisor)
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -49,7 +54,8 @@ class SlidingWindow(Inferer):
         """Return the blended outputs of every target.
 
         Args:
-            inputs: normalised image, shape (B, C, *space); space smaller than a window is padded with 0.
+            inputs: normalised image, shape (B, C, *space). The window shrinks to smaller images, see
+                `fit_window`; what it holds beyond their borders is reflected.
             network: gives a dict of tensors (B, K, *patch) for windows (B, C, *patch).
             args: passed to the network.
             kwargs: passed to the network.
@@ -60,20 +66,36 @@ class SlidingWindow(Inferer):
         """
         if self.targets is not None:
             kwargs = {"targets": self.targets, **kwargs}
-        if tuple(inputs.shape[2:]) == self.patch_size:
+        window = self.window(inputs.shape[2:], network)
+        if tuple(inputs.shape[2:]) == window:
             return {name: output.float() for name, output in network(inputs, *args, **kwargs).items()}
-        images = [self._image(image, network, *args, **kwargs) for image in inputs]
+        images = [self._image(image, window, network, *args, **kwargs) for image in inputs]
         return {name: torch.stack([image[name] for image in images]) for name in images[0]}
 
+    def window(self, shape: Sequence[int], network: Any = None) -> tuple[int, ...]:
+        """Return the window for an image of a spatial shape: no larger than the image needs.
+
+        Args:
+            shape: voxels per spatial axis.
+            network: asked for its `divisor` where this inferer has none.
+        """
+        divisor = self.divisor or getattr(network, "divisor", None)
+        return self.patch_size if divisor is None else fit_window(self.patch_size, shape, divisor)
+
     def _image(
-        self, image: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        image: Tensor,
+        patch_size: tuple[int, ...],
+        network: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
-        plan = PredictPlan(tuple(image.shape[1:]), self.patch_size, self.overlap, batch_size=self.batch_size)
-        weights = torch.from_numpy(gaussian_window(self.patch_size)).to(image.device)
+        plan = PredictPlan(tuple(image.shape[1:]), patch_size, self.overlap, batch_size=self.batch_size)
+        weights = torch.from_numpy(gaussian_window(patch_size)).to(image.device)
         sums: dict[str, Tensor] = {}
         for batch in plan.batches():
             starts = [plan.start(position) for position in batch]
-            windows = torch.stack([cut_window(image, start, self.patch_size) for start in starts])
+            windows = torch.stack([cut_window(image, start, patch_size) for start in starts])
             for name, output in network(windows, *args, **kwargs).items():
                 if name not in sums:
                     sums[name] = output.new_zeros((output.shape[1], *plan.shape), dtype=torch.float32)
@@ -90,16 +112,15 @@ class SlidingWindow(Inferer):
 
 
 def cut_window(image: Tensor, start: tuple[int, ...], patch_size: tuple[int, ...]) -> Tensor:
-    """Return the window (C, *patch) at a start, 0 where it sticks out of the image (C, *space)."""
-    inside = tuple(
-        slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch_size, image.shape[1:], strict=True)
-    )
-    part = image[(slice(None), *inside)]
-    if tuple(part.shape[1:]) == patch_size:
-        return part
-    window = image.new_zeros((image.shape[0], *patch_size))
-    window[(slice(None), *(slice(i.start - s, i.stop - s) for i, s in zip(inside, start)))] = part
-    return window
+    """Return the window (C, *patch) at a start, reflected where it sticks out of the image (C, *space)."""
+    for axis, (first, count) in enumerate(zip(start, patch_size, strict=True), start=1):
+        size = image.shape[axis]
+        if first >= 0 and first + count <= size:
+            image = image.narrow(axis, first, count)
+        else:
+            positions = torch.from_numpy(reflected_positions(first, count, size))
+            image = image.index_select(axis, positions.to(image.device))
+    return image
 
 
 def add_window(total: Tensor, window: Tensor, start: tuple[int, ...]) -> None:

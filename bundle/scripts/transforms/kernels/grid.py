@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.data.reflection import reflect
 from volumen.transforms.kernels import resample
 from volumen.transforms.spatial import SpatialTransform
 
@@ -71,6 +72,26 @@ class Grid:
             first = min(max(low, start), stop)
             spans.append(slice(first, max(first, min(high, stop))))
         return tuple(spans)
+
+    def reflect(self, raw: np.ndarray, region: Region) -> tuple[np.ndarray, Region]:
+        """Extend an image by reflection to all voxels that the grid touches, so that none has to be made up.
+
+        Args:
+            raw: (C, *region), any dtype; not empty.
+            region: of the volume, from `region`.
+
+        Returns:
+            The extended image and its region, whose starts may be negative; the arguments themselves where the grid
+            lies inside.
+        """
+        extent = tuple(slice(*span) for span in self._extent())
+        wide = tuple(
+            slice(min(e.start, r.start), max(e.stop, r.stop)) for e, r in zip(extent, region, strict=True)
+        )
+        if wide == region:
+            return raw, region
+        starts = [w.start - r.start for w, r in zip(wide, region, strict=True)]
+        return reflect(raw, starts, [w.stop - w.start for w in wide]), wide
 
     def sample(self, raw: np.ndarray, region: Region, outside: np.ndarray, order: int = 1) -> np.ndarray:
         """An image on the grid, oriented as the patch.
