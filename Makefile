@@ -43,7 +43,7 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m ""
 
-docs: $(STAMP)
+docs: link
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python docs/make_configuration.py --check
 	$(BIN)/python docs/make_tables.py --check

@@ -30,11 +30,7 @@ HEAD = """# Gallery
 Made by `docs/make_gallery.py` from the phantom, a scan of rolled sheets that the program computes, and from the
 model that the bundle ships.
 
-## Derived targets
-
-What each [auxiliary task](targets.md) derives from a label, on one slice: image, label or instances, result.
-Striped: not valid, so that it neither trains nor is scored. Vectors are drawn with x red, y green and z blue;
-distances blue inside and red outside.
+The derived targets are shown with their definitions, on [their page](targets.md#distance_transform).
 
 """
 MODEL = """## A trained model
@@ -92,8 +88,6 @@ def pictures() -> list[Path]:
 def page() -> str:
     """Return the page."""
     parts = [HEAD]
-    for name in task_names():
-        parts.append(f"### {name}\n\n![Image, label and {name}](images/gallery/{name}.png)\n\n")
     parts.append(MODEL)
     for group in GROUPS:
         parts.append(f"### {group.title}\n\n{group.text}\n\n")
