@@ -100,6 +100,21 @@ def test_slices_of_rgb_are_one_label(tmp_path):
     np.testing.assert_array_equal(whole(open_label(tmp_path, rule=RULE)), mask[None])
 
 
+def test_slices_with_a_palette_are_one_label_and_one_prediction(tmp_path):
+    mask = np.stack([mask_2d(), mask_2d()[::-1]]) // 255
+    for part in ("found", "truth"):
+        (tmp_path / part).mkdir()
+        for number, plane in enumerate(mask):
+            image = Image.fromarray(plane, "P")
+            image.putpalette([0, 0, 0, 255, 0, 0])
+            image.save(tmp_path / part / f"s{number}.png")
+    np.testing.assert_array_equal(whole(open_label(tmp_path / "truth", rule=RULE)), mask[None])
+    request = EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "truth"), str(tmp_path / "out"))
+    evaluation = evaluate(request)
+    assert [case.prediction.shape for case in evaluation.scored] == [mask.shape]
+    assert evaluation.mean["mean_dice"] == 1
+
+
 @pytest.mark.parametrize("form", ["png", "tif"])
 def test_grey_with_alpha_is_one_label(tmp_path, form):
     mask = mask_2d()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from prediction import make_predictor, save_checkpoint
 from scipy import ndimage
 from torch import nn
@@ -23,7 +25,9 @@ from volumen.derived.registry import (
     task_out_channels,
     task_types,
 )
+from volumen.inference.predict import predict
 from volumen.inference.predictor import WindowNetwork, load_predictor, read_heads
+from volumen.inference.request import PredictRequest
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.tta import transforms
 from volumen.sharing.metadata import channel_names
@@ -188,6 +192,25 @@ def test_a_type_that_does_not_say_it_is_refused_with_augmentation_only(clean_reg
         WindowNetwork(predictor, predictor.heads(), (8, 8), tta="mirror")
     assert "\n" not in str(error.value)
     assert "--tta none" in str(error.value)
+
+
+def test_a_prediction_is_refused_before_anything_is_written(clean_registry, tmp_path):
+    register_task(
+        type("Rays", (DerivedTask,), {"type_name": "rays", "kind": "field", "out_channels": lambda *_: 3})
+    )
+    path = save_checkpoint(tmp_path / "m.pth")
+    state = torch.load(path, weights_only=True)
+    state["config"]["auxiliary_tasks"]["normals"]["type"] = "rays"
+    torch.save(state, path)
+    zarr.save_array(str(tmp_path / "a.zarr"), np.random.default_rng(0).integers(0, 255, (9, 9, 9), np.uint8))
+    request = PredictRequest(str(tmp_path / "a.zarr"), str(path), str(tmp_path / "out.zarr"), amp="off")
+    with pytest.raises(
+        VolumenError, match=r"target normals: does not say .* \(tta: mirror\); predict with --tta none"
+    ):
+        predict(replace(request, tta="mirror"))
+    assert not (tmp_path / "out.zarr").exists()
+    predict(replace(request, tta="mirror", targets=("ink", "tissue")))
+    predict(replace(request, output=str(tmp_path / "plain.zarr")))
 
 
 def test_a_type_says_it_in_one_line(clean_registry):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from volumen.config.experiment_file import check_section_names, merge, refuse_code, shipped_sections
 from volumen.config.manager import ConfigManager
-from volumen.config.targets import label_rule
-from volumen.data.label_channels import LabelRule
+from volumen.data.label_channels import LabelRule, label_rule
 from volumen.data.layout import Layout
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError, find_cause
@@ -89,7 +88,7 @@ def train_on_cases(
     # Another session must not find an index of arrays that only this process holds.
     sections["dataset_config"]["cache_valid_patches"] = False
     config = ConfigManager(**sections, output_dir=os.fspath(output_dir), device=device, origin="settings")
-    rules = {name: label_rule(name, target) for name, target in config.target_configs.items()}
+    rules = {name: label_rule(name, vars(target)) for name, target in config.target_configs.items()}
     cases = open_cases(list(config.target_configs) or None, config.dataset_config.allow_unlabeled_data, rules)
     targets = tuple(sorted({target for case in cases for target in case.labels}))
     config.use_cases(cases, Layout(root=where, format="napari", cases=(), targets=targets))

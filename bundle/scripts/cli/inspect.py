@@ -48,6 +48,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     console = make_console()
     if options.check:
         _check(config, console)
+    _try_losses(config)
     index = _index(config)
     for part in (
         _volume_table(config, index),
@@ -61,6 +62,23 @@ def run_inspect(options: argparse.Namespace) -> int:
     if options.sheet:
         console.print(f"contact sheet: {write_sheet(config, Path(options.sheet))}")
     return 0
+
+
+def _try_losses(config: ConfigManager) -> None:
+    """Try every loss on a tiny batch.
+
+    Raises:
+        VolumenError: a loss cannot be trained on, with its key.
+    """
+    from volumen.losses.multitask import MultiTaskLoss
+
+    setup = config.tr_config
+    MultiTaskLoss(
+        config.loss_sections,
+        balancing=setup.loss_balancing,
+        balancing_kwargs=setup.loss_balancing_kwargs,
+        spacing=config.voxel_spacing,
+    )
 
 
 def _check(config: ConfigManager, console: Console) -> None:

@@ -195,10 +195,10 @@ class ConfigManager:
     @property
     def label_rules(self) -> dict[str, LabelRule]:
         """What the settings say of how the labels of each target are stored."""
-        from volumen.config.targets import label_rule
+        from volumen.data.label_channels import label_rule
 
         names = {*self.target_configs, *self.layout.targets}
-        return {name: label_rule(name, self._target_config(name)) for name in names}
+        return {name: label_rule(name, vars(self._target_config(name))) for name in names}
 
     def use_cases(self, cases: list[OpenCase], layout: Layout) -> None:
         """Take volumes that are open already, such as a viewer's layers, in place of a folder's.

@@ -9,7 +9,6 @@ from typing import Any
 
 from volumen.config.sections import LossSpec, TargetConfig
 from volumen.config.validation import check_section
-from volumen.data.label_channels import LabelRule
 from volumen.derived.registry import (
     HEAD_KEYS,
     task_kind,
@@ -296,14 +295,3 @@ def _agree(where: str, config: TargetConfig, *names: str) -> int | None:
             where, f"{' and '.join(said)} contradict each other", remedy=f"keep {names[0]} alone"
         )
     return next(iter(said.values()), None)
-
-
-def label_rule(name: str, target: TargetConfig) -> LabelRule:
-    """Return what a target's checked entry says of how its labels are stored."""
-    return LabelRule(
-        f"targets.{name}",
-        separate=target.kind == "multilabel",
-        channels=target.out_channels,
-        invert=target.invert,
-        unknown=target.ignore_label,
-    )

@@ -46,15 +46,14 @@ class LabelRule:
     unknown: int | None = None
 
 
-def snapshot_rule(name: str, entry: Mapping[str, Any]) -> LabelRule:
-    """Return the same of a target's entry in a trained model's configuration."""
-    unknown = next((entry[key] for key in IGNORE_KEYS if entry.get(key) is not None), None)
+def label_rule(name: str, entry: Mapping[str, Any]) -> LabelRule:
+    """Return what a target's entry, of an experiment or in a trained model's snapshot, says of its labels."""
     return LabelRule(
         f"targets.{name}",
         separate=entry.get("kind") == "multilabel",
         channels=entry.get("out_channels"),
         invert=bool(entry.get("invert")),
-        unknown=unknown,
+        unknown=next((entry[key] for key in IGNORE_KEYS if entry.get(key) is not None), None),
     )
 
 

@@ -460,7 +460,7 @@ def _join_slices(
     elif paired:
         return predictions, labels
     alone = len({found.name for found in predictions}) == 1
-    if alone and is_stack(folder) and len(open_volume(predictions[0].path).shape) == 3:
+    if alone and is_stack(folder) and len(open_volume(predictions[0].path, labels=True).shape) == 3:
         labels = {volume_name(folder): folder}
     return predictions, labels
 
@@ -593,13 +593,13 @@ def _volumes_by_name(path: Path) -> dict[str, str]:
 
 
 def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
-    from volumen.data.label_channels import open_label, open_mask_file, snapshot_rule
+    from volumen.data.label_channels import label_rule, open_label, open_mask_file
     from volumen.data.layout import fit_label
 
     prediction = _open_prediction(found)
     ndim = len(prediction.shape)
     source = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
-    label = open_label(label_path, ndim=ndim, rule=snapshot_rule(found.source, source))
+    label = open_label(label_path, ndim=ndim, rule=label_rule(found.source, source))
     _tell(label)
     region = tuple(slice(0, n) for n in label.shape)
     entry: Mapping[str, Any] = {}

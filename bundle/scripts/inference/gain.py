@@ -50,7 +50,7 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
         config: the checkpoint's snapshot, which knows ignored values.
     """
     from volumen.data.formats.volumes import open_volume
-    from volumen.data.label_channels import open_label, snapshot_rule
+    from volumen.data.label_channels import label_rule, open_label
     from volumen.data.layout import discover
 
     folder = next((parent for parent in Path(image).parents if parent.name == "images"), None)
@@ -66,7 +66,7 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
             if not head.is_probability or head.name not in case.labels or settings.get("instances"):
                 continue
             ndim = len(open_volume(image).shape)
-            rule = snapshot_rule(head.name, settings)
+            rule = label_rule(head.name, settings)
             label = open_label(case.labels[head.name], ndim=ndim, rule=rule)
             masks = case.masks.get(head.name)
             found[head.name] = Labels(label, open_label(masks, ndim=ndim) if masks else None, rule.unknown)

@@ -140,7 +140,7 @@ def holds_slices(folder: Path) -> bool:
     """Tell whether a folder holds the 2D slices of one volume, and not volumes that are numbered; says nothing."""
     files = stack_files(folder)
     try:
-        return bool(files) and _open_slice(str(folder / files[0]), None) is not None
+        return bool(files) and _open_slice(str(folder / files[0]), None, labels=True) is not None
     except VolumenError:
         return False
 
