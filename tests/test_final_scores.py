@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 
 from volumen.checkpoints.file import load_checkpoint
 from volumen.cli.main import main
+from volumen.engines.evaluator import EvaluateStep
 from volumen.handlers.final_scores import read_scores
 from volumen.handlers.metric import KeyMetric
+from volumen.handlers.validation import FINAL
 from volumen.sharing.metadata import read_metrics
 from volumen.utils.errors import VolumenError
 
@@ -120,6 +123,24 @@ def test_a_finished_run_is_scored_once_and_again_only_where_it_was_not(data, tmp
     assert EPOCHS + 1 in read_scores(run)
 
 
+def test_a_signal_while_the_last_epoch_is_scored_leaves_it_to_the_resumed_run(data, tmp_path, monkeypatch):
+    run = train(data, tmp_path / "whole", "--val-steps", "2")
+    step = EvaluateStep.__call__
+
+    def interrupted(self, engine, batch):
+        if getattr(engine.state, FINAL, False):
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, engine, batch)
+
+    monkeypatch.setattr(EvaluateStep, "__call__", interrupted)
+    stopped = train(data, tmp_path / "stopped", "--val-steps", "2", code=143)
+    assert not (stopped / "model_scores.json").exists()
+    assert not (stopped / "model_interrupted.pth").exists()  # the last epoch is saved
+    monkeypatch.undo()
+    train(data, tmp_path / "stopped", "--val-steps", "2", "--resume")
+    assert read_scores(stopped) == read_scores(run)
+
+
 def test_a_limit_for_the_last_and_the_best_epoch(data, tmp_path):
     run = train(data, tmp_path, "--val-steps", "2", "--set", "tr_config.final_val_steps=6")
     assert all(" of " in row["scored"] for row in read_scores(run).values())
@@ -181,3 +202,16 @@ def test_a_key_metric_that_is_undefined_in_an_epoch_is_no_error():
         KeyMetric("val/ink/hd95").value(engine)
     assert KeyMetric(default="val/loss").resolve(engine) == "val/loss"
     assert KeyMetric("val/ink/dice", default="val/loss").resolve(engine) == "val/ink/dice"
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(data, tmp_path):
+    run = train(data, tmp_path, "--val-steps", "2", "--nproc", "2")
+    path = run / "model_scores.json"
+    together = read_scores(run)
+    path.unlink()
+    train(data, tmp_path, "--val-steps", "2", "--resume")
+    alone = read_scores(run)
+    assert together.keys() == alone.keys()
+    for epoch, row in alone.items():
+        assert together[epoch]["metrics"] == pytest.approx(row["metrics"], abs=1e-6)

@@ -192,7 +192,7 @@ def _table(
 ) -> BlockTable:
     """Return the blocks of one region, from the counts of each target; None where the case lacks its label."""
     start, size = _grid(edges)
-    known = np.zeros((len(start), len(counts)), np.int64)
+    known = np.zeros((len(start), len(counts)), np.uint32)
     labelled = np.zeros_like(known)
     for column, found in enumerate(counts):
         if found is None:
@@ -201,12 +201,12 @@ def _table(
         labelled[:, column] = found.foreground.ravel()
         every = size.prod(axis=1) if found.known is None else found.known.ravel()
         known[:, column] = labelled[:, column] if objects_only else every
-    return BlockTable(np.full(len(start), case), start, size, known, labelled)
+    return BlockTable(np.full(len(start), case, np.int32), start, size, known, labelled)
 
 
 def _joined(tables: Sequence[BlockTable], ndim: int, targets: int) -> BlockTable:
-    nowhere, nothing = np.zeros((0, ndim), np.int64), np.zeros((0, targets), np.int64)
-    empty = BlockTable(np.zeros(0, np.int64), nowhere, nowhere, nothing, nothing)
+    nowhere, nothing = np.zeros((0, ndim), np.int32), np.zeros((0, targets), np.uint32)
+    empty = BlockTable(np.zeros(0, np.int32), nowhere, nowhere, nothing, nothing)
     return BlockTable(
         *(
             np.concatenate([getattr(table, name) for table in (empty, *tables)])
@@ -222,10 +222,14 @@ def _request(case: Any, target: str, ignore: Mapping[str, int | None]) -> CountR
 
 
 def _grid(edges: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and size of every cell of a grid, in C order: int64 (N, D) each."""
-    starts = np.meshgrid(*(axis[:-1] for axis in edges), indexing="ij")
-    sizes = np.meshgrid(*(np.diff(axis) for axis in edges), indexing="ij")
-    return tuple(np.stack([axis.ravel() for axis in grid], axis=1) for grid in (starts, sizes))  # type: ignore[return-value]
+    """Return start and size of every cell of a grid, in C order: int32 (N, D) each."""
+    shape, ndim = tuple(len(axis) - 1 for axis in edges), len(edges)
+    start, size = np.empty((2, *shape, ndim), np.int32)
+    for axis, values in enumerate(edges):
+        along = [-1 if other == axis else 1 for other in range(ndim)]
+        start[..., axis] = values[:-1].reshape(along)
+        size[..., axis] = np.diff(values).reshape(along)
+    return start.reshape(-1, ndim), size.reshape(-1, ndim)
 
 
 def draw_blocks(table: BlockTable, windows: np.ndarray, most: int | None, seed: int = 0) -> Draw:
@@ -246,31 +250,36 @@ def draw_blocks(table: BlockTable, windows: np.ndarray, most: int | None, seed: 
     Returns:
         The blocks, first one with labels where there is one.
     """
-    groups, group = np.unique(
-        np.concatenate([table.case[:, None], table.labelled > 0], axis=1), axis=0, return_inverse=True
-    )
-    group = group.reshape(-1)
     if most is None or int(windows.sum()) <= most:
         order = np.argsort(~(table.labelled > 0).any(axis=1), kind="stable")
         return Draw(order, np.ones(len(order)))
+    # One number for a volume and the targets that are labelled: background first.
+    bits = np.left_shift(1, np.arange(table.labelled.shape[1], dtype=np.int64))
+    kinds = ((table.labelled > 0) * bits).sum(axis=1)
+    keys, group = np.unique(table.case.astype(np.int64) * (kinds.max() + 1) + kinds, return_inverse=True)
+    volumes = keys // (kinds.max() + 1)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(table))
     shuffled = shuffled[np.argsort(group[shuffled], kind="stable")]
-    sizes = np.bincount(group, minlength=len(groups))
+    sizes = np.bincount(group)
     queues = np.split(shuffled, np.cumsum(sizes)[:-1])
-    taken = _deal(groups, queues, windows, most, rng)
-    drawn = np.bincount(group[taken], minlength=len(groups))
+    taken = _deal(volumes, queues, windows, most, rng)
+    drawn = np.bincount(group[taken], minlength=len(sizes))
     return Draw(taken, sizes[group[taken]] / drawn[group[taken]])
 
 
 def _deal(
-    groups: np.ndarray, queues: Sequence[np.ndarray], windows: np.ndarray, most: int, rng: np.random.Generator
+    volume_of: np.ndarray,
+    queues: Sequence[np.ndarray],
+    windows: np.ndarray,
+    most: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Take blocks in turn from every group of every volume, until their windows are as many as allowed."""
-    volumes = rng.permutation(np.unique(groups[:, 0]))
+    volumes = rng.permutation(np.unique(volume_of))
     # Groups with labels first.
     of_volume = {
-        int(volume): [int(g) for g in np.flatnonzero(groups[:, 0] == volume)[::-1]] for volume in volumes
+        int(volume): [int(g) for g in np.flatnonzero(volume_of == volume)[::-1]] for volume in volumes
     }
     taken: list[int] = []
     total = 0

@@ -71,7 +71,8 @@ class FinalScores:
             return
         last = engine.state.epoch
         best = int(self.checkpointer.ranking[0][1]) if self.checkpointer.ranking else last
-        known = read_scores(self.directory.path)
+        # All processes must agree on what is still to be scored, and need not see the first one's disk.
+        known = distributed.broadcast(read_scores(self.directory.path) if distributed.is_main() else None)
         rows = {
             epoch: known.get(epoch) or self._score(engine, epoch, last)
             for epoch in dict.fromkeys((best, last))
@@ -121,16 +122,21 @@ class FinalScores:
         network, average = unwrap(self.network), registered_state(engine).get(AVERAGE)
         own = {name: value.detach().clone() for name, value in network.state_dict().items()}
         own_average = None if average is None else average.state_dict()
-        content = load_checkpoint(self.directory.file("best.pth"))
+        weights, averaged = distributed.broadcast(self._best() if distributed.is_main() else None)
         try:
-            network.load_state_dict(content["model"])
-            if average is not None and AVERAGE in content["handlers"]:
-                average.load_state_dict(content["handlers"][AVERAGE])
+            network.load_state_dict(weights)
+            if average is not None and averaged is not None:
+                average.load_state_dict(averaged)
             yield
         finally:
             network.load_state_dict(own)
             if average is not None and own_average is not None:
                 average.load_state_dict(own_average)
+
+    def _best(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the weights of the best epoch, and the state of their average where there is one."""
+        content = load_checkpoint(self.directory.file("best.pth"))
+        return content["model"], content["handlers"].get(AVERAGE)
 
     @contextmanager
     def _all_blocks(self) -> Iterator[None]:
