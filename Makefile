@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: link demo test test-all lint format docs clean help
+.PHONY: link demo test test-all platforms lint format docs clean help
 
 help:
 	@echo "make demo      train on a phantom, predict, evaluate, leave pictures in demo/"
 	@echo "make test      linters, types and the test suite"
-	@echo "make test-all  the same with the slow tests"
+	@echo "make test-all  the same with the slow tests, and a short part on each supported Python"
+	@echo "make platforms that part only, with the newest and the lowest dependencies"
 	@echo "make lint      ruff and mypy only"
 	@echo "make docs      the documentation as a site, in site/"
 
@@ -42,6 +43,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m ""
+	$(BIN)/python tests/platforms.py
+
+platforms: $(STAMP)
+	$(BIN)/python tests/platforms.py
 
 docs: link
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -114,7 +114,8 @@ def test_the_spill_file_reuses_places(tmp_path):
     np.testing.assert_array_equal(spill.take((2,)), second * 2)
     assert spill._next == 2
     # The file has no name, so its room on the disk is free once it is closed.
-    descriptor = spill._fd
+    assert not list(tmp_path.iterdir())
+    descriptor = spill._file.fileno()
     os.fstat(descriptor)
     spill.close()
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -679,9 +679,12 @@ def test_region_must_lie_inside(tmp_path):
             volume.read(region)
 
 
+@pytest.mark.parametrize("by_zarr", [False, True])
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_volume_that_vanishes_is_not_taken_for_an_empty_one(tmp_path, version):
+def test_a_volume_that_vanishes_is_not_taken_for_an_empty_one(tmp_path, monkeypatch, version, by_zarr):
     """A folder that is deleted or a disk that is unmounted while training reads from it."""
+    if by_zarr:
+        monkeypatch.setattr("volumen.data.formats.zarr_arrays.volume.chunk_reader", lambda array: None)
     path = tmp_path / "a.zarr"
     stored = zarr.create_array(str(path), shape=(8, 8), chunks=(4, 4), dtype="u1", zarr_format=version)
     stored[:4] = 7

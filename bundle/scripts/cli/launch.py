@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def run_passing_signals(command: Sequence[str]) -> int:
@@ -56,6 +57,11 @@ def run_passing_signals(command: Sequence[str]) -> int:
 
 def _send(process: subprocess.Popen, number: int, first: bool) -> None:
     """Send a signal to the launcher if it is the first one, else to all of its processes."""
+    if not hasattr(os, "killpg"):
+        # On Windows a terminal's Ctrl-C reaches all of its processes without our help.
+        if not first:
+            process.kill()
+        return
     passed = signal.SIGTERM if number == signal.SIGHUP else number
     with suppress(ProcessLookupError):  # it has just ended
         if first:

@@ -16,7 +16,7 @@ from volumen.data.formats.detection import (
     stack_files,
     stack_order,
 )
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ def _remote_items(folder: str) -> list[tuple[str, bool]]:
     except FileNotFoundError:
         return []
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise VolumenError(
-            folder, f"cannot be listed ({reason})", remedy="check the URL and the network"
-        ) from error
+        raise file_fault(error, folder, "cannot be listed", remedy="check the URL and the network") from error
     items = {
         str(item["name"]).rstrip("/").rsplit("/", 1)[-1]: item.get("type") == "directory" for item in listed
     }

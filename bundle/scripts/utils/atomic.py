@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sync_file(path: Path) -> None:
     """Flush a file's content to the disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 

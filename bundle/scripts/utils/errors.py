@@ -1,8 +1,10 @@
-"""The one exception for everything a user can cause."""
+"""The one exception for everything a user can cause, and what is not a user's fault."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class VolumenError(ValueError):
@@ -43,6 +45,53 @@ class VolumenError(ValueError):
     def __reduce__(self):
         # Workers of a DataLoader send exceptions through pickle, which would drop keyword arguments.
         return _rebuild, (type(self), self._arguments)
+
+
+_CODE = str(Path(__file__).resolve().parents[1])
+
+
+def is_defect(error: BaseException) -> bool:
+    """Tell whether an error comes from a mistake in a program rather than from what the program was given.
+
+    A name that does not exist is always such a mistake. An `AttributeError` or `TypeError` is one if this package
+    raised it: it asked a library for something that the installed version does not have, or called it with wrong
+    arguments. Raised inside a library they may as well come from damaged data.
+    """
+    if isinstance(error, AttributeError | TypeError):
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_CODE)
+    return isinstance(error, NameError)
+
+
+def file_fault(error: Exception, where: object, problem: str, *, remedy: str) -> VolumenError:
+    """Return the error that says that a file cannot be read.
+
+    Args:
+        error: what a library raised while it read the file.
+        where: the file or URL.
+        problem: what cannot be read.
+        remedy: what to do if the file is at fault.
+
+    Raises:
+        AttributeError, NameError, TypeError: `error` itself, if it is a defect of a program: it says nothing of the
+            file.
+    """
+    if is_defect(error):
+        raise error
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        remedy = f"free some memory or use a smaller patch; if only this file needs so much, {remedy}"
+    elif isinstance(error, AttributeError):
+        remedy += ", or, if other programs can read it, report this: a library may not fit to this program"
+    elif isinstance(error, ImportError):
+        remedy = "install the package that it names, in a version that fits"
+    elif isinstance(error, PermissionError):
+        remedy = "give yourself read permission (chmod u+r)"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "allow more open files (ulimit -n)"
+    return VolumenError(where, f"{problem} ({reason})", remedy=remedy)
 
 
 def _rebuild(cls: type[VolumenError], arguments: tuple) -> VolumenError:

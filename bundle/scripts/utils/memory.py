@@ -135,7 +135,8 @@ def _after_fork() -> None:
     _kept, _lock = _Kept(holders=_kept.holders), threading.Lock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _resident() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from volumen.data.index_cache import default_cache_dir
 from volumen.utils.atomic import replacing, sync_file
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,7 @@ def fetch_file(url: str, *, level: int = logging.INFO) -> Path:
                 filesystem.get_file(path, str(temporary))
                 sync_file(temporary)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise VolumenError(
-            url, f"cannot be fetched ({reason})", remedy="check the URL and the network"
-        ) from error
+        raise file_fault(error, url, "cannot be fetched", remedy="check the URL and the network") from error
     with suppress(OSError):
         os.utime(copy)
     return copy
@@ -75,10 +72,7 @@ def file_states(folder: str, names: Sequence[str]) -> list[str]:
         filesystem, path = fsspec.core.url_to_fs(folder)
         listed = {str(item["name"]).rsplit("/", 1)[-1]: item for item in filesystem.ls(path, detail=True)}
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise VolumenError(
-            folder, f"cannot be listed ({reason})", remedy="check the URL and the network"
-        ) from error
+        raise file_fault(error, folder, "cannot be listed", remedy="check the URL and the network") from error
     states = [(name, listed.get(name, {})) for name in names]
     return [" ".join([folder, name, *(str(known.get(key)) for key in _VERSION)]) for name, known in states]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,9 @@ from volumen.data.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
+
+logger = logging.getLogger(__name__)
 
 
 class NiftiVolume(LazyVolume):
@@ -40,7 +43,7 @@ class NiftiVolume(LazyVolume):
             axis_map,
             self._stored_dtype if self._scaling == (1, 0) else np.dtype(np.float32),
             spacing=axis_map.of_space([float(size) for size in image.header.get_zooms()]),
-            unit=_unit(image.header),
+            unit=_unit(path, image.header),
             chunks=None if self.compressed else (1,) * (len(axis_map.shape) - 2) + axis_map.shape[-2:],
             affine=np.asarray(image.affine, dtype=float),
         )
@@ -71,10 +74,7 @@ class NiftiVolume(LazyVolume):
         except VolumenError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise VolumenError(
-                self.path, f"is truncated or corrupt ({reason})", remedy="copy it again"
-            ) from error
+            raise file_fault(error, self.path, "is truncated or corrupt", remedy="copy it again") from error
 
     def _decode(self) -> np.ndarray:
         return np.array(self.handle.get_unscaled(), order="K")
@@ -110,6 +110,10 @@ def open_nifti(path: Path, *, ndim: int | None = None) -> NiftiVolume:
     """
     image = _load(path)
     shape = tuple(int(size) for size in image.shape)
+    if min(shape, default=0) < 1:
+        raise VolumenError(
+            path, "its NIfTI header is damaged", found=f"shape {shape}", remedy="copy it again"
+        )
     if np.dtype(image.dataobj.dtype).kind not in "biuf":
         raise VolumenError(
             path, expected="numbers", found=f"values of type {image.dataobj.dtype}", remedy="convert it"
@@ -141,12 +145,15 @@ def _load(path: Path) -> Any:
     try:
         return nibabel.load(path)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise VolumenError(
-            path, f"its NIfTI header cannot be read ({reason})", remedy="copy it again"
-        ) from error
+        raise file_fault(error, path, "its NIfTI header cannot be read", remedy="copy it again") from error
 
 
-def _unit(header: Any) -> str | None:
-    unit = header.get_xyzt_units()[0]
+def _unit(path: Path, header: Any) -> str | None:
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError as error:
+        logger.warning(
+            "%s: its header gives unit number %d, which NIfTI does not define", path, error.args[0]
+        )
+        return None
     return {"unknown": None, "mm": "millimeter", "micron": "micrometer"}.get(unit, unit)

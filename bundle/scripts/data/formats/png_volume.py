@@ -15,7 +15,7 @@ from volumen.data.fingerprints import file_fingerprint
 from volumen.data.formats.axes import map_axes
 from volumen.data.formats.detection import PNG_MAGIC
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
 
 _PALETTE = 3
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -69,8 +69,7 @@ class PngVolume(LazyVolume):
             small = self.samples == "palette" or self._bits in _FEW_BITS
             image = _decode_numbers(path, self._bits) if small else imagecodecs.png_decode(path.read_bytes())
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise VolumenError(path, f"cannot be read ({reason})", remedy="copy it again") from error
+            raise file_fault(error, path, "cannot be read", remedy="copy it again") from error
         shape = self.axis_map.stored_shape
         if image.ndim == 3 and image.shape[2] == self.channels + 1:
             image = image[..., : self.channels]  # the last tells a colour that counts as transparent

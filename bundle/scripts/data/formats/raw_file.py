@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from math import prod
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from volumen.utils.errors import VolumenError
+from volumen.utils.positioned_io import read_into
 
 _CALL_BYTES = 8192
 """A read call costs about as much as copying this many bytes more."""
@@ -57,7 +57,7 @@ def read_raw(
     run = np.frombuffer(buffer, dtype).reshape(sizes[axis], *shape[axis + 1 :])[inner]
     for index in np.ndindex(sizes[:axis]):
         start = corner + sum(i * stride for i, stride in zip(index, strides))
-        found = os.preadv(file.fileno(), [buffer], start)
+        found = read_into(file.fileno(), buffer, start)
         if found != length:
             raise too_short(file.name, offset + prod(shape) * dtype.itemsize, start + found)
         out[index] = run

@@ -23,7 +23,7 @@ from volumen.data.index.cells import (
     window_extremes,
 )
 from volumen.data.validity import holds_value, inside_mask
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
 from volumen.utils.threads import cores, in_threads
 
 MAX_CLASSES = 63
@@ -376,11 +376,8 @@ def _read(volume: Any, region: Region) -> np.ndarray:
         raise
     except Exception as error:
         where = ", ".join(f"{s.start}:{s.stop}" for s in region)
-        raise VolumenError(
-            volume.path,
-            f"the region [{where}] cannot be read ({type(error).__name__}: {error})",
-            remedy="the file may be damaged; write it again",
-        ) from error
+        remedy = "the file may be damaged; write it again"
+        raise file_fault(error, volume.path, f"the region [{where}] cannot be read", remedy=remedy) from error
 
 
 def _any_value(label: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from volumen.data.block_cache import BLOCKS
 from volumen.data.index.patch_index import PatchIndex, PatchLocation
 from volumen.data.sampling.sampler import EpochPlan, plan_epoch, sample_rng
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, is_defect
 from volumen.utils.memory import keep_in_worker
 
 
@@ -117,6 +117,8 @@ class PatchDataset(Dataset):
         try:
             return self.transform(sample)
         except Exception as error:
+            if is_defect(innermost(error)):
+                raise
             raise SampleError(
                 case.image.path,
                 f"the patch at {location.start} of size {location.size} failed ({root_cause(error)})",
@@ -161,8 +163,14 @@ def _spread_rows(count: int, most: int | None, seed: int) -> np.ndarray:
     return order if most is None else order[:most]
 
 
-def root_cause(error: BaseException) -> str:
-    """Return what the innermost cause says: MONAI's Compose wraps what a transform raises."""
+def innermost(error: BaseException) -> BaseException:
+    """Return the innermost cause: MONAI's Compose wraps what a transform raises."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def root_cause(error: BaseException) -> str:
+    """Return what the innermost cause says."""
+    error = innermost(error)
     return str(error) if isinstance(error, VolumenError) else f"{type(error).__name__}: {error}"

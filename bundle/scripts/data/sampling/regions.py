@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from volumen.data.index.patch_index import PatchLocation
-from volumen.data.sampling.dataset import SampleError, root_cause
+from volumen.data.sampling.dataset import SampleError, innermost, root_cause
 from volumen.data.validation_blocks import (
     BlockTable,
     Draw,
@@ -21,6 +21,7 @@ from volumen.data.validation_blocks import (
     window_counts,
 )
 from volumen.utils.boxes import Box
+from volumen.utils.errors import is_defect
 from volumen.utils.memory import keep_in_worker
 from volumen.utils.text import counted
 
@@ -149,6 +150,8 @@ class RegionDataset(Dataset):
         try:
             sample = self.transform({"case": case, "location": location})
         except Exception as error:
+            if is_defect(innermost(error)):
+                raise
             raise SampleError(
                 case.image.path,
                 f"the region at {location.start} of size {location.size} failed ({root_cause(error)})",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import shutil
-import socket
 from pathlib import Path
 
 from ignite.engine import Events
@@ -18,6 +16,7 @@ from volumen.handlers.faults import explain
 from volumen.utils import distributed
 from volumen.utils.atomic import UNFINISHED
 from volumen.utils.errors import VolumenError
+from volumen.utils.process_lock import LockHeldError, ProcessLock
 from volumen.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class RunDirectory:
         self.path = self.output_dir / model_name
         self._created: list[Path] = []
         self._there_before: set[Path] = set()
-        self._lock: int | None = None
+        self._lock: ProcessLock | None = None
 
     def file(self, suffix: str) -> Path:
         """The path of `<model_name>_<suffix>` in this folder."""
@@ -127,8 +126,7 @@ class RunDirectory:
         if self._lock is None:
             return
         keep = self.has_checkpoint() or not failed
-        (self.path / LOCK).unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
         _locked_here.discard(self.path.resolve())
         if not keep:
@@ -175,28 +173,15 @@ class RunDirectory:
             folder.mkdir()
             self._created.append(folder)
 
-    def _acquire(self) -> int:
-        lock = self.path / LOCK
+    def _acquire(self) -> ProcessLock:
         if self.path.resolve() in _locked_here:
             raise self._in_use("this process")
-        while True:
-            # A record lock belongs to one process: unlike flock's, the workers of a DataLoader that outlive a
-            # killed trainer by some seconds do not hold it.
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                holder = os.read(descriptor, 200).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise self._in_use(holder or "another process") from error
-            if _is_file(descriptor, lock):
-                break
-            # The former holder removed the file between our opening and locking it.
-            os.close(descriptor)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            lock = ProcessLock(self.path / LOCK)
+        except LockHeldError as error:
+            raise self._in_use(str(error)) from error
         _locked_here.add(self.path.resolve())
-        return descriptor
+        return lock
 
     def _remove_half_written(self) -> None:
         """Remove what a killed process was writing; the lock says that nobody writes now."""
@@ -220,10 +205,3 @@ class RunDirectory:
             except OSError as error:
                 logger.debug("folder %s stays: %s", folder, error)
         self._created.clear()
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

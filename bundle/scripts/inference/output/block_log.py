@@ -21,6 +21,7 @@ from volumen.inference.output.chunk_files import UNFINISHED_CHUNK
 from volumen.inference.windows.plan import Box
 from volumen.utils.atomic import UNFINISHED, write_atomically
 from volumen.utils.errors import VolumenError
+from volumen.utils.positioned_io import BINARY, read_at
 
 logger = logging.getLogger(__name__)
 
@@ -356,10 +357,10 @@ class BlockLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.ftruncate(self._file, os.pread(self._file, size, 0).rfind(b"\n") + 1)
+        if size and read_at(self._file, 1, size - 1) != b"\n":
+            os.ftruncate(self._file, read_at(self._file, size, 0).rfind(b"\n") + 1)
 
     def block(self, number: int) -> None:
         os.write(self._file, b"%d\n" % number)

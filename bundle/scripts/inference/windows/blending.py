@@ -7,15 +7,15 @@ computed from one vector per axis, and only the weighted values are accumulated.
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
-from uuid import uuid4
 
 import numpy as np
 
 from volumen.inference.windows.plan import PredictPlan
+from volumen.utils.positioned_io import read_into, write_at
 
 SIGMA_SHARE = 0.125
 """Standard deviation of the importance weights as a share of the patch, per axis (Isensee et al. 2021)."""
@@ -83,9 +83,7 @@ class SpillFile:
         self._slots: dict[tuple[int, ...], int] = {}
         self._free: list[int] = []
         self._next = 0
-        path = folder / f"partial-sums-{uuid4().hex}.tmp"
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        path.unlink()
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
     def __contains__(self, block: object) -> bool:
         return block in self._slots
@@ -97,7 +95,7 @@ class SpillFile:
         view = memoryview(values.data).cast("B")
         offset = slot * self._nbytes
         while view:
-            written = os.pwrite(self._fd, view, offset)
+            written = write_at(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
         self._slots[block] = slot
 
@@ -108,13 +106,13 @@ class SpillFile:
         view = memoryview(values.data).cast("B")
         offset = slot * self._nbytes
         while view:
-            count = os.preadv(self._fd, [view], offset)
+            count = read_into(self._file.fileno(), view, offset)
             view, offset = view[count:], offset + count
         self._free.append(slot)
         return values
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
 
 
 class BlockAccumulator:

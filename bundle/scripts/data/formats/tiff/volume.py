@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,7 +18,8 @@ from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.tiff.metadata import tiff_spacing
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
+from volumen.utils.positioned_io import read_at
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,16 @@ class TiffVolume(LazyVolume):
 
     def _decode(self, page: Any, keyframe: Any, number: int, segment: int) -> np.ndarray:
         """Read and decode one strip or tile, as (separate samples, depth, length, width, samples)."""
+        if segment >= min(len(page.dataoffsets), len(page.databytecounts)):
+            raise VolumenError(
+                self.path,
+                expected=f"at least {segment + 1} strips or tiles in page {number}",
+                found=f"{min(len(page.dataoffsets), len(page.databytecounts))}",
+                remedy="copy or write it again",
+            )
         offset, count = page.dataoffsets[segment], page.databytecounts[segment]
         handle = self.handle
-        data = os.pread(handle.file.fileno(), count, offset)
+        data = read_at(handle.file.fileno(), count, offset)
         if len(data) != count:
             raise too_short(self.path, offset + count, offset + len(data))
         try:
@@ -129,12 +136,9 @@ class TiffVolume(LazyVolume):
                 return np.full((1, *shape), keyframe.nodata, self.dtype)
             return np.array(decoded[tuple(slice(size) for size in shape)], self.dtype)[None]
         except Exception as error:
-            kind, reason = "tile" if keyframe.is_tiled else "strip", f"{type(error).__name__}: {error}"
-            raise VolumenError(
-                self.path,
-                f"{kind} {segment} of page {number} cannot be read ({reason})",
-                remedy="copy it again",
-            ) from error
+            kind = "tile" if keyframe.is_tiled else "strip"
+            problem = f"{kind} {segment} of page {number} cannot be read"
+            raise file_fault(error, self.path, problem, remedy="copy it again") from error
 
     def fingerprint(self) -> str:
         """Return a hash of the file's size, modification time and first bytes."""
@@ -162,10 +166,7 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
         except VolumenError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise VolumenError(
-                path, f"its TIFF tags are damaged ({reason})", remedy="copy it again"
-            ) from error
+            raise file_fault(error, path, "its TIFF tags are damaged", remedy="copy it again") from error
         if len(tiff.series) > 1:
             logger.warning("%s: only the first of its %d images is read", path, len(tiff.series))
         return volume
@@ -199,7 +200,9 @@ def _stored(path: Path, series: Any) -> _Stored:
         raise VolumenError(
             path, expected="one file", found="an OME-TIFF over several files", remedy="merge it"
         )
-    keyframe, shape, letters = series.keyframe, series.get_shape(False), series.get_axes(False)
+    keyframe, shape, letters = series.keyframe, series.shape, series.axes
+    # Whether `shape` has axes with one entry depends on the kind of file and the version of tifffile.
+    named = {letter for size, letter in zip(shape, letters) if size > 1} | {"Y", "X"}
     if series.dataoffset is not None:
         outer: tuple[int, ...] = ()
         inner = len(letters)
@@ -207,7 +210,6 @@ def _stored(path: Path, series: Any) -> _Stored:
         split = _split(path, shape, letters.index("Y"), len(series.pages), prod(keyframe.shape))
         outer, inner = shape[:split], len(keyframe.shape)
         shape, letters = outer + keyframe.shape, letters[:split] + keyframe.axes
-    named = set(series.get_axes(True)) | {"Y", "X"}
     visible = tuple(i for i, letter in enumerate(letters) if shape[i] != 1 or letter in named)
     plane = _plane(keyframe)
     blocks = tuple(
@@ -253,10 +255,7 @@ def _tiff_file(path: Path) -> Any:
     try:
         return tifffile.TiffFile(path)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise VolumenError(
-            path, f"its TIFF tags cannot be read ({reason})", remedy="copy it again"
-        ) from error
+        raise file_fault(error, path, "its TIFF tags cannot be read", remedy="copy it again") from error
 
 
 def _check_pages(path: Path, tiff: Any) -> None:
@@ -275,7 +274,7 @@ def _check_size(path: Path, series: Any) -> None:
     """Refuse a file that ends before the voxels that its tags promise."""
     found = path.stat().st_size
     if series.dataoffset is not None:
-        needed = series.dataoffset + prod(series.get_shape(False)) * np.dtype(series.dtype).itemsize
+        needed = series.dataoffset + prod(series.shape) * np.dtype(series.dtype).itemsize
         if needed > found:
             raise too_short(path, needed, found)
         return

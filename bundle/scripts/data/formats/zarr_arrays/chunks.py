@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +23,15 @@ import numpy as np
 from volumen.data.block_cache import BLOCKS
 from volumen.data.fingerprints import digest
 from volumen.data.formats.zarr_arrays.zstd_frames import first_blocks
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault
+from volumen.utils.positioned_io import BINARY, read_at, read_into
 
 BytesDecoder = Callable[[Any], Any]
 _Stamp = tuple[str, int, int, str]
+_Codec = Mapping[str, Any]
+"""A codec as the metadata of the array describes it: its name and configuration."""
 
 _REMEDY = "copy the volume again, or delete that file so that its voxels read as the fill value"
-_PERMISSION = "give yourself read permission (chmod u+r)"
 _ABSENT = 2**64 - 1
 """Offset and size that a shard's index gives for a chunk that is not stored."""
 _COPYING = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
@@ -123,9 +125,7 @@ class ChunkReader:
         shards: _Shards | None,
     ) -> None:
         self.folder = str(folder)
-        # What is there as long as the array is: a chunk may be absent, this may not.
-        kept = [folder / name for name in (".zarray", "zarr.json") if (folder / name).is_file()]
-        self._witness = str(kept[0] if kept else folder)
+        self._witness = metadata_file(folder)
         self.shape = tuple(metadata.shape)
         self.dtype = _native(metadata).newbyteorder("=")
         self.chunks = chunks
@@ -167,12 +167,7 @@ class ChunkReader:
         except _NotStoredError:
             return None
         except FileNotFoundError:
-            if not os.path.exists(self._witness):  # noqa: PTH110
-                raise VolumenError(
-                    self.folder,
-                    "the volume has vanished while it was in use",
-                    remedy="bring it back; a training goes on with --resume",
-                ) from None
+            check_present(self.folder, self._witness)
             return None
         except VolumenError:
             raise
@@ -180,15 +175,13 @@ class ChunkReader:
             place = ", ".join(
                 f"{i * c}:{min((i + 1) * c, size)}" for i, c, size in zip(index, self.chunks, self.shape)
             )
-            reason = f"{type(error).__name__}: {error}"
-            remedy = _PERMISSION if isinstance(error, PermissionError) else _REMEDY
-            raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
+            raise file_fault(error, file, f"chunk [{place}] cannot be read", remedy=_REMEDY) from error
 
     def _load(self, stamp: _Stamp, inner: int, source: Sequence[slice]) -> np.ndarray:
         file, _, length, _ = stamp
         start = 0
         # A file object would ask the system four more questions about every chunk.
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDONLY | BINARY)
         try:
             if self._shards is not None:
                 start, length = self._place_in_shard(descriptor, stamp, inner)
@@ -218,6 +211,30 @@ class ChunkReader:
         return np.frombuffer(body, "<u8").reshape(-1, 2)
 
 
+def metadata_file(folder: Path) -> str:
+    """Return the file that is there as long as the array is, while a chunk may be absent."""
+    found = [folder / name for name in (".zarray", "zarr.json") if (folder / name).is_file()]
+    return str(found[0] if found else folder)
+
+
+def check_present(path: str, witness: str) -> None:
+    """Refuse an array that has vanished, as with a disk that is no longer mounted: it would read as the fill value.
+
+    Args:
+        path: the array.
+        witness: its `metadata_file` from when it was opened.
+
+    Raises:
+        VolumenError: there is no such file now.
+    """
+    if not os.path.exists(witness):  # noqa: PTH110
+        raise VolumenError(
+            path,
+            "the volume has vanished while it was in use",
+            remedy="bring it back; a training goes on with --resume",
+        )
+
+
 def _along(part: slice, chunk: int) -> list[tuple[int, slice, slice]]:
     """Give the chunks that a part of an axis touches: the number of each, what of it, and where in the part."""
     found = []
@@ -243,10 +260,12 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     if metadata.zarr_format == 2:
         chunks = tuple(metadata.chunks)
         return ChunkReader(folder, metadata, _decoder_v2(metadata, dtype), chunks, None)
-    if type(metadata.chunk_grid).__name__ != "RegularChunkGrid":
+    # The names are those of the specification; zarr's own classes change their names between versions.
+    described = metadata.to_dict()
+    if described["chunk_grid"]["name"] != "regular":
         return None
-    outer = tuple(metadata.chunk_grid.chunk_shape)
-    codecs, chunks, shards = _unpack_shards(metadata.codecs, outer)
+    outer = tuple(described["chunk_grid"]["configuration"]["chunk_shape"])
+    codecs, chunks, shards = _unpack_shards(described["codecs"], outer)
     decoder = None if codecs is None else _decoder_v3(codecs, chunks, dtype)
     return None if decoder is None else ChunkReader(folder, metadata, decoder, chunks, shards)
 
@@ -266,39 +285,39 @@ def _decoder_v2(metadata: Any, dtype: np.dtype) -> _Decoder:
 
 
 def _unpack_shards(
-    codecs: Sequence[Any], outer: tuple[int, ...]
-) -> tuple[Sequence[Any] | None, tuple[int, ...], _Shards | None]:
+    codecs: Sequence[_Codec], outer: tuple[int, ...]
+) -> tuple[Sequence[_Codec] | None, tuple[int, ...], _Shards | None]:
     """Look into a sharding codec: the codecs and shape of the chunks inside, and how they are packed."""
-    if len(codecs) != 1 or type(codecs[0]).__name__ != "ShardingCodec":
+    if len(codecs) != 1 or codecs[0]["name"] != "sharding_indexed":
         return codecs, outer, None
-    sharding = codecs[0]
-    names = [type(codec).__name__ for codec in sharding.index_codecs]
-    endian = getattr(sharding.index_codecs[0], "endian", None)
-    if (
-        names not in (["BytesCodec"], ["BytesCodec", "Crc32cCodec"])
-        or endian is None
-        or endian.value != "little"
-    ):
+    sharding = codecs[0]["configuration"]
+    index = sharding["index_codecs"]
+    names = [codec["name"] for codec in index]
+    if names not in (["bytes"], ["bytes", "crc32c"]) or _settings(index[0]).get("endian") != "little":
         return None, outer, None
-    chunks = tuple(sharding.chunk_shape)
+    chunks = tuple(sharding["chunk_shape"])
     grid = tuple(o // c for o, c in zip(outer, chunks))
-    at_end = sharding.index_location.value == "end"
-    return sharding.codecs, chunks, _Shards(grid, at_end, len(names) == 2)
+    at_end = sharding.get("index_location", "end") == "end"
+    return sharding["codecs"], chunks, _Shards(grid, at_end, len(names) == 2)
 
 
-def _decoder_v3(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype) -> _Decoder | None:
+def _settings(codec: _Codec) -> Mapping[str, Any]:
+    return codec.get("configuration") or {}
+
+
+def _decoder_v3(codecs: Sequence[_Codec], chunks: tuple[int, ...], dtype: np.dtype) -> _Decoder | None:
     shape, axes = chunks, tuple(range(len(chunks)))
     names: list[str] = []
     for codec in codecs:
-        name = type(codec).__name__
-        if name == "TransposeCodec" and not names:
-            shape = tuple(shape[axis] for axis in codec.order)
-            axes = tuple(codec.order.index(axis) for axis in axes)
-        elif name == "BytesCodec":
-            endian = codec.endian.value if codec.endian else "little"
-            dtype = dtype.newbyteorder(">" if endian == "big" else "<")
+        name, settings = codec["name"], _settings(codec)
+        if name == "transpose" and not names:
+            order = tuple(settings["order"])
+            shape = tuple(shape[axis] for axis in order)
+            axes = tuple(order.index(axis) for axis in axes)
+        elif name == "bytes":
+            dtype = dtype.newbyteorder(">" if settings.get("endian") == "big" else "<")
         elif name in _BYTES_CODECS:
-            names.insert(0, _BYTES_CODECS[name])
+            names.insert(0, name)
         else:
             return None
     steps = tuple(_verify_checksum if name == "crc32c" else _numcodec(name) for name in names)
@@ -320,7 +339,7 @@ def _verify_checksum(data: bytes) -> bytes:
     return body
 
 
-_BYTES_CODECS = {"BloscCodec": "blosc", "ZstdCodec": "zstd", "GzipCodec": "gzip", "Crc32cCodec": "crc32c"}
+_BYTES_CODECS = ("blosc", "zstd", "gzip", "crc32c")
 
 _SCRATCH = threading.local()
 
@@ -334,7 +353,7 @@ def _read_into_scratch(descriptor: int, length: int, start: int) -> Any:
         scratch = _SCRATCH.view = memoryview(bytearray(length + length // 4))
     found = 0
     while found < length:
-        more = os.preadv(descriptor, [scratch[found:length]], start + found)
+        more = read_into(descriptor, scratch[found:length], start + found)
         if not more:
             raise _ends_early(found, length)
         found += more
@@ -343,9 +362,9 @@ def _read_into_scratch(descriptor: int, length: int, start: int) -> Any:
 
 def _read_at(descriptor: int, length: int, start: int) -> bytes:
     """Read all of a part of a file; the system gives at most 2 GiB at once."""
-    data = os.pread(descriptor, length, start)
+    data = read_at(descriptor, length, start)
     while len(data) < length:
-        more = os.pread(descriptor, length - len(data), start + len(data))
+        more = read_at(descriptor, length - len(data), start + len(data))
         if not more:
             raise _ends_early(len(data), length)
         data += more

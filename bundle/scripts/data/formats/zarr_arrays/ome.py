@@ -64,10 +64,13 @@ def level_info(where: object, multiscale: Mapping[str, Any], level: int) -> Leve
         raise VolumenError(where, expected=f"level {level}", found=found, remedy=f"lower {LEVEL_SETTING}")
     axes, unit = _axes(multiscale)
     try:
-        scales = [_scale(entry.get("coordinateTransformations")) for entry in (datasets[level], multiscale)]
+        scales = [
+            _scale(_mapping(entry).get("coordinateTransformations"))
+            for entry in (datasets[level], multiscale)
+        ]
         scale = _product(where, scales, len(axes))
         return LevelInfo(str(datasets[level]["path"]), axes, scale, unit)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VolumenError(
             where, f"has malformed multiscales metadata ({error!r})", remedy="write it again"
         ) from error
@@ -96,9 +99,15 @@ def _letter(axis: Mapping[str, Any]) -> str:
 
 def _scale(transformations: Any) -> Sequence[float] | None:
     for entry in transformations or []:
-        if entry.get("type") == "scale" and "scale" in entry:
+        if _mapping(entry).get("type") == "scale" and "scale" in entry:
             return [float(value) for value in entry["scale"]]
     return None
+
+
+def _mapping(entry: Any) -> Mapping[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"expected a mapping, found {entry!r}")
+    return entry
 
 
 def _product(where: object, scales: list[Sequence[float] | None], ndim: int) -> tuple[float, ...] | None:

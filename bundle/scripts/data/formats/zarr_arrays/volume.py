@@ -11,10 +11,10 @@ from volumen.data.fingerprints import digest, folder_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.detection import is_url
 from volumen.data.formats.volumes import LazyVolume, Region, single_level
-from volumen.data.formats.zarr_arrays.chunks import ChunkReader, chunk_reader
+from volumen.data.formats.zarr_arrays.chunks import ChunkReader, check_present, chunk_reader, metadata_file
 from volumen.data.formats.zarr_arrays.ome import label_names, level_info, multiscale_of, ome_attributes
 from volumen.data.formats.zarr_arrays.remote_chunks import chunks_in, fetch_region
-from volumen.utils.errors import VolumenError
+from volumen.utils.errors import VolumenError, file_fault, is_defect
 
 
 class ZarrVolume(LazyVolume):
@@ -27,6 +27,7 @@ class ZarrVolume(LazyVolume):
         super().__init__(path, axis_map, array.dtype, chunks=axis_map.of_space(array.chunks), **known)
         self._stored_chunks = tuple(array.chunks)
         self._metadata = digest([array.metadata.to_dict()])
+        self._witness = None if is_url(path) else metadata_file(Path(path))
 
     def _open(self) -> tuple[Any, ChunkReader | None]:
         array = _open_node(self.path)
@@ -39,9 +40,12 @@ class ZarrVolume(LazyVolume):
         try:
             if is_url(self.path):
                 return fetch_region(array, region, (self.path, self._metadata))
-            return np.asarray(array[region])
+            values = np.asarray(array[region])
         except Exception as error:
             raise self._read_error(region, error) from error
+        if self._witness is not None:
+            check_present(self.path, self._witness)
+        return values
 
     def _read_error(self, region: Region, error: Exception) -> VolumenError:
         """Find the chunk that cannot be read, among those that the region touches."""
@@ -50,15 +54,9 @@ class ZarrVolume(LazyVolume):
                 self.handle[0][chunk]
             except Exception as cause:
                 place = ", ".join(f"{part.start}:{part.stop}" for part in chunk)
-                reason = f"{type(cause).__name__}: {cause}"
-                return VolumenError(
-                    self.path,
-                    f"chunk [{place}] cannot be read ({reason})",
-                    remedy="copy the volume again, or delete that chunk so that it reads as the fill value",
-                )
-        return VolumenError(
-            self.path, f"cannot be read ({type(error).__name__}: {error})", remedy="try again"
-        )
+                remedy = "copy the volume again, or delete that chunk so that it reads as the fill value"
+                return file_fault(cause, self.path, f"chunk [{place}] cannot be read", remedy=remedy)
+        return file_fault(error, self.path, "cannot be read", remedy="try again")
 
     def fingerprint(self) -> str:
         """Return a hash of the metadata and of all chunks' sizes and times; of a URL, of its text and metadata."""
@@ -104,8 +102,10 @@ def group_labels(path: str) -> dict[str, str]:
     try:
         group = zarr.open_group(_join(path, "labels"), mode="r")
         names = label_names(group.attrs.asdict()) or sorted(group.group_keys())
-    except Exception:  # no such group, or an array, or not even zarr: opening the image itself will tell
-        return {}
+    except Exception as error:
+        if is_defect(error):
+            raise
+        return {}  # no such group, or an array, or not even zarr: opening the image itself will tell
     return {name: _join(path, f"labels/{name}") for name in names}
 
 
@@ -114,21 +114,16 @@ def _open_node(path: str) -> Any:
 
     try:
         return zarr.open(path, mode="r")
-    except (FileNotFoundError, KeyError) as error:
+    except FileNotFoundError as error:
         slices = "check the URL; a folder of slices is found only on a server that lists it"
         remedy = slices if is_url(path) else "check the path"
         raise VolumenError(path, "no zarr array or group there", remedy=remedy) from error
     except ImportError as error:
         remedy = "pip install 'volumen[remote]', or the package that it names"
         raise VolumenError(path, f"URLs of this kind need a package ({error})", remedy=remedy) from error
-    except PermissionError as error:
-        raise VolumenError(
-            path, "may not be read", remedy="give yourself read permission (chmod u+r)"
-        ) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
         remedy = "check the URL and the network" if is_url(path) else "write it again"
-        raise VolumenError(path, f"its zarr metadata cannot be read ({reason})", remedy=remedy) from error
+        raise file_fault(error, path, "its zarr metadata cannot be read", remedy=remedy) from error
 
 
 def _array_of(
