@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import zipfile
+from types import SimpleNamespace
 
 import imagecodecs
 import nibabel
@@ -176,8 +177,15 @@ def test_a_sample_is_at_fault_unless_the_code_is(tmp_path, error):
     def transform(sample):
         raise error
 
-    blocks = RegionDataset.__new__(RegionDataset)
-    blocks.cases, blocks.transform = [Case()], transform
-    blocks.locations = [type("Location", (), {"case": 0, "start": (0, 0, 0), "size": (12, 20, 20)})()]
+    class OneBlock(RegionDataset):
+        _chosen = SimpleNamespace(rows=[0])
+
+        def __init__(self):
+            self.cases, self.transform = [Case()], transform
+
+        def _location(self, row):
+            return SimpleNamespace(case=0, start=(0, 0, 0), size=(12, 20, 20))
+
+    blocks = OneBlock()
     with pytest.raises(SampleError if isinstance(error, ValueError) else NameError):
         blocks[0]

@@ -52,11 +52,11 @@ def checked(code: str, *words: object) -> str:
 READ = """
 import importlib, pkgutil, sys
 import numpy as np
-import scripts
+import volumen
 from pathlib import Path
 
 optional = ("volumen.napari_plugin.", "volumen.sharing.")
-for module in pkgutil.walk_packages(volumen.__path__, "scripts."):
+for module in pkgutil.walk_packages(volumen.__path__, "volumen."):
     if not module.name.startswith(optional):
         importlib.import_module(module.name)
 
