@@ -273,7 +273,7 @@ def test_another_number_of_channels_is_refused(tmp_path):
     [
         (
             np.random.default_rng(0).integers(0, 60000, (9, 9, 9)).astype(np.uint16),
-            "from [0-9]+ to [0-9.e+]+ in its",
+            "intensities of [0-9.]+ to [0-9.e+]+ with mean",
         ),
         (
             np.random.default_rng(0).random((9, 9, 9)).astype(np.float32),

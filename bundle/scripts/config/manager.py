@@ -47,6 +47,8 @@ _FOLLOWS_FROM: dict[str, set[str]] = {
     "plan": {"tr_setup", "tr_config", "model_config"},
     "split": {"tr_setup", "tr_config", "model_config"},
     "intensity_properties": {"tr_setup", "tr_config", "model_config", "dataset_config"},
+    "trained_intensities": {"tr_setup", "tr_config", "model_config", "dataset_config"},
+    "_sampled_intensities": {"tr_setup", "tr_config", "model_config", "dataset_config"},
     "primary_targets": {"tr_config", "model_config"},
     "targets": {"tr_config", "model_config", "auxiliary_tasks"},
     "derived_tasks": {"tr_config", "model_config", "auxiliary_tasks"},
@@ -310,21 +312,45 @@ class ConfigManager:
     @cached_property
     def intensity_properties(self) -> dict[str, Any]:
         """Statistics of the images for the normalisation: those given, else sampled from the training part."""
-        from volumen.config.detection import check_finite, needs_intensity_properties
-        from volumen.transforms.intensity_properties import sample_intensity_properties
+        from volumen.config.detection import check_finite
 
         if self.dataset_config.nonfinite == "refuse":
             check_finite([case.image for case in self.cases], cache_dir=self.cache_dir)
-        given = self.dataset_config.intensity_properties
-        scheme = self.dataset_config.normalization_scheme
-        if given or not needs_intensity_properties(scheme, self.cases):
-            return dict(given)
+        if self.dataset_config.intensity_properties:
+            return dict(self.dataset_config.intensity_properties)
+        sampled = self._sampled_intensities
+        by_volume = self.dataset_config.normalization_scheme == "unit" and sampled["per_volume"]
+        if not (self._normalization_needs_samples or by_volume):
+            return {}
+        return {key: value for key, value in sampled.items() if key != "volumes"}
+
+    @cached_property
+    def trained_intensities(self) -> list[dict[str, Any]]:
+        """Between which values the training volumes' intensities lie, whatever the normalisation, per channel."""
+        return list(self.dataset_config.trained_intensities or self._sampled_intensities["volumes"])
+
+    @property
+    def _normalization_needs_samples(self) -> bool:
+        from volumen.config.detection import needs_intensity_properties
+
+        return needs_intensity_properties(self.dataset_config.normalization_scheme, self.cases)
+
+    @cached_property
+    def _sampled_intensities(self) -> dict[str, Any]:
+        """Statistics sampled from the training part; less of it where they are only to be compared with."""
+        from volumen.transforms.intensity_properties import sample_intensity_properties
+
+        needed = self._normalization_needs_samples
+        raw = self.dataset_config.normalization_scheme == "none"
         return sample_intensity_properties(
             self.cases,
             boxes=self.split.train,
             seed=self.tr_setup.seed,
             ignore_labels=self.ignore_labels,
-            per_volume=self.dataset_config.normalize_per_volume,
+            per_volume=False if raw else self.dataset_config.normalize_per_volume,
+            foreground=needed,
+            max_regions=128 if needed else 32,
+            most_cases=None if needed else 256,
         )
 
     @cached_property
@@ -808,6 +834,7 @@ class ConfigManager:
                 "spacing": list(self.spacing) if self.dataset_config.spacing else None,
                 "trained_spacing": list(self.spacing) if self._spacing_is_told else None,
                 "intensity_properties": self.intensity_properties,
+                "trained_intensities": self.trained_intensities,
             },
             "inference_config": asdict(self.inference_config),
             "auxiliary_tasks": {

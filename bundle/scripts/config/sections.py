@@ -385,12 +385,20 @@ class DatasetConfig:
     normalize_per_volume: Annotated[
         bool | None,
         Field(
-            description="Each volume by its own statistics; null: where their ranges differ by more than 4 times."
+            description="Each volume by its own statistics; null: where their ranges differ by more than 3 times, or"
+            " one is brighter than all of another."
         ),
     ] = None
     intensity_properties: Annotated[
         dict[str, Any], Field(description="Statistics of the images; filled by sampling when empty.")
     ] = field(default_factory=dict)
+    trained_intensities: Annotated[
+        list[dict[str, Any]],
+        Field(
+            description="Written by a run: the range of its volumes' intensities per channel, which prediction compares"
+            " with its image's."
+        ),
+    ] = field(default_factory=list)
     nonfinite: Annotated[
         Literal["zero", "refuse"], Field(description="NaN or infinity in an image: replace by 0, or stop.")
     ] = "zero"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from volumen.inference.block_maker import PARTIAL_SUMS_BYTES, make_blocks
 from volumen.inference.gain import AugmentationReport, dice, find_labels
+from volumen.inference.intensity_check import check_intensities
 from volumen.inference.jobs import Job, find_jobs, volume_name
 from volumen.inference.machine import describe_machine
 from volumen.inference.output.block_log import OutputState
@@ -311,7 +312,7 @@ def check_image(predictor: Predictor, image: Volume) -> None:
             image.dtype,
             " and ".join(dtypes),
         )
-    _check_range(image, properties.get("channels") or [], predictor.patch_size)
+    check_intensities(predictor, image)
     if image.spacing and predictor.spacing:
         ratios = [
             a / b * predictor.spacing[0] / image.spacing[0]
@@ -320,33 +321,6 @@ def check_image(predictor: Predictor, image: Volume) -> None:
         if max(ratios) > 1.25 or min(ratios) < 0.8:
             logger.warning(
                 "%s: spacing %s, the network was trained on %s", image.path, image.spacing, predictor.spacing
-            )
-
-
-def _check_range(image: Volume, channels: Sequence[Mapping[str, float]], patch_size: tuple[int, ...]) -> None:
-    """Warn when the window in the image's middle has another range of values than the training images."""
-    if len(channels) != image.channels:
-        return
-    middle = tuple(
-        slice(max((n - p) // 2, 0), min((n + p) // 2, n))
-        for n, p in zip(image.shape, patch_size, strict=True)
-    )
-    try:
-        values = image.read(middle)
-    except (VolumenError, OSError):
-        return  # told where it is predicted
-    for found, known in zip(values, channels, strict=True):
-        low, high = float(found.min()), float(found.max())
-        width = known["max"] - known["min"]
-        beyond = low < known["min"] - width / 2 or high > known["max"] + width / 2
-        if beyond or 0 < high - low < width / 50:
-            logger.warning(
-                "%s: values from %g to %g in its middle, the network was trained on %g to %g",
-                image.path,
-                low,
-                high,
-                known["min"],
-                known["max"],
             )
 
 

@@ -397,8 +397,12 @@ def predict_array(
     Returns:
         Per target a float32 array (K, *space): probabilities, unit vectors, distances or tensors.
     """
+    from volumen.data.formats.volumes import ArrayVolume
+    from volumen.inference.intensity_check import check_intensities
+
     heads = predictor.heads(targets)
     patch = predictor.check_patch(patch_size or predictor.patch_size)
+    check_intensities(predictor, ArrayVolume(image, axes="c" + "zyx"[-(image.ndim - 1) :]))
     normalised = torch.from_numpy(predictor.normalizer.for_array(image)(image)).to(predictor.device)
 
     def encoded(windows: Tensor) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def input_steps(normalizer: Normalizer, dtype: np.dtype, channels: int) -> Input
             return InputSteps(dtype, standardize=True)
         if normalizer.scheme == "percentile":
             return InputSteps(dtype, percentiles=(0.5, 99.5), clip=True)
-        return InputSteps(dtype, percentiles=(0.0, 100.0))
+        return InputSteps(dtype, percentiles=(0.5, 99.5) if normalizer.every_type else (0.0, 100.0))
     rows = normalizer.coefficients(dtype, channels).astype(np.float64)
     if not np.isfinite(rows[:, :2]).all():
         first = tuple((1 / width, -shift / width) for _, _, shift, width in rows)

@@ -151,6 +151,7 @@ def inference_facts(predictor: Predictor) -> dict[str, Any]:
     return {
         "patch_size": list(predictor.patch_size),
         "divisor": list(predictor.divisor),
+        "padding": "reflect",
         "spacing": None if predictor.spacing is None else list(predictor.spacing),
         "axes": "zyx"[-_dims(predictor) :],
         "normalization_scheme": _scheme(predictor),

@@ -82,7 +82,9 @@ def _input(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
     divisors = " x ".join(map(str, predictor.divisor))
     return (
         f"One image, float32, `(batch, {predictor.in_channels}, {axes})`, normalised by the scheme"
-        f" `{facts['normalization_scheme']}`. Sides are multiples of {divisors}. `configs/inference.yaml` takes volumes"
+        f" `{facts['normalization_scheme']}`. Sides are multiples of {divisors}: extend"
+        " smaller images by reflection to the next one, never by zeros, which the normalisation of features would see."
+        " `configs/inference.yaml` takes volumes"
         " of any size (zarr, OME-Zarr, TIFF, NIfTI), normalises them and cuts windows itself."
     )
 

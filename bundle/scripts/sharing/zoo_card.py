@@ -29,7 +29,8 @@ def zoo_card(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
         "## Input",
         f"One raw image, {predictor.in_channels} channel(s), axes {', '.join(facts['axes'].upper())}. The description's"
         f" steps normalise it (scheme `{facts['normalization_scheme']}` of the training). Best at the training's patch,"
-        f" {' x '.join(map(str, predictor.patch_size))}: the network normalises features over the tile that it sees.",
+        f" {' x '.join(map(str, predictor.patch_size))}: the network normalises features over the tile that it sees."
+        " A smaller image wants the smallest input that holds it, extended by reflection and never by zeros.",
         "## Output",
         "Probabilities after the description's steps; directions have unit length; distances and tensors are values."
         f"\n\n| target | what | channels of the network |\n| --- | --- | --- |\n{rows}",

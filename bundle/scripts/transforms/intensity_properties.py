@@ -16,7 +16,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
 _DEFAULT_BLOCK = 64
-_DISAGREEMENT = 4.0  # ratio of intensity ranges from which volumes cannot share one
+_DISAGREEMENT = 3.0  # ratio of intensity ranges from which volumes cannot share one
 _REGIONS_PER_VOLUME = 32
 
 Box = Sequence[Sequence[int]]
@@ -31,6 +31,8 @@ def sample_intensity_properties(
     seed: int = 0,
     ignore_labels: Mapping[str, int] | None = None,
     per_volume: bool | None = None,
+    foreground: bool = True,
+    most_cases: int | None = None,
 ) -> dict[str, Any]:
     """Statistics of image intensities from a reproducible sample of storage blocks.
 
@@ -43,13 +45,15 @@ def sample_intensity_properties(
         seed: of the choice of blocks.
         ignore_labels: target to the label value that means "unknown", which is no foreground.
         per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; None: where
-            the volumes' ranges differ by more than 4 times.
+            the volumes' ranges differ by more than 3 times, or the mean of one lies outside the range of another.
+        foreground: look at labels too.
+        most_cases: look at no more volumes than this, chosen at random; None: at all.
 
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
-        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met);
-        "dtypes", the names of the images' types; and "per_volume". Values that are not finite are left out,
-        with a warning.
+        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met); "dtypes", the
+        names of the images' types; "per_volume"; "every_type", see `Normalizer`; and "volumes", see `volume_ranges`.
+        Values that are not finite are left out, with a warning.
 
     Raises:
         VolumenError: no value sampled is finite.
@@ -57,7 +61,9 @@ def sample_intensity_properties(
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
     inside: list[np.ndarray] = []
-    ranges: dict[str, float] = {}
+    by_case: dict[str, list[dict[str, float]]] = {}
+    if most_cases is not None and len(cases) > most_cases:
+        cases = [cases[i] for i in sorted(rng.permutation(len(cases))[:most_cases].tolist())]
     per_case = max(1, max_regions // max(1, len(cases)))
     for case in cases:
         allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
@@ -65,15 +71,15 @@ def sample_intensity_properties(
         chosen = rng.permutation(len(regions))[:per_case]
         before = len(everywhere)
         for number in sorted(chosen.tolist()):
-            image, foreground = _read(case, regions[number], ignore_labels or {})
+            image, labelled = _read(case, regions[number], ignore_labels or {}, foreground)
             everywhere.append(_strided(image, values_per_region))
-            if foreground is not None and foreground.any():
-                inside.append(_strided(image[:, foreground], values_per_region))
+            if labelled is not None and labelled.any():
+                inside.append(_strided(image[:, labelled], values_per_region))
         if len(everywhere) > before:
             _tell_nonfinite(case.image.path, everywhere[before:])
             channels = _statistics(everywhere[before:])
             _tell_constant(case.image.path, channels)
-            ranges[case.name] = channels[0]["percentile_99_5"] - channels[0]["percentile_00_5"]
+            by_case[case.name] = channels
     if not everywhere:
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
     if not any(np.isfinite(values).any() for values in everywhere):
@@ -85,17 +91,41 @@ def sample_intensity_properties(
         )
     if not inside:
         _LOGGER.debug("no labelled voxel among the %d blocks sampled", len(everywhere))
-    disagreement = _disagreement(ranges) if any(case.image.dtype != np.uint8 for case in cases) else ""
+    disagreement = _disagreement({name: channels[0] for name, channels in by_case.items()})
     if disagreement and per_volume is False:
         _LOGGER.warning("%s: one normalisation for both flattens the former", disagreement)
     elif disagreement and per_volume is None:
         _LOGGER.info("%s: each volume is normalised by its own statistics", disagreement)
+    by_volume = bool(disagreement) if per_volume is None else per_volume
     return {
         "channels": _statistics(everywhere),
         "foreground": _statistics(inside) if inside else None,
         "dtypes": sorted({np.dtype(case.image.dtype).name for case in cases}),
-        "per_volume": bool(disagreement) if per_volume is None else per_volume,
+        "per_volume": by_volume,
+        "every_type": by_volume,
+        "volumes": volume_ranges(list(by_case.values())),
     }
+
+
+def volume_ranges(volumes: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, list[float]]]:
+    """Return, per channel, between which values the statistics of volumes lie.
+
+    Args:
+        volumes: per volume its statistics per channel; those without any finite value or contrast are left out, unless
+            all are.
+
+    Returns:
+        Per channel the smallest and the largest "mean", "percentile_00_5" and "percentile_99_5" of all volumes.
+    """
+    seeing = [v for v in volumes if any(c["max"] > c["min"] for c in v)] or list(volumes)
+    channels = min((len(volume) for volume in seeing), default=0)
+    return [
+        {
+            key: [min(v[number][key] for v in seeing), max(v[number][key] for v in seeing)]
+            for key in ("mean", "percentile_00_5", "percentile_99_5")
+        }
+        for number in range(channels)
+    ]
 
 
 def volume_properties(volume: Any) -> dict[str, Any]:
@@ -107,10 +137,15 @@ def volume_properties(volume: Any) -> dict[str, Any]:
     Returns:
         A JSON-able dict with "channels" as in `sample_intensity_properties`.
     """
+    return {"channels": _statistics([sample_values(volume, _REGIONS_PER_VOLUME)])}
+
+
+def sample_values(volume: Any, max_regions: int) -> np.ndarray:
+    """Return values of a volume from a reproducible sample of its blocks: float32 (C, values)."""
     regions = list(_blocks([(0, size) for size in volume.shape], volume.chunks))
-    chosen = np.random.default_rng(0).permutation(len(regions))[:_REGIONS_PER_VOLUME]
+    chosen = np.random.default_rng(0).permutation(len(regions))[:max_regions]
     parts = [_strided(np.asarray(volume.read(regions[number])), 20_000) for number in sorted(chosen.tolist())]
-    return {"channels": _statistics(parts)}
+    return np.concatenate(parts, axis=1)
 
 
 def _tell_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
@@ -129,15 +164,28 @@ def _tell_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
             _LOGGER.warning("%s: %severy value sampled is %g", path, where, channel["min"])
 
 
-def _disagreement(ranges: Mapping[str, float]) -> str:
-    """Say which two volumes' intensity ranges differ too much for one normalisation; nothing where none do."""
-    widths = {name: width for name, width in ranges.items() if width > 0}
-    if not widths:
+def _disagreement(volumes: Mapping[str, Mapping[str, float]]) -> str:
+    """Say which two volumes' intensities differ too much for one normalisation; nothing where none do."""
+    spans = {
+        name: (known["percentile_00_5"], known["percentile_99_5"])
+        for name, known in volumes.items()
+        if known["percentile_99_5"] > known["percentile_00_5"]
+    }
+    # Of many volumes a few are odd ones, for which the others shall not be normalised differently.
+    odd = len(spans) // 20
+    ordered = sorted(spans, key=lambda name: spans[name][1] - spans[name][0])[odd : len(spans) - odd]
+    if len(ordered) < 2:
         return ""
-    narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
-    if widths[wide] <= _DISAGREEMENT * widths[narrow]:
-        return ""
-    return f"intensities of {narrow} span {widths[narrow]:.4g} and those of {wide} {widths[wide]:.4g}"
+    narrow, wide = ordered[0], ordered[-1]
+    widths = [spans[name][1] - spans[name][0] for name in (narrow, wide)]
+    if widths[1] > _DISAGREEMENT * widths[0]:
+        return f"intensities of {narrow} span {widths[0]:.4g} and those of {wide} {widths[1]:.4g}"
+    ordered = sorted(spans, key=lambda name: volumes[name]["mean"])[odd : len(spans) - odd]
+    dark, bright = ordered[0], ordered[-1]
+    means = [volumes[name]["mean"] for name in (dark, bright)]
+    if means[1] > spans[dark][1] and means[0] < spans[bright][0]:
+        return f"intensities of {dark} have the mean {means[0]:.4g} and those of {bright} {means[1]:.4g}"
+    return ""
 
 
 def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
@@ -152,11 +200,11 @@ def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
 
 
 def _read(
-    case: Any, region: tuple[slice, ...], ignore_labels: Mapping[str, int]
+    case: Any, region: tuple[slice, ...], ignore_labels: Mapping[str, int], with_labels: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     image = np.asarray(case.image.read(region))
     foreground = None
-    for target, volume in case.labels.items():
+    for target, volume in case.labels.items() if with_labels else ():
         label = np.asarray(volume.read(region))
         mask = np.asarray(case.masks[target].read(region)) if target in case.masks else None
         ignore = ignore_labels.get(target)
@@ -171,10 +219,11 @@ def _strided(image: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _statistics(parts: Sequence[np.ndarray]) -> list[dict[str, float]]:
-    return [_channel_statistics(values) for values in np.concatenate(parts, axis=1)]
+    return [channel_statistics(values) for values in np.concatenate(parts, axis=1)]
 
 
-def _channel_statistics(values: np.ndarray) -> dict[str, float]:
+def channel_statistics(values: np.ndarray) -> dict[str, float]:
+    """Return the statistics of one channel's values, those that are not finite left out."""
     values = values[np.isfinite(values)].astype(np.float64)
     if not values.size:
         values = np.zeros(1)

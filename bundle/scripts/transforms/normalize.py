@@ -30,8 +30,9 @@ class Normalizer:
             and standard deviation (nnU-Net's CTNormalization).
         none: the raw values.
 
-    Properties sampled with `per_volume` make unit (but for bytes), percentile and zscore use the statistics of
-    the very volume: there `for_volume` gives the normaliser to call.
+    Properties sampled with `per_volume` make unit, percentile and zscore use the statistics of the very volume: there
+    `for_volume` gives the normaliser to call. With `every_type`, unit does so for bytes too, and its range is then that
+    of the percentiles 0.5 and 99.5, without clipping; properties of earlier versions lack it.
 
     Args:
         scheme: one of the schemes above.
@@ -76,7 +77,7 @@ class Normalizer:
         if volume.path not in self._volumes:
             from volumen.transforms.intensity_properties import volume_properties
 
-            self._volumes[volume.path] = Normalizer(self.scheme, volume_properties(volume))
+            self._volumes[volume.path] = Normalizer(self.scheme, self._owned(volume_properties(volume)))
         return self._volumes[volume.path]
 
     def for_array(self, image: np.ndarray) -> Normalizer:
@@ -91,11 +92,23 @@ class Normalizer:
         from volumen.transforms.intensity_properties import volume_properties
 
         axes = "c" + "zyx"[-(image.ndim - 1) :]
-        return Normalizer(self.scheme, volume_properties(ArrayVolume(image, axes=axes)))
+        return Normalizer(self.scheme, self._owned(volume_properties(ArrayVolume(image, axes=axes))))
+
+    @property
+    def every_type(self) -> bool:
+        """Whether statistics per volume hold for bytes too, and the scheme unit goes by percentiles."""
+        return bool(self.properties and self.properties.get("every_type"))
+
+    def _owned(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """A volume's own statistics, to be used as these ones are."""
+        return {**properties, "every_type": self.every_type}
 
     def goes_by_volume(self, dtype: np.dtype) -> bool:
         """Whether images of a type are normalised by the statistics of their own volume."""
-        if self.scheme in ("ct", "none") or (self.scheme == "unit" and np.dtype(dtype).name in _BY_TYPE):
+        name = np.dtype(dtype).name
+        if self.scheme in ("ct", "none"):
+            return False
+        if self.scheme == "unit" and (name == "bool" or (name in _BY_TYPE and not self.every_type)):
             return False
         return bool(self.properties and self.properties.get("per_volume"))
 
@@ -170,6 +183,9 @@ class Normalizer:
     def _unit_range(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float]:
         if dtype == np.bool_:
             return 0.0, 1.0
+        if self.every_type:
+            known = self._known("channels", channel, channels)
+            return known["percentile_00_5"], known["percentile_99_5"]
         if dtype.name not in _BY_TYPE and self.properties:
             known = self._known("channels", channel, channels)
             return known["min"], known["max"]

@@ -62,15 +62,14 @@ def largest_axis(products: Tensor) -> tuple[Tensor, Tensor]:
 def _prominence(a: Tensor, axes: Tensor) -> Tensor:
     """Return how much the largest eigenvalue stands out, from the trace, the square sum and its eigenvector."""
     letters = "yx" if a.shape[1] == 3 else "zyx"
-    names = [(first, second) for i, first in enumerate(letters) for second in letters[i:]]
     component = dict(zip("xyz", axes.unbind(dim=1)))
-    doubled = [1.0 if first == second else 2.0 for first, second in names]
-    entries = a.unbind(dim=1)
-    largest = torch.zeros_like(entries[0])
-    for twice, entry, (first, second) in zip(doubled, entries, names, strict=True):
-        largest = largest + twice * entry * component[first] * component[second]
+    largest, squares = torch.zeros_like(a[:, 0]), torch.zeros_like(a[:, 0])
+    pairs = ((one, other) for number, one in enumerate(letters) for other in letters[number:])
+    for entry, (one, other) in zip(a.unbind(dim=1), pairs, strict=True):
+        twice = 1.0 if one == other else 2.0
+        largest += twice * entry * component[one] * component[other]
+        squares += twice * entry * entry
     trace = tensor_trace(a)
-    squares = sum(twice * entry * entry for twice, entry in zip(doubled, entries, strict=True))
     # Of the two other eigenvalues the sum and the sum of squares are known.
     rest, rest_squares = trace - largest, squares - largest * largest
     if a.shape[1] == 3:

@@ -1,0 +1,107 @@
+"""Whether an image is as bright as those that a network was trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from volumen.data.damage import UNREADABLE
+
+if TYPE_CHECKING:
+    from volumen.data.formats.volumes import Volume
+    from volumen.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_BLOCKS = 8
+_LEAST_SHARE = 0.4
+"""Width of an image's intensities, of the narrowest training volume's, below which it is too dark or flat."""
+_MOST_BEYOND = 0.5
+"""How far, in widths of the training's range, an image may reach beyond it."""
+_MOST_SHIFT = 0.4
+"""How far, in such widths, its mean may lie beside the means of the training volumes."""
+
+
+def check_intensities(predictor: Predictor, image: Volume) -> None:
+    """Warn where an image's intensities are unlike those of the training volumes; nothing is read twice for it.
+
+    A sample of blocks is compared by percentiles and mean, whatever the normalisation. Where each volume is normalised
+    by its own statistics there is nothing to compare, and checkpoints of earlier versions may not say enough.
+
+    Args:
+        predictor: its configuration holds `trained_intensities`.
+        image: what is to be predicted.
+    """
+    known = trained_ranges(predictor.config)
+    if len(known) != image.channels or predictor.normalizer.goes_by_volume(image.dtype):
+        return
+    from volumen.transforms.intensity_properties import channel_statistics, sample_values
+
+    try:
+        sampled = sample_values(image, SAMPLED_BLOCKS)
+    except UNREADABLE:
+        return  # logged where it is predicted
+    for number, (values, trained) in enumerate(zip(sampled, known, strict=True)):
+        if trained["percentile_00_5"][0] > 0:
+            # The fill around tissue, of which the training volumes had none.
+            values = values[values != 0]
+        found = channel_statistics(values)
+        if is_unlike(found, trained):
+            logger.warning(
+                "%s: %sintensities of %s with mean %.4g, but the network was trained on %s with mean %s: expect little"
+                " of it; train with normalize_per_volume: true (or normalization_scheme: percentile), or rescale it",
+                image.path,
+                f"channel {number}: " if len(known) > 1 else "",
+                _span(found["percentile_00_5"], found["percentile_99_5"]),
+                found["mean"],
+                _span(trained["percentile_00_5"][0], trained["percentile_99_5"][1]),
+                _span(*trained["mean"]),
+            )
+
+
+def trained_ranges(config: Mapping[str, Any]) -> list[Mapping[str, Sequence[float]]]:
+    """Return what a snapshot says of the training volumes' intensities, per channel; empty where it does not.
+
+    Returns:
+        Per channel "mean", "percentile_00_5" and "percentile_99_5", each the smallest and largest of all volumes.
+    """
+    dataset = config.get("dataset_config", {})
+    if dataset.get("trained_intensities"):
+        return list(dataset["trained_intensities"])
+    # Before these were written, what the normalisation knew.
+    channels = (dataset.get("intensity_properties") or {}).get("channels") or []
+    return [
+        {
+            "mean": (c.get("mean", c["min"]), c.get("mean", c["max"])),
+            "percentile_00_5": (c.get("percentile_00_5", c["min"]),) * 2,
+            "percentile_99_5": (c.get("percentile_99_5", c["max"]),) * 2,
+        }
+        for c in channels
+    ]
+
+
+def is_unlike(found: Mapping[str, float], trained: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a channel's intensities are unlike those of training, see the module's limits.
+
+    Args:
+        found: statistics of an image's channel.
+        trained: of the training volumes, see `trained_ranges`.
+    """
+    low, high = found["percentile_00_5"], found["percentile_99_5"]
+    lowest, highest = trained["percentile_00_5"][0], trained["percentile_99_5"][1]
+    width = highest - lowest
+    if found["max"] <= found["min"] or width <= 0:
+        return False
+    narrowest = max(trained["percentile_99_5"][0] - trained["percentile_00_5"][1], 0.0)
+    return (
+        low < lowest - _MOST_BEYOND * width
+        or high > highest + _MOST_BEYOND * width
+        or high - low < _LEAST_SHARE * narrowest
+        or found["mean"] < trained["mean"][0] - _MOST_SHIFT * width
+        or found["mean"] > trained["mean"][1] + _MOST_SHIFT * width
+    )
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
