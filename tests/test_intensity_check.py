@@ -59,7 +59,7 @@ def test_images_like_the_training_volumes_are_not_warned_of(scheme, caplog):
     background = _tissue(seed=3)
     background[:, :10] = 0
     for image in (_tissue(seed=2), _tissue(1.1), crop, background):
-        check_intensities(predictor, ArrayVolume(image))
+        check_intensities(predictor.config, predictor.normalizer, ArrayVolume(image))
     assert not caplog.messages
 
 
@@ -86,7 +86,7 @@ def test_volumes_normalised_by_themselves_are_the_same_at_any_brightness(scheme,
     np.testing.assert_allclose(dark, bright, atol=0.06)
     caplog.clear()
     predictor = replace(_trained(scheme), normalizer=normalizer)
-    check_intensities(predictor, ArrayVolume(_tissue(4.0)))
+    check_intensities(predictor.config, predictor.normalizer, ArrayVolume(_tissue(4.0)))
     assert not caplog.messages
 
 

@@ -10,7 +10,7 @@ from volumen.data.damage import UNREADABLE
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
-    from volumen.inference.predictor import Predictor
+    from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +23,19 @@ _MOST_SHIFT = 0.4
 """How far, in such widths, its mean may lie beside the means of the training volumes."""
 
 
-def check_intensities(predictor: Predictor, image: Volume) -> None:
+def check_intensities(config: Mapping[str, Any], normalizer: Normalizer, image: Volume) -> None:
     """Warn where an image's intensities are unlike those of the training volumes; nothing is read twice for it.
 
     A sample of blocks is compared by percentiles and mean, whatever the normalisation. Where each volume is normalised
     by its own statistics there is nothing to compare, and checkpoints of earlier versions may not say enough.
 
     Args:
-        predictor: its configuration holds `trained_intensities`.
+        config: the snapshot of the training, which holds `trained_intensities`.
+        normalizer: maps the image's values.
         image: what is to be predicted.
     """
-    known = trained_ranges(predictor.config)
-    if len(known) != image.channels or predictor.normalizer.goes_by_volume(image.dtype):
+    known = trained_ranges(config)
+    if len(known) != image.channels or normalizer.goes_by_volume(image.dtype):
         return
     from volumen.transforms.intensity_properties import channel_statistics, sample_values
 

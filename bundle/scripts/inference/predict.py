@@ -312,7 +312,7 @@ def check_image(predictor: Predictor, image: Volume) -> None:
             image.dtype,
             " and ".join(dtypes),
         )
-    check_intensities(predictor, image)
+    check_intensities(predictor.config, predictor.normalizer, image)
     if image.spacing and predictor.spacing:
         ratios = [
             a / b * predictor.spacing[0] / image.spacing[0]

@@ -402,7 +402,9 @@ def predict_array(
 
     heads = predictor.heads(targets)
     patch = predictor.check_patch(patch_size or predictor.patch_size)
-    check_intensities(predictor, ArrayVolume(image, axes="c" + "zyx"[-(image.ndim - 1) :]))
+    check_intensities(
+        predictor.config, predictor.normalizer, ArrayVolume(image, axes="c" + "zyx"[-(image.ndim - 1) :])
+    )
     normalised = torch.from_numpy(predictor.normalizer.for_array(image)(image)).to(predictor.device)
 
     def encoded(windows: Tensor) -> dict[str, Tensor]:
