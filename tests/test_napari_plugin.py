@@ -394,7 +394,7 @@ def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
     job = {"layers": [file.to_dict()], "checkpoint": str(checkpoint), "target": str(tmp_path / "p.zarr"), "axes": "zyx",
            "targets": ["ink"], "overlap": 0.0, "dtype": "labels", "device": "cpu"}  # fmt: skip
     group = zarr.open_group(worker.predict(job, lambda event, **rest: told.append((event, rest))), mode="r")
-    (multiscale,) = group["ink"].attrs["ome"]["multiscales"]
+    (multiscale,) = group["labels/ink"].attrs["ome"]["multiscales"]
     assert [axis["unit"] for axis in multiscale["axes"]] == ["micrometer"] * 3
     scale = multiscale["datasets"][0]["coordinateTransformations"][0]
     assert scale == {"type": "scale", "scale": [4.0, 0.5, 0.5]}
@@ -439,7 +439,7 @@ def test_train_stop_go_on_and_predict(tmp_path, viewer):
     predicted = Progress()
     follow(Job("predict", take(viewer.layers[:1]), tmp_path / "out", options).events(), predicted.take)
     assert predicted.state == "done", predicted.text
-    assert zarr.open_group(predicted.path)["surface/0"].shape == (24, 24, 64)
+    assert zarr.open_group(predicted.path)["labels/surface/0"].shape == (24, 24, 64)
     assert predicted.kinds == {"surface": "binary"}
     assert not list((tmp_path / "out").glob(".layers-*"))
 

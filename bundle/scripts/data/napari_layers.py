@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 from unicodedata import normalize
 
-from scripts.data.layout import OpenCase, check_same_kind, fit_label
+import numpy as np
+
+from scripts.data.geometry import Geometry, stated_geometry
+from scripts.data.layout import OpenCase, check_same_kind, fit_label, with_spacing
 from scripts.data.listing import Entry
 from scripts.data.pairing import Case, pair_cases
+from scripts.data.units import unit_name
 from scripts.data.volumes import ArrayVolume, Volume
 from scripts.errors import VolumenError
 
@@ -38,7 +42,7 @@ def cases_from_viewer(
     paired, _ = pair_cases("napari", *entries, targets=targets, allow_unlabeled=allow_unlabeled)
     cases = [_open_case(case, images, labels) for case in paired]
     check_same_kind(cases)
-    return cases
+    return with_spacing(cases)
 
 
 def _open_case(case: Case, images: dict[str, Any], labels: dict[str, Any]) -> OpenCase:
@@ -52,7 +56,7 @@ def _open_case(case: Case, images: dict[str, Any], labels: dict[str, Any]) -> Op
         image,
         {target: fitted(name, False) for target, name in case.labels.items()},
         {target: fitted(name, True) for target, name in case.masks.items()},
-        image.spacing or (1.0,) * len(image.shape),
+        (1.0,) * len(image.shape),
     )
 
 
@@ -78,17 +82,45 @@ def _image_volume(layer: Any) -> Volume:
     return ArrayVolume(
         array,
         axes=axes + "c" * rgb,
-        spacing=tuple(_scale(layer, min(ndim, 3))),
+        geometry=_geometry(layer, min(ndim, 3)),
         path=f"napari layer {layer.name}",
     )
 
 
 def _label_volume(layer: Any, image: Volume) -> Volume:
     array = _finest(layer)
-    return ArrayVolume(array, ndim=len(image.shape), spacing=image.spacing, path=f"napari layer {layer.name}")
+    ndim = len(image.shape)
+    return ArrayVolume(array, ndim=ndim, geometry=_geometry(layer, ndim), path=f"napari layer {layer.name}")
 
 
-def _scale(layer: Any, ndim: int) -> list[float]:
+def _geometry(layer: Any, ndim: int) -> Geometry:
+    """Return where a layer lies in the viewer, without what napari rotates or shears."""
+    units = getattr(layer, "units", None)
     scale = getattr(layer, "scale", None)
-    values = [1.0] * ndim if scale is None else [abs(float(value)) for value in scale]
-    return values[-ndim:]
+    return viewer_geometry(
+        (1.0,) * ndim if scale is None else scale,
+        getattr(layer, "translate", None),
+        None if units is None else str(units[-1]),
+        ndim,
+    )
+
+
+def viewer_geometry(
+    scale: Sequence[float], translate: Sequence[float] | None, unit: str | None, ndim: int
+) -> Geometry:
+    """Return the geometry of a napari layer; an axis of negative scale runs backwards.
+
+    Args:
+        scale: voxel size per axis of the layer.
+        translate: place of the first voxel per axis of the layer; None: 0.
+        unit: of both, as napari calls it.
+        ndim: spatial axes, the last ones of the layer.
+    """
+    sizes = [float(value) for value in scale][-ndim:]
+    place = [0.0] * ndim if translate is None else [float(value) for value in translate][-ndim:]
+    return stated_geometry(
+        [abs(size) for size in sizes],
+        unit_name(unit),
+        origin=place,
+        directions=np.diag([-1.0 if size < 0 else 1.0 for size in sizes]),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,9 +13,13 @@ import numpy as np
 from scripts.data.axes import AxisMap
 from scripts.data.block_cache import BLOCKS
 from scripts.data.fingerprints import file_fingerprint
+from scripts.data.geometry import PATIENT, Geometry, nearest_turn, stated_geometry
 from scripts.data.raw_file import read_raw, too_short
+from scripts.data.units import unit_name
 from scripts.data.volumes import LazyVolume, Region
 from scripts.errors import VolumenError
+
+logger = logging.getLogger(__name__)
 
 
 class NiftiVolume(LazyVolume):
@@ -39,8 +44,7 @@ class NiftiVolume(LazyVolume):
             str(path),
             axis_map,
             self._stored_dtype if self._scaling == (1, 0) else np.dtype(np.float32),
-            spacing=axis_map.of_space([float(size) for size in image.header.get_zooms()]),
-            unit=_unit(image.header),
+            geometry=_geometry(path, image, axis_map),
             chunks=None if self.compressed else (1,) * (len(axis_map.shape) - 2) + axis_map.shape[-2:],
             affine=np.asarray(image.affine, dtype=float),
         )
@@ -147,6 +151,52 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _unit(header: Any) -> str | None:
-    unit = header.get_xyzt_units()[0]
-    return {"unknown": None, "mm": "millimeter", "micron": "micrometer"}.get(unit, unit)
+def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
+    """Return the place in space by the affine, or the size alone where the header sets no affine.
+
+    The size is the length of the affine's columns. The header repeats it, and a header that says otherwise is a warning:
+    programs differ in which of the two they take.
+    """
+    header = image.header
+    ndim = len(axis_map.spatial)
+    unit = unit_name(header.get_xyzt_units()[0])
+    header_sizes = axis_map.of_space([float(size) for size in header.get_zooms()])
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if not any(codes):
+        return stated_geometry(header_sizes, unit)
+    geometry = _of_affine(image.affine, unit, ndim)
+    if geometry.spacing and not np.allclose(geometry.spacing, header_sizes, rtol=1e-2, atol=0):
+        logger.warning(
+            "%s: its affine states voxels of %s, its header (pixdim) %s; the affine counts",
+            path,
+            geometry.text(),
+            " x ".join(f"{size:g}" for size in header_sizes),
+        )
+    if all(codes) and geometry.is_placed:
+        other = _of_affine(header.get_qform(), unit, ndim)
+        if other.is_placed and not nearest_turn(geometry, other)[0].is_identity:
+            logger.warning(
+                "%s: its sform runs to %s, its qform to %s; the sform counts",
+                path,
+                geometry.orientation,
+                other.orientation,
+            )
+    return geometry
+
+
+def _of_affine(affine: Any, unit: str | None, ndim: int) -> Geometry:
+    """Turn a (4, 4) affine over (X, Y, Z) into the geometry of the array (Z, Y, X)."""
+    full = np.asarray(affine, dtype=float)
+    lengths = np.linalg.norm(full[:3, :ndim], axis=0)
+    if not np.isfinite(full).all() or not lengths.all():
+        return stated_geometry(tuple(lengths[::-1]), unit)
+    directions = full[:3, :ndim] / lengths
+    if ndim == 2 and np.abs(directions[2]).max() > 1e-3:
+        return stated_geometry(tuple(lengths[::-1]), unit)  # a slice that leaves the plane of X and Y
+    return stated_geometry(
+        tuple(lengths[::-1]),
+        unit,
+        origin=tuple(full[:ndim, 3][::-1]),
+        directions=directions[:ndim][::-1, ::-1],
+        frame=PATIENT,
+    )

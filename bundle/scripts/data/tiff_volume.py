@@ -17,7 +17,7 @@ from scripts.data.axes import AxisMap, map_axes
 from scripts.data.block_cache import BLOCKS
 from scripts.data.fingerprints import file_fingerprint
 from scripts.data.raw_file import read_raw, too_short
-from scripts.data.tiff_metadata import tiff_spacing
+from scripts.data.tiff_metadata import tiff_geometry
 from scripts.data.volumes import LazyVolume, Region
 from scripts.errors import VolumenError
 
@@ -49,10 +49,8 @@ class TiffVolume(LazyVolume):
             axis_map,
             series.dtype,
             chunks=axis_map.of_space(stored.blocks),
-            spacing=None,
-            unit=None,
+            geometry=tiff_geometry(series.parent, axis_map),
         )
-        self.spacing, self.unit = tiff_spacing(series.parent, axis_map)
         self._offset = series.dataoffset
         self._outer = stored.outer
         self._stored_dtype = np.dtype(series.dtype).newbyteorder(series.parent.byteorder)

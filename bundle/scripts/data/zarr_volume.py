@@ -10,8 +10,10 @@ import numpy as np
 from scripts.data.axes import AxisMap, map_axes
 from scripts.data.fingerprints import digest, folder_fingerprint
 from scripts.data.formats import is_url
-from scripts.data.ome_zarr import label_names, level_info, multiscale_of, ome_attributes
+from scripts.data.geometry import Geometry, stated_geometry
+from scripts.data.ome_zarr import LevelInfo, label_names, level_info, multiscale_of, ome_attributes
 from scripts.data.remote_chunks import chunks_in, fetch_region
+from scripts.data.units import unit_name
 from scripts.data.volumes import LazyVolume, Region, single_level
 from scripts.data.zarr_chunks import ChunkReader, chunk_reader
 from scripts.errors import VolumenError
@@ -79,22 +81,20 @@ def open_zarr(path: str, *, axes: str | None = None, level: int = 0, ndim: int |
     import zarr
 
     node = _open_node(path)
-    known: str | None = None
-    scale: tuple[float, ...] | None = None
-    unit: str | None = None
+    info: LevelInfo | None = None
     if isinstance(node, zarr.Group):
-        path, node, known, scale, unit = _array_of(path, node, level)
+        path, node, info = _array_of(path, node, level)
     elif level:
         raise single_level(path, level)
     _check_dtype(path, node.dtype)
-    known = known or _dimension_names(node)
+    known = info.axes if info else _dimension_names(node)
     if known is not None and len(known) != node.ndim:
         raise VolumenError(
             path, expected=f"{len(known)} axes ({known})", found=f"an array of shape {node.shape}"
         )
     axis_map = map_axes(path, node.shape, known=known, requested=axes, ndim=ndim)
-    spacing = axis_map.of_space(scale) if scale else _plain_spacing(node.attrs, axis_map)
-    return ZarrVolume(path, node, axis_map, spacing=spacing, unit=unit)
+    geometry = _plain_geometry(node.attrs, axis_map) if info is None else info.geometry(axis_map)
+    return ZarrVolume(path, node, axis_map, geometry=geometry)
 
 
 def group_labels(path: str) -> dict[str, str]:
@@ -131,26 +131,24 @@ def _open_node(path: str) -> Any:
         raise VolumenError(path, f"its zarr metadata cannot be read ({reason})", remedy=remedy) from error
 
 
-def _array_of(
-    path: str, group: Any, level: int
-) -> tuple[str, Any, str | None, tuple[float, ...] | None, str | None]:
-    """Find the array of a group: its path, axes letters, scale per stored axis, and unit."""
+def _array_of(path: str, group: Any, level: int) -> tuple[str, Any, LevelInfo | None]:
+    """Find the array of a group: its path, itself, and what OME metadata say of it."""
     attributes = group.attrs.asdict()
     multiscale = multiscale_of(attributes)
     if multiscale is not None:
         info = level_info(path, multiscale, level)
         inner = _join(path, info.path)
-        return inner, _open_node(inner), info.axes, info.scale, info.unit
+        return inner, _open_node(inner), info
     if "plate" in ome_attributes(attributes) or "well" in ome_attributes(attributes):
         raise VolumenError(
             path, expected="an image", found="an OME-Zarr plate", remedy="give the path of one field"
         )
     arrays = dict(group.arrays())
     if str(level) in arrays:
-        return _join(path, str(level)), arrays[str(level)], None, None, None
+        return _join(path, str(level)), arrays[str(level)], None
     if len(arrays) == 1 and level == 0:
         name, array = next(iter(arrays.items()))
-        return _join(path, name), array, None, None, None
+        return _join(path, name), array, None
     if not arrays and "0" in group:
         # The layout of bioformats2raw: one multiscale image per numbered group.
         return _array_of(_join(path, "0"), group["0"], level)
@@ -179,12 +177,24 @@ def _dimension_names(array: Any) -> str | None:
     return "".join(name if name in list("tczyx") else "?" for name in letters)
 
 
-def _plain_spacing(attributes: Any, axis_map: AxisMap) -> tuple[float, ...] | None:
-    """Read the spacing that tools without OME metadata leave in `voxel_size` or `resolution`."""
-    for key in ("voxel_size", "resolution"):
-        values = attributes.get(key)
-        if isinstance(values, list | tuple) and len(values) == len(axis_map.spatial):
-            return tuple(float(value) for value in values)
+def _plain_geometry(attributes: Any, axis_map: AxisMap) -> Geometry:
+    """Read the voxel size that tools without OME metadata leave in `voxel_size` or `resolution`.
+
+    Beside it funlib and gunpowder write `offset`, the place of the first voxel, and `units`.
+    """
+    ndim = len(axis_map.spatial)
+    sizes = _numbers(attributes.get("voxel_size"), ndim) or _numbers(attributes.get("resolution"), ndim)
+    units = attributes.get("units", attributes.get("unit"))
+    if isinstance(units, list | tuple):
+        units = [unit_name(unit) for unit in units] if len(units) == ndim else None
+    else:
+        units = unit_name(units)
+    return stated_geometry(sizes, units, origin=_numbers(attributes.get("offset"), ndim))
+
+
+def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
+    if isinstance(values, list | tuple) and len(values) == count:
+        return tuple(float(value) for value in values)
     return None
 
 

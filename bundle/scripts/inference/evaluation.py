@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scripts.atomic import write_atomically
+from scripts.data.geometry import Geometry
+from scripts.data.placement import common_spacings, laid_over, refuse_impossible
 from scripts.errors import VolumenError
 from scripts.inference.blocks import block_box, block_counts
 from scripts.inference.heads import PROBABILITIES
 from scripts.inference.jobs import image_paths, is_stack, volume_name
 from scripts.inference.journal import STATE_FOLDER, read_recipe
+from scripts.inference.writers import find_target
 
 if TYPE_CHECKING:
     from scripts.data.volumes import Volume
@@ -94,6 +97,8 @@ class ScoredCase:
         image: path of the image, or None.
         classes: names of the classes, or None.
         truth: makes the truth of a derived target from the label; None where the label itself is it.
+        spacing: voxel size in `unit`, which is the same for all cases; None where no file states it.
+        unit: unit of the spacing, or None.
     """
 
     name: str
@@ -109,6 +114,8 @@ class ScoredCase:
     image: str | None = None
     classes: tuple[str, ...] | None = None
     truth: DerivedTruth | None = None
+    spacing: tuple[float, ...] | None = None
+    unit: str | None = None
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:
         """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
@@ -212,7 +219,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         case.target: {"kind": case.kind, "out_channels": case.channels, "classes": case.classes}
         for case in scored
     }
-    spacing = request.spacing or scored[0].prediction.spacing or scored[0].label.spacing
+    spacing = request.spacing or scored[0].spacing
     metrics = build_metrics(
         targets,
         spacing,
@@ -228,7 +235,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
                 {case.target: truth[None]},
                 {case.target: known[None, None]},
                 cases=[case.name],
-                spacing=request.spacing or case.prediction.spacing or case.label.spacing,
+                spacing=case.spacing,
             )
     unite(metrics, scored)
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
@@ -310,7 +317,33 @@ def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
             found=", ".join(sorted(labels)[:3]) or "none",
         )
     _tell_unmasked(request, cases, masks)
-    return _agreed(cases)
+    return _in_one_unit(_agreed(cases))
+
+
+def _in_one_unit(cases: list[ScoredCase]) -> list[ScoredCase]:
+    """Give the voxel sizes of all cases in the unit of the first."""
+    if all(case.spacing is None for case in cases):
+        return cases
+    names = [case.prediction.path for case in cases]
+    sizes, unit = common_spacings(
+        names, [case.spacing for case in cases], [case.unit for case in cases], "--spacing"
+    )
+    return [replace(case, spacing=size, unit=unit) for case, size in zip(cases, sizes, strict=True)]
+
+
+def _stated(image: Geometry, volumes: Sequence[Volume]) -> Geometry:
+    """Return the first geometry with a voxel size: the image's, else that of a volume.
+
+    Raises:
+        VolumenError: a volume states a size that cannot be.
+    """
+    if image.spacing is not None:
+        return image
+    for volume in volumes:
+        refuse_impossible(volume, "correct the file, or give --spacing")
+        if volume.geometry.spacing is not None:
+            return volume.geometry
+    return Geometry()
 
 
 def _masks(request: EvaluateRequest, labels: Path) -> dict[str, str]:
@@ -469,7 +502,8 @@ def _of_group(path: Path) -> list[Found]:
     recipe = read_recipe(path)
     if recipe is None:
         return []
-    return [Found(volume_name(recipe["input"]["path"]), t, str(path / t), recipe) for t in recipe["targets"]]
+    name = volume_name(recipe["input"]["path"])
+    return [Found(name, target, str(find_target(path, target)), recipe) for target in recipe["targets"]]
 
 
 def _has_truth(item: Found) -> bool:
@@ -515,22 +549,38 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         whole = tuple(found.recipe["input"]["shape"])
     else:
         whole = prediction.shape
+    place = _place(found, prediction, region)
+    label = laid_over(label, place, whole, found.path)
     if label.shape != whole:
         raise VolumenError(
             label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
         )
-    mask = None if mask_path is None else open_volume(mask_path, ndim=ndim)
+    mask = (
+        None if mask_path is None else laid_over(open_volume(mask_path, ndim=ndim), place, whole, found.path)
+    )
     kind, channels, scale = _reading(found, entry, prediction)
     numbers = found.target in request.instances and kind in ("binary", "multiclass")
     if numbers or (kind == "multiclass" and found.recipe is None and channels > MANY_LABELS):
         kind, channels = "instances", 1
-    spacing = request.spacing or prediction.spacing or label.spacing or (1.0,) * ndim
+    # What a prediction states beside its record is made up where its image states nothing.
+    others = (label,) if found.recipe and "geometry" in found.recipe["input"] else (prediction, label)
+    stated = Geometry(request.spacing) if request.spacing else _stated(place, others)
+    spacing = stated.spacing or (1.0,) * ndim
     classes = None if found.task else target.get("classes")
     return ScoredCase(
         found.name, found.target, kind, prediction, label, mask, region, channels, scale,
         ignore=target.get("ignore_label"), image=image, classes=tuple(classes) if classes else None,
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
+        spacing=stated.spacing, unit=stated.unit,
     )  # fmt: skip
+
+
+def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometry:
+    """Return where the predicted image lies: as recorded, since an OME-Zarr states no flips, else by the prediction."""
+    recorded = found.recipe["input"].get("geometry") if found.recipe else None
+    if recorded is not None:
+        return Geometry.from_plain(recorded)
+    return prediction.geometry.moved([-part.start for part in region])
 
 
 def _derivation(found: Found, source: Mapping[str, Any], spacing: tuple[float, ...]) -> DerivedTruth | None:

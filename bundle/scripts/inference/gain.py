@@ -63,8 +63,8 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
             settings = targets.get(head.name, {})
             if not head.is_probability or head.name not in case.labels or settings.get("instances"):
                 continue
-            ndim = len(open_volume(image).shape)
-            label = open_volume(case.labels[head.name], ndim=ndim)
+            volume = open_volume(image)
+            label = _laid(case.labels[head.name], volume)
             masks = case.masks.get(head.name)
             ignore = next(
                 (
@@ -74,11 +74,19 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
                 ),
                 None,
             )
-            found[head.name] = Labels(label, open_volume(masks, ndim=ndim) if masks else None, ignore)
+            found[head.name] = Labels(label, _laid(masks, volume) if masks else None, ignore)
     except (VolumenError, StopIteration, OSError) as error:
         logger.debug("%s: no gain is measured: %s", image, error)
         return {}
     return found
+
+
+def _laid(path: str, image: Volume) -> Volume:
+    """Open a label or mask as it lies over its image."""
+    from scripts.data.placement import laid_over
+    from scripts.data.volumes import open_volume
+
+    return laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.path)
 
 
 class GainMeter:

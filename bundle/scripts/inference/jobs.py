@@ -88,9 +88,10 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
     Raises:
         VolumenError: it is unreadable or of another shape.
     """
+    from scripts.data.placement import laid_over
     from scripts.data.volumes import open_volume
 
-    mask = open_volume(path, ndim=len(image.shape))
+    mask = laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.path)
     if mask.shape != image.shape:
         raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
     return mask

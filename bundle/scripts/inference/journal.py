@@ -21,6 +21,7 @@ from scripts.atomic import UNFINISHED, write_atomically
 from scripts.errors import VolumenError
 from scripts.inference.chunk_files import UNFINISHED_CHUNK
 from scripts.inference.windows import Box
+from scripts.inference.writers import LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +170,15 @@ class OutputState:
         Raises:
             VolumenError: the folder holds more than that.
         """
-        made = {"zarr.json", "OME", STATE_FOLDER, *old.get("targets", {})}
+        made = {"zarr.json", "OME", LABELS, STATE_FOLDER, *old.get("targets", {})}
         foreign = sorted(entry.name for entry in self.output.iterdir() if entry.name not in made)
+        if (self.output / LABELS).is_dir() and LABELS not in old.get("targets", {}):
+            # Whoever corrects a prediction may have put more labels beside it.
+            inside = {entry.name for entry in (self.output / LABELS).iterdir()} - {
+                "zarr.json",
+                *old.get("targets", {}),
+            }
+            foreign += sorted(f"{LABELS}/{name}" for name in inside)
         if foreign:
             raise VolumenError(
                 self.output,

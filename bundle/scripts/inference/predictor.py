@@ -25,6 +25,7 @@ from scripts.inference.tta import AxisTransform, transforms
 from scripts.memory import limit_kept_memory
 
 if TYPE_CHECKING:
+    from scripts.data.geometry import AxisTurn
     from scripts.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Predictor:
         normalizer: as in training; `for_volume` gives what maps a volume's raw values to float32.
         patch_size: the window that the network was trained on.
         spacing: voxel size that it was trained on, or None.
+        unit: unit of the spacing, or None.
+        orientation: where the axes of its volumes ran to, such as "SAR", or None.
         in_channels: image channels that it takes.
         divisor: what a window's sides must be divisible by.
         path: the checkpoint.
@@ -57,6 +60,8 @@ class Predictor:
     normalizer: Normalizer
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
+    unit: str | None = None
+    orientation: str | None = None
     in_channels: int = 1
     divisor: tuple[int, ...] = ()
     path: str = ""
@@ -156,6 +161,8 @@ def load_predictor(
         ),
         patch_size=_patch_size(path, config, ndim),
         spacing=None if spacing is None else tuple(float(s) for s in spacing),
+        unit=None if dataset.get("spacing") else dataset.get("trained_unit"),
+        orientation=dataset.get("trained_orientation"),
         in_channels=int(final_config["in_channels"]),
         divisor=tuple(int(d) for d in getattr(network, "divisor", (1,) * ndim)),
         path=str(path),
@@ -262,6 +269,7 @@ class WindowNetwork:
         tta: test-time augmentation, see `scripts.inference.tta.transforms`.
         precision: "float32", "bfloat16" or "float16".
         compare: whether the outputs without augmentation follow those with it, on further channels.
+        turn: how windows are turned before the network sees them; the outputs are turned back. None for not.
     """
 
     def __init__(
@@ -273,6 +281,7 @@ class WindowNetwork:
         tta: str = "none",
         precision: str = "float32",
         compare: bool = False,
+        turn: AxisTurn | None = None,
     ) -> None:
         self.predictor = predictor
         self.heads = tuple(heads)
@@ -282,7 +291,9 @@ class WindowNetwork:
         self.timed = 0
         self.seconds = (0.0, 0.0)
         """Of the first batches, where windows are augmented: in the unaugmented pass, and in all."""
-        self.turns: tuple[AxisTransform, ...] = transforms(tta, patch_size, predictor.spacing)
+        self.base = None if turn is None else AxisTransform(turn.order, turn.flips)
+        seen = tuple(patch_size) if turn is None else turn.of_axes(tuple(patch_size))
+        self.turns: tuple[AxisTransform, ...] = transforms(tta, seen, predictor.spacing)
         self.precision = precision
         self.device = predictor.device
         self._weights = torch.from_numpy(gaussian_window(tuple(patch_size))).to(self.device)
@@ -300,6 +311,8 @@ class WindowNetwork:
         """
         began = first = self._clock()
         images = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        if self.base is not None:
+            images = self.base.apply(images)
         total: Tensor | None = None
         plain: Tensor | None = None
         for turn in self.turns:
@@ -308,6 +321,9 @@ class WindowNetwork:
             turned = {
                 head.name: turn.undo_components(outputs[head.name].float(), head.kind) for head in self.heads
             }
+            if self.base is not None:
+                kinds = {head.name: head.kind for head in self.heads}
+                turned = {name: self.base.undo_components(out, kinds[name]) for name, out in turned.items()}
             encoded = encode_all(self.heads, turned)
             if total is None:
                 total, plain = encoded, encoded * self._weights if self.compare else None
