@@ -152,7 +152,7 @@ def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
     Raises:
         VolumenError: its shape differs, or a mask has several channels.
     """
-    label = laid_over(label, image.geometry, image.shape, image.path)
+    label = laid_over(label, image.geometry, image.shape, image.source)
     if label.shape != image.shape:
         raise VolumenError(
             label.path,
@@ -196,11 +196,11 @@ def oriented(cases: Sequence[OpenCase]) -> list[OpenCase]:
         more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
         logger.warning(
             "%s%s: the axes run to %s, and are turned to %s, as of %s",
-            moved[0].path,
+            moved[0].source,
             more,
             moved[0].geometry.orientation,
             first.geometry.orientation,
-            first.path,
+            first.source,
         )
     return turned
 
@@ -212,7 +212,7 @@ def _oriented(case: OpenCase, first: Volume) -> OpenCase:
         return case
     turn, angle = nearest_turn(first.geometry, own)
     if angle > OBLIQUE_DEGREES:
-        logger.warning("%s is turned by %.0f degrees against %s", case.image.path, angle, first.path)
+        logger.warning("%s is turned by %.0f degrees against %s", case.image.source, angle, first.source)
     if turn.is_identity:
         return case
     turned = {volume: TurnedVolume(volume, turn) for volume in (*case.labels.values(), *case.masks.values())}
@@ -247,7 +247,7 @@ def with_spacing(cases: Sequence[OpenCase], spacing: Sequence[float] | None = No
     if all(geometry.spacing is None for geometry in stated):
         return [replace(case, spacing=(1.0,) * ndim, unit=None) for case in cases]
     sizes, unit = common_spacings(
-        [case.image.path for case in cases],
+        [case.image.source for case in cases],
         [geometry.spacing for geometry in stated],
         [geometry.unit for geometry in stated],
     )
@@ -268,7 +268,7 @@ def _warn_of_unlike(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]
     """Warn of volumes whose voxels have another size than those of the first: nothing is resampled."""
     first = np.array(sizes[0])
     unlike = [
-        case.image.path
+        case.image.source
         for case, size in zip(cases, sizes, strict=True)
         if max(max(first / size), max(size / first)) > UNLIKE_SIZES
     ]
@@ -278,7 +278,7 @@ def _warn_of_unlike(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]
             "%s%s: the voxels have another size than in %s by more than %g times; volumes are never resampled",
             unlike[0],
             more,
-            cases[0].image.path,
+            cases[0].image.source,
             UNLIKE_SIZES,
         )
 

@@ -139,9 +139,20 @@ def _axis_map(path: Path, shape: tuple[int, ...], ndim: int | None) -> AxisMap:
     return AxisMap(shape, tuple(reversed(range(spatial))), extra[0] if extra else None)
 
 
+class _SizeRepairs(logging.Filter):
+    """Drops what nibabel logs of sizes that it repairs: `_stated_sizes` takes them as they are, and names the file."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("pixdim[")
+
+
+_REPAIRS = _SizeRepairs()
+
+
 def _load(path: Path) -> Any:
     import nibabel
 
+    nibabel.imageglobals.logger.addFilter(_REPAIRS)
     try:
         return nibabel.load(path)
     except Exception as error:
@@ -154,13 +165,13 @@ def _load(path: Path) -> Any:
 def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
     """Return the place in space by the affine, or the size alone where the header sets no affine.
 
-    The size is the length of the affine's columns. The header repeats it, and a header that says otherwise is a warning:
-    programs differ in which of the two they take.
+    The size is the length of the affine's columns. The header repeats it, and a header that says otherwise is a
+    warning: programs differ in which of the two they take.
     """
     header = image.header
     ndim = len(axis_map.spatial)
     unit = unit_name(header.get_xyzt_units()[0])
-    header_sizes = axis_map.of_space([float(size) for size in header.get_zooms()])
+    header_sizes = axis_map.of_space(_stated_sizes(path, image))
     codes = int(header["sform_code"]), int(header["qform_code"])
     if not any(codes):
         return stated_geometry(header_sizes, unit)
@@ -182,6 +193,15 @@ def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
                 other.orientation,
             )
     return geometry
+
+
+def _stated_sizes(path: Path, image: Any) -> list[float]:
+    """Return the header's sizes as they are stored; nibabel makes 1 of 0, and drops signs."""
+    from nibabel.openers import ImageOpener
+
+    with ImageOpener(path) as file:
+        stored = type(image.header).from_fileobj(file, check=False)
+    return [float(size) for size in stored["pixdim"][1:8]]
 
 
 def _of_affine(affine: Any, unit: str | None, ndim: int) -> Geometry:

@@ -18,7 +18,7 @@ OBLIQUE_DEGREES = 10.0
 
 
 def laid_over(volume: Volume, geometry: Geometry, shape: Sequence[int], name: str) -> Volume:
-    """Return a volume as it lies over another one's grid: turned where its axes are stored in another order or direction.
+    """Return a volume as it lies over another one's grid, turned where its axes are stored otherwise.
 
     A volume that lies elsewhere, is turned by other angles, or has voxels of another size is returned as it is, with a
     warning. Where one of the two does not say where it lies, only sizes are compared.
@@ -33,32 +33,34 @@ def laid_over(volume: Volume, geometry: Geometry, shape: Sequence[int], name: st
     if not (own.is_placed and geometry.is_placed and own.frame == geometry.frame):
         if not own.same_spacing(geometry):
             logger.warning(
-                "%s: voxels of %s, but those of %s are %s", volume.path, own.text(), name, geometry.text()
+                "%s: voxels of %s, but those of %s are %s", volume.source, own.text(), name, geometry.text()
             )
         return volume
     turn, angle = nearest_turn(geometry, own)
     if not runs_alike(angle):
-        logger.warning("%s lies elsewhere in space than %s: turned by %.1f degrees", volume.path, name, angle)
+        logger.warning(
+            "%s lies elsewhere in space than %s: turned by %.1f degrees", volume.source, name, angle
+        )
         return volume
     turned = own.turned(turn, volume.shape)
     if not turn.is_identity:
         if turn.of_axes(volume.shape) == tuple(shape) and geometry.covers(turned):
-            logger.info("%s: its axes run otherwise than those of %s, and are turned", volume.path, name)
+            logger.info("%s: its axes run otherwise than those of %s, and are turned", volume.source, name)
             return TurnedVolume(volume, turn)
         logger.warning(
             "%s lies elsewhere in space than %s: its axes run otherwise%s, and turned it would cover another place",
-            volume.path,
+            volume.source,
             name,
             _ways(own, geometry),
         )
     elif not own.same_spacing(geometry):
         logger.warning(
-            "%s: voxels of %s, but those of %s are %s", volume.path, own.text(), name, geometry.text()
+            "%s: voxels of %s, but those of %s are %s", volume.source, own.text(), name, geometry.text()
         )
     elif not geometry.covers(own):
         logger.warning(
             "%s lies elsewhere in space than %s: it begins %s voxels (%s) away; correct its translation or affine",
-            volume.path,
+            volume.source,
             name,
             ", ".join(f"{value:.4g}" for value in geometry.shift(own)),
             "z, y, x"[-3 * len(shape) + 2 :],
@@ -78,14 +80,14 @@ def refuse_impossible(volume: Volume, remedy: str) -> None:
     """
     if volume.geometry.problem:
         raise VolumenError(
-            volume.path, expected="voxel sizes above 0", found=volume.geometry.problem, remedy=remedy
+            volume.source, expected="voxel sizes above 0", found=volume.geometry.problem, remedy=remedy
         )
 
 
 def warn_impossible(volume: Volume) -> None:
     """Warn of a volume whose file states a voxel size that cannot be; it counts as unknown."""
     if volume.geometry.problem:
-        logger.warning("%s: states %s, which counts as unknown", volume.path, volume.geometry.problem)
+        logger.warning("%s: states %s, which counts as unknown", volume.source, volume.geometry.problem)
 
 
 def common_spacings(

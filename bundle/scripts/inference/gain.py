@@ -86,7 +86,7 @@ def _laid(path: str, image: Volume) -> Volume:
     from scripts.data.placement import laid_over
     from scripts.data.volumes import open_volume
 
-    return laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.path)
+    return laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.source)
 
 
 class GainMeter:

@@ -91,7 +91,7 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
     from scripts.data.placement import laid_over
     from scripts.data.volumes import open_volume
 
-    mask = laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.path)
+    mask = laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.source)
     if mask.shape != image.shape:
         raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
     return mask
