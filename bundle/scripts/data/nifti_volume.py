@@ -173,7 +173,8 @@ def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
     unit = unit_name(header.get_xyzt_units()[0])
     header_sizes = axis_map.of_space(_stated_sizes(path, image))
     codes = int(header["sform_code"]), int(header["qform_code"])
-    if not any(codes):
+    # A qform takes its sizes from the header, in which nibabel has repaired them by then.
+    if not codes[0] and (not codes[1] or not all(size > 0 for size in header_sizes)):
         return stated_geometry(header_sizes, unit)
     geometry = _of_affine(image.affine, unit, ndim)
     if geometry.spacing and not np.allclose(geometry.spacing, header_sizes, rtol=1e-2, atol=0):
