@@ -388,7 +388,9 @@ def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
 
     checkpoint = save_checkpoint(tmp_path / "m.pth", 3, (8, 8, 8), tasks=False)
     values = np.random.default_rng(0).integers(0, 256, (8, 9, 10), dtype=np.uint8)
-    image = layer("scroll", values, scale=(4.0, 0.5, 0.5), units=("micrometer",) * 3)
+    image = layer(
+        "scroll", values, scale=(4.0, 0.5, 0.5), units=("micrometer",) * 3, translate=(0.0, 5.0, 0.0)
+    )
     (file,) = store(take([image]), tmp_path / "layers")
     told = []
     job = {"layers": [file.to_dict()], "checkpoint": str(checkpoint), "target": str(tmp_path / "p.zarr"), "axes": "zyx",
@@ -398,6 +400,8 @@ def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
     assert [axis["unit"] for axis in multiscale["axes"]] == ["micrometer"] * 3
     scale = multiscale["datasets"][0]["coordinateTransformations"][0]
     assert scale == {"type": "scale", "scale": [4.0, 0.5, 0.5]}
+    moved = multiscale["datasets"][0]["coordinateTransformations"][1]
+    assert moved == {"type": "translation", "translation": [0.0, 5.0, 0.0]}
     assert told[-1][0] == "progress"
     assert told[-1][1]["done"] == told[-1][1]["total"]
 

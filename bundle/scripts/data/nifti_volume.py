@@ -200,7 +200,7 @@ def _stated_sizes(path: Path, image: Any) -> list[float]:
     """Return the header's sizes as they are stored; nibabel makes 1 of 0, and drops signs."""
     from nibabel.openers import ImageOpener
 
-    with ImageOpener(path) as file:
+    with ImageOpener(str(path)) as file:
         stored = type(image.header).from_fileobj(file, check=False)
     return [float(size) for size in stored["pixdim"][1:8]]
 

@@ -86,6 +86,8 @@ def open_zarr(path: str, *, axes: str | None = None, level: int = 0, ndim: int |
         path, node, info = _array_of(path, node, level)
     elif level:
         raise single_level(path, level)
+    else:
+        info = _level_of_group(path)
     _check_dtype(path, node.dtype)
     known = info.axes if info else _dimension_names(node)
     if known is not None and len(known) != node.ndim:
@@ -162,6 +164,23 @@ def _array_of(path: str, group: Any, level: int) -> tuple[str, Any, LevelInfo | 
         found=f"{len(arrays)} arrays: {', '.join(sorted(arrays))}",
         remedy="keep one array per group",
     )
+
+
+def _level_of_group(path: str) -> LevelInfo | None:
+    """Return what the OME-Zarr group around an array says of it; None where there is none, or at a URL."""
+    import zarr
+
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if is_url(path) or not parent or not name:
+        return None
+    try:
+        multiscale = multiscale_of(zarr.open_group(parent, mode="r").attrs.asdict())
+        for level, entry in enumerate(multiscale["datasets"] if multiscale else ()):
+            if entry["path"] == name:
+                return level_info(parent, multiscale or {}, level)
+    except Exception:  # no group, or not one of OME-Zarr: the array by itself is complete
+        return None
+    return None
 
 
 def _join(path: str, inner: str) -> str:

@@ -154,6 +154,8 @@ def inference_facts(predictor: Predictor) -> dict[str, Any]:
         "patch_size": list(predictor.patch_size),
         "divisor": list(predictor.divisor),
         "spacing": None if predictor.spacing is None else list(predictor.spacing),
+        "unit": predictor.unit,
+        "orientation": predictor.orientation,
         "axes": "zyx"[-_dims(predictor) :],
         "normalization_scheme": _scheme(predictor),
         "intensity_properties": without_paths(
