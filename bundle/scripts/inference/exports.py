@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 
@@ -114,7 +115,8 @@ class FileExport:
             # The format goes by the end of the name, so the mark of an unfinished file comes in front.
             partial = path.with_name(f".partial-{path.name}")
             if path.suffix in (".tif", ".tiff"):
-                write_tiff(partial, arrays, target, compress=compress)
+                made_by = f"{json.dumps(attributes, sort_keys=True)} {target}"
+                write_tiff(partial, arrays, target, compress=compress, identity=made_by)
             else:
                 write_nifti(partial, arrays, target, image.affine)
             partial.replace(path)
@@ -137,10 +139,17 @@ def slabs(arrays: ZarrOutput, target: str) -> Iterator[np.ndarray]:
             yield arrays.read(target, box)[channel]
 
 
-def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool) -> None:
+def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool, identity: str) -> None:
     """Write a target as OME-TIFF, axes (C)ZYX or (C)YX; BigTIFF above 4 GB.
 
     The voxel size stands in the OME-XML, and that of a pixel in the resolution tags too, for programs without OME.
+
+    Args:
+        path: the file.
+        arrays: the finished prediction.
+        target: which of its targets.
+        compress: whether pages are compressed.
+        identity: text of which the file's UUID is made, so that the same prediction gives the same bytes.
     """
     import tifffile
 
@@ -167,7 +176,12 @@ def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool) -
         bigtiff=size > 3 << 30,
         compression="zlib" if compress else None,
         ome=True,
-        metadata={"axes": axes, "Name": target, **_physical_sizes(arrays)},
+        metadata={
+            "axes": axes,
+            "Name": target,
+            "UUID": f"urn:uuid:{uuid5(NAMESPACE_OID, identity)}",
+            **_physical_sizes(arrays),
+        },
         **_resolution(arrays),
     )
 
