@@ -19,8 +19,10 @@ from scripts.data.volumes import open_volume
 from scripts.errors import VolumenError
 from scripts.inference.evaluation import EvaluateRequest, evaluate
 from scripts.inference.heads import Head
+from scripts.inference.instances import read_rules
 from scripts.inference.predict import PredictRequest, predict
 from scripts.inference.results import Stored, StoredInstances, most_frequent
+from scripts.inference.writers import find_target
 from test_placement import reoriented, write_nifti, write_ome
 
 SHAPE = (13, 24, 19)
@@ -386,3 +388,52 @@ def test_evaluate_counts_distances_of_all_cases_in_one_unit(tmp_path):
     values = [row["ink/hd95"] for row in evaluation.cases.values()]
     assert values == pytest.approx([40.0, 40.0])
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["settings"]["spacing"] == [40, 40, 40]
+
+
+def test_a_target_called_labels_has_a_place_of_its_own(tmp_path, request_of):
+    write_ome(tmp_path / "a.zarr", IMAGE, (4, 4, 4))
+    heads = {"labels": (1, "sigmoid", "binary"), "ink": (1, "sigmoid", "binary")}
+    predictor = make_predictor(3, (8, 8, 8), heads)
+    request = request_of(tmp_path / "a.zarr", "p.zarr")
+    for dtype, folder in (("uint8", "labels"), ("labels", "labels/labels")):
+        output = str(tmp_path / f"{dtype}.zarr")
+        predict(replace(request, output=output, dtype=dtype), predictor=predictor)
+        assert find_target(Path(output), "labels") == Path(output) / folder
+        assert open_volume(Path(output) / folder).shape == SHAPE
+    pytest.importorskip("bioimage_cpp")
+    mixed = replace(request, dtype="labels", instances=read_rules("labels"))
+    with pytest.raises(VolumenError, match="target labels: cannot be stored as an image"):
+        predict(mixed, predictor=predictor)
+
+
+def test_a_coarse_level_is_predicted_in_its_place(tmp_path, request_of):
+    """A level 1 of means, as other programs write it, beside a level 0 that begins at 40, 80, 80."""
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    datasets = []
+    for level, (array, scale, translation) in enumerate(
+        [(IMAGE, [8, 4, 4], [40, 80, 80]), (IMAGE[::2, ::2, ::2], [16, 8, 8], [44, 82, 82])]
+    ):
+        group.create_array(str(level), data=array, chunks=array.shape)
+        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
+        datasets.append({"path": str(level), "coordinateTransformations": steps})
+    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    predict(request_of(tmp_path / "a.zarr", "p.zarr", level=1))
+    geometry = open_volume(tmp_path / "p.zarr" / "ink").geometry
+    assert (geometry.spacing, geometry.origin) == ((16, 8, 8), (44, 82, 82))
+    inner = open_volume(tmp_path / "a.zarr" / "1").geometry
+    assert (inner.spacing, inner.unit, inner.origin) == ((16, 8, 8), "nanometer", (44, 82, 82))
+
+
+@pytest.mark.parametrize("codes", ["PIR", "LPS"])
+def test_evaluate_turns_labels_to_predictions_of_other_programs(tmp_path, codes):
+    affine = np.diag([2.0, 1.5, 3.0, 1.0])
+    truth = IMAGE // 128
+    for folder in ("found", "labels"):
+        (tmp_path / folder).mkdir()
+    write_nifti(tmp_path / "found" / "a_ink.nii", truth, affine)
+    write_nifti(tmp_path / "labels" / "a_ink.nii", *reoriented(truth, affine, codes))
+    evaluation = evaluate(
+        EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "labels"), str(tmp_path / "e"))
+    )
+    assert evaluation.mean["ink/dice"] == 1.0

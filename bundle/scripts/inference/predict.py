@@ -37,6 +37,7 @@ from scripts.inference.stream import StreamCounts
 from scripts.inference.tta import transforms
 from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
 from scripts.inference.work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
+from scripts.inference.writers import LABELS, target_group
 from scripts.text import counted
 
 if TYPE_CHECKING:
@@ -329,6 +330,7 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     turn = turn_to_training(predictor, image, heads)
     plan = make_plan(predictor, image.shape, heads, request, turn)
     stored = [stored_as(head, request) for head in heads]
+    _check_names([*stored, *instance_stored(request.instances)])
     return VolumeWork(
         job,
         request,
@@ -343,6 +345,21 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         turn,
         class_names(predictor.config),
     )
+
+
+def _check_names(stored: Sequence[Stored]) -> None:
+    """Refuse an image that would be stored in the group of the label maps.
+
+    Raises:
+        VolumenError: a target called "labels" is stored beside label maps, and is none itself.
+    """
+    groups = {target_group(item) for item in stored}
+    if LABELS in groups and any(group.startswith(f"{LABELS}/") for group in groups):
+        raise VolumenError(
+            f"target {LABELS}",
+            "cannot be stored as an image where the label maps of other targets are stored",
+            remedy="predict it by itself with --targets",
+        )
 
 
 def class_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
