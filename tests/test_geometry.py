@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from itertools import permutations, product
 
 import nibabel
@@ -141,3 +143,17 @@ def test_the_geometry_of_a_region_and_its_record():
 def test_wrong_orientations_are_refused():
     with pytest.raises(ValueError, match="every axis once"):
         directions_of("SSA")
+
+
+def test_a_turned_volume_can_be_sent_to_a_worker_and_moved(tmp_path):
+    values = np.random.default_rng(1).integers(0, 255, SHAPE[::-1]).astype(np.uint8)
+    nibabel.Nifti1Image(values, np.diag([2.0, 1.5, 3.0, 1.0])).to_filename(tmp_path / "a.nii")
+    turned = TurnedVolume(open_volume(tmp_path / "a.nii"), AxisTurn((2, 0, 1), (True, False, True)))
+    copied = pickle.loads(pickle.dumps(turned))
+    region = (slice(1, 6), slice(0, 4), slice(2, 5))
+    np.testing.assert_array_equal(copied.read(region), turned.read(region))
+    moved = copy.copy(turned)
+    (tmp_path / "b.nii").write_bytes((tmp_path / "a.nii").read_bytes())
+    moved.path = str(tmp_path / "b.nii")
+    assert turned.path == str(tmp_path / "a.nii")
+    np.testing.assert_array_equal(moved.read(region), turned.read(region))
