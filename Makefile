@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint format docs clean help
+.PHONY: link demo test test-all lint format docs clean help
 
 help:
 	@echo "make demo      train on a phantom, predict, evaluate, leave pictures in demo/"
@@ -20,12 +20,18 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python -m scripts.demo -o demo
+	$(BIN)/python -m volumen.cli.demo -o demo
 
-lint: $(STAMP)
+# The import name is `volumen`, the code lies in bundle/scripts: tools that read files see it here as it is imported.
+link: $(STAMP)
+	rm -rf $(VENV)/src && mkdir -p $(VENV)/src/volumen
+	ln -s $(CURDIR)/bundle/scripts/* $(CURDIR)/bundle/volumen/__init__.py $(VENV)/src/volumen/
+
+lint: link
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

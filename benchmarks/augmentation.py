@@ -33,9 +33,9 @@ from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.data.volumes import ArrayVolume
-from scripts.transforms.finalize import CropHalod, FinalizePatchd
-from scripts.transforms.intensity import (
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.transforms.finalize import CropHalod, FinalizePatchd
+from volumen.transforms.intensity import (
     RandBlurd,
     RandBrightnessd,
     RandContrastd,
@@ -43,8 +43,8 @@ from scripts.transforms.intensity import (
     RandLowResolutiond,
     RandNoised,
 )
-from scripts.transforms.read import ReadPatchd
-from scripts.transforms.spatial import RandSpatialTransformd
+from volumen.transforms.read import ReadPatchd
+from volumen.transforms.spatial import RandSpatialTransformd
 
 INITIAL = {64: 102, 128: 205}  # nnU-Net's initial patch: room for 30 degrees and a scaling by 1.4
 PATCHES = {64: 60, 128: 16}

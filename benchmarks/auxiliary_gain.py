@@ -31,11 +31,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from scripts.config import ConfigManager
-from scripts.experiment_file import merge, read_experiment
-from scripts.inference.predictor import load_predictor, predict_array
-from scripts.metrics.target_metrics import build_metrics
-from scripts.train import run_bundle, shipped_sections
+
+from volumen.config.experiment_file import merge, read_experiment, shipped_sections
+from volumen.config.manager import ConfigManager
+from volumen.inference.predictor import load_predictor, predict_array
+from volumen.metrics.target_metrics import build_metrics
+from volumen.run import run_bundle
 
 SMALL = {
     "tr_config": {"patch_size": [64, 64, 64], "batch_size": 2, "val_every_n": 10**6},

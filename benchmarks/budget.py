@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from scripts.data.layout import OpenCase, discover, open_cases
-from scripts.text import by
+
+from volumen.data.layout import OpenCase, discover, open_cases
+from volumen.utils.text import by
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def tell(options: argparse.Namespace, seed: int, cases: list[OpenCase]) -> tuple
 
 def train(options: argparse.Namespace, seed: int, name: str, times: Path) -> None:
     """Run the command and keep its wall and CPU seconds."""
-    command = [sys.executable, "-m", "scripts.cli", "train", "-i", options.input, "-o", options.output]
+    command = [sys.executable, "-m", "volumen.cli.main", "train", "-i", options.input, "-o", options.output]
     command += ["--model-name", name, "--seed", str(seed), "--time-budget", options.budget, "--workers", "0"]
     if options.config_path:
         command += ["--config-path", options.config_path]

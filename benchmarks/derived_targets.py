@@ -36,7 +36,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.transforms.derive import DeriveTargetsd
+from volumen.transforms.derive import DeriveTargetsd
 
 TASKS = {
     name: {"type": name, "source_target": "sheet"}
@@ -135,7 +135,7 @@ FIRST_PATCH = """
 import sys, time
 sys.path.insert(0, {bundle!r})
 import numpy as np
-from scripts.transforms.derive import DeriveTargetsd
+from volumen.transforms.derive import DeriveTargetsd
 start = time.process_time()
 label = np.zeros((1, 24, 24, 24), np.uint8)
 label[..., 9:12] = 1
@@ -163,7 +163,8 @@ def first_patch_seconds(repeats: int) -> tuple[float, float]:
 def batch_seconds(label: np.ndarray, device: str, repeats: int, count: int = 2) -> float:
     """Median wall seconds of deriving a batch of `count` such patches in torch on a device."""
     import torch
-    from scripts.transforms.derive_batch import DeriveBatch, PackSourcesd
+
+    from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd
 
     torch.set_num_threads(1)
     derive = DeriveBatch(TASKS)

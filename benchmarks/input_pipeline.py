@@ -54,14 +54,13 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.data.block_cache import BLOCKS, DEFAULT_BYTES
-from scripts.data.layout import OpenCase
-from scripts.data.patch_index import PatchLocation
-from scripts.data.volumes import open_volume
-from scripts.memory import keep_freed_memory
-from scripts.transforms.derive import DeriveTargetsd, derive_halo
-from scripts.transforms.finalize import CropHalod, FinalizePatchd
-from scripts.transforms.intensity import (
+from volumen.data.block_cache import BLOCKS, DEFAULT_BYTES
+from volumen.data.formats.volumes import open_volume
+from volumen.data.index.patch_index import PatchLocation
+from volumen.data.layout import OpenCase
+from volumen.transforms.derive import DeriveTargetsd, derive_halo
+from volumen.transforms.finalize import CropHalod, FinalizePatchd
+from volumen.transforms.intensity import (
     RandBlurd,
     RandBrightnessd,
     RandContrastd,
@@ -69,8 +68,9 @@ from scripts.transforms.intensity import (
     RandLowResolutiond,
     RandNoised,
 )
-from scripts.transforms.read import ReadPatchd
-from scripts.transforms.spatial import RandSpatialTransformd
+from volumen.transforms.read import ReadPatchd
+from volumen.transforms.spatial import RandSpatialTransformd
+from volumen.utils.memory import keep_freed_memory
 
 CHUNK = 64
 SPACING = (1.0, 1.0, 1.0)

@@ -31,16 +31,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 import numpy as np
 import torch
 import zarr
-from scripts.data.volumes import open_volume
-from scripts.inference.blending import gaussian_window
-from scripts.inference.heads import Head
-from scripts.inference.jobs import Job
-from scripts.inference.predict import PredictRequest, predict_volume
-from scripts.inference.predictor import Predictor
-from scripts.memory import freed_memory_kept
-from scripts.networks.multihead import MultiHeadDynUNet
-from scripts.transforms.normalize import Normalizer
 from torch import nn
+
+from volumen.data.formats.volumes import open_volume
+from volumen.inference.jobs import Job
+from volumen.inference.predict import predict_volume
+from volumen.inference.predictor import Predictor
+from volumen.inference.request import PredictRequest
+from volumen.inference.windows.blending import gaussian_window
+from volumen.inference.windows.heads import Head
+from volumen.networks.multihead import MultiHeadDynUNet
+from volumen.transforms.normalize import Normalizer
+from volumen.utils.memory import freed_memory_kept
 
 
 def make_predictor(patch: tuple[int, ...], features: list[int], classes: int) -> Predictor:

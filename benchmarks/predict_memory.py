@@ -40,13 +40,15 @@ def make_image(path: Path, shape: tuple[int, ...]) -> None:
 def child(image: str, output: str, overlap: float) -> None:
     """Predict one image; print the peak resident memory in MB, the CPU seconds and the windows."""
     import torch
-    from scripts.data.volumes import open_volume
-    from scripts.inference.heads import Head
-    from scripts.inference.jobs import Job
-    from scripts.inference.predict import PredictRequest, predict_volume
-    from scripts.inference.predictor import Predictor
-    from scripts.transforms.normalize import Normalizer
     from torch import nn
+
+    from volumen.data.formats.volumes import open_volume
+    from volumen.inference.jobs import Job
+    from volumen.inference.predict import predict_volume
+    from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictRequest
+    from volumen.inference.windows.heads import Head
+    from volumen.transforms.normalize import Normalizer
 
     torch.set_num_threads(1)
 

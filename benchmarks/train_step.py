@@ -4,7 +4,7 @@ The reference is `ResidualEncoderUNet` of the package dynamic-network-architectu
 dynamic-network-architectures`). Each case runs in a process of its own: forward, loss, backward and AdamW
 step, one thread on a CPU (CPU seconds) or a GPU (milliseconds by the clock); medians, first steps left out.
 The rounds go through all cases again, so that a busy machine slows all. Ours keep freed memory, as training does
-(`scripts.memory`); nnU-Net leaves it to the C library, and has a row with it kept, to tell the two gains apart.
+(`volumen.utils.memory`); nnU-Net leaves it to the C library, and has a row with it kept, to tell the two gains apart.
 
     python benchmarks/train_step.py                     # features 16 to 128, about two minutes
     python benchmarks/train_step.py --full              # features 32 to 320, about ten minutes
@@ -53,8 +53,8 @@ CUDA_CASES = {
 
 def build(kind: str, features: list[int], heads: str | None):
     """Return the network, made the way each of the two systems makes it."""
-    from scripts.networks.multihead import MultiHeadDynUNet
-    from scripts.networks.planning import plan_blocks
+    from volumen.networks.multihead import MultiHeadDynUNet
+    from volumen.networks.planning import plan_blocks
 
     stages = len(features)
     strides, blocks = [1] + [2] * (stages - 1), list(plan_blocks(stages))
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> None:
     cuda = arguments.device == "cuda"
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if kind in ("ours", "peer, kept"):
-        from scripts.memory import keep_freed_memory
+        from volumen.utils.memory import keep_freed_memory
 
         keep_freed_memory(torch.device(arguments.device))
     network = build(kind, arguments.features, heads).to(arguments.device)

@@ -51,11 +51,12 @@ def write_label(path: Path, *, absent_chunks: bool) -> None:
 def measure(path: Path, repeats: int) -> dict[str, float]:
     """Return median CPU seconds of the index and of ways to decode the stored chunks, and the peak memory in MB."""
     import zarr
-    from scripts.data.block_cache import BLOCKS
-    from scripts.data.boxes import whole_box
-    from scripts.data.patches import find_valid_patches
-    from scripts.data.stored_chunks import stored_chunks
-    from scripts.data.volumes import open_volume
+
+    from volumen.data.block_cache import BLOCKS
+    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+    from volumen.data.index.patches import find_valid_patches
+    from volumen.utils.boxes import whole_box
 
     volume = open_volume(path)
     known = stored_chunks(volume)
@@ -111,9 +112,9 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
 
 def peak_of_one_index(path: Path) -> dict[str, float]:
     """Return the peak memory in MB of a process that imports what it needs and builds the index once."""
-    from scripts.data.boxes import whole_box
-    from scripts.data.patches import find_valid_patches
-    from scripts.data.volumes import open_volume
+    from volumen.data.formats.volumes import open_volume
+    from volumen.data.index.patches import find_valid_patches
+    from volumen.utils.boxes import whole_box
 
     volume = open_volume(path)
     case = SimpleNamespace(name="a", image=volume, labels={"t": volume}, masks={})

@@ -31,8 +31,8 @@ from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.data.block_cache import BLOCKS
-from scripts.data.volumes import open_volume
+from volumen.data.block_cache import BLOCKS
+from volumen.data.formats.volumes import open_volume
 
 Region = tuple[slice, ...]
 Reader = Callable[[Region], np.ndarray]

@@ -27,8 +27,9 @@ def main() -> int:
     options = parser.parse_args()
     import napari
     from PIL import Image
-    from scripts.napari_plugin.samples import phantom
-    from scripts.napari_plugin.widget import TrainAndPredict
+
+    from volumen.napari_plugin.samples import phantom
+    from volumen.napari_plugin.widget import TrainAndPredict
 
     logging.basicConfig(level=logging.INFO)
     viewer = napari.Viewer(show=True)

@@ -19,10 +19,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.handlers import preview_colours as colours  # noqa: E402
-from scripts.phantom_geometry import Roll, sheet_geometry  # noqa: E402
-from scripts.transforms.derive import DeriveTargetsd, derive_halo  # noqa: E402
-from scripts.transforms.task_registry import get_task, task_types  # noqa: E402
+from volumen.derived.registry import get_task, task_types  # noqa: E402
+from volumen.handlers.preview import colours  # noqa: E402
+from volumen.phantom.geometry import Roll, sheet_geometry  # noqa: E402
+from volumen.transforms.derive import DeriveTargetsd, derive_halo  # noqa: E402
 
 SHAPE = (80, 112, 112)
 ZOOM, GAP, SECTORS = 2, 8, 7

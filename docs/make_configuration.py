@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.sections import ALIASES, RETIRED, SECTIONS, LossSpec, TargetConfig  # noqa: E402
+from volumen.config.sections import ALIASES, RETIRED, SECTIONS, LossSpec, TargetConfig  # noqa: E402
 
 INTRODUCTION = """# Configuration
 
@@ -203,7 +203,7 @@ def tasks() -> str:
     Raises:
         KeyError: a key of a task is not described.
     """
-    from scripts.transforms.task_registry import get_task, task_out_channels, task_types
+    from volumen.derived.registry import get_task, task_out_channels, task_types
 
     rows = []
     for name in task_types():
@@ -222,9 +222,10 @@ def tasks() -> str:
 def requests() -> str:
     """Return the tables of what the bundle's other configs take beyond the sections of an experiment."""
     import yaml
-    from scripts.inference.evaluation import EvaluateRequest
-    from scripts.inference.predict import PredictRequest
-    from scripts.sections import InferenceConfig
+
+    from volumen.config.sections import InferenceConfig
+    from volumen.evaluation.score import EvaluateRequest
+    from volumen.inference.request import PredictRequest
 
     def keys(name: str) -> list[str]:
         config = yaml.safe_load((ROOT / "bundle" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def main() -> None:
 
 def task_names() -> tuple[str, ...]:
     """Return the types of derived targets."""
-    from scripts.transforms.task_registry import task_types
+    from volumen.derived.registry import task_types
 
     return tuple(sorted(task_types()))
 
@@ -104,7 +104,7 @@ def page() -> str:
 
 def loss_names() -> list[str]:
     """Return the names of all losses."""
-    from scripts.losses.registry import loss_names as names
+    from volumen.losses.registry import loss_names as names
 
     return names()
 
@@ -114,8 +114,8 @@ def loss_names() -> list[str]:
 
 def sheet() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return image, labels and known voxels of a roll (Z, Y, X): half of its slices are labelled."""
-    from scripts.phantom import scan
-    from scripts.phantom_geometry import Roll, sheet_geometry
+    from volumen.phantom.geometry import Roll, sheet_geometry
+    from volumen.phantom.volume import scan
 
     shape = (48, 96, 96)
     geometry = sheet_geometry(Roll.draw(shape, 3), shape)
@@ -141,7 +141,7 @@ def cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def draw_tasks(names: Sequence[str]) -> None:
     """Draw image, label and result of tasks."""
-    from scripts.transforms.derive import DeriveTargetsd
+    from volumen.transforms.derive import DeriveTargetsd
 
     image, label, known = sheet()
     picture, numbers, _ = cells()
@@ -163,14 +163,14 @@ def draw_tasks(names: Sequence[str]) -> None:
 
 def grey_of(image: np.ndarray) -> np.ndarray:
     """Return the colours of an image (Y, X) uint8."""
-    from scripts.handlers.preview_colours import grey
+    from volumen.handlers.preview.colours import grey
 
     return grey(image[None] / 255.0)
 
 
 def label_of(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return the image with its label, or its instances, laid over."""
-    from scripts.handlers.preview_colours import overlay
+    from volumen.handlers.preview.colours import overlay
 
     if label.max() <= 1:
         return overlay(grey_of(image), label[None].astype(np.float32))
@@ -180,8 +180,8 @@ def label_of(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def result_of(name: str, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Return the colours of a derived target (C, Y, X)."""
-    from scripts.handlers import preview_colours as colours
-    from scripts.transforms.task_registry import task_kind
+    from volumen.derived.registry import task_kind
+    from volumen.handlers.preview import colours
 
     kind = task_kind(name)
     if kind == "distance":
@@ -247,7 +247,8 @@ def draw_losses(names: Sequence[str]) -> None:
 def label_loss(name: str, x: float) -> float:
     """Return the loss where every voxel's true class has probability x."""
     import torch
-    from scripts.losses.registry import build_loss
+
+    from volumen.losses.registry import build_loss
 
     grid = torch.stack(torch.meshgrid(*[torch.arange(16.0) - 7.5] * 2, indexing="ij"))
     truth = (grid.norm(dim=0) < 5).float()[None, None]
@@ -262,7 +263,8 @@ def label_loss(name: str, x: float) -> float:
 def value_loss(name: str, x: float) -> float:
     """Return the loss of a prediction that is x too large everywhere."""
     import torch
-    from scripts.losses.registry import build_loss
+
+    from volumen.losses.registry import build_loss
 
     if name == "EigenvalueLoss":
         truth = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
@@ -275,7 +277,8 @@ def value_loss(name: str, x: float) -> float:
 def direction_loss(name: str, x: float) -> float:
     """Return the loss of a direction turned by x degrees."""
     import torch
-    from scripts.losses.registry import build_loss
+
+    from volumen.losses.registry import build_loss
 
     angle = np.deg2rad(x)
     truth = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
@@ -286,7 +289,8 @@ def direction_loss(name: str, x: float) -> float:
 def smoothness_loss(name: str, x: float) -> float:
     """Return the loss of parallel directions, each turned by a random angle of standard deviation x degrees."""
     import torch
-    from scripts.losses.registry import build_loss
+
+    from volumen.losses.registry import build_loss
 
     noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     angle = torch.deg2rad(x * noise)
@@ -296,7 +300,8 @@ def smoothness_loss(name: str, x: float) -> float:
 def planarity_loss(name: str, x: float) -> float:
     """Return the loss of tensors whose second eigenvalue is x times the first, the third 0."""
     import torch
-    from scripts.losses.registry import build_loss
+
+    from volumen.losses.registry import build_loss
 
     tensor = torch.tensor([1.0, 0.0, 0.0, x, 0.0, 0.0]).view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 4)
     return float(build_loss(name, {}, kind="tensor")(tensor))
@@ -305,7 +310,8 @@ def planarity_loss(name: str, x: float) -> float:
 def repulsion_loss(name: str, x: float) -> float:
     """Return the loss of two certain sheets, three voxels thick, with probability x in the two voxels between them."""
     import torch
-    from scripts.losses.registry import build_loss
+
+    from volumen.losses.registry import build_loss
 
     probability = torch.full((1, 1, 24, 8), 0.001)
     probability[:, :, 8:11] = probability[:, :, 13:16] = 0.999
@@ -415,8 +421,9 @@ def draw_curve(group: Group, name: str) -> None:
 def draw_model() -> None:
     """Draw truth and prediction of the shipped model in the middle of a held-out roll."""
     from PIL import Image
-    from scripts.demo import draw_heldout
-    from scripts.phantom import write_phantom
+
+    from volumen.cli.demo import draw_heldout
+    from volumen.phantom.volume import write_phantom
 
     with tempfile.TemporaryDirectory() as folder:
         write_phantom(Path(folder) / "data", (96, 96, 96), seed=5, heldout_shape=(64, 64, 64))

@@ -56,7 +56,7 @@ def yaml_value(value: Any) -> str:
 
 def tasks() -> str:
     """The derived targets, and the halo that each needs around a patch at equal spacing."""
-    from scripts.transforms.task_registry import (
+    from volumen.derived.registry import (
         complete_params,
         derive_halo,
         get_task,
@@ -77,8 +77,8 @@ def tasks() -> str:
 
 def losses() -> str:
     """The losses of this project: the kinds of target they take and their keys."""
-    from scripts.losses.base import KINDS, LABEL_KINDS, VALUE_KINDS
-    from scripts.losses.registry import CONTEXT, loss_class, loss_names
+    from volumen.losses.base import KINDS, LABEL_KINDS, VALUE_KINDS
+    from volumen.losses.registry import CONTEXT, loss_class, loss_names
 
     names = {frozenset(KINDS): "any", frozenset(LABEL_KINDS): "labels", frozenset(VALUE_KINDS): "values"}
     rows = []
@@ -98,7 +98,7 @@ def losses() -> str:
 
 def loss_definitions() -> str:
     """What every loss is, with formula, reduction and source: its docstring up to the arguments, and its chart."""
-    from scripts.losses.registry import loss_class, loss_names
+    from volumen.losses.registry import loss_class, loss_names
 
     parts = []
     for name in loss_names():
@@ -110,7 +110,7 @@ def loss_definitions() -> str:
 
 def schedules() -> str:
     """The schedules and their arguments."""
-    from scripts.engines.schedules import CURVES
+    from volumen.engines.schedules import CURVES
 
     rows = []
     for name, curve in CURVES.items():
@@ -127,8 +127,8 @@ def schedules() -> str:
 
 def metrics() -> str:
     """The metrics by kind of target: at every validation, and those of `volumen evaluate`."""
-    from scripts.losses.base import KINDS
-    from scripts.metrics.target_metrics import CHEAP_METRICS, metrics_of
+    from volumen.losses.base import KINDS
+    from volumen.metrics.target_metrics import CHEAP_METRICS, metrics_of
 
     groups: dict[tuple[str, ...], list[str]] = {}
     for kind in sorted(KINDS):
@@ -146,7 +146,7 @@ def metrics() -> str:
 
 def flags() -> str:
     """The flags of `volumen train` that set a key."""
-    from scripts.train import _FLAGS
+    from volumen.cli.train import _FLAGS
 
     rows = [
         (f"`--{flag.replace('_', '-')}`", f"`{section}.{key}`") for flag, (section, key) in _FLAGS.items()
@@ -159,8 +159,9 @@ def flags() -> str:
 
 
 def old_keys() -> str:
-    """Keys of earlier files that are called differently here, or have no effect."""
-    from scripts.sections import ALIASES, RETIRED
+    """Keys of earlier files that are called differently here, have no effect, or are refused."""
+    from volumen.config.sections import ALIASES, RETIRED
+    from volumen.losses.arguments import OLDER_KEYS
 
     rows = [
         (f"`{section}.{old}`", f"`{section}.{new}`")
@@ -172,6 +173,7 @@ def old_keys() -> str:
         for section, names in RETIRED.items()
         for old, advice in names.items()
     ]
+    rows += [(f"`losses: kwargs: {old}`", f"refused: {advice}") for old, advice in OLDER_KEYS.items()]
     return table(("key", "here"), rows)
 
 

@@ -39,11 +39,11 @@ def logging_as_it_was(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     root = logging.getLogger()
     handlers, filters = list(root.handlers), list(warnings.filters)
-    names = ("", "scripts", "monai", "monai.bundle.workflows", "ignite", "tifffile", "py.warnings")
+    names = ("", "volumen", "monai", "monai.bundle.workflows", "ignite", "tifffile", "py.warnings")
     levels = {name: logging.getLogger(name).level for name in names}
     # A fixture of a whole module runs before this one, and may have run a command.
-    levels["scripts"] = logging.NOTSET
-    logging.getLogger("scripts").setLevel(logging.NOTSET)
+    levels["volumen"] = logging.NOTSET
+    logging.getLogger("volumen").setLevel(logging.NOTSET)
     yield
     os.environ.pop("TQDM_DISABLE", None)
     logging.captureWarnings(False)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scripts.losses.base import VALUE_KINDS
-from scripts.losses.registry import accepted_extras, build_loss, loss_class, loss_names
 from torch import Tensor
+
+from volumen.losses.base import VALUE_KINDS
+from volumen.losses.registry import accepted_extras, build_loss, loss_class, loss_names
 
 # Foreign losses tried through the wrapper, beside every loss of the registry: name, kwargs, kinds.
 FOREIGN: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [

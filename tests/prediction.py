@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scripts.inference.heads import Head
-from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import MultiHeadDynUNet
-from scripts.transforms.normalize import Normalizer
 from torch import nn
+
+from volumen.derived.channel_layout import make_layout
+from volumen.inference.predictor import Predictor
+from volumen.inference.windows.heads import Head
+from volumen.networks.multihead import MultiHeadDynUNet
+from volumen.transforms.normalize import Normalizer
 
 
 class RandomHeads(nn.Module):
@@ -31,9 +33,20 @@ class RandomHeads(nn.Module):
         return {name: self.heads[name](x) for name in (targets or self.heads)}
 
 
+def layout_of_kind(kind, ndim, channels):
+    """Return how the channels of a kind turn; a "field" may be anything."""
+    if kind == "field":
+        return None
+    return make_layout([kind if kind in ("vector", "axis", "tensor") else "scalars"], ndim, channels)
+
+
 def make_predictor(ndim=3, patch=(8, 8, 8), heads=None, in_channels=1, seed=0) -> Predictor:
-    """Return a predictor over random convolutions; heads are name -> (channels, activation, kind)."""
+    """Return a predictor over random convolutions; heads are name -> (channels, activation, kind[, layout]).
+
+    Without a layout, that of the kind; a "field" has none.
+    """
     heads = heads or {"ink": (1, "sigmoid", "binary")}
+    heads = {n: h if len(h) > 3 else (*h, layout_of_kind(h[2], ndim, h[0])) for n, h in heads.items()}
     network = RandomHeads(ndim, in_channels, {n: h[0] for n, h in heads.items()}, seed).eval()
     return Predictor(
         network=network,
@@ -72,10 +85,13 @@ def save_checkpoint(path: Path, ndim=3, patch=(8, 8, 8), in_channels=1, tasks=Tr
 
 
 def blend_in_memory(run, image, patch, overlap):
-    """Blend windows in float64 the plain way; image (C, *space), run: window (C, *patch) -> (K, *patch)."""
+    """Blend windows in float64 the plain way; image (C, *space), run: window (C, *patch) -> (K, *patch).
+
+    What a window holds beyond the image is reflected.
+    """
     space = image.shape[1:]
     pads = [max(p - n, 0) for p, n in zip(patch, space)]
-    padded = np.pad(image, [(0, 0), *((pad // 2, pad - pad // 2) for pad in pads)])
+    padded = np.pad(image, [(0, 0), *((pad // 2, pad - pad // 2) for pad in pads)], mode="reflect")
     starts = []
     for n, p in zip(padded.shape[1:], patch):
         stride = max(1, round(p * (1 - overlap)))

@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from scripts.atomic import UNFINISHED, replacing, sync_file, write_atomically
+
+from volumen.utils.atomic import UNFINISHED, replacing, sync_file, write_atomically
 
 
 @pytest.mark.parametrize("content", [b"new", lambda file: file.write(b"new")])

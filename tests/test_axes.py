@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scripts.data.axes import AmbiguousAxesError, map_axes
-from scripts.errors import VolumenError
+
+from volumen.data.formats.axes import AmbiguousAxesError, map_axes
+from volumen.utils.errors import VolumenError
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 import tifffile
 import zarr
 from data_folders import image_of, shells, write_tiff_folder
-from scripts.cli import main
+
+from volumen.cli.main import main
 
 SHAPE = (24, 24, 48)
 CHUNKS = (12, 12, 24)

@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 import pytest
-from scripts.inference.blending import (
+
+from volumen.inference.windows.blending import (
     BlockAccumulator,
     SpillFile,
     axis_weight_sums,
@@ -14,7 +15,7 @@ from scripts.inference.blending import (
     gaussian_axis,
     gaussian_window,
 )
-from scripts.inference.windows import PredictPlan
+from volumen.inference.windows.plan import PredictPlan
 
 
 def test_weights_are_symmetric_positive_and_highest_in_the_middle():

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from scripts.data.block_cache import BlockCache
+
+from volumen.data.block_cache import BlockCache
 
 
 def block(value: int, size: int = 10) -> np.ndarray:

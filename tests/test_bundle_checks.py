@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from jsonschema.validators import validator_for
 from meta_schema import PUBLISHED, SCHEMA, altered
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
-from scripts.sharing.metadata import REQUIRED_PACKAGES
+
+from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
+from volumen.sharing.metadata import REQUIRED_PACKAGES
 
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
@@ -148,7 +150,11 @@ def test_the_stricter_schema_accepts_nothing_that_the_published_one_refuses():
 
 def test_a_fresh_clone_predicts_and_scores_its_sample(tmp_path):
     """As the model card says, from the repository: without any argument but the config."""
-    unversioned = shutil.ignore_patterns("__pycache__", "predictions", "evaluation")
+
+    def unversioned(folder, names):
+        made = {"predictions", "evaluation"} if Path(folder).name == "bundle" else set()
+        return (made | {"__pycache__"}) & set(names)
+
     shutil.copytree(BUNDLE, tmp_path / "bundle", ignore=unversioned)
     assert (tmp_path / "bundle" / "models" / "model.pt").stat().st_size < 5e6
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -12,7 +12,8 @@ import torch
 import yaml
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
-from scripts.cli import main
+
+from volumen.cli.main import main
 
 TRAIN = ROOT / "bundle" / "configs" / "train.yaml"
 SETTINGS = {

@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from scripts.data.cells import (
+
+from volumen.data.index.cells import (
     NONE_HIGH,
     NONE_LOW,
     AxisCut,

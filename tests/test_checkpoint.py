@@ -11,16 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.errors import VolumenError
-from scripts.handlers import checkpoint_file
-from scripts.handlers.checkpoint_file import (
+from training_toys import make_trainer
+
+from volumen.checkpoints import file as checkpoint_file
+from volumen.checkpoints.file import (
     DamagedCheckpoint,
     checksum,
     load_checkpoint,
     plain,
     save_checkpoint,
 )
-from training_toys import make_trainer
+from volumen.utils.errors import VolumenError
 
 CONTENT = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},
@@ -64,7 +65,8 @@ def test_best_are_kept_although_old(tmp_path):
         engine.state.metrics["val/dice"] = next(values)
 
     from ignite.engine import Events
-    from scripts.handlers.metric import KeyMetric
+
+    from volumen.handlers.metric import KeyMetric
 
     trainer = make_trainer(tmp_path, epochs=6, keep=2, best=2, key_metric=KeyMetric("val/dice"))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, set_metric)
@@ -196,3 +198,19 @@ def test_the_best_epoch_and_its_file_are_told_at_the_end(tmp_path, caplog):
     best = tmp_path / "toy" / "toy_best.pth"
     assert line.endswith(f": {best}")
     assert line.startswith(f"best epoch: {load_checkpoint(best)['epoch']}, val/mean_dice ")
+
+
+def test_every_reader_refuses_a_checkpoint_whose_content_was_altered(tmp_path):
+    from volumen.checkpoints.finetune import load_weights
+    from volumen.inference.predictor import read_checkpoint
+
+    path = tmp_path / "model_1.pth"
+    content = {"model": {"weight": torch.ones(3)}, "model_config": {}}
+    save_checkpoint(content, path)
+    written = torch.load(path, weights_only=True)
+    read_checkpoint(path)
+    written["model"]["weight"][1] = 2.0  # the file is a whole one of torch, with another weight
+    torch.save(written, path)
+    for read in (load_checkpoint, read_checkpoint, lambda file: load_weights(torch.nn.Linear(1, 1), file)):
+        with pytest.raises(VolumenError, match="expected checksum"):
+            read(path)

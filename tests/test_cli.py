@@ -11,8 +11,9 @@ import pytest
 import tifffile
 from conftest import ROOT
 from data_folders import image_of, shells, write_tiff_folder
-from scripts.cli import main
-from scripts.handlers.run_directory import RunDirectory
+
+from volumen.cli.main import main
+from volumen.handlers.records.run_directory import RunDirectory
 
 SMALL = [
     "--set", "model_config.features_per_stage=[4, 8]",
@@ -189,7 +190,7 @@ def test_options_that_make_no_sense(folder, tmp_path, capsys):
 
 def test_help_needs_no_heavy_import():
     code = (
-        "import sys; from scripts.cli import build_parser; build_parser().format_help(); "
+        "import sys; from volumen.cli.main import build_parser; build_parser().format_help(); "
         "print([m for m in ('torch', 'numpy', 'monai', 'zarr') if m in sys.modules])"
     )
     done = subprocess.run(

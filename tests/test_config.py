@@ -10,13 +10,14 @@ import pytest
 import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
-from scripts.bundle_root import configs_dir
-from scripts.config import ConfigManager
-from scripts.errors import VolumenError
-from scripts.experiment_file import assign, merge, parse_assignment, read_experiment
-from scripts.losses.multitask import MultiTaskLoss
-from scripts.sections import SECTIONS, TargetConfig
-from scripts.targets import make_target
+
+from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment
+from volumen.config.manager import ConfigManager
+from volumen.config.sections import SECTIONS, TargetConfig
+from volumen.config.targets import make_target
+from volumen.losses.multitask import MultiTaskLoss
+from volumen.utils.bundle_root import configs_dir
+from volumen.utils.errors import VolumenError
 
 # Keys of people's five-section files; every one of them must load.
 KNOWN_KEYS = {
@@ -469,7 +470,9 @@ def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_
     sections = {name: {**patch.get(name, {}), **CHANGES[name]} for name in changed}
     fresh = asked({**patch, **sections})
     expected = {name: getattr(fresh, name) for name in answers}
-    monkeypatch.setattr("scripts.detect.detect_label_kind", lambda *_, **__: pytest.fail("read twice"))
+    monkeypatch.setattr(
+        "volumen.config.detection.detect_label_kind", lambda *_, **__: pytest.fail("read twice")
+    )
     variant = config.variant(
         **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
     )
@@ -537,3 +540,35 @@ def test_rotation_axes_of_a_flat_image(tmp_path):
         VolumenError, match=r"rotation_axes: expected \[z\] or \[\] for 2D images, found \[z, x\]"
     ):
         _ = config.rotation_axes
+
+
+def test_a_value_that_the_user_gave_is_known_from_the_default(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24))}})
+    for given in (None, 0.10):
+        section = {} if given is None else {"min_labeled_ratio": given}
+        config = ConfigManager(
+            tr_config={"patch_size": [8, 8, 8]},
+            dataset_config=section,
+            dataset_dir=str(tmp_path),
+            device="cpu",
+        )
+        assert config.dataset_config.min_labeled_ratio == 0.10
+        assert config.relaxes_labeled_ratio is (given is None)
+        # The snapshot trains the same model again, so it must give way there too.
+        again = ConfigManager(**config.snapshot(), device="cpu")
+        assert again.relaxes_labeled_ratio is (given is None)
+
+
+def test_a_time_budget_leaves_what_the_user_gave(tmp_path):
+    from volumen.time_budget.candidates import candidates
+
+    write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24)), "gold": shells((24, 24, 24))}})
+    data = {"tr_config": {"patch_size": [8, 8, 8]}, "dataset_dir": str(tmp_path), "device": "cpu"}
+    chosen = candidates(ConfigManager(**data))
+    assert len({(choice.batch_size, choice.learning_rate) for choice in chosen}) > 1
+    assert not all(choice.separate_decoders for choice in chosen)
+    given = {"batch_size": 2, "initial_lr": 0.001}  # the values that null stands for without a budget
+    data["tr_config"] = {**data["tr_config"], **given}
+    fixed = candidates(ConfigManager(**data, model_config={"separate_decoders": True}))
+    assert {(choice.batch_size, choice.learning_rate) for choice in fixed} == {(2, 0.001)}
+    assert all(choice.separate_decoders for choice in fixed)

@@ -12,10 +12,10 @@ import pytest
 ESCAPE = "\x1b["
 PROGRAM = """
 import logging
-from scripts.command import set_up_logging
-from scripts.console import make_console, make_table
+from volumen.cli.execution import set_up_logging
+from volumen.utils.console import make_console, make_table
 set_up_logging()
-logging.getLogger("scripts").warning("told %s", "[bold]")
+logging.getLogger("volumen").warning("told %s", "[bold]")
 table = make_table("volumes", ("volume", "shape"))
 table.add_row("scroll [1]", "64x64x64")
 table.add_row("a_name_of_a_volume_" * 8, "64x64x64")
@@ -102,7 +102,7 @@ def test_an_empty_no_color_does_not_count():
 
 @needs_terminal
 def test_the_help_fits_a_screen():
-    told = on_terminal(sys.executable, "-m", "scripts.cli", "--help")
+    told = on_terminal(sys.executable, "-m", "volumen.cli.main", "--help")
     lines = told.rstrip("\n").splitlines()
     assert len(lines) <= 23, "24 lines with the prompt"
     assert max(map(len, lines)) <= 80

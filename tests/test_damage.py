@@ -10,9 +10,10 @@ import pytest
 import tifffile
 import zarr
 from data_folders import shells, write_tiff_folder
-from scripts.cli import main
-from scripts.data.damage import find_damage
-from scripts.data.volumes import open_volume
+
+from volumen.cli.main import main
+from volumen.data.damage import find_damage
+from volumen.data.formats.volumes import open_volume
 
 ARRAY = np.random.default_rng(0).integers(0, 255, (40, 40, 50)).astype("u1")
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.formats.volumes import open_volume
+from volumen.utils.errors import VolumenError
 
 ARRAY = np.random.default_rng(0).integers(0, 255, (6, 40, 40)).astype("u1")
 SCALE = {"type": "scale", "scale": [4, 1, 1]}

@@ -13,14 +13,15 @@ import zarr
 from monai.data import DataLoader, list_data_collate
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Randomizable, Transform
-from scripts.data.block_cache import BLOCKS
-from scripts.data.boxes import whole_box
-from scripts.data.dataset import PatchDataset, SampleError
-from scripts.data.patches import find_valid_patches
-from scripts.data.sampler import PatchSampler
-from scripts.data.volumes import ArrayVolume, open_volume
-from scripts.errors import VolumenError
 from torch._utils import ExceptionWrapper
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.index.patches import find_valid_patches
+from volumen.data.sampling.dataset import PatchDataset, SampleError
+from volumen.data.sampling.sampler import PatchSampler
+from volumen.utils.boxes import whole_box
+from volumen.utils.errors import VolumenError
 
 PATCH = (8, 8, 8)
 

@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scripts.errors import VolumenError
-from scripts.transforms import derive
-from scripts.transforms.derive import DeriveTargetsd, derive_halo
-from scripts.transforms.source_fields import SourceFields, derive_target
-from scripts.transforms.task_registry import get_task, task_kind, task_out_channels, task_types
+
+from volumen.derived.derivation import derive_target
+from volumen.derived.registry import get_task, task_kind, task_out_channels, task_types
+from volumen.derived.source_fields import SourceFields
+from volumen.transforms import derive
+from volumen.transforms.derive import DeriveTargetsd, derive_halo
+from volumen.utils.errors import VolumenError
 
 SPEC_TASKS = ("distance_transform", "surface_normals", "structure_tensor", "inplane_direction")
 ALL_TASKS = task_types()

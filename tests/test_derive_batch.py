@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scripts.errors import VolumenError
-from scripts.transforms.derive import DeriveTargetsd, derive_halo
-from scripts.transforms.derive_batch import DeriveBatch, PackSourcesd
-from scripts.transforms.task_registry import DerivedTask, get_task, task_types
+
+from volumen.derived.registry import DerivedTask, get_task, task_types
+from volumen.transforms.derive import DeriveTargetsd, derive_halo
+from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd
+from volumen.utils.errors import VolumenError
 
 DEVICE_TASKS = [name for name in task_types() if get_task(name).on_device]
 # A direction is known as well as the gap between the two smallest eigenvalues: 0.1 % at the worst.

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from data_folders import shells, write_tiff_folder
-from scripts.config import ConfigManager
-from scripts.experiment_file import merge
-from scripts.train import run_bundle, shipped_sections
+
+from volumen.config.experiment_file import merge, shipped_sections
+from volumen.config.manager import ConfigManager
+from volumen.run import run_bundle
 
 TASKS = {
     "distance": {"type": "distance_transform", "losses": [{"name": "SignedDistanceLoss"}]},

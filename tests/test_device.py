@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scripts.engines.device import choose_device, time_convolutions
-from scripts.errors import VolumenError
+
+from volumen.utils.device import choose_device, time_convolutions
+from volumen.utils.errors import VolumenError
 
 
 @pytest.mark.parametrize(

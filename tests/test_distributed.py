@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.command import leave
-from scripts.data.regions import RegionSampler
-from scripts.engines import distributed
-from scripts.handlers.checkpoint_file import checksum, load_checkpoint
-from scripts.handlers.losses import LossAverages
-from scripts.handlers.running_dice import RunningDice
-from scripts.handlers.state import register_state, restore_states, saved_states
 from training_toys import ToyNetwork, make_trainer, same_weights, weights
 from two_processes import in_two_processes
+
+from volumen.checkpoints.file import checksum, load_checkpoint
+from volumen.cli.execution import leave
+from volumen.data.sampling.regions import RegionSampler
+from volumen.handlers.losses import LossAverages
+from volumen.handlers.running_dice import RunningDice
+from volumen.handlers.state import register_state, restore_states, saved_states
+from volumen.utils import distributed
 
 
 def _train(rank: int, out: Path, options: dict) -> None:
@@ -53,7 +54,7 @@ def test_two_processes_train_as_one_on_the_joined_batch(tmp_path, accumulation):
 
 
 def _train_poisoned(rank: int, out: Path) -> None:
-    logging.getLogger("scripts.engines.guard").addHandler(logging.FileHandler(out.parent / f"told{rank}"))
+    logging.getLogger("volumen.engines.guard").addHandler(logging.FileHandler(out.parent / f"told{rank}"))
     trainer = make_trainer(out, world=(rank, 2), epochs=1, batch_size=1, poison=(0, 2))
     trainer.run()
     state = weights(trainer)

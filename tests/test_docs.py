@@ -109,10 +109,11 @@ def test_yaml_blocks_load(block, tmp_path):
 def test_recipes_load(path, tmp_path):
     """Recipes are data, and their optimizer, schedule and losses can be made."""
     import torch
-    from scripts.config import ConfigManager
-    from scripts.engines.optimizers import build_optimizer
-    from scripts.engines.schedules import build_scheduler
-    from scripts.experiment_file import read_experiment
+
+    from volumen.config.experiment_file import read_experiment
+    from volumen.config.manager import ConfigManager
+    from volumen.engines.optimizers import build_optimizer
+    from volumen.engines.schedules import build_scheduler
 
     check_experiment(path.read_text(), tmp_path)
     training = ConfigManager(**read_experiment(path)).tr_config
@@ -128,8 +129,9 @@ def test_recipes_load(path, tmp_path):
 
 def test_the_recipe_of_nnunet_is_its_own():
     import torch
-    from scripts.engines.schedules import build_scheduler
-    from scripts.experiment_file import read_experiment
+
+    from volumen.config.experiment_file import read_experiment
+    from volumen.engines.schedules import build_scheduler
 
     training = read_experiment(ROOT / "bundle" / "configs" / "recipes" / "nnunet.yaml")["tr_config"]
     assert (training["max_epoch"], training["max_steps_per_epoch"], training["weight_decay"]) == (
@@ -153,7 +155,7 @@ def check_overlay(content: Any) -> None:
         if "_target_" in content:
             path = str(content["_target_"])
             module, _, name = path.rpartition(".")
-            if module.startswith("scripts"):
+            if module.startswith("volumen"):
                 assert callable(getattr(import_module(module), name)), path
             elif module:
                 assert (DOCS / "examples" / f"{module}.py").is_file() or import_module(
@@ -169,21 +171,49 @@ def check_overlay(content: Any) -> None:
 def check_places(overlay: Mapping[str, Any]) -> None:
     """A key of several parts leads to something that the bundle's own config has."""
     from monai.bundle import ConfigParser
-    from scripts.bundle_root import configs_dir
+
+    from volumen.utils.bundle_root import configs_dir
 
     parser = ConfigParser()
     parser.read_config(str(configs_dir() / "train.yaml"))
     for key in overlay:
         place = key.removeprefix("+") if key.startswith("+") else key.rpartition("#")[0]
         assert not place or place in parser, key
+    parser.update(
+        {key: value for key, value in overlay.items() if not key.startswith("+")}
+    )  # as MONAI puts them into the config
+    for declared in declarations(parser.get()):
+        check_arguments(declared)
+
+
+def declarations(content: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every object that a config declares."""
+    if isinstance(content, Mapping) and "_target_" in content:
+        yield content
+    if isinstance(content, Mapping | list):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from declarations(value)
+
+
+def check_arguments(declared: Mapping[str, Any]) -> None:
+    """What an object is declared with are arguments that it takes."""
+    import inspect
+    import pydoc
+
+    path = str(declared["_target_"])
+    target = pydoc.locate(path) if "." in path else None
+    if target is None or "sample_saver" in path:
+        return  # MONAI's own, by their short names
+    given = {key: None for key in declared if not (key.startswith("_") and key.endswith("_"))}
+    inspect.signature(target).bind_partial(**given)
 
 
 def check_experiment(text: str, folder: Path) -> None:
     """An experiment file: every key, value, task and loss is accepted for a data folder with its targets."""
-    from scripts.config import ConfigManager
-    from scripts.experiment_file import read_experiment
-    from scripts.losses.multitask import MultiTaskLoss
-    from scripts.targets import inject_auxiliary_tasks, make_target
+    from volumen.config.experiment_file import read_experiment
+    from volumen.config.manager import ConfigManager
+    from volumen.config.targets import inject_auxiliary_tasks, make_target
+    from volumen.losses.multitask import MultiTaskLoss
 
     path = folder / "experiment.yaml"
     path.write_text(text)
@@ -193,7 +223,7 @@ def check_experiment(text: str, folder: Path) -> None:
     names = [*config.target_configs, *(task.get("source_target") for task in tasks.values())]
     primary = {}
     for name in dict.fromkeys(names or ["surface"]):
-        from scripts.sections import TargetConfig
+        from volumen.config.sections import TargetConfig
 
         entry = config.target_configs.get(name) or TargetConfig()
         channels = entry.out_channels or 1
@@ -213,7 +243,7 @@ def check_experiment(text: str, folder: Path) -> None:
 @pytest.mark.parametrize("block", every_block("bash"), ids=str)
 def test_commands_parse(block):
     """Every `volumen` command line is one that the parser takes, so no page names an option that does not exist."""
-    from scripts.cli import build_parser
+    from volumen.cli.main import build_parser
 
     parser = build_parser()
     for line in block.text.replace("\\\n", " ").splitlines():
@@ -266,8 +296,8 @@ def label_errors() -> dict[str, Any]:
 
 @pytest.mark.parametrize("excerpt", label_errors())
 def test_the_messages_of_the_data_page_are_real(excerpt, tmp_path):
-    from scripts.config import ConfigManager
-    from scripts.errors import VolumenError
+    from volumen.config.manager import ConfigManager
+    from volumen.utils.errors import VolumenError
 
     table = (DOCS / "data.md").read_text(encoding="utf-8").partition("<!-- errors")[2]
     (said,) = [row.split("`")[1] for row in table.splitlines() if row.startswith("| `") and excerpt in row]

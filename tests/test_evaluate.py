@@ -13,12 +13,14 @@ import tifffile
 import zarr
 from PIL import Image
 from prediction import save_checkpoint
-from scripts.cli import main
-from scripts.errors import VolumenError
-from scripts.inference import evaluation as module
-from scripts.inference.evaluate_command import add_evaluate_arguments, run_evaluate
-from scripts.inference.evaluation import EvaluateRequest, bootstrap, evaluate
-from scripts.inference.predict import PredictRequest, predict
+
+from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
+from volumen.cli.main import main
+from volumen.evaluation import score as module
+from volumen.evaluation.score import EvaluateRequest, bootstrap, evaluate
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
+from volumen.utils.errors import VolumenError
 
 
 def write(path, values):
@@ -242,7 +244,8 @@ def test_a_label_of_another_shape_is_refused(files):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"threshold": 2.0}, "--threshold: expected a probability from 0 to 1, found 2.0"),
+        ({"threshold": 2.0}, "--threshold: expected a probability above 0, at most 1, found 2.0"),
+        ({"threshold": 0.0}, "--threshold: expected a probability above 0, at most 1, found 0.0"),
         ({"tolerance": -1.0}, "--tolerance: expected a length of at least 0"),
         ({"tolerance": float("nan")}, "--tolerance: expected a length"),
         ({"spacing": (1.0, 1.0)}, "--spacing: expected 3 sizes, one per axis, found 1.0, 1.0"),
@@ -321,3 +324,84 @@ def test_a_label_map_without_the_other_cases_classes_is_read_like_them(tmp_path)
     assert set(evaluation.cases) == {"a", "b", "z"}
     assert evaluation.mean["part/dice/2"] == pytest.approx(2 / 3)
     assert evaluation.cases["z"]["part/dice/1"] == 0
+
+
+def test_labels_without_a_prediction_and_predictions_without_a_label_are_told(files, caplog, capsys):
+    (files / "found" / "b_ink.tif").unlink()
+    truth = tifffile.imread(files / "found" / "a_ink.tif")
+    write(files / "found" / "d_ink.tif", truth)
+    write(files / "data" / "labels" / "a_other.tif", truth)  # of a target that nobody predicted
+    command = ["evaluate", "-p", str(files / "found"), "-l", str(files / "data"), "-o", str(files / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "means over 2 of 3 cases" in printed.out
+    assert "labels without a prediction: b_ink; scored: 2 of 3 cases" in printed.err
+    assert "predictions without a label: d_ink" in printed.err
+    told = json.loads((files / "out" / "metrics.json").read_text())
+    assert told["labels_without_prediction"] == ["b_ink"]
+    assert told["predictions_without_label"] == ["d_ink"]
+    assert told["scored"] == "2 of 3 cases"
+    assert told["mean"]["ink/dice"] == pytest.approx(0.5)
+    page = (files / "out" / "report.html").read_text()
+    assert "b_ink" in page
+    assert "2 of 3 cases" in page
+    assert main([*command, "--require-all", "--quiet"]) == 1
+    (files / "data" / "labels" / "b_ink.tif").unlink()
+    (files / "found" / "d_ink.tif").unlink()
+    assert main([*command, "--require-all", "--quiet"]) == 0
+    assert json.loads((files / "out" / "metrics.json").read_text())["scored"] == "2 cases"
+
+
+def test_many_missing_labels_are_counted(files, caplog):
+    truth = tifffile.imread(files / "found" / "a_ink.tif")
+    for number in range(14):
+        write(files / "data" / "labels" / f"x{number:02}_ink.tif", truth)
+    evaluation = evaluate(EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out")))
+    assert "x09_ink and 4 more; scored: 3 of 17 cases" in caplog.text
+    assert len(evaluation.unpredicted) == 14
+
+
+def scored(tmp_path, found, truth, **options):
+    write(tmp_path / "found" / "a_ink.tif", found)
+    write(tmp_path / "labels" / "a_ink.tif", truth)
+    request = EvaluateRequest(
+        str(tmp_path / "found"), str(tmp_path / "labels"), str(tmp_path / "out"), metrics=("dice",), **options
+    )
+    return evaluate(request).mean
+
+
+def test_a_class_that_no_prediction_has_is_missed(tmp_path):
+    found = np.repeat(np.arange(3, dtype=np.uint8), 16).reshape(6, 8)
+    truth = found.copy()
+    truth[:1] = 3
+    mean = scored(tmp_path, found, truth)
+    assert mean["ink/dice/3"] == 0
+    assert mean["ink/dice"] == pytest.approx((1 + 1 + 0) / 3)
+
+
+def test_a_negative_label_is_refused_unless_it_is_ignored(tmp_path):
+    truth = np.zeros((6, 8), np.int16)
+    truth[:2], truth[4:] = 1, -1
+    found = (truth != 0).astype(np.uint8)
+    with pytest.raises(VolumenError, match=r"expected 0 for background .* found -1; .*--ignore-label"):
+        scored(tmp_path, found, truth)
+    assert scored(tmp_path, found, truth, ignore_label=-1)["ink/dice"] == 1
+
+
+def test_a_value_that_is_no_class_is_refused_unless_it_is_ignored(tmp_path):
+    found = np.repeat(np.arange(3, dtype=np.uint8), 16).reshape(6, 8)
+    truth = found.copy()
+    truth[4:] = 255
+    with pytest.raises(VolumenError, match=r"expected classes 0 to 2, found 255; .*--ignore-label"):
+        scored(tmp_path, found, truth)
+    assert scored(tmp_path, found, truth, ignore_label=255)["ink/dice/1"] == 1
+
+
+def test_a_mask_of_negative_values_and_nan_counts_nowhere(files):
+    mask = np.where(mask_of_b(), 2.0, -1.0).astype(np.int16)
+    write(files / "data" / "masks" / "b.tif", mask)
+    request = EvaluateRequest(str(files / "found"), str(files / "data"), str(files / "out"))
+    assert evaluate(request).cases["b"]["ink/dice"] == 1
+    write(files / "data" / "masks" / "b.tif", mask[:, :5])
+    with pytest.raises(VolumenError, match=r"b\.tif: expected shape"):
+        evaluate(request)

@@ -11,12 +11,14 @@ import tifffile
 import zarr
 from instance_cases import cells, walls
 from prediction import save_checkpoint
-from scripts.data.volumes import ArrayVolume
-from scripts.inference import evaluation as module
-from scripts.inference.derived_truth import DerivedTruth
-from scripts.inference.evaluation import EvaluateRequest, evaluate
-from scripts.inference.predict import PredictRequest, predict
-from scripts.transforms.source_fields import derive_target
+
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.derived.derivation import derive_target
+from volumen.evaluation import score as module
+from volumen.evaluation.derived_truth import DerivedTruth
+from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
 
 TASKS = {
     "sdt": {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "x"}]},

@@ -13,17 +13,18 @@ import pytest
 import tifffile
 import torch
 from prediction import make_predictor, save_checkpoint
-from scripts.command import run_guarded
-from scripts.errors import VolumenError
-from scripts.inference.predictor import load_predictor, predict_array
-from scripts.networks.multihead import MultiHeadDynUNet
-from scripts.sharing import export as export_module
-from scripts.sharing.bioimageio import check_packages, halo, least_size, tensor_ids
-from scripts.sharing.command import EXPORT_FORMATS, add_export_arguments, run_export
-from scripts.sharing.export import export
-from scripts.sharing.exporters import WRITERS
-from scripts.sharing.input_steps import input_steps
-from scripts.transforms.normalize import Normalizer
+
+from volumen.cli.execution import run_guarded
+from volumen.cli.share import EXPORT_FORMATS, add_export_arguments, run_export
+from volumen.inference.predictor import load_predictor, predict_array
+from volumen.networks.multihead import MultiHeadDynUNet
+from volumen.sharing import export as export_module
+from volumen.sharing.bioimageio import check_packages, halo, least_size, tensor_ids
+from volumen.sharing.exchange_formats import WRITERS
+from volumen.sharing.export import export
+from volumen.sharing.input_steps import input_steps
+from volumen.transforms.normalize import Normalizer
+from volumen.utils.errors import VolumenError
 
 
 def need(to: str) -> None:
@@ -147,7 +148,7 @@ def test_the_command_prints_the_agreement(tmp_path, caplog):
     add_export_arguments(parser)
     checkpoint = save_checkpoint(tmp_path / "m.pth", 2, (8, 8))
     words = ["-m", str(checkpoint), "--to", "torchscript", "-o", str(tmp_path / "a.ts")]
-    caplog.set_level("INFO", logger="scripts")
+    caplog.set_level("INFO", logger="volumen")
     assert run_export(parser.parse_args(words)) == 0
     assert "differs from the network by ink" in caplog.text
     options = parser.parse_args(words)

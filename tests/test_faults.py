@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from ignite.engine import Events
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import load_checkpoint
-from scripts.handlers.faults import explain
-from scripts.handlers.logs import TensorBoardLog
 from toy_process import ToyProcess
 from training_toys import ToyData, make_trainer, same_weights, weights
+
+from volumen.checkpoints.file import load_checkpoint
+from volumen.handlers.faults import explain
+from volumen.handlers.records.logs import TensorBoardLog
+from volumen.utils.errors import VolumenError
 
 
 class Failing(ToyData):

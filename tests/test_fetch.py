@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from scripts.data.layout import discover, open_cases
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.formats.volumes import open_volume
+from volumen.data.layout import discover, open_cases
+from volumen.utils.errors import VolumenError
 
 fsspec = pytest.importorskip("fsspec")
 ARRAY = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype("u1")

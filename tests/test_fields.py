@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scripts.transforms import fields
-from scripts.transforms.source_fields import derive_target
+
+from volumen.derived.arrays import fields
+from volumen.derived.derivation import derive_target
 
 spacings = st.sampled_from([1.0, 0.5, 2.0, 3.3, 4.6])
 

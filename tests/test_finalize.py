@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import list_data_collate
-from scripts.errors import VolumenError
-from scripts.transforms.finalize import CropHalod, FinalizePatchd, RestrictToLabelledd
+
+from volumen.transforms.finalize import CropHalod, FinalizePatchd, RestrictToLabelledd
+from volumen.utils.errors import VolumenError
 
 
 def _sample(halo=(0, 0, 0), dtype=np.uint8):

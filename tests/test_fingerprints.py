@@ -6,7 +6,8 @@ import os
 import shutil
 
 import numpy as np
-from scripts.data.fingerprints import array_fingerprint, digest, file_fingerprint, folder_fingerprint
+
+from volumen.data.fingerprints import array_fingerprint, digest, file_fingerprint, folder_fingerprint
 
 
 def test_file(tmp_path):
@@ -60,7 +61,8 @@ def test_digest_is_stable():
 
 def test_a_data_set_is_known_again_after_copying_and_told_from_another(tmp_path):
     from data_folders import shells, write_tiff_folder
-    from scripts.config import ConfigManager
+
+    from volumen.config.manager import ConfigManager
 
     label = shells((24, 24, 32))
     first, copy, other = (

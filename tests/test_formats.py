@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scripts.data.formats import detect_format, is_url, local_path, split_suffix
-from scripts.errors import VolumenError
+
+from volumen.data.formats.detection import detect_format, is_url, local_path, split_suffix
+from volumen.utils.errors import VolumenError
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from itertools import permutations, product
 import nibabel
 import numpy as np
 import pytest
-from scripts.data.geometry import (
+
+from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.geometry import (
     PATIENT,
     AxisTurn,
     Geometry,
@@ -17,9 +19,8 @@ from scripts.data.geometry import (
     nearest_turn,
     stated_geometry,
 )
-from scripts.data.turned import TurnedVolume
-from scripts.data.units import common_unit, factor, unit_name
-from scripts.data.volumes import ArrayVolume, open_volume
+from volumen.data.turned import TurnedVolume
+from volumen.data.units import common_unit, factor, unit_name
 
 SHAPE = (5, 6, 7)
 ALL_TURNS = [

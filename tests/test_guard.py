@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scripts.engines.guard import NonFiniteGuard, describe_patches
-from scripts.errors import VolumenError
+
+from volumen.engines.guard import NonFiniteGuard, describe_patches
+from volumen.utils.errors import VolumenError
 
 ENGINE = SimpleNamespace(state=SimpleNamespace(epoch=2, iteration=7))
 NAN, INF = float("nan"), float("inf")

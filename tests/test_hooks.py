@@ -19,9 +19,10 @@ import yaml
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from monai.bundle import ConfigParser
-from scripts.bundle_root import configs_dir
-from scripts.cli import main
 from training_toys import make_trainer
+
+from volumen.cli.main import main
+from volumen.utils.bundle_root import configs_dir
 
 EXAMPLES = ROOT / "docs" / "examples"
 

@@ -8,10 +8,11 @@ import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
 from PIL import Image, ImageFont
-from scripts.cli import main
-from scripts.config import ConfigManager
-from scripts.contact_sheet import _shorten, draw_view, target_colours, views, write_sheet
 from test_instance_distance import voronoi
+
+from volumen.cli.contact_sheet import _shorten, draw_view, target_colours, views, write_sheet
+from volumen.cli.main import main
+from volumen.config.manager import ConfigManager
 
 
 @pytest.fixture(autouse=True)

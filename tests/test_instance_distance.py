@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scripts.transforms import torch_fields
-from scripts.transforms.fields import signed_distance
-from scripts.transforms.instance_distance import instance_distance
-from scripts.transforms.source_fields import derive_target
+
+from volumen.derived.arrays.fields import signed_distance
+from volumen.derived.arrays.instance_distance import instance_distance
+from volumen.derived.batches import fields as torch_fields
+from volumen.derived.derivation import derive_target
 
 SHAPE = (14, 18, 20)
 

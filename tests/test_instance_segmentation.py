@@ -10,23 +10,19 @@ import torch
 import zarr
 from instance_cases import cells, predicted, walls
 from prediction import make_predictor
-from scripts.errors import VolumenError
-from scripts.inference.block_files import BlockFiles
-from scripts.inference.blocks import aligned_block
-from scripts.inference.command import request_fields
-from scripts.inference.instances import (
-    InstanceRules,
-    from_affinities,
-    from_boundary,
-    read_rules,
-    renumber,
-    settle_rules,
-)
-from scripts.inference.like import settings_like
-from scripts.inference.predict import PredictRequest, predict
-from scripts.inference.stitch import Stitching
-from scripts.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
-from scripts.transforms.affinities import affinities
+
+from volumen.derived.arrays.affinities import affinities
+from volumen.inference.postprocess.block_files import BlockFiles
+from volumen.inference.postprocess.blocks import aligned_block
+from volumen.inference.postprocess.instances import from_affinities, from_boundary, renumber
+from volumen.inference.postprocess.stitch import Stitching
+from volumen.inference.predict import predict
+from volumen.inference.reproduce import settings_like
+from volumen.inference.request import PredictRequest
+from volumen.inference.rules import InstanceRules, read_rules, settle_rules
+from volumen.inference.settings import request_fields
+from volumen.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
+from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp", exc_type=ImportError)
 

@@ -13,12 +13,13 @@ import zarr
 from conftest import ROOT
 from data_folders import image_of
 from monai.bundle import ConfigParser
-from scripts.config import ConfigManager
-from scripts.errors import VolumenError
-from scripts.transforms.affinities import affinities
-from scripts.transforms.boundaries import boundary
-from scripts.transforms.source_fields import derive_target
 from test_instance_distance import voronoi
+
+from volumen.config.manager import ConfigManager
+from volumen.derived.arrays.affinities import affinities
+from volumen.derived.arrays.boundaries import boundary
+from volumen.derived.derivation import derive_target
+from volumen.utils.errors import VolumenError
 
 SHAPE = (24, 32, 32)
 HEADS = {
@@ -163,7 +164,7 @@ def test_entries_that_contradict_themselves_are_refused(tmp_path, entry, words):
 
 @pytest.mark.slow
 def test_cells_train_and_predict(folder, tmp_path):
-    from scripts.cli import main
+    from volumen.cli.main import main
 
     settings = {
         "dataset_config": {"targets": {"cells": {"instances": "distance"}}},

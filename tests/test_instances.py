@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import generate_binary_structure, grey_dilation, grey_erosion
-from scripts.errors import VolumenError
-from scripts.transforms.instances import InstancesToTargetd
+
+from volumen.transforms.instances import InstancesToTargetd
+from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(0)
 

@@ -7,9 +7,8 @@ import pytest
 from monai.transforms import Compose
 from patch_cases import smooth
 from scipy.ndimage import gaussian_filter
-from scripts.errors import VolumenError
-from scripts.transforms import filters
-from scripts.transforms.intensity import (
+
+from volumen.transforms.intensity import (
     RandBlurd,
     RandBrightnessd,
     RandContrastd,
@@ -17,6 +16,8 @@ from scripts.transforms.intensity import (
     RandLowResolutiond,
     RandNoised,
 )
+from volumen.transforms.kernels import filters
+from volumen.utils.errors import VolumenError
 
 ALL = [RandNoised, RandBlurd, RandBrightnessd, RandContrastd, RandLowResolutiond, RandGammad]
 IMAGE = smooth((24, 26, 28))

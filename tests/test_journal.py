@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from scripts.inference.journal import BlockLog, read_log
+from volumen.inference.output.block_log import BlockLog, read_log
 
 BOX = ((0, 4), (8, 12))
 

@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 import zarr
-from scripts.data import label_values as module
-from scripts.data.index_cache import default_cache_dir, prune, store_arrays
-from scripts.data.label_values import label_values
-from scripts.data.volumes import ArrayVolume, open_volume
+
+from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.index import label_values as module
+from volumen.data.index.label_values import label_values
+from volumen.data.index_cache import default_cache_dir, prune, store_arrays
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from data_folders import shells, write_tiff_folder
-from scripts.config import ConfigManager
-from scripts.errors import VolumenError
-from scripts.transforms.labels import PrepareLabelsd
+
+from volumen.config.manager import ConfigManager
+from volumen.transforms.labels import PrepareLabelsd
+from volumen.utils.errors import VolumenError
 
 SHEETS = shells((16, 16, 16))
 

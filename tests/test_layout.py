@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from scripts.data.block_cache import BLOCKS
-from scripts.data.layout import discover, open_cases
-from scripts.errors import VolumenError
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.layout import discover, open_cases
+from volumen.utils.errors import VolumenError
 
 SHAPE = (6, 7, 8)
 
@@ -466,7 +467,7 @@ def test_warnings_of_what_reads_slowly(tmp_path, caplog):
 
 
 def test_more_files_than_may_be_open(tmp_path, monkeypatch):
-    from scripts.data import open_handles
+    from volumen.data.formats import open_handles
 
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from scripts.errors import VolumenError
-from scripts.losses.balancing import GradNormBalancing, UncertaintyBalancing, build_balancing
-from scripts.losses.multitask import MultiTaskLoss
+
+from volumen.losses.balancing import GradNormBalancing, UncertaintyBalancing, build_balancing
+from volumen.losses.multitask import MultiTaskLoss
+from volumen.utils.errors import VolumenError
 
 KINDS = {"label": "binary", "field": "field"}
 WEIGHTS = {"label": 1.0, "field": 1.0}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from loss_cases import VALUE_KINDS, Case, loss_cases
-from scripts.losses.registry import build_loss, loss_class, loss_names
+
+from volumen.losses.registry import build_loss, loss_class, loss_names
 
 CASES = loss_cases()
 each_loss = pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from loss_cases import make_target
-from scripts.losses.multitask import MultiTaskLoss
+
+from volumen.losses.multitask import MultiTaskLoss
 
 KINDS = {
     "ink": "binary",

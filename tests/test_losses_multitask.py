@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import channels, make_target
-from scripts.errors import VolumenError
-from scripts.losses.cross_entropy import BCEWithLogitsLoss
-from scripts.losses.deep_supervision import downsample
-from scripts.losses.dice import SoftDiceLoss
-from scripts.losses.distance import SignedDistanceLoss
-from scripts.losses.multitask import MultiTaskLoss
-from scripts.losses.regression import MSELoss
-from scripts.losses.vectors import CosineSimilarityLoss, NormalSmoothnessLoss
+
+from volumen.losses.cross_entropy import BCEWithLogitsLoss
+from volumen.losses.deep_supervision import downsample
+from volumen.losses.dice import SoftDiceLoss
+from volumen.losses.distance import SignedDistanceLoss
+from volumen.losses.multitask import MultiTaskLoss
+from volumen.losses.regression import MSELoss
+from volumen.losses.vectors import CosineSimilarityLoss, NormalSmoothnessLoss
+from volumen.utils.errors import VolumenError
 
 SIZES = [(8, 8, 8), (4, 4, 4), (2, 2, 2)]
 TARGETS = {
@@ -230,7 +231,7 @@ def test_source_prediction_is_resized_where_the_source_has_no_such_level():
 
 
 def test_a_loss_of_one_s_own_is_registered_by_name():
-    from scripts.losses.registry import _registered, register_loss
+    from volumen.losses.registry import _registered, register_loss
 
     @register_loss("TripleMSELoss")
     class TripleMSELoss(MSELoss):

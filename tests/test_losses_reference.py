@@ -10,14 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_cases import Case, channels, make_target
-from scripts.losses.boundary import surface_distance
-from scripts.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
-from scripts.losses.dice import DiceCELoss, SoftDiceLoss, TverskyLoss
-from scripts.losses.distance import SignedDistanceLoss
-from scripts.losses.regression import MaskedMSELoss, MSELoss, SmoothL1Loss, WeightedSmoothL1Loss
-from scripts.losses.tensors import EigenvalueLoss, PlanarityLoss
-from scripts.losses.topology import SkeletonRecallLoss, SoftClDiceLoss, soft_skeleton
-from scripts.losses.vectors import (
+
+from volumen.losses.boundary import surface_distance
+from volumen.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
+from volumen.losses.dice import DiceCELoss, SoftDiceLoss, TverskyLoss
+from volumen.losses.distance import SignedDistanceLoss
+from volumen.losses.regression import MaskedMSELoss, MSELoss, SmoothL1Loss, WeightedSmoothL1Loss
+from volumen.losses.tensors import EigenvalueLoss, PlanarityLoss
+from volumen.losses.topology import SkeletonRecallLoss, SoftClDiceLoss, soft_skeleton
+from volumen.losses.vectors import (
     CosineSimilarityLoss,
     NormalGatedRepulsionLoss,
     NormalSmoothnessLoss,

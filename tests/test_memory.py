@@ -14,7 +14,7 @@ BLOCK = 36 * 2**20  # more than glibc ever serves from its heap by itself
 PROBE = f"""
 import ctypes, re, resource, sys
 import torch
-from scripts.memory import (
+from volumen.utils.memory import (
     freed_memory_kept, keep_freed_memory, keep_in_worker, limit_kept_memory, return_freed_memory
 )
 

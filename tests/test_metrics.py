@@ -9,19 +9,20 @@ import pytest
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU, SurfaceDiceMetric
 from scipy import ndimage
-from scripts.errors import VolumenError
-from scripts.losses.topology import soft_skeleton
-from scripts.metrics.centreline import cldice, cldice_counts, skeleton
-from scripts.metrics.overlap import dice, iou, overlap_counts
-from scripts.metrics.regression import absolute_sums, angle_sums, angles, mean
-from scripts.metrics.surface import (
+
+from volumen.losses.topology import soft_skeleton
+from volumen.metrics.centreline import cldice, cldice_counts, skeleton
+from volumen.metrics.overlap import dice, iou, overlap_counts
+from volumen.metrics.regression import absolute_sums, angle_sums, angles, mean
+from volumen.metrics.surface import (
     hausdorff,
     surface_dice,
     surface_dice_counts,
     surface_distances,
     surface_voxels,
 )
-from scripts.metrics.target_metrics import CHEAP_METRICS, build_metrics
+from volumen.metrics.target_metrics import CHEAP_METRICS, build_metrics
+from volumen.utils.errors import VolumenError
 
 
 def _blob(seed: int, shape=(14, 17, 15), margin: int = 2) -> np.ndarray:

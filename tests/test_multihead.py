@@ -8,11 +8,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from scripts.errors import VolumenError
-from scripts.networks.blocks import Head
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, NamedHeads, resolve_out_channels
-from scripts.networks.operations import GatedUnit, InstanceNorm, activation_name, norm_name
-from scripts.networks.planning import plan_network
+
+from volumen.networks.blocks import Head
+from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet, NamedHeads, resolve_out_channels
+from volumen.networks.operations import GatedUnit, InstanceNorm, activation_name, norm_name
+from volumen.networks.planning import plan_network
+from volumen.utils.errors import VolumenError
 
 HEADS = {
     "membrane": {"out_channels": 1},

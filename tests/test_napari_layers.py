@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import zarr
-from scripts.data.napari_layers import cases_from_viewer
-from scripts.errors import VolumenError
+
+from volumen.data.napari_layers import cases_from_viewer
+from volumen.utils.errors import VolumenError
 
 
 @dataclass

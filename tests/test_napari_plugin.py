@@ -16,11 +16,12 @@ import yaml
 import zarr
 from conftest import ROOT
 from data_folders import image_of, shells
-from scripts.errors import VolumenError
-from scripts.napari_plugin import jobs
-from scripts.napari_plugin.jobs import Job, follow, free_name
-from scripts.napari_plugin.layers import PREDICTION, describe, stand_in, store, take, trainable_layers
-from scripts.napari_plugin.session import Progress, TrainingForm, best_checkpoint, fields_of
+
+from volumen.napari_plugin import jobs
+from volumen.napari_plugin.jobs import Job, follow, free_name
+from volumen.napari_plugin.layers import PREDICTION, describe, stand_in, store, take, trainable_layers
+from volumen.napari_plugin.session import Progress, TrainingForm, best_checkpoint, fields_of
+from volumen.utils.errors import VolumenError
 
 
 def layer(name, data, kind="image", **values):
@@ -34,7 +35,11 @@ def test_the_manifest_is_one_that_napari_takes():
     assert manifest.contributions.widgets[0].display_name == "Train and predict"
     for command in manifest.contributions.commands:
         module, name = command.python_name.split(":")
-        source = (ROOT / "bundle" / module.replace(".", "/")).with_suffix(".py").read_text()
+        source = (
+            (ROOT / "bundle" / module.replace(".", "/").replace("volumen", "scripts", 1))
+            .with_suffix(".py")
+            .read_text()
+        )
         assert f"class {name}" in source or f"def {name}" in source
 
 
@@ -125,11 +130,10 @@ def test_what_cannot_be_stored_is_told(tmp_path, monkeypatch):
 
 
 def test_the_fields_are_settings_that_the_program_takes(tmp_path, viewer):
-    from scripts.config import ConfigManager
-    from scripts.data.layout import Layout
-    from scripts.data.napari_layers import cases_from_viewer
-    from scripts.experiment_file import merge
-    from scripts.train import shipped_sections
+    from volumen.config.experiment_file import merge, shipped_sections
+    from volumen.config.manager import ConfigManager
+    from volumen.data.layout import Layout
+    from volumen.data.napari_layers import cases_from_viewer
 
     form = TrainingForm(str(tmp_path), epochs=3, patch_size="16, 16,16", also=("distance", "normals"))
     config = ConfigManager(**merge(shipped_sections(), form.settings(["surface"])), output_dir=str(tmp_path))
@@ -294,7 +298,7 @@ def test_events_become_curves():
 
 
 def test_every_event_of_the_worker_is_understood():
-    from scripts.napari_plugin import worker
+    from volumen.napari_plugin import worker
 
     rows = [
         line.split("|")[1].strip() for line in (worker.__doc__ or "").splitlines() if line.startswith("| ")
@@ -306,7 +310,8 @@ def test_every_event_of_the_worker_is_understood():
 
 def test_the_reporter_tells_of_steps_and_epochs():
     from ignite.engine import Engine
-    from scripts.napari_plugin.worker import Reporter
+
+    from volumen.napari_plugin.worker import Reporter
 
     told = []
     engine = Engine(lambda engine, batch: {"losses": {"loss": float(batch)}})
@@ -334,7 +339,7 @@ def test_the_best_checkpoint_else_the_newest(tmp_path):
 
 def test_a_prediction_becomes_layers(tmp_path):
     pytest.importorskip("dask.array")
-    from scripts.napari_plugin.results import read_prediction
+    from volumen.napari_plugin.results import read_prediction
 
     group = zarr.open_group(tmp_path / "p.zarr", mode="w")
     surface = np.random.default_rng(0).integers(0, 2, (4, 6, 8)).astype(np.uint8)
@@ -365,26 +370,29 @@ def test_a_prediction_becomes_layers(tmp_path):
 def test_the_manifest_is_found_and_names_what_is_there():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, resource = project["entry-points"]["napari.manifest"]["volumen"].partition(":")
-    path = ROOT / "bundle" / module.replace(".", "/") / resource
+    path = ROOT / "bundle" / module.replace(".", "/").replace("volumen", "scripts", 1) / resource
     manifest = yaml.safe_load(path.read_text())
     assert manifest["name"] == project["name"]
     for command in manifest["contributions"]["commands"]:
         module, _, name = command["python_name"].partition(":")
-        source = (ROOT / "bundle" / f"{module.replace('.', '/')}.py").read_text()
+        source = (
+            ROOT / "bundle" / f"{module.replace('.', '/').replace('volumen', 'scripts', 1)}.py"
+        ).read_text()
         assert f"class {name}(" in source or f"def {name}(" in source
 
 
 def test_the_sample_can_be_trained_on():
-    from scripts.napari_plugin.samples import phantom
+    from volumen.napari_plugin.samples import phantom
 
     layers = [layer(options["name"], data, kind) for data, options, kind in phantom(48)]
     assert describe(SimpleNamespace(layers=layers)) == [("scroll", ["surface"], True)]
-    assert import_module("scripts.napari_plugin").__doc__
+    assert import_module("volumen.napari_plugin").__doc__
 
 
 def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
     from prediction import save_checkpoint
-    from scripts.napari_plugin import worker
+
+    from volumen.napari_plugin import worker
 
     checkpoint = save_checkpoint(tmp_path / "m.pth", 3, (8, 8, 8), tasks=False)
     values = np.random.default_rng(0).integers(0, 256, (8, 9, 10), dtype=np.uint8)
@@ -450,7 +458,7 @@ def test_train_stop_go_on_and_predict(tmp_path, viewer):
 
 WORKER = """
 import multiprocessing, sys, time
-import scripts.napari_plugin.worker as worker
+import volumen.napari_plugin.worker as worker
 
 def train(job, tell):
     # As a data loader does; a forked process closes standard input before anything else.

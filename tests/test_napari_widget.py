@@ -37,7 +37,7 @@ def viewer():
 
 @pytest.fixture
 def widget(application, viewer, tmp_path):
-    from scripts.napari_plugin.widget import TrainAndPredict
+    from volumen.napari_plugin.widget import TrainAndPredict
 
     widget = TrainAndPredict(viewer)
     widget.output.setText(str(tmp_path / "out"))
@@ -56,7 +56,7 @@ def wait(application, widget, seconds=60.0):
 
 def play(monkeypatch, events, hold=None):
     """Have jobs tell these events instead of running; return the jobs."""
-    from scripts.napari_plugin.jobs import Job
+    from volumen.napari_plugin.jobs import Job
 
     played = []
 
@@ -186,7 +186,7 @@ def test_closing_stops_what_runs(application, widget, monkeypatch):
 
 
 def test_curves_of_any_kind_are_drawn(application):
-    from scripts.napari_plugin.chart import Chart, smooth, thinned, ticks
+    from volumen.napari_plugin.chart import Chart, smooth, thinned, ticks
 
     chart = Chart()
     for losses in ([], [(0.1, 1.0)], [(0.1, -1.0), (0.2, 3.0)], [(x / 10, 2.0**-x) for x in range(1, 40)]):

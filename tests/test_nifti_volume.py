@@ -9,9 +9,10 @@ import struct
 import nibabel
 import numpy as np
 import pytest
-from scripts.data.block_cache import BLOCKS
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.formats.volumes import open_volume
+from volumen.utils.errors import VolumenError
 
 
 def random_array(shape=(9, 11, 13), dtype="i2", seed=0) -> np.ndarray:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scripts.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
-from scripts.networks.nnunet_weights import load_nnunet, safe_globals
-from scripts.networks.partial import load_partial
+
+from volumen.checkpoints.nnunet import load_nnunet, safe_globals
+from volumen.checkpoints.weights import load_partial
+from volumen.networks.multihead import ConcatenatedHeads, MultiHeadDynUNet
 
 FEATURES, STRIDES, BLOCKS = [8, 12, 16, 16], [1, 2, 2, 2], [1, 2, 2, 1]
 

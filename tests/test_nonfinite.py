@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
-from scripts.data.nonfinite import Nonfinite, count_nonfinite
-from scripts.data.volumes import ArrayVolume, open_volume
+
+from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.nonfinite import Nonfinite, count_nonfinite
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -17,7 +18,7 @@ def test_as_numpy_counts(tmp_path, monkeypatch, threads, chunks):
     places = np.where(rng.random(image.shape) < 0.01)
     image[places] = rng.choice([np.nan, np.inf, -np.inf], len(places[0]))
     zarr.create_array(tmp_path / "a.zarr", data=image, chunks=chunks)
-    monkeypatch.setattr("scripts.data.label_values._BLOCK_VOXELS", 200)
+    monkeypatch.setattr("volumen.data.index.label_values._BLOCK_VOXELS", 200)
     volume = open_volume(tmp_path / "a.zarr", axes="czyx")
     found = count_nonfinite(volume, num_threads=threads, cache_dir=tmp_path / "cache")
     assert found.total == len(places[0])

@@ -8,9 +8,10 @@ import logging
 import numpy as np
 import pytest
 from patch_cases import RecordingVolume, case_of
-from scripts.errors import VolumenError
-from scripts.transforms.intensity_properties import sample_intensity_properties
-from scripts.transforms.normalize import SCHEMES, NormalizeImaged, Normalizer
+
+from volumen.transforms.intensity_properties import sample_intensity_properties
+from volumen.transforms.normalize import SCHEMES, NormalizeImaged, Normalizer
+from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(3)
 KNOWN = {"min": -2.0, "max": 6.0, "mean": 1.0, "std": 0.5, "percentile_00_5": 0.0, "percentile_99_5": 4.0}

@@ -24,13 +24,14 @@ from conftest import ROOT
 from data_folders import shells, write_tiff_folder
 from meta_schema import SCHEMA
 from prediction import save_checkpoint
-from scripts.cli import main
-from scripts.command import run_guarded
-from scripts.errors import VolumenError
-from scripts.sharing.command import add_package_arguments, run_package
-from scripts.sharing.metadata import without_paths
-from scripts.sharing.package import PackageRequest, package
-from scripts.sharing.packaged_configs import replace_block, set_value
+
+from volumen.cli.execution import run_guarded
+from volumen.cli.main import main
+from volumen.cli.share import add_package_arguments, run_package
+from volumen.sharing.config_text import ConfigText
+from volumen.sharing.metadata import without_paths
+from volumen.sharing.package import PackageRequest, package
+from volumen.utils.errors import VolumenError
 
 EXPERIMENT = {
     "tr_setup": {"model_name": "sheets"},
@@ -78,8 +79,8 @@ module, told, _ = load_net_with_metadata(exported)
 assert told["name"] == root.name
 with torch.inference_mode():
     assert torch.allclose(module(images), joined(images), atol=1e-5)
-import scripts
-assert Path(scripts.__file__).parent == root / "scripts", scripts.__file__
+import volumen
+assert volumen.__path__ == [str(root / "scripts")], volumen.__file__
 torch.save(joined(images), sys.argv[3])
 """
 
@@ -179,7 +180,7 @@ def test_there_is_no_volumen_for_a_stranger(stranger, tmp_path):
     code = """
 import importlib.util, torch
 try:
-    print(importlib.util.find_spec("scripts.cli"))
+    print(importlib.util.find_spec("volumen.cli.main"))
 except ModuleNotFoundError:
     print(None)
 """
@@ -195,7 +196,7 @@ def test_a_stranger_verifies_and_loads_it(stranger, bundle, trained, tmp_path):
         stranger, str(script), str(bundle), str(schema), str(tmp_path / "out.pt"), cwd=tmp_path, root=bundle
     )
     assert said.count("verified with no error") == 3
-    from scripts.inference.predictor import load_predictor
+    from volumen.inference.predictor import load_predictor
 
     images = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -313,7 +314,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scripts.sharing.package.zip_folder", full)
+    monkeypatch.setattr("volumen.sharing.package.zip_folder", full)
     with pytest.raises(VolumenError, match=r"the disk is full, a\.zip was not written"):
         package(PackageRequest(checkpoint, str(tmp_path / "a.zip")))
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
@@ -415,7 +416,7 @@ def test_a_hub_on_loopback_receives_the_whole_bundle(tmp_path):
         server.received = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         script = (
-            "from scripts.sharing.package import PackageRequest, package;"
+            "from volumen.sharing.package import PackageRequest, package;"
             f"print(package(PackageRequest({str(checkpoint)!r}, 'a.zip', hf='me/a')).url)"
         )
         said = run(
@@ -438,7 +439,7 @@ def test_the_command(tmp_path, caplog):
     add_package_arguments(parser)
     checkpoint = save_checkpoint(tmp_path / "m.pth", 2, (8, 8), in_channels=3)
     options = parser.parse_args(["-m", str(checkpoint), "-o", str(tmp_path / "retina.zip")])
-    caplog.set_level("INFO", logger="scripts")
+    caplog.set_level("INFO", logger="volumen")
     assert run_package(options) == 0
     assert "retina.zip: " in caplog.text
     with zipfile.ZipFile(tmp_path / "retina.zip") as archive:
@@ -459,24 +460,36 @@ def test_paths_are_removed_at_any_depth():
     }
 
 
-def test_a_block_is_replaced_and_the_rest_kept():
-    text = "# head\na: 1\n\nb:\n  c: 2   # why\n\n  d: 3\n\n# about e\ne: 4\n"
-    found = replace_block(text, "b", {"x": [1, 2]})
-    assert found == "# head\na: 1\n\nb:\n  x: [1, 2]\n\n# about e\ne: 4\n"
-    with pytest.raises(ValueError, match="no entry 'z'"):
-        replace_block(text, "z", 1)
+CONFIG = '# head\na: 1\n\nb:           # of b\n  c: null    # why\n\n  d: "$x"\n\n# about e\ne: {f: 4}\n'
 
 
-def test_a_value_is_set_and_its_comment_kept():
-    text = "a:\n  b: null    # why\n  c: 1\nb: 2\n"
-    assert set_value(text, "a", "b", [1, 2]) == "a:\n  b: [1, 2]    # why\n  c: 1\nb: 2\n"
-    assert set_value(text, "a", "c", 1e-5) == "a:\n  b: null    # why\n  c: 1.0e-05\nb: 2\n"
-    assert set_value(text, "a", "absent", 1) == text
-    assert yaml.safe_load(set_value(text, "a", "c", "off")) == {"a": {"b": None, "c": "off"}, "b": 2}
+def test_a_changed_config_keeps_its_comments_and_lines():
+    config = ConfigText(CONFIG)
+    assert config.text() == CONFIG
+    config.update("b", {"c": [1, 2]})
+    assert config.text() == CONFIG.replace("null    # why", "[1, 2]  # why")
+    config.insert("g", {"h": [[1], [2]]}, before="b")
+    assert config.text().index("g:") < config.text().index("b:")
+    assert all(comment in config.text() for comment in ("# head", "# of b", "# why", "# about e"))
+    config.update("b", {"z": 1}, only_known=True)
+    assert yaml.safe_load(config.text()) == {
+        "a": 1, "b": {"c": [1, 2], "d": "$x"}, "e": {"f": 4}, "g": {"h": [[1], [2]]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1e-5, 1e22, -0.1, 3, True, None, "off", "1e-4", "1.5", "yes", "null", "@a", "$b", "%c", "a: b", "", " x", "#1",
+     [1.0e-7, "on"], {"k": [{"x": 1e-9}], "e": {}, "l": []}, "Grüße"],
+)  # fmt: skip
+def test_a_changed_config_is_read_as_the_same_values(value):
+    config = ConfigText(CONFIG)
+    config.update("b", {"c": value})
+    assert yaml.safe_load(config.text())["b"]["c"] == value
 
 
 def test_weights_without_their_description_are_refused(tmp_path):
-    from scripts.inference.predictor import load_predictor
+    from volumen.inference.predictor import load_predictor
 
     weights = torch.load(save_checkpoint(tmp_path / "m.pth"), weights_only=True)["model"]
     torch.save(weights, tmp_path / "model.pt")

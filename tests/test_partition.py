@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from scripts.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
-from scripts.metrics.target_metrics import build_metrics
+
+from volumen.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
+from volumen.metrics.target_metrics import build_metrics
 
 
 def by_pairs(pred, truth):

@@ -18,15 +18,16 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.data.boxes import bounding_box, box_extent, whole_box
-from scripts.data.index_cache import cache_path, load_arrays, store_arrays
-from scripts.data.label_counts import ANY_OBJECT
-from scripts.data.patch_grid import axis_starts
-from scripts.data.patch_index import PatchTable
-from scripts.data.patches import find_valid_patches
-from scripts.data.stored_chunks import stored_chunks
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+from volumen.data.index.label_counts import ANY_OBJECT
+from volumen.data.index.patch_grid import axis_starts
+from volumen.data.index.patch_index import PatchTable
+from volumen.data.index.patches import find_valid_patches
+from volumen.data.index_cache import cache_path, load_arrays, store_arrays
+from volumen.utils.boxes import bounding_box, box_extent, whole_box
+from volumen.utils.errors import VolumenError
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 
@@ -574,7 +575,9 @@ def test_a_fill_value_other_than_zero_is_read(tmp_path):
 
 
 def test_indexing_imports_no_torch():
-    code = "import sys, scripts.data.patches, scripts.data.split; print('torch' in sys.modules)"
+    code = (
+        "import sys, volumen.data.index.patches, volumen.data.sampling.split; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(BUNDLE)},

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
-from scripts.data.layout import discover, open_cases
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
-from scripts.phantom import labelled_slabs, main, scan, write_phantom
-from scripts.phantom_geometry import Roll, sheet_geometry
+
+from volumen.data.formats.volumes import open_volume
+from volumen.data.layout import discover, open_cases
+from volumen.phantom.geometry import Roll, sheet_geometry
+from volumen.phantom.volume import labelled_slabs, main, scan, write_phantom
+from volumen.utils.errors import VolumenError
 
 SHAPE = (48, 64, 72)
 EVERYWHERE = (slice(None),) * 3

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from scripts.data.layout import discover, open_cases
-from scripts.data.turned import TurnedVolume
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.formats.volumes import open_volume
+from volumen.data.layout import discover, open_cases
+from volumen.data.turned import TurnedVolume
+from volumen.utils.errors import VolumenError
 
 SHAPE = (6, 8, 10)
 RNG = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.networks.planning import NetworkPlan, plan_blocks, plan_features, plan_network
+
+from volumen.networks.planning import NetworkPlan, plan_blocks, plan_features, plan_network
 
 CUBE, PLANE = (2, 2, 2), (1, 2, 2)
 FLAT, FULL = (1, 3, 3), (3, 3, 3)

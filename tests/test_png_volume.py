@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scripts.data.block_cache import BLOCKS
-from scripts.data.formats import stack_files
-from scripts.data.layout import discover, open_cases
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
-from scripts.inference.jobs import image_paths, volume_name
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.formats.detection import stack_files
+from volumen.data.formats.volumes import open_volume
+from volumen.data.layout import discover, open_cases
+from volumen.inference.jobs import image_paths, volume_name
+from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(0)
 

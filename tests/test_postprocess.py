@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.errors import VolumenError
-from scripts.inference.blocks import block_box, block_counts
-from scripts.inference.postprocess import (
-    CleaningRules,
+
+from volumen.inference.postprocess.blocks import block_box, block_counts
+from volumen.inference.postprocess.components import (
     background,
     clean_array,
     combine,
@@ -19,6 +18,8 @@ from scripts.inference.postprocess import (
     small_holes,
     survey_block,
 )
+from volumen.inference.rules import CleaningRules
+from volumen.utils.errors import VolumenError
 
 
 def boxes_of(shape, block):

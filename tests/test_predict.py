@@ -11,14 +11,16 @@ import pytest
 import torch
 import zarr
 from prediction import blend_in_memory, make_predictor, save_checkpoint
-from scripts.data.volumes import ArrayVolume
-from scripts.errors import VolumenError
-from scripts.inference.jobs import Job
-from scripts.inference.predict import PredictRequest, check_image, predict, predict_volume
-from scripts.inference.predictor import load_predictor, predict_array
-from scripts.inference.sliding import SlidingWindow
-from scripts.inference.tta import transforms
-from scripts.transforms.normalize import Normalizer
+
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.inference.jobs import Job
+from volumen.inference.predict import check_image, predict, predict_volume
+from volumen.inference.predictor import load_predictor, predict_array
+from volumen.inference.request import PredictRequest
+from volumen.inference.windows.sliding import SlidingWindow
+from volumen.inference.windows.tta import transforms
+from volumen.transforms.normalize import Normalizer
+from volumen.utils.errors import VolumenError
 
 ALL_HEADS_3D = {
     "ink": (1, "sigmoid", "binary"),
@@ -42,7 +44,8 @@ def logits_reference(predictor, image, name, overlap=0.5):
             tensor = torch.from_numpy(window.astype(np.float32))[None]
             return predictor.network(tensor)[name][0].numpy()
 
-    return blend_in_memory(run, predictor.normalizer(image), predictor.patch_size, overlap)
+    window = predictor.fit_patch(predictor.patch_size, image.shape[1:])
+    return blend_in_memory(run, predictor.normalizer(image), window, overlap)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +88,79 @@ def test_predict_array_and_the_inferer_agree_with_the_reference():
     np.testing.assert_allclose(predict_array(predictor, image)["tissue"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(5, 19, 4), (8, 3, 8), (2, 2, 2)])
-def test_the_inferer_pads_images_smaller_than_its_window(shape):
+SMALL = [((5, 19, 4), (8, 20, 4)), ((8, 3, 8), (8, 4, 8)), ((2, 2, 2), (8, 8, 8)), ((1, 30, 30), (4, 16, 16))]
+
+
+@pytest.mark.parametrize(("shape", "window"), SMALL)
+def test_windows_shrink_to_small_images_and_reflect_the_rest(shape, window, tmp_path):
     image = np.random.default_rng(1).integers(0, 256, (1, *shape), dtype=np.uint8)
-    predictor = make_predictor(3, (8, 8, 8))
+    predictor = replace(make_predictor(3, (8, 8, 8)), divisor=(4, 4, 4))
+    seen = []
+    predictor.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     reference, _ = logits_reference(predictor, image, "ink")
     with torch.no_grad():
         batch = torch.from_numpy(predictor.normalizer(image))[None]
-        found = SlidingWindow((8, 8, 8), overlap=0.5)(batch, predictor.network)["ink"]
+        found = SlidingWindow((8, 8, 8), overlap=0.5, divisor=(4, 4, 4))(batch, predictor.network)["ink"]
     assert found.shape == (1, 1, *shape)
     np.testing.assert_allclose(found[0], reference, atol=1e-5)
+    probability = 1 / (1 + np.exp(-reference))
+    np.testing.assert_allclose(predict_array(predictor, image)["ink"], probability, atol=1e-5)
+    predict_volume(
+        predictor,
+        Job(ArrayVolume(image[0], axes="zyx"), tmp_path / "o.zarr"),
+        request_for(tmp_path / "o.zarr"),
+    )
+    stored = zarr.open_array(tmp_path / "o.zarr" / "ink" / "0", mode="r")[...]
+    np.testing.assert_allclose(stored, probability[0], atol=1e-5)
+    assert set(seen) == {window}
+
+
+def test_the_inferer_asks_the_network_for_its_divisor_and_else_keeps_its_window():
+    seen = []
+
+    def network(windows):
+        seen.append(tuple(windows.shape[2:]))
+        return {"ink": windows}
+
+    image = torch.rand(1, 1, 5, 8)
+    plain = SlidingWindow((8, 8))(image, network)["ink"]
+    torch.testing.assert_close(plain, image)
+    network.divisor = (2, 2)
+    torch.testing.assert_close(SlidingWindow((8, 8))(image, network)["ink"], image)
+    assert seen == [(8, 8), (6, 8)]
+
+
+def test_a_small_image_is_logged_in_one_line(tmp_path, caplog):
+    predictor = replace(make_predictor(3, (8, 8, 8)), divisor=(4, 4, 4))
+    volume = ArrayVolume(np.random.default_rng(0).integers(0, 256, (5, 30, 30), dtype=np.uint8))
+    with caplog.at_level("INFO"):
+        predict_volume(predictor, Job(volume, tmp_path / "o.zarr"), request_for(tmp_path / "o.zarr"))
+    lines = [r.getMessage() for r in caplog.records if "smaller than a window" in r.getMessage()]
+    assert len(lines) == 1
+    assert (
+        "5x30x30 is smaller than a window: windows of 8x8x8, of which 3 voxels along z are reflected"
+        in lines[0]
+    )
+
+
+def test_turned_windows_of_small_images_give_what_the_whole_gives(tmp_path):
+    # A network that sees one voxel at a time knows nothing of windows, so neither shape nor turns may show.
+    image = np.random.default_rng(3).integers(0, 256, (5, 11, 6), dtype=np.uint8)
+    predictor = replace(make_predictor(3, (8, 8, 8)), divisor=(2, 2, 2))
+    volume = ArrayVolume(image)
+    for mode in ("mirror", "rotate"):
+        pixelwise = replace(predictor, network=OneVoxel())
+        path = tmp_path / f"{mode}.zarr"
+        predict_volume(pixelwise, Job(volume, path), request_for(path, tta=mode))
+        stored = zarr.open_array(path / "ink" / "0", mode="r")[...]
+        np.testing.assert_allclose(stored, 1 / (1 + np.exp(image / np.float32(-255))), atol=1e-5)
+
+
+class OneVoxel(torch.nn.Module):
+    """The identity with the interface of a network."""
+
+    def forward(self, windows, targets=None):
+        return {"ink": windows}
 
 
 def test_every_kind_of_head_streams_as_it_does_in_memory(tmp_path):

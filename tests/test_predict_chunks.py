@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
-from scripts.inference.chunk_files import ChunkFiles, numcodec, zarr_codec
+
+from volumen.inference.output.chunk_files import ChunkFiles, numcodec, zarr_codec
 
 
 def make(folder, shape, chunks, dtype, compress):
@@ -57,7 +58,7 @@ def test_a_chunk_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scripts.inference.chunk_files.os.replace", full)
+    monkeypatch.setattr("volumen.inference.output.chunk_files.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         files.write(whole, np.full((8, 8), 2, np.uint8))
     assert (array[...] == 1).all()

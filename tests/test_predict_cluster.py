@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import zarr
 from prediction import save_checkpoint
-from scripts.errors import VolumenError
-from scripts.inference.journal import STATE_FOLDER, WORKER_LOGS, OutputState, WorkerState, read_log
-from scripts.inference.pieces import split_blocks
-from scripts.inference.precision import Machine
-from scripts.inference.predict import PredictRequest, predict
-from scripts.inference.windows import PredictPlan
-from scripts.inference.worker import worker_device
+
+from volumen.inference.distributed.partition import split_blocks
+from volumen.inference.distributed.worker import worker_device
+from volumen.inference.machine import Machine
+from volumen.inference.output.block_log import STATE_FOLDER, WORKER_LOGS, OutputState, WorkerState, read_log
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
+from volumen.inference.windows.plan import PredictPlan
+from volumen.utils.errors import VolumenError
 
 distributed = pytest.importorskip("distributed")
 
@@ -155,7 +157,7 @@ def test_a_mistake_found_by_a_worker_is_one_line(scheduler, tmp_path):
 
 
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.inference.cluster.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("volumen.inference.distributed.cluster.CONNECT_SECONDS", 0.5)
     with pytest.raises(VolumenError, match=r"127\.0\.0\.1:9: no Dask scheduler answers"):
         predict(make_request(tmp_path, 2, scheduler="tcp://127.0.0.1:9"))
     assert not (tmp_path / "one.zarr").exists()
@@ -256,7 +258,7 @@ def test_every_worker_has_a_gpu_of_its_own(asked, name, address, gpus, device):
 
 
 def test_workers_of_different_kinds_are_refused_and_other_versions_told(caplog):
-    from scripts.inference.cluster import common_machine
+    from volumen.inference.distributed.cluster import common_machine
 
     cpu = Machine("cpu", "x86", "float32", 1, {"torch": "2.13"})
     assert common_machine({"a": cpu, "b": cpu}) == cpu
@@ -268,7 +270,7 @@ def test_workers_of_different_kinds_are_refused_and_other_versions_told(caplog):
 
 def segmented(folder: Path, request: PredictRequest) -> PredictRequest:
     """Return a request whose label maps are cleaned and whose instances are made in several blocks."""
-    from scripts.inference.instances import read_rules
+    from volumen.inference.rules import read_rules
 
     pytest.importorskip("bioimage_cpp", exc_type=ImportError)
     return replace(
@@ -280,8 +282,8 @@ def segmented(folder: Path, request: PredictRequest) -> PredictRequest:
 @pytest.fixture
 def cleaned(tmp_path, monkeypatch):
     """Return what is cleaned by blocks of one chunk, a single process's result, and a request for the same."""
-    monkeypatch.setattr("scripts.inference.cleaning.BLOCK_VOXELS", 1)
-    monkeypatch.setattr("scripts.inference.cluster.FEW_BLOCKS", 0)
+    monkeypatch.setattr("volumen.inference.postprocess.cleaning.BLOCK_VOXELS", 1)
+    monkeypatch.setattr("volumen.inference.distributed.cluster.FEW_BLOCKS", 0)
     request = segmented(tmp_path, make_request(tmp_path, 3))
     predict(request)
     labels = zarr.open_group(tmp_path / "one.zarr", mode="r")
@@ -291,7 +293,7 @@ def cleaned(tmp_path, monkeypatch):
 
 
 def test_workers_clean_and_segment_to_the_same_bytes(scheduler, tmp_path, cleaned, monkeypatch):
-    from scripts.inference.cluster import Cluster
+    from volumen.inference.distributed.cluster import Cluster
 
     made = set()
     send = Cluster._run
@@ -329,7 +331,7 @@ def test_passes_tell_how_far_they_are(scheduler, tmp_path, cleaned, shared):
 
 
 def test_a_local_cluster_without_workers_ends(monkeypatch):
-    from scripts.inference import cluster
+    from volumen.inference.distributed import cluster
 
     class Never:
         def add_done_callback(self, done):
@@ -359,11 +361,11 @@ def test_a_local_cluster_without_workers_ends(monkeypatch):
 @pytest.mark.parametrize(
     "where",
     [
-        "cleaning.SurveyPass",
-        "cleaning.ChoosePass",
-        "instance_output.SegmentPass",
-        "instance_output.NumberPass",
-        "passes.LevelPass",
+        "postprocess.cleaning.SurveyPass",
+        "postprocess.cleaning.ChoosePass",
+        "postprocess.instance_output.SegmentPass",
+        "postprocess.instance_output.NumberPass",
+        "postprocess.passes.LevelPass",
     ],
 )
 def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
@@ -371,8 +373,8 @@ def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
 ):
     import importlib
 
-    module, name = where.split(".")
-    chosen = getattr(importlib.import_module(f"scripts.inference.{module}"), name)
+    module, _, name = where.rpartition(".")
+    chosen = getattr(importlib.import_module(f"volumen.inference.{module}"), name)
     make, count = chosen.make, itertools.count()
 
     def stop_later(self, number, may_write):
@@ -394,8 +396,8 @@ def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
 
 def test_a_worker_that_was_given_up_writes_nothing_of_what_is_gone(tmp_path, cleaned):
     """A worker reads labels that a finished prediction has removed: it must not take them for empty."""
-    from scripts.inference import cleaning
-    from scripts.inference.worker import StoppedError, make_part
+    from volumen.inference.distributed.worker import StoppedError, make_part
+    from volumen.inference.postprocess import cleaning
 
     late: list[tuple] = []
     make = cleaning.ChoosePass.make
@@ -421,7 +423,7 @@ def test_killed_in_the_middle_of_segmenting_it_ends_with_the_same_bytes(tmp_path
     request = segmented(tmp_path, make_request(tmp_path, 3))
     predict(request)
     command = [
-        sys.executable, "-m", "scripts.cli", "predict", "-i", request.input, "-m", request.checkpoint,
+        sys.executable, "-m", "volumen.cli.main", "predict", "-i", request.input, "-m", request.checkpoint,
         "-o", str(tmp_path / "two.zarr"), "--targets", "ink,tissue", "--dtype", "labels", "--min-size", "6",
         "--instances", "foreground=ink,block=8x16x16,halo=4,merge_threshold=0.2", "--amp", "off", "--device", "cpu",
         "--nworkers", "2",
@@ -447,7 +449,8 @@ def test_killed_in_the_middle_of_segmenting_it_ends_with_the_same_bytes(tmp_path
 def test_blocks_of_a_lost_gpu_are_made_by_others(tmp_path, monkeypatch, caplog):
     """One of two workers meets the error that CUDA gives when a device is gone, and leaves."""
     import torch
-    from scripts.inference import worker
+
+    from volumen.inference.distributed import worker
 
     request = make_request(tmp_path, 2)
     predict(request)
@@ -478,9 +481,10 @@ def test_blocks_of_a_lost_gpu_are_made_by_others(tmp_path, monkeypatch, caplog):
 def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkeypatch):
     """Fakes of four GPUs: each worker makes its own the current one, before anything else uses CUDA."""
     import torch
-    from scripts.engines.device import choose_device
-    from scripts.inference import worker
-    from scripts.inference.predict import PredictRequest as Request
+
+    from volumen.inference.distributed import worker
+    from volumen.inference.request import PredictRequest as Request
+    from volumen.utils.device import choose_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -501,7 +505,7 @@ def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkey
         asked.append(str(device))
         raise Stop
 
-    monkeypatch.setattr("scripts.inference.predict.load_predictor", load)
+    monkeypatch.setattr("volumen.inference.predict.load_predictor", load)
     for settings in (
         {"nworkers": 4},
         {"nworkers": 4, "device": "cuda:1"},

@@ -10,11 +10,13 @@ import pytest
 import tifffile
 import torch
 from prediction import save_checkpoint
-from scripts.cli import main
-from scripts.errors import VolumenError
-from scripts.inference.command import add_predict_arguments, file_settings, request_fields, request_from
-from scripts.inference.predict import PredictRequest
-from scripts.sections import InferenceConfig
+
+from volumen.cli.main import main
+from volumen.cli.predict import add_predict_arguments, file_settings, request_from
+from volumen.config.sections import InferenceConfig
+from volumen.inference.request import PredictRequest
+from volumen.inference.settings import request_fields
+from volumen.utils.errors import VolumenError
 
 
 def parsed(*words: str) -> argparse.Namespace:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import zarr
 from prediction import save_checkpoint
-from scripts.cli import main
-from scripts.inference import cleaning, instance_output
+
+from volumen.cli.main import main
+from volumen.inference.postprocess import cleaning, instance_output
 
 KILLED = -signal.SIGKILL
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -9,9 +9,11 @@ import pytest
 import tifffile
 import zarr
 from prediction import save_checkpoint
-from scripts.inference.evaluation import EvaluateRequest, evaluate
-from scripts.inference.jobs import volume_name
-from scripts.inference.predict import PredictRequest, predict
+
+from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.inference.jobs import volume_name
+from volumen.inference.predict import predict
+from volumen.inference.request import PredictRequest
 
 SHAPE = (9, 12, 14)
 
@@ -71,7 +73,7 @@ def test_a_prediction_of_a_level_is_repeated_from_its_record(folder):
     predict(first)
     recipe = zarr.open_group(folder / "half.zarr", mode="r").attrs["volumen"]["recipe"]
     assert (recipe["input"]["path"], recipe["input"]["level"]) == (image, 1)
-    from scripts.cli import main
+    from volumen.cli.main import main
 
     assert (
         main(["predict", "--like", str(folder / "half.zarr"), "-o", str(folder / "again.zarr"), "--quiet"])

@@ -9,11 +9,12 @@ import pytest
 import torch
 from ignite.engine import Engine
 from PIL import Image
-from scripts.handlers import preview_colours as colours
-from scripts.handlers.logs import TensorBoardLog
-from scripts.handlers.preview import PreviewHandler, encode, most_foreground
-from scripts.handlers.render import KEY, MARGIN, probabilities, render_preview
-from scripts.handlers.run_directory import RunDirectory
+
+from volumen.handlers.preview import colours
+from volumen.handlers.preview.handler import PreviewHandler, encode, most_foreground
+from volumen.handlers.preview.render import KEY, MARGIN, probabilities, render_preview
+from volumen.handlers.records.logs import TensorBoardLog
+from volumen.handlers.records.run_directory import RunDirectory
 
 KINDS = {
     "surface": "binary",

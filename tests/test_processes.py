@@ -15,12 +15,13 @@ import pytest
 import yaml
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
-from scripts.command import run_guarded
-from scripts.engines import distributed
-from scripts.engines.processes import Told, conclude
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import load_checkpoint
 from training_toys import same_weights
+
+from volumen.checkpoints.file import load_checkpoint
+from volumen.cli.execution import run_guarded
+from volumen.cli.processes import Told, conclude
+from volumen.utils import distributed
+from volumen.utils.errors import VolumenError
 
 KILLED, CLOSED = -signal.SIGKILL, -signal.SIGTERM
 LOST = "RuntimeError: connection closed by peer"
@@ -55,7 +56,7 @@ def test_the_cause_is_told_rather_than_its_consequences(codes, told, code, words
 def test_one_of_several_processes_leaves_its_line_to_the_parent(tmp_path, monkeypatch, capsys):
     from argparse import Namespace
 
-    from scripts.engines.processes import _read
+    from volumen.cli.processes import _read
 
     def fail(options):
         raise VolumenError("here", "wrong")
@@ -76,7 +77,7 @@ def test_what_all_processes_find_is_told_once(monkeypatch, capsys, rank, told):
     from argparse import Namespace
 
     def warn(options):
-        logging.getLogger("scripts.data.layout").warning("no masks")
+        logging.getLogger("volumen.data.layout").warning("no masks")
         return 0
 
     monkeypatch.setenv("RANK", rank)
@@ -108,7 +109,7 @@ def start(folder: Path, out: Path, *words: str) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
-        "scripts.cli",
+        "volumen.cli.main",
         "train",
         "-i",
         str(folder),
@@ -171,7 +172,9 @@ def processes_of(parent: int) -> list[int]:
     """The training processes: the children of the launcher, which is the child of the command."""
     (launcher,) = children(parent)
     return [
-        child for child in children(launcher) if b"scripts.cli" in Path(f"/proc/{child}/cmdline").read_bytes()
+        child
+        for child in children(launcher)
+        if b"volumen.cli.main" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 
-from scripts.inference.progress_bar import ProgressBar, shortened
+from volumen.cli.progress_bar import ProgressBar, shortened
 
 NAME = "segment_20230702185753_surface_volume_of_a_scroll_with_a_long_name_and_more"
 
@@ -28,7 +28,7 @@ def shown(monkeypatch, stream):
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     with ProgressBar() as bar:
         bar(NAME, 0, 12345)
-        logging.getLogger("scripts").warning("something odd")
+        logging.getLogger("volumen").warning("something odd")
         bar(NAME, 12345, 12345)
         bar(f"{NAME}, finding components", 0, 4)
         bar(f"{NAME}, finding components", 4, 4)

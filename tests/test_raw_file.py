@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.data import raw_file
-from scripts.data.raw_file import read_raw
-from scripts.errors import VolumenError
+
+from volumen.data.formats import raw_file
+from volumen.data.formats.raw_file import read_raw
+from volumen.utils.errors import VolumenError
 
 
 @st.composite

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from monai.transforms import Compose
 from patch_cases import case_of, sample_of, smooth
 from scipy.ndimage import affine_transform
-from scripts.errors import VolumenError
-from scripts.transforms.read import ReadPatchd
-from scripts.transforms.spatial import RandSpatialTransformd, SpatialTransform
+
+from volumen.transforms.read import ReadPatchd
+from volumen.transforms.spatial import RandSpatialTransformd, SpatialTransform
+from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(7)
 NOISE = RNG.integers(0, 256, (40, 44, 48)).astype(np.uint8)
@@ -114,8 +115,7 @@ def test_a_constant_stays_constant_where_the_volume_is(order):
     out = read(sample_of(case, (-2, 10, 10), (16, 16, 16), spatial=_skewed(30)))
     known = out["m_mask"]
     assert 0.3 < known.mean() < 0.99
-    np.testing.assert_allclose(out["image"][known], 3.5, rtol=1e-5)
-    assert (out["image"][~known] == 0).all()
+    np.testing.assert_allclose(out["image"], 3.5, rtol=1e-5)
     np.testing.assert_array_equal(out["m"] == 1, known)
 
 
@@ -164,17 +164,48 @@ def test_padding_distinguishes_the_volume_from_the_bounds():
     mask, inside = out["m_mask"][0, :, 0, 0], out["in_volume"][0, :, 0, 0]
     np.testing.assert_array_equal(inside, [False] * 3 + [True] * 7)
     np.testing.assert_array_equal(mask, [False] * 7 + [True] * 3)
-    assert (out["image"][0, :7] == 0).all()
-    np.testing.assert_array_equal(out["image"][0, 7:], NOISE[4:7, :8, :8] / np.float32(255))
+    # Reflected at the bounds, of which three planes are read: 4 5 6.
+    planes = [5, 6, 5, 4, 5, 6, 5, 4, 5, 6]
+    expected = np.pad(NOISE[4:7, :8, :8], ((7, 0), (0, 0), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(out["image"][0], expected / np.float32(255))
+    np.testing.assert_array_equal(expected[:, 0, 0], NOISE[planes, 0, 0])
 
 
-@pytest.mark.parametrize("spatial", [None, _skewed(20)])
-def test_padding_is_zero_after_normalisation(spatial):
-    image = np.full((20, 20, 20), 10.0, np.float32)
-    known = {"mean": 8.0, "std": 2.0, "min": 0, "max": 9, "percentile_00_5": 1, "percentile_99_5": 20}
-    read = ReadPatchd([], normalization_scheme="zscore", intensity_properties={"channels": [known]})
-    out = read(sample_of(case_of(image), (-4, 4, 4), (12, 12, 12), spatial=spatial))
-    assert set(np.unique(out["image"].round(5))) == {0.0, 1.0}
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("spatial", [None, _turned(3, 30, (1, 2)), _skewed(20, 1.1)])
+def test_what_lies_beyond_a_volume_is_reflected(spatial, order):
+    # SciPy calls it "mirror". The label stays unknown there.
+    image = smooth((20, 24, 22), sigma=2.0)
+    start, size = (-4, 6, 5), (12, 12, 12)
+    read = ReadPatchd(["m"], normalization_scheme="none", image_order=order)
+    case = case_of(image, {"m": np.ones(image.shape, np.uint8)})
+    out = read(sample_of(case, start, size, spatial=spatial))
+    matrix = np.eye(3) if spatial is None else spatial.matrix
+    offset = np.array(start) + 5.5 - matrix @ np.full(3, 5.5)
+    expected = affine_transform(image, matrix, offset, output_shape=size, order=order, mode="mirror")
+    np.testing.assert_allclose(out["image"][0], expected, atol=1e-5 if order == 1 else 2e-2)
+    where = np.indices(size).reshape(3, -1)
+    position = (matrix @ where + offset[:, None]).reshape(3, *size)
+    limits = np.array(image.shape).reshape(3, 1, 1, 1) - 0.5
+    inside = ((position >= -0.5) & (position < limits)).all(axis=0)
+    np.testing.assert_array_equal(out["m_mask"][0], inside)
+    assert not inside.all()
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (1, 9, 40), (5, 7, 6)])
+def test_a_patch_larger_than_the_volume_has_the_volumes_statistics_and_no_label_beyond_it(shape):
+    image = (np.random.default_rng(5).normal(120, 20, shape)).astype(np.float32)
+    case = case_of(image, {"m": np.ones(shape, np.uint8)})
+    start = tuple((n - 24) // 2 for n in shape)
+    out = ReadPatchd(["m"], halo=2, normalization_scheme="none")(sample_of(case, start, (24, 24, 24)))
+    assert set(np.unique(out["image"])) <= set(np.unique(image))
+    assert abs(out["image"].mean() - image.mean()) < 5
+    assert 0.7 < out["image"].std() / image.std() < 1.4
+    first = [2 - s for s in start]
+    inside = np.zeros((28, 28, 28), bool)
+    inside[tuple(slice(max(f, 0), f + n) for f, n in zip(first, shape))] = True
+    np.testing.assert_array_equal(out["m_mask"][0], inside)
+    np.testing.assert_array_equal(out["m"][0] > 0, inside)
 
 
 def test_masks_and_ignored_labels_make_unknown_voxels():

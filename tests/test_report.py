@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from data_folders import shells, write_tiff_folder
-from scripts.config import ConfigManager
-from scripts.report import log_experiment, without_effect
-from scripts.time_budget.candidates import candidates
-from scripts.time_budget.measure import measure
+
+from volumen.config.log import log_experiment, without_effect
+from volumen.config.manager import ConfigManager
+from volumen.run import finish_run, start_run
+from volumen.time_budget.candidates import candidates
+from volumen.time_budget.measure import measure
 
 LATE = {"targets": {"ink": {"losses": [{"name": "SoftDiceLoss", "start_epoch": 9}]}}}
 
@@ -74,10 +76,10 @@ def test_convolutions_are_set_up_as_asked_before_a_run_and_before_its_budget_is_
     tmp_path, monkeypatch, deterministic
 ):
     asked = []
-    monkeypatch.setattr("scripts.engines.device.time_convolutions", lambda *given: asked.append(given))
+    monkeypatch.setattr("volumen.utils.device.time_convolutions", lambda *given: asked.append(given))
     monkeypatch.setattr("torch.use_deterministic_algorithms", lambda wanted: None)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a run may set
-    monkeypatch.setattr("scripts.time_budget.measure._measure", lambda config, enough: None)
+    monkeypatch.setattr("volumen.time_budget.measure._measure", lambda config, enough: None)
     write_tiff_folder(tmp_path, {"a": {"ink": shells((24, 24, 24))}})
     config = ConfigManager(
         tr_setup={"deterministic": deterministic},
@@ -86,9 +88,9 @@ def test_convolutions_are_set_up_as_asked_before_a_run_and_before_its_budget_is_
         device="cpu",
     )
     try:
-        config.prepare()
+        start_run(config)
     finally:
-        config.finish()
+        finish_run(config)
     assert asked == [(torch.device("cpu"), deterministic)]
     measure(config, candidates(config)[0])
     assert asked[1:] == asked[:1]

@@ -8,8 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.inference.evaluation import EvaluateRequest, evaluate
 from test_evaluate import write
+
+from volumen.evaluation.score import EvaluateRequest, evaluate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

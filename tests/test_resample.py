@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from patch_cases import smooth
 from scipy.ndimage import affine_transform
-from scripts.transforms import resample
+
+from volumen.transforms.kernels import resample
 
 SHAPE = (20, 22, 24)
 

@@ -9,14 +9,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint import changed_data, check_resumable, newest_checkpoint
-from scripts.handlers.checkpoint_file import load_checkpoint, save_checkpoint
-from scripts.handlers.early_stopping import EarlyStopping
-from scripts.handlers.metric import KeyMetric
-from scripts.handlers.run_directory import RunDirectory
-from scripts.losses.multitask import MultiTaskLoss
 from training_toys import ToyLoss, ToyNetwork, make_trainer, same_weights, weights
+
+from volumen.checkpoints.file import load_checkpoint, save_checkpoint
+from volumen.handlers.checkpoint import changed_data, check_resumable, newest_checkpoint
+from volumen.handlers.early_stopping import EarlyStopping
+from volumen.handlers.metric import KeyMetric
+from volumen.handlers.records.run_directory import RunDirectory
+from volumen.losses.multitask import MultiTaskLoss
+from volumen.utils.errors import VolumenError
 
 
 class Stop(Exception):

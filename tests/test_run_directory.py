@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 
 import pytest
-from scripts.errors import VolumenError
-from scripts.handlers.run_directory import RunDirectory
 from training_toys import ToyData, make_trainer
+
+from volumen.handlers.records.run_directory import RunDirectory
+from volumen.utils.errors import VolumenError
 
 
 class Broken(ToyData):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from monai.engines.utils import engine_apply_transform
-from scripts.handlers.running_dice import RunningDice, dice, label_counts
-from scripts.handlers.scores import TargetScores
-from scripts.transforms.decide import DecideLabelsd, decide
+
+from volumen.handlers.running_dice import RunningDice, dice, label_counts
+from volumen.handlers.scores import TargetScores
+from volumen.transforms.decide import DecideLabelsd, decide
 
 KINDS = {"ink": "binary", "tissue": "multiclass", "parts": "multilabel", "normals": "vector"}
 CHANNELS = {"ink": 1, "tissue": 4, "parts": 2, "normals": 3}

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.data.patch_index import PatchIndex, PatchTable
-from scripts.data.sampler import PatchSampler, plan_epoch, sample_rng
 from torch.utils.data.distributed import DistributedSampler
+
+from volumen.data.index.patch_index import PatchIndex, PatchTable
+from volumen.data.sampling.sampler import PatchSampler, plan_epoch, sample_rng
 
 
 def table(count, presence=()):

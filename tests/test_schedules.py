@@ -6,9 +6,10 @@ import warnings
 
 import pytest
 import torch
-from scripts.engines.optimizers import build_optimizer
-from scripts.engines.schedules import build_scheduler
-from scripts.errors import VolumenError
+
+from volumen.engines.optimizers import build_optimizer
+from volumen.engines.schedules import build_scheduler
+from volumen.utils.errors import VolumenError
 
 
 def optimizer(lr: float = 0.1) -> torch.optim.Optimizer:

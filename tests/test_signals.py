@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from ignite.engine import Events
-from scripts.engines.launch import run_passing_signals
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import load_checkpoint
 from toy_process import ToyProcess
 from training_toys import make_trainer, same_weights, weights
+
+from volumen.checkpoints.file import load_checkpoint
+from volumen.cli.launch import run_passing_signals
+from volumen.utils.errors import VolumenError
 
 
 @pytest.fixture(scope="module")

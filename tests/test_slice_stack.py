@@ -8,10 +8,11 @@ import pickle
 import numpy as np
 import pytest
 import tifffile
-from scripts.data.formats import stack_files
-from scripts.data.layout import discover, open_cases
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.formats.detection import stack_files
+from volumen.data.formats.volumes import open_volume
+from volumen.data.layout import discover, open_cases
+from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(0)
 

@@ -15,15 +15,16 @@ import pytest
 import tifffile
 import zarr
 from prediction import make_predictor, save_checkpoint
-from scripts.data.volumes import open_volume
-from scripts.errors import VolumenError
-from scripts.inference.evaluation import EvaluateRequest, evaluate
-from scripts.inference.heads import Head
-from scripts.inference.instances import read_rules
-from scripts.inference.predict import PredictRequest, predict
-from scripts.inference.results import Stored, StoredInstances, most_frequent
-from scripts.inference.writers import find_target
 from test_placement import reoriented, write_nifti, write_ome
+
+from volumen.data.formats.volumes import open_volume
+from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.inference.output.ome_zarr import find_target
+from volumen.inference.output.stored import Stored, StoredInstances, most_frequent
+from volumen.inference.predict import PredictRequest, predict
+from volumen.inference.rules import read_rules
+from volumen.inference.windows.heads import Head
+from volumen.utils.errors import VolumenError
 
 SHAPE = (13, 24, 19)
 IMAGE = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patch_cases import RecordingVolume, StubCase, sample_of
-from scripts.errors import VolumenError
-from scripts.transforms.spatial import RandSpatialTransformd, SpatialTransform, thin_axis
+
+from volumen.transforms.spatial import RandSpatialTransformd, SpatialTransform, thin_axis
+from volumen.utils.errors import VolumenError
 
 CUBE, ONES = (16, 16, 16), (1.0, 1.0, 1.0)
 

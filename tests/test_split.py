@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scripts.data.boxes import Box, box_extent
-from scripts.data.split import MIN_REGION, Split, labelled_profiles, make_split
-from scripts.data.volumes import ArrayVolume
-from scripts.errors import VolumenError
+
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.sampling.split import MIN_REGION, Split, labelled_profiles, make_split
+from volumen.utils.boxes import Box, box_extent
+from volumen.utils.errors import VolumenError
 
 
 def profiles_of(label):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import ndimage
-from scripts.losses.registry import build_loss
-from scripts.transforms import task_registry
-from scripts.transforms.derive import DeriveTargetsd
-from scripts.transforms.source_fields import derive_target
-from scripts.transforms.task_registry import get_task, task_out_channels, task_types
 from test_derive_batch import check_equal
+
+from volumen.derived import registry as task_registry
+from volumen.derived.derivation import derive_target
+from volumen.derived.registry import get_task, task_out_channels, task_types
+from volumen.losses.registry import build_loss
+from volumen.transforms.derive import DeriveTargetsd
 
 SITUATIONS = {
     "2d": {"shape": (18, 20)},

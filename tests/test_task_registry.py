@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from scripts.errors import VolumenError
-from scripts.transforms import task_registry
-from scripts.transforms.source_fields import derive_target
-from scripts.transforms.task_registry import (
+
+from volumen.derived import registry as task_registry
+from volumen.derived.derivation import derive_target
+from volumen.derived.registry import (
     DerivedTask,
     derive_halo,
     register_task,
@@ -23,6 +23,7 @@ from scripts.transforms.task_registry import (
     task_types,
     validate_task,
 )
+from volumen.utils.errors import VolumenError
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 
@@ -162,7 +163,7 @@ def test_an_entry_point_that_fails_is_named(clean_registry, monkeypatch):
 
 def test_the_registry_imports_neither_numba_nor_torch():
     code = (
-        "import sys; from scripts.transforms.task_registry import task_types, derive_halo; task_types();"
+        "import sys; from volumen.derived.registry import task_types, derive_halo; task_types();"
         "derive_halo({'a': {'type': 'structure_tensor'}}, (1, 1));"
         "print([name for name in ('numba', 'torch', 'numpy', 'scipy', 'monai') if name in sys.modules])"
     )
@@ -178,7 +179,7 @@ def test_the_registry_imports_neither_numba_nor_torch():
 def test_kernels_compile_where_no_cache_can_be_written(tmp_path):
     package = tmp_path / "kernels.py"
     package.write_text(
-        "from scripts.transforms.jit import compiled\n\n@compiled\ndef double(x):\n    return 2 * x\n"
+        "from volumen.utils.jit import compiled\n\n@compiled\ndef double(x):\n    return 2 * x\n"
     )
     code = (
         "import sys\n"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scripts.transforms.source_fields import derive_target
+
+from volumen.derived.derivation import derive_target
 
 
 def instances(shape, seed, smoothness=1.5):

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scripts.transforms import eigen_kernels, tensors
-from scripts.transforms.source_fields import derive_target
+
+from volumen.derived.arrays import tensors
+from volumen.derived.derivation import derive_target
+from volumen.derived.kernels import eigen as eigen_kernels
 
 PAIRS = {2: [(0, 0), (0, 1), (1, 1)], 3: [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]}
 

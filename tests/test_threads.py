@@ -8,7 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from scripts.threads import cores, in_threads
+
+from volumen.utils.threads import cores, in_threads
 
 each_number = pytest.mark.parametrize("num_threads", [1, 2, 5])
 

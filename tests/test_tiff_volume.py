@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scripts.data.block_cache import BlockCache
-from scripts.data.volumes import Volume, open_volume
-from scripts.errors import VolumenError
+
+from volumen.data.block_cache import BlockCache
+from volumen.data.formats.volumes import Volume, open_volume
+from volumen.utils.errors import VolumenError
 
 
 def everything(volume: Volume) -> np.ndarray:
@@ -324,10 +325,10 @@ def test_real_images(real_data, name, shape, channels):
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}], ids=str)
 def test_files_are_dropped_while_others_read(tmp_path, monkeypatch, options):
     """Many threads over more files than may be open: each read keeps the file that it uses."""
-    from scripts.data import open_handles
+    from volumen.data.formats import open_handles
 
     monkeypatch.setattr(open_handles.HANDLES, "limit", 2)
-    monkeypatch.setattr("scripts.data.tiff_volume.BLOCKS", BlockCache(0))
+    monkeypatch.setattr("volumen.data.formats.tiff.volume.BLOCKS", BlockCache(0))
     stacks = [random_stack((8, 32, 32), seed=seed) for seed in range(6)]
     for number, stack in enumerate(stacks):
         tifffile.imwrite(tmp_path / f"{number}.tif", stack, photometric="minisblack", **options)

@@ -15,15 +15,16 @@ import yaml
 from data_folders import ball, write_tiff_folder
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts.cli import main
-from scripts.config import ConfigManager
-from scripts.errors import VolumenError
-from scripts.time_budget import fit
-from scripts.time_budget import measure as measure_module
-from scripts.time_budget.candidates import LADDER, Candidate, candidates
-from scripts.time_budget.duration import format_duration, parse_duration
-from scripts.time_budget.measure import Cost, measure
 from two_processes import in_two_processes
+
+from volumen.cli.main import main
+from volumen.config.manager import ConfigManager
+from volumen.time_budget import fit
+from volumen.time_budget import measure as measure_module
+from volumen.time_budget.candidates import LADDER, Candidate, candidates
+from volumen.time_budget.duration import format_duration, parse_duration
+from volumen.time_budget.measure import Cost, measure
+from volumen.utils.errors import VolumenError
 
 SMALL = Candidate((16, 16, 16), 2, (4, 8), (1, 1), 0.003)
 
@@ -161,19 +162,25 @@ def test_measuring_times_the_run_s_own_objects_and_leaves_random_numbers_alone(f
 
 
 def network_of(folder):
-    from scripts.networks.multihead import MultiHeadDynUNet
+    from volumen.networks.multihead import MultiHeadDynUNet
 
     return MultiHeadDynUNet.from_config(SMALL.applied_to(config_of(folder)).network_config)
 
 
-@given(st.floats(30, 10**6), st.floats(0.001, 5))
-def test_the_schedule_fills_the_time_and_no_more(seconds, step):
+@given(st.floats(30, 10**6), st.floats(0.001, 5), st.sampled_from([64, 640, 6400]))
+def test_the_schedule_fills_the_time_and_no_more(seconds, step, length):
     entry = measured(10**6, step, 1)
     config = Scheduled()
+    config.split = SimpleNamespace(val={"a": [((0, 40), (0, 64), (0, length))]})
     plan = fit.plan_schedule(config, entry, seconds)
     training = plan["max_epoch"] * plan["max_steps_per_epoch"] * step
     validations = math.ceil(plan["max_epoch"] / plan["val_every_n"])
     validation = validations * plan["max_val_steps_per_epoch"] * entry.cost.forward * fit.VALIDATION_FACTOR
+    most, whole = plan["max_val_steps_per_epoch"], fit._validation_batches(config)[2]
+    ending = min(plan["final_val_steps"] or whole, whole)
+    assert most <= ending
+    # The last and the best epoch are scored again where that scores more of the part.
+    validation += 2 * ending * entry.cost.forward * fit.VALIDATION_FACTOR if ending > most else 0
     assert plan["warmup_epochs"] < plan["max_epoch"]
     if seconds > 100 * step:
         assert training + validation <= seconds * 1.001
@@ -186,7 +193,7 @@ class Scheduled:
     validates = True
     world_size = 1
     patch_size = (16, 16, 16)
-    tr_config = SimpleNamespace(batch_size=2, max_val_steps_per_epoch=50)
+    tr_config = SimpleNamespace(batch_size=2, max_val_steps_per_epoch=50, final_val_steps=None)
     split = SimpleNamespace(val={"a": [((0, 40), (0, 64), (0, 64))]})
 
 
@@ -267,12 +274,13 @@ def test_a_network_too_large_for_the_memory_of_one_process_is_out_for_all(folder
 def test_validation_is_planned_for_one_process_s_part_of_the_blocks():
     config = Scheduled()
     alone = fit._validation_batches(config)
-    config.world_size = 2  # 50 batches are 6 of its 8 blocks
-    assert fit._validation_batches(config) == (alone[0], 0.5)
-    config.world_size = 4
-    assert fit._validation_batches(config) == (alone[0], pytest.approx(2 / 6))
+    assert alone == (50, 1.0, 54)
+    config.world_size = 2  # 50 of 54 batches are about 12 blocks
+    assert fit._validation_batches(config) == (50, 0.5, 54)
+    config.world_size = 5
+    assert fit._validation_batches(config) == (50, pytest.approx(3 / 12), 54)
     config.world_size = 100
-    assert fit._validation_batches(config) == (alone[0], 1.0)
+    assert fit._validation_batches(config) == (50, 1.0, 54)
 
 
 def test_a_budget_for_less_than_a_step_is_told(folder, monkeypatch):

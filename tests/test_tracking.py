@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from data_folders import shells, write_tiff_folder
-from scripts.cli import main
-from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.tracking import adapt_tracking, stay_local, step_numbers
+
+from volumen.cli.main import main
+from volumen.handlers.records.run_directory import RunDirectory
+from volumen.handlers.records.tracking import adapt_tracking, stay_local, step_numbers
 
 SETTINGS = [
     *("--tr_config#patch_size", "[16,16,16]", "--model_config#features_per_stage", "[4,8]"),

@@ -11,14 +11,16 @@ import torch
 from data_folders import shells, write_tiff_folder
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
-from scripts.cli import main
-from scripts.engines.amp import AmpPolicy, choose_dtype, cpu_computes_bfloat16
-from scripts.engines.batch import prepare_batch
-from scripts.engines.network import prepare_network, unwrap
-from scripts.engines.trainer import TrainStep, accumulation_group
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import load_checkpoint
 from training_toys import ToyData, ToyLoss, ToyNetwork, make_trainer, same_weights, weights
+
+from volumen.checkpoints.file import load_checkpoint
+from volumen.cli.main import main
+from volumen.engines.amp import AmpPolicy
+from volumen.engines.batch import prepare_batch
+from volumen.engines.trainer import TrainStep, accumulation_group
+from volumen.networks.placement import prepare_network, unwrap
+from volumen.utils.errors import VolumenError
+from volumen.utils.precision import choose_dtype, cpu_computes_bfloat16
 
 
 class NoDropout(ToyNetwork):
@@ -242,7 +244,7 @@ def test_auto_amp_on_the_cpu_follows_its_instructions(monkeypatch):
         ({"avx512_bf16"}, torch.bfloat16),
         ({"amx_bf16"}, torch.bfloat16),
     ):
-        monkeypatch.setattr("scripts.engines.amp._cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr("volumen.utils.precision._cpu_flags", lambda flags=flags: flags)
         cpu_computes_bfloat16.cache_clear()
         assert choose_dtype("auto", torch.device("cpu")) is expected
     cpu_computes_bfloat16.cache_clear()

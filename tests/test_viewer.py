@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from data_folders import image_of, shells
 from ignite.engine import Events
-from scripts.errors import VolumenError
-from scripts.viewer import train_from_viewer
+
+from volumen.napari_plugin.viewer import train_from_viewer
+from volumen.utils.errors import VolumenError
 
 SETTINGS = {
     "tr_config": {
@@ -77,7 +78,7 @@ def test_a_coarser_search_is_left_out_for_layers(viewer, tmp_path):
 
 
 def test_the_viewer_gets_its_memory_back_however_the_training_ends(viewer, tmp_path):
-    from scripts import memory
+    from volumen.utils import memory
 
     class Failing:
         def attach(self, engine):

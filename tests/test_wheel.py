@@ -6,7 +6,8 @@ import zipfile
 
 import pytest
 from conftest import ROOT
-from scripts.bundle_root import bundle_root, license_text
+
+from volumen.utils.bundle_root import bundle_root, license_text
 
 
 def names(folder, version: str) -> set[str]:
@@ -18,10 +19,14 @@ def names(folder, version: str) -> set[str]:
 def test_a_wheel_holds_the_bundle_inside_the_package(tmp_path):
     held = names(tmp_path, "standard")
     for file in bundle_root().rglob("configs/**/*.yaml"):
-        assert f"scripts/_bundle/{file.relative_to(bundle_root())}" in held
-    assert {"scripts/cli.py", "scripts/_bundle/models/model.pt", "scripts/_bundle/docs/README.md"} <= held
+        assert f"volumen/_bundle/{file.relative_to(bundle_root())}" in held
+    assert {
+        "volumen/cli/main.py",
+        "volumen/_bundle/models/model.pt",
+        "volumen/_bundle/docs/README.md",
+    } <= held
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in held)
-    assert all(name.startswith(("scripts/", "volumen-")) for name in held)
+    assert all(name.startswith(("volumen/", "volumen-")) for name in held)
 
 
 def test_an_editable_installation_points_here_and_copies_nothing(tmp_path):
@@ -32,5 +37,5 @@ def test_an_editable_installation_points_here_and_copies_nothing(tmp_path):
 def test_the_licence_is_found(monkeypatch, tmp_path):
     assert "Apache License" in license_text()
     # In a wheel the bundle's root has no LICENSE of its own.
-    monkeypatch.setattr("scripts.bundle_root.bundle_root", lambda: tmp_path)
+    monkeypatch.setattr("volumen.utils.bundle_root.bundle_root", lambda: tmp_path)
     assert license_text() == (ROOT / "LICENSE").read_text()

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scripts.handlers.metric import KeyMetric
-from scripts.handlers.scores import TargetScores
-from scripts.metrics.target_metrics import build_metrics, smaller_is_better
-from scripts.metrics.whole_regions import WholeRegions
+
+from volumen.handlers.metric import KeyMetric
+from volumen.handlers.scores import TargetScores
+from volumen.metrics.target_metrics import build_metrics, smaller_is_better
+from volumen.metrics.whole_regions import WholeRegions
 
 TARGETS = {
     "ink": {"kind": "binary", "out_channels": 1},

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.inference.windows import PredictPlan, axis_starts, choose_block_shape, choose_tile
+
+from volumen.inference.windows.plan import (
+    MOST_GROWTH,
+    PredictPlan,
+    axis_starts,
+    choose_block_shape,
+    choose_tile,
+    fit_window,
+)
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.floats(0, 0.95))
@@ -131,3 +140,32 @@ def test_windows_of_a_box_of_blocks_are_those_that_touch_it_in_order(data):
     inside = set(itertools.product(*(range(a, b) for a, b in box)))
     touching = [p for p in range(len(plan)) if inside & {block for block, _, _ in plan.parts(p)}]
     assert list(plan.positions(plan.windows_touching(box))) == touching
+
+
+@given(
+    divisor=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=3),
+    data=st.data(),
+)
+def test_a_window_for_a_small_image_holds_it_as_the_network_allows(divisor, data):
+    usual = tuple(step * data.draw(st.integers(2, 6)) for step in divisor)
+    shape = tuple(data.draw(st.integers(1, 100)) for _ in divisor)
+    window = fit_window(usual, shape, divisor)
+    assert all(side % step == 0 for side, step in zip(window, divisor))
+    if all(size > side - step for size, side, step in zip(shape, usual, divisor)):
+        assert window == usual
+    assert math.prod(window) <= MOST_GROWTH * math.prod(usual)
+    # Something is left to normalise over in the last stage.
+    assert window != tuple(divisor) or usual == tuple(divisor)
+    most = tuple(-(-size // step) * step for size, step in zip(shape, divisor))
+    if most != tuple(divisor):
+        for side, other, size, step in zip(window, usual, shape, divisor):
+            # Less than one divisor is reflected, and what is shorter than the usual side holds the image.
+            assert side - size < step
+            assert side >= min(other, size)
+
+
+def test_windows_of_thin_images_grow_along_the_other_axes():
+    assert fit_window((64, 64, 64), (20, 250, 250), (16, 16, 16)) == (32, 128, 128)
+    assert fit_window((64, 64, 64), (20, 100, 250), (16, 16, 16)) == (32, 112, 144)
+    assert fit_window((8, 128, 128), (6, 1024, 1024), (1, 16, 16)) == (6, 208, 208)
+    assert fit_window((64, 64, 64), (64, 70, 250), (16, 16, 16)) == (64, 64, 64)

@@ -19,17 +19,19 @@ import numpy as np
 import pytest
 import zarr
 from prediction import make_predictor, save_checkpoint
-from scripts.data.volumes import ArrayVolume, open_volume
-from scripts.errors import VolumenError
-from scripts.inference.command import add_predict_arguments, request_from
-from scripts.inference.heads import Head
-from scripts.inference.jobs import Job
-from scripts.inference.journal import STATE_FOLDER
-from scripts.inference.predict import PredictRequest, predict, predict_volume
-from scripts.inference.predictor import load_predictor, predict_array
-from scripts.inference.recipe import plain
-from scripts.inference.results import Stored
-from scripts.inference.writers import ZarrOutput, level_factors
+
+from volumen.cli.predict import add_predict_arguments, request_from
+from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.inference.jobs import Job
+from volumen.inference.output.block_log import STATE_FOLDER
+from volumen.inference.output.ome_zarr import ZarrOutput, level_factors
+from volumen.inference.output.stored import Stored
+from volumen.inference.predict import predict, predict_volume
+from volumen.inference.predictor import load_predictor, predict_array
+from volumen.inference.provenance import plain
+from volumen.inference.request import PredictRequest
+from volumen.inference.windows.heads import Head
+from volumen.utils.errors import VolumenError
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 
@@ -203,8 +205,8 @@ def test_a_killed_process_goes_on_with_the_same_bytes(scroll, tmp_path):
     script = f"""
         import sys, time
         from pathlib import Path
-        import scripts.inference.finish as module
-        from scripts.inference.predict import PredictRequest, predict
+        import volumen.inference.windows.finish as module
+        from volumen.inference.predict import PredictRequest, predict
         finish = module.BlockFinisher.__call__
         def slow(self, finished):
             finish(self, finished)
@@ -251,7 +253,7 @@ def test_a_full_disk_is_survived(scroll, tmp_path, monkeypatch):
 def test_too_little_space_is_told_before_anything_is_written(scroll, monkeypatch):
     request, _ = scroll
     monkeypatch.setattr(
-        "scripts.inference.predict.shutil.disk_usage", lambda _: type("U", (), {"free": 1000})()
+        "volumen.inference.predict.shutil.disk_usage", lambda _: type("U", (), {"free": 1000})()
     )
     with pytest.raises(VolumenError, match="of free space, found"):
         predict(request)
@@ -339,7 +341,7 @@ def test_like_warns_of_other_versions(scroll, tmp_path, caplog):
 
 
 def test_like_reads_the_record_beside_a_file(scroll, tmp_path):
-    from scripts.inference.like import recipe_of
+    from volumen.inference.reproduce import recipe_of
 
     request, _ = scroll
     predict(replace(request, output=str(tmp_path / "ink.tif"), targets=("ink",)))
@@ -351,7 +353,7 @@ def test_like_reads_the_record_beside_a_file(scroll, tmp_path):
 def test_the_command_predicts(scroll):
     import argparse
 
-    from scripts.inference.command import run_predict
+    from volumen.cli.predict import run_predict
 
     request, _ = scroll
     parser = argparse.ArgumentParser()
@@ -526,7 +528,7 @@ def test_a_coarser_constant_is_the_constant(kind):
         ({"patch_size": (9, 8, 8)}, r"--patch-size: expected sides divisible by \(2, 2, 2\)"),
         ({"region": ((0, 99), (0, 1), (0, 1))}, r"--region: expected start:stop"),
         ({"dtype": "int7"}, r"dtype must be one of"),
-        ({"threshold": 1.5}, r"threshold must lie between 0 and 1"),
+        ({"threshold": 1.5}, r"threshold must be above 0 and at most 1"),
         ({"device": "abacus"}, r"--device: expected auto, cpu"),
         ({"amp": "half"}, r"--amp: expected one of auto"),
         ({"checkpoint": "nowhere.pth"}, r"nowhere\.pth: no such checkpoint"),
@@ -544,7 +546,7 @@ def test_a_checkpoint_cut_short_is_told(scroll):
     request, _ = scroll
     path = Path(request.checkpoint)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(VolumenError, match="not a readable checkpoint"):
+    with pytest.raises(VolumenError, match="damaged or of another kind"):
         predict(request)
 
 
@@ -573,7 +575,7 @@ def test_labels_are_cleaned_after_prediction_and_after_an_interruption(scroll, t
     def stop(*_):
         raise Stop
 
-    monkeypatch.setattr("scripts.inference.cleaning.ChoosePass.make", stop)
+    monkeypatch.setattr("volumen.inference.postprocess.cleaning.ChoosePass.make", stop)
     with pytest.raises(Stop):
         predict(cleaned)
     monkeypatch.undo()

@@ -18,11 +18,13 @@ from itertools import product
 import numpy as np
 import pytest
 import zarr
-from scripts.data import zarr_chunks, zstd_frames
-from scripts.data.block_cache import BLOCKS
-from scripts.data.volumes import Volume, open_volume
-from scripts.data.zarr_chunks import chunk_reader
-from scripts.errors import VolumenError
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.formats.volumes import Volume, open_volume
+from volumen.data.formats.zarr_arrays import chunks as zarr_chunks
+from volumen.data.formats.zarr_arrays import zstd_frames
+from volumen.data.formats.zarr_arrays.chunks import chunk_reader
+from volumen.utils.errors import VolumenError
 
 
 def everything(volume: Volume) -> np.ndarray:

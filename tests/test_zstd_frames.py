@@ -6,7 +6,8 @@ import imagecodecs
 import numpy as np
 import pytest
 from numcodecs.zstd import Zstd
-from scripts.data.zstd_frames import BLOCK, first_blocks
+
+from volumen.data.formats.zarr_arrays.zstd_frames import BLOCK, first_blocks
 
 RNG = np.random.default_rng(0)
 CONTENTS = {

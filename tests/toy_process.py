@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
-from scripts.errors import VolumenError
 from training_toys import ToyData, make_trainer
+
+from volumen.utils.errors import VolumenError
 
 USER_ERROR = 2
 

@@ -10,31 +10,32 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from scripts.data.regions import RegionSampler
-from scripts.engines.amp import AmpPolicy
-from scripts.engines.batch import prepare_batch
-from scripts.engines.evaluator import EvaluateStep
-from scripts.engines.guard import NonFiniteGuard
-from scripts.engines.network import prepare_network
-from scripts.engines.optimizers import build_optimizer
-from scripts.engines.schedules import build_scheduler
-from scripts.engines.trainer import TrainStep
-from scripts.handlers.checkpoint import Checkpointer
-from scripts.handlers.early_stopping import EarlyStopping
-from scripts.handlers.epochs import EpochStart, StepSchedule
-from scripts.handlers.logs import MetricsFile
-from scripts.handlers.losses import LossAverages
-from scripts.handlers.metric import KeyMetric
-from scripts.handlers.random_state import SeedIterations, seed_everything
-from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.running_dice import RunningDice
-from scripts.handlers.scores import TargetScores
-from scripts.handlers.signals import StopOnSignal
-from scripts.handlers.snapshot import ConfigSnapshot
-from scripts.handlers.validation import Validate
-from scripts.handlers.weight_average import WeightAverage
-from scripts.transforms.decide import DecideLabelsd
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from volumen.data.sampling.regions import RegionSampler
+from volumen.engines.amp import AmpPolicy
+from volumen.engines.batch import prepare_batch
+from volumen.engines.evaluator import EvaluateStep
+from volumen.engines.guard import NonFiniteGuard
+from volumen.engines.optimizers import build_optimizer
+from volumen.engines.schedules import build_scheduler
+from volumen.engines.trainer import TrainStep
+from volumen.handlers.checkpoint import Checkpointer
+from volumen.handlers.early_stopping import EarlyStopping
+from volumen.handlers.epochs import EpochStart, StepSchedule
+from volumen.handlers.losses import LossAverages
+from volumen.handlers.metric import KeyMetric
+from volumen.handlers.random_state import SeedIterations, seed_everything
+from volumen.handlers.records.logs import MetricsFile
+from volumen.handlers.records.run_directory import RunDirectory
+from volumen.handlers.records.snapshot import ConfigSnapshot
+from volumen.handlers.running_dice import RunningDice
+from volumen.handlers.scores import TargetScores
+from volumen.handlers.signals import StopOnSignal
+from volumen.handlers.validation import Validate
+from volumen.handlers.weight_average import WeightAverage
+from volumen.networks.placement import prepare_network
+from volumen.transforms.decide import DecideLabelsd
 
 SIDE = 8
 TOY_TARGETS = {"ink": {"kind": "binary", "out_channels": 1}, "depth": {"kind": "field", "out_channels": 1}}

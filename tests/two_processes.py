@@ -8,7 +8,8 @@ import socket
 import time
 
 import torch
-from scripts.engines import distributed
+
+from volumen.utils import distributed
 
 
 def free_port() -> int:

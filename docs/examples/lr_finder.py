@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
-from scripts.engines import distributed
+
+from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)
 

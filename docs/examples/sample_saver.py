@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from scripts.engines import distributed
+
+from volumen.utils import distributed
 
 
 class SampleSaver:

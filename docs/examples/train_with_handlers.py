@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
-from scripts.bundle_root import configs_dir
-from scripts.experiment_file import merge
-from scripts.train import shipped_sections
+
+from volumen.config.experiment_file import merge, shipped_sections
+from volumen.utils.bundle_root import configs_dir
 
 
 def train(

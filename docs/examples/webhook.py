@@ -9,7 +9,8 @@ import urllib.request
 from typing import Any
 
 from ignite.engine import Engine, Events
-from scripts.engines import distributed
+
+from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)
 

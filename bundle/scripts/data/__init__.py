@@ -1,1 +1,1 @@
-"""Volumes on disk, where patches lie in them, and how they are split."""
+"""Volumes as a user brings them: the folder's layout, names that belong together, damage, fingerprints, caches."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scripts.data.boxes import box_of, box_text
-from scripts.data.label_values import storage_blocks, stored_regions
-from scripts.data.progress import hidden
-from scripts.data.volumes import Region, Volume
-from scripts.errors import VolumenError
-from scripts.threads import in_threads
+from volumen.data.formats.volumes import Region, Volume
+from volumen.data.index.label_values import storage_blocks, stored_regions
+from volumen.utils.boxes import box_of, box_text
+from volumen.utils.errors import VolumenError
+from volumen.utils.progress import hidden
+from volumen.utils.threads import in_threads
 
 # What reading may raise: our own line, the system, and a library about content that it does not understand.
 UNREADABLE = (VolumenError, OSError, ValueError, RuntimeError)

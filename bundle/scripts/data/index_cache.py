@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.atomic import write_atomically
+from volumen.utils.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

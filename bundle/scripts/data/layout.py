@@ -10,7 +10,7 @@ data/
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import prod
@@ -20,17 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data.axes import AmbiguousAxesError
-from scripts.data.formats import SUFFIXES, local_path
-from scripts.data.geometry import Geometry, nearest_turn
-from scripts.data.integral import IntegralVolume
-from scripts.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
-from scripts.data.pairing import Case, owner_of, pair_cases
-from scripts.data.placement import OBLIQUE_DEGREES, common_spacings, laid_over, refuse_impossible
-from scripts.data.turned import TurnedVolume
-from scripts.data.volumes import SingleLevelError, Volume, open_volume
-from scripts.errors import VolumenError
-from scripts.text import counted
+from volumen.data.formats.axes import AmbiguousAxesError
+from volumen.data.formats.detection import SUFFIXES, local_path
+from volumen.data.formats.integral import IntegralVolume
+from volumen.data.formats.volumes import Volume, open_volume
+from volumen.data.geometry import Geometry, nearest_turn
+from volumen.data.label_channels import LabelRule, open_label
+from volumen.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
+from volumen.data.pairing import Case, owner_of, pair_cases
+from volumen.data.placement import OBLIQUE_DEGREES, common_spacings, laid_over, refuse_impossible
+from volumen.data.turned import TurnedVolume
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def open_cases(
     axes: str | None = None,
     level: int = 0,
     spacing: Sequence[float] | None = None,
+    rules: Mapping[str, LabelRule] | None = None,
 ) -> list[OpenCase]:
     """Open every volume of a layout and check that they fit each other.
 
@@ -118,11 +120,12 @@ def open_cases(
         axes: `dataset_config.axes`, see `open_volume`.
         level: `dataset_config.ome_zarr_resolution`.
         spacing: voxel size per spatial axis, instead of the files' own.
+        rules: what the settings say of how labels are stored, by target.
 
     Raises:
         VolumenError: a volume cannot be opened, or shapes, channels or spacing do not fit.
     """
-    cases = [_open_case(case, axes, level) for case in layout.cases]
+    cases = [_open_case(case, axes, level, rules or {}) for case in layout.cases]
     check_same_kind(cases)
     cases = with_spacing(oriented(cases), spacing)
     _tell_costs(cases)
@@ -147,7 +150,7 @@ def check_same_kind(cases: Sequence[OpenCase]) -> None:
 
 
 def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
-    """Check a label or mask against its image, and return it as a volume of integers, turned to the image's axes.
+    """Check a label or mask, as `as_label` returns them, against its image; return it turned to the image's axes.
 
     Raises:
         VolumenError: its shape differs, or a mask has several channels.
@@ -164,22 +167,44 @@ def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
         raise VolumenError(
             label.path, expected="a mask of 1 channel", found=f"{label.channels}", remedy="save it as grey"
         )
-    return label if np.dtype(label.dtype).kind in "ui" else IntegralVolume(label)
+    return label
 
 
 def _kind(volume: Volume) -> str:
     return f"{len(volume.shape)}D with {counted(volume.channels, 'channel')}"
 
 
-def _open_case(case: Case, axes: str | None, level: int) -> OpenCase:
+def tell_remarks(cases: Sequence[OpenCase]) -> None:
+    """Say what was recognised in the labels and masks, such as grey saved as RGB: once for all that are alike."""
+    files: dict[str, list[str]] = {}
+    for case in cases:
+        for volume in {id(v): v for v in (*case.labels.values(), *case.masks.values())}.values():
+            remark = getattr(volume, "remark", "")
+            if remark:
+                files.setdefault(remark, []).append(volume.path)
+    for remark, paths in files.items():
+        more = f" (and {counted(len(paths) - 1, 'more file')})" if len(paths) > 1 else ""
+        logger.warning("%s%s: %s", paths[0], more, remark)
+
+
+def _open_case(
+    case: Case,
+    axes: str | None,
+    level: int,
+    rules: Mapping[str, LabelRule],
+) -> OpenCase:
     image = _open_image(case, axes, level)
-    opened = {
-        path: _open_label(path, axes, level, len(image.shape))
-        for path in {*case.labels.values(), *case.masks.values()}
+    ndim = len(image.shape)
+    labels = {
+        target: open_label(
+            path, axes=axes, level=level, ndim=ndim, rule=rules.get(target, LabelRule(f"targets.{target}"))
+        )
+        for target, path in case.labels.items()
     }
-    labels = {target: fit_label(image, opened[path]) for target, path in case.labels.items()}
-    masks = {target: fit_label(image, opened[path], mask=True) for target, path in case.masks.items()}
-    return OpenCase(case.name, image, labels, masks, (1.0,) * len(image.shape))
+    masks = {path: open_label(path, axes=axes, level=level, ndim=ndim) for path in set(case.masks.values())}
+    labels = {target: fit_label(image, label) for target, label in labels.items()}
+    fitted = {target: fit_label(image, masks[path], mask=True) for target, path in case.masks.items()}
+    return OpenCase(case.name, image, labels, fitted, (1.0,) * len(image.shape))
 
 
 def oriented(cases: Sequence[OpenCase]) -> list[OpenCase]:
@@ -283,14 +308,6 @@ def _warn_of_unlike(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]
         )
 
 
-def _open_label(path: str, axes: str | None, level: int, ndim: int | None) -> Volume:
-    """Open a label at the image's level; one without levels may have been drawn at that level."""
-    try:
-        return open_volume(path, axes=axes, level=level, ndim=ndim)
-    except SingleLevelError:
-        return open_volume(path, axes=axes, ndim=ndim)
-
-
 def _open_image(case: Case, axes: str | None, level: int) -> Volume:
     """Open an image; where its shape can be read in two ways, its label may know the number of dimensions."""
     try:
@@ -298,16 +315,17 @@ def _open_image(case: Case, axes: str | None, level: int) -> Volume:
     except AmbiguousAxesError:
         if not case.labels:
             raise
-        label = _open_label(next(iter(case.labels.values())), None, level, None)
+        rule = LabelRule(separate=True)  # its shape alone is asked for
+        label = open_label(next(iter(case.labels.values())), level=level, rule=rule)
         return open_volume(case.image, level=level, ndim=len(label.shape))
 
 
 def _tell_costs(cases: Sequence[OpenCase]) -> None:
     """Warn of what makes reading slow or images empty, though it is legal."""
-    from scripts.data.block_cache import BLOCKS
-    from scripts.data.nifti_volume import NiftiVolume
-    from scripts.data.stored_chunks import stored_chunks
-    from scripts.data.zarr_volume import ZarrVolume
+    from volumen.data.block_cache import BLOCKS
+    from volumen.data.formats.nifti_volume import NiftiVolume
+    from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+    from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 
     images = [case.image for case in cases]
     volumes = [_stored(volume) for case in cases for volume in (case.image, *case.labels.values())]
@@ -391,7 +409,7 @@ def _prefer(entries: list[Entry], format: str) -> list[Entry]:
 
 def _group_labels(images: list[Entry]) -> list[Entry]:
     """List the labels in the images' own `labels/` groups (OME-Zarr), named like those of a folder."""
-    from scripts.data.zarr_volume import group_labels
+    from volumen.data.formats.zarr_arrays.volume import group_labels
 
     return [
         Entry(f"{image.name}_{name}", "zarr", path)

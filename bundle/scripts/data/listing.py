@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.formats import folder_kind, is_url, is_zarr_folder, split_suffix, stack_files, stack_order
-from scripts.errors import VolumenError
+from volumen.data.formats.detection import (
+    folder_kind,
+    is_url,
+    is_zarr_folder,
+    split_suffix,
+    stack_files,
+    stack_order,
+)
+from volumen.utils.errors import VolumenError
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
-from scripts.data.geometry import Geometry, stated_geometry
-from scripts.data.layout import OpenCase, check_same_kind, fit_label, with_spacing
-from scripts.data.listing import Entry
-from scripts.data.pairing import Case, pair_cases
-from scripts.data.units import unit_name
-from scripts.data.volumes import ArrayVolume, Volume
-from scripts.errors import VolumenError
+from volumen.data.formats.volumes import ArrayVolume, Volume
+from volumen.data.geometry import Geometry, stated_geometry
+from volumen.data.label_channels import LabelRule, as_label
+from volumen.data.layout import OpenCase, check_same_kind, fit_label, with_spacing
+from volumen.data.listing import Entry
+from volumen.data.pairing import Case, pair_cases
+from volumen.data.units import unit_name
+from volumen.utils.errors import VolumenError
 
 
 def cases_from_viewer(
-    viewer: Any, *, targets: Sequence[str] | None = None, allow_unlabeled: bool = False
+    viewer: Any,
+    *,
+    targets: Sequence[str] | None = None,
+    allow_unlabeled: bool = False,
+    rules: Mapping[str, LabelRule] | None = None,
 ) -> list[OpenCase]:
     """Pair a viewer's layers by name: Image layers with Labels `<image>_<target>` and `<image>_mask`.
 
@@ -26,6 +32,7 @@ def cases_from_viewer(
         viewer: a napari viewer, or anything with `layers` that have `name`, `data` and `scale`.
         targets: targets to use; by default all that have a layer.
         allow_unlabeled: accept images that lack the layer of some target.
+        rules: what the settings say of labels, by target; the channels of a layer are always targets of their own.
 
     Raises:
         VolumenError: a layer is missing or its shape does not fit.
@@ -40,22 +47,25 @@ def cases_from_viewer(
     rest = [name for name in labels if name not in masks]
     entries = [[_entry(name) for name in names] for names in (images, rest, masks)]
     paired, _ = pair_cases("napari", *entries, targets=targets, allow_unlabeled=allow_unlabeled)
-    cases = [_open_case(case, images, labels) for case in paired]
+    cases = [_open_case(case, images, labels, rules or {}) for case in paired]
     check_same_kind(cases)
     return with_spacing(cases)
 
 
-def _open_case(case: Case, images: dict[str, Any], labels: dict[str, Any]) -> OpenCase:
+def _open_case(
+    case: Case, images: dict[str, Any], labels: dict[str, Any], rules: Mapping[str, LabelRule]
+) -> OpenCase:
     image = _image_volume(images[case.image])
 
-    def fitted(name: str, mask: bool) -> Volume:
-        return fit_label(image, _label_volume(labels[name], image), mask=mask)
+    def fitted(name: str, mask: bool, rule: LabelRule) -> Volume:
+        label = as_label(_label_volume(labels[name], image), replace(rule, separate=True))
+        return fit_label(image, label, mask=mask)
 
     return OpenCase(
         case.name,
         image,
-        {target: fitted(name, False) for target, name in case.labels.items()},
-        {target: fitted(name, True) for target, name in case.masks.items()},
+        {target: fitted(name, False, rules.get(target, LabelRule())) for target, name in case.labels.items()},
+        {target: fitted(name, True, LabelRule()) for target, name in case.masks.items()},
         (1.0,) * len(image.shape),
     )
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.data.index_cache import load_arrays, store_arrays
-from scripts.data.label_values import stored_regions
-from scripts.data.progress import hidden
-from scripts.data.volumes import Region, Volume
-from scripts.threads import in_threads
+from volumen.data.formats.volumes import Region, Volume
+from volumen.data.index.label_values import stored_regions
+from volumen.data.index_cache import load_arrays, store_arrays
+from volumen.utils.progress import hidden
+from volumen.utils.threads import in_threads
 
 
 class Nonfinite(NamedTuple):

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scripts.data.listing import Entry
-from scripts.errors import VolumenError
+from volumen.data.listing import Entry
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 

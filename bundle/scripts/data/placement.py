@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from statistics import median
 
-from scripts.data.geometry import Geometry, nearest_turn, runs_alike
-from scripts.data.turned import TurnedVolume
-from scripts.data.volumes import Volume
-from scripts.errors import VolumenError
+from volumen.data.formats.volumes import Volume
+from volumen.data.geometry import Geometry, nearest_turn, runs_alike
+from volumen.data.turned import TurnedVolume
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 

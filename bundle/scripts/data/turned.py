@@ -6,8 +6,8 @@ import copy
 
 import numpy as np
 
-from scripts.data.geometry import AxisTurn
-from scripts.data.volumes import Placed, Region, Volume, check_region, describe_volume
+from volumen.data.formats.volumes import Placed, Region, Volume, check_region, describe_volume
+from volumen.data.geometry import AxisTurn
 
 
 class TurnedVolume(Placed):
@@ -24,6 +24,7 @@ class TurnedVolume(Placed):
         self.shape = turn.of_axes(volume.shape)
         self.channels = volume.channels
         self.dtype = volume.dtype
+        self.remark = getattr(volume, "remark", "")
         self.chunks = turn.of_axes(volume.chunks)
         self.geometry = volume.geometry.turned(turn, volume.shape)
         self.affine = _turned_affine(volume.affine, turn, volume.shape)
@@ -43,7 +44,7 @@ class TurnedVolume(Placed):
 
     def fingerprint(self) -> str:
         """Return a hash of the volume's content and of the turn."""
-        from scripts.data.fingerprints import digest
+        from volumen.data.fingerprints import digest
 
         return digest([self.volume.fingerprint(), self.turn.order, self.turn.flips])
 

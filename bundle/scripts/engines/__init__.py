@@ -1,1 +1,1 @@
-"""Trainer and evaluator pieces over MONAI's engines."""
+"""One training step and one validation step over MONAI's engines, with precision, optimizer and schedule."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
+from volumen.utils.precision import AMP_SETTINGS, choose_dtype
 
 logger = logging.getLogger(__name__)
-
-SETTINGS = ("auto", "off", "float16", "bfloat16")
 
 
 class AmpPolicy:
@@ -36,8 +33,10 @@ class AmpPolicy:
     def __init__(self, setting: str = "auto", device: str | torch.device = "cpu") -> None:
         # YAML 1.1 reads a bare `off` as False.
         setting = "off" if setting is False else setting
-        if setting not in SETTINGS:
-            raise VolumenError("tr_config.amp", expected=f"one of {', '.join(SETTINGS)}", found=repr(setting))
+        if setting not in AMP_SETTINGS:
+            raise VolumenError(
+                "tr_config.amp", expected=f"one of {', '.join(AMP_SETTINGS)}", found=repr(setting)
+            )
         self.device = torch.device(device)
         self.dtype: torch.dtype | None = choose_dtype(setting, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -60,36 +59,3 @@ class AmpPolicy:
     def __repr__(self) -> str:
         name = "off" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         return f"AmpPolicy({name} on {self.device})"
-
-
-def choose_dtype(setting: str, device: torch.device) -> torch.dtype | None:
-    """The number format that `setting` means on `device`; None is full float32."""
-    if setting == "off":
-        return None
-    if setting != "auto":
-        return {"float16": torch.float16, "bfloat16": torch.bfloat16}[setting]
-    if device.type == "cuda":
-        # `is_bf16_supported()` is also true where bfloat16 is only emulated, hence the compute capability.
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu" and cpu_computes_bfloat16():
-        return torch.bfloat16
-    return None
-
-
-@functools.cache
-def cpu_computes_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; emulated bfloat16 is slower than float32."""
-    flags = _cpu_flags()
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return set(value.split())
-    return set()

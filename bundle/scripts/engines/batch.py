@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.data import MetaTensor
 
-from scripts.engines.network import memory_format
+from volumen.networks.placement import memory_format
 
 if TYPE_CHECKING:
-    from scripts.transforms.derive_batch import DeriveBatch
+    from volumen.transforms.derive_batch import DeriveBatch
 
 IMAGE = "image"
 

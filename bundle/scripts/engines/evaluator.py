@@ -11,9 +11,9 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 
-from scripts.engines.amp import AmpPolicy
-from scripts.engines.network import local_network
-from scripts.engines.trainer import loss_values
+from volumen.engines.amp import AmpPolicy
+from volumen.engines.trainer import loss_values
+from volumen.networks.placement import local_network
 
 
 class EvaluateStep:

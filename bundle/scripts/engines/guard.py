@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from scripts.engines import distributed
-from scripts.errors import VolumenError
+from volumen.utils import distributed
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 

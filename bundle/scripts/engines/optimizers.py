@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from scripts.errors import VolumenError
-from scripts.suggest import closest
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 KEY = "tr_config.optimizer"
 

@@ -15,8 +15,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scripts.errors import VolumenError
-from scripts.suggest import closest
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 KEY = "tr_config.scheduler"
 

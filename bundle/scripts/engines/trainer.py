@@ -17,10 +17,10 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 
-from scripts.engines import distributed
-from scripts.engines.amp import AmpPolicy
-from scripts.engines.guard import NonFiniteGuard
-from scripts.memory import limit_kept_memory
+from volumen.engines.amp import AmpPolicy
+from volumen.engines.guard import NonFiniteGuard
+from volumen.utils import distributed
+from volumen.utils.memory import limit_kept_memory
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,20 @@ def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> 
 
 
 def loss_values(total: torch.Tensor, loss_function: Any) -> dict[str, float]:
-    """The total and every component of a loss as floats, fetched from the device in one transfer."""
+    """The total and every component of a loss as floats, fetched from the device in one transfer.
+
+    A target without a valid voxel has no components: its loss of 0 would be taken for a perfect one.
+    """
     components: dict[str, torch.Tensor] = dict(getattr(loss_function, "components", None) or {})
+    present: dict[str, torch.Tensor] = dict(getattr(loss_function, "present", None) or {})
     tensors = [
         total.detach(),
-        *(torch.as_tensor(value, device=total.device) for value in components.values()),
+        *(torch.as_tensor(value, device=total.device) for value in (*components.values(), *present.values())),
     ]
     values = torch.stack([tensor.float().reshape(()) for tensor in tensors]).tolist()
-    return dict(zip(["loss", *components], values))
+    here = dict(zip(present, values[1 + len(components) :]))
+    named = zip(["loss", *components], values)
+    return {name: value for name, value in named if here.get(name.split("/")[0], 1.0)}
 
 
 def detach(predictions: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Ignite handlers: checkpoints, previews, logs, guards."""
+"""Ignite handlers: checkpoints, validation, scores, signals, averages."""

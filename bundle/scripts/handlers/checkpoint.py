@@ -13,22 +13,23 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
-from scripts.atomic import replacing, sync_file
-from scripts.engines import distributed
-from scripts.engines.network import unwrap
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import (
+from volumen.checkpoints.file import (
     DamagedCheckpoint,
     load_checkpoint,
     plain,
+    read_file,
     save_checkpoint,
     writing_failed,
 )
-from scripts.handlers.metric import KeyMetric
-from scripts.handlers.random_state import random_state, set_random_state
-from scripts.handlers.run_directory import RunDirectory
-from scripts.handlers.state import Stateful, restore_states, saved_states
-from scripts.version import __version__
+from volumen.handlers.metric import KeyMetric
+from volumen.handlers.random_state import random_state, set_random_state
+from volumen.handlers.records.run_directory import RunDirectory
+from volumen.handlers.state import Stateful, restore_states, saved_states
+from volumen.networks.placement import unwrap
+from volumen.utils import distributed
+from volumen.utils.atomic import replacing, sync_file
+from volumen.utils.errors import VolumenError
+from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -378,11 +379,11 @@ def check_resumable(
     if not path.is_file():
         raise VolumenError(path, "there is no such checkpoint")
     try:
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        if "model_config" not in content:
-            return
-    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+        content = read_file(path, map_location="meta", mmap=True)
+    except DamagedCheckpoint as error:
         logger.debug("%s cannot be looked at: %s", path, error)
+        return
+    if not isinstance(content, Mapping) or "model_config" not in content:
         return
     differences(content, network, data, path)
 

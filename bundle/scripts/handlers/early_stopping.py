@@ -7,9 +7,9 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from scripts.errors import VolumenError
-from scripts.handlers.metric import KeyMetric
-from scripts.handlers.state import register_state
+from volumen.handlers.metric import KeyMetric
+from volumen.handlers.state import register_state
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 

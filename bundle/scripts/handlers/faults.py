@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 _IN_WORKER = "in DataLoader worker process"
 _DIED = ("DataLoader worker", "exited unexpectedly", "is killed by signal")

@@ -11,8 +11,10 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from scripts.engines import distributed
-from scripts.handlers.state import between_epochs, register_state
+from volumen.data.sampling.regions import BLOCK_WEIGHT
+from volumen.handlers.state import between_epochs, register_state
+from volumen.utils import distributed
+from volumen.utils.sample_keys import mask_key
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,9 @@ logger = logging.getLogger(__name__)
 class LossAverages:
     """Mean over an epoch of the total loss, each target's and each single loss, into `engine.state.metrics`.
 
-    The keys are "loss", "loss/<target>" and "loss/<target>/<LossName>", the weights the batch sizes. Steps
-    whose loss is not finite are left out. A component that is absent from a batch does not count there. With
+    The keys are "loss", "loss/<target>" and "loss/<target>/<LossName>", the weights the batch sizes, in validation the
+    blocks that a batch stands for. Steps whose loss is not finite are left out. A component that is absent from a
+    batch, as of a target without a valid voxel, does not count there, and one absent from all has no value. With
     several processes the mean is over all of them. The trainer's also averages "gradient_norm" over its
     optimizer steps, and warns once of a target of which no voxel counted in a whole epoch: its head learns nothing.
 
@@ -36,6 +39,7 @@ class LossAverages:
         self._counts: dict[str, float] = {}
         self._counted: dict[str, torch.Tensor | bool] = {}
         self._told: set[str] = set()
+        self._averaged: set[str] = set()
 
     def attach(self, engine: Workflow) -> None:
         """Add after each iteration of a trainer or evaluator, average when its epoch ends."""
@@ -47,7 +51,7 @@ class LossAverages:
 
     def _add(self, engine: Workflow) -> None:
         output: dict[str, Any] = engine.state.output
-        losses, size = output.get("losses", {}), len(output["image"])
+        losses, size = output.get("losses", {}), _weight(engine)
         if all(math.isfinite(value) for value in losses.values()):
             for name, value in losses.items():
                 self._count(name if name == "loss" else f"loss/{name}", value, size)
@@ -59,9 +63,9 @@ class LossAverages:
 
     def _notice(self, labels: Mapping[str, torch.Tensor]) -> None:
         """Remember which targets had a voxel that counts; stays on the device, where asking would wait."""
-        for key, mask in labels.items():
-            if key.endswith("_mask"):
-                name = key.removesuffix("_mask")
+        for name in labels:
+            mask = labels.get(mask_key(name))
+            if mask is not None:
                 self._counted[name] = self._counted.get(name, False) | mask.any()
 
     def _warn_of_untaught(self, engine: Workflow) -> None:
@@ -82,6 +86,9 @@ class LossAverages:
 
     def _finish(self, engine: Workflow) -> None:
         sums, counts = distributed.sum_over_ranks(self._sums), distributed.sum_over_ranks(self._counts)
+        for name in self._averaged - set(sums):  # of an earlier epoch
+            engine.state.metrics.pop(name, None)
+        self._averaged = set(sums)
         engine.state.metrics.update({name: sums[name] / counts[name] for name in sums})
         self._warn_of_untaught(engine)
 
@@ -108,3 +115,11 @@ class LossAverages:
                 for name, value in state.get(part, {}).items():
                     values[name] = values[name] + value if name in values else value
         return together
+
+
+def _weight(engine: Workflow) -> float:
+    """Return how much the engine's batch counts: its samples, or the blocks that they stand for."""
+    batch = engine.state.batch
+    if isinstance(batch, Mapping) and BLOCK_WEIGHT in batch:
+        return float(batch[BLOCK_WEIGHT].sum())
+    return len(engine.state.output["image"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.errors import VolumenError
-from scripts.metrics.target_metrics import ALL_METRICS, smaller_is_better
+from volumen.metrics.target_metrics import ALL_METRICS, smaller_is_better
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 #: Metrics with these words in their name are better when smaller.
 SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "hd95", "hausdorff", "distance", "angle", "angular")
@@ -18,22 +19,41 @@ class KeyMetric:
     """A metric's name and which way is better.
 
     Args:
-        name: as in `metrics.csv`, e.g. "val/membrane/dice"; None is the evaluator's own key metric, or
-            "val/loss" where it has none.
+        name: as in `metrics.csv`, e.g. "val/membrane/dice"; None is `default`.
         mode: "max", "min", or "auto" to tell from the name.
+        default: None is the evaluator's own key metric, or "val/loss" where it has none.
+        names: every metric that validation can measure, without "val/"; None where that is not known beforehand.
+
+    Raises:
+        VolumenError: there is no such metric.
     """
 
-    def __init__(self, name: str | None = None, mode: str = "auto") -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        mode: str = "auto",
+        *,
+        default: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         if mode not in ("auto", "max", "min"):
             raise VolumenError("tr_config.key_metric_mode", expected="auto, max or min", found=repr(mode))
-        self.name = name
+        self.name = name or default
         self.mode = mode
+        self._known = None if names is None else [f"val/{known}" for known in names]
+        if name is not None and self._known is not None and name not in self._known:
+            raise VolumenError(
+                "tr_config.key_metric",
+                expected=f"one of {', '.join(self._known)}",
+                found=repr(name),
+                remedy=closest(name, self._known),
+            )
 
     def value(self, engine: Any) -> float | None:
         """This epoch's value from the trainer's `state.metrics`; None where it was not measured or is NaN.
 
         Raises:
-            VolumenError: the epoch was validated, and there is no such metric.
+            VolumenError: the epoch was validated, and there is no such metric, which was not known beforehand.
         """
         name, measured = self.resolve(engine), engine.state.metrics
         value = measured.get(name)
@@ -45,6 +65,8 @@ class KeyMetric:
 
     def _check_is_measured(self, name: str, measured: Mapping[str, Any]) -> None:
         """Refuse a name that validation does not measure, at the first validation rather than never."""
+        if self._known is not None:
+            return  # it exists, and was undefined this time
         validated = sorted(other for other in measured if other.startswith("val/"))
         if self.name is not None and validated and name not in measured:
             raise VolumenError(

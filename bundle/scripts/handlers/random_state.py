@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from scripts.engines import distributed
+from volumen.utils import distributed
 
 
 class SeedIterations:

@@ -12,9 +12,10 @@ from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
 
-from scripts.engines import distributed
-from scripts.handlers.state import between_epochs, register_state
-from scripts.transforms.decide import DECISIONS, LABEL_KINDS
+from volumen.handlers.state import between_epochs, register_state
+from volumen.transforms.decide import DECISIONS, LABEL_KINDS
+from volumen.utils import distributed
+from volumen.utils.sample_keys import mask_key
 
 
 class RunningDice(Metric):
@@ -60,7 +61,7 @@ class RunningDice(Metric):
         for name, found in decisions.items():
             if name not in self.kinds or name not in labels:
                 continue
-            known = labels.get(f"{name}_mask")
+            known = labels.get(mask_key(name))
             counts = label_counts(found, labels[name], known, self.kinds[name])
             self._counts[name] = _widened(self._counts.get(name), counts)
 

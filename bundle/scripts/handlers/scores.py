@@ -11,19 +11,22 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
 
-from scripts.engines import distributed
-from scripts.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
-from scripts.metrics.whole_regions import WholeRegions
-from scripts.transforms.decide import DECISIONS, DecideLabelsd
+from volumen.data.sampling.regions import BLOCK_WEIGHT
+from volumen.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
+from volumen.metrics.whole_regions import WholeRegions
+from volumen.transforms.decide import DECISIONS, DecideLabelsd
+from volumen.utils import distributed
+from volumen.utils.sample_keys import mask_key
 
 
 class TargetScores(Metric):
     """Dice and IoU of labels, angles of directions, absolute errors of values, per target and class.
 
     The engine's output needs `pred` and `label` as `EvaluateStep` leaves them, its batch `volume_name`:
-    patches of a volume count as parts of one case. Labels are scored as `decisions` in the output says, which is
-    made of `pred` where no `DecideLabelsd` left it. Its own value, the key metric, is the mean Dice over the
-    labelled targets, or NaN where none is labelled; all others go to `engine.state.metrics` by their names.
+    blocks of a volume count as parts of one case, each as many times as its `block_weight` says. Labels are scored as
+    `decisions` in the output says, which is made of `pred` where no `DecideLabelsd` left it. Its own value, the key
+    metric, is the mean Dice over the labelled targets, or NaN where none is labelled; all others go to
+    `engine.state.metrics` by their names.
 
     Args:
         targets: name -> {"kind", "out_channels", "classes"}, as `build_metrics` takes them.
@@ -57,10 +60,10 @@ class TargetScores(Metric):
         if self._regions is not None:
             self._regions.reset()
 
-    def update(self, output: tuple[dict, dict, dict, list]) -> None:
-        """Add a batch: predictions, labels, masks by target, and the samples' volumes."""
-        predictions, labels, masks, volumes = output
-        self._scores.update(predictions, labels, masks, cases=volumes)
+    def update(self, output: tuple[dict, dict, dict, list, list | None]) -> None:
+        """Add a batch: predictions, labels, masks by target, the samples' volumes and weights."""
+        predictions, labels, masks, volumes, weights = output
+        self._scores.update(predictions, labels, masks, cases=volumes, weights=weights)
 
     def compute(self) -> float:
         """Return the mean Dice; leaves all values in `values`."""
@@ -96,13 +99,15 @@ class TargetScores(Metric):
         output: Any = engine.state.output
         batch: Any = engine.state.batch
         labels, predictions = output[Keys.LABEL], output[Keys.PRED]
+        weights = batch.get(BLOCK_WEIGHT)
         decisions = output.get(DECISIONS) or self._decide.decisions(predictions)
         self.update(
             (
                 {**predictions, **decisions},
                 {name: labels[name] for name in self._kinds if name in labels},
-                {name: labels[f"{name}_mask"] for name in self._kinds if f"{name}_mask" in labels},
+                {name: labels[mask_key(name)] for name in self._kinds if mask_key(name) in labels},
                 list(batch["volume_name"]),
+                None if weights is None else weights.tolist(),
             )
         )
         if self._regions is not None:
@@ -119,7 +124,7 @@ class TargetScores(Metric):
         for name in regions.targets:
             if name not in decisions or name not in labels:
                 continue
-            mask = labels.get(f"{name}_mask")
+            mask = labels.get(mask_key(name))
             for i, volume in enumerate(batch["volume_name"]):
                 regions.add(
                     name,

@@ -16,9 +16,9 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer, Workflow
 from torch.utils.data import DataLoader
 
-from scripts.engines import distributed
-from scripts.engines.trainer import accumulation_group
-from scripts.handlers.checkpoint import Checkpointer
+from volumen.engines.trainer import accumulation_group
+from volumen.handlers.checkpoint import Checkpointer
+from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)
 

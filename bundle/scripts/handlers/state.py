@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ignite.engine import Engine
 
-from scripts.engines import distributed
+from volumen.utils import distributed
 
 _ATTRIBUTE = "stateful_handlers"
 # Under this key a checkpoint keeps a list: what each of several processes remembered.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
-from scripts.engines.distributed import share_buffers
-from scripts.engines.network import unwrap
-from scripts.handlers.state import register_state
+from volumen.handlers.state import register_state
+from volumen.networks.placement import unwrap
+from volumen.utils.distributed import share_buffers
 
 PREFIX = "val/"
 KEY_METRIC = "key_metric"
+FINAL = "scores_final_epochs"
+"""The evaluator's state has this attribute, and it is true, while the last and the best epoch are scored again."""
 
 
 class Validate(ValidationHandler):
@@ -54,14 +58,8 @@ class Validate(ValidationHandler):
         epoch = engine.state.epoch
         if epoch % self.interval and epoch != engine.state.max_epochs:
             return
-        self.evaluator.run(epoch)
-        engine.state.metrics.update(
-            {
-                PREFIX + name: value
-                for name, value in self.evaluator.state.metrics.items()
-                if _is_number(value)
-            }
-        )
+        found = run_validator(self.evaluator, epoch)
+        engine.state.metrics.update({PREFIX + name: value for name, value in found.items()})
         name = self.evaluator.state.key_metric_name
         setattr(engine.state, KEY_METRIC, PREFIX + name if name else None)
 
@@ -74,6 +72,24 @@ class Validate(ValidationHandler):
         """Restore the evaluator's best metric."""
         self.evaluator.state.best_metric = saved["best_metric"]
         self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
+
+
+def run_validator(evaluator: Evaluator, epoch: int) -> dict[str, float]:
+    """Run an evaluator and return what it measured; of an earlier run nothing is left, as it may not be measured now.
+
+    Args:
+        evaluator: runs once over its data.
+        epoch: the trainer's.
+    """
+    evaluator.state.metrics.clear()
+    evaluator.run(epoch)
+    return numbers_of(evaluator.state.metrics)
+
+
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of an evaluator that are numbers; one that is NaN was not measured, so it is absent."""
+    found = {name: float(value) for name, value in metrics.items() if _is_number(value)}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def _is_number(value: Any) -> bool:

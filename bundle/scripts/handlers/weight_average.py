@@ -8,8 +8,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Workflow
 
-from scripts.engines.network import unwrap
-from scripts.handlers.state import register_state
+from volumen.handlers.state import register_state
+from volumen.networks.placement import unwrap
 
 STATE = "weight_average"
 

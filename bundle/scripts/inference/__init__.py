@@ -1,1 +1,1 @@
-"""Streaming prediction, writers and evaluation."""
+"""Prediction of volumes of any size: the request, the trained network, one volume's work, its record."""

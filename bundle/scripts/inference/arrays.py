@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.data.geometry import GRID
-from scripts.inference.journal import STATE_FOLDER
-from scripts.inference.results import Stored, instance_stored
-from scripts.inference.writers import ZarrOutput
+from volumen.data.geometry import GRID
+from volumen.inference.output.block_log import STATE_FOLDER
+from volumen.inference.output.ome_zarr import ZarrOutput
+from volumen.inference.output.stored import Stored, instance_stored
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
-    from scripts.inference.work import VolumeWork
+    from volumen.data.formats.volumes import Volume
+    from volumen.inference.volume_work import VolumeWork
 
 
 def final_arrays(work: VolumeWork) -> ZarrOutput:

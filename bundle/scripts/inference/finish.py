@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scripts.inference.blending import axis_weight_sums, divide_by_weights
-from scripts.inference.gain import GainMeter
-from scripts.inference.heads import Head, split_channels
-from scripts.inference.reader import WindowReader
-from scripts.inference.results import Stored
-from scripts.inference.stream import Finished
-from scripts.inference.windows import PredictPlan
-from scripts.inference.writers import ZarrOutput
+from volumen.inference.gain import GainMeter
+from volumen.inference.output.ome_zarr import ZarrOutput
+from volumen.inference.output.stored import Stored
+from volumen.inference.windows.blending import axis_weight_sums, divide_by_weights
+from volumen.inference.windows.heads import Head, split_channels
+from volumen.inference.windows.plan import PredictPlan
+from volumen.inference.windows.reader import WindowReader
+from volumen.inference.windows.stream import Finished
 
 if TYPE_CHECKING:
-    from scripts.inference.work import State
+    from volumen.inference.volume_work import State
 
 
 class BlockFinisher:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.errors import VolumenError
-from scripts.inference.heads import Head
-from scripts.inference.results import Stored
+from volumen.data.validity import known_voxels
+from volumen.inference.output.stored import Stored
+from volumen.inference.windows.heads import Head
+from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
+    from volumen.data.formats.volumes import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Labels:
 
     Args:
         label: the label volume.
-        mask: where it counts (not 0), or None for everywhere.
+        mask: where it counts (above 0), or None for everywhere.
         ignore: value of the label that means unknown, or None.
     """
 
@@ -48,8 +49,9 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
         heads: outputs; those that are probabilities are looked for.
         config: the checkpoint's snapshot, which knows ignored values.
     """
-    from scripts.data.layout import discover
-    from scripts.data.volumes import open_volume
+    from volumen.data.formats.volumes import open_volume
+    from volumen.data.label_channels import open_label, snapshot_rule
+    from volumen.data.layout import discover
 
     folder = next((parent for parent in Path(image).parents if parent.name == "images"), None)
     if "://" in image or folder is None or not (folder.parent / "labels").is_dir():
@@ -64,29 +66,22 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
             if not head.is_probability or head.name not in case.labels or settings.get("instances"):
                 continue
             volume = open_volume(image)
-            label = _laid(case.labels[head.name], volume)
-            masks = case.masks.get(head.name)
-            ignore = next(
-                (
-                    settings[key]
-                    for key in ("ignore_label", "ignore_index", "ignore_value")
-                    if key in settings
-                ),
-                None,
-            )
-            found[head.name] = Labels(label, _laid(masks, volume) if masks else None, ignore)
+            rule = snapshot_rule(head.name, settings)
+            label = _laid(open_label(case.labels[head.name], ndim=len(volume.shape), rule=rule), volume)
+            path = case.masks.get(head.name)
+            mask = _laid(open_label(path, ndim=len(volume.shape)), volume) if path else None
+            found[head.name] = Labels(label, mask, rule.unknown)
     except (VolumenError, StopIteration, OSError) as error:
         logger.debug("%s: no gain is measured: %s", image, error)
         return {}
     return found
 
 
-def _laid(path: str, image: Volume) -> Volume:
-    """Open a label or mask as it lies over its image."""
-    from scripts.data.placement import laid_over
-    from scripts.data.volumes import open_volume
+def _laid(volume: Volume, image: Volume) -> Volume:
+    """Return a label or mask as it lies over its image."""
+    from volumen.data.placement import laid_over
 
-    return laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.source)
+    return laid_over(volume, image.geometry, image.shape, image.source)
 
 
 class GainMeter:
@@ -126,11 +121,9 @@ class GainMeter:
             for part, low in zip(box, self._origin, strict=True)
         )  # fmt: skip
         label = truth.label.read(region)
-        known = np.ones(label.shape[1:], bool)
-        if truth.mask is not None:
-            known &= (truth.mask.read(region) > 0).all(axis=0)
-        if truth.ignore is not None:
-            known &= (label != truth.ignore).all(axis=0)
+        mask = None if truth.mask is None else truth.mask.read(region)
+        found = known_voxels(label, mask, truth.ignore)
+        known = np.ones(label.shape[1:], bool) if found is None else found
         wanted = _classes(label, stored.head)
         counts = [
             [

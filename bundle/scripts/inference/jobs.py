@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.errors import VolumenError
-from scripts.inference.exports import DEFAULT_SUFFIX, FileExport, format_of
+from volumen.inference.output.exports import DEFAULT_SUFFIX, FileExport, format_of
+from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
-    from scripts.inference.predict import PredictRequest
+    from volumen.data.formats.volumes import Volume
+    from volumen.inference.request import PredictRequest
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Job:
     Args:
         image: the volume.
         output: the OME-Zarr group, the one that is streamed into where files are wanted.
-        mask: volume that is predicted where it is not 0, or None.
+        mask: volume that is predicted where it is above 0, or None.
         export: the files wanted, or None for the group itself.
     """
 
@@ -47,7 +47,7 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> l
     Raises:
         VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
     """
-    from scripts.data.volumes import open_volume
+    from volumen.data.formats.volumes import open_volume
 
     items = volume_items(request.input, request.mask, ndim)
     _, suffix = format_of(request.output, request.format)
@@ -83,15 +83,16 @@ def volume_items(source: str, mask: str | None = None, ndim: int | None = None) 
 
 
 def open_mask(path: str | Path, image: Volume) -> Volume:
-    """Open the mask of an image.
+    """Open the mask of an image; a mask of fractions counts where it is not 0.
 
     Raises:
-        VolumenError: it is unreadable or of another shape.
+        VolumenError: it is unreadable, of another shape, or has several channels that differ.
     """
-    from scripts.data.placement import laid_over
-    from scripts.data.volumes import open_volume
+    from volumen.data.label_channels import open_mask_file
+    from volumen.data.placement import laid_over
 
-    mask = laid_over(open_volume(path, ndim=len(image.shape)), image.geometry, image.shape, image.source)
+    mask = open_mask_file(path, ndim=len(image.shape))
+    mask = laid_over(mask, image.geometry, image.shape, image.source)
     if mask.shape != image.shape:
         raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
     return mask
@@ -104,7 +105,7 @@ def make_job(
 
     Args:
         image: the volume.
-        mask: predicted where it is not 0, or None.
+        mask: predicted where it is above 0, or None.
         output: `NAME.zarr`, `NAME.tif` or `NAME.nii.gz` of one image, else a folder.
         targets: names of the outputs.
         wanted: format, or None to go by the output's name.
@@ -121,7 +122,7 @@ def make_job(
 
 def image_paths(source: str) -> list[str]:
     """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
-    from scripts.data.formats import detect_format, is_zarr_folder, split_suffix
+    from volumen.data.formats.detection import detect_format, is_zarr_folder, split_suffix
 
     path = Path(source)
     if "://" in source or not path.is_dir() or is_zarr_folder(path):
@@ -143,7 +144,7 @@ def image_paths(source: str) -> list[str]:
 
 def is_stack(source: str) -> bool:
     """Tell whether a path is a folder of numbered 2D slices, and no dataset with a folder of images."""
-    from scripts.data.slice_stack import holds_slices
+    from volumen.data.formats.slice_stack import holds_slices
 
     path = Path(source)
     return "://" not in source and path.is_dir() and not (path / "images").is_dir() and holds_slices(path)

@@ -6,160 +6,46 @@ import errno
 import logging
 import math
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.data.geometry import AxisTurn, Geometry, directions_of, nearest_turn
-from scripts.data.placement import OBLIQUE_DEGREES, warn_impossible
-from scripts.engines.device import choose_device
-from scripts.errors import VolumenError
-from scripts.inference.exports import format_of
-from scripts.inference.gain import AugmentationReport, dice, find_labels
-from scripts.inference.heads import Head
-from scripts.inference.instance_output import settle_request
-from scripts.inference.instances import InstanceRules
-from scripts.inference.jobs import Job, find_jobs, volume_name
-from scripts.inference.journal import OutputState
-from scripts.inference.like import check_same, recipe_of
-from scripts.inference.outputs import Outputs
-from scripts.inference.passes import run_here
-from scripts.inference.postprocess import CleaningRules
-from scripts.inference.precision import describe_machine
-from scripts.inference.predictor import Predictor, load_predictor
-from scripts.inference.recipe import make_recipe, nonfinite_rule
-from scripts.inference.results import Stored, instance_stored
-from scripts.inference.stream import StreamCounts
-from scripts.inference.tta import transforms
-from scripts.inference.windows import Box, PredictPlan, choose_block_shape, choose_tile
-from scripts.inference.work import PARTIAL_SUMS_BYTES, VolumeWork, make_blocks
-from scripts.inference.writers import LABELS, target_group
-from scripts.text import counted
+from volumen.data.geometry import AxisTurn, Geometry, directions_of, nearest_turn
+from volumen.data.placement import OBLIQUE_DEGREES, warn_impossible
+from volumen.inference.block_maker import PARTIAL_SUMS_BYTES, make_blocks
+from volumen.inference.gain import AugmentationReport, dice, find_labels
+from volumen.inference.jobs import Job, find_jobs, volume_name
+from volumen.inference.machine import describe_machine
+from volumen.inference.output.block_log import OutputState
+from volumen.inference.output.exports import format_of
+from volumen.inference.output.ome_zarr import LABELS, target_group
+from volumen.inference.output.stored import Stored, instance_stored
+from volumen.inference.postprocess.instance_output import settle_request
+from volumen.inference.postprocess.passes import run_here
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.products import Outputs
+from volumen.inference.progress import Progress
+from volumen.inference.provenance import make_recipe, nonfinite_rule
+from volumen.inference.reproduce import check_same, recipe_of
+from volumen.inference.request import OpenBox, PredictReport, PredictRequest, VolumeReport
+from volumen.inference.rules import CleaningRules
+from volumen.inference.volume_work import VolumeWork
+from volumen.inference.windows.heads import Head
+from volumen.inference.windows.plan import Box, PredictPlan, choose_block_shape, choose_tile
+from volumen.inference.windows.stream import StreamCounts
+from volumen.inference.windows.tta import check_layouts, transforms
+from volumen.utils.device import choose_device
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import by, counted
 
 if TYPE_CHECKING:
-    from scripts.data.volumes import Volume
-    from scripts.inference.cluster import Cluster
+    from volumen.data.formats.volumes import Volume
+    from volumen.inference.distributed.cluster import Cluster
 
 logger = logging.getLogger(__name__)
-
-OpenBox = tuple[tuple[int | None, int | None], ...]
-"""Start and stop of each spatial axis, None for the volume's own."""
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """What to predict and how.
-
-    Args:
-        input: an image or a folder of images.
-        checkpoint: the trained network.
-        output: for one image `NAME.zarr`, `NAME.tif` or `NAME.nii.gz`; else a folder that gets
-            `<image name>.zarr` per image, or `<image name>_<target>.tif` and such per target.
-        targets: outputs wanted; None for all.
-        overlap: share of a window that the next one covers, in [0, 1).
-        batch_size: windows given to the network at once.
-        patch_size: shape of a window; None for that of the training.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        amp: "auto", "off", "bfloat16" or "float16".
-        tta: "none", "mirror" or "rotate".
-        mask: volume of the image's shape, or a folder with one per image; predicted where not 0.
-        region: start and stop per spatial axis, None for the volume's own; None for all.
-        skip_empty: whether windows without contrast are left at 0.
-        dtype: "uint8", "float16", "float32" or "labels".
-        threshold: probability from which on a label is 1; setting it asks for labels.
-        min_size: label components of fewer voxels are removed.
-        keep_largest: label components kept of each class; None for all.
-        fill_holes: holes of up to this many voxels are filled in label maps of one class.
-        instances: what instances are made from and how; None for none. Their heads are stored as probabilities.
-        compress: "zstd", "lz4", "gzip" or "none".
-        pyramid: whether coarser levels are made.
-        format: "zarr", "tif" or "nifti"; None to go by the output's name.
-        overwrite: whether an earlier prediction in the output may be removed.
-        on_corrupt: "stop" or "skip", for chunks of the image that cannot be read.
-        nonfinite: "zero" or "refuse", for NaN and infinity in the image; None as in training.
-        axes: letters of the image's axes where its metadata leave them open.
-        level: resolution level of an OME-Zarr image.
-        workers: threads that read, and as many that write.
-        like: earlier prediction of which this one is a repetition: its network and image are compared.
-        nworkers: processes that share the work, each with a GPU of its own where there are several; with a scheduler,
-            how many of its workers to wait for.
-        scheduler: address of a Dask scheduler whose workers do the work, such as "tcp://node:8786".
-    """
-
-    input: str
-    checkpoint: str
-    output: str
-    targets: tuple[str, ...] | None = None
-    overlap: float = 0.5
-    batch_size: int = 1
-    patch_size: tuple[int, ...] | None = None
-    device: str = "auto"
-    amp: str = "auto"
-    tta: str = "none"
-    mask: str | None = None
-    region: OpenBox | None = None
-    skip_empty: bool = True
-    dtype: str = "uint8"
-    threshold: float | None = None
-    min_size: int = 0
-    keep_largest: int | None = None
-    fill_holes: int = 0
-    instances: InstanceRules | None = None
-    compress: str = "zstd"
-    pyramid: bool = True
-    format: str | None = None
-    overwrite: bool = False
-    on_corrupt: str = "stop"
-    nonfinite: str | None = None
-    axes: str | None = None
-    level: int = 0
-    workers: int = 2
-    like: str | None = None
-    nworkers: int = 1
-    scheduler: str | None = None
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other processes do the work."""
-        return self.scheduler is not None or self.nworkers > 1
-
-
-@dataclass(frozen=True)
-class VolumeReport:
-    """What was done for one volume.
-
-    Args:
-        input: the image.
-        output: the OME-Zarr group, or the record of the files.
-        windows: windows that the network saw, those that several workers computed counted each time.
-        skipped: windows without content.
-        blocks: blocks written, in this run.
-        corrupt: boxes of the image that could not be read.
-        seconds: wall time.
-        already_done: whether the output was finished before.
-        augmentation: what test-time augmentation cost and gained, over the blocks of this run; None without it.
-    """
-
-    input: str
-    output: str
-    windows: int = 0
-    skipped: int = 0
-    blocks: int = 0
-    corrupt: tuple[Box, ...] = ()
-    seconds: float = 0.0
-    already_done: bool = False
-    augmentation: AugmentationReport | None = None
-
-
-@dataclass(frozen=True)
-class PredictReport:
-    """What was done for every volume of a request."""
-
-    volumes: tuple[VolumeReport, ...] = field(default_factory=tuple)
 
 
 def predict(
@@ -187,10 +73,10 @@ def predict(
     request = settle_request(request, predictor)
     jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
     if request.is_shared:
-        from scripts.inference.cluster import open_cluster, predict_with
+        from volumen.inference.distributed.cluster import open_cluster
 
         with open_cluster(request) as cluster:
-            return PredictReport(predict_with(cluster, predictor, jobs, request, progress))
+            return PredictReport(predict_shared(cluster, predictor, jobs, request, progress))
     for job in jobs:
         check_kind(predictor, job.image)  # of all, before the first is predicted
     reports = []
@@ -200,40 +86,42 @@ def predict(
     return PredictReport(tuple(reports))
 
 
+def predict_shared(
+    cluster: Cluster,
+    predictor: Predictor,
+    jobs: list[Job],
+    request: PredictRequest,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[VolumeReport, ...]:
+    """Predict volumes, as many at once as there are workers.
+
+    Args:
+        cluster: the workers.
+        predictor: where the network comes from.
+        jobs: the volumes.
+        request: how.
+        progress: as for `predict`.
+    """
+    cluster.sharers = min(len(jobs), max(1, cluster.workers))
+    name = volume_name(jobs[0].image.source) if len(jobs) == 1 else f"{len(jobs)} volumes"
+    told = None if progress is None else Progress(name, progress, stages=len(jobs) == 1)
+    with ThreadPoolExecutor(cluster.sharers, thread_name_prefix="volume") as pool:
+        futures = [
+            pool.submit(predict_volume, predictor, job, request, progress=told, cluster=cluster)
+            for job in jobs
+        ]
+        try:
+            return tuple(future.result() for future in futures)
+        except BaseException:
+            cluster.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def output_names(predictor: Predictor, request: PredictRequest) -> tuple[str, ...]:
     """Return the names of the arrays that a prediction leaves: the heads', then the instances'."""
     extra = instance_stored(request.instances)
     return tuple(item.name for item in (*predictor.heads(request.targets), *(s.head for s in extra)))
-
-
-class Progress:
-    """Counts settled windows of one volume, or of several that are predicted at once.
-
-    Args:
-        name: what is told of them.
-        tell: called with the name, what is done and all of it.
-        stages: whether what follows the windows is told as well.
-    """
-
-    def __init__(self, name: str, tell: Callable[[str, int, int], None], *, stages: bool = True) -> None:
-        self._name, self._tell, self._count, self._total = name, tell, 0, 0
-        self._stages = stages
-        self._lock = threading.Lock()
-
-    def expect(self, windows: int) -> None:
-        """Add windows to those that are to be settled."""
-        with self._lock:
-            self._total += windows
-
-    def __call__(self, windows: int) -> None:
-        with self._lock:
-            self._count += windows
-            self._tell(self._name, self._count, self._total)
-
-    def stage(self, title: str, count: int, total: int) -> None:
-        """Tell how far a pass over the blocks of the volume is, as of `run_here`."""
-        if self._stages:
-            self._tell(f"{self._name}, {title}", count, total)
 
 
 def predict_volume(
@@ -257,7 +145,7 @@ def predict_volume(
         VolumenError: the image does not fit the network, the output is another's, or space runs out.
     """
     if request.is_shared and cluster is None:
-        from scripts.inference.cluster import open_cluster
+        from volumen.inference.distributed.cluster import open_cluster
 
         with open_cluster(request) as opened:
             return predict_volume(predictor, job, request, progress=progress, cluster=opened)
@@ -327,8 +215,10 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     image = job.image
     check_image(predictor, image)
     heads = predictor.heads(request.targets)
+    check_layouts(heads, request.tta)
     turn = turn_to_training(predictor, image, heads)
     plan = make_plan(predictor, image.shape, heads, request, turn)
+    tell_small(image, plan.patch_size, request.patch_size or predictor.patch_size)
     stored = [stored_as(head, request) for head in heads]
     _check_names([*stored, *instance_stored(request.instances)])
     return VolumeWork(
@@ -384,9 +274,9 @@ def turn_to_training(predictor: Predictor, image: Volume, heads: Sequence[Head])
         logger.warning("%s: its axes lie at %.0f degrees to %s, as in training", image.path, angle, trained)
     if turn.is_identity:
         return None
-    tasks = predictor.config.get("auxiliary_tasks") or {}
     for head in heads:
-        if head.kind == "field" or tasks.get(head.name, {}).get("type") == "affinities":
+        # Turned offsets compare with partners that may lie outside the window.
+        if head.layout is None or any(part.kind == "offsets" for part in head.layout):
             raise VolumenError(
                 image.path,
                 expected=f"axes that run to {trained}, as in training, for {head.name}",
@@ -562,6 +452,8 @@ def make_plan(
         VolumenError: a region outside the volume, an overlap or a patch that cannot be.
     """
     patch = predictor.check_patch(request.patch_size or predictor.patch_size)
+    seen = shape if turn is None else turn.of_axes(shape)
+    patch = predictor.fit_patch(patch, seen)
     patch = patch if turn is None else turn.undo_axes(patch)
     region = settle_region(request.region, shape)
     if not 0 <= request.overlap < 1:
@@ -579,6 +471,23 @@ def make_plan(
         batch_size=request.batch_size,
         tile=choose_tile(patch, request.overlap, channels, PARTIAL_SUMS_BYTES),
     )
+
+
+def tell_small(image: Volume, window: Sequence[int], usual: Sequence[int]) -> None:
+    """Log which windows an image smaller than the usual window gets, and how much of them is reflected."""
+    if all(size >= side for size, side in zip(image.shape, usual, strict=True)):
+        return
+    text = f"windows of {by(window)}"
+    if tuple(window) != tuple(usual):
+        text += f" instead of {by(usual)}"
+    beyond = [
+        f"{side - size} voxels along {axis}"
+        for size, side, axis in zip(image.shape, window, "zyx"[-len(window) :], strict=True)
+        if side > size
+    ]
+    if beyond:
+        text += f", of which {' and '.join(beyond)} are reflected"
+    logger.info("%s: %s is smaller than a window: %s", image.path, by(image.shape), text)
 
 
 def settle_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.inference.blending import gaussian_window
-from scripts.inference.heads import PROBABILITIES, Head, encode_all, split_channels
-from scripts.inference.precision import autocast
-from scripts.inference.sliding import SlidingWindow
-from scripts.inference.tta import AxisTransform, transforms
-from scripts.memory import limit_kept_memory
+from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
+from volumen.derived.channel_layout import ChannelLayout, make_layout
+from volumen.inference.windows.blending import gaussian_window
+from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
+from volumen.inference.windows.plan import fit_window
+from volumen.inference.windows.sliding import SlidingWindow
+from volumen.inference.windows.tta import AxisTransform, check_layouts, transforms
+from volumen.utils.errors import VolumenError
+from volumen.utils.memory import limit_kept_memory
+from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
-    from scripts.data.geometry import AxisTurn
-    from scripts.transforms.normalize import Normalizer
+    from volumen.data.geometry import AxisTurn
+    from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,10 @@ class Predictor:
                 )
         return tuple(self.targets[name] for name in (names or self.targets))
 
+    def fit_patch(self, patch_size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the window for an image of a spatial shape, no larger than the image needs; see `fit_window`."""
+        return fit_window(patch_size, shape, self.divisor) if self.divisor else tuple(patch_size)
+
     def check_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Return a window size after checking that the network can take it.
 
@@ -124,9 +130,9 @@ def load_predictor(
     Raises:
         VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
     """
-    from scripts.handlers.finetune import inference_weights
-    from scripts.networks.multihead import MultiHeadDynUNet
-    from scripts.transforms.normalize import Normalizer
+    from volumen.checkpoints.finetune import inference_weights
+    from volumen.networks.multihead import MultiHeadDynUNet
+    from volumen.transforms.normalize import Normalizer
 
     path = Path(checkpoint_path)
     state = read_checkpoint(path)
@@ -155,7 +161,7 @@ def load_predictor(
     return Predictor(
         network=network,
         config=config,
-        targets=read_heads(final_config["heads"], config),
+        targets=read_heads(final_config["heads"], config, ndim),
         normalizer=Normalizer.from_config(
             dataset.get("normalization_scheme", "unit"), dataset.get("intensity_properties") or None
         ),
@@ -180,14 +186,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise VolumenError(path, "no such checkpoint", remedy="give the .pth file of a trained model")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise VolumenError(
-            path,
-            f"not a readable checkpoint ({type(error).__name__})",
-            remedy="it may be cut short: use another",
-        ) from None
+    state = read_file(path)
+    if isinstance(state, dict) and CHECKSUM in state:
+        state = verify_checksum(state, path)
     description = path.with_suffix(".json")
     if isinstance(state, dict) and "model" not in state and description.is_file():
         # A released model: the weights alone, as MONAI reads them, with the rest of the checkpoint beside them.
@@ -211,12 +212,15 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise VolumenError(path, f"not readable ({error})", remedy="get the released model again") from None
 
 
-def read_heads(heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Head]:
+def read_heads(
+    heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], ndim: int
+) -> dict[str, Head]:
     """Return the outputs of a network by name, in its order.
 
     Args:
         heads: `final_config["heads"]`.
         config: the snapshot; without it one channel is read as a sigmoid, several as a softmax.
+        ndim: spatial axes of the network.
     """
     labelled = config.get("dataset_config", {}).get("targets", {})
     tasks = config.get("auxiliary_tasks", {})
@@ -226,23 +230,36 @@ def read_heads(heads: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
         if name in tasks:
             kind = _task_kind(tasks[name])
             activation = tasks[name].get("activation") or ("sigmoid" if kind in PROBABILITIES else "none")
-            result[name] = Head(name, channels, activation, kind)
+            result[name] = Head(
+                name, channels, activation, kind, _task_layout(tasks[name], kind, ndim, channels)
+            )
             continue
         target = labelled.get(name, {})
         activation = target.get("activation") or ("sigmoid" if channels == 1 else "softmax")
         kind = target.get("kind") or {"softmax": "multiclass", "none": "field"}.get(
             activation, "binary" if channels == 1 else "multilabel"
         )
-        result[name] = Head(name, channels, activation, kind)
+        # The values of a label do not turn, whatever they are.
+        layout = make_layout(["scalars"], ndim, channels)
+        result[name] = Head(name, channels, activation, kind, layout)
         if not target:
             logger.warning("the checkpoint says nothing of target %r: read as %s", name, activation)
     return result
 
 
 def _task_kind(task: Mapping[str, Any]) -> str:
-    from scripts.transforms.task_registry import task_kind
+    from volumen.derived.registry import task_kind
 
     return task.get("kind") or task_kind(task["type"])
+
+
+def _task_layout(task: Mapping[str, Any], kind: str, ndim: int, channels: int) -> ChannelLayout | None:
+    from volumen.derived.registry import task_layout, task_types
+
+    if task.get("kind") and task.get("type") not in task_types():
+        return None
+    params = {key: value for key, value in task.items() if key != "kind"}
+    return task_layout(task["type"], ndim, {"out_channels": channels, **params})
 
 
 def _patch_size(path: Path, config: Mapping[str, Any], ndim: int) -> tuple[int, ...]:
@@ -259,6 +276,11 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _turned_back(turn: AxisTransform, head: Head, output: Tensor) -> Tensor:
+    """Bring a head's output (B, C, *patch) for a turned window back, its components too where they are known."""
+    return turn.undo(output) if head.layout is None else turn.undo_components(output, head.layout)
+
+
 class WindowNetwork:
     """Runs a batch of windows through the network and gives what is accumulated.
 
@@ -266,7 +288,7 @@ class WindowNetwork:
         predictor: the network and its outputs.
         heads: the outputs wanted; only their decoders run.
         patch_size: shape of a window.
-        tta: test-time augmentation, see `scripts.inference.tta.transforms`.
+        tta: test-time augmentation, see `volumen.inference.windows.tta.transforms`.
         precision: "float32", "bfloat16" or "float16".
         compare: whether the outputs without augmentation follow those with it, on further channels.
         turn: how windows are turned before the network sees them; the outputs are turned back. None for not.
@@ -291,12 +313,16 @@ class WindowNetwork:
         self.timed = 0
         self.seconds = (0.0, 0.0)
         """Of the first batches, where windows are augmented: in the unaugmented pass, and in all."""
+        check_layouts(self.heads, tta)
         self.base = None if turn is None else AxisTransform(turn.order, turn.flips)
         seen = tuple(patch_size) if turn is None else turn.of_axes(tuple(patch_size))
         self.turns: tuple[AxisTransform, ...] = transforms(tta, seen, predictor.spacing)
         self.precision = precision
         self.device = predictor.device
         self._weights = torch.from_numpy(gaussian_window(tuple(patch_size))).to(self.device)
+        self._mean_weights = self._weights
+        if len(self.turns) > 1:
+            self._mean_weights = self._weights / self._counts(tuple(patch_size)).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, windows: np.ndarray) -> np.ndarray:
@@ -318,12 +344,9 @@ class WindowNetwork:
         for turn in self.turns:
             with autocast(self.precision, self.device):
                 outputs = self.predictor.network(turn.apply(images).contiguous(), targets=self.names)
-            turned = {
-                head.name: turn.undo_components(outputs[head.name].float(), head.kind) for head in self.heads
-            }
-            if self.base is not None:
-                kinds = {head.name: head.kind for head in self.heads}
-                turned = {name: self.base.undo_components(out, kinds[name]) for name, out in turned.items()}
+            turned = {head.name: outputs[head.name].float() for head in self.heads}
+            for step in (turn, *((self.base,) if self.base else ())):
+                turned = {head.name: _turned_back(step, head, turned[head.name]) for head in self.heads}
             encoded = encode_all(self.heads, turned)
             if total is None:
                 total, plain = encoded, encoded * self._weights if self.compare else None
@@ -331,10 +354,22 @@ class WindowNetwork:
             else:
                 total.add_(encoded)
         assert total is not None
-        total *= self._weights if len(self.turns) == 1 else self._weights / len(self.turns)
+        total *= self._mean_weights
         self._time(began, first)
         limit_kept_memory()
         return (total if plain is None else torch.cat([total, plain], dim=1)).cpu().numpy()
+
+    def _counts(self, patch_size: tuple[int, ...]) -> Tensor:
+        """Return how many turned windows say something: one number, or (blended channels, *patch)."""
+        if all(part.kind != "offsets" for head in self.heads for part in head.layout or ()):
+            return torch.tensor(float(len(self.turns)))
+        counts = torch.zeros(sum(head.blended_channels for head in self.heads), *patch_size)
+        parts = torch.split(counts, [head.blended_channels for head in self.heads])
+        for turn in self.turns:
+            for head, part in zip(self.heads, parts, strict=True):
+                known = turn.known(head.layout or (), patch_size)
+                part += 1 if known is None else known
+        return counts
 
     def _clock(self) -> float:
         """Return the time, after the device has done its work where it is measured."""
@@ -369,7 +404,7 @@ def predict_array(
         predictor: the network.
         image: raw image, shape (C, *space).
         targets: targets wanted; None for all.
-        patch_size: window; None for that of the training.
+        patch_size: window; None for that of the training. It shrinks to smaller images.
         overlap: share of a window that the next one covers.
         batch_size: windows given to the network at once.
         precision: "float32", "bfloat16" or "float16".
@@ -387,6 +422,7 @@ def predict_array(
         return {"all": encode_all(heads, outputs)}
 
     with torch.inference_mode():
-        blended = SlidingWindow(patch, overlap, batch_size)(normalised[None], encoded)["all"][0]
+        inferer = SlidingWindow(patch, overlap, batch_size, divisor=predictor.divisor or None)
+        blended = inferer(normalised[None], encoded)["all"][0]
         parts = split_channels(heads, blended)
         return {head.name: head.decode(parts[head.name]).cpu().numpy() for head in heads}

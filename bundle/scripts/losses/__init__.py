@@ -1,1 +1,1 @@
-"""Masked losses and their multi-task sum."""
+"""Masked losses and their multi-task sum: tensors in, tensors out."""

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.losses.base import LABEL_KINDS
-from scripts.losses.masking import global_sum, synchronised
+from volumen.losses.base import LABEL_KINDS
+from volumen.losses.masking import global_sum, synchronised
+from volumen.utils.errors import VolumenError
 
 
 class FixedBalancing(nn.Module):

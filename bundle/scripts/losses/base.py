@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
+from volumen.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
+from volumen.utils.errors import VolumenError
 
 LABEL_KINDS = frozenset({"binary", "multiclass", "multilabel"})
 VALUE_KINDS = frozenset({"distance", "vector", "axis", "tensor", "field"})

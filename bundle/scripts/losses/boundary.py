@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.losses.base import ClassLoss
-from scripts.losses.masking import full_precision, masked_mean
+from volumen.losses.base import ClassLoss
+from volumen.losses.masking import full_precision, masked_mean
 
 
 def surface_distance(

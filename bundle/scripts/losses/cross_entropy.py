@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import LABEL_KINDS, VoxelLoss
+from volumen.losses.base import LABEL_KINDS, VoxelLoss
 
 
 def channel_vector(values: Sequence[float] | float | None) -> Tensor | None:
@@ -79,27 +79,31 @@ class CrossEntropyLoss(VoxelLoss):
         super().__init__(kind=kind)
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", channel_vector(weight), persistent=False)
+        # A class of weight 0 does not count, but with smoothing its weight is divided by.
+        self.least_weight = 1e-6 * max(weight) if weight and label_smoothing else 0.0
         self.label_smoothing = label_smoothing
 
     def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
         log_prob = pred.log_softmax(dim=1)
-        if self.class_weight is not None:
-            # The mean divides by the weight of the true class, so the values must not hold it twice.
-            log_prob_weighted = log_prob * over_channels(self.class_weight, pred)
-            true_weight = self._true_weight(target).clamp_min(torch.finfo(pred.dtype).tiny)
-            hard = -(target * log_prob).sum(dim=1, keepdim=True)
-            smooth = -log_prob_weighted.mean(dim=1, keepdim=True) / true_weight
-        else:
-            hard = -(target * log_prob).sum(dim=1, keepdim=True)
+        hard = -(target * log_prob).sum(dim=1, keepdim=True)
+        if not self.label_smoothing:
+            return hard
+        if self.class_weight is None:
             smooth = -log_prob.mean(dim=1, keepdim=True)
+        else:
+            # The mean multiplies by the weight of the true class, which this part must not have.
+            smooth = -(log_prob * over_channels(self.class_weight, pred)).mean(dim=1, keepdim=True)
+            smooth = smooth / self._true_weight(target)
         return (1 - self.label_smoothing) * hard + self.label_smoothing * smooth
 
     def weights(self, target: Tensor) -> Tensor | None:
         return None if self.class_weight is None else self._true_weight(target)
 
     def _true_weight(self, target: Tensor) -> Tensor:
+        """Return the weight of the true class; of a class that does not count, nearly 0 where it is divided by."""
         assert self.class_weight is not None
-        return (target * over_channels(self.class_weight, target)).sum(dim=1, keepdim=True)
+        weight = (target * over_channels(self.class_weight, target)).sum(dim=1, keepdim=True)
+        return weight.clamp_min(self.least_weight) if self.least_weight else weight
 
 
 class FocalLoss(VoxelLoss):

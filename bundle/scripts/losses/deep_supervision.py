@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
-from scripts.losses.masking import as_real, full_mask, guard
+from volumen.derived.batches.axes import largest_axis
+from volumen.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
+from volumen.losses.masking import as_real, full_mask, guard
 
 # A block whose directions nearly cancel has no direction of its own.
 SHORTEST_MEAN_DIRECTION = 0.1
-POWER_ITERATIONS = 6
+# The relative gap of the two largest eigenvalues below which rounding decides on an axis.
+LEAST_PROMINENCE = 0.01
 INTERPOLATIONS = ("nearest", "linear")
 
 
@@ -70,10 +72,11 @@ def downsample(
     if kind not in DIRECTION_KINDS:
         return guard(_pool_mean(fine, factor), coarse_mask), coarse_mask
     mean = _mean_axis(fine, factor) if kind == "axis" else _pool_mean(fine, factor)
+    shortest = LEAST_PROMINENCE if kind == "axis" else SHORTEST_MEAN_DIRECTION
     groups = direction_groups(mean)
     length = _length(groups)
-    sound = (length > SHORTEST_MEAN_DIRECTION).all(dim=1) & coarse_mask
-    unit = (groups / length.clamp_min(SHORTEST_MEAN_DIRECTION)).flatten(1, 2)
+    sound = (length > shortest).all(dim=1) & coarse_mask
+    unit = (groups / length.clamp_min(shortest)).flatten(1, 2)
     return guard(unit, sound), sound
 
 
@@ -96,31 +99,18 @@ def _pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
 
 
 def _mean_axis(x: Tensor, factor: tuple[int, ...]) -> Tensor:
-    """Return the unit leading eigenvector of each block's mean outer product: its mean axis.
+    """Return each block's mean axis: the leading eigenvector of its mean outer product.
 
-    By power iteration from the middle voxel. Where the block agrees, one step is nearly enough; where it does
-    not, there is no direction to find.
+    Its length is how much the largest eigenvalue stands out, which in 2D is the length of the mean of the directions
+    with their angles doubled: 1 where all agree, 0 where the two largest are equal and no axis leads.
     """
-    size = len(factor)
     groups = direction_groups(x)
-    outer = {
-        (i, j): _pool_mean(groups[:, :, i] * groups[:, :, j], factor)
-        for i in range(size)
-        for j in range(i, size)
-    }
-    axis = direction_groups(_pick_middle(x, factor))
-    for _ in range(POWER_ITERATIONS):
-        turned = [
-            torch.stack([outer[min(i, j), max(i, j)] * axis[:, :, j] for j in range(size)]).sum(dim=0)
-            for i in range(size)
-        ]
-        axis = _unit(torch.stack(turned, dim=2))
-    return axis.flatten(1, 2)
-
-
-def _unit(groups: Tensor) -> Tensor:
-    """Return (B, G, d, *spatial) with vectors of length 1, or 0 where there is none."""
-    return groups / _length(groups).clamp_min(1e-12)
+    size = groups.shape[2]
+    # Components are (x, y[, z]), tensors begin with the last of them.
+    pairs = [(i, j) for i in reversed(range(size)) for j in reversed(range(i + 1))]
+    outer = torch.stack([_pool_mean(groups[:, :, i] * groups[:, :, j], factor) for i, j in pairs], dim=2)
+    axes, prominence = largest_axis(outer.flatten(0, 1))
+    return (axes * prominence[:, None]).reshape(*outer.shape[:2], size, *outer.shape[3:]).flatten(1, 2)
 
 
 def _length(groups: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scripts.losses.base import LABEL_KINDS, ClassLoss, Loss
-from scripts.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss
-from scripts.losses.masking import (
+from volumen.losses.base import LABEL_KINDS, ClassLoss, Loss
+from volumen.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss
+from volumen.losses.masking import (
     full_precision,
     global_sum,
     guard,

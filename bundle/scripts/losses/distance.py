@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import Loss
-from scripts.losses.masking import full_mask, full_precision, guard, masked_mean
+from volumen.losses.base import Loss
+from volumen.losses.masking import full_mask, full_precision, guard, masked_mean
 
 # How far the norm of the target's own gradient may be from 1 where the eikonal term applies.
 EIKONAL_TOLERANCE = 0.25

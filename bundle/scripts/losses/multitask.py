@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.losses.balancing import GradNormBalancing, build_balancing
-from scripts.losses.base import KINDS, LABEL_KINDS, encode_target
-from scripts.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
-from scripts.losses.masking import as_real, present_samples, zero_of
-from scripts.losses.registry import accepted_extras, build_loss
+from volumen.losses.balancing import GradNormBalancing, build_balancing
+from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
+from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
+from volumen.losses.masking import as_real, present_samples, zero_of
+from volumen.losses.registry import accepted_extras, build_loss
+from volumen.losses.trial import failure, try_loss
+from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
 # Other systems' names for the same two.
@@ -32,6 +34,7 @@ class _Entry:
     start_epoch: int
     skip_deep_supervision: bool
     extras: frozenset[str]
+    where: str
 
 
 class _Pyramid:
@@ -63,8 +66,9 @@ class MultiTaskLoss(nn.Module):
             "source_target"=None, "activation"=None}; other keys are ignored. With activation "sigmoid", exclusive
             classes (kind "multiclass") are trained as a yes or no per class, background included. An entry takes
             part from epoch `start_epoch` on, epochs counted from 0.
-        balancing: "fixed", "uncertainty" or "gradnorm", see `scripts.losses.balancing`.
-        spacing: voxel size in spatial order, for losses that measure distances.
+        balancing: "fixed", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
+        spacing: voxel size in spatial order, for losses that measure distances. With it, every loss of a target
+            with "out_channels" is tried on a tiny batch at once.
         balancing_kwargs: arguments of the balancing.
         shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.
         device: where the outputs will be; without it the first step moves what is elsewhere.
@@ -73,6 +77,8 @@ class MultiTaskLoss(nn.Module):
         components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
             per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor where there is one
             ("membrane/weight").
+        present: whether a target has a valid voxel in the last step, for targets with a mask: bool tensors. The
+            components of one without are 0 and mean nothing.
 
     Raises:
         VolumenError: a target without losses, an unknown loss, key, kind or interpolation, or a source that
@@ -94,6 +100,7 @@ class MultiTaskLoss(nn.Module):
             raise VolumenError("dataset_config.targets", expected="at least one target", found="none")
         self.epoch = 0
         self.components: dict[str, Tensor] = {}
+        self.present: dict[str, Tensor] = {}
         self.target_weights: dict[str, float] = {}
         self._entries: dict[str, list[_Entry]] = {}
         self._how: dict[str, tuple[str, str]] = {}
@@ -139,10 +146,10 @@ class MultiTaskLoss(nn.Module):
         self.target_weights[name] = _number(target.get("weight", 1.0), f"{where}.weight")
         self._entries[name], built = [], []
         for i, entry in enumerate(losses):
-            loss, parsed = _entry(entry, f"{where}.losses[{i}]", kind, source, targets, spacing)
-            taken = sum(e.label.split("#")[0] == parsed.label for e in self._entries[name])
-            if taken:
-                parsed.label += f"#{taken + 1}"
+            loss, parsed = _entry(
+                entry, f"{where}.losses[{i}]", kind, source, targets, spacing, self._channels[name]
+            )
+            parsed.label = component_labels(losses[: i + 1])[-1]
             self._entries[name].append(parsed)
             built.append(loss)
             self.losses.append(loss)
@@ -175,14 +182,14 @@ class MultiTaskLoss(nn.Module):
         """
         self._follow(outputs)
         self.components = {}
+        self.present = present = {}
         values: dict[str, Tensor] = {}
-        present: dict[str, Tensor] = {}
         pyramids = {name: self._pyramid(name, batch) for name in self._entries}
         levels = {name: _levels(outputs, name) for name in self._entries}
         for name in self._entries:
             values[name] = self._target_loss(name, levels, pyramids, batch)
             self.components[name] = values[name].detach()
-            mask = batch.get(f"{name}_mask")
+            mask = batch.get(mask_key(name))
             if mask is not None:
                 present[name] = present_samples(mask).any()
         total, factors = self.balancing(values, present)
@@ -204,7 +211,7 @@ class MultiTaskLoss(nn.Module):
             raise VolumenError(
                 f"batch[{name!r}]", "the batch holds no such target", found=", ".join(map(str, batch))
             )
-        target, mask = batch[name], batch.get(f"{name}_mask")
+        target, mask = batch[name], batch.get(mask_key(name))
         channels, encoded = self._channels[name], self._encoded[name]
         _check_labels(name, target, mask, "multiclass" if encoded else self._how[name][0], channels)
         if encoded:
@@ -251,7 +258,16 @@ class MultiTaskLoss(nn.Module):
             extras["source_pred"] = _at_size(levels[source], size)
         if source is not None and "source_mask" in entry.extras:
             extras["source_mask"] = pyramids[source].at(size)[1]
-        return loss(pred, target, **extras)
+        try:
+            return loss(pred, target, **extras)
+        except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
+            if isinstance(error, VolumenError) or "memory" in str(error).lower():
+                raise
+            # What the trial could not see: the size of a level.
+            remedy = (
+                "choose another loss, or set skip_deep_supervision: true where a coarse level is too small"
+            )
+            raise failure(entry.label, pred, error, entry.where, remedy) from error
 
 
 def trained_kind(target: Mapping[str, Any]) -> str:
@@ -288,6 +304,7 @@ def _entry(
     source: str | None,
     targets: Mapping[str, Mapping],
     spacing: Any,
+    channels: int | None,
 ) -> tuple[nn.Module, _Entry]:
     if isinstance(entry, str):
         entry = {"name": entry}
@@ -298,16 +315,44 @@ def _entry(
         )
     source_kind = trained_kind(targets[source]) if source is not None else None
     loss = build_loss(
-        entry["name"], entry.get("kwargs"), kind=kind, where=where, source_kind=source_kind, spacing=spacing
+        entry["name"],
+        entry.get("kwargs"),
+        kind=kind,
+        where=where,
+        source_kind=source_kind,
+        spacing=spacing,
+        channels=channels,
     )
     parsed = _Entry(
-        label=str(entry["name"]).rpartition(".")[2],
+        label=component_labels([entry])[0],
         weight=_number(entry.get("weight", 1.0), f"{where}.weight"),
         start_epoch=int(_number(entry.get("start_epoch") or 0, f"{where}.start_epoch")),
         skip_deep_supervision=bool(entry.get("skip_deep_supervision", False)),
         extras=accepted_extras(loss),
+        where=where,
     )
+    if spacing is not None and channels is not None:
+        try_loss(
+            loss,
+            entry["name"],
+            kind=kind,
+            channels=channels,
+            ndim=len(spacing),
+            where=where,
+            extras=parsed.extras,
+            source_channels=(targets[source].get("out_channels") if source is not None else None) or 1,
+        )
     return loss, parsed
+
+
+def component_labels(losses: Sequence[Mapping[str, Any] | str]) -> list[str]:
+    """Return the names of a target's losses in `components`: without their modules, a second one of a name as "#2"."""
+    labels: list[str] = []
+    for entry in losses:
+        name = str(entry if isinstance(entry, str) else entry["name"]).rpartition(".")[2]
+        taken = sum(label.split("#")[0] == name for label in labels)
+        labels.append(f"{name}#{taken + 1}" if taken else name)
+    return labels
 
 
 def _number(value: Any, where: str) -> float:

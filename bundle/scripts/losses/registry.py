@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from scripts.errors import VolumenError
-from scripts.suggest import closest
+from volumen.losses.arguments import OLDER_KEYS, check_weights, typed_kwargs
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 ENTRY_POINT_GROUP = "volumen.losses"
 # What a loss may ask for in `forward` beyond prediction and target.
@@ -46,7 +47,7 @@ _registered: dict[str, type[nn.Module]] = {}
 
 
 def register_loss(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Make a class available by name in `losses:`; `scripts.losses.base.Loss` says what it has to keep to.
+    """Make a class available by name in `losses:`; `volumen.losses.base.Loss` says what it has to keep to.
 
     Example:
         >>> @register_loss("TripleL1Loss")
@@ -80,7 +81,7 @@ def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
     if name in _registered:
         return _registered[name]
     if name in _OWN:
-        return getattr(import_module(f"scripts.losses.{_OWN[name]}"), name)
+        return getattr(import_module(f"volumen.losses.{_OWN[name]}"), name)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return entry.load()
     library, _, bare = name.rpartition(".")
@@ -123,27 +124,34 @@ def build_loss(
     where: str = "losses",
     source_kind: str | None = None,
     spacing: tuple[float, ...] | None = None,
+    channels: int | None = None,
 ) -> nn.Module:
     """Build a loss that takes (pred, target, mask, ...) and honours the mask.
 
     Args:
         name: see `loss_class`.
         kwargs: constructor arguments of the user.
-        kind: kind of the target, see `scripts.losses.base.Loss`.
+        kind: kind of the target, see `volumen.losses.base.Loss`.
         where: configuration key to blame.
         source_kind: kind of the source target, for losses that read its prediction.
         spacing: voxel size in spatial order, for losses that measure distances and were given none.
+        channels: channels of the prediction, for the number of weights; None where they are not known.
 
     Raises:
         VolumenError: unknown name or argument, a value that the loss refuses, or a kind that it cannot take.
     """
-    from scripts.losses.base import Loss
-    from scripts.losses.wrap import WrappedLoss
+    from volumen.losses.base import Loss
+    from volumen.losses.wrap import WrappedLoss
 
     cls = loss_class(name, where=where)
     kwargs = dict(kwargs or {})
-    own = issubclass(cls, Loss) or "mask" in inspect.signature(cls.forward).parameters
+    # A `mask` of a library's own loss need not mean what it means here, and its defaults are not for logits.
+    foreign = cls.__module__.split(".")[0] in ("torch", "monai")
+    own = issubclass(cls, Loss) or (not foreign and "mask" in inspect.signature(cls.forward).parameters)
     _check_kwargs(cls, name, kwargs, where, hidden=CONTEXT[:2] if own else ())
+    if cls.__module__.rpartition(".")[0] == __package__:
+        kwargs = typed_kwargs(cls, kwargs, where)
+    check_weights(kwargs, channels, where)
     if own:
         known = {"kind": kind, "source_kind": source_kind, "spacing": spacing}
         accepted = inspect.signature(cls).parameters
@@ -151,6 +159,8 @@ def build_loss(
     try:
         return cls(**kwargs) if own else WrappedLoss(cls, kwargs, kind=kind, where=where)
     except VolumenError as error:
+        if str(error).startswith(where):
+            raise
         raise VolumenError(where, str(error)) from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise VolumenError(where, f"{name} refuses its kwargs: {error}", remedy="correct kwargs") from error
@@ -170,7 +180,7 @@ def _check_kwargs(
             f"{where}.kwargs",
             f"{name} takes no {key!r}",
             expected=", ".join(allowed) or "no arguments",
-            remedy=closest(key, allowed) or "remove it",
+            remedy=OLDER_KEYS.get(key) or closest(key, allowed) or "remove it",
         )
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in kwargs]
     missing = [

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import VALUE_KINDS, VoxelLoss
-from scripts.losses.cross_entropy import channel_vector, over_channels
+from volumen.losses.base import VALUE_KINDS, VoxelLoss
+from volumen.losses.cross_entropy import channel_vector, over_channels
 
 
 class MSELoss(VoxelLoss):

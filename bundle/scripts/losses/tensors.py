@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scripts.losses.base import LABEL_KINDS, Loss, probabilities
-from scripts.losses.distance import interior
-from scripts.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
-from scripts.losses.vectors import foreground, gaussian_sum
+from volumen.losses.base import LABEL_KINDS, Loss, probabilities
+from volumen.losses.distance import interior
+from volumen.losses.masking import as_real, full_mask, full_precision, guard, masked_mean
+from volumen.losses.vectors import foreground, gaussian_sum
 
 
 def tensor_size(dims: int) -> int:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import ClassLoss
-from scripts.losses.masking import full_precision, guard, sample_mean, spatial_dims
+from volumen.losses.base import ClassLoss
+from volumen.losses.masking import full_precision, guard, sample_mean, spatial_dims
 
 
 def _highest_of_three(x: Tensor, axis: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.losses.base import DIRECTION_KINDS, Loss, VoxelLoss, direction_groups
-from scripts.losses.masking import as_real, full_mask, full_precision, guard, masked_mean, ratio, zero_of
+from volumen.losses.base import DIRECTION_KINDS, Loss, VoxelLoss, direction_groups
+from volumen.losses.masking import as_real, full_mask, full_precision, guard, masked_mean, ratio, zero_of
 
 
 def normalised(x: Tensor, dim: int, eps: float) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.losses.base import LABEL_KINDS, Loss, encode_target, smaller_sign
-from scripts.losses.masking import (
+from volumen.losses.base import LABEL_KINDS, Loss, encode_target, smaller_sign
+from volumen.losses.masking import (
     as_real,
     full_mask,
     full_precision,
@@ -22,9 +21,14 @@ from scripts.losses.masking import (
     sample_mean,
     zero_of,
 )
+from volumen.utils.errors import VolumenError
 
 # These take class indices (B, *spatial) where all others take a target of the prediction's shape.
-INDEX_LOSSES = frozenset({"CrossEntropyLoss", "NLLLoss", "NLLLoss2d", "MultiMarginLoss"})
+INDEX_LOSSES = frozenset({"CrossEntropyLoss", "MultiMarginLoss"})
+# These take the logarithms of probabilities; of logits they have no least value, and the training would run away.
+LOG_LOSSES = frozenset({"NLLLoss", "NLLLoss2d", "KLDivLoss", "PoissonNLLLoss"})
+# Arguments by which a loss of labels is known.
+LABEL_ARGUMENTS = frozenset({"sigmoid", "softmax", "use_softmax", "to_onehot_y", "pos_weight"})
 # exp(-60) is below the rounding of any sum, yet far from overflow in float32.
 CERTAIN = 60.0
 
@@ -60,6 +64,7 @@ class WrappedLoss(Loss):
         self.name = cls.__name__
         _check_forward(cls, where)
         parameters = inspect.signature(cls).parameters
+        _check_kind(self.name, kind, frozenset(parameters), where)
         built = dict(kwargs)
         for key in ("weight", "pos_weight"):
             if isinstance(built.get(key), list | tuple):
@@ -142,7 +147,25 @@ class WrappedLoss(Loss):
             raise ValueError(
                 f"{self.name} returned values of shape {tuple(values.shape)}, neither per voxel nor sample"
             )
-        return sample_mean(values.flatten(1).mean(dim=1), mask)
+        return sample_mean(values.reshape(len(values), -1).mean(dim=1), mask)
+
+
+def _check_kind(name: str, kind: str, arguments: frozenset[str], where: str) -> None:
+    """Refuse a loss of labels for a regression, and one of log-probabilities for the logits of labels."""
+    if kind not in LABEL_KINDS and (name in INDEX_LOSSES or arguments & LABEL_ARGUMENTS):
+        raise VolumenError(
+            where,
+            expected=f"a loss for a target of kind {kind}",
+            found=f"{name}, a loss of labels",
+            remedy="choose one such as SmoothL1Loss",
+        )
+    if kind in LABEL_KINDS and name in LOG_LOSSES:
+        raise VolumenError(
+            where,
+            expected="a loss of logits",
+            found=f"{name}, a loss of log-probabilities",
+            remedy="choose CrossEntropyLoss or BCEWithLogitsLoss",
+        )
 
 
 def _check_forward(cls: type[nn.Module], where: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.data.boxes import bounding_box
+from volumen.utils.boxes import bounding_box
 
 
 def surface_voxels(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:

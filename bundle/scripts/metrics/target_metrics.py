@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from scripts.errors import VolumenError
-from scripts.metrics.centreline import cldice, cldice_counts
-from scripts.metrics.overlap import dice, iou, overlap_counts
-from scripts.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
-from scripts.metrics.regression import absolute_sums, angle_sums, mean
-from scripts.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
-from scripts.suggest import closest
+from volumen.metrics.centreline import cldice, cldice_counts
+from volumen.metrics.overlap import dice, iou, overlap_counts
+from volumen.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
+from volumen.metrics.regression import absolute_sums, angle_sums, mean
+from volumen.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
 
 LABEL_METRICS = ("dice", "iou", "surface_dice", "hd95", "cldice")
 DIRECTION_METRICS = ("angular_error",)
@@ -66,6 +66,7 @@ class _Target:
     kind: str
     classes: tuple[str, ...]
     metrics: tuple[str, ...]
+    labelled: bool = True
 
 
 class TargetMetrics:
@@ -78,7 +79,8 @@ class TargetMetrics:
     are often empty.
 
     Keys of `compute`: "<target>/<metric>" (for several classes the mean over them),
-    "<target>/<metric>/<class>" for each of several classes, and "mean_dice" over all label targets.
+    "<target>/<metric>/<class>" for each of several classes, and "mean_dice" over the labelled targets that have a
+    Dice: heads that are derived from another target do not enter it.
 
     Build it with `build_metrics`.
     """
@@ -112,6 +114,7 @@ class TargetMetrics:
         *,
         cases: Sequence[Hashable] | None = None,
         spacing: Sequence[float] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Add samples.
 
@@ -124,6 +127,8 @@ class TargetMetrics:
             cases: names of the samples' cases, to put pieces of one case together; None: each sample is a
                 case.
             spacing: voxel size of these samples, instead of the one given at construction.
+            weights: how often each sample counts, such as the blocks that a drawn one stands for; None: once. HD95 and
+                instance scores are no sums over blocks, so they take no weight.
         """
         masks = masks or {}
         sizes = {len(predictions[name]) for name in self.targets if name in predictions}
@@ -134,6 +139,7 @@ class TargetMetrics:
         if len(keys) != size:
             raise ValueError(f"{size} samples but {len(keys)} case names")
         self._cases += size
+        shares = [1.0] * size if weights is None else [float(weight) for weight in weights]
         for name, target in self.targets.items():
             if name not in predictions or name not in labels:
                 continue
@@ -146,6 +152,7 @@ class TargetMetrics:
                     _array(labels[name][i]),
                     None if mask is None else _array(mask[i])[0].astype(bool),
                     spacing or self.spacing,
+                    shares[i],
                 )
 
     def _add(
@@ -156,22 +163,23 @@ class TargetMetrics:
         truth: np.ndarray,
         known: np.ndarray | None,
         spacing: Sequence[float] | None,
+        weight: float,
     ) -> None:
         if known is not None and not known.any():
             return
         if target.metrics and target.metrics[0] in LABEL_METRICS:
             for label, found, wanted in self._label_pairs(target, pred, truth):
                 for metric, sums in self._label_sums(target, found, wanted, known, spacing):
-                    self._store(target.name, metric, label, case, sums)
+                    self._store(target.name, metric, label, case, weight * sums)
         elif "angular_error" in target.metrics:
             sums = angle_sums(pred, truth, known, signed=target.kind == "vector")
-            self._store(target.name, "angular_error", "", case, sums)
+            self._store(target.name, "angular_error", "", case, weight * sums)
         elif target.kind == "instances":
             pairs = pair_counts(pred[0], truth[0], known)
             for metric in target.metrics:
                 self._store(target.name, metric, "", case, pairs)
         elif "mae" in target.metrics:
-            self._store(target.name, "mae", "", case, absolute_sums(pred, truth, known))
+            self._store(target.name, "mae", "", case, weight * absolute_sums(pred, truth, known))
 
     def _store(self, name: str, metric: str, label: str, case: Hashable, sums: np.ndarray) -> None:
         cases = self._sums.setdefault((name, metric, label), {})
@@ -185,7 +193,9 @@ class TargetMetrics:
     ) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Return (class name, predicted mask, true mask) for every class but a background."""
         if target.kind != "multiclass":
-            return [(label, pred[i] > self.threshold, truth[i] > 0) for i, label in enumerate(target.classes)]
+            return [
+                (label, pred[i] >= self.threshold, truth[i] > 0) for i, label in enumerate(target.classes)
+            ]
         index = pred[0] if pred.shape[0] == 1 else pred.argmax(axis=0)
         return [(label, index == i, truth[0] == i) for i, label in enumerate(target.classes, start=1)]
 
@@ -234,7 +244,9 @@ class TargetMetrics:
                     values = [_VALUE[metric](sums) for sums in cases.values()]
                     result[self._key(target.name, metric, label)] = _nanmean(values)
         self._add_class_means(result)
-        dices = [result[f"{t.name}/dice"] for t in self.targets.values() if "dice" in t.metrics]
+        dices = [
+            result[f"{t.name}/dice"] for t in self.targets.values() if t.labelled and "dice" in t.metrics
+        ]
         if dices:
             result["mean_dice"] = _nanmean(dices)
         return result
@@ -299,13 +311,14 @@ def build_metrics(
     """Choose the metrics of each target by its kind.
 
     Args:
-        targets: name -> {"kind", "out_channels", "classes"=None}; classes are the names of all K classes, or
-            of the K - 1 without the background ("multiclass"), or of the channels ("multilabel").
+        targets: name -> {"kind", "out_channels", "classes"=None, "source_target"=None}; classes are the names of all
+            K classes, or of the K - 1 without the background ("multiclass"), or of the channels ("multilabel"); one
+            with a source target is derived, so it does not enter the mean Dice.
         spacing: voxel size in spatial order, the unit of surface metrics; None is 1.
         names: of `ALL_METRICS`; None: all that make sense. `CHEAP_METRICS` leaves out what takes seconds a
             volume.
         tolerance: of the surface Dice, in units of the spacing; None: the smallest spacing, one voxel.
-        threshold: probability above which a voxel of "binary" and "multilabel" is foreground.
+        threshold: probability from which on a voxel of "binary" and "multilabel" is foreground.
         pool: see `TargetMetrics`.
 
     Raises:
@@ -324,7 +337,8 @@ def build_metrics(
     for name, target in targets.items():
         kind = target["kind"]
         metrics = tuple(metric for metric in metrics_of(kind) if metric in wanted)
-        built.append(_Target(name, kind, _class_names(name, kind, target), metrics))
+        labelled = target.get("source_target") is None
+        built.append(_Target(name, kind, _class_names(name, kind, target), metrics, labelled))
     if tolerance is None:
         tolerance = min(spacing) if spacing else 1.0
     return TargetMetrics(built, spacing, tolerance=tolerance, threshold=threshold, pool=pool)

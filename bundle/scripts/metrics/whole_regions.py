@@ -8,7 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from scripts.metrics.target_metrics import LABEL_METRICS, build_metrics
+from volumen.metrics.target_metrics import CHEAP_METRICS, LABEL_METRICS, REGION_METRICS, build_metrics
+
+
+def measured_names(targets: Mapping[str, Mapping[str, Any]], names: Sequence[str] | None = None) -> list[str]:
+    """Return the names of all scores that a validation measures.
+
+    Args:
+        targets: as `build_metrics` takes them.
+        names: metrics besides those that cost one pass over the arrays.
+    """
+    found = list(build_metrics(targets, names=CHEAP_METRICS).compute())
+    wanted = [name for name in names or () if name in REGION_METRICS]
+    more = WholeRegions(targets, None, wanted).compute() if wanted else {}
+    return [*found, *(name for name in more if name not in found)]
 
 
 @dataclass(frozen=True)

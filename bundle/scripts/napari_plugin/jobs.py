@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from scripts.napari_plugin.layers import LayerArray, store
+from volumen.napari_plugin.layers import LayerArray, store
 
 Event = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Job:
         """Do it, and yield what happens: blocks, so it belongs into a thread.
 
         Yields:
-            Events as `scripts.napari_plugin.worker` tells them; the last is "done", "stopped" or "failed".
+            Events as `volumen.napari_plugin.worker` tells them; the last is "done", "stopped" or "failed".
         """
         try:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def start(folder: Path, errors: IO[str]) -> subprocess.Popen[str]:
         errors: gets its standard error.
     """
     # -P: a folder `scripts` where the viewer was started is not ours.
-    command = [sys.executable, "-P", "-m", "scripts.napari_plugin.worker", str(folder / "job.json")]
+    command = [sys.executable, "-P", "-m", "volumen.napari_plugin.worker", str(folder / "job.json")]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"}
     return subprocess.Popen(
         command,

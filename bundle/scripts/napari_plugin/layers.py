@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 #: Key of a layer's metadata: the name under which a prediction was added.
 PREDICTION = "volumen_prediction"
@@ -108,7 +108,7 @@ def describe(viewer: Any) -> list[tuple[str, list[str], bool]]:
     Raises:
         VolumenError: what is missing or does not fit, in one line.
     """
-    from scripts.data.napari_layers import cases_from_viewer
+    from volumen.data.napari_layers import cases_from_viewer
 
     layers = trainable_layers(viewer)
     images = [layer.name for layer in layers if layer_kind(layer) == "image"]
@@ -234,7 +234,7 @@ def stand_in(files: Sequence[Mapping[str, Any]]) -> SimpleNamespace:
         files: `LayerFile.to_dict()` each.
 
     Returns:
-        An object with `layers` for `scripts.viewer.train_from_viewer`.
+        An object with `layers` for `volumen.napari_plugin.viewer.train_from_viewer`.
     """
     import zarr
 

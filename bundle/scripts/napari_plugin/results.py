@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.inference.writers import LABELS
-from scripts.napari_plugin.layers import PREDICTION
+from volumen.inference.output.ome_zarr import LABELS
+from volumen.napari_plugin.layers import PREDICTION
 
 LayerData = tuple[Any, dict[str, Any], str]
 

@@ -15,8 +15,8 @@ def phantom(size: int = 96) -> list[Layer]:
     """
     import numpy as np
 
-    from scripts.phantom import IMAGE, TARGET, labelled_slabs, scan
-    from scripts.phantom_geometry import Roll, sheet_geometry
+    from volumen.phantom.geometry import Roll, sheet_geometry
+    from volumen.phantom.volume import IMAGE, TARGET, labelled_slabs, scan
 
     shape = (size,) * 3
     geometry = sheet_geometry(Roll.draw(shape, 0), shape)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import VolumenError
-from scripts.napari_plugin.jobs import Event, free_name
+from volumen.napari_plugin.jobs import Event, free_name
+from volumen.utils.errors import VolumenError
 
 #: Targets that can be learned beside a labelled one by a tick: their name after the target's, and their settings.
 ALSO: dict[str, dict[str, Any]] = {
@@ -66,8 +66,8 @@ class TrainingForm:
         Raises:
             VolumenError: a field that cannot be, or an experiment file that is wrong.
         """
-        from scripts.experiment_file import merge, read_experiment
-        from scripts.train import parse_patch_size
+        from volumen.cli.train import parse_patch_size
+        from volumen.config.experiment_file import merge, read_experiment
 
         if not self.output.strip():
             raise VolumenError("output folder", "missing", remedy="choose where runs go")

@@ -28,12 +28,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from scripts.errors import VolumenError
-from scripts.napari_plugin.chart import Chart
-from scripts.napari_plugin.jobs import Event, Job, free_name
-from scripts.napari_plugin.layers import describe, is_prediction, layer_kind, take, trainable_layers
-from scripts.napari_plugin.results import read_prediction
-from scripts.napari_plugin.session import (
+from volumen.napari_plugin.chart import Chart
+from volumen.napari_plugin.jobs import Event, Job, free_name
+from volumen.napari_plugin.layers import describe, is_prediction, layer_kind, take, trainable_layers
+from volumen.napari_plugin.results import read_prediction
+from volumen.napari_plugin.session import (
     ALSO,
     FINETUNE,
     NEW,
@@ -42,6 +41,7 @@ from scripts.napari_plugin.session import (
     TrainingForm,
     fields_of,
 )
+from volumen.utils.errors import VolumenError
 
 _STARTS = {
     NEW: "a new model",
@@ -230,7 +230,7 @@ class TrainAndPredict(QScrollArea):
     def _read_experiment(self) -> None:
         if not self.experiment.text().strip():
             return
-        from scripts.experiment_file import read_experiment
+        from volumen.config.experiment_file import read_experiment
 
         try:
             found = fields_of(read_experiment(self.experiment.text().strip()))

@@ -1,6 +1,6 @@
 """What trains or predicts for the viewer, in a process of its own.
 
-    python -m scripts.napari_plugin.worker JOB.json
+    python -m volumen.napari_plugin.worker JOB.json
 
 It tells what happens on standard output, one JSON object a line, and ends, saved, when its standard input is closed:
 by a press of Stop, or because the viewer is gone.
@@ -42,14 +42,14 @@ PAUSE = 0.1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job; return its exit code."""
-    from scripts.command import explain, set_up_logging
+    from volumen.cli.execution import explain, set_up_logging
 
     (path,) = sys.argv[1:] if arguments is None else arguments
     tell = take_stdout()
     watch_stdin()
     try:
         set_up_logging()
-        logging.getLogger("scripts").addHandler(_Messages(tell))
+        logging.getLogger("volumen").addHandler(_Messages(tell))
         job = json.loads(Path(path).read_text(encoding="utf-8"))
         result = {"train": train, "predict": predict}[job["task"]](job, tell)
         tell("done", path=str(result))
@@ -161,8 +161,8 @@ def _number(value: Any) -> float | None:
 
 def train(job: Mapping[str, Any], tell: Tell) -> Path:
     """Train on stored layers; return the run's folder."""
-    from scripts.napari_plugin.layers import stand_in
-    from scripts.viewer import train_from_viewer
+    from volumen.napari_plugin.layers import stand_in
+    from volumen.napari_plugin.viewer import train_from_viewer
 
     tell("message", text="loading the program")
     settings = job["settings"]
@@ -178,12 +178,14 @@ def train(job: Mapping[str, Any], tell: Tell) -> Path:
 
 def predict(job: Mapping[str, Any], tell: Tell) -> str:
     """Predict a stored layer, with the voxel size that the viewer shows; return the OME-Zarr group."""
-    from scripts.data.napari_layers import viewer_geometry
-    from scripts.data.volumes import open_volume
-    from scripts.engines.device import choose_device
-    from scripts.inference.jobs import make_job
-    from scripts.inference.predict import PredictRequest, Progress, output_names, predict_volume
-    from scripts.inference.predictor import load_predictor
+    from volumen.data.formats.volumes import open_volume
+    from volumen.data.napari_layers import viewer_geometry
+    from volumen.inference.jobs import make_job
+    from volumen.inference.predict import output_names, predict_volume
+    from volumen.inference.predictor import load_predictor
+    from volumen.inference.progress import Progress
+    from volumen.inference.request import PredictRequest
+    from volumen.utils.device import choose_device
 
     last = -math.inf
 

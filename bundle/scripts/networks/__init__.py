@@ -1,1 +1,1 @@
-"""Planning and the multi-head residual U-Net."""
+"""The multi-head residual U-Net, its planning from patch and spacing, and its placement on devices."""

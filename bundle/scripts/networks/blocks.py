@@ -11,7 +11,7 @@ from monai.networks.layers.drop_path import DropPath
 from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
-from scripts.networks.operations import Operations
+from volumen.networks.operations import Operations
 
 
 def conv_unit(

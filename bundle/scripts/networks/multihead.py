@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.networks.blocks import Decoder, Head, ResidualEncoder
-from scripts.networks.operations import Operations, norm_name
-from scripts.networks.planning import plan_blocks
+from volumen.networks.blocks import Decoder, Head, ResidualEncoder
+from volumen.networks.operations import Operations, norm_name
+from volumen.networks.planning import plan_blocks
+from volumen.utils.errors import VolumenError
 
 SHARED = "shared"
 POOL_TYPES = ("conv", "avg", "max")

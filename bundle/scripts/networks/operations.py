@@ -12,7 +12,7 @@ from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scripts.suggest import closest
+from volumen.utils.suggest import closest
 
 INSTANCE = "instance_by_device"
 INSTANCE_KWARGS = {"eps": 1e-5, "affine": True}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from scripts.networks.planning import NetworkPlan, plan_blocks, plan_features
-from scripts.text import by
+from volumen.networks.planning import NetworkPlan, plan_blocks, plan_features
+from volumen.utils.text import by
 
 PerStage = Sequence[Any]
 

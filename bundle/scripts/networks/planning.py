@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.text import aligned, by
+from volumen.utils.text import aligned, by
 
 # The smallest spacing a pooled axis may be away from: two axes this far apart count as different resolutions.
 ANISOTROPY = 2.0

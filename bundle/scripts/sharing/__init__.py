@@ -1,1 +1,1 @@
-"""Passing a trained model on: metadata, bundles of one model, exports to other runtimes."""
+"""Passing a trained model on: bundles of one model, metadata, model cards, exports to other runtimes."""

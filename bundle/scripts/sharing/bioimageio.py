@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.inference.heads import Head
-from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import MultiHeadDynUNet, NamedHeads
-from scripts.sharing.exporters import Extras, Run, dynamic_shape, need, quiet, sample
-from scripts.sharing.input_steps import InputSteps, input_steps
-from scripts.sharing.metadata import channel_names, find_preview, meaning
-from scripts.sharing.zoo_card import zoo_card
+from volumen.inference.predictor import Predictor
+from volumen.inference.windows.heads import Head
+from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads
+from volumen.sharing.exporters import Extras, Run, dynamic_shape, need, quiet, sample
+from volumen.sharing.input_steps import InputSteps, input_steps
+from volumen.sharing.metadata import channel_names, find_preview, meaning
+from volumen.sharing.zoo_card import zoo_card
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +206,8 @@ def _raw_range(predictor: Predictor) -> tuple[np.dtype, list[tuple[float, float]
 
 
 def _middle_of(image: str, predictor: Predictor, shape: tuple[int, ...]) -> np.ndarray:
-    from scripts.data.volumes import open_volume
-    from scripts.inference.predict import check_image
+    from volumen.data.formats.volumes import open_volume
+    from volumen.inference.predict import check_image
 
     volume = open_volume(image)
     check_image(predictor, volume)

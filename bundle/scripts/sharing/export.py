@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scripts.atomic import sync_file, sync_folder
-from scripts.errors import VolumenError
-from scripts.handlers.checkpoint_file import writing_failed
-from scripts.inference.predictor import Predictor, load_predictor
-from scripts.sharing.exporters import OPENERS, WRITERS, Extras, Run, network_of, sample
-from scripts.sharing.metadata import build_metadata, read_metrics, training_summary
+from volumen.checkpoints.file import writing_failed
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.sharing.exchange_formats import OPENERS, WRITERS
+from volumen.sharing.exporters import Extras, Run, network_of, sample
+from volumen.sharing.metadata import build_metadata, read_metrics, training_summary
+from volumen.utils.atomic import sync_file, sync_folder
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import VolumenError
-from scripts.inference.predictor import Predictor
-from scripts.networks.multihead import MultiHeadDynUNet, NamedHeads
+from volumen.inference.predictor import Predictor
+from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads
+from volumen.utils.errors import VolumenError
 
 METADATA_FILE = "metadata.json"
 METADATA_KEY = "metadata"
@@ -136,34 +136,6 @@ def open_onnx(path: Path) -> Run:
         )
 
     return run
-
-
-def write_zoo(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write a model of the BioImage Model Zoo; see `scripts.sharing.bioimageio`."""
-    from scripts.sharing.bioimageio import write_bioimageio
-
-    write_bioimageio(predictor, path, metadata, extras)
-
-
-def open_zoo(path: Path) -> Run:
-    """Return a function that runs such a model's weights."""
-    from scripts.sharing.bioimageio import open_bioimageio
-
-    return open_bioimageio(path)
-
-
-WRITERS: dict[str, Writer] = {
-    "torchscript": write_torchscript,
-    "onnx": write_onnx,
-    "pt2": write_pt2,
-    "bioimageio": write_zoo,
-}
-OPENERS: dict[str, Callable[[Path], Run]] = {
-    "torchscript": open_torchscript,
-    "onnx": open_onnx,
-    "pt2": open_pt2,
-    "bioimageio": open_zoo,
-}
 
 
 def network_of(predictor: Predictor) -> MultiHeadDynUNet:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.transforms.normalize import Normalizer
+from volumen.transforms.normalize import Normalizer
 
 
 @dataclass(frozen=True)

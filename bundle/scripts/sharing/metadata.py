@@ -11,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from scripts.inference.heads import Head
-from scripts.inference.predictor import Predictor
-from scripts.version import __version__
+from volumen.handlers.final_scores import read_scores
+from volumen.inference.predictor import Predictor
+from volumen.inference.windows.heads import Head
+from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +134,9 @@ def spatial_pattern(divisor: tuple[int, ...]) -> list[str]:
 
 def channel_names(head: Head, config: Mapping[str, Any]) -> list[str]:
     """Return what each channel of a head's output means."""
-    if head.kind in ("vector", "axis"):
-        return [f"{axis} component" for axis in "xyz"[: head.channels]]
-    if head.kind == "tensor":
-        axes = "zyx" if head.channels == 6 else "yx"
-        pairs = [a + b for number, a in enumerate(axes) for b in axes[number:]]
-        return pairs if len(pairs) == head.channels else _numbered("component", head.channels)
+    if head.layout is not None and any(part.kind != "scalars" for part in head.layout):
+        names = [name for part in head.layout for name in part.names()]
+        return [f"logit of {name}" for name in names] if head.is_probability else names
     if head.kind == "distance" and head.channels == 1:
         return [f"{_distance(head.name, config)}, in units of the smallest voxel side"]
     if head.kind == "multiclass":
@@ -205,13 +203,17 @@ def find_preview(run_folder: Path, predictor: Predictor) -> Path | None:
 
 
 def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
-    """Return the validation metrics of an epoch from a run's `metrics.csv`; none where there is no such row.
+    """Return the validation metrics of an epoch: those on the whole validation part where the run has them, else those
+    of its row in `metrics.csv`; none where there is no such row.
 
     Losses are left out: they depend on the settings of the training and compare with nothing else.
     """
     path = run_folder / "metrics.csv"
     if epoch is None or not path.is_file():
         return {}
+    whole = read_scores(run_folder).get(epoch)
+    if whole is not None:
+        return {name: value for name, value in whole["metrics"].items() if not name.startswith("loss")}
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("epoch") == str(epoch)]
     if not rows:

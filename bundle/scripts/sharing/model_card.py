@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.inference.heads import Head
-from scripts.inference.predictor import Predictor
-from scripts.sharing.metadata import channel_names
+from volumen.inference.predictor import Predictor
+from volumen.inference.windows.heads import Head
+from volumen.sharing.metadata import channel_names
 
 
 def model_card(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from scripts.bundle_root import bundle_root, license_text
-from scripts.errors import VolumenError
-from scripts.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
-from scripts.sharing.export import check_output, publish, scratch_folder
-from scripts.sharing.metadata import build_metadata, find_preview, read_metrics, to_json, training_summary
-from scripts.sharing.model_card import model_card
-from scripts.sharing.packaged_configs import write_configs
-from scripts.sharing.released import WEIGHTS, write_released
+from volumen.inference.predictor import Predictor, file_checksum, load_predictor, read_checkpoint
+from volumen.sharing.export import check_output, publish, scratch_folder
+from volumen.sharing.metadata import build_metadata, find_preview, read_metrics, to_json, training_summary
+from volumen.sharing.model_card import model_card
+from volumen.sharing.packaged_configs import write_configs
+from volumen.sharing.released import WEIGHTS, write_released
+from volumen.utils.bundle_root import bundle_root, license_text
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +137,18 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
     (folder / "docs" / "data_license.txt").write_text(data_license, encoding="utf-8")
     (folder / "LICENSE").write_text(license_text(), encoding="utf-8")
     code = Path(__file__).resolve().parents[1]
-    # A wheel keeps the bundle's configs inside the package; here they have a place of their own.
+    # A wheel has the bundle's files and the package's first module inside; here they have places of their own.
     shutil.copytree(
-        code, folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_bundle")
+        code,
+        folder / "scripts",
+        ignore=lambda here, names: {
+            name
+            for name in names
+            if name in ("__pycache__", "_bundle") or (name == "__init__.py" and Path(here) == code)
+        },
     )
+    (folder / "volumen").mkdir()
+    shutil.copyfile(str(sys.modules["volumen"].__file__), folder / "volumen" / "__init__.py")
 
 
 def zip_folder(folder: Path, path: Path) -> int:
@@ -224,7 +233,7 @@ def _push(request: PackageRequest, name: str, folder: Path, output: Path) -> str
     """Push the bundle's folder to the Hub; return its address."""
     from monai import bundle
 
-    from scripts.version import __version__
+    from volumen.version import __version__
 
     assert request.hf is not None
     try:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from scripts.experiment_file import SECTION_NAMES
-from scripts.sharing.metadata import without_paths
+from volumen.config.experiment_file import SECTION_NAMES
+from volumen.sharing.config_text import ConfigText
+from volumen.sharing.metadata import without_paths
 
 
 def write_configs(
@@ -52,15 +52,17 @@ def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[s
     Without data the network is the model's own, so that tools can load it; with data it is planned from them and the
     settings, as always. The format of the data is left open: whoever trains it on has others.
     """
+    config = ConfigText(text)
     for name in SECTION_NAMES:
         if name in experiment:
             section = without_paths(experiment[name])
-            text = replace_block(
-                text, name, {**section, "format": None} if name == "dataset_config" else section
-            )
-    definition = yaml.safe_load(text)["network_def"]
-    definition["final_config"] = "$@config.network_config if @config.dataset_dir else @network_config"
-    return replace_block(text, "network_def", definition, {"network_config": dict(network)})
+            config.update(name, {**section, "format": None} if name == "dataset_config" else section)
+    config.insert("network_config", dict(network), before="network_def")
+    config.update(
+        "network_def",
+        {"final_config": "$@config.network_config if @config.dataset_dir else @network_config"},
+    )
+    return config.text()
 
 
 def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -68,49 +70,14 @@ def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[st
 
     Tools such as MONAI's `load` and `ckpt_export` build the network and then load weights of their own choice.
     """
-    content = yaml.safe_load(text)
-    for key, value in without_paths(settings).items():
-        text = set_value(text, "inference_config", key, value)
+    config = ConfigText(text)
+    config.update("inference_config", without_paths(settings), only_known=True)
     built = {
-        "_target_": "scripts.networks.multihead.MultiHeadDynUNet.from_config",
+        "_target_": "volumen.networks.multihead.MultiHeadDynUNet.from_config",
         "final_config": "@network_config",
     }
-    predictor = {**content["predictor"], "network": "@network"}
-    text = replace_block(text, "predictor", predictor, {"network_config": dict(network), "network": built})
-    return replace_block(text, "network_def", {**content["network_def"], "network": "@network"})
-
-
-def set_value(text: str, section: str, key: str, value: Any) -> str:
-    """Replace one value in a top-level section of a YAML text and keep its comment; no such key: no change."""
-    block = _block(section).search(text)
-    if block is None:
-        raise ValueError(f"no entry {section!r} in the config")
-    plain = yaml.safe_dump({key: value}, default_flow_style=True, width=1000).strip()[1:-1]
-    line = re.compile(rf"^  {re.escape(key)}: [^#\n]*?(?P<comment> *#.*)?$", re.MULTILINE)
-    changed = line.sub(lambda match: f"  {plain}{match['comment'] or ''}", block[0], count=1)
-    return text[: block.start()] + changed + text[block.end() :]
-
-
-def replace_block(text: str, key: str, value: Any, before: Mapping[str, Any] | None = None) -> str:
-    """Replace a top-level entry of a YAML text and leave all other lines, comments included, as they are.
-
-    Args:
-        text: the YAML.
-        key: the entry.
-        value: its new value, plain data.
-        before: entries to put in front of it.
-
-    Raises:
-        ValueError: the text has no such entry.
-    """
-    pattern = _block(key)
-    if not pattern.search(text):
-        raise ValueError(f"no entry {key!r} in the config")
-    entries = {**(before or {}), key: value}
-    block = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None)
-    return pattern.sub(lambda _: block, text, count=1)
-
-
-def _block(key: str) -> re.Pattern[str]:
-    """Match a top-level entry with all its lines."""
-    return re.compile(rf"^{re.escape(key)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
+    config.insert("network_config", dict(network), before="predictor")
+    config.insert("network", built, before="predictor")
+    config.update("predictor", {"network": "@network"})
+    config.update("network_def", {"network": "@network"})
+    return config.text()

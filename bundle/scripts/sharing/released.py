@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from scripts.inference.predictor import Predictor
-from scripts.sharing.metadata import to_json, without_paths
+from volumen.inference.predictor import Predictor
+from volumen.sharing.metadata import to_json, without_paths
 
 WEIGHTS, DESCRIPTION = "model.pt", "model.json"
 

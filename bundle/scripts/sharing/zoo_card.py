@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.inference.predictor import Predictor
-from scripts.sharing.metadata import channel_names, meaning
-from scripts.sharing.model_card import data_section, performance_section, training_section
+from volumen.inference.predictor import Predictor
+from volumen.sharing.metadata import channel_names, meaning
+from volumen.sharing.model_card import data_section, performance_section, training_section
 
 
 def zoo_card(predictor: Predictor, metadata: Mapping[str, Any]) -> str:

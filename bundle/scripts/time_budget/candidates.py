@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scripts.config import ConfigManager
+    from volumen.config.manager import ConfigManager
 
 # Residual blocks per stage: half as deep as the default at the same resolutions learns more in a short time.
 # Deep stages hold most weights and learn slowest, so light networks do not widen beyond the fourth stage.
@@ -95,8 +95,8 @@ class Candidate:
 def candidates(config: ConfigManager) -> list[Candidate]:
     """List the choices for an experiment, cheapest first.
 
-    What the person fixed stays: a patch, features, blocks, number of stages, a batch size or learning rate other
-    than the default, a target's own `separate_decoder`. Without `tr_setup.autoconfigure` the network stays as it
+    What the user gave stays: a patch, features, blocks, number of stages, a batch size, a learning rate, one decoder
+    or several. Without `tr_setup.autoconfigure` the network stays as it
     is set, and only the steps are chosen.
 
     Args:
@@ -112,10 +112,12 @@ def candidates(config: ConfigManager) -> list[Candidate]:
 
 
 def _fill(config: ConfigManager, rung: Rung) -> Candidate:
-    from scripts.detect import default_patch_size
-    from scripts.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
+    from volumen.config.detection import default_patch_size
+    from volumen.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
 
-    training, model, defaults = config.tr_config, config.model_config, type(config.tr_config)()
+    training, model = config.tr_config, config.model_config
+    given = config.given["tr_config"]
+    decoders_are_given = "separate_decoders" in config.given["model_config"]
     patch = training.patch_size or default_patch_size(
         config.cases, config.spacing, config.device.type, voxels=rung.voxels
     )
@@ -131,12 +133,14 @@ def _fill(config: ConfigManager, rung: Rung) -> Candidate:
         blocks = tuple(min(a, b) for a, b in zip(shallow, plan_blocks(planned.stages)))
     return Candidate(
         patch_size=tuple(planned.patch_size),
-        batch_size=rung.batch if training.batch_size == defaults.batch_size else training.batch_size,
+        batch_size=training.batch_size if "batch_size" in given else rung.batch,
         features_per_stage=tuple(planned.features_per_stage),
         blocks_per_stage=tuple(blocks),
-        learning_rate=_rate(width) if training.initial_lr == defaults.initial_lr else training.initial_lr,
+        learning_rate=training.initial_lr if "initial_lr" in given else _rate(width),
         # Five decoders make a step about twice as long as one; with one target there is nothing to share.
-        separate_decoders=model.separate_decoders and not (rung.light and len(config.targets) > 1),
+        separate_decoders=model.separate_decoders
+        if decoders_are_given
+        else not (rung.light and len(config.targets) > 1),
     )
 
 

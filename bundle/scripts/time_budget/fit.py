@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from scripts.engines import distributed
-from scripts.errors import VolumenError
-from scripts.text import aligned, by
-from scripts.threads import cores
-from scripts.time_budget.candidates import Candidate, candidates
-from scripts.time_budget.duration import format_duration, parse_duration
-from scripts.time_budget.measure import Cost, measure, training_objects
+from volumen.time_budget.candidates import Candidate, candidates
+from volumen.time_budget.duration import format_duration, parse_duration
+from volumen.time_budget.measure import Cost, measure, training_objects
+from volumen.utils import distributed
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import aligned, by
+from volumen.utils.threads import cores
 
 if TYPE_CHECKING:
-    from scripts.config import ConfigManager
+    from volumen.config.manager import ConfigManager
 
 logger = logging.getLogger(__name__)
 
 KEY = "tr_config.time_budget"
 # Of the budget: for measuring, for what is not foreseen (checkpoints, previews, start), for validation.
 MEASURING, RESERVE, VALIDATION = 0.06, 0.06, 0.08
+# Of the validation's share: for scoring the last and the best epoch on everything.
+FINAL = 0.4
 MOST_MEASURING = 120.0
 # Scores, losses, derived targets and the preview cost about as much as the windows of a validation.
 VALIDATION_FACTOR = 2.0
@@ -44,6 +46,7 @@ DECIDED = {
         "max_epoch",
         "max_steps_per_epoch",
         "max_val_steps_per_epoch",
+        "final_val_steps",
         "val_every_n",
         "warmup_epochs",
         "time_budget_choice",
@@ -168,7 +171,9 @@ def _settle(
             "patch_size": list(plan.patch_size),
             "batch_size": plan.batch_size,
             "initial_lr": plan.learning_rate,
-            "augment_strength": strength if training.augment_strength == 1.0 else training.augment_strength,
+            "augment_strength": training.augment_strength
+            if "augment_strength" in config.given["tr_config"]
+            else strength,
             "time_budget_choice": choice,
             **schedule,
         },
@@ -240,7 +245,7 @@ def _measure_all(config: ConfigManager, budget: float, started: float) -> list[M
     return measured
 
 
-def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> dict[str, int]:
+def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> dict[str, Any]:
     """Divide the time left between epochs and validations.
 
     Args:
@@ -249,47 +254,53 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
         seconds: left of the budget.
 
     Returns:
-        The values of `max_epoch`, `max_steps_per_epoch`, `max_val_steps_per_epoch`, `val_every_n` and
-        `warmup_epochs`.
+        The values of `max_epoch`, `max_steps_per_epoch`, `max_val_steps_per_epoch`, `final_val_steps`, `val_every_n`
+        and `warmup_epochs`.
     """
     available = seconds * (1 - RESERVE)
-    batches, part = _validation_batches(config)
+    batches, part, whole = _validation_batches(config)
     each = chosen.cost.forward * VALIDATION_FACTOR * part
     share = VALIDATION * available
     if batches * each > share / FEWEST_VALIDATIONS:
-        batches = max(1, int(share / FEWEST_VALIDATIONS / each))
-    validations = max(1, min(EPOCHS, int(share / max(each * batches, 1e-6)))) if config.validates else 0
-    steps = max(1, int((available - validations * each * batches) / chosen.seconds))
+        batches = max(1, int(share * (1 - FINAL) / FEWEST_VALIDATIONS / each))
+    final = config.tr_config.final_val_steps
+    ending = 0.0
+    if config.validates and batches < whole:
+        # The last and the best epoch are scored on everything, as far as the time allows.
+        affordable = max(batches, int(share * FINAL / 2 / max(each, 1e-9)))
+        final = min(affordable, final or affordable) if affordable < whole else final
+        scored = whole if final is None else min(whole, final)
+        ending = 2 * each * scored if scored > batches else 0.0
+    left = max(share - ending, 0.0)
+    validations = max(1, min(EPOCHS, int(left / max(each * batches, 1e-6)))) if config.validates else 0
+    steps = max(1, int((available - ending - validations * each * batches) / chosen.seconds))
     per_epoch = max(1, min(MOST_STEPS_PER_EPOCH, steps // EPOCHS))
     epochs = max(1, steps // per_epoch)
     return {
         "max_epoch": epochs,
         "max_steps_per_epoch": per_epoch,
         "max_val_steps_per_epoch": max(1, batches),
+        "final_val_steps": final,
         "val_every_n": max(1, math.ceil(epochs / max(1, validations))),
         "warmup_epochs": min(epochs - 1, max(1, epochs // 20)),
     }
 
 
-def _validation_batches(config: ConfigManager) -> tuple[int, float]:
-    """Batches of windows in the whole validation part, as many as the setting allows; one process's part of them."""
-    from scripts.data.regions import block_size, cut, window_count
+def _validation_batches(config: ConfigManager) -> tuple[int, float, int]:
+    """Batches of windows in the validation part: as many as the setting allows, one process's part, and all."""
+    from volumen.data.validation_blocks import fitting_size, part_windows
 
-    windows = [
-        window_count([stop - start for start, stop in block], config.patch_size)
-        for boxes in config.split.val.values()
-        for box in boxes
-        for block in cut(box, block_size(config.patch_size))
-    ]
-    batches = math.ceil(sum(windows) / config.tr_config.batch_size)
-    most = config.tr_config.max_val_steps_per_epoch
-    if most is not None and most < batches:
-        windows = windows[: math.ceil(len(windows) * most / batches)]
-        batches = most
+    most, batch = config.tr_config.max_val_steps_per_epoch, config.tr_config.batch_size
+    val, patch = config.split.val, config.patch_size
+    windows = part_windows(val, patch, fitting_size(val, patch, None if most is None else most * batch))
+    whole = math.ceil(int(windows.sum()) / batch)
+    blocks, batches = len(windows), whole
+    if most is not None and most < whole:
+        blocks, batches = math.ceil(blocks * most / whole), most
     # Blocks are divided between the processes; with fewer blocks than processes each takes all of them.
-    blocks, processes = len(windows), config.world_size
+    processes = config.world_size
     part = math.ceil(blocks / processes) / blocks if blocks >= processes else 1.0
-    return max(1, batches), part
+    return max(1, batches), part, max(1, whole)
 
 
 def table(measured: Sequence[Measured], chosen: Measured) -> str:

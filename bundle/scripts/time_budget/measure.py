@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from scripts.time_budget.candidates import Candidate
+from volumen.time_budget.candidates import Candidate
 
 if TYPE_CHECKING:
     import torch
 
-    from scripts.config import ConfigManager
+    from volumen.config.manager import ConfigManager
 
 STEPS, PATCHES = 3, 6
 
@@ -75,15 +75,15 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
     """
     import torch
 
-    from scripts.engines import distributed
-    from scripts.engines.device import time_convolutions
-    from scripts.memory import freed_memory_kept
+    from volumen.utils import distributed
+    from volumen.utils.device import time_convolutions
+    from volumen.utils.memory import freed_memory_kept
 
     time_convolutions(config.device, config.tr_setup.deterministic)  # as in the training that is foretold
     devices = [config.device] if config.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
-        _quiet("scripts.data.patches"),
+        _quiet("volumen.data.index.patches"),
         freed_memory_kept(config.device),
     ):
         try:
@@ -113,7 +113,7 @@ def _quiet(name: str) -> Iterator[None]:
 def _measure(config: ConfigManager, enough: float) -> Cost | None:
     from torch.utils.data import default_collate
 
-    from scripts.engines import distributed
+    from volumen.utils import distributed
 
     parser = training_objects(_anywhere(config))
     dataset = parser.get_parsed_content("train#dataset")
@@ -147,7 +147,7 @@ def training_objects(config: ConfigManager) -> Any:
     """
     from monai.bundle import ConfigParser
 
-    from scripts.bundle_root import configs_dir
+    from volumen.utils.bundle_root import configs_dir
 
     parser = ConfigParser()
     parser.read_config(str(configs_dir() / "train.yaml"))
@@ -157,7 +157,7 @@ def training_objects(config: ConfigManager) -> Any:
 
 def _anywhere(config: ConfigManager) -> ConfigManager:
     """The configuration with patches from anywhere, whether they hold labels or not."""
-    from scripts.data.split import make_split
+    from volumen.data.sampling.split import make_split
 
     # Which patches are valid and which part validates changes no time, and may take long to find out.
     anywhere = config.variant(
@@ -178,11 +178,11 @@ def _time_network(
 ) -> tuple[float, float, int] | None:
     import torch
 
-    from scripts.engines import distributed
-    from scripts.engines.amp import AmpPolicy
-    from scripts.engines.network import memory_format, prepare_network
-    from scripts.engines.optimizers import build_optimizer
-    from scripts.losses.masking import apart
+    from volumen.engines.amp import AmpPolicy
+    from volumen.engines.optimizers import build_optimizer
+    from volumen.losses.masking import apart
+    from volumen.networks.placement import memory_format, prepare_network
+    from volumen.utils import distributed
 
     training = config.tr_config
     alone = parser.get_parsed_content("network_def").to(config.device).train()

@@ -1,1 +1,1 @@
-"""Dictionary transforms: read, normalise, augment, derive targets."""
+"""MONAI dictionary transforms: read, normalise, augment, prepare labels, derive targets."""

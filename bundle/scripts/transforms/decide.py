@@ -1,4 +1,4 @@
-"""From logits to decided labels: what the metrics of training and validation count."""
+"""From logits to decided labels: what the metrics of training and validation count, as `volumen evaluate` does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DECISIONS = "decisions"
 
 
 def decide(logits: Tensor, kind: str) -> Tensor:
-    """Return the labels of the largest probability, without computing probabilities.
+    """Return the labels of the largest probability.
 
     Args:
         logits: (B, C, *space).
@@ -21,11 +21,11 @@ def decide(logits: Tensor, kind: str) -> Tensor:
 
     Returns:
         uint8 (int16 above 256 classes) class indices (B, 1, *space) of a multiclass target; else bool (B, C, *space):
-        a logit above 0, which is a probability above one half.
+        a probability in float32 from one half on, as a stored prediction holds it.
     """
     if kind == "multiclass":
         return logits.argmax(dim=1, keepdim=True).to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)
-    return logits > 0
+    return torch.sigmoid(logits.float()) >= 0.5
 
 
 class DecideLabelsd:

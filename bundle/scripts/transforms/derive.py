@@ -8,16 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from monai.transforms.transform import Transform
 
-from scripts.errors import VolumenError
-from scripts.transforms.source_fields import SourceFields, derive_from
-from scripts.transforms.task_registry import (
-    complete_params,
-    derive_halo,
-    get_task,
-    in_voxels,
-    served_extent,
-    validate_task,
-)
+from volumen.derived.derivation import derive_from
+from volumen.derived.extents import in_voxels
+from volumen.derived.registry import complete_params, derive_halo, get_task, served_extent, validate_task
+from volumen.derived.source_fields import SourceFields
+from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 __all__ = [
     "Affinitiesd",
@@ -94,7 +90,7 @@ class DeriveTargetsd(Transform):
             if source not in fields:
                 fields[source] = self._fields(sample, source)
             values, valid = derive_from(fields[source], task.type_name, params)
-            sample[name], sample[f"{name}_mask"] = values, valid
+            sample[name], sample[mask_key(name)] = values, valid
         if self.keep_fields:
             sample[FIELDS_KEY] = fields
         else:
@@ -117,7 +113,7 @@ class DeriveTargetsd(Transform):
             margin = (self.halo,) * (labels.ndim - 1) if isinstance(self.halo, int) else tuple(self.halo)
         return SourceFields(
             labels,
-            known=sample.get(f"{source}_mask"),
+            known=sample.get(mask_key(source)),
             in_volume=sample.get("in_volume"),
             spacing=spacing,
             halo=self.halo,

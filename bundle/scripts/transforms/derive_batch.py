@@ -14,19 +14,13 @@ import torch
 from monai.transforms.transform import Transform
 from torch import Tensor
 
-from scripts.errors import VolumenError
-from scripts.transforms.batch_fields import BatchFields
-from scripts.transforms.derive import UNITS
-from scripts.transforms.finalize import PACKED
-from scripts.transforms.task_registry import (
-    DerivedTask,
-    complete_params,
-    get_task,
-    in_voxels,
-    served_extent,
-    validate_task,
-)
-from scripts.transforms.torch_fields import exact_products
+from volumen.derived.batch_fields import BatchFields
+from volumen.derived.batches.fields import exact_products
+from volumen.derived.extents import in_voxels
+from volumen.derived.registry import DerivedTask, complete_params, get_task, served_extent, validate_task
+from volumen.transforms.derive import UNITS
+from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import PACKED, mask_key
 
 SPACING_KEY = f"{PACKED}/spacing"
 """Voxel size per axis, float64 (D,)."""
@@ -59,7 +53,7 @@ class PackSourcesd(Transform):
         sample = dict(data)
         for source in self.sources:
             labels, state, flags = packed_keys(source)
-            values, known = np.asarray(sample[source]), sample.get(f"{source}_mask")
+            values, known = np.asarray(sample[source]), sample.get(mask_key(source))
             inside = sample.get("in_volume")
             place = np.full((1, *values.shape[1:]), KNOWN, np.uint8)
             if known is not None:
@@ -181,7 +175,7 @@ class DeriveBatch:
             values, valid = task.derive_batch(source, params)
             if self.labelled_only:
                 valid = valid & (source.labels() > 0).any(dim=1, keepdim=True)
-            out[name], out[f"{name}_mask"] = values.float().contiguous(), valid.contiguous()
+            out[name], out[mask_key(name)] = values.float().contiguous(), valid.contiguous()
         return out
 
     def _fields(

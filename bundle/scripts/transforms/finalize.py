@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 
-from scripts.errors import VolumenError
-
-PACKED = "wide/"
-"""How keys begin that go with a batch to the training device as they are, see `derive_batch`."""
+from volumen.data.validity import labelled_voxels
+from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import PACKED, labelled_key, mask_key
 
 
 class CropHalod(Transform):
@@ -33,7 +32,7 @@ class CropHalod(Transform):
         sample = dict(data)
         sample.pop("in_volume", None)
         for target in self.targets:
-            for key in (target, f"{target}_mask", f"{target}_labelled"):
+            for key in (target, mask_key(target), labelled_key(target)):
                 if key in sample:
                     sample[key] = self._crop(sample[key])
         return sample
@@ -61,9 +60,8 @@ class RestrictToLabelledd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, source in self.sources.items():
-            label = sample.get(f"{source}_labelled", sample[source])
-            labelled = (label > 0).any(axis=0, keepdims=True)
-            sample[f"{target}_mask"] = sample[f"{target}_mask"] & labelled
+            label = sample.get(labelled_key(source), sample[source])
+            sample[mask_key(target)] = sample[mask_key(target)] & labelled_voxels(label)
         return sample
 
 
@@ -89,10 +87,10 @@ class FinalizePatchd(Transform):
         final: dict[Hashable, Any] = {"image": _tensor(data["image"], np.float32)}
         for target in self.targets:
             final[target] = _label_tensor(data[target], target, data["volume_name"])
-            final[f"{target}_mask"] = _tensor(data[f"{target}_mask"], np.bool_)
+            final[mask_key(target)] = _tensor(data[mask_key(target)], np.bool_)
         for target in self.derived:
             final[target] = _tensor(data[target], np.float32)
-            final[f"{target}_mask"] = _tensor(data[f"{target}_mask"], np.bool_)
+            final[mask_key(target)] = _tensor(data[mask_key(target)], np.bool_)
         for key in data:
             if str(key).startswith(PACKED):
                 final[key] = torch.from_numpy(np.ascontiguousarray(data[key]))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
-from scripts.errors import VolumenError
-from scripts.transforms.labels import refuse_negative
-from scripts.transforms.source_fields import derive_target
-from scripts.transforms.task_registry import distance_halo, in_voxels
+from volumen.data.validity import refuse_negative
+from volumen.derived.derivation import derive_target
+from volumen.derived.extents import distance_halo, in_voxels
+from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import labelled_key, mask_key
 
 INSTANCE_MODES = ("foreground", "boundary", "interior", "distance")
 
@@ -50,20 +51,20 @@ class InstancesToTargetd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, mode in self.targets.items():
-            label, known = sample[target], sample[f"{target}_mask"]
+            label, known = sample[target], sample[mask_key(target)]
             refuse_negative(label, known, target, str(sample.get("volume_name", "a volume")))
             inside = label > 0
-            sample[f"{target}_labelled"] = inside
+            sample[labelled_key(target)] = inside
             if mode == "foreground":
                 sample[target] = inside.view(np.uint8)
             elif mode == "distance":
-                sample[target], sample[f"{target}_mask"] = self._distance(sample, label, known)
+                sample[target], sample[mask_key(target)] = self._distance(sample, label, known)
             else:
                 differs, unsure = _neighbours(label, known, sample.get("in_volume"))
                 chosen = inside & differs if mode == "boundary" else inside & ~differs
                 sample[target] = chosen.view(np.uint8)
                 undecided = unsure & (inside & ~differs).any(axis=0, keepdims=True)
-                sample[f"{target}_mask"] = known & ~undecided
+                sample[mask_key(target)] = known & ~undecided
         return sample
 
     def _distance(

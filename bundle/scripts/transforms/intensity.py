@@ -14,9 +14,9 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
-from scripts.errors import VolumenError
-from scripts.transforms import filters
-from scripts.transforms.spatial import about_one, thin_axis
+from volumen.transforms.kernels import filters
+from volumen.transforms.spatial import about_one, thin_axis
+from volumen.utils.errors import VolumenError
 
 _SEEDS = 2**32
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.errors import VolumenError
+from volumen.data.validity import known_voxels, labelled_voxels, without_ignored
+from volumen.utils.errors import VolumenError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -157,7 +158,9 @@ def _read(
     foreground = None
     for target, volume in case.labels.items():
         label = np.asarray(volume.read(region))
-        labelled = ((label > 0) & (label != ignore_labels.get(target, 0))).any(axis=0)
+        mask = np.asarray(case.masks[target].read(region)) if target in case.masks else None
+        ignore = ignore_labels.get(target)
+        labelled = labelled_voxels(without_ignored(label, ignore), known_voxels(label, mask, ignore))
         foreground = labelled if foreground is None else foreground | labelled
     return image.reshape(len(image), *(s.stop - s.start for s in region)), foreground
 

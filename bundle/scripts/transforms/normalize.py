@@ -9,8 +9,8 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from scripts.errors import VolumenError
-from scripts.transforms.jit import compiled
+from volumen.utils.errors import VolumenError
+from volumen.utils.jit import compiled
 
 SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")
@@ -35,7 +35,7 @@ class Normalizer:
 
     Args:
         scheme: one of the schemes above.
-        properties: what `scripts.transforms.intensity_properties.sample_intensity_properties` returned.
+        properties: what `volumen.transforms.intensity_properties.sample_intensity_properties` returned.
 
     Raises:
         VolumenError: the scheme is unknown, or needs properties that were not sampled.
@@ -74,7 +74,7 @@ class Normalizer:
         if not self.goes_by_volume(volume.dtype):
             return self
         if volume.path not in self._volumes:
-            from scripts.transforms.intensity_properties import volume_properties
+            from volumen.transforms.intensity_properties import volume_properties
 
             self._volumes[volume.path] = Normalizer(self.scheme, volume_properties(volume))
         return self._volumes[volume.path]
@@ -87,8 +87,8 @@ class Normalizer:
         """
         if not self.goes_by_volume(image.dtype):
             return self
-        from scripts.data.volumes import ArrayVolume
-        from scripts.transforms.intensity_properties import volume_properties
+        from volumen.data.formats.volumes import ArrayVolume
+        from volumen.transforms.intensity_properties import volume_properties
 
         axes = "c" + "zyx"[-(image.ndim - 1) :]
         return Normalizer(self.scheme, volume_properties(ArrayVolume(image, axes=axes)))

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
-from scripts.errors import VolumenError
-from scripts.transforms.grid import Grid, LabelReader, Region, is_empty
-from scripts.transforms.normalize import Normalizer
-from scripts.transforms.spatial import SpatialTransform
+from volumen.data.validity import known_voxels, without_ignored
+from volumen.transforms.kernels.grid import Grid, LabelReader, Region, is_empty
+from volumen.transforms.normalize import Normalizer
+from volumen.transforms.spatial import SpatialTransform
+from volumen.utils.errors import VolumenError
+from volumen.utils.sample_keys import mask_key
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class ReadPatchd(Transform):
             per volume) or "refuse".
 
     Writes, for C image channels and Ct label channels:
-        image: float32 (C, *patch), 0 outside the bounds.
+        image: float32 (C, *patch), reflected at the bounds; no label is known there.
         <target>: integer (Ct, *(patch + 2 halo)), 0 where unknown.
         <target>_mask: bool (1, *(patch + 2 halo)): the label is known.
         in_volume: bool (1, *(patch + 2 halo)), or None when every voxel lies inside the volume.
@@ -84,7 +86,7 @@ class ReadPatchd(Transform):
         sample["image"] = self._image(case.image, patch, patch.region(bounds))
         labels = LabelReader(wide, bounds)
         for target in self.targets:
-            sample[target], sample[f"{target}_mask"] = self._label(case, target, labels)
+            sample[target], sample[mask_key(target)] = self._label(case, target, labels)
         sample["in_volume"] = wide.inside(tuple((0, n) for n in case.image.shape))
         sample["spacing"] = tuple(float(step) for step in case.spacing)
         sample["volume_name"] = case.name
@@ -107,6 +109,8 @@ class ReadPatchd(Transform):
         zero = normalizer.zero_level(coefficients)
         if raw.dtype.kind == "f":
             raw = self._finite(raw, volume, region, zero)
+        # A constant beyond the border would change what instance normalisation sees.
+        raw, region = grid.reflect(raw, region)
         # Interpolating raw values moves less memory than interpolating normalised ones, and is the same map.
         return normalizer.apply(grid.sample(raw, region, zero, self.image_order), coefficients)
 
@@ -139,18 +143,12 @@ class ReadPatchd(Transform):
             shape, channels = reader.grid.patch_shape, self.label_channels.get(target, 1)
             return np.zeros((channels, *shape), dtype=np.uint8), np.zeros((1, *shape), dtype=bool)
         label = reader.read(volume)
+        mask = reader.read(case.masks[target]) if target in case.masks else None
+        ignore = self.ignore_labels.get(target)
+        trusted = known_voxels(label, mask, ignore)
         known = reader.known
-        if target in case.masks:
-            known = _both(known, (reader.read(case.masks[target]) > 0).all(axis=0, keepdims=True))
-        if target in self.ignore_labels:
-            ignored = np.asarray(label == self.ignore_labels[target]).any(axis=0, keepdims=True)
-            known = _both(known, ~ignored)
-            # A reserved value must not reach code that counts classes.
-            label = np.where(ignored, np.zeros((), dtype=label.dtype), label)
+        if trusted is not None:
+            known = trusted[None] if known is None else known & trusted
         if known is None:
             known = np.ones((1, *label.shape[1:]), dtype=bool)
-        return label, known
-
-
-def _both(known: np.ndarray | None, also: Any) -> np.ndarray:
-    return also if known is None else known & also
+        return without_ignored(label, ignore), known

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import RandomizableTransform
 
-from scripts.errors import VolumenError
+from volumen.utils.errors import VolumenError
 
 ANISOTROPY_LIMIT = 3.0  # nnU-Net's: beyond it a rotation out of the plane would mix unlike axes
 _AXIS_NAMES = "zyx"

@@ -1,1 +1,0 @@
-"""Training, prediction and evaluation of multi-target networks on large volumes."""

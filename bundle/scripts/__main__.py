@@ -1,0 +1,6 @@
+"""`python -m volumen ...` is `volumen ...`."""
+
+from volumen.cli.execution import leave
+from volumen.cli.main import main
+
+leave(main())

@@ -1,0 +1,108 @@
+"""Starting from another model's weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
+from volumen.checkpoints.nnunet import WEIGHTS_KEY, is_nnunet_state, load_nnunet, safe_globals
+from volumen.checkpoints.weights import LoadReport, load_partial
+from volumen.networks.placement import unwrap
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+
+class Finetune:
+    """Load weights alone when training starts anew, partially where shapes differ.
+
+    It stands before the `Checkpointer` in the list: a resumed run takes its own weights after all. The file
+    is a checkpoint of this program, a plain state_dict, or one of nnU-Net v2's residual-encoder U-Nets (its
+    encoder).
+
+    Args:
+        network: the network.
+        path: the file; None loads nothing.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | os.PathLike | None = None) -> None:
+        self.network = network
+        self.path = None if path is None else Path(path)
+        if self.path is not None and not self.path.is_file():
+            raise VolumenError("--finetune", "there is no such file", found=self.path)
+
+    def attach(self, engine: Engine) -> None:
+        """Load when the trainer starts."""
+        if self.path is not None:
+            engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights, and say what was and was not loaded."""
+        assert self.path is not None
+        report = load_weights(unwrap(self.network), self.path)
+        for line in report_lines(report):
+            logger.info("%s: %s", self.path, line)
+
+
+def report_lines(report: LoadReport) -> list[str]:
+    """Return what was loaded, by part of the network, and name everything that was not."""
+    total = len(report.loaded) + len(report.missing) + len(report.mismatched)
+    parts = Counter(".".join(name.split(".")[:2]) for name in report.loaded)
+    told = ", ".join(f"{part} {count}" for part, count in parts.items())
+    lines = [f"loaded {len(report.loaded)} of the network's {total} weights: {told}"]
+    for what, names in (
+        (
+            "of another shape, not loaded",
+            [f"{name} {theirs} for {ours}" for name, ours, theirs in report.mismatched],
+        ),
+        ("not in the file, left as initialised", report.missing),
+        ("in the file alone", report.unexpected),
+    ):
+        if names:
+            lines.append(f"{what}: {', '.join(names)}")
+    return lines
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> LoadReport:
+    """Copy into a network every weight of a file that fits.
+
+    Raises:
+        VolumenError: the file is no checkpoint, or nothing in it fits.
+    """
+    content = _read(path)
+    weights = content.get(WEIGHTS_KEY, content)
+    if isinstance(weights, Mapping) and is_nnunet_state(weights) and hasattr(network, "targets"):
+        report = load_nnunet(network, content)  # type: ignore[arg-type]
+    else:
+        report = load_partial(network, inference_weights(content))
+    if not report.loaded:
+        raise VolumenError(path, f"no weight of this file fits the network ({report.summary()})")
+    return report
+
+
+def inference_weights(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """The weights of a checkpoint that predict best: the moving average where there is one, else the model's.
+
+    Args:
+        content: a checkpoint's content, or a state_dict itself.
+    """
+    averaged = content.get("handlers", {}).get("weight_average", {}).get("weights")
+    for weights in (averaged, content.get("model"), content.get("state_dict")):
+        if weights:
+            return weights
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    content = read_file(path, allowed=safe_globals())
+    if not isinstance(content, Mapping):
+        raise VolumenError(path, expected="a checkpoint or a state_dict", found=type(content).__name__)
+    return verify_checksum(content, path) if CHECKSUM in content else content

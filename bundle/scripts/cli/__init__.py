@@ -1,0 +1,1 @@
+"""The command `volumen`: one module per command, flags in, settings out; running it so that a mistake is one line."""

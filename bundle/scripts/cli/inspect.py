@@ -1,0 +1,263 @@
+"""`volumen inspect`: what a data folder holds, and what would be trained on it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from volumen.cli.train import experiment_sections
+from volumen.config.manager import ConfigManager
+from volumen.utils.console import make_console, make_table
+from volumen.utils.errors import VolumenError
+from volumen.utils.text import by
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from volumen.config.targets import Target
+    from volumen.data.index.patch_index import PatchIndex
+    from volumen.data.layout import OpenCase
+
+# Volumes listed one by one; a larger folder is summed up in a last line.
+_MOST_ROWS = 40
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Print the tables, and write the contact sheet if one is asked for.
+
+    Returns:
+        0.
+
+    Raises:
+        VolumenError: for anything wrong in the data or the settings.
+    """
+    from volumen.cli.contact_sheet import write_sheet
+
+    sections, origin = experiment_sections(options)
+    settings: dict[str, Any] = dict(sections)
+    # No run is continued here: what there is to resume lies in an output folder, which is not asked for.
+    nothing = {"resume": False, "checkpoint_path": None, "load_weights_only": False}
+    settings["tr_setup"] = {**settings["tr_setup"], **nothing}
+    config = ConfigManager(
+        **settings, dataset_dir=options.input, device=options.device or "auto", origin=origin
+    )
+    console = make_console()
+    if options.check:
+        _check(config, console)
+    index = _index(config)
+    for part in (
+        _volume_table(config, index),
+        _target_table(config),
+        _patch_summary(config, index),
+        config.plan.table(),
+        _memory_summary(config),
+    ):
+        console.print(part)
+        console.print()
+    if options.sheet:
+        console.print(f"contact sheet: {write_sheet(config, Path(options.sheet))}")
+    return 0
+
+
+def _check(config: ConfigManager, console: Console) -> None:
+    """Read all images, labels and masks, and say so.
+
+    Raises:
+        VolumenError: some of it cannot be read; the parts are printed first.
+    """
+    from volumen.data.damage import find_damage
+    from volumen.data.index.label_counts import default_threads
+
+    volumes = [
+        volume
+        for case in config.cases
+        for volume in (case.image, *case.labels.values(), *case.masks.values())
+    ]
+    damaged = find_damage(volumes, num_threads=default_threads(), progress=True)
+    for damage in damaged:
+        console.print(str(damage), soft_wrap=True, markup=False, highlight=False)
+    if damaged:
+        raise VolumenError(
+            config.layout.root,
+            f"{len({damage.path for damage in damaged})} of {len(volumes)} volumes cannot be read whole"
+            f" (damaged parts: {len(damaged)})",
+            remedy="restore these files, or take these volumes out",
+        )
+    console.print(f"{config.layout.root}: all of its {len(volumes)} images, labels and masks can be read\n")
+
+
+def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
+    columns = (
+        "volume",
+        "shape",
+        "channels",
+        "dtype",
+        "spacing",
+        "targets (foreground)",
+        "part",
+        "patches",
+    )
+    table = make_table(f"{config.layout.root} ({config.layout.format})", columns)
+    rows = np.array([case for case, _ in index.regions], int)[index.foreground.region]
+    patches = np.bincount(rows, minlength=len(config.cases))
+    for number, case in enumerate(config.cases[:_MOST_ROWS]):
+        shares = [
+            f"{target} {_share(axes, case):.1%}"
+            + f" (mask {_share(config.labelled_profiles[case.name][target], case):.1%})"
+            * (target in case.masks)
+            for target, axes in config.object_profiles[case.name].items()
+        ]
+        table.add_row(
+            case.name,
+            by(case.image.shape),
+            str(case.image.channels),
+            str(np.dtype(case.image.dtype)),
+            _spacing_text(case),
+            ", ".join(shares) or "none",
+            _part(config, case.name),
+            str(patches[number]),
+        )
+    if len(config.cases) > _MOST_ROWS:
+        rest = str(patches[_MOST_ROWS:].sum())
+        table.add_row(f"... and {len(config.cases) - _MOST_ROWS} more", *[""] * (len(columns) - 2), rest)
+    return table
+
+
+def _spacing_text(case: OpenCase) -> str:
+    sizes = " ".join(f"{value:g}" for value in case.spacing)
+    if case.image.spacing is None and set(case.spacing) == {1.0}:
+        return f"{sizes} (assumed)"
+    return " ".join(part for part in (sizes, case.unit, case.image.geometry.orientation) if part)
+
+
+def _part(config: ConfigManager, name: str) -> str:
+    parts = [
+        word for word, boxes in (("train", config.split.train), ("val", config.split.val)) if boxes.get(name)
+    ]
+    return " + ".join(parts) or "unused"
+
+
+def _target_table(config: ConfigManager) -> Any:
+    columns = ("target", "kind", "classes", "channels", "volumes", "masked", "labelled", "foreground")
+    table = make_table("targets", columns)
+    for name, target in config.primary_targets.items():
+        with_label = [case for case in config.cases if name in case.labels]
+        labelled, foreground = (
+            _whole_share(profiles, name, with_label)
+            for profiles in (config.labelled_profiles, config.object_profiles)
+        )
+        table.add_row(
+            name,
+            target.kind,
+            _classes_text(target),
+            str(target.out_channels),
+            f"{len(with_label)} of {len(config.cases)}",
+            str(sum(name in case.masks for case in config.cases)),
+            labelled,
+            foreground,
+        )
+    return table
+
+
+def _whole_share(
+    profiles: Mapping[str, Mapping[str, Sequence[np.ndarray]]], target: str, cases: Sequence[OpenCase]
+) -> str:
+    """Return a target's share of all voxels of some volumes, as text."""
+    counted_voxels = sum(float(profiles[case.name][target][0].sum()) for case in cases)
+    voxels = sum(float(np.prod(case.image.shape)) for case in cases)
+    return f"{counted_voxels / voxels:.2%}" if voxels else "none"
+
+
+def _classes_text(target: Target) -> str:
+    if target.instances is not None:
+        return f"instances, {target.instances}"
+    if target.classes:
+        return ", ".join(target.classes)
+    if target.kind == "multiclass":
+        return f"0 to {target.out_channels - 1}"
+    return "not 0" if target.kind == "binary" else f"{target.out_channels}, overlapping"
+
+
+def _index(config: ConfigManager) -> PatchIndex:
+    """Build the index just as training does, which then finds it in the cache."""
+    from volumen.data.index.patches import find_valid_patches
+
+    settings = config.dataset_config
+    return find_valid_patches(
+        config.cases,
+        config.split.train,
+        config.patch_size,
+        targets=list(config.primary_targets),
+        min_labeled_ratio=settings.min_labeled_ratio,
+        min_bbox_percent=settings.min_bbox_percent,
+        stride=settings.patch_stride,
+        ignore_labels=config.ignore_labels,
+        classes=config.sampled_classes,
+        background=settings.bg_sampling_enabled,
+        jitter=True,
+        objects_only=config.tr_setup.compute_loss_on_labeled_only,
+        skip_patch_validation=settings.skip_patch_validation,
+        search_cases=config.search_cases,
+        cache_dir=config.cache_dir,
+        relax=config.relaxes_labeled_ratio,
+        allow_empty=True,
+    )
+
+
+def _patch_summary(config: ConfigManager, index: PatchIndex) -> str:
+    settings = config.dataset_config
+    found = f"patches of {by(config.patch_size)}: {len(index)} valid ones for training"
+    if settings.skip_patch_validation:
+        return f"{found} (the whole grid)"
+    least = float(np.min(index.foreground.share)) if len(index) else 0.0
+    asked = f"at least {settings.min_labeled_ratio:.0%} labelled"
+    if len(index) and least < settings.min_labeled_ratio - 1e-3:
+        asked = f"at least {least:.1%} labelled, as none reaches {settings.min_labeled_ratio:.0%}"
+    background = f", {len(index.background)} of background" if settings.bg_sampling_enabled else ""
+    return f"{found} ({asked}){background}"
+
+
+def _memory_summary(config: ConfigManager) -> str:
+    """Estimate what training needs, from a forward pass's feature maps: no allocation, a rough guide."""
+    import torch
+
+    from volumen.networks.multihead import MultiHeadDynUNet
+
+    with torch.device("meta"):
+        network = MultiHeadDynUNet.from_config(config.network_config)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    activations = _activation_bytes(
+        network, (config.tr_config.batch_size, config.in_channels, *config.patch_size)
+    )
+    # Weights, gradients and AdamW's two moments in float32, plus the feature maps kept for the backward pass.
+    total = parameters * 16 + activations
+    return (
+        f"network: {parameters / 1e6:.1f} M parameters; training at batch {config.tr_config.batch_size} in float32"
+        f" needs about {total / 2**30:.1f} GiB"
+    )
+
+
+def _activation_bytes(network: Any, shape: tuple[int, ...]) -> int:
+    import torch
+
+    kept = 0
+
+    def count(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal kept
+        if isinstance(output, torch.Tensor):
+            kept += output.numel() * 4
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    network(torch.empty(shape, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+def _share(axes: list[np.ndarray], case: OpenCase) -> float:
+    return float(axes[0].sum()) / float(np.prod(case.image.shape))

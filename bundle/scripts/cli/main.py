@@ -1,0 +1,262 @@
+"""The command `volumen`: argument parsing only. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from volumen.version import __version__
+
+_DESCRIPTION = """\
+Train one network on many targets of a 2D or 3D volume: what a person labelled,
+and what can be derived from it. `volumen COMMAND --help` tells every option."""
+_EPILOG = """\
+exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
+130 stopped by Ctrl-C, 143 by SIGTERM, both saved"""
+
+
+_COMMANDS = (
+    ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
+    ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
+    (
+        "export",
+        "volumen.cli.share",
+        "write a trained network as TorchScript, ONNX, pt2 or for bioimage.io",
+    ),
+    ("package", "volumen.cli.share", "write a trained model as a MONAI bundle that runs elsewhere"),
+    ("completion", "volumen.cli.completion", "print a script by which bash, zsh or fish completes commands"),
+)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest command, which argparse counts without its indentation."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every command."""
+    parser = argparse.ArgumentParser(
+        prog="volumen",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"volumen {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_inspect(commands)
+    for name, module, text in _COMMANDS:
+        _add_command(commands, name, module, text)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code.
+
+    Args:
+        arguments: the words after `volumen`; None takes them from the command line.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        from volumen.cli.completion import complete
+
+        complete(parser)
+    options = parser.parse_args(words)
+    options.words = words
+    from volumen.cli.execution import run_guarded
+
+    return run_guarded(options.run, options)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    common = parser.add_argument_group("messages")
+    common.add_argument("--verbose", action="store_true", help="more messages; a traceback with an error")
+    common.add_argument("--quiet", action="store_true", help="warnings and errors only, no progress bar")
+
+
+def _add_completers(parser: argparse.ArgumentParser) -> None:
+    """Say what a shell may offer as values of options that take any text."""
+    from volumen.cli import completion
+
+    offers = {
+        "device": completion.offer_devices,
+        "loss": completion.offer_losses,
+        "set": completion.offer_settings,
+    }
+    for action in parser._actions:
+        if action.dest in offers:
+            # argcomplete's own way to attach a completer.
+            action.completer = offers[action.dest]  # type: ignore[attr-defined]
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model on a folder of volumes",
+        description="Train a model on a folder with images/, labels/<image>_<target> and, optionally, masks/.",
+    )
+    add_train_arguments(parser)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `volumen train`. Options left out take the experiment file's value, else the default."""
+    data = parser.add_argument_group("data and output")
+    data.add_argument(
+        "-i", "--input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/"
+    )
+    data.add_argument("-o", "--output", metavar="OUT", help="output folder; the run goes to OUT/<model name>")
+    data.add_argument(
+        "--format",
+        choices=("zarr", "tif", "nifti", "png", "napari"),
+        help="data format (default: by content)",
+    )
+    data.add_argument(
+        "--config-path", metavar="YAML", help="experiment file: any part of the sections, data only"
+    )
+    data.add_argument(
+        "--config-file",
+        metavar="YAML",
+        action="append",
+        default=[],
+        help="bundle config on top of train.yaml; it is code: declares MONAI objects (repeatable)",
+    )
+    data.add_argument(
+        "--tracking",
+        metavar="WHAT",
+        help="log to an experiment tracker too: mlflow (a local store in OUT), or a file of MONAI's tracking settings",
+    )
+    data.add_argument(
+        "--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)"
+    )
+    data.add_argument(
+        "--loss-on-label-only",
+        action="store_true",
+        default=None,
+        help="count the loss only where the label is not 0",
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model-name", metavar="NAME", help="name of the run's folder and files (default: model)"
+    )
+    model.add_argument(
+        "--patch-size", metavar="Z,Y,X", help="patch in voxels, e.g. 192,192,192 (default: from the data)"
+    )
+    model.add_argument(
+        "--loss",
+        nargs="+",
+        metavar="LOSS",
+        help="losses of the labelled targets, as list or commas (default: cross-entropy and Dice)",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--batch-size", type=int, metavar="N", help="patches per step (default: 2)")
+    training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
+    training.add_argument(
+        "--time-budget",
+        metavar="TIME",
+        help="train for this long, e.g. 35m or 12h: network, patch and steps are chosen to fit (default: no limit)",
+    )
+    training.add_argument("--steps-per-epoch", type=int, metavar="N", help="steps per epoch (default: 250)")
+    training.add_argument(
+        "--val-steps", type=int, metavar="N", help="batches of windows per validation (default: 50)"
+    )
+    training.add_argument(
+        "--seed", type=int, metavar="N", help="seed of split, weights and sampling (default: 0)"
+    )
+    training.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="go on from the newest checkpoint of the run, or from FILE",
+    )
+    training.add_argument("--finetune", metavar="FILE", help="start from the weights of a checkpoint")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    machine.add_argument(
+        "--amp", choices=("auto", "off", "float16", "bfloat16"), help="mixed precision (default: auto)"
+    )
+    machine.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare patches (default: cores less 1, at most 8)",
+    )
+
+    machine.add_argument(
+        "--nproc",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine, one per GPU (default: 1)",
+    )
+
+    parser.add_argument_group("any setting").add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="any key of any section, e.g. tr_config.initial_lr=0.0003 (repeatable)",
+    )
+    _add_common(parser)
+    _add_completers(parser)
+    parser.set_defaults(run=_run_train)
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, module: str, text: str) -> None:
+    """Add a command whose module has `add_<name>_arguments` and `run_<name>`, and imports nothing heavy."""
+    code = import_module(module)
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    getattr(code, f"add_{name}_arguments")(parser)
+    _add_common(parser)
+    _add_completers(parser)
+    parser.set_defaults(run=getattr(code, f"run_{name}"))
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "inspect", help="show what a data folder holds and the network planned for it"
+    )
+    parser.add_argument("input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
+    parser.add_argument("--config-path", metavar="YAML", help="experiment file")
+    parser.add_argument("--patch-size", metavar="Z,Y,X", help="patch in voxels (default: from the data)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="first read all images, labels and masks, and list what is damaged",
+    )
+    parser.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of labels over images")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)"
+    )
+    _add_common(parser)
+    _add_completers(parser)
+    parser.set_defaults(run=_run_inspect)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    from volumen.cli.train import run_train
+
+    return run_train(options)
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    from volumen.cli.inspect import run_inspect
+
+    return run_inspect(options)
+
+
+if __name__ == "__main__":
+    from volumen.cli.execution import leave
+
+    leave(main())

@@ -1,0 +1,238 @@
+"""`volumen train`: flags and experiment file become overrides of the bundle's `train.yaml`, which is then run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from volumen.config.experiment_file import (
+    SECTION_NAMES,
+    assign,
+    merge,
+    parse_assignment,
+    read_experiment,
+    refuse_code,
+    shipped_sections,
+)
+from volumen.utils.errors import VolumenError
+from volumen.version import __version__
+
+logger = logging.getLogger(__name__)
+
+# Flag -> where its value belongs.
+_FLAGS: dict[str, tuple[str, str]] = {
+    "format": ("dataset_config", "format"),
+    "train_split": ("tr_setup", "tr_val_split"),
+    "loss_on_label_only": ("tr_setup", "compute_loss_on_labeled_only"),
+    "model_name": ("tr_setup", "model_name"),
+    "seed": ("tr_setup", "seed"),
+    "batch_size": ("tr_config", "batch_size"),
+    "max_epochs": ("tr_config", "max_epoch"),
+    "time_budget": ("tr_config", "time_budget"),
+    "steps_per_epoch": ("tr_config", "max_steps_per_epoch"),
+    "val_steps": ("tr_config", "max_val_steps_per_epoch"),
+    "amp": ("tr_config", "amp"),
+    "workers": ("tr_config", "num_dataloader_workers"),
+}
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train as the options say.
+
+    Args:
+        options: the parsed options of `volumen train`.
+
+    Returns:
+        Exit code: 0 when training finished, 130 or 143 when a signal stopped it.
+
+    Raises:
+        VolumenError: for anything wrong in the options, the experiment file or the data.
+    """
+    if options.nproc < 1:
+        raise VolumenError("--nproc", expected="at least 1", found=options.nproc)
+    if options.nproc > 1 and "RANK" not in os.environ:
+        return run_processes(options.nproc, options.words)
+    sections, origin = experiment_sections(options)
+    check_early(sections, origin)
+    data = options.input or sections["dataset_config"].get("data_path")
+    if data:
+        logger.info("volumen %s: training on %s", __version__, data)
+    overrides: dict[str, Any] = dict(sections)
+    overrides["experiment#origin"] = origin
+    for key, flag, value in (
+        ("dataset_dir", "-i", options.input),
+        ("output_dir", "-o", options.output),
+        ("device_name", "--device", options.device),
+    ):
+        if value is not None:
+            # MONAI would evaluate a value that begins like an expression, a reference or a macro.
+            refuse_code(value, flag, "value")
+            overrides[key] = value
+    for overlay in options.config_file:
+        _check_overlay(overlay)
+    if options.tracking:
+        check_tracking(options.tracking)
+        overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
+    from volumen.run import run_bundle
+
+    return run_bundle("train.yaml", options.config_file, overrides, tracking=options.tracking)
+
+
+def check_early(sections: Mapping[str, Mapping[str, Any]], origin: str) -> None:
+    """Check the settings before MONAI is imported, which takes seconds.
+
+    Raises:
+        VolumenError: a wrong key or value.
+    """
+    from volumen.config.validation import check_sections
+
+    check_sections(sections, origin)
+
+
+def check_tracking(tracking: str) -> None:
+    """Refuse `--tracking` where the tracker is not installed or the file of its settings is not there.
+
+    Raises:
+        VolumenError: saying what to install.
+    """
+    from importlib.util import find_spec
+
+    if tracking != "mlflow":
+        if not Path(tracking).is_file():
+            raise VolumenError(
+                "--tracking", expected="mlflow, or a file of MONAI's settings", found=repr(tracking)
+            )
+    elif find_spec("mlflow") is None:
+        raise VolumenError("--tracking", "mlflow is not installed", remedy="pip install 'volumen[mlflow]'")
+
+
+def _check_overlay(overlay: str) -> None:
+    """Refuse an overlay with experiment settings, which would be overridden without a word, or unknown objects."""
+    from monai.bundle import ConfigParser
+
+    if not Path(overlay).is_file():
+        raise VolumenError(overlay, "no such file", remedy="check --config-file")
+    content = ConfigParser.load_config_file(overlay)
+    for target in _targets(content):
+        _check_importable(target, overlay)
+    for key in content:
+        section = str(key).lstrip("+").replace("::", "#").split("#")[0]
+        if section in SECTION_NAMES:
+            raise VolumenError(
+                f"{overlay}: {key}",
+                "settings of the experiment have no effect in a bundle config",
+                remedy="put them into an experiment file given with --config-path, or use --set",
+            )
+
+
+def _targets(nest: Any) -> Iterator[str]:
+    """Yield the dotted name of every object that a config declares; names without a dot are MONAI's own."""
+    if isinstance(nest, Mapping):
+        target = nest.get("_target_")
+        if isinstance(target, str) and "." in target and target[0] not in "$@%":
+            yield target
+    if isinstance(nest, Mapping | list):
+        for value in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from _targets(value)
+
+
+def _check_importable(target: str, overlay: str) -> None:
+    """Say which object of an overlay cannot be found, before MONAI says it in forty lines."""
+    import pydoc
+
+    remedy = "correct the name, install its package, or put its folder on PYTHONPATH"
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise VolumenError(
+            f"{overlay}: {target}", f"cannot be imported ({error.value})", remedy=remedy
+        ) from None
+    if found is None:
+        raise VolumenError(f"{overlay}: {target}", "there is no such object", remedy=remedy)
+
+
+def run_processes(count: int, words: Sequence[str]) -> int:
+    """Run the same command in several processes of this machine.
+
+    Args:
+        count: number of processes.
+        words: the command line after `volumen`.
+
+    Returns:
+        The exit code that the command would have in one process.
+    """
+    from volumen.cli.launch import run_passing_signals
+
+    return run_passing_signals([sys.executable, "-m", "volumen.cli.processes", str(count), *words])
+
+
+def experiment_sections(options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], str]:
+    """Merge defaults, experiment file and flags, in this order of increasing precedence.
+
+    Args:
+        options: parsed options with any of the flags.
+
+    Returns:
+        All sections, and the name of the file to blame in errors.
+    """
+    sections = shipped_sections()
+    origin = "settings"
+    if options.config_path:
+        sections = merge(sections, read_experiment(options.config_path))
+        origin = str(options.config_path)
+    for flag, (section, key) in _FLAGS.items():
+        value = getattr(options, flag, None)
+        if value is not None:
+            sections[section][key] = value
+    if getattr(options, "patch_size", None):
+        sections["tr_config"]["patch_size"] = parse_patch_size(options.patch_size)
+    if getattr(options, "resume", None) is not None:
+        sections["tr_setup"]["resume"] = True
+        if options.resume:
+            sections["tr_setup"].update(checkpoint_path=options.resume, load_weights_only=False)
+    if getattr(options, "finetune", None):
+        sections["tr_setup"].update(checkpoint_path=options.finetune, load_weights_only=True)
+    for text in options.set:
+        keys, value = parse_assignment(text)
+        assign(sections, keys, value)
+    if getattr(options, "loss", None):
+        _set_losses(sections, options.loss)
+    return sections, origin
+
+
+def parse_patch_size(text: str) -> list[int]:
+    """Read `192,192,192` (also with x or spaces).
+
+    Raises:
+        VolumenError: if it is not two or three positive whole numbers.
+    """
+    parts = text.replace("x", ",").replace(" ", ",").strip("[]()").split(",")
+    try:
+        size = [int(part) for part in parts if part]
+    except ValueError:
+        size = []
+    if len(size) not in (2, 3) or min(size) < 1:
+        raise VolumenError(
+            "--patch-size", expected="two or three positive numbers such as 64,64,64", found=repr(text)
+        )
+    return size
+
+
+def _set_losses(sections: dict[str, dict[str, Any]], words: Sequence[str]) -> None:
+    """Give every labelled target the losses of `--loss`; those still to be found too."""
+    names = [name.strip(" []'\"") for word in words for name in word.split(",")]
+    losses = [{"name": name} for name in names if name]
+    sections["tr_config"]["losses"] = losses
+    for section in (sections["dataset_config"], sections["model_config"]):
+        targets = section.get("targets") or {}
+        if isinstance(targets, Mapping):  # anything else is refused with the section
+            section["targets"] = {name: _with_losses(entry, losses) for name, entry in targets.items()}
+
+
+def _with_losses(entry: Any, losses: list[dict[str, str]]) -> Any:
+    return {**(entry or {}), "losses": losses} if isinstance(entry or {}, Mapping) else entry

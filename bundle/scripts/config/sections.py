@@ -1,0 +1,547 @@
+"""The experiment's sections as frozen dataclasses: every key with its type, default, range and effect.
+
+The documentation's table of keys is generated from the descriptions here. Types and ranges are checked by
+pydantic; unknown keys are handled before by `volumen.config.manager`, which names the closest known one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+PatchSize = list[Annotated[int, Field(ge=1)]]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0.0)]
+_DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
+_FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Duration = Annotated[
+    str,
+    # A bare 35 has no unit, which is what to say of it.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
+    Field(pattern=_DURATION),
+]
+Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
+# YAML 1.1 reads a bare `off` as false.
+AmpMode = Annotated[
+    Literal["auto", "off", "float16", "bfloat16"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+
+_STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
+# What an error says instead of a pattern.
+PATTERN_MEANINGS = {
+    _DURATION: "a time such as 35m, 12h or 1h30m",
+    _FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+}
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """`tr_setup`: what the run is called, where it goes and what it starts from."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    model_name: Annotated[str, Field(pattern=_FILE_NAME, description="Names the run's folder and files.")] = (
+        "model"
+    )
+    autoconfigure: Annotated[
+        bool,
+        Field(
+            description="Grow the patch to a size the planned network can take; false: refuse another size."
+        ),
+    ] = True
+    tr_val_split: Annotated[
+        Annotated[float, Field(gt=0.0, le=1.0)],
+        Field(description="Share of the data that trains; the rest validates."),
+    ] = 0.8
+    compute_loss_on_labeled_only: Annotated[
+        bool, Field(description="Count the loss only where the label is not 0 (0 then means unknown).")
+    ] = False
+    ckpt_out_base: Annotated[
+        str | None,
+        Field(
+            description="Output folder where `-o` is not given; the run goes to its subfolder `model_name`."
+        ),
+    ] = None
+    checkpoint_path: Annotated[
+        str | None,
+        Field(description="Checkpoint to go on from, or to take weights from (`load_weights_only`)."),
+    ] = None
+    load_weights_only: Annotated[
+        bool, Field(description="Take only the weights of `checkpoint_path`; start the schedule anew.")
+    ] = False
+    resume: Annotated[
+        bool, Field(description="Go on from the newest whole checkpoint of this run, if there is one.")
+    ] = False
+    seed: Annotated[
+        Count, Field(description="Seed of the split, the weights, the sampling and the augmentation.")
+    ] = 0
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="Ask torch for deterministic algorithms, and let cuDNN choose none by timing them"
+            " (always the case on the CPU path)."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """An entry of a target's `losses`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    name: Annotated[str, Field(description="Loss by name: ours, `torch.nn.X` or `monai.losses.X`.")]
+    weight: Annotated[float, Field(ge=0.0, description="Weight in the target's sum.")] = 1.0
+    kwargs: Annotated[dict[str, Any], Field(description="Arguments of the loss.")] = field(
+        default_factory=dict
+    )
+    start_epoch: Annotated[Count, Field(description="First epoch (from 0) at which it counts.")] = 0
+    skip_deep_supervision: Annotated[bool, Field(description="Only at full resolution.")] = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """`tr_config`: how the network is trained."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    patch_size: Annotated[
+        PatchSize | None, Field(description="Patch in voxels, (Z, Y, X) or (Y, X); null: from the data.")
+    ] = None
+    batch_size: Annotated[
+        Positive | None,
+        Field(description="Patches per step (per process); null: 2, or what a time budget chooses."),
+    ] = None
+    initial_lr: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="Learning rate at the start; null: 0.001, or what a time budget chooses."),
+    ] = None
+    weight_decay: Annotated[Amount, Field(description="Weight decay.")] = 0.01
+    optimizer: Annotated[str, Field(description="Any optimizer of torch.optim, by class name.")] = "AdamW"
+    optimizer_kwargs: Annotated[dict[str, Any], Field(description="More arguments of the optimizer.")] = (
+        field(default_factory=dict)
+    )
+    scheduler: Annotated[
+        str,
+        Field(description="cosine (CosineAnnealingLR), poly, linear, onecycle or constant; steps per epoch."),
+    ] = "cosine"
+    scheduler_kwargs: Annotated[
+        dict[str, Any],
+        Field(
+            description="More arguments of the schedule: power (poly), eta_min (cosine), end (linear), or pct_start,"
+            " div_factor, final_div_factor (onecycle)."
+        ),
+    ] = field(default_factory=dict)
+    warmup_epochs: Annotated[Count, Field(description="Epochs of linear warm-up before the schedule.")] = 0
+    time_budget: Annotated[
+        Duration | None,
+        Field(
+            description="Time for the whole run, such as 35m or 12h: measures this machine first, then chooses network,"
+            " patch, batch, learning rate and number of steps, as far as they are not set; null: no limit."
+        ),
+    ] = None
+    time_budget_choice: Annotated[
+        str | None,
+        Field(description="Written by a run with a time budget: what it chose."),
+    ] = None
+    max_epoch: Annotated[Positive, Field(description="Epochs to train.")] = 1000
+    max_steps_per_epoch: Annotated[
+        Positive | None, Field(description="Steps per epoch; null: one pass over the valid patches.")
+    ] = 250
+    max_val_steps_per_epoch: Annotated[
+        Positive | None,
+        Field(
+            description="Batches of windows per validation, drawn at random once; null: the whole validation part."
+        ),
+    ] = 50
+    final_val_steps: Annotated[
+        Positive | None,
+        Field(
+            description="The same for the last and the best epoch when training ends; null: the whole validation part, "
+            "or as many windows as training has patches where it is larger (at least 2000)."
+        ),
+    ] = None
+    num_dataloader_workers: Annotated[
+        Count | None,
+        Field(description="Worker processes that prepare patches; null: CPU cores less one, at most 8."),
+    ] = None
+    gradient_accumulation: Annotated[Positive, Field(description="Batches per optimizer step.")] = 1
+    gradient_clip: Annotated[
+        Annotated[float, Field(gt=0)] | None, Field(description="Largest gradient norm; null: no clipping.")
+    ] = 12.0
+    enable_deep_supervision: Annotated[
+        bool,
+        Field(description="Losses at every decoder resolution, weights halving per level and summing to 1."),
+    ] = True
+    amp: Annotated[
+        AmpMode,
+        Field(
+            description="Mixed precision; auto: bfloat16 where the device is fast at it, else float16 on CUDA."
+        ),
+    ] = "auto"
+    channels_last: Annotated[bool, Field(description="Memory format channels last.")] = False
+    compile: Annotated[bool, Field(description="Compile the network with torch.compile.")] = False
+    derive_on_device: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="Derive auxiliary targets of a whole batch on the training device instead of in the workers;"
+            " auto: on CUDA."
+        ),
+    ] = "auto"
+    val_every_n: Annotated[Positive, Field(description="Epochs between validations.")] = 1
+    early_stopping_patience: Annotated[
+        Positive | None,
+        Field(description="Validations without a better key metric before stopping; null: never."),
+    ] = None
+    validation_metrics: Annotated[
+        list[Literal["dice", "iou", "surface_dice", "hd95", "cldice"]],
+        Field(
+            description="Measured at validation; dice and iou always, the others on whole validation regions, "
+            "whose labels stay in memory (3 bytes a voxel and target)."
+        ),
+    ] = field(default_factory=lambda: ["dice", "iou"])
+    validation_tolerance: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="Tolerance of surface_dice, in the spacing's unit; null: one voxel."),
+    ] = None
+    key_metric: Annotated[
+        str | None,
+        Field(description="Metric that chooses the best checkpoint; null: mean Dice of the labels."),
+    ] = None
+    keep_checkpoints: Annotated[Positive, Field(description="Newest epoch checkpoints to keep.")] = 10
+    losses: Annotated[
+        list[LossSpec],
+        Field(description="Losses of labelled targets that list none; empty: cross-entropy and Dice."),
+    ] = field(default_factory=list)
+    loss_balancing: Annotated[
+        Literal["fixed", "uncertainty", "gradnorm"],
+        Field(description="How targets are weighed against each other."),
+    ] = "fixed"
+    loss_balancing_kwargs: Annotated[
+        dict[str, Any], Field(description="Arguments of the balancing, such as interval of gradnorm.")
+    ] = field(default_factory=dict)
+    ema_decay: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(description="Moving average of the weights; null: none."),
+    ] = None
+    max_nonfinite_steps: Annotated[
+        Count, Field(description="Steps with a NaN or infinite loss that are skipped before the run stops.")
+    ] = 10
+    augment: Annotated[bool, Field(description="Augment training patches.")] = True
+    augment_strength: Annotated[
+        Share | None,
+        Field(
+            description="Share of nnU-Net's probabilities with which patches are rotated, scaled and changed in"
+            " intensity; at 0 only flips and quarter turns remain, which lose nothing; null: 1, or what a time budget"
+            " chooses."
+        ),
+    ] = None
+    preview_history: Annotated[
+        Count, Field(description="Older previews to keep beside the newest, one per validation.")
+    ] = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """`model_config`: the network. What is null is planned from patch size and spacing."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    in_channels: Annotated[
+        Positive | None, Field(description="Image channels; null: from the data, else 1.")
+    ] = None
+    targets: Annotated[
+        dict[str, Any],
+        Field(description="Targets; the same as `dataset_config.targets`, either place serves."),
+    ] = field(default_factory=dict)
+    separate_decoders: Annotated[
+        bool | None,
+        Field(
+            description="A decoder per target; false: one shared decoder with a head per target; null: true, unless a "
+            "time budget is short."
+        ),
+    ] = None
+    base_features: Annotated[Positive, Field(description="Features of the first stage when planned.")] = 32
+    max_features: Annotated[Positive, Field(description="Most features of a stage when planned.")] = 320
+    features_per_stage: Annotated[
+        list[Positive] | None, Field(description="Features per stage; null: min(base * 2^i, max).")
+    ] = None
+    n_stages: Annotated[Positive | None, Field(description="Stages; null: pooling operations + 1.")] = None
+    n_blocks_per_stage: Annotated[
+        list[Positive] | None, Field(description="Residual blocks per stage; null: 1, 3, 4, 6, 6, ...")
+    ] = None
+    n_conv_per_stage_decoder: Annotated[
+        Positive | list[Positive], Field(description="Convolutions per decoder stage.")
+    ] = 1
+    kernel_sizes: Annotated[
+        list[Any] | None, Field(description="Convolution kernel per stage; null: planned.")
+    ] = None
+    strides: Annotated[list[Any] | None, Field(description="Stride per stage, first 1; null: planned.")] = (
+        None
+    )
+    pool_op_kernel_sizes: Annotated[list[Any] | None, Field(description="The older name of `strides`.")] = (
+        None
+    )
+    norm_op: Annotated[
+        str, Field(description="instance, batch, group, layer or none (torch class names too).")
+    ] = "instance"
+    nonlin: Annotated[str, Field(description="LeakyReLU, ReLU, SwiGLU, GLU, GELU.")] = "LeakyReLU"
+    dropout_op: Annotated[str | None, Field(description="Dropout in the encoder; null: none.")] = None
+    dropout_p: Annotated[Share, Field(description="Probability of `dropout_op`.")] = 0.0
+    conv_bias: Annotated[bool, Field(description="Convolutions have a bias.")] = True
+    do_stem: Annotated[bool, Field(description="A convolution before the first stage.")] = True
+    stem_channels: Annotated[
+        Positive | None, Field(description="Features of the stem; null: as stage 0.")
+    ] = None
+    stochastic_depth_p: Annotated[Share, Field(description="Probability of dropping a residual block.")] = 0.0
+    squeeze_excitation: Annotated[
+        bool, Field(description="Squeeze and excitation in the residual blocks.")
+    ] = False
+    squeeze_excitation_reduction_ratio: Annotated[
+        Annotated[float, Field(gt=0)], Field(description="Its reduction ratio (share of the channels kept).")
+    ] = 1.0 / 16
+    pool_type: Annotated[
+        Literal["conv", "avg", "max"], Field(description="Downsampling: strided convolution, or pooling.")
+    ] = "conv"
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """`dataset_config`: which data, how they are read, which patches count."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    data_path: Annotated[str | None, Field(description="Data folder where `-i` is not given.")] = None
+    format: Annotated[
+        Literal["zarr", "tif", "nifti", "png", "napari"] | None,
+        Field(description="Data format; null: by content."),
+    ] = None
+    targets: Annotated[
+        dict[str, Any], Field(description="Targets by name; empty: every target found under labels/.")
+    ] = field(default_factory=dict)
+    volumes: Annotated[
+        list[str] | None, Field(description="Names of the images to use; null: all of them.")
+    ] = None
+    axes: Annotated[
+        str | None,
+        Field(description="Axes of the images where metadata do not say, such as zyx, czyx or yxc."),
+    ] = None
+    spacing: Annotated[
+        list[Annotated[float, Field(gt=0)]] | None,
+        Field(description="Voxel size per spatial axis; null: from metadata, else 1."),
+    ] = None
+    trained_spacing: Annotated[
+        list[Annotated[float, Field(gt=0)]] | None,
+        Field(
+            description="Written by a run: the median voxel size of its data, which prediction compares with its"
+            " image's; null: no file told one."
+        ),
+    ] = None
+    trained_unit: Annotated[
+        str | None,
+        Field(description="Written by a run: the unit of trained_spacing; null: no file states one."),
+    ] = None
+    trained_orientation: Annotated[
+        str | None,
+        Field(
+            description="Written by a run: where the axes of its volumes run to, such as SAR (superior, anterior,"
+            " right); a volume with other axes is turned for the network. null: no file states it."
+        ),
+    ] = None
+    min_labeled_ratio: Annotated[
+        Share | None,
+        Field(
+            description="Least labelled share of a training patch (masks first, else labels); null: 0.10, or half of "
+            "the best share there is where no patch reaches that."
+        ),
+    ] = None
+    min_bbox_percent: Annotated[
+        Share,
+        Field(description="Least share of the patch that the bounding box of the labelled voxels fills."),
+    ] = 0.0
+    patch_stride: Annotated[
+        PatchSize | None, Field(description="Grid of candidate patches in voxels; null: half a patch.")
+    ] = None
+    skip_patch_validation: Annotated[bool, Field(description="Take every patch of the grid.")] = False
+    cache_valid_patches: Annotated[
+        bool, Field(description="Keep the index of valid patches in the user's cache.")
+    ] = True
+    chunk_cache_mib: Annotated[
+        Count,
+        Field(description="Decoded chunks that each worker keeps for the next patches, in MiB; 0: none."),
+    ] = 128
+    valid_patch_find_resolution: Annotated[
+        Count, Field(description="OME-Zarr level of the labels at which patches are looked for.")
+    ] = 0
+    ome_zarr_resolution: Annotated[Count, Field(description="OME-Zarr level that is read.")] = 0
+    allow_unlabeled_data: Annotated[
+        bool, Field(description="Accept images that lack some target; its loss is masked there.")
+    ] = False
+    bg_sampling_enabled: Annotated[bool, Field(description="Also train on patches without foreground.")] = (
+        False
+    )
+    bg_to_fg_ratio: Annotated[Amount, Field(description="Background patches per foreground patch.")] = 0.5
+    class_oversampling: Annotated[
+        Share,
+        Field(description="Share of the patches drawn for what they hold: each class, or target, as often."),
+    ] = 0.0
+    normalization_scheme: Annotated[
+        Scheme, Field(description="unit ([0, 1]), percentile, zscore, ct or none.")
+    ] = "unit"
+    normalize_per_volume: Annotated[
+        bool | None,
+        Field(
+            description="Each volume by its own statistics; null: where their ranges differ by more than 4 times."
+        ),
+    ] = None
+    intensity_properties: Annotated[
+        dict[str, Any], Field(description="Statistics of the images; filled by sampling when empty.")
+    ] = field(default_factory=dict)
+    nonfinite: Annotated[
+        Literal["zero", "refuse"], Field(description="NaN or infinity in an image: replace by 0, or stop.")
+    ] = "zero"
+    no_spatial: Annotated[bool, Field(description="No spatial augmentation at all.")] = False
+    rotation_axes: Annotated[
+        list[Literal["x", "y", "z"]] | None,
+        Field(description="Axes to rotate about (x, y, z); null: all, or the thin one."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """`inference_config`: how a trained network is run on whole volumes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    checkpoint_path: Annotated[str | None, Field(description="Checkpoint to predict with.")] = None
+    patch_size: Annotated[
+        PatchSize | None, Field(description="Window in voxels; null: the training patch.")
+    ] = None
+    batch_size: Annotated[Positive, Field(description="Windows per forward pass.")] = 1
+    output_targets: Annotated[list[str] | None, Field(description="Targets to predict; null: all.")] = None
+    overlap: Annotated[
+        Annotated[float, Field(ge=0.0, lt=1.0)], Field(description="Overlap of neighbouring windows.")
+    ] = 0.5
+    load_strict: Annotated[bool, Field(description="Refuse a checkpoint that lacks or adds weights.")] = True
+    num_dataloader_workers: Annotated[
+        Positive, Field(description="Threads that read, and as many that write.")
+    ] = 2
+    amp: Annotated[AmpMode, Field(description="Precision; auto: the device's fast one.")] = "auto"
+    tta: Annotated[
+        Literal["none", "mirror", "rotate"],
+        Field(description="Average over flips (mirror), or flips and 90-degree rotations (rotate)."),
+    ] = "none"
+    mask: Annotated[
+        str | None, Field(description="Volume, or folder with one per image: predicted where it is above 0.")
+    ] = None
+    skip_empty: Annotated[bool, Field(description="Leave windows without contrast at 0.")] = True
+    dtype: Annotated[
+        Literal["uint8", "float16", "float32", "labels"],
+        Field(description="Probabilities as uint8 (255 is 1), float16 or float32, or labels."),
+    ] = "uint8"
+    threshold: Annotated[Share | None, Field(description="Labels from this probability on; null: none.")] = (
+        None
+    )
+    min_size: Annotated[Count, Field(description="Remove smaller components of labels, in voxels.")] = 0
+    keep_largest: Annotated[
+        Positive | None, Field(description="Components of each class that stay; null: all.")
+    ] = None
+    fill_holes: Annotated[Count, Field(description="Fill holes of labels up to this many voxels.")] = 0
+    instances: Annotated[
+        dict[str, Any] | str | None,
+        Field(
+            description="Instances from `boundary`, `foreground`, `affinities` (targets); also `threshold`, "
+            "`merge_threshold`, `min_size`, `block`, `halo`; null: none."
+        ),
+    ] = None
+    compress: Annotated[
+        Literal["zstd", "lz4", "gzip", "none"], Field(description="Compression of the output's chunks.")
+    ] = "zstd"
+    pyramid: Annotated[bool, Field(description="Coarser levels too.")] = True
+    on_corrupt: Annotated[
+        Literal["stop", "skip"], Field(description="A chunk of the image that cannot be read.")
+    ] = "stop"
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """A target of `dataset_config.targets`: something a person labelled."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    out_channels: Annotated[
+        Positive | None, Field(description="Channels of the head; null: from the labels, else as the image.")
+    ] = None
+    channels: Annotated[Positive | None, Field(description="The same as `out_channels`.")] = None
+    activation: Annotated[
+        Literal["sigmoid", "softmax", "none"] | None,
+        Field(
+            description="After the head; null: by the channels. With sigmoid, exclusive classes are learned as a yes "
+            "or no per class, background included."
+        ),
+    ] = None
+    losses: Annotated[
+        list[LossSpec], Field(description="Losses; empty: cross-entropy and Dice, binary or by class.")
+    ] = field(default_factory=list)
+    weight: Annotated[Amount, Field(description="Weight of the target in the total.")] = 1.0
+    ignore_label: Annotated[int | None, Field(description="Label value that means unknown.")] = None
+    ignore_index: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
+    ignore_value: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
+    invert: Annotated[
+        bool,
+        Field(description="0 in the labels is the foreground, all else background (min-is-white masks)."),
+    ] = False
+    ds_interpolation: Annotated[
+        Literal["nearest", "linear"] | None, Field(description="Downsampling under deep supervision.")
+    ] = None
+    separate_decoder: Annotated[
+        bool | None, Field(description="Its own decoder or not; null: as `model_config.separate_decoders`.")
+    ] = None
+    kind: Annotated[
+        Literal["binary", "multiclass", "multilabel", "distance"] | None,
+        Field(description="How labels are read; null: detected. distance: with `instances: distance` alone."),
+    ] = None
+    instances: Annotated[
+        Literal["foreground", "boundary", "interior", "distance"] | None,
+        Field(
+            description="The labels number instances, of which the head learns this; "
+            "null: classes, unless the labels hold more than 64 values of 16 bits or more, or nine or more of one "
+            "connected piece each."
+        ),
+    ] = None
+    classes: Annotated[list[str] | None, Field(description="Names of the classes, for reports.")] = None
+
+
+SECTIONS: dict[str, type] = {
+    "tr_setup": TrainingSetup,
+    "tr_config": TrainingConfig,
+    "model_config": ModelConfig,
+    "dataset_config": DatasetConfig,
+    "inference_config": InferenceConfig,
+}
+
+# Values of keys that are null by default, where nothing else decides them. A value that the user gave, even the same,
+# thus differs from none.
+UNSET: dict[str, dict[str, Any]] = {
+    "tr_config": {"batch_size": 2, "initial_lr": 1e-3, "augment_strength": 1.0},
+    "model_config": {"separate_decoders": True},
+    "dataset_config": {"min_labeled_ratio": 0.10},
+}
+
+# Names that people's files use for a key that is called differently here: section -> name -> key.
+ALIASES: dict[str, dict[str, str]] = {
+    "tr_config": {"amp_dtype": "amp"},
+    "model_config": {"squeeze_excitation_rd_ratio": "squeeze_excitation_reduction_ratio"},
+}
+
+# Keys of older files that have no effect here, with what replaces them: section -> key -> advice.
+RETIRED: dict[str, dict[str, str]] = {
+    "tr_config": {
+        "augment_on_device": "augmentation runs in the worker processes; set num_dataloader_workers",
+    },
+}

@@ -1,0 +1,309 @@
+"""What the network learns: labelled targets and auxiliary tasks derived from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from volumen.config.sections import LossSpec, TargetConfig
+from volumen.config.validation import check_section
+from volumen.data.label_channels import LabelRule
+from volumen.derived.registry import (
+    HEAD_KEYS,
+    task_kind,
+    task_layout,
+    task_out_channels,
+    validate_task,
+)
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A head of the network with everything that trains it.
+
+    Attributes:
+        name: the key of the target in batches and outputs.
+        kind: how the loss reads it: binary, multiclass, multilabel; distance, vector, axis, tensor, field.
+        out_channels: channels of the head.
+        activation: sigmoid, softmax or none; applied to outputs, never before a loss.
+        losses: the losses of this head.
+        weight: weight of the head in the total loss.
+        ignore_label: label value that means unknown, or None.
+        ds_interpolation: nearest or linear.
+        separate_decoder: whether the head has a decoder of its own.
+        classes: names of the classes, for reports.
+        task_type: kind of auxiliary task, or None for a labelled target.
+        source_target: the labelled target it is derived from, or None.
+        task_params: parameters of the derivation.
+        instances: what a labelled target makes of labels that number instances, or None where they do not.
+        invert: whether 0 in the labels is the foreground.
+    """
+
+    name: str
+    kind: str
+    out_channels: int
+    activation: str
+    losses: tuple[LossSpec, ...]
+    weight: float = 1.0
+    ignore_label: int | None = None
+    ds_interpolation: str = "nearest"
+    separate_decoder: bool = True
+    classes: tuple[str, ...] | None = None
+    task_type: str | None = None
+    source_target: str | None = None
+    task_params: dict[str, Any] = field(default_factory=dict)
+    instances: str | None = None
+    invert: bool = False
+
+    @property
+    def auxiliary_task(self) -> bool:
+        """Whether the target is derived from another one."""
+        return self.task_type is not None
+
+    def loss_section(self) -> dict[str, Any]:
+        """Return the plain dict from which `MultiTaskLoss` builds this head's losses."""
+        return {
+            "kind": self.kind,
+            "out_channels": self.out_channels,
+            "activation": self.activation,
+            "losses": [asdict(loss) for loss in self.losses],
+            "weight": self.weight,
+            "ds_interpolation": self.ds_interpolation,
+            "source_target": self.source_target,
+            "classes": list(self.classes) if self.classes else None,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the plain dict that configures this target again."""
+        head = {
+            "out_channels": self.out_channels,
+            "losses": [asdict(loss) for loss in self.losses],
+            "ds_interpolation": self.ds_interpolation,
+            "separate_decoder": self.separate_decoder,
+        }
+        if self.auxiliary_task:
+            return {
+                "type": self.task_type,
+                "source_target": self.source_target,
+                "loss_weight": self.weight,
+                **head,
+                **self.task_params,
+            }
+        return {
+            **head,
+            "activation": self.activation,
+            "weight": self.weight,
+            "ignore_label": self.ignore_label,
+            "kind": self.kind,
+            "instances": self.instances,
+            "invert": self.invert,
+            "classes": list(self.classes) if self.classes else None,
+        }
+
+
+def default_losses(kind: str, activation: str | None = None) -> tuple[LossSpec, ...]:
+    """Return the losses of a labelled target for which none are given: cross-entropy and Dice, or a distance's."""
+    if kind == "distance":
+        return (LossSpec(name="SignedDistanceLoss"),)
+    exclusive = kind == "multiclass" and activation != "sigmoid"
+    entropy = "CrossEntropyLoss" if exclusive else "BCEWithLogitsLoss"
+    return LossSpec(name=entropy), LossSpec(name="SoftDiceLoss")
+
+
+def read_target(name: str, values: Mapping[str, Any], origin: str) -> TargetConfig:
+    """Check a target's entry and settle its aliases.
+
+    Args:
+        name: name of the target.
+        values: its entry in the configuration.
+        origin: the file the entry comes from, for errors.
+
+    Returns:
+        The entry with `out_channels` and `ignore_label` holding what any of their aliases said.
+
+    Raises:
+        VolumenError: for an unknown key, a wrong value, or aliases that contradict each other.
+    """
+    where = f"{origin}: targets.{name}"
+    config: TargetConfig = check_section(TargetConfig, values or {}, where)
+    ignore = _agree(where, config, "ignore_label", "ignore_index", "ignore_value")
+    channels = _agree(where, config, "out_channels", "channels")
+    return replace(
+        config,
+        ignore_label=ignore,
+        ignore_index=None,
+        ignore_value=None,
+        out_channels=channels,
+        channels=None,
+    )
+
+
+def make_target(
+    config: TargetConfig,
+    name: str,
+    *,
+    kind: str,
+    out_channels: int,
+    separate: bool,
+    losses: Sequence[LossSpec] = (),
+    instances: str | None = None,
+) -> Target:
+    """Make a labelled target of its checked entry and what the data say of it.
+
+    Args:
+        config: the checked entry.
+        name: name of the target.
+        kind: binary, multiclass, multilabel or, of instances, distance.
+        out_channels: channels of the head.
+        separate: `model_config.separate_decoders`.
+        losses: losses for an entry that lists none and is no distance; without them, cross-entropy and Dice.
+        instances: what is learned of labels that number instances, or None.
+    """
+    activation = config.activation or {"multiclass": "softmax", "distance": "none"}.get(kind, "sigmoid")
+    shared = () if kind == "distance" else tuple(losses)
+    return Target(
+        name=name,
+        kind=kind,
+        out_channels=out_channels,
+        activation=activation,
+        losses=tuple(config.losses) or shared or default_losses(kind, activation),
+        weight=config.weight,
+        ignore_label=config.ignore_label,
+        ds_interpolation=config.ds_interpolation or ("linear" if kind == "distance" else "nearest"),
+        separate_decoder=separate if config.separate_decoder is None else config.separate_decoder,
+        classes=tuple(config.classes) if config.classes else None,
+        instances=instances,
+        invert=config.invert,
+    )
+
+
+def inject_auxiliary_tasks(
+    targets: Mapping[str, Target],
+    tasks: Mapping[str, Mapping[str, Any]],
+    *,
+    spatial_dims: int,
+    separate: bool,
+    origin: str,
+) -> dict[str, Target]:
+    """Append the targets derived from others.
+
+    Args:
+        targets: the labelled targets.
+        tasks: the `auxiliary_tasks` section.
+        spatial_dims: 2 or 3; decides the channels of vectors and tensors.
+        separate: `model_config.separate_decoders`.
+        origin: the file the section comes from, for errors.
+
+    Returns:
+        Labelled targets, then auxiliary ones, in the order given.
+
+    Raises:
+        VolumenError: for an unknown type, source or key, a name that a label uses, a head without a loss, or
+            channels that the task cannot have.
+    """
+    everything = dict(targets)
+    for name, entry in tasks.items():
+        if name in everything:
+            raise VolumenError(
+                f"{origin}: auxiliary_tasks.{name}",
+                "the name is a labelled target's",
+                remedy="choose another name",
+            )
+        everything[name] = _auxiliary_target(name, entry, targets, spatial_dims, separate, origin)
+    return everything
+
+
+def _auxiliary_target(
+    name: str,
+    entry: Mapping[str, Any],
+    targets: Mapping[str, Target],
+    spatial_dims: int,
+    separate: bool,
+    origin: str,
+) -> Target:
+    where = f"{origin}: auxiliary_tasks.{name}"
+    if not isinstance(entry, Mapping):
+        raise VolumenError(where, expected="a mapping with type and source_target", found=repr(entry))
+    if "type" not in entry:
+        raise VolumenError(where, "no type", remedy="add type: distance_transform, surface_normals, ...")
+    source = entry.get("source_target")
+    if source not in targets:
+        raise VolumenError(
+            f"{where}.source_target",
+            expected=f"one of {', '.join(targets) or 'no target at all'}",
+            found=repr(source),
+            remedy=closest(str(source), targets) or "name a labelled target",
+        )
+    params = {key: value for key, value in entry.items() if key not in HEAD_KEYS}
+    wanted = entry.get("out_channels", entry.get("channels"))
+    validate_task(name, {"type": entry["type"], "out_channels": wanted, **params})
+    losses = entry.get("losses")
+    if not losses:
+        raise VolumenError(
+            f"{where}.losses",
+            "the head has no loss and would train on nothing",
+            remedy="list at least one loss, or remove the task",
+        )
+    if not isinstance(losses, Sequence) or isinstance(losses, str):
+        raise VolumenError(f"{where}.losses", expected="a list of {name, weight, kwargs}", found=repr(losses))
+    head = check_section(
+        TargetConfig,
+        {
+            "losses": list(losses),
+            "out_channels": wanted,
+            "weight": entry.get("loss_weight", entry.get("weight", 1.0)),
+            "ds_interpolation": entry.get("ds_interpolation"),
+            "separate_decoder": entry.get("separate_decoder"),
+        },
+        where,
+    )
+    channels = task_out_channels(entry["type"], spatial_dims, {"out_channels": wanted, **params})
+    if head.out_channels not in (None, channels):
+        raise VolumenError(
+            f"{where}.out_channels",
+            expected=f"{channels} for {entry['type']} in {spatial_dims}D",
+            found=head.out_channels,
+            remedy="leave it out",
+        )
+    # A layout that does not fit the channels is refused here, before training.
+    task_layout(entry["type"], spatial_dims, {"out_channels": wanted, **params})
+    return Target(
+        name=name,
+        kind=task_kind(entry["type"]),
+        out_channels=channels,
+        activation="none",
+        losses=tuple(head.losses),
+        weight=head.weight,
+        ds_interpolation=head.ds_interpolation or "linear",
+        separate_decoder=separate if head.separate_decoder is None else head.separate_decoder,
+        task_type=entry["type"],
+        source_target=source,
+        task_params=params,
+    )
+
+
+def _agree(where: str, config: TargetConfig, *names: str) -> int | None:
+    """Return what the aliases say, or None where none says anything."""
+    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if len(set(said.values())) > 1:
+        raise VolumenError(
+            where, f"{' and '.join(said)} contradict each other", remedy=f"keep {names[0]} alone"
+        )
+    return next(iter(said.values()), None)
+
+
+def label_rule(name: str, target: TargetConfig) -> LabelRule:
+    """Return what a target's checked entry says of how its labels are stored."""
+    return LabelRule(
+        f"targets.{name}",
+        separate=target.kind == "multilabel",
+        channels=target.out_channels,
+        invert=target.invert,
+        unknown=target.ignore_label,
+    )

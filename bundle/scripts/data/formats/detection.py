@@ -1,0 +1,162 @@
+"""What a file is, told by its content; and the file name endings that belong to each format."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote
+
+from volumen.utils.errors import VolumenError
+
+SUFFIXES = {
+    "zarr": (".ome.zarr", ".zarr"),
+    "tif": (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".btf", ".tf8"),
+    "nifti": (".nii.gz", ".nii"),
+    "png": (".png",),
+}
+"""File name endings per format, the longest of each family first."""
+
+_ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GZIP_MAGIC = b"\x1f\x8b"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_SLICES = ("tif", "png")
+"""Formats of slices; where a folder holds several, the first."""
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Tell whether a path is a URL (`scheme://`, or fsspec's chained `a::b`)."""
+    text = str(path)
+    return "://" in text or "::" in text
+
+
+def local_path(path: str | os.PathLike) -> str | os.PathLike:
+    """Turn a `file://` URL into a path; others stay as they are."""
+    text = str(path)
+    return unquote(text.removeprefix("file://")) if text.startswith("file://") else path
+
+
+def split_suffix(name: str) -> tuple[str, str | None]:
+    """Split "a.ome.zarr" into its stem "a" and the format of its ending, "zarr" (None if it names none)."""
+    for kind, endings in SUFFIXES.items():
+        for ending in endings:
+            if name.lower().endswith(ending) and len(name) > len(ending):
+                return name[: -len(ending)], kind
+    return name, None
+
+
+def is_zarr_folder(path: Path) -> bool:
+    """Tell whether a folder is a zarr array or group."""
+    return any((path / mark).is_file() for mark in _ZARR_MARKS)
+
+
+def stack_files(folder: Path) -> tuple[str, ...]:
+    """Return the files of a folder that are slices of one volume, see `stack_order`."""
+    return stack_order(os.listdir(folder))  # noqa: PTH208
+
+
+def stack_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the TIFF files, else the PNG files, in the order of their numbers; none unless only one number tells
+    them apart.
+
+    Other files and hidden ones do not count.
+    """
+    kinds = {name: split_suffix(name)[1] for name in names if not name.startswith(".")}
+    chosen = next((kind for kind in _SLICES if kind in kinds.values()), None)
+    if chosen is None:
+        return ()
+    names = [name for name, kind in kinds.items() if kind == chosen]
+    parts = [re.split(r"(\d+)", name) for name in names]
+    if len({tuple(part[::2]) for part in parts}) != 1:
+        return ()
+    differing = sum(len({int(digits) for digits in column}) > 1 for column in zip(*(p[1::2] for p in parts)))
+    if differing > 1 or len(parts[0]) < 3:
+        return ()
+    order = sorted(range(len(names)), key=lambda i: [int(digits) for digits in parts[i][1::2]])
+    return tuple(names[i] for i in order)
+
+
+def folder_kind(names: Iterable[str]) -> str | None:
+    """Tell what a folder with these names in it is: "zarr", "stack" (of TIFF or PNG slices), or None."""
+    names = list(names)
+    if any(mark in names for mark in _ZARR_MARKS):
+        return "zarr"
+    return "stack" if stack_order(names) else None
+
+
+def _url_format(url: str) -> str:
+    kind = split_suffix(url.rstrip("/"))[1]
+    if kind is not None or ".zarr/" in url:
+        return kind or "zarr"
+    from volumen.data.listing import names_in
+
+    try:
+        return folder_kind(names_in(url)) or "zarr"
+    except VolumenError:  # zarr needs no list of its files, which many servers do not give
+        return "zarr"
+
+
+def detect_format(path: str | os.PathLike) -> str:
+    """Return "zarr", "tif", "nifti", "png" or "stack" (a folder of TIFF or PNG slices) by looking into the file.
+
+    Of a URL the ending of the name decides; without one, what the server lists there.
+
+    Raises:
+        VolumenError: it does not exist, cannot be read, or is none of these.
+    """
+    if is_url(path):
+        return _url_format(str(path))
+    file = Path(path)
+    try:
+        if file.is_dir():
+            os.listdir(file)  # noqa: PTH208  (raises where permissions are missing)
+            return _folder_format(file)
+        with file.open("rb") as handle:
+            head = handle.read(352)
+    except FileNotFoundError:
+        # A path inside a zarr (a.zarr/0) that is absent from disk gets the better message of the zarr reader.
+        if any(part.endswith(".zarr") for part in file.parts[:-1]):
+            return "zarr"
+        raise VolumenError(file, "no such file or folder", remedy="check the path") from None
+    except PermissionError:
+        raise VolumenError(
+            file, "may not be read", remedy="give yourself read permission (chmod u+r)"
+        ) from None
+    return _file_format(file, head)
+
+
+def _folder_format(folder: Path) -> str:
+    if is_zarr_folder(folder) or folder.name.endswith(".zarr") or _inside_zarr(folder):
+        return "zarr"
+    if stack_files(folder):
+        return "stack"
+    raise VolumenError(
+        folder,
+        expected="a zarr, TIFF or NIfTI volume, or numbered TIFF or PNG slices",
+        found="a folder without zarr metadata",
+    )
+
+
+def _inside_zarr(folder: Path) -> bool:
+    return any(is_zarr_folder(parent) for parent in folder.parents)
+
+
+def _file_format(file: Path, head: bytes) -> str:
+    if not head:
+        raise VolumenError(file, "is empty (0 bytes)", remedy="copy it again")
+    if head[:4] in _TIFF_MAGIC:
+        return "tif"
+    if head[:8] == PNG_MAGIC:
+        return "png"
+    if head[:2] == _GZIP_MAGIC and file.name.lower().endswith(".gz"):
+        return "nifti"
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
+        return "nifti"
+    raise VolumenError(
+        file,
+        expected="zarr, TIFF, NIfTI or PNG",
+        found=f"a file that starts with {head[:8]!r}",
+        remedy="convert it, or copy it again if it should be one of these",
+    )

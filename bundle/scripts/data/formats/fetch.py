@@ -1,0 +1,103 @@
+"""Files at URLs, fetched whole into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from volumen.data.index_cache import default_cache_dir
+from volumen.utils.atomic import replacing, sync_file
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+_UNUSED_DAYS = 30
+# What file systems and servers call the things that change with the content.
+_VERSION = ("size", "ETag", "mtime", "LastModified", "last_modified", "created")
+
+
+def fetch_file(url: str, *, level: int = logging.INFO) -> Path:
+    """Return a local copy of the file at a URL, fetched unless the same content was before.
+
+    Copies lie in `files` beside the cached indices (see `index_cache`) and go when they were not used for 30 days;
+    where the cache is off, they last as long as the process.
+
+    Args:
+        url: anything that fsspec opens as a file.
+        level: of the message that it is being fetched.
+
+    Raises:
+        VolumenError: it cannot be fetched.
+    """
+    try:
+        import fsspec
+    except ImportError:
+        raise VolumenError(url, "URLs need fsspec", remedy="pip install 'volumen[remote]'") from None
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        known = filesystem.info(path)
+        state = " ".join([url, filesystem.ukey(path), *(str(known.get(key)) for key in _VERSION)])
+        folder = _folder() / hashlib.sha256(state.encode()).hexdigest()[:32]
+        copy = folder / url.rstrip("/").rsplit("/", 1)[-1]
+        if not copy.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_unused(folder.parent)
+            logger.log(level, "%s: fetching the file", url)
+            with replacing(copy) as temporary:
+                filesystem.get_file(path, str(temporary))
+                sync_file(temporary)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise VolumenError(
+            url, f"cannot be fetched ({reason})", remedy="check the URL and the network"
+        ) from error
+    with suppress(OSError):
+        os.utime(copy)
+    return copy
+
+
+def file_states(folder: str, names: Sequence[str]) -> list[str]:
+    """Return a line per file of a folder at a URL that changes with its content, as far as the server's list tells.
+
+    Raises:
+        VolumenError: the folder cannot be listed.
+    """
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        listed = {str(item["name"]).rsplit("/", 1)[-1]: item for item in filesystem.ls(path, detail=True)}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise VolumenError(
+            folder, f"cannot be listed ({reason})", remedy="check the URL and the network"
+        ) from error
+    states = [(name, listed.get(name, {})) for name in names]
+    return [" ".join([folder, name, *(str(known.get(key)) for key in _VERSION)]) for name, known in states]
+
+
+def _folder() -> Path:
+    kept = default_cache_dir()
+    return Path(_temporary().name) if kept is None else kept.parent / "files"
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="volumen_")
+
+
+@cache
+def _remove_unused(folder: Path) -> None:
+    """Remove copies that nobody used for long, once per process; another process may do the same."""
+    for path in folder.glob("*/*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _UNUSED_DAYS * 86_400:
+                path.unlink()
+                path.parent.rmdir()

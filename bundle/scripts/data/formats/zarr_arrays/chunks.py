@@ -1,0 +1,356 @@
+"""Chunks of a zarr array on disk, read and decoded without zarr's event loop.
+
+zarr-python schedules every chunk on an event loop, which costs more than decoding 64 x 64 x 64 bytes. Patches
+are read by workers that run beside each other already, so here a chunk is one `open`, one `read` and one call
+of its codec. What this module does not know (other stores, grids or codecs) is left to zarr.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.fingerprints import digest
+from volumen.data.formats.zarr_arrays.zstd_frames import first_blocks
+from volumen.utils.errors import VolumenError
+
+BytesDecoder = Callable[[Any], Any]
+_Stamp = tuple[str, int, int, str]
+
+_REMEDY = "copy the volume again, or delete that file so that its voxels read as the fill value"
+_PERMISSION = "give yourself read permission (chmod u+r)"
+_ABSENT = 2**64 - 1
+"""Offset and size that a shard's index gives for a chunk that is not stored."""
+_COPYING = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
+"""Codecs whose output has memory of its own."""
+_LARGEST_SCRATCH = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """How chunks lie in a shard: the zarr v3 `sharding_indexed` codec with a plain or checksummed index."""
+
+    grid: tuple[int, ...]
+    at_end: bool
+    checksum: bool
+
+    @property
+    def index_bytes(self) -> int:
+        return prod(self.grid) * 16 + 4 * self.checksum
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Turns a stored chunk into an array.
+
+    Attributes:
+        names: the codecs of bytes, in the order in which they decode.
+        steps: what decodes them.
+        dtype: type of the values as they are stored.
+        shape: shape of a chunk in the order in which it is stored.
+        axes: stored axis of each axis of the array.
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[BytesDecoder, ...]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def copies(self) -> bool:
+        """Whether what is decoded shares no memory with what was read."""
+        return any(name in _COPYING for name in self.names)
+
+    def whole(self, data: Any) -> np.ndarray:
+        for step in self.steps:
+            data = step(data)
+        return np.frombuffer(data, self.dtype).reshape(self.shape).transpose(self.axes)
+
+    def beginning(self, data: Any, source: Sequence[slice]) -> np.ndarray | None:
+        """Decode a chunk as far as part of it needs, at least; None where that takes the whole chunk.
+
+        Args:
+            data: the stored chunk.
+            source: the part.
+
+        Returns:
+            The chunk, shorter along one axis, but beyond the end of the part.
+        """
+        if self.names != ("zstd",):
+            return None
+        row = self.dtype.itemsize * prod(self.shape[1:])
+        wanted = source[self.axes.index(0)].stop * row
+        frame = first_blocks(data, row * self.shape[0], wanted)
+        if frame is None:
+            return None
+        with suppress(RuntimeError):  # blocks of other sizes than they mostly have
+            found = memoryview(self.steps[0](frame)).cast("B")
+            rows = len(found) // row
+            values = np.frombuffer(found[: rows * row], self.dtype)
+            return values.reshape(rows, *self.shape[1:]).transpose(self.axes)
+        return None
+
+
+class ChunkReader:
+    """Reads regions of one array; safe to use from many threads.
+
+    Args:
+        folder: folder of the array.
+        metadata: zarr's metadata of the array.
+        decoder: turns a stored chunk into an array of the chunk's shape.
+        chunks: shape of a chunk.
+        shards: how chunks are packed into files, None where each is a file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        metadata: Any,
+        decoder: _Decoder,
+        chunks: tuple[int, ...],
+        shards: _Shards | None,
+    ) -> None:
+        self.folder = str(folder)
+        # What is there as long as the array is: a chunk may be absent, this may not.
+        kept = [folder / name for name in (".zarray", "zarr.json") if (folder / name).is_file()]
+        self._witness = str(kept[0] if kept else folder)
+        self.shape = tuple(metadata.shape)
+        self.dtype = _native(metadata).newbyteorder("=")
+        self.chunks = chunks
+        self._key = metadata.encode_chunk_key
+        self._fill = 0 if metadata.fill_value is None else metadata.fill_value
+        self._decoder = decoder
+        self._chunk_bytes = prod(chunks) * self.dtype.itemsize
+        self._shards = shards
+        self._form = digest([metadata.to_dict()])
+
+    def read(self, region: tuple[slice, ...]) -> np.ndarray:
+        """Return a region of the stored array; chunks that are not stored read as the fill value.
+
+        Raises:
+            VolumenError: a chunk cannot be read or decoded; names its file and its place. Or the whole array has
+                vanished, as with a disk that is no longer mounted: it is not taken for one without chunks.
+        """
+        out = np.empty([part.stop - part.start for part in region], self.dtype)
+        for parts in product(*(_along(part, chunk) for part, chunk in zip(region, self.chunks))):
+            index, source, target = zip(*parts)
+            block = self._chunk(index, source)
+            out[target] = self._fill if block is None else block[source]
+        return out
+
+    def _chunk(self, index: tuple[int, ...], source: Sequence[slice]) -> np.ndarray | None:
+        """Return a decoded chunk, at least as far as `source` goes; None if it is not stored."""
+        if self._shards is None:
+            file, inner = f"{self.folder}/{self._key(index)}", 0
+        else:
+            grid = self._shards.grid
+            file = f"{self.folder}/{self._key(tuple(i // g for i, g in zip(index, grid)))}"
+            inner = int(np.ravel_multi_index([i % g for i, g in zip(index, grid)], grid))
+        try:
+            status = os.stat(file)  # noqa: PTH116  (pathlib takes twice as long, once per chunk)
+            # Time and size tell apart what the file held before and after somebody wrote it anew.
+            stamp = (file, status.st_mtime_ns, status.st_size, self._form)
+            block = BLOCKS.find((stamp, inner))
+            return self._load(stamp, inner, source) if block is None else block
+        except _NotStoredError:
+            return None
+        except FileNotFoundError:
+            if not os.path.exists(self._witness):  # noqa: PTH110
+                raise VolumenError(
+                    self.folder,
+                    "the volume has vanished while it was in use",
+                    remedy="bring it back; a training goes on with --resume",
+                ) from None
+            return None
+        except VolumenError:
+            raise
+        except Exception as error:
+            place = ", ".join(
+                f"{i * c}:{min((i + 1) * c, size)}" for i, c, size in zip(index, self.chunks, self.shape)
+            )
+            reason = f"{type(error).__name__}: {error}"
+            remedy = _PERMISSION if isinstance(error, PermissionError) else _REMEDY
+            raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
+
+    def _load(self, stamp: _Stamp, inner: int, source: Sequence[slice]) -> np.ndarray:
+        file, _, length, _ = stamp
+        start = 0
+        # A file object would ask the system four more questions about every chunk.
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            if self._shards is not None:
+                start, length = self._place_in_shard(descriptor, stamp, inner)
+            data = (_read_into_scratch if self._decoder.copies else _read_at)(descriptor, length, start)
+        finally:
+            os.close(descriptor)
+        if not BLOCKS.would_serve(self._chunk_bytes):
+            block = self._decoder.beginning(data, source)
+            if block is not None:
+                return block
+        block = self._decoder.whole(data)
+        BLOCKS.keep((stamp, inner), block)
+        return block
+
+    def _place_in_shard(self, descriptor: int, stamp: _Stamp, inner: int) -> tuple[int, int]:
+        index = BLOCKS.get((stamp, "index"), partial(self._load_index, descriptor, stamp[2]))
+        start, length = (int(value) for value in index[inner])
+        if start == _ABSENT and length == _ABSENT:
+            raise _NotStoredError
+        return start, length
+
+    def _load_index(self, descriptor: int, size: int) -> np.ndarray:
+        assert self._shards is not None
+        wanted = self._shards.index_bytes
+        data = _read_at(descriptor, wanted, max(size - wanted, 0) if self._shards.at_end else 0)
+        body = _verify_checksum(data) if self._shards.checksum else data
+        return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+
+def _along(part: slice, chunk: int) -> list[tuple[int, slice, slice]]:
+    """Give the chunks that a part of an axis touches: the number of each, what of it, and where in the part."""
+    found = []
+    for number in range(part.start // chunk, -(-part.stop // chunk)):
+        first = number * chunk
+        low, high = max(part.start, first), min(part.stop, first + chunk)
+        found.append((number, slice(low - first, high - first), slice(low - part.start, high - part.start)))
+    return found
+
+
+class _NotStoredError(Exception):
+    """A chunk is absent from its shard."""
+
+
+def chunk_reader(array: Any) -> ChunkReader | None:
+    """Return a reader for a zarr array, or None where only zarr itself can read it."""
+    from zarr.storage import LocalStore
+
+    if not isinstance(array.store, LocalStore) or prod(array.shape) == 0:
+        return None
+    metadata, folder = array.metadata, Path(array.store.root, array.path)
+    dtype = _native(metadata)
+    if metadata.zarr_format == 2:
+        chunks = tuple(metadata.chunks)
+        return ChunkReader(folder, metadata, _decoder_v2(metadata, dtype), chunks, None)
+    if type(metadata.chunk_grid).__name__ != "RegularChunkGrid":
+        return None
+    outer = tuple(metadata.chunk_grid.chunk_shape)
+    codecs, chunks, shards = _unpack_shards(metadata.codecs, outer)
+    decoder = None if codecs is None else _decoder_v3(codecs, chunks, dtype)
+    return None if decoder is None else ChunkReader(folder, metadata, decoder, chunks, shards)
+
+
+def _native(metadata: Any) -> np.dtype:
+    dtype = metadata.dtype
+    return np.dtype(dtype.to_native_dtype() if hasattr(dtype, "to_native_dtype") else dtype)
+
+
+def _decoder_v2(metadata: Any, dtype: np.dtype) -> _Decoder:
+    codecs = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else [])][::-1]
+    names, steps = tuple(codec.codec_id for codec in codecs), tuple(codec.decode for codec in codecs)
+    shape, axes = tuple(metadata.chunks), tuple(range(len(metadata.chunks)))
+    if metadata.order == "F":
+        shape, axes = shape[::-1], axes[::-1]
+    return _Decoder(names, steps, dtype, shape, axes)
+
+
+def _unpack_shards(
+    codecs: Sequence[Any], outer: tuple[int, ...]
+) -> tuple[Sequence[Any] | None, tuple[int, ...], _Shards | None]:
+    """Look into a sharding codec: the codecs and shape of the chunks inside, and how they are packed."""
+    if len(codecs) != 1 or type(codecs[0]).__name__ != "ShardingCodec":
+        return codecs, outer, None
+    sharding = codecs[0]
+    names = [type(codec).__name__ for codec in sharding.index_codecs]
+    endian = getattr(sharding.index_codecs[0], "endian", None)
+    if (
+        names not in (["BytesCodec"], ["BytesCodec", "Crc32cCodec"])
+        or endian is None
+        or endian.value != "little"
+    ):
+        return None, outer, None
+    chunks = tuple(sharding.chunk_shape)
+    grid = tuple(o // c for o, c in zip(outer, chunks))
+    at_end = sharding.index_location.value == "end"
+    return sharding.codecs, chunks, _Shards(grid, at_end, len(names) == 2)
+
+
+def _decoder_v3(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype) -> _Decoder | None:
+    shape, axes = chunks, tuple(range(len(chunks)))
+    names: list[str] = []
+    for codec in codecs:
+        name = type(codec).__name__
+        if name == "TransposeCodec" and not names:
+            shape = tuple(shape[axis] for axis in codec.order)
+            axes = tuple(codec.order.index(axis) for axis in axes)
+        elif name == "BytesCodec":
+            endian = codec.endian.value if codec.endian else "little"
+            dtype = dtype.newbyteorder(">" if endian == "big" else "<")
+        elif name in _BYTES_CODECS:
+            names.insert(0, _BYTES_CODECS[name])
+        else:
+            return None
+    steps = tuple(_verify_checksum if name == "crc32c" else _numcodec(name) for name in names)
+    return _Decoder(tuple(names), steps, dtype, shape, axes)
+
+
+def _numcodec(name: str) -> BytesDecoder:
+    import numcodecs
+
+    return numcodecs.get_codec({"id": name}).decode
+
+
+def _verify_checksum(data: bytes) -> bytes:
+    import google_crc32c
+
+    body, stored = data[:-4], int.from_bytes(data[-4:], "little")
+    if google_crc32c.value(bytes(body)) != stored:
+        raise ValueError("its checksum does not fit its content")
+    return body
+
+
+_BYTES_CODECS = {"BloscCodec": "blosc", "ZstdCodec": "zstd", "GzipCodec": "gzip", "Crc32cCodec": "crc32c"}
+
+_SCRATCH = threading.local()
+
+
+def _read_into_scratch(descriptor: int, length: int, start: int) -> Any:
+    """Read a part of a file into memory that the thread's next read overwrites, and that is in its caches."""
+    if length > _LARGEST_SCRATCH:
+        return _read_at(descriptor, length, start)
+    scratch = getattr(_SCRATCH, "view", None)
+    if scratch is None or len(scratch) < length:
+        scratch = _SCRATCH.view = memoryview(bytearray(length + length // 4))
+    found = 0
+    while found < length:
+        more = os.preadv(descriptor, [scratch[found:length]], start + found)
+        if not more:
+            raise _ends_early(found, length)
+        found += more
+    return scratch[:length]
+
+
+def _read_at(descriptor: int, length: int, start: int) -> bytes:
+    """Read all of a part of a file; the system gives at most 2 GiB at once."""
+    data = os.pread(descriptor, length, start)
+    while len(data) < length:
+        more = os.pread(descriptor, length - len(data), start + len(data))
+        if not more:
+            raise _ends_early(len(data), length)
+        data += more
+    return data
+
+
+def _ends_early(found: int, length: int) -> ValueError:
+    return ValueError(f"ends after {found} of {length} bytes")

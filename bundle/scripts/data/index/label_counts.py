@@ -1,0 +1,407 @@
+"""Count labelled voxels in the cells of a grid, decoding each stored chunk of a label once."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+from volumen.data.index.cells import (
+    NONE_HIGH,
+    NONE_LOW,
+    AxisCut,
+    cell_any,
+    cell_extents,
+    cell_sums,
+    window_extremes,
+)
+from volumen.data.validity import holds_value, inside_mask
+from volumen.utils.errors import VolumenError
+from volumen.utils.threads import cores, in_threads
+
+MAX_CLASSES = 63
+"""Classes whose presence can be recorded per target: one bit of an unsigned 64-bit cell each."""
+
+ANY_OBJECT = -(2**63)
+"""As a class: any label but 0, for targets whose labels are no classes."""
+
+MIN_TILE_VOXELS = 64**3
+"""Smaller chunks are read several at a time, since each read costs a fixed overhead."""
+
+MAX_TILE_VOXELS = 256**3
+"""Larger chunks (a whole compressed NIfTI file) are looked at in slabs, to bound memory."""
+
+_MAX_SHARED_TILE_VOXELS = 128**3
+
+Region = tuple[slice, ...]
+Tile = tuple[int, ...]
+
+
+def default_threads() -> int:
+    """Return how many threads read labels: one per CPU core that this process may use, at most 8."""
+    return min(8, cores())
+
+
+@dataclass(frozen=True)
+class CountRequest:
+    """What to record for a target's label.
+
+    Args:
+        ignore: label value that means unknown, or None.
+        known: also count the voxels whose label is known (inside the mask and not `ignore`).
+        foreground: also count the known voxels with a label other than 0.
+        extent: also record the bounding box of the labelled voxels of each cell.
+        classes: label values (at most 63), or `ANY_OBJECT`, whose presence is recorded per cell.
+        objects_only: where there is a mask, count as labelled what is not 0 in it, instead of all of it.
+    """
+
+    ignore: int | None = None
+    known: bool = False
+    foreground: bool = False
+    extent: bool = False
+    classes: tuple[int, ...] = ()
+    objects_only: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES:
+            raise VolumenError(
+                "dataset_config.class_oversampling",
+                f"at most {MAX_CLASSES} classes can be recorded, got {len(self.classes)}",
+                remedy="set it to 0",
+            )
+
+
+@dataclass
+class CellCounts:
+    """Counts over the cells of one grid; arrays have one entry per cell.
+
+    Args:
+        edges: ascending voxel coordinates per axis; cell i spans edges[i] to edges[i + 1].
+        labelled: number of labelled voxels: mask > 0 where there is a mask, else label != 0; never `ignore`.
+        known: number of known voxels, or None if it was not asked for.
+        foreground: number of known voxels with a label other than 0, or None.
+        low, high: per axis, the first and one past the last labelled coordinate in a cell (`NONE_LOW`,
+            `NONE_HIGH` where nothing is labelled), or empty.
+        classes: bit i set where the i-th requested class is present, or None.
+    """
+
+    edges: tuple[np.ndarray, ...]
+    labelled: np.ndarray
+    known: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+    low: list[np.ndarray] = field(default_factory=list)
+    high: list[np.ndarray] = field(default_factory=list)
+    classes: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, edges: Sequence[np.ndarray], request: CountRequest) -> CellCounts:
+        """Return counts of zero for the grid with these edges."""
+        shape = tuple(len(axis_edges) - 1 for axis_edges in edges)
+        return cls(
+            edges=tuple(edges),
+            labelled=np.zeros(shape, np.uint32),
+            known=np.zeros(shape, np.uint32) if request.known else None,
+            foreground=np.zeros(shape, np.uint32) if request.foreground else None,
+            low=[np.full(shape, NONE_LOW, np.int32) for _ in shape] if request.extent else [],
+            high=[np.full(shape, NONE_HIGH, np.int32) for _ in shape] if request.extent else [],
+            classes=np.zeros(shape, np.uint64) if request.classes else None,
+        )
+
+
+@dataclass
+class _Flags:
+    """What the voxels of one tile are; None where no voxel is."""
+
+    labelled: np.ndarray | None = None
+    known: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+    classes: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class LabelReader:
+    """Reads one target's label and mask tile by tile, each stored chunk of the label once.
+
+    Args:
+        label: the label volume (`shape`, `chunks`, `read(region) -> (channels, *region)`).
+        mask: the volume whose positive voxels are labelled, or None.
+        request: what is to be known of the voxels.
+    """
+
+    def __init__(self, label: Any, mask: Any | None, request: CountRequest) -> None:
+        self.label = label
+        self.mask = mask
+        self.request = request
+        self.tile = _tile_shape(label, mask)
+        self._needs_label = (
+            mask is None
+            or request.ignore is not None
+            or request.foreground
+            or request.objects_only
+            or bool(request.classes)
+        )
+        self._absent = self._absent_tiles()
+        self._scratch = threading.local()
+
+    @property
+    def reads_chunks_once(self) -> bool:
+        """Whether no block is needed by two tiles, so that nothing is gained by keeping decoded blocks."""
+        volumes = [v for v in (self.label, self.mask) if v is not None]
+        return all(
+            t % c == 0 or t >= n
+            for volume in volumes
+            for t, c, n in zip(self.tile, volume.chunks, volume.shape)
+        )
+
+    def tiles(self, grids: Sequence[Sequence[np.ndarray]]) -> list[Tile]:
+        """Return the indices of the tiles that grids touch and that can hold something to count."""
+        counts = [-(-n // t) for n, t in zip(self.label.shape, self.tile)]
+        wanted = np.zeros(counts, bool)
+        for edges in grids:
+            box = tuple(slice(int(e[0]) // t, -(-int(e[-1]) // t)) for e, t in zip(edges, self.tile))
+            wanted[box] = True
+        zero_counts = self.request.known and self.request.ignore != 0
+        if self.mask is None and self._absent is not None and not zero_counts:
+            wanted &= ~self._absent
+        return [tuple(index) for index in np.argwhere(wanted).tolist()]
+
+    def region(self, tile: Tile) -> Region:
+        """Return the voxels of a tile."""
+        return tuple(slice(i * t, min((i + 1) * t, n)) for i, t, n in zip(tile, self.tile, self.label.shape))
+
+    def flags(self, tile: Tile) -> _Flags:
+        """Read a tile and tell what its voxels are; valid until this thread asks for the next tile."""
+        region = self.region(tile)
+        inside = None
+        if self.mask is not None:
+            inside = inside_mask(_read(self.mask, region))
+            if not inside.any():
+                return _Flags()
+        label = None
+        if self._needs_label and not (self._absent is not None and self._absent[tile]):
+            label = _read(self.label, region)
+            if not _any_value(label):
+                label = None
+        return self._classify(label, inside, tuple(s.stop - s.start for s in region))
+
+    def _classify(
+        self, label: np.ndarray | None, inside: np.ndarray | None, shape: tuple[int, ...]
+    ) -> _Flags:
+        """Turn label (None: all zero) and mask (None: no mask) into flags."""
+        request = self.request
+        flags = _Flags()
+        known = inside
+        if request.ignore is not None and label is not None:
+            trusted = ~holds_value(label, request.ignore)
+            known = trusted if inside is None else inside & trusted
+        elif request.ignore == 0:
+            known = np.zeros(shape, bool)
+        foreground = None
+        if label is not None:
+            foreground = self._nonzero(label)
+            if known is not None:
+                foreground &= known
+        flags.labelled = foreground if inside is None or request.objects_only else known
+        if request.known:
+            flags.known = known if known is not None else np.ones(shape, bool)
+        if request.foreground:
+            flags.foreground = foreground
+        if label is not None:
+            for bit, value in enumerate(request.classes):
+                if value == ANY_OBJECT:
+                    holds = np.array(foreground)
+                else:
+                    holds = holds_value(label, value)
+                    if known is not None:
+                        holds &= known
+                if holds.any():
+                    flags.classes[bit] = holds
+        return flags
+
+    def _nonzero(self, label: np.ndarray) -> np.ndarray:
+        """Tell where any channel is not 0, in memory that this thread's next tile uses again.
+
+        (New memory has to be mapped in page by page, which takes longer than the comparison.)
+        """
+        if len(label) > 1:
+            return np.any(label, axis=0)
+        scratch = getattr(self._scratch, "flags", None)
+        if scratch is None or scratch.shape != label.shape[1:]:
+            scratch = self._scratch.flags = np.empty(label.shape[1:], bool)
+        return np.not_equal(label[0], 0, out=scratch)
+
+    def _absent_tiles(self) -> np.ndarray | None:
+        """Tell which tiles no stored chunk of the label touches, so that they hold 0 throughout."""
+        known = stored_chunks(self.label)
+        if known is None:
+            return None
+        grid, blocks = known
+        first, last = [], []
+        for size, tile, block in zip(self.label.shape, self.tile, blocks):
+            starts = np.arange(0, size, tile)
+            first.append(starts // block)
+            last.append(-(-np.minimum(starts + tile, size) // block))
+        return ~window_extremes(grid, first, last, np.logical_or)
+
+
+class LabelCounter:
+    """Counts one target of one case over several grids in one pass.
+
+    Args:
+        reader: of the label.
+        grids: edges per axis, for each grid.
+    """
+
+    def __init__(self, reader: LabelReader, grids: Sequence[Sequence[np.ndarray]]) -> None:
+        self.reader = reader
+        self.counts = [CellCounts.empty(edges, reader.request) for edges in grids]
+        self.tiles = reader.tiles(grids)
+        self._cuts = [self._axis_cuts(edges) for edges in grids]
+        self._lock = threading.Lock()
+
+    def _axis_cuts(self, edges: Sequence[np.ndarray]) -> list[list[AxisCut | None]]:
+        """Return the cuts of every row of tiles, per axis."""
+        return [
+            [AxisCut.of(axis_edges, start, min(start + t, n)) for start in range(0, n, t)]
+            for axis_edges, t, n in zip(edges, self.reader.tile, self.reader.label.shape)
+        ]
+
+    def count(self, tile: Tile) -> None:
+        """Add a tile to the counts; tiles may be counted in any order and in several threads."""
+        flags = self.reader.flags(tile)
+        for counts, axis_cuts in zip(self.counts, self._cuts):
+            cuts = [cut for rows, i in zip(axis_cuts, tile) if (cut := rows[i]) is not None]
+            if len(cuts) == len(tile):
+                self._add(counts, cuts, flags)
+
+    def _add(self, counts: CellCounts, cuts: Sequence[AxisCut], flags: _Flags) -> None:
+        crop = tuple(cut.crop for cut in cuts)
+        where = tuple(cut.cells for cut in cuts)
+        sums = [
+            (total, cell_sums(flag[crop], cuts))
+            for total, flag in (
+                (counts.labelled, flags.labelled),
+                (counts.known, flags.known),
+                (counts.foreground, flags.foreground),
+            )
+            if total is not None and flag is not None
+        ]
+        bits = [(bit, cell_any(flag[crop], cuts)) for bit, flag in flags.classes.items()]
+        with_extent = self.reader.request.extent and flags.labelled is not None
+        extents = cell_extents(flags.labelled[crop], cuts) if with_extent else []  # type: ignore[index]
+        with self._lock:
+            for total, values in sums:
+                total[where] += values
+            for bit, present in bits:
+                counts.classes[where] |= present.astype(np.uint64) << np.uint64(bit)  # type: ignore[index]
+            for axis, (low, high) in enumerate(extents):
+                np.minimum(counts.low[axis][where], low, out=counts.low[axis][where])
+                np.maximum(counts.high[axis][where], high, out=counts.high[axis][where])
+
+
+class SliceCounter:
+    """Counts the labelled voxels in every slice across every axis of one label volume, in one pass.
+
+    Args:
+        reader: of the label.
+    """
+
+    def __init__(self, reader: LabelReader) -> None:
+        self.reader = reader
+        self.profiles = [np.zeros(size, np.int64) for size in reader.label.shape]
+        self.tiles = reader.tiles([[np.array([0, size]) for size in reader.label.shape]])
+        self._lock = threading.Lock()
+
+    def count(self, tile: Tile) -> None:
+        """Add a tile to the profiles; see `LabelCounter.count`."""
+        region = self.reader.region(tile)
+        labelled = self.reader.flags(tile).labelled
+        if labelled is None:
+            return
+        whole = [AxisCut.of(np.array([0, size]), 0, size) for size in labelled.shape]
+        for axis, (profile, span) in enumerate(zip(self.profiles, region)):
+            lines = AxisCut.of(np.arange(labelled.shape[axis] + 1), 0, labelled.shape[axis])
+            cuts = [cut for cut in (*whole[:axis], lines, *whole[axis + 1 :]) if cut is not None]
+            values = cell_sums(labelled, cuts).ravel()
+            with self._lock:
+                profile[span] += values
+
+
+Counter = LabelCounter | SliceCounter
+
+
+def count_case(
+    counters: Mapping[str, Counter], num_threads: int, begin: Callable[[int], Any], done: Callable[[], Any]
+) -> None:
+    """Run the counters of one case.
+
+    Args:
+        counters: by target.
+        num_threads: 1 reads in the calling thread.
+        begin: called with the number of tiles.
+        done: called in the calling thread after each tile.
+
+    Raises:
+        VolumenError: a label cannot be read. Tiles that have not begun then, or at Ctrl-C, are dropped.
+    """
+    jobs = [(counter, tile) for counter in counters.values() for tile in counter.tiles]
+    begin(len(jobs))
+    with _streaming(all(counter.reader.reads_chunks_once for counter in counters.values())):
+        for _ in in_threads(lambda job: job[0].count(job[1]), jobs, num_threads):
+            done()
+
+
+@contextmanager
+def _streaming(enabled: bool) -> Iterator[None]:
+    """Keep no decoded blocks meanwhile: filling the cache with them costs three times what decoding does."""
+    before = BLOCKS.max_bytes
+    if enabled:
+        BLOCKS.resize(0)
+    try:
+        yield
+    finally:
+        BLOCKS.resize(before)
+
+
+def _read(volume: Any, region: Region) -> np.ndarray:
+    try:
+        return volume.read(region)
+    except VolumenError:
+        raise
+    except Exception as error:
+        where = ", ".join(f"{s.start}:{s.stop}" for s in region)
+        raise VolumenError(
+            volume.path,
+            f"the region [{where}] cannot be read ({type(error).__name__}: {error})",
+            remedy="the file may be damaged; write it again",
+        ) from error
+
+
+def _any_value(label: np.ndarray) -> bool:
+    # max() takes a third of the time of any(), which converts integers first.
+    return bool(label.max()) if label.dtype.kind == "u" else bool(label.any())
+
+
+def _tile_shape(label: Any, mask: Any | None) -> tuple[int, ...]:
+    """Choose the unit of reading: whole chunks of the label and, where that is not too large, of the mask."""
+    shape = tuple(label.shape)
+    tile = [min(int(c), n) for c, n in zip(label.chunks, shape)]
+    if mask is not None:
+        shared = [min(math.lcm(a, min(int(b), n)), n) for a, b, n in zip(tile, mask.chunks, shape)]
+        if math.prod(shared) <= max(_MAX_SHARED_TILE_VOXELS, math.prod(tile)):
+            tile = shared
+    while math.prod(tile) < MIN_TILE_VOXELS:
+        growable = [axis for axis, n in enumerate(shape) if tile[axis] < n]
+        if not growable:
+            break
+        axis = min(growable, key=lambda a: tile[a])
+        tile[axis] *= 2
+    while math.prod(tile) > MAX_TILE_VOXELS and tile[0] > 1:
+        tile[0] = -(-tile[0] // 2)
+    return tuple(tile)

@@ -1,0 +1,329 @@
+"""The valid-patch index: where in the labelled volumes training and validation patches may lie.
+
+Patches start on a grid with half a patch as the default stride; the last one of a region is aligned with the
+region's end. A patch is valid if, for at least one target, enough of it is labelled. "Labelled" means: inside
+the target's mask if there is one, else a label other than 0; a target's ignore label is never labelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumen.data.index.label_counts import LabelCounter, LabelReader, count_case, default_threads
+from volumen.data.index.patch_grid import MAX_CELLS, GridRegion, PatchRules, lay_grid, shift_table
+from volumen.data.index.patch_index import PatchIndex, PatchTable
+from volumen.data.index.patch_selection import every_patch_of, select
+from volumen.data.index_cache import load_arrays, store_arrays
+from volumen.utils.boxes import Box
+from volumen.utils.errors import VolumenError
+from volumen.utils.progress import grow, hidden
+from volumen.utils.text import by, counted
+
+logger = logging.getLogger(__name__)
+
+INDEX_VERSION = 2
+"""Raised whenever the same parameters would give another index, so that old cache files are not used."""
+
+
+def find_valid_patches(
+    cases: Sequence[Any],
+    boxes: Mapping[str, Sequence[Box]],
+    patch_size: Sequence[int],
+    *,
+    targets: Sequence[str],
+    min_labeled_ratio: float = 0.10,
+    min_bbox_percent: float = 0.0,
+    stride: Sequence[int] | None = None,
+    ignore_labels: Mapping[str, int | None] | None = None,
+    classes: Mapping[str, Sequence[int]] | None = None,
+    background: bool = False,
+    jitter: bool = False,
+    skip_patch_validation: bool = False,
+    objects_only: bool = False,
+    search_cases: Sequence[Any] | None = None,
+    num_threads: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    relax: bool = False,
+    allow_empty: bool = False,
+    part: str = "training",
+) -> PatchIndex:
+    """Find the patches that are labelled well enough.
+
+    Args:
+        cases: opened cases (`OpenCase`): name, image, labels and masks by target.
+        boxes: regions to search, by case name (`Split.train` or `Split.val`); cases without a region are
+            skipped.
+        patch_size: voxels per axis, in the volumes' axis order.
+        targets: names of the label targets; a case may lack some of them, and one that lacks all gives no
+            patch.
+        min_labeled_ratio: least labelled share of a patch, 0 to 1, of its voxels inside the region. A patch
+            without any labelled voxel is never valid.
+        min_bbox_percent: least share, 0 to 1, of the patch that the bounding box of its labelled voxels
+            fills. A patch is valid if one target meets both conditions.
+        stride: voxels per axis between grid patches; None for half a patch.
+        ignore_labels: label value that means unknown, by target.
+        classes: label values, by target, whose presence is recorded for oversampling; `label_counts.ANY_OBJECT` for
+            any but 0.
+        background: also collect background patches: no voxel with a label other than 0, and at least
+            `min_labeled_ratio` of one target known (inside its mask, not its ignore label). A patch is then
+            counted as foreground only if it holds an object, also where its mask alone would make it valid.
+        jitter: record which displacements from the grid keep each patch valid, for training.
+        skip_patch_validation: take every patch of the grid, without reading labels.
+        objects_only: within a mask, count only voxels with a label other than 0 as labelled: for a loss that counts
+            only there (`compute_loss_on_labeled_only`), which a patch of masked background would not train.
+        search_cases: the same cases opened at a coarser OME-Zarr level, to be searched instead: faster, and
+            exact up to that level's resolution.
+        num_threads: threads that read labels; 0 for one per CPU core, at most 8.
+        cache_dir: folder for the index, or None for no cache.
+        progress: show a progress bar.
+        relax: where no patch reaches `min_labeled_ratio`, take half of the best share found instead and log a
+            warning: for a ratio that is only a default, which small organs never reach.
+        allow_empty: return an empty index where nothing is valid.
+        part: what the patches are for, named in messages.
+
+    Returns:
+        The index, with patches ordered by case, region and position.
+
+    Raises:
+        VolumenError: no patch is valid; says the best labelled share found. Or a label cannot be read.
+        ValueError: a size, stride or ratio is out of range.
+    """
+    rules = PatchRules(
+        patch_size=tuple(int(p) for p in patch_size),
+        stride=_checked_stride(patch_size, stride),
+        targets=tuple(targets),
+        min_labeled_ratio=_checked_share("min_labeled_ratio", min_labeled_ratio),
+        min_bbox_percent=_checked_share("min_bbox_percent", min_bbox_percent),
+        ignore_labels={t: int(v) for t, v in (ignore_labels or {}).items() if v is not None},
+        classes=tuple((t, int(v)) for t in targets for v in (classes or {}).get(t, ())),
+        background=background,
+        jitter=jitter,
+        every_patch=skip_patch_validation,
+        objects_only=objects_only,
+    )
+    regions = tuple((i, box) for i, case in enumerate(cases) for box in boxes.get(case.name, ()))
+    searched = cases if search_cases is None else search_cases
+    index = None
+    key = None
+    if cache_dir is not None and not skip_patch_validation:
+        key = {**_cache_key(rules, cases, searched, regions), "relax": relax}
+        index = _load(Path(cache_dir), key, rules, regions)
+    if index is None:
+        build = partial(_build, cases=cases, searched=searched, regions=regions, progress=progress)
+        threads = num_threads or default_threads()
+        index, best = build(rules, num_threads=threads)
+        if not len(index) and relax and 0 < best[0] < rules.min_labeled_ratio:
+            rules = replace(rules, min_labeled_ratio=best[0] / 2)
+            logger.warning(
+                "%s: no patch is labelled to min_labeled_ratio %g, at most to %.3g; %.3g is used instead",
+                part,
+                min_labeled_ratio,
+                best[0],
+                rules.min_labeled_ratio,
+            )
+            index, best = build(rules, num_threads=threads)
+        if not len(index) and not allow_empty:
+            raise _nothing_found(rules, cases, regions, best, part)
+        if cache_dir is not None and key is not None:
+            _store(Path(cache_dir), key, index)
+    elif not len(index) and not allow_empty:
+        raise _nothing_found(rules, cases, regions, None, part)
+    logger.info(
+        "%s: %s of %s in %s%s",
+        part,
+        counted(len(index), "valid patch"),
+        by(rules.patch_size),
+        counted(len(regions), "region"),
+        f", {counted(len(index.background), 'background patch')}" if background else "",
+    )
+    return index
+
+
+def _checked_stride(patch_size: Sequence[int], stride: Sequence[int] | None) -> tuple[int, ...]:
+    if any(int(p) < 1 for p in patch_size):
+        raise ValueError(f"patch_size must be positive, got {tuple(patch_size)}")
+    if stride is None:
+        return tuple(max(1, int(p) // 2) for p in patch_size)
+    if len(stride) != len(patch_size) or any(int(s) < 1 for s in stride):
+        raise VolumenError(
+            "dataset_config.patch_stride",
+            expected=f"{len(patch_size)} positive numbers, one per axis of the patch",
+            found=list(stride),
+        )
+    return tuple(int(s) for s in stride)
+
+
+def _checked_share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a share between 0 and 1, got {value}")
+    return float(value)
+
+
+def _build(
+    rules: PatchRules,
+    *,
+    cases: Sequence[Any],
+    searched: Sequence[Any],
+    regions: tuple[tuple[int, Box], ...],
+    num_threads: int,
+    progress: bool,
+) -> tuple[PatchIndex, tuple[float, int | None]]:
+    """Search all regions; also return the best labelled share found and the case it was found in."""
+    shifts = shift_table(rules, [box for _, box in regions])
+    by_case: dict[int, list[GridRegion]] = {}
+    for row, (case, box) in enumerate(regions):
+        by_case.setdefault(case, []).append(lay_grid(rules, row, box, shifts, cases[case], searched[case]))
+    foreground: list[PatchTable] = []
+    background: list[PatchTable] = []
+    best: tuple[float, int | None] = (0.0, None)
+    if rules.every_patch:
+        foreground = [every_patch_of(rules, region) for parts in by_case.values() for region in parts]
+    else:
+        for case, counters in _count(rules, searched, by_case, num_threads, progress):
+            for position, region in enumerate(by_case[case]):
+                counts = {target: counter.counts[position] for target, counter in counters.items()}
+                good, empty = select(rules, region, counts, shifts)
+                foreground.append(good)
+                background.append(empty)
+                if region.best > best[0] or best[1] is None:
+                    best = (region.best, case)
+    ndim, num_classes = len(rules.patch_size), len(rules.classes)
+    index = PatchIndex(
+        patch_size=rules.patch_size,
+        stride=rules.stride,
+        regions=regions,
+        shifts=() if rules.every_patch else shifts,
+        classes=rules.classes,
+        foreground=PatchTable.concatenate(foreground, ndim, num_classes),
+        background=PatchTable.concatenate(background, ndim, num_classes),
+    )
+    return index, best
+
+
+def _count(
+    rules: PatchRules,
+    searched: Sequence[Any],
+    by_case: Mapping[int, Sequence[GridRegion]],
+    num_threads: int,
+    progress: bool,
+) -> Any:
+    """Yield (case index, counters by target) as soon as all labels of a case are counted."""
+    from tqdm import tqdm
+
+    with tqdm(total=0, desc="valid patches", unit="block", disable=hidden(progress), leave=False) as bar:
+        for case, parts in by_case.items():
+            opened = searched[case]
+            grids = [region.edges for region in parts]
+            counters = {
+                target: LabelCounter(
+                    LabelReader(opened.labels[target], opened.masks.get(target), rules.request(target)), grids
+                )
+                for target in rules.targets
+                if target in opened.labels
+            }
+            count_case(counters, num_threads, partial(grow, bar), bar.update)
+            yield case, counters
+
+
+def _nothing_found(
+    rules: PatchRules,
+    cases: Sequence[Any],
+    regions: Sequence[tuple[int, Box]],
+    best: tuple[float, int | None] | None,
+    part: str,
+) -> VolumenError:
+    where = "dataset_config.min_labeled_ratio"
+    size = by(rules.patch_size)
+    if not regions:
+        return VolumenError(
+            "tr_setup.tr_val_split", f"no region is left for {part}", remedy="change the split or add volumes"
+        )
+    if best is None or best[1] is None or best[0] == 0:
+        return VolumenError(
+            where,
+            f"no {part} patch of {size} holds a labelled voxel of {', '.join(rules.targets)}",
+            remedy="check that labels/ (and masks/, if any) are not empty there, or choose another split",
+        )
+    share, case = best
+    hint = (
+        f"set it to {_below(share)} or lower" if share < rules.min_labeled_ratio else "lower min_bbox_percent"
+    )
+    if rules.background and share >= rules.min_labeled_ratio:
+        hint = "lower min_bbox_percent, or label objects in the masked part"
+    return VolumenError(
+        where,
+        f"no {part} patch of {size} is labelled well enough",
+        expected=f"a labelled share of at least {rules.min_labeled_ratio:g}",
+        found=f"at most {share:.3g} (in {cases[case].name})" if case is not None else f"at most {share:.3g}",
+        remedy=hint,
+    )
+
+
+def _below(share: float) -> str:
+    """Round a share down to two significant digits."""
+    digits = 1 - math.floor(math.log10(share))
+    scale = 10.0**digits
+    return f"{math.floor(share * scale) / scale:g}"
+
+
+def _cache_key(
+    rules: PatchRules, cases: Sequence[Any], searched: Sequence[Any], regions: Sequence[tuple[int, Box]]
+) -> dict[str, Any]:
+    """Return everything that the index depends on, as plain data."""
+    used = sorted({case for case, _ in regions})
+    volumes = []
+    for case in used:
+        opened = searched[case]
+        volumes.append(
+            {
+                "name": cases[case].name,
+                "shape": list(cases[case].image.shape),
+                "labels": {t: opened.labels[t].fingerprint() for t in rules.targets if t in opened.labels},
+                "masks": {t: opened.masks[t].fingerprint() for t in rules.targets if t in opened.masks},
+            }
+        )
+    return {
+        "version": INDEX_VERSION,
+        "rules": {name: getattr(rules, name) for name in PatchRules.__dataclass_fields__},
+        "max_cells": MAX_CELLS,
+        "regions": [[case, box] for case, box in regions],
+        "volumes": volumes,
+    }
+
+
+def _store(folder: Path, key: Mapping[str, Any], index: PatchIndex) -> None:
+    arrays = {"shift_table": np.asarray(index.shifts, np.int64).reshape(-1, len(index.patch_size))}
+    for kind in ("foreground", "background"):
+        table = getattr(index, kind)
+        arrays |= {f"{kind}_{name}": getattr(table, name) for name in PatchTable.__dataclass_fields__}
+    store_arrays(folder, key, arrays)
+
+
+def _load(
+    folder: Path, key: Mapping[str, Any], rules: PatchRules, regions: tuple[tuple[int, Box], ...]
+) -> PatchIndex | None:
+    arrays = load_arrays(folder, key)
+    if arrays is None:
+        return None
+    tables = {
+        kind: PatchTable(**{name: arrays[f"{kind}_{name}"] for name in PatchTable.__dataclass_fields__})
+        for kind in ("foreground", "background")
+    }
+    return PatchIndex(
+        patch_size=rules.patch_size,
+        stride=rules.stride,
+        regions=regions,
+        shifts=tuple(tuple(row) for row in arrays["shift_table"].tolist()),
+        classes=rules.classes,
+        **tables,
+    )

@@ -1,0 +1,168 @@
+"""Patches as a PyTorch dataset whose samples do not depend on the number of workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from monai.transforms import Randomizable
+from torch.utils.data import Dataset
+
+from volumen.data.block_cache import BLOCKS
+from volumen.data.index.patch_index import PatchIndex, PatchLocation
+from volumen.data.sampling.sampler import EpochPlan, plan_epoch, sample_rng
+from volumen.utils.errors import VolumenError
+from volumen.utils.memory import keep_in_worker
+
+
+class SampleError(VolumenError):
+    """A sample could not be made; says which volume and where in it, in one line also from a worker
+    process.
+    """
+
+    def __init__(self, where: object, problem: str = "", **details: Any) -> None:
+        # DataLoader rebuilds a worker's exception from the text of its traceback, whose last line is ours.
+        if not problem and "Original Traceback" in str(where):
+            last = str(where).strip().splitlines()[-1]
+            where, _, problem = last.partition(f"{type(self).__name__}: ")[2].partition(": ")
+        super().__init__(where, problem, **details)
+
+
+class PatchDataset(Dataset):
+    """Samples of patches; `dataset[(epoch, index)]` is a pure function of the seed, the epoch and the index.
+
+    Training draws patches by `plan_epoch` and moves them off the grid. Validation (`training=False`) has the
+    foreground patches on the grid, the same in every epoch.
+
+    Args:
+        data: opened cases (`OpenCase`); their volumes are read lazily and can be pickled.
+        index: the valid patches of these cases.
+        transform: called with {"case": OpenCase, "location": PatchLocation}; reads and transforms the patch.
+            A MONAI `Randomizable` is seeded for each sample. None returns that dictionary.
+        seed: seed of everything random.
+        samples_per_epoch: steps * batch size * processes; None for one sample per foreground patch. In
+            validation at most this many, chosen at random once (`max_val_steps_per_epoch` times the batch
+            size).
+        training: draw at random and move off the grid.
+        bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`), training only.
+        class_oversampling: share of foreground samples drawn by class, training only.
+        chunk_cache_mib: decoded chunks that each process which loads samples keeps, in MiB; None leaves it as
+            it is. Time depends on it, values do not.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Any],
+        index: PatchIndex,
+        transform: Callable[[dict], Any] | None,
+        *,
+        seed: int,
+        samples_per_epoch: int | None = None,
+        training: bool = True,
+        bg_to_fg_ratio: float = 0.0,
+        class_oversampling: float = 0.0,
+        chunk_cache_mib: int | None = None,
+    ) -> None:
+        if samples_per_epoch is not None and samples_per_epoch < 1:
+            raise ValueError(f"samples_per_epoch must be positive, got {samples_per_epoch}")
+        self.cases = list(data)
+        self.index = index
+        self.transform = transform
+        self.seed = int(seed)
+        self.training = training
+        self.bg_to_fg_ratio = bg_to_fg_ratio
+        self.class_oversampling = class_oversampling
+        self.chunk_cache_mib = chunk_cache_mib
+        self._cached_by: int | None = None
+        self._plan: tuple[int, EpochPlan] | None = None
+        if training:
+            self.samples_per_epoch = samples_per_epoch or len(index)
+        else:
+            self._rows = _spread_rows(len(index), samples_per_epoch, self.seed)
+            self.samples_per_epoch = len(self._rows)
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def location(self, epoch: int, index: int) -> PatchLocation:
+        """Return where the patch of a sample lies."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        if not self.training:
+            return self.index.grid_location(int(self._rows[index]))
+        plan = self._epoch_plan(epoch)
+        class_row = int(plan.class_row[index])
+        return self.index.random_location(
+            int(plan.row[index]),
+            sample_rng(self.seed, epoch, index),
+            background=bool(plan.background[index]),
+            class_row=None if class_row < 0 else class_row,
+        )
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = int(epoch), int(index)
+        self._bound_cache()
+        keep_in_worker()
+        location = self.location(epoch, index)
+        case = self.cases[location.case]
+        sample = {"case": case, "location": location}
+        if self.transform is None:
+            return sample
+        if isinstance(self.transform, Randomizable):
+            # Validation transforms get the same seed in every epoch.
+            self.transform.set_random_state(seed=sample_seed(self.seed, epoch if self.training else 0, index))
+        try:
+            return self.transform(sample)
+        except Exception as error:
+            raise SampleError(
+                case.image.path,
+                f"the patch at {location.start} of size {location.size} failed ({root_cause(error)})",
+            ) from error
+
+    def _bound_cache(self) -> None:
+        # Here, as a worker that was spawned knows nothing of what the process that made the data set was told.
+        if self.chunk_cache_mib is not None and self._cached_by != os.getpid():
+            BLOCKS.resize(self.chunk_cache_mib * 2**20)
+            self._cached_by = os.getpid()
+
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> PatchDataset:
+        """Do nothing: every sample is seeded by itself.
+
+        MONAI's DataLoader calls this in each worker. Without it, it would search every attribute for
+        transforms to seed, through the cases into their open files, and recurse without end.
+        """
+        return self
+
+    def _epoch_plan(self, epoch: int) -> EpochPlan:
+        if self._plan is None or self._plan[0] != epoch:
+            plan = plan_epoch(
+                self.index,
+                seed=self.seed,
+                epoch=epoch,
+                samples=self.samples_per_epoch,
+                bg_to_fg_ratio=self.bg_to_fg_ratio,
+                class_oversampling=self.class_oversampling,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the 32-bit seed of a sample's transforms."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+
+
+def _spread_rows(count: int, most: int | None, seed: int) -> np.ndarray:
+    """Choose at most `most` of `count` rows, in an order that mixes volumes; fixed by the seed."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order if most is None else order[:most]
+
+
+def root_cause(error: BaseException) -> str:
+    """Return what the innermost cause says: MONAI's Compose wraps what a transform raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) if isinstance(error, VolumenError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,122 @@
+"""What a distance cut at some reach looks at, and how squared distances end as signed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from volumen.derived.extents import resolve_reach
+from volumen.derived.kernels import distance as distance_kernels
+
+Region = tuple[slice, ...]
+
+
+class DistanceWindow(NamedTuple):
+    """The part of an array that distances in a region depend on.
+
+    Attributes:
+        cut: distances end there, in the unit of the spacing.
+        half: half the smallest spacing, from a voxel's centre to its nearest face.
+        costs: per axis, float32 squared distances of 0, 1, ... steps to a voxel's inner box; nothing lies further.
+        around: the region and all that lies within reach of it, in the array.
+        part: the region within that.
+    """
+
+    cut: float
+    half: float
+    costs: list[np.ndarray]
+    around: Region
+    part: Region
+
+    @property
+    def limit(self) -> np.float32:
+        """The squared distance from which all are cut."""
+        return np.float32((self.cut + self.half) ** 2)
+
+
+def distance_window(
+    shape: Sequence[int], spacing: Sequence[float], reach: float | None, region: Region | None
+) -> DistanceWindow:
+    """Return what distances up to `reach` in a region (None: everywhere) of an array of that shape depend on."""
+    cut = resolve_reach(reach, spacing)
+    costs = [_step_costs(size, min(spacing), cut) for size in spacing]
+    around, part = surroundings(shape, region, [len(cost) - 1 for cost in costs])
+    return DistanceWindow(cut, min(spacing) / 2, costs, around, part)
+
+
+def signed_and_valid(
+    squared: np.ndarray,
+    window: DistanceWindow,
+    known: np.ndarray | None,
+    in_volume: np.ndarray | None,
+    nearest_unknown: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn signed squared distances into distances, in place, and tell which are valid.
+
+    Args:
+        squared: float32 (*part), distance to the nearest voxel of another class; negative in the foreground.
+        window: of it.
+        known, in_volume: bool (*around), None for everywhere.
+        nearest_unknown: float32 (*part), squared distance to the nearest unknown voxel; None where there is none.
+
+    Returns:
+        distance float32 (*part), 0 where invalid; valid bool (*part): see `fields.signed_distance`.
+    """
+    valid = np.ones(squared.shape, bool)
+    for mask in (known, in_volume):
+        if mask is not None:
+            valid &= mask[window.part]
+    if nearest_unknown is not None:
+        nearest = np.abs(squared)
+        valid &= (nearest < nearest_unknown) | (nearest >= window.limit)
+    distance_kernels.signed_root(squared.reshape(-1), np.float32(window.half), np.float32(window.cut))
+    if not valid.all():
+        squared[~valid] = 0
+    return squared, valid
+
+
+def unknown_voxels(known: np.ndarray | None, in_volume: np.ndarray | None) -> np.ndarray | None:
+    """Return where no label is known inside the volume, None for nowhere."""
+    if known is None or known.all():
+        return None
+    unknown = ~known if in_volume is None else in_volume & ~known
+    return unknown if unknown.any() else None
+
+
+def check_masks(shape: Sequence[int], **masks: Any) -> None:
+    """Compare the shapes of masks, arrays or tensors by name, with the one that they should have.
+
+    Raises:
+        ValueError: one differs.
+    """
+    for name, mask in masks.items():
+        if mask is not None and tuple(mask.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the labels ask for {tuple(shape)}")
+
+
+def surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[int]) -> tuple[Region, Region]:
+    """Return the region with `radii` around it, within the array, and the region within that."""
+    if region is None:
+        everything = tuple(slice(0, size) for size in shape)
+        return everything, everything
+    around = tuple(
+        slice(max(part.start - radius, 0), min(part.stop + radius, size))
+        for part, radius, size in zip(region, radii, shape)
+    )
+    inner = tuple(
+        slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(region, around)
+    )
+    return around, inner
+
+
+def three_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape of 2 or 3 axes as one of three."""
+    return (1,) * (3 - len(shape)) + tuple(shape)
+
+
+def _step_costs(size: float, finest: float, reach: float) -> np.ndarray:
+    last = max(1, int(np.ceil(reach / size + 0.5)))
+    steps = np.arange(last + 1)
+    return (np.maximum(steps * size - (size - finest) / 2, 0) ** 2).astype(np.float32)

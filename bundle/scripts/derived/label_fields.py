@@ -1,0 +1,243 @@
+"""What the fields of a patch and those of a batch share: windows around the core, and each field computed once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from volumen.derived.arrays.fields import check_spacing
+from volumen.derived.distance_window import Region, surroundings
+from volumen.derived.extents import add_radii, gradient_radius, in_voxels, resolve_reach
+from volumen.utils.boxes import box_of
+
+Classes = Sequence[int] | None
+
+
+class FieldFunctions(NamedTuple):
+    """The functions of `fields` and `instance_distance`, for arrays or for batches of tensors."""
+
+    signed_distance: Callable[..., tuple[Any, Any]]
+    instance_distance: Callable[..., tuple[Any, Any]]
+    smooth: Callable[..., Any]
+    gradient: Callable[..., Any]
+    erode: Callable[..., Any]
+
+
+class LabelFields(ABC):
+    """Fields of one label, on a core and as much around it as later filters need.
+
+    Arrays may have any axes before the channels: a patch has none, a batch has one. Do not write into results.
+
+    Args:
+        ndim: 2 or 3.
+        spacing: voxel size per spatial axis; default 1.
+        reach: the largest reach that any task will ask for, so that one distance serves all.
+        margin: voxels per axis around the core on which filters will ask for the distance, at most.
+        instances: labels number instances: distances are those to the nearest other one, see
+            `instance_distance`.
+
+    Attributes:
+        ndim: 2 or 3.
+        spacing: voxel size per axis.
+    """
+
+    functions: ClassVar[FieldFunctions]
+
+    # Set by the subclass: integer labels with a channel axis before the spatial ones, masks without one (None for
+    # everywhere), and the core as a part of their spatial axes.
+    _labels: Any
+    _known: Any
+    _in_volume: Any
+    _core: Region
+
+    def __init__(
+        self,
+        ndim: int,
+        *,
+        spacing: Sequence[float] | None,
+        reach: float | None,
+        margin: Sequence[int] | None,
+        instances: bool,
+    ) -> None:
+        self.ndim = ndim
+        self.spacing = check_spacing(ndim, spacing)
+        self._reach = resolve_reach(reach, self.spacing)
+        self._margin = tuple(margin) if margin is not None else (0,) * ndim
+        self._instances = instances
+        self._shared: dict[Hashable, Any] = {}
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the labels."""
+        return self._labels.shape[-self.ndim - 1]
+
+    def labels(self, margin: Sequence[int] | None = None) -> Any:
+        """Return the labels (..., C, *window)."""
+        return self._labels[(..., *self.window(margin))]
+
+    @abstractmethod
+    def known(self, margin: Sequence[int] | None = None) -> Any:
+        """Return where a label is known, inside the volume: bool (..., *window)."""
+
+    def inside(self, margin: Sequence[int] | None = None) -> Any:
+        """Return where the volume is, bool (..., *window), None for everywhere."""
+        return None if self._in_volume is None else self._in_volume[(..., *self.window(margin))]
+
+    def foreground(self, classes: Classes = None, margin: Sequence[int] | None = None) -> Any:
+        """Return bool (..., *window): label above 0, or one of `classes` (channel numbers where labels have
+        channels)."""
+        return self._foreground(self.labels(margin), classes)
+
+    def window(self, margin: Sequence[int] | None = None) -> Region:
+        """Return the core with `margin` voxels around it, as far as the arrays go."""
+        around, _ = surroundings(self._labels.shape[-self.ndim :], self._core, margin or (0,) * self.ndim)
+        return around
+
+    def inner(self, outer: Sequence[int] | None, inner: Sequence[int] | None = None) -> Region:
+        """Return the window of margin `inner` as slices of an array on the window of margin `outer`."""
+        return tuple(
+            slice(small.start - large.start, small.stop - large.start)
+            for small, large in zip(self.window(inner), self.window(outer))
+        )
+
+    def resolve_reach(self, reach: float | None) -> float:
+        """Return the reach in the unit of the spacing."""
+        return resolve_reach(reach, self.spacing)
+
+    def signed_distance(
+        self,
+        reach: float | None = None,
+        classes: Classes = None,
+        margin: Sequence[int] | None = None,
+    ) -> tuple[Any, Any]:
+        """Return `fields.signed_distance` cut at `reach`: distance and validity (..., *window)."""
+        cut = self.resolve_reach(reach)
+        wide = _larger(margin, self._margin)
+        # A value beyond the cut may be valid where the exact one is not: an unknown voxel lies between.
+        full = max(cut, self._reach) if self._known is None else cut
+        distance, valid = self.share(
+            ("distance", full, _key(classes), self._place(wide)), lambda: self._distance(full, classes, wide)
+        )
+        part = (..., *self.inner(wide, margin))
+        distance, valid = distance[part], valid[part]
+        return (distance.clip(-cut, cut) if cut < full else distance), valid
+
+    def gradient(
+        self,
+        compute_from: str,
+        sigma: float,
+        reach: float | None = None,
+        classes: Classes = None,
+        margin: Sequence[int] | None = None,
+    ) -> tuple[Any, Any]:
+        """Return the gradient of the Gaussian-smoothed signed distance ("sdt") or mask ("binary").
+
+        The gradient of the mask is taken per smallest spacing, so that both have no unit.
+
+        Returns:
+            float32 (..., ndim, *window) in the order of the spatial axes; valid bool (..., *window): so is all that
+            it was computed from.
+        """
+        radius = gradient_radius(sigma, self.spacing)
+        wide = _larger(margin, [max(most - used, 0) for most, used in zip(self._margin, radius)])
+        key = (compute_from, float(sigma), self.resolve_reach(reach), _key(classes), self._place(wide))
+        slope, valid = self.share(
+            ("gradient", *key), lambda: self._gradient(compute_from, sigma, reach, classes, wide)
+        )
+        part = (..., *self.inner(wide, margin))
+        return slope[part], valid[part]
+
+    def erode(
+        self, valid: Any, radii: Sequence[int], margin: Sequence[int], to: Sequence[int] | None = None
+    ) -> Any:
+        """Return `fields.erode` of `valid`, given on the window of `margin`, on the window of margin `to`."""
+        part = self.inner(margin, to)
+        if self._known is None:
+            return valid[(..., *part)]
+        return self.functions.erode(valid, radii, self.inside(margin), part)
+
+    def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Return what `compute()` gave when `key` was first asked for."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    def _place(self, margin: Sequence[int]) -> Hashable:
+        return box_of(self.window(margin))
+
+    @abstractmethod
+    def _float(self, mask: Any) -> Any:
+        """Return a mask as float32."""
+
+    def _only_channel(self, labels: Any) -> Any:
+        return labels[(..., 0, *(slice(None),) * self.ndim)]
+
+    def _foreground(self, labels: Any, classes: Classes) -> Any:
+        if self.channels > 1:
+            every = (slice(None),) * self.ndim
+            chosen = labels if classes is None else labels[(..., list(classes), *every)]
+            return (chosen > 0).any(-self.ndim - 1)
+        only = self._only_channel(labels)
+        if classes is None:
+            return only > 0
+        found = only == classes[0]
+        for one in classes[1:]:
+            found |= only == one
+        return found
+
+    def _distance(self, reach: float, classes: Classes, margin: Sequence[int]) -> tuple[Any, Any]:
+        """Compute the distance, to the nearest other instance where labels number those, on a window."""
+        if self._instances and classes is None and self.channels == 1:
+            measure, of = self.functions.instance_distance, self._only_channel(self._labels)
+        else:
+            measure, of = self.functions.signed_distance, self._foreground(self._labels, classes)
+        return measure(
+            of,
+            spacing=self.spacing,
+            reach=reach,
+            known=self._known,
+            in_volume=self._in_volume,
+            region=self.window(margin),
+        )
+
+    def _gradient(
+        self, compute_from: str, sigma: float, reach: float | None, classes: Classes, margin: Sequence[int]
+    ) -> tuple[Any, Any]:
+        radius = gradient_radius(sigma, self.spacing)
+        outer = add_radii(margin, radius)
+        spacing = self.spacing
+        if compute_from == "binary":
+            field = self._float(self.foreground(classes, outer))
+            valid = self.known(outer)
+            spacing = in_voxels(spacing)
+        else:
+            field, valid = self.signed_distance(reach, classes, outer)
+        # Central differences look one voxel further than the result.
+        between = tuple(size + 1 for size in margin)
+        smoothed = self.functions.smooth(
+            field, sigma, self.spacing, self.inside(outer), self.inner(outer, between)
+        )
+        slope = self.functions.gradient(smoothed, spacing, self.inside(between), self.inner(between, margin))
+        return slope, self.erode(valid, radius, outer, margin)
+
+
+def core_sizes(full: Sequence[int], halo: Sequence[int] | int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the halo per axis and the voxels that it leaves.
+
+    Raises:
+        ValueError: it leaves nothing, or is not one number per axis.
+    """
+    edges = (halo,) * len(full) if isinstance(halo, int) else tuple(halo)
+    core = tuple(size - 2 * edge for size, edge in zip(full, edges))
+    if len(edges) != len(full) or min(edges) < 0 or min(core) <= 0:
+        raise ValueError(f"a halo of {edges} leaves nothing of labels of shape {tuple(full)}")
+    return edges, core
+
+
+def _larger(first: Sequence[int] | None, second: Sequence[int]) -> tuple[int, ...]:
+    return tuple(second) if first is None else tuple(map(max, zip(first, second)))
+
+
+def _key(classes: Classes) -> tuple[int, ...] | None:
+    return None if classes is None else tuple(sorted(classes))

@@ -1,0 +1,335 @@
+"""Which derived targets exist: their keys, channels, loss kind and how far they look around a voxel.
+
+Nothing heavy is imported here: the configuration asks these questions before any array exists.
+
+A project adds a task of its own by a class, registered by the decorator or by an installed entry point:
+
+    # my_package/tasks.py
+    from volumen.derived.registry import DerivedTask, register_task
+
+    @register_task
+    class Thickness(DerivedTask):
+        '''Twice the depth within the foreground: a sheet's thickness on its middle surface.'''
+
+        type_name = "thickness"
+        kind = "distance"
+        turns = ("scalars",)
+        defaults = {"reach": None}
+
+        def derive(self, source, params):
+            signed, valid = source.signed_distance(params["reach"])
+            return 2 * (-signed).clip(min=0)[None], valid[None]
+
+    # pyproject.toml of my_package
+    [project.entry-points."volumen.tasks"]
+    thickness = "my_package.tasks:Thickness"
+
+The experiment then says `type: thickness` in `auxiliary_tasks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from volumen.derived.channel_layout import PARTS, ChannelLayout, make_layout
+from volumen.derived.extents import add_radii, distance_halo, resolve_reach
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from volumen.derived.batch_fields import BatchFields
+    from volumen.derived.source_fields import SourceFields
+
+ENTRY_POINT_GROUP = "volumen.tasks"
+HEAD_KEYS = frozenset(
+    {
+        "type",
+        "source_target",
+        "losses",
+        "loss_weight",
+        "weight",
+        "out_channels",
+        "channels",
+        "activation",
+        "separate_decoder",
+        "ds_interpolation",
+    }
+)
+"""Keys of an auxiliary task that concern the head and its losses; all others are parameters of the derivation."""
+COMMON_KEYS = HEAD_KEYS | {"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"}
+"""Keys of every auxiliary task besides those of its type."""
+
+
+class DerivedTask:
+    """A target that is computed from the labels of another one.
+
+    Attributes:
+        type_name: what `type:` says in `auxiliary_tasks`.
+        kind: which losses fit: "distance", "vector", "axis", "tensor", "multilabel", "binary" or "field".
+        turns: what the channels are, in their order, when the image is mirrored or turned: names among
+            `channel_layout.PARTS`, as ("vector", "scalars"). The kinds "vector", "axis" and "tensor" say it
+            themselves. Without it the target cannot be predicted with test-time augmentation.
+        defaults: the keys that the type has, with their defaults.
+        choices: for a key with a closed set of values, those values.
+    """
+
+    type_name: ClassVar[str] = ""
+    kind: ClassVar[str] = "field"
+    turns: ClassVar[Sequence[str] | None] = None
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
+        """Return the number of channels for a 2D or 3D image."""
+        return 1
+
+    def offsets(self, ndim: int, params: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+        """Return the offset of each channel that compares two voxels, in voxels per axis: the part "offsets"."""
+        return ()
+
+    def layout(self, ndim: int, params: Mapping[str, Any]) -> ChannelLayout | None:
+        """Return how the channels turn with a 2D or 3D image, or None where the type does not say it.
+
+        Raises:
+            ValueError: `turns` does not fit the number of channels.
+        """
+        channels = self.out_channels(ndim, params)
+        if self.turns is not None:
+            return make_layout(self.turns, ndim, channels, self.offsets(ndim, params))
+        try:
+            return make_layout((self.kind,), ndim, channels)
+        except ValueError:
+            return None
+
+    def check(self, name: str, params: Mapping[str, Any]) -> None:
+        """Raise VolumenError where values (not keys) of `params` are wrong."""
+
+    def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        """Return how many voxels per axis around a value its filters look at the source's fields."""
+        return (0,) * len(spacing)
+
+    def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
+        """Return how many voxels per axis around a value the labels matter: the margin and the reach."""
+        margin = self.margin(params, spacing)
+        return add_radii(margin, distance_halo(params["reach"], spacing)) if "reach" in params else margin
+
+    def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the target.
+
+        Args:
+            source: labels, what is known of them, and fields that are shared between tasks.
+            params: the task's keys, defaults filled in.
+
+        Returns:
+            values float32 (C, *source.shape), valid bool (1, *source.shape).
+        """
+        raise NotImplementedError
+
+    def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Compute the target of a batch on the training device; a class without it is derived by the workers.
+
+        Args:
+            source: the same fields as for `derive`, as tensors with a batch axis in front.
+            params: the task's keys, defaults filled in.
+
+        Returns:
+            values float32 (B, C, *core), valid bool (B, 1, *core): equal to those of `derive`.
+        """
+        raise NotImplementedError
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the task has `derive_batch`, at least as new as its `derive`."""
+        for cls in type(self).__mro__:
+            if "derive_batch" in vars(cls):
+                return cls is not DerivedTask
+            if "derive" in vars(cls):
+                return False
+        return False
+
+
+_TASKS: dict[str, DerivedTask] = {}
+_loaded_entry_points = False
+
+
+def register_task(task: type[DerivedTask]) -> type[DerivedTask]:
+    """Class decorator: make `type: <task.type_name>` available to every experiment.
+
+    Raises:
+        ValueError: no type name, the name is taken by another class, or `turns` names unknown parts.
+    """
+    name = task.type_name
+    if not name:
+        raise ValueError(f"{task.__qualname__} has no type_name")
+    if isinstance(task.turns, str) or any(part not in PARTS for part in task.turns or ()):
+        raise ValueError(
+            f"{task.__qualname__}.turns must be a tuple of names among {PARTS}, got {task.turns!r}"
+        )
+    known = _TASKS.get(name)
+    if known is not None and type(known).__qualname__ != task.__qualname__:
+        raise ValueError(f"task type {name!r} is already defined by {type(known).__qualname__}")
+    _TASKS[name] = task()
+    return task
+
+
+def get_task(type_name: str, where: str = "auxiliary_tasks") -> DerivedTask:
+    """Return the registered task of that type.
+
+    Raises:
+        VolumenError: there is none.
+    """
+    _load_entry_points()
+    if not isinstance(type_name, str) or type_name not in _TASKS:
+        raise VolumenError(
+            f"{where}.type",
+            expected=f"one of {', '.join(sorted(_TASKS))}",
+            found=repr(type_name),
+            remedy=closest(str(type_name), _TASKS),
+        )
+    return _TASKS[type_name]
+
+
+def task_types() -> tuple[str, ...]:
+    """Return the names of all task types, sorted."""
+    _load_entry_points()
+    return tuple(sorted(_TASKS))
+
+
+def task_out_channels(type_name: str, ndim: int, params: Mapping[str, Any] | None = None) -> int:
+    """Return the number of output channels of a task for a 2D or 3D image."""
+    task = get_task(type_name)
+    return task.out_channels(ndim, complete_params(task, params or {}))
+
+
+def task_kind(type_name: str) -> str:
+    """Return the kind of target for the losses: "distance", "vector", "axis", "tensor", ..."""
+    return get_task(type_name).kind
+
+
+def task_layout(type_name: str, ndim: int, params: Mapping[str, Any]) -> ChannelLayout | None:
+    """Return how the channels of a task turn with a 2D or 3D image, or None where its type does not say it.
+
+    Raises:
+        VolumenError: there is no such type, or what it says does not fit its channels.
+    """
+    task = get_task(type_name)
+    try:
+        return task.layout(ndim, complete_params(task, params))
+    except ValueError as error:
+        raise VolumenError(
+            f"task type {type_name}", f"turns: {error}", remedy=f"correct {type(task).__qualname__}.turns"
+        ) from None
+
+
+def complete_params(task: DerivedTask, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `params` with the task's defaults for what they leave out."""
+    given = {key: value for key, value in params.items() if value is not None or key not in task.defaults}
+    return {"classes": None, **task.defaults, **given}
+
+
+def validate_task(name: str, params: Mapping[str, Any]) -> None:
+    """Check one entry of `auxiliary_tasks`.
+
+    Args:
+        name: the key of the entry, for messages.
+        params: its content.
+
+    Raises:
+        VolumenError: the type or a key is unknown (with the closest known one), or a value is out of range.
+    """
+    where = f"auxiliary_tasks.{name}"
+    if "type" not in params:
+        raise VolumenError(where, "no type", remedy=f"add type: one of {', '.join(task_types())}")
+    task = get_task(params["type"], where)
+    known = COMMON_KEYS | set(task.defaults)
+    for key in params:
+        if key not in known:
+            raise VolumenError(
+                f"{where}.{key}",
+                expected=f"a key of {task.type_name}: {', '.join(sorted(task.defaults))} or of every task",
+                found=repr(key),
+                remedy=closest(str(key), known),
+            )
+    full = complete_params(task, params)
+    for key, allowed in task.choices.items():
+        if full[key] not in allowed:
+            raise VolumenError(
+                f"{where}.{key}",
+                expected=f"one of {', '.join(map(str, allowed))}",
+                found=repr(full[key]),
+                remedy=closest(str(full[key]), allowed),
+            )
+    _check_numbers(where, full)
+    task.check(where, full)
+
+
+def derive_halo(tasks: Mapping[str, Mapping[str, Any]], spacing: Sequence[float]) -> tuple[int, ...]:
+    """Return the halo with which derived patches equal the crop of the derived whole.
+
+    Args:
+        tasks: entries of `auxiliary_tasks` by name.
+        spacing: voxel size per spatial axis.
+
+    Returns:
+        voxels per spatial axis; zeros without tasks.
+    """
+    spacing = tuple(float(size) for size in spacing)
+    halo = [0] * len(spacing)
+    for params in tasks.values():
+        task = get_task(params["type"])
+        own = task.halo(complete_params(task, params), spacing)
+        halo = [max(pair) for pair in zip(halo, own)]
+    return tuple(halo)
+
+
+def served_extent(
+    tasks: Iterable[tuple[DerivedTask, Mapping[str, Any]]], source: str, spacing: Sequence[float]
+) -> tuple[float | None, tuple[int, ...]]:
+    """Return the largest reach, and the margin per axis, that the tasks of a source ask of its fields."""
+    served = [(task, params) for task, params in tasks if params["source_target"] == source]
+    reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
+    margins = [task.margin(params, spacing) for task, params in served]
+    return max(reaches, default=None), tuple(map(max, zip(*margins)))
+
+
+def _check_numbers(where: str, params: Mapping[str, Any]) -> None:
+    for key, least in (("reach", 0.0), ("grad_sigma", None), ("tensor_sigma", None)):
+        value = params.get(key)
+        if value is None:
+            continue
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or value < 0 or (least is not None and value <= least):
+            wanted = "a finite number above 0" if least is not None else "a finite number of at least 0"
+            raise VolumenError(f"{where}.{key}", expected=wanted, found=repr(value))
+    classes = params.get("classes")
+    if classes is not None and not (
+        isinstance(classes, (list, tuple)) and classes and all(type(value) is int for value in classes)
+    ):
+        raise VolumenError(f"{where}.classes", expected="a list of class numbers", found=repr(classes))
+
+
+def _load_entry_points() -> None:
+    """Import the built-in tasks, then those that installed packages offer."""
+    global _loaded_entry_points
+    if _loaded_entry_points:
+        return
+    _loaded_entry_points = True
+    import volumen.derived.instance_tasks
+    import volumen.derived.tasks  # noqa: F401
+
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            register_task(point.load())
+        except Exception as error:
+            _loaded_entry_points = False
+            raise VolumenError(
+                f"entry point {point.name} = {point.value}",
+                f"cannot be loaded as a task ({type(error).__name__}: {error})",
+                remedy="mend or uninstall the package that offers it",
+            ) from error

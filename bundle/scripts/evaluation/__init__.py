@@ -1,0 +1,1 @@
+"""Scores of predictions against labels, and the report of them."""

@@ -1,0 +1,36 @@
+"""Scoring in several processes: each takes a share of the cases, and all have the sums of all in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from volumen.utils import distributed
+
+if TYPE_CHECKING:
+    from volumen.evaluation.score import ScoredCase
+    from volumen.metrics.target_metrics import TargetMetrics
+
+
+def own_share(scored: Sequence[ScoredCase]) -> Sequence[ScoredCase]:
+    """Return the cases of this process: every one is of exactly one, and alone it has all."""
+    return scored[distributed.rank() :: distributed.world_size()]
+
+
+def unite(metrics: TargetMetrics, scored: Sequence[ScoredCase]) -> None:
+    """Give the metrics of every process the sums of all, in the order of the cases: as one process would have them.
+
+    Args:
+        metrics: with the sums of this process's share.
+        scored: all cases.
+    """
+    if not distributed.is_distributed():
+        return
+    states: list[Any] = [None] * distributed.world_size()
+    dist.all_gather_object(states, metrics.state())
+    place = {(case.target, case.name): number for number, case in enumerate(scored)}
+    rows = sorted((row for state in states for row in state["sums"]), key=lambda row: place[row[0], row[3]])
+    metrics.reset()
+    metrics.merge({"sums": rows})

@@ -1,0 +1,339 @@
+"""The HTML report of an evaluation: one file, no network, tables and pictures of the worst cases."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from volumen.inference.windows.heads import PROBABILITIES
+from volumen.metrics.target_metrics import smaller_is_better
+from volumen.utils.errors import VolumenError
+
+if TYPE_CHECKING:
+    from volumen.evaluation.score import Evaluation, ScoredCase
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SIDE = 480
+MOST_ANGLE = 90.0
+"""Angular error in degrees that is shown in full red."""
+_STYLE = """
+:root { color-scheme: light; --line: #dfe3e8; --soft: #5b6673; --accent: #1f5fae }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; color: #1d2733; padding: 0 1.2rem }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem }
+.facts { color: var(--soft); margin: .2rem 0 1rem } .scroll { overflow-x: auto }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { font-weight: 600; border-bottom: 2px solid #b8c0ca; vertical-align: bottom } thead small { font-weight: 400 }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
+td.worst { background: #fdeceb } tbody tr:hover td { background: #f3f6fa }
+figure { display: inline-block; vertical-align: top; margin: .8rem 1rem .8rem 0; max-width: 480px }
+figcaption { font-size: 13px; color: var(--soft) }
+img { image-rendering: pixelated; border: 1px solid var(--line); max-width: 100%; display: block }
+.key i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; border-radius: 2px }
+.bar { display: inline-block; width: 9rem; height: .7rem; background: #edf0f4; position: relative; border-radius: 2px }
+.bar i { position: absolute; top: 0; bottom: 0; background: #9fc1ea; border-radius: 2px }
+.bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--accent) }
+small, .note { color: var(--soft) } .note { font-size: 13px; max-width: 60rem }
+"""
+_COLOURS = {"both": (90, 200, 90), "missed": (60, 120, 255), "false": (255, 70, 60)}
+_LEGEND = {
+    "label": "".join(
+        f"<i style='background:rgb{_COLOURS[key]}'></i>{name}"
+        for key, name in (("both", "found"), ("missed", "missed"), ("false", "false"))
+    ),
+    "instances": "Left the truth, right the prediction; an instance has one colour in each.",
+    "value": "The redder, the larger the error.",
+}
+_UNITS = {"angular_error": "degrees", "hd95": "unit of the spacing", "vi_split": "bits", "vi_merge": "bits"}
+_BETWEEN_0_AND_1 = ("dice", "iou", "surface_dice", "cldice", "mean_dice", "adapted_rand_error")
+
+
+def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
+    """Return the report as one HTML page.
+
+    Args:
+        evaluation: the scores.
+        worst: cases with a picture per target, the worst first.
+    """
+    facts = {**evaluation.settings, "scored": evaluation.coverage}
+    told = " · ".join(
+        f"{html.escape(name)} {html.escape(str(value))}"
+        for name, value in sorted(facts.items(), key=lambda item: item[0] != "scored")
+        if value not in (None, [], ())
+    )
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'><title>Evaluation</title>",
+        f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1><p class=facts>{told}</p>",
+        _missing(evaluation),
+        _summary(evaluation),
+        _case_table(evaluation),
+        _pictures(evaluation, worst),
+        "</body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def _missing(evaluation: Evaluation) -> str:
+    """Name what entered no mean."""
+    return "".join(
+        f"<p class=note>{what}: {html.escape(', '.join(names))}</p>"
+        for what, names in (
+            ("Labels without a prediction, which are not scored", evaluation.unpredicted),
+            ("Predictions without a label, which are not scored", evaluation.unlabelled),
+        )
+        if names
+    )
+
+
+def _summary(evaluation: Evaluation) -> str:
+    rows = []
+    for key, value in evaluation.mean.items():
+        bounds = evaluation.interval[key]
+        interval = f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else "–"
+        count = sum(not math.isnan(row.get(key, math.nan)) for row in evaluation.cases.values())
+        counted = "" if key == "mean_dice" else str(count)
+        rows.append(
+            f"<tr><td>{html.escape(key)}<td>{_number(value)}<td>{interval}<td>{_bar(key, value, bounds)}"
+            f"<td>{counted}<td><small>{direction(key)}</small>"
+        )
+    return (
+        "<h2>Mean over cases</h2><div class=scroll><table><thead><tr><th>metric<th>mean<th>95 % interval<th>"
+        f"<th>cases<th>better</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "<p class=note>Intervals by bootstrap over cases. A value that is undefined, as with truth and prediction both "
+        "empty, is left out of means and shown as –.</p>"
+    )
+
+
+def _metric(key: str) -> str:
+    return key if key == "mean_dice" else key.split("/")[1]
+
+
+def direction(key: str) -> str:
+    """Return which way a metric is better, and its unit where it has one."""
+    unit = _UNITS.get(_metric(key))
+    return ("smaller" if smaller_is_better(key) else "larger") + (f"; {unit}" if unit else "")
+
+
+def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> str:
+    """Return a bar from 0 to 1 with the mean and its interval, for metrics that have this range."""
+    if _metric(key) not in _BETWEEN_0_AND_1 or math.isnan(value):
+        return ""
+    low, high = bounds or (value, value)
+    return (
+        f"<span class=bar><i style='left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%'></i>"
+        f"<b style='left:{min(100 * value, 99):.1f}%'></b></span>"
+    )
+
+
+def _case_table(evaluation: Evaluation) -> str:
+    keys = [key for key in evaluation.mean if key != "mean_dice"]
+    head = "".join(f"<th>{html.escape(key).replace('/', '<br>')}" for key in keys)
+    worst = {key: _worst_of(evaluation, key) for key in keys}
+    rows = []
+    for name, row in evaluation.cases.items():
+        cells = "".join(
+            f"<td{' class=worst' if worst[key] == name else ''}>{_number(row.get(key, math.nan))}"
+            for key in keys
+        )
+        rows.append(f"<tr><td>{html.escape(name)}{cells}")
+    return (
+        f"<h2>Cases</h2><div class=scroll><table><thead><tr><th>case{head}</thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        + ("<p class=note>Red: the worst case of each metric.</p>" if len(rows) > 1 else "")
+    )
+
+
+def _worst_of(evaluation: Evaluation, key: str) -> str | None:
+    """Return the case with the worst value, None below two different values."""
+    values = {
+        name: row[key] for name, row in evaluation.cases.items() if not math.isnan(row.get(key, math.nan))
+    }
+    if len(set(values.values())) < 2:
+        return None
+    return (max if smaller_is_better(key) else min)(values, key=lambda name: values[name])
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else readable(value)
+
+
+def readable(value: float) -> str:
+    """Return a score with the digits that matter: four places for shares, two for degrees and lengths."""
+    places = 4 if abs(value) < 10 else 2
+    return f"{value:.{places}f}" if abs(value) < 1000 else f"{value:.5g}"
+
+
+def _family(case: ScoredCase) -> str:
+    return "label" if case.kind in PROBABILITIES else "instances" if case.kind == "instances" else "value"
+
+
+def _leading(case: ScoredCase) -> tuple[str, str]:
+    """Return the metric by which cases of a kind are ordered, and what it is called."""
+    if case.kind in PROBABILITIES:
+        return "dice", "Dice"
+    if case.kind == "instances":
+        return "adapted_rand_error", "adapted Rand error"
+    return ("angular_error", "angle") if case.kind in ("vector", "axis") else ("mae", "mean error")
+
+
+def _pictures(evaluation: Evaluation, worst: int) -> str:
+    if worst < 1:
+        return ""
+    parts = ["<h2>Worst cases</h2><p class=note>The plane with the largest error of each.</p>"]
+    for target in sorted({case.target for case in evaluation.scored}):
+        cases = [case for case in evaluation.scored if case.target == target]
+        cases.sort(key=lambda case: _badness(evaluation, case))
+        parts.append(f"<h3>{html.escape(target)}</h3><p class='key note'>{_LEGEND[_family(cases[0])]}</p>")
+        for case in cases[:worst]:
+            metric, called = _leading(case)
+            value = evaluation.cases.get(case.name, {}).get(f"{target}/{metric}", math.nan)
+            picture, plane = case_picture(case, evaluation.settings["threshold"])
+            label = f"{case.name}, {target}: {called} {_number(value)}{plane}"
+            encoded = base64.b64encode(picture).decode()
+            parts.append(
+                f"<figure><img alt='{html.escape(label, quote=True)}' "
+                f"src='data:image/png;base64,{encoded}'><figcaption>{html.escape(label)}</figcaption></figure>"
+            )
+    return "\n".join(parts)
+
+
+def _badness(evaluation: Evaluation, case: ScoredCase) -> float:
+    """Return a number by which the worst case comes first, undefined ones last."""
+    metric, _ = _leading(case)
+    value = evaluation.cases.get(case.name, {}).get(f"{case.target}/{metric}", math.nan)
+    if math.isnan(value):
+        return math.inf
+    return -value if smaller_is_better(f"{case.target}/{metric}") else value
+
+
+def case_picture(case: ScoredCase, threshold: float) -> tuple[bytes, str]:
+    """Return the plane of a case with the largest error, over the image, as PNG, and which plane it is."""
+    from PIL import Image
+
+    box, plane = _worst_plane(case, threshold)
+    values, truth, known = (
+        part.reshape(*part.shape[: part.ndim - len(box)], *_plane_shape(box)) for part in case.read(box)
+    )
+    if case.kind == "instances":
+        gap = np.full((values.shape[1], 2, 3), 255, np.float32)
+        canvas = np.concatenate([_coloured(truth[0] * known), gap, _coloured(values[0] * known)], axis=1)
+    else:
+        canvas = np.repeat(_image_slice(case, box)[..., None], 3, axis=-1).astype(np.float32)
+        canvas[~known] *= 0.4
+        if case.kind in PROBABILITIES:
+            _paint_overlap(canvas, _foreground(values, case, threshold), _wanted(truth), known)
+        else:
+            error = _voxel_errors(values, truth, case) * known
+            most = _full_red(error, case)
+            share = (error / most)[..., None].clip(0, 1)
+            unit = " degrees" if case.kind in ("vector", "axis") else ""
+            if error.any():
+                plane = f"{plane}, reddest from {most:.3g}{unit} on"
+            canvas = (1 - share) * canvas * 0.6 + share * np.array(_COLOURS["false"], np.float32)
+    picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+    factor = PICTURE_SIDE / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    stream = io.BytesIO()
+    picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX).save(stream, "PNG")
+    return stream.getvalue(), plane
+
+
+def _plane_shape(box: tuple[slice, ...]) -> tuple[int, ...]:
+    return tuple(part.stop - part.start for part in box)[-2:]
+
+
+def _worst_plane(case: ScoredCase, threshold: float) -> tuple[tuple[slice, ...], str]:
+    """Return the box of the plane along the first axis with the largest error, and what to call it."""
+    shape = case.prediction.shape
+    whole = tuple(slice(0, n) for n in shape)
+    if len(shape) == 2:
+        return whole, ""
+    errors = np.zeros(shape[0])
+    for box in case.pieces():
+        values, truth, known = case.read(box)
+        if case.kind == "instances":
+            wrong = (_edges(values[0]) != _edges(truth[0])) & known & (truth[0] > 0)
+        elif case.kind in PROBABILITIES:
+            wrong = (_foreground(values, case, threshold) ^ _wanted(truth)) & known
+        else:
+            wrong = _voxel_errors(values, truth, case) * known
+        errors[box[0]] += wrong.sum(axis=(1, 2))
+    worst = int(errors.argmax())
+    return (slice(worst, worst + 1), *whole[1:]), f", z {worst} of 0 to {shape[0] - 1}"
+
+
+def _wanted(truth: np.ndarray) -> np.ndarray:
+    return np.asarray((truth > 0).any(axis=0))
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """Return where a voxel differs from the next one in its plane."""
+    found = np.zeros(labels.shape, bool)
+    for axis in (-1, -2):
+        moved, out = np.moveaxis(labels, axis, 0), np.moveaxis(found, axis, 0)
+        out[:-1] |= moved[1:] != moved[:-1]
+    return found
+
+
+def _voxel_errors(values: np.ndarray, truth: np.ndarray, case: ScoredCase) -> np.ndarray:
+    """Return the error of every voxel: an angle in degrees, or the mean absolute error over channels."""
+    from volumen.metrics.regression import angles
+
+    truth = np.where(np.isfinite(truth), truth, 0)
+    if case.kind in ("vector", "axis"):
+        size = len(case.prediction.shape)
+        parts = [slice(i, i + size) for i in range(0, len(values), size)]
+        return np.mean([angles(values[p], truth[p], signed=case.kind == "vector") for p in parts], axis=0)
+    return np.abs(values.astype(np.float32) - truth).mean(axis=0)
+
+
+def _full_red(error: np.ndarray, case: ScoredCase) -> float:
+    if case.kind in ("vector", "axis"):
+        return MOST_ANGLE
+    return max(float(np.percentile(error, 99)) if error.size else 0.0, 1e-6)
+
+
+def _paint_overlap(canvas: np.ndarray, found: np.ndarray, truth: np.ndarray, known: np.ndarray) -> None:
+    for name, where in (("both", found & truth), ("missed", ~found & truth), ("false", found & ~truth)):
+        where = where & known
+        canvas[where] = 0.4 * canvas[where] + 0.6 * np.array(_COLOURS[name], np.float32)
+
+
+def _coloured(labels: np.ndarray) -> np.ndarray:
+    """Return a colour for every number, the same every time, black for 0: float32 (*plane, 3)."""
+    numbers = labels.astype(np.uint64)[..., None]
+    mixed = (numbers * np.array([2654435761, 2246822519, 3266489917], np.uint64)) >> np.uint64(9)
+    colours = 70 + (mixed & np.uint64(127)).astype(np.float32) * 1.4
+    return np.where(numbers == 0, 0, colours).astype(np.float32)
+
+
+def _foreground(values: np.ndarray, case: ScoredCase, threshold: float) -> np.ndarray:
+    """Return the voxels of any class but the background."""
+    if case.kind == "multiclass":
+        return np.asarray((values[0] if len(values) == 1 else values.argmax(axis=0)) > 0)
+    return np.asarray((values >= threshold if case.scale else values > 0).any(axis=0))
+
+
+def _image_slice(case: ScoredCase, box: tuple[slice, ...]) -> np.ndarray:
+    """Return the image's slice as grey values 0 to 255, or a plain grey where the image is gone."""
+    from volumen.data.formats.volumes import open_volume
+
+    plane = _plane_shape(box)
+    if case.image is None:
+        return np.full(plane, 128, np.float32)
+    there = tuple(slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, case.region, strict=True))
+    try:
+        values = open_volume(case.image, ndim=len(there)).read(there).astype(np.float32).mean(axis=0)
+    except (VolumenError, OSError) as error:
+        logger.warning("%s: no image in the report (%s)", case.image, error)
+        return np.full(plane, 128, np.float32)
+    low, high = np.percentile(values, [1, 99])
+    return ((values.reshape(plane) - low) / max(high - low, 1e-6) * 255).clip(0, 255)

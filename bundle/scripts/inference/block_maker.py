@@ -1,0 +1,119 @@
+"""Computes the blocks of one volume: reads windows, runs the network, blends, and writes what is finished."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from volumen.inference.finish import BlockFinisher
+from volumen.inference.gain import GainMeter
+from volumen.inference.predictor import Predictor, WindowNetwork
+from volumen.inference.products import Outputs
+from volumen.inference.volume_work import State, VolumeWork
+from volumen.inference.windows.blending import BlockAccumulator
+from volumen.inference.windows.reader import WindowReader, cache_bytes
+from volumen.inference.windows.stream import Finished, StreamCounts, stream
+from volumen.utils.memory import freed_memory_kept
+
+PARTIAL_SUMS_BYTES = 1 << 23
+"""Memory for partial sums, or twice what a window touches if that is more; the rest goes to a temporary file."""
+LEAST_CACHE_BYTES = 1 << 24
+MOST_CACHE_BYTES = 1 << 30
+"""Memory for decoded input chunks: the least, and the most where chunks are large."""
+
+
+def make_blocks(
+    work: VolumeWork,
+    predictor: Predictor,
+    state: State,
+    done: np.ndarray,
+    *,
+    scratch: Path,
+    may_write: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] | None = None,
+) -> StreamCounts:
+    """Compute and write every block that is not done.
+
+    Args:
+        work: what is to be done.
+        predictor: the network.
+        state: told of finished blocks.
+        done: blocks to leave alone, bool, shape `plan.blocks`.
+        scratch: folder for partial sums beyond their memory.
+        may_write: called before a block is written; raises what stops the work.
+        progress: called with the number of windows settled.
+    """
+    plan, request = work.plan, work.request
+    heads = tuple(stored.head for stored in work.stored)
+    reader = WindowReader(
+        work.job.image,
+        plan,
+        work.normalizer,
+        mask=work.job.mask,
+        skip_empty=request.skip_empty,
+        on_corrupt=request.on_corrupt,
+        on_note=state.note_corrupt,
+        nonfinite=work.nonfinite,
+    )
+    gain = GainMeter(work.labels, work.stored, tuple(low for low, _ in plan.box)) if work.labels else None
+    network = WindowNetwork(
+        predictor,
+        heads,
+        plan.patch_size,
+        tta=request.tta,
+        precision=work.precision,
+        compare=gain is not None,
+        turn=work.turn,
+    )
+    outputs = Outputs(work)
+    finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain)
+
+    def finish(block: Finished) -> None:
+        may_write()
+        finisher(block)
+
+    budget = cache_bytes(reader.image.volume, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
+    with (
+        freed_memory_kept(predictor.device),
+        block_cache_of(budget),
+        BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, scratch, done) as accumulator,
+    ):
+        counts = stream(
+            plan,
+            reader.window,
+            network,
+            accumulator,
+            finish,
+            done=done if done.any() else None,
+            workers=request.workers,
+            progress=progress,
+        )
+    counts.seconds = network.seconds
+    counts.overlaps = gain.overlaps if gain else {}
+    return counts
+
+
+_budgets: list[int] = []
+_budgets_lock = threading.Lock()
+
+
+@contextmanager
+def block_cache_of(budget: int) -> Iterator[None]:
+    """Give decoded input chunks this much memory meanwhile, beside what other volumes of this process got."""
+    from volumen.data.block_cache import BLOCKS
+
+    with _budgets_lock:
+        if not _budgets:
+            _budgets.append(BLOCKS.max_bytes)
+        _budgets.append(budget)
+        BLOCKS.resize(sum(_budgets[1:]))
+    try:
+        yield
+    finally:
+        with _budgets_lock:
+            _budgets.remove(budget)
+            BLOCKS.resize(sum(_budgets[1:]) if len(_budgets) > 1 else _budgets.pop())

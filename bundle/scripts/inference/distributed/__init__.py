@@ -1,0 +1,1 @@
+"""Prediction by several processes: how a volume is shared out, and what a worker does."""

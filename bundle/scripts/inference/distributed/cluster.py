@@ -1,0 +1,368 @@
+"""Prediction by several processes through Dask: a local cluster, or the workers of a scheduler.
+
+The process that was started keeps the journal and hands out pieces; a worker owns the blocks of its piece and writes
+their chunks itself, so nothing is locked and no voxels travel between processes. All must see the same files. What a
+dead worker had not finished goes to another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+import torch
+
+from volumen.inference.distributed.partition import split_blocks
+from volumen.inference.distributed.worker import (
+    Made,
+    Network,
+    StoppedError,
+    describe_worker,
+    make_part,
+    make_piece,
+)
+from volumen.inference.gain import add_overlaps
+from volumen.inference.machine import Machine
+from volumen.inference.output.block_log import OutputState
+from volumen.inference.postprocess.passes import BlockPass, Run, Tell, run_here
+from volumen.inference.predictor import Predictor
+from volumen.inference.progress import Progress
+from volumen.inference.request import PredictRequest
+from volumen.inference.volume_work import VolumeWork
+from volumen.inference.windows.stream import StreamCounts
+from volumen.utils.errors import VolumenError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+CONNECT_SECONDS = 20
+TELL_SECONDS = 60
+"""How often it is told that there is nobody to work."""
+PARTS_PER_WORKER = 4
+FEW_BLOCKS = 32
+"""Blocks of a light pass up to which it is not worth while to share them."""
+
+
+class Cluster:
+    """Workers that predict; open one with `open_cluster`.
+
+    Args:
+        client: connected to the scheduler.
+        machine: what the workers compute with.
+        device: the device that was asked for.
+        threads: threads that each worker computes with; None for those it has.
+        local: whether the workers are of this process: nobody adds others when all are gone.
+
+    Attributes:
+        sharers: volumes that are predicted at once.
+    """
+
+    def __init__(
+        self, client: Client, machine: Machine, device: str, threads: int | None, *, local: bool = False
+    ) -> None:
+        self.machine = machine
+        self.sharers = 1
+        self._local = local
+        self._client, self._device, self._threads = client, device, threads
+        self._stopped = threading.Event()
+
+    @property
+    def workers(self) -> int:
+        """Workers there are now."""
+        return len(_addresses(self._client))
+
+    def stop(self) -> None:
+        """Let every wait of another thread end with `StoppedError`."""
+        self._stopped.set()
+
+    def make(
+        self,
+        work: VolumeWork,
+        predictor: Predictor,
+        state: OutputState,
+        token: str,
+        progress: Progress | None,
+    ) -> StreamCounts:
+        """Have every unfinished block of a volume made.
+
+        Args:
+            work: what is to be done.
+            predictor: where the network comes from.
+            state: state of the output folder, begun.
+            token: see `OutputState.token`.
+            progress: told of settled windows.
+
+        Raises:
+            VolumenError: for whatever a user can set right.
+        """
+        if not Path(predictor.path).is_file():
+            raise VolumenError(
+                predictor.path, "workers load the network from its checkpoint, and there is none"
+            )
+        network = Network(
+            str(Path(predictor.path).absolute()),
+            predictor.checksum,
+            self._device,
+            self._threads,
+            predictor.strict,
+        )
+        shares = max(1, math.ceil(self.workers / self.sharers))
+        pieces = split_blocks(work.plan, shares, state.done)
+        windows = sum(piece.windows for piece in pieces)
+        logger.info(
+            "%s: %d pieces for %d workers, %d windows of which %.0f %% are computed twice or more where pieces meet",
+            work.job.shown,
+            len(pieces),
+            shares,
+            windows,
+            100 * max(0.0, 1 - len(work.plan) / max(windows, 1)),
+        )
+        meter = _Meter(state, windows, progress)
+        counts = StreamCounts()
+        sent = work.with_absolute_paths()
+        jobs = [
+            (sent, network, self.machine, token, piece, state.done[piece.slices].copy()) for piece in pieces
+        ]
+        for number, made in self._run(make_piece, jobs, meter.update):
+            _add(counts, made)
+            state.record_box(pieces[number].blocks)
+            for box in made.corrupt:
+                state.note_corrupt(box)
+            meter.update()
+        return counts
+
+    def runner(self, token: str, tell: Tell | None = None) -> Run:
+        """Return what makes passes on the workers, light ones over few blocks here.
+
+        Args:
+            token: see `OutputState.token`.
+            tell: told how far a pass is.
+        """
+
+        def run(blocks: BlockPass) -> None:
+            if blocks.is_light and blocks.count <= FEW_BLOCKS:
+                run_here(blocks.work.request.workers, tell)(blocks)
+                return
+            sent = replace(cast(Any, blocks), work=blocks.work.with_absolute_paths())
+            parts = min(blocks.count, PARTS_PER_WORKER * max(1, self.workers))
+            made = self._run(make_part, [(sent, token, part, parts) for part in range(parts)])
+            for count, _ in enumerate(made, start=1):
+                if tell is not None:
+                    tell(blocks.title, blocks.count * count // parts, blocks.count)
+
+        return run
+
+    def _run(
+        self, function: Callable[..., Any], jobs: Iterable[tuple], poll: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the number and the result of every job as it ends; the others are cancelled on an error."""
+        mark = uuid4().hex
+        ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        numbers: dict[Future, int] = {}
+        for number, job in enumerate(jobs):
+            future = self._client.submit(function, *job, key=f"volumen-{mark}-{number}", pure=False)
+            numbers[future] = number
+            future.add_done_callback(ended.put)
+        told = time.monotonic()
+        try:
+            while numbers:
+                if self._stopped.is_set():
+                    raise StoppedError
+                try:
+                    future = ended.get(timeout=POLL_SECONDS)
+                    yield numbers.pop(future), self._result(future)
+                except queue.Empty:
+                    if self._client.status not in ("running", "connecting"):
+                        raise _lost(self._client) from None
+                poll()
+                if self.workers:
+                    told = time.monotonic()
+                elif time.monotonic() - told > TELL_SECONDS:
+                    if self._local:
+                        raise VolumenError(
+                            "--nworkers",
+                            "all workers are gone",
+                            remedy="see what they told; the same command goes on from here",
+                        )
+                    told = time.monotonic()
+                    logger.warning("no worker is connected to the scheduler: waiting for one")
+        finally:
+            if numbers:
+                self._client.cancel(list(numbers), force=True)
+
+    def _result(self, future: Future) -> Any:
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise VolumenError(
+                f"worker {error.last_worker.address}",
+                "it and others before it died at the same piece",
+                remedy="see their logs (often they ran out of memory); the same command goes on from here",
+            ) from None
+        except CancelledError:
+            raise _lost(self._client) from None
+
+
+def _lost(client: Client) -> VolumenError:
+    return VolumenError(
+        client.scheduler.address if client.scheduler else "scheduler",
+        "the Dask scheduler is gone",
+        remedy="start it and give the same command again: it goes on from here",
+    )
+
+
+class _Meter:
+    """Turns what the workers' journals say into a count of windows."""
+
+    def __init__(self, state: OutputState, windows: int, progress: Progress | None) -> None:
+        self._state, self._windows, self._progress = state, windows, progress
+        self._before = int(state.done.sum())
+        self._told = 0
+        if progress is not None:
+            progress.expect(windows)
+
+    def update(self) -> None:
+        self._state.absorb()
+        if self._progress is None:
+            return
+        todo = max(1, self._state.done.size - self._before)
+        count = self._windows * (int(self._state.done.sum()) - self._before) // todo
+        self._progress(count - self._told)
+        self._told = count
+
+
+def _add(counts: StreamCounts, made: Made) -> None:
+    counts.windows += made.counts.windows
+    counts.skipped += made.counts.skipped
+    counts.blocks += made.counts.blocks
+    plain, every = made.counts.seconds
+    counts.seconds = (counts.seconds[0] + plain, counts.seconds[1] + every)
+    add_overlaps(counts.overlaps, made.counts.overlaps)
+
+
+@contextmanager
+def open_cluster(request: PredictRequest) -> Iterator[Cluster]:
+    """Connect to the scheduler of a request, or start its workers on this machine.
+
+    Raises:
+        VolumenError: Dask is not installed, nobody answers, or the workers cannot work.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise VolumenError(
+            "--scheduler" if request.scheduler else "--nworkers",
+            "needs the package distributed (Dask)",
+            remedy="pip install 'volumen[dask]'",
+        ) from None
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    if request.scheduler is None:
+        threads = max(1, torch.get_num_threads() // request.nworkers)
+        with (
+            distributed.LocalCluster(
+                n_workers=request.nworkers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            ) as local,
+            distributed.Client(local) as client,
+        ):
+            yield _ready(client, request, threads)
+        return
+    try:
+        client = distributed.Client(request.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise VolumenError(
+            request.scheduler,
+            f"no Dask scheduler answers ({type(error).__name__})",
+            remedy="start one with dask scheduler, and give its address",
+        ) from None
+    with client:
+        yield _ready(client, request, None)
+
+
+def _ready(client: Client, request: PredictRequest, threads: int | None) -> Cluster:
+    """Wait for the workers and find out what they compute with."""
+    wanted = max(1, request.nworkers)
+    machines: dict[str, Machine] = {}
+    while len(machines) < wanted:
+        try:
+            client.wait_for_workers(wanted, timeout=TELL_SECONDS)
+        except TimeoutError:
+            logger.warning("waiting for %d workers at %s", wanted, request.scheduler or "this machine")
+            continue
+        machines = _describe(client, request, threads)
+    machine = common_machine(machines)
+    return Cluster(client, machine, request.device, threads, local=request.scheduler is None)
+
+
+def _addresses(client: Client) -> set[str]:
+    return set(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _describe(client: Client, request: PredictRequest, threads: int | None) -> dict[str, Machine]:
+    """Return what each worker computes with, by address; those that leave meanwhile are left out.
+
+    Asked by tasks and not by `Client.run`, which would keep a worker from its heartbeat while it imports torch.
+    """
+    futures = {
+        address: client.submit(
+            describe_worker, request.device, request.amp, threads, workers=[address], pure=False
+        )
+        for address in _addresses(client)
+    }
+    machines = {}
+    for address, future in futures.items():
+        while address in _addresses(client):
+            try:
+                machines[address] = future.result(timeout=POLL_SECONDS)
+                break
+            except TimeoutError:
+                continue
+            except ImportError as error:
+                raise VolumenError(
+                    f"worker {address}",
+                    f"cannot import this program ({error})",
+                    remedy="install the same version on its machine",
+                ) from None
+    return machines
+
+
+def common_machine(machines: dict[str, Machine]) -> Machine:
+    """Return what all workers compute with.
+
+    Args:
+        machines: by address.
+
+    Raises:
+        VolumenError: they compute on different devices or in different precisions.
+    """
+    (first, machine), *others = machines.items()
+    for address, other in others:
+        if (other.device, other.precision) != (machine.device, machine.precision):
+            raise VolumenError(
+                "workers",
+                f"{first} computes on {machine.device} in {machine.precision}, {address} on {other.device} in "
+                f"{other.precision}",
+                remedy="start workers of one kind, or say --device and --amp",
+            )
+    for key in ("name", "threads", "versions"):
+        if any(getattr(other, key) != getattr(machine, key) for _, other in others):
+            logger.warning("workers differ in %s: the last bits of their blocks may differ", key)
+    return replace(machine, versions=dict(machine.versions))

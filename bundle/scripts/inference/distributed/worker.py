@@ -1,0 +1,212 @@
+"""What a Dask worker does for a prediction: say what it is, make a piece of blocks, make a part of a pass."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from volumen.inference.arrays import work_folder
+from volumen.inference.block_maker import make_blocks
+from volumen.inference.distributed.partition import Piece
+from volumen.inference.machine import Machine, describe_machine
+from volumen.inference.output.block_log import WorkerState
+from volumen.inference.postprocess.passes import BlockPass
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.volume_work import VolumeWork
+from volumen.inference.windows.plan import Box
+from volumen.inference.windows.stream import StreamCounts
+from volumen.utils.device import choose_device
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+LOST_DEVICE: Any = getattr(torch, "AcceleratorError", ())
+"""What CUDA's errors are, from torch 2.8 on; before that they stop the prediction like any error."""
+
+
+class StoppedError(Exception):
+    """The process that asked for this work does not want it any more."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint that workers load: its absolute path, its SHA-256, and the device that was asked for.
+
+    `strict` is that of `load_predictor`.
+    """
+
+    path: str
+    checksum: str
+    device: str
+    threads: int | None = None
+    strict: bool = True
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a piece: counts, and the boxes of the image that could not be read."""
+
+    counts: StreamCounts
+    corrupt: tuple[Box, ...]
+
+
+def describe_worker(device: str, amp: str, threads: int | None) -> Machine:
+    """Return what this worker computes with.
+
+    Args:
+        device, amp: what was asked for.
+        threads: threads that it is to compute with; None for those it has.
+
+    Raises:
+        VolumenError: it has no such device.
+    """
+    from distributed import get_worker
+
+    _set_threads(threads)
+    return describe_machine(_take_device(device, get_worker()), amp)
+
+
+def _take_device(asked: str, worker: Any) -> torch.device:
+    """Return the device of a worker, made the current one, so that nothing of it lands on another GPU.
+
+    Raises:
+        VolumenError: there is no such device.
+    """
+    device = choose_device(worker_device(asked, worker.name, worker.address, gpu_count()))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
+    """Return the device of a worker: the CPU where that is asked for, else a GPU of its own if there are any.
+
+    Workers on a machine take its GPUs in turn, by the number at the end of their names (0, 1, ... of a local
+    cluster, NODE-0, NODE-1, ... of `dask worker --nworkers`); a nameless one goes by its port. Where every worker
+    sees a single GPU, as SLURM and dask-cuda arrange it, that is the one. All share a GPU that is asked for by number.
+
+    Args:
+        asked: "auto", "cpu", "cuda" or "cuda:N".
+        name: the worker's name.
+        address: the worker's address.
+        gpus: GPUs that the worker sees.
+    """
+    if asked not in ("auto", "cuda") or gpus == 0:
+        return asked
+    number = re.search(r"(\d+)$", str(name)) or re.search(r"(\d+)$", address)
+    return f"cuda:{int(number[1]) % gpus if number else 0}"
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def make_piece(
+    work: VolumeWork, network: Network, machine: Machine, token: str, piece: Piece, done: np.ndarray
+) -> Made:
+    """Make the blocks of a piece.
+
+    Args:
+        work: the volume.
+        network: the network.
+        machine: what the other workers compute with.
+        token: see `WorkerState`.
+        piece: which blocks.
+        done: those of the piece that are finished already, bool, shape of the piece.
+
+    Raises:
+        StoppedError: nobody wants them any more.
+        Reschedule: the device failed, and this worker leaves.
+        VolumenError: this worker cannot make the same bytes as the others, or what a user can set right.
+    """
+    from distributed import Reschedule, get_worker
+
+    worker = get_worker()
+    _set_threads(network.threads)
+    device = _take_device(network.device, worker)
+    own = describe_machine(device, work.request.amp)
+    if (own.device, own.precision) != (machine.device, machine.precision):
+        raise VolumenError(
+            f"worker {worker.address}",
+            expected=f"{machine.device} in {machine.precision}, as the other workers",
+            found=f"{own.device} in {own.precision}",
+            remedy="start workers of one kind, or say --device and --amp",
+        )
+    predictor = _load(network, str(device))
+    others = np.ones(work.plan.blocks, dtype=bool)
+    others[piece.slices] = done
+    state = WorkerState(work.job.output, token, others, piece.blocks)
+
+    def may_write() -> None:
+        if not state.wanted:
+            raise StoppedError
+
+    may_write()
+    try:
+        counts = make_blocks(
+            work, predictor, state, others, scratch=Path(worker.local_directory), may_write=may_write
+        )  # fmt: skip
+    except OSError:
+        may_write()  # its folder is gone
+        raise
+    except LOST_DEVICE as error:
+        # The context of this process is lost with the device: other workers take the piece, and this one goes.
+        logger.error("%s lost %s: %s", worker.address, device, str(error).partition("\n")[0])
+        worker.loop.add_callback(worker.close, executor_wait=False, reason="device lost")
+        raise Reschedule from None
+    finally:
+        state.close()
+    return Made(counts, tuple(state.corrupt))
+
+
+def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
+    """Make every `parts`-th block of a pass, from the `part`-th on.
+
+    Args:
+        blocks: the pass.
+        token: name of the file that is there as long as somebody wants the output.
+        part, parts: which share.
+
+    Raises:
+        StoppedError: nobody wants them any more.
+    """
+    wanted = work_folder(blocks.work) / token
+
+    def may_write() -> None:
+        if not wanted.exists():
+            raise StoppedError
+
+    for number in range(part, blocks.count, parts):
+        may_write()
+        try:
+            blocks.make(number, may_write)
+        except OSError:
+            may_write()  # its folder is gone
+            raise
+
+
+@lru_cache(maxsize=2)
+def _load(network: Network, device: str) -> Predictor:
+    predictor = load_predictor(network.path, device, strict=network.strict)
+    if predictor.checksum != network.checksum:
+        raise VolumenError(
+            network.path,
+            expected=f"SHA-256 {network.checksum[:12]}..., as where the prediction was started",
+            found=f"{predictor.checksum[:12]}... on {socket.gethostname()}",
+            remedy="put the same checkpoint there",
+        )
+    return predictor
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,67 @@
+"""What a network's outputs depend on beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from volumen.utils.precision import choose_precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a network's outputs depend on beside its weights.
+
+    Args:
+        device: "cpu" or "cuda".
+        name: what the device is called.
+        precision: "float32", "bfloat16" or "float16".
+        threads: threads that compute; on a CPU another number gives other last bits.
+        versions: of the packages that compute.
+    """
+
+    device: str
+    name: str
+    precision: str
+    threads: int
+    versions: Mapping[str, str]
+
+
+def describe_machine(device: torch.device, amp: str) -> Machine:
+    """Return what this process computes with on a device.
+
+    Raises:
+        VolumenError: for an unknown precision.
+    """
+    return Machine(
+        device.type, device_name(device), choose_precision(amp, device), torch.get_num_threads(), versions()
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device is called."""
+    import platform
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    import platform
+
+    import monai
+    import numpy as np
+    import zarr
+
+    from volumen.version import __version__
+
+    return {
+        "volumen": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "monai": monai.__version__,
+        "numpy": np.__version__,
+        "zarr": zarr.__version__,
+    }

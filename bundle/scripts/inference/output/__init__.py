@@ -1,0 +1,1 @@
+"""What a prediction writes: arrays, chunks, OME-Zarr, exported files, and the log of finished blocks."""

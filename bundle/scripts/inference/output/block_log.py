@@ -1,0 +1,399 @@
+"""The output folder's state: whose it is, what made it, which blocks are finished."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import shutil
+import socket
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from volumen.inference.output.chunk_files import UNFINISHED_CHUNK
+from volumen.inference.output.ome_zarr import LABELS
+from volumen.inference.windows.plan import Box
+from volumen.utils.atomic import UNFINISHED, write_atomically
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = ".volumen"
+RECIPE, LOG, WORKER_LOGS, TOKEN = "recipe.json", "blocks", "workers", "run-"
+ATTRIBUTE = "volumen"
+# What may differ between two runs that count as the same prediction: where it ran, not what was asked.
+INFORMATIVE = ("versions", "machine", "made_of")
+
+
+def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a recipe that decides what is computed."""
+    return {key: value for key, value in recipe.items() if key not in INFORMATIVE}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return what differs between what two recipes decide, in words; empty where nothing does."""
+    return differences(identity(old), identity(new))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the keys whose values differ, in words; empty where none do."""
+    before, now = dict(_leaves(old)), dict(_leaves(new))
+    keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    return ", ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys)
+
+
+def _leaves(recipe: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{lead}{key}.")
+        else:
+            yield f"{lead}{key}", value
+
+
+def gentler(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe with the new one's answers to damage where its own were to stop.
+
+    What was finished before it stopped is what the new recipe makes of it too.
+    """
+    strict = {"on_corrupt": "stop", "nonfinite": "refuse"}
+    return {**old, **{key: new.get(key) for key, value in strict.items() if old.get(key) == value}}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_recipe(output: Path) -> dict[str, Any] | None:
+    """Return the recipe of a finished prediction (an OME-Zarr group), or None where it is none."""
+    attributes = _root_attributes(output)
+    recipe = attributes.get(ATTRIBUTE, {}).get("recipe") if attributes else None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _root_attributes(output: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((output / "zarr.json").read_text())
+    except (OSError, ValueError):
+        return None
+    attributes = content.get("attributes") if isinstance(content, dict) else None
+    return attributes if isinstance(attributes, dict) else None
+
+
+class OutputState:
+    """Opens an output folder for a recipe: new, to go on with, or finished.
+
+    While a prediction runs, `<output>/.volumen` holds its recipe and a journal with one line per finished
+    block, written after the block's chunks. It is removed at the end, when the group's attributes say what
+    was made. A line cut short by a kill does not count. Processes that work for this one keep journals of
+    their own in `workers`, which this one takes over.
+
+    Args:
+        output: the output group's folder.
+        recipe: what decides the result.
+        blocks: blocks per axis.
+        overwrite: whether an earlier prediction may be removed.
+
+    Raises:
+        VolumenError: the folder has other content, or another prediction and no `overwrite`.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        recipe: Mapping[str, Any],
+        blocks: tuple[int, ...],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.output = output
+        self.recipe = dict(recipe)
+        self.folder = output / STATE_FOLDER
+        self.done = np.zeros(blocks, dtype=bool)
+        self.corrupt: list[Box] = []
+        self.finished = False
+        self._log: BlockLog | None = None
+        self._read: dict[Path, int] = {}
+        self._begun = False
+        self._settle(overwrite)
+
+    def _settle(self, overwrite: bool) -> None:
+        if self.output.exists() and not self.output.is_dir():
+            raise VolumenError(
+                self.output, expected="a folder", found="a file", remedy="choose another output"
+            )
+        if not self.output.exists() or not any(self.output.iterdir()):
+            return
+        old, complete = self._earlier()
+        if old is None:
+            raise VolumenError(
+                self.output,
+                expected="an empty folder or an earlier prediction",
+                found=f"other content ({sorted(p.name for p in self.output.iterdir())[0]})",
+                remedy="choose another output folder",
+            )
+        if not complete:
+            self._read_journal()
+        change = difference(old if complete else gentler(old, self.recipe), self.recipe)
+        if change or (overwrite and complete):
+            if not overwrite and (complete or self._begun):
+                raise VolumenError(
+                    self.output,
+                    f"holds another prediction: {change}",
+                    remedy="choose another output folder, or remove that one with --overwrite",
+                )
+            self._remove(old)
+        elif complete:
+            shutil.rmtree(self.folder, ignore_errors=True)  # killed while it removed its state
+            self.finished = True
+        elif self.done.any():
+            logger.info("%s: going on after %d of %d blocks", self.output, self.done.sum(), self.done.size)
+
+    def _earlier(self) -> tuple[dict[str, Any] | None, bool]:
+        try:
+            return json.loads((self.folder / RECIPE).read_text()), False
+        except (OSError, ValueError):
+            if self.folder.is_dir() and not (self.output / "zarr.json").exists():
+                return {}, False  # killed before the recipe was written
+        return read_recipe(self.output), True
+
+    def _remove(self, old: Mapping[str, Any]) -> None:
+        """Remove what the earlier prediction made and nothing else.
+
+        Raises:
+            VolumenError: the folder holds more than that.
+        """
+        made = {"zarr.json", "OME", LABELS, STATE_FOLDER, *old.get("targets", {})}
+        foreign = sorted(entry.name for entry in self.output.iterdir() if entry.name not in made)
+        if (self.output / LABELS).is_dir() and LABELS not in old.get("targets", {}):
+            # Whoever corrects a prediction may have put more labels beside it.
+            inside = {entry.name for entry in (self.output / LABELS).iterdir()} - {
+                "zarr.json",
+                *old.get("targets", {}),
+            }
+            foreign += sorted(f"{LABELS}/{name}" for name in inside)
+        if foreign:
+            raise VolumenError(
+                self.output,
+                f"holds {foreign[0]}, which no prediction made",
+                remedy="move it away, or choose another output folder",
+            )
+        logger.info("removing the earlier prediction in %s", self.output)
+        # An interrupted removal leaves a prediction of which no block is finished.
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(self.folder / RECIPE, json.dumps(old, indent=1).encode())
+        self._forget()
+        # The marks go last, so that an interrupted removal is still known as a prediction, and never as a finished one.
+        for name in (*sorted(made - {"zarr.json", STATE_FOLDER}), "zarr.json", STATE_FOLDER):
+            path = self.output / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _forget(self) -> None:
+        """Remove the state but the recipe: first what says that blocks are finished, then what they left."""
+        self.done[...] = False
+        self.corrupt, self._read = [], {}
+        (self.folder / LOG).unlink(missing_ok=True)
+        for entry in sorted(self.folder.iterdir(), key=lambda entry: entry.name != WORKER_LOGS):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != RECIPE:
+                entry.unlink(missing_ok=True)
+
+    def _read_journal(self) -> None:
+        self._take(self.folder / LOG)
+        self.absorb()
+
+    def _take(self, path: Path) -> None:
+        """Read what a log holds beyond what was read of it before."""
+        blocks, corrupt, self._read[path] = read_log(path, self._read.get(path, 0))
+        flat = self.done.reshape(-1)
+        self._begun |= bool(blocks)
+        for block in blocks:
+            if block < flat.size and not flat[block]:
+                flat[block] = True
+                if self._log is not None:
+                    self._log.block(block)
+        for box in corrupt:
+            self._add_corrupt(box)
+
+    def absorb(self) -> None:
+        """Take over what the logs of other processes say since the last call."""
+        for path in sorted((self.folder / WORKER_LOGS).glob("*")):
+            self._take(path)
+
+    def begin(self) -> None:
+        """Write the recipe and open the journal; what a killed run left half written is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_tokens()
+        write_atomically(self.folder / RECIPE, json.dumps(self.recipe, indent=1).encode())
+        if not self.done.any():
+            self._forget()
+        for leftover in (*self.folder.rglob(UNFINISHED), *self.output.rglob(UNFINISHED_CHUNK)):
+            leftover.unlink(missing_ok=True)
+        self._log = BlockLog(self.folder / LOG)
+        missing = self.done.copy().reshape(-1)
+        logged = np.asarray(read_log(self.folder / LOG)[0])
+        missing[logged[logged < missing.size]] = False
+        for block in np.flatnonzero(missing):
+            self._log.block(int(block))
+
+    def _drop_tokens(self) -> None:
+        for token in self.folder.glob(f"{TOKEN}*"):
+            token.unlink(missing_ok=True)
+
+    @contextmanager
+    def token(self) -> Iterator[str]:
+        """Give the name of a file that is there while other processes may write this output."""
+        name = f"{TOKEN}{uuid4().hex}"
+        (self.folder / name).touch()
+        try:
+            yield name
+        finally:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def record(self, block: tuple[int, ...]) -> None:
+        """Note a block as finished, after its chunks are written."""
+        assert self._log is not None
+        self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
+
+    def record_box(self, blocks: Box) -> None:
+        """Note all blocks of a box as finished."""
+        assert self._log is not None
+        for block in itertools.product(*(range(first, stop) for first, stop in blocks)):
+            if not self.done[block]:
+                self.done[block] = True
+                self.record(block)
+
+    def note_corrupt(self, box: Box) -> None:
+        """Note a box of the image that could not be read, once, however often the run is interrupted."""
+        self._add_corrupt(box)
+
+    def _add_corrupt(self, box: Box) -> None:
+        if box not in self.corrupt:
+            self.corrupt.append(box)
+            self.corrupt.sort()
+            if self._log is not None:
+                self._log.corrupt(box)
+
+    def complete(self, extra: Mapping[str, Any]) -> None:
+        """Mark the prediction as finished: attributes first, then the state folder goes, the recipe before the rest.
+
+        With its recipe there it would count as unfinished, and finished blocks as there, whose files may be gone.
+
+        Args:
+            extra: more for the attributes, beside the recipe.
+        """
+        import zarr
+
+        self.close()
+        group = zarr.open_group(self.output, mode="r+")
+        group.attrs.update({ATTRIBUTE: {"recipe": self.recipe, **extra}})
+        (self.folder / RECIPE).unlink()
+        shutil.rmtree(self.folder)
+        self.finished = True
+
+    def close(self) -> None:
+        """Stop this process and all workers from writing."""
+        # Goes before what a worker may read: one that was given up but still runs would take that for empty.
+        self._drop_tokens()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+class WorkerState:
+    """What a worker knows of the output of the process that asked it: where it is, and a log of its own.
+
+    Args:
+        output: the output group's folder.
+        token: name of the file that is there as long as somebody wants the output.
+        done: blocks that it need not make, bool, shape `plan.blocks`.
+        blocks: box of blocks that it is to make; those that a worker before it finished are marked in `done`.
+    """
+
+    def __init__(self, output: Path, token: str, done: np.ndarray, blocks: Box) -> None:
+        self.output, self.folder = output, output / STATE_FOLDER
+        self.done = done
+        self.corrupt: list[Box] = []
+        self._token = self.folder / token
+        if not self.wanted:
+            return
+        inside = tuple(slice(first, stop) for first, stop in blocks)
+        for path in (self.folder / WORKER_LOGS).glob("*"):
+            finished = np.zeros(done.size, dtype=bool)
+            logged = np.asarray(read_log(path)[0])
+            finished[logged[logged < done.size]] = True
+            done[inside] |= finished.reshape(done.shape)[inside]
+        (self.folder / WORKER_LOGS).mkdir(exist_ok=True)
+        self._log = BlockLog(
+            self.folder / WORKER_LOGS / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
+        )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the process that asked for the output still wants it."""
+        return self._token.exists()
+
+    def record(self, block: tuple[int, ...]) -> None:
+        """Note a block as finished, after its chunks are written."""
+        self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
+
+    def note_corrupt(self, box: Box) -> None:
+        """Note a box of the image that could not be read."""
+        self.corrupt.append(box)
+        self._log.corrupt(box)
+
+    def close(self) -> None:
+        self._log.close()
+
+
+class BlockLog:
+    """A file with a line per finished block and per box of the image that could not be read.
+
+    Every line is one write, so lines of several threads do not mix. A line that a kill cut short is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.ftruncate(self._file, os.pread(self._file, size, 0).rfind(b"\n") + 1)
+
+    def block(self, number: int) -> None:
+        os.write(self._file, b"%d\n" % number)
+
+    def corrupt(self, box: Box) -> None:
+        os.write(self._file, b"corrupt %s\n" % json.dumps(box).encode())
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read_log(path: Path, start: int = 0) -> tuple[array[int], list[Box], int]:
+    """Return the blocks and boxes of a log's whole lines from a byte on, and the byte after them."""
+    # Eight bytes a block: a volume of a teravoxel has millions of them.
+    blocks, corrupt, end = array("q"), list[Box](), start
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                if line[:-1].isdigit():
+                    blocks.append(int(line))
+                elif line.startswith(b"corrupt "):
+                    corrupt.append(tuple((first, stop) for first, stop in json.loads(line[8:])))
+    except FileNotFoundError:
+        pass
+    return blocks, corrupt, end

@@ -1,0 +1,150 @@
+"""What is stored of a head's result: type, number range, labels, and how it is made coarser."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from volumen.inference.windows.heads import Head
+
+if TYPE_CHECKING:
+    from volumen.inference.rules import InstanceRules
+
+DTYPES = ("uint8", "float16", "float32", "labels")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a head's result is stored.
+
+    Probabilities become uint8 (255 is 1), float16, float32, or labels: the class of highest probability
+    after a softmax, 0 or 1 by the threshold after a sigmoid. Other results are float16 where uint8, float16
+    or labels are asked for, since they have signs and units, and float32 otherwise.
+
+    Args:
+        head: the network's output.
+        kind: uint8, float16, float32 or labels.
+        threshold: probability from which on a sigmoid's label is 1.
+    """
+
+    head: Head
+    kind: str = "uint8"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in DTYPES:
+            raise ValueError(f"dtype must be one of {DTYPES}, got {self.kind!r}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+
+    @property
+    def is_labels(self) -> bool:
+        return self.kind == "labels" and self.head.is_probability
+
+    @property
+    def dtype(self) -> np.dtype:
+        if self.head.is_probability:
+            return np.dtype("uint8" if self.kind == "labels" else self.kind)
+        return np.dtype("float32" if self.kind == "float32" else "float16")
+
+    @property
+    def channels(self) -> int:
+        """Stored channels: classes of a softmax become one label map."""
+        return 1 if self.is_labels and self.head.activation == "softmax" else self.head.channels
+
+    def convert(self, result: np.ndarray) -> np.ndarray:
+        """Turn a decoded result (head.channels, *block) into what is stored (channels, *block)."""
+        if self.is_labels:
+            if self.head.activation == "softmax":
+                return result.argmax(axis=0)[None].astype(np.uint8)
+            return (result >= self.threshold).astype(np.uint8)
+        if self.dtype == np.uint8:
+            return np.rint(result * 255).astype(np.uint8)
+        if self.dtype == np.float16:
+            limit = np.finfo(np.float16).max
+            return np.clip(result, -limit, limit).astype(np.float16)
+        return result.astype(np.float32, copy=False)
+
+    def coarser(self, values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+        """Return a coarser version of stored values for the next level of a pyramid.
+
+        Labels take the value that most voxels of a cell have (of several, the one that comes first); all else is the
+        cell's mean, vectors made unit again.
+
+        Args:
+            values: stored values, shape (channels, *space); sides need not be divisible.
+            factors: 1 or 2 per spatial axis.
+        """
+        if self.is_labels:
+            return most_frequent(values, factors)
+        mean = values
+        for axis, factor in enumerate(factors, start=1):
+            if factor == 2:
+                mean = _halve(mean, axis)
+        mean = mean.astype(np.float32, copy=False)
+        if self.head.kind in ("vector", "axis"):
+            mean = mean / np.maximum(np.sqrt((mean**2).sum(axis=0, keepdims=True)), 1e-12)
+        return np.rint(mean).astype(np.uint8) if self.dtype == np.uint8 else mean.astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class StoredInstances(Stored):
+    """Instance numbers: uint32, 0 for none; coarser levels hold the most frequent number of each cell."""
+
+    @property
+    def is_labels(self) -> bool:
+        return True
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("uint32")
+
+
+def instance_stored(rules: InstanceRules | None) -> tuple[Stored, ...]:
+    """Return what is stored of the instances, nothing where none are asked for."""
+    if rules is None:
+        return ()
+    return (StoredInstances(Head(rules.name, 1, "none", "instances")),)
+
+
+def most_frequent(values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+    """Return the most frequent value of every cell; of several, the one that comes first in the cell.
+
+    Args:
+        values: integers, shape (channels, *space); a last cell that is cut off counts the voxels it has.
+        factors: 1 or 2 per spatial axis.
+    """
+    padding = [(0, 0), *((0, -size % f) for size, f in zip(values.shape[1:], factors, strict=True))]
+    if any(after for _, after in padding):
+        values = np.pad(values, padding, mode="edge")  # both halves alike, so that shares stay as they are
+    parts = [
+        values[(slice(None), *(slice(start, None, f) for start, f in zip(corner, factors, strict=True)))]
+        for corner in itertools.product(*(range(f) for f in factors))
+    ]
+    votes = np.ones((len(parts), *parts[0].shape), np.uint8)
+    for first, second in itertools.combinations(range(len(parts)), 2):
+        same = parts[first] == parts[second]
+        votes[first] += same
+        votes[second] += same
+    result, most = parts[0].copy(), votes[0]
+    for part, count in zip(parts[1:], votes[1:], strict=True):
+        better = count > most
+        result[better] = part[better]
+        most = np.maximum(most, count)
+    return result
+
+
+def _halve(values: np.ndarray, axis: int) -> np.ndarray:
+    size = values.shape[axis]
+    if size % 2:
+        last = np.take(values, [size - 1], axis=axis)
+        values = np.concatenate([values, last], axis=axis)
+    even = values[(slice(None),) * axis + (slice(0, None, 2),)]
+    odd = values[(slice(None),) * axis + (slice(1, None, 2),)]
+    # Adding into float32 at once spares a float copy of the finer level, eight times as large.
+    mean = np.add(even, odd, dtype=np.float32)
+    mean *= 0.5
+    return mean

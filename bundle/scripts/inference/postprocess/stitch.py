@@ -1,0 +1,146 @@
+"""Instances of volumes larger than memory: segmented block by block with context, joined by overlap.
+
+Two neighbouring blocks both segment the two planes of voxels at their common face, one with its own voxels, the
+other with its halo. An instance of one is the same as one of the other where each holds more than half of the
+voxels that the other has there. Such pairs are joined by union-find. One instance can therefore have at most one
+partner at a face: an error in one block cannot glue together what the other kept apart.
+
+Every block leaves a small file with its counts and planes when it is done, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from volumen.derived.distance_window import surroundings
+from volumen.inference.postprocess.block_files import BlockFiles
+from volumen.inference.postprocess.blocks import Region, block_box, block_counts, neighbours
+from volumen.inference.postprocess.components import join
+from volumen.inference.postprocess.instances import renumber
+
+Segment = Callable[[Region], np.ndarray]
+Read = Callable[[Region], np.ndarray]
+Write = Callable[[Region, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Stitching:
+    """The blocks of a volume, what each leaves for the others, and how they get common numbers.
+
+    Every block is segmented, all are joined, every block gets its final numbers. With a single block the result is that
+    of the whole volume.
+
+    Args:
+        shape: shape of the volume.
+        block: shape of a block.
+        halo: context per axis, at least 1.
+        files: what finished blocks leave.
+    """
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    halo: Sequence[int]
+    files: BlockFiles
+
+    @property
+    def count(self) -> int:
+        """Blocks that there are."""
+        return math.prod(self._counts)
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return block_counts(self.shape, self.block)
+
+    def segment(self, number: int, segment: Segment, write: Write, may_write: Callable[[], None]) -> None:
+        """Segment a block unless it is done.
+
+        Args:
+            number: which, by its place in the order of all.
+            segment: gives the instances of a region, 0 for none.
+            write: takes the numbers of a region that hold within the block, uint32.
+            may_write: called before anything is written.
+        """
+        if self.files.has(number):
+            return
+        box = block_box(number, self.shape, self.block)
+        labels, kept = _segment_block(segment, box, self.shape, self.halo)
+        may_write()
+        write(box, labels)
+        self.files.save(number, kept)
+
+    def join(self, min_size: int = 0) -> int:
+        """Join the instances of all blocks, number them from 1 without a gap, and return how many there are.
+
+        Args:
+            min_size: instances of fewer voxels are left out.
+        """
+        offsets, numbers = _join_blocks(self.files, self._counts, min_size)
+        self.files.save_table(offsets, numbers)
+        return int(numbers.max(initial=0))
+
+    def numbered(self, number: int, read: Read) -> tuple[Region, np.ndarray]:
+        """Return the place of a block and its final numbers, uint32.
+
+        Args:
+            number: which.
+            read: gives what `segment` wrote.
+        """
+        box = block_box(number, self.shape, self.block)
+        table = np.concatenate([np.zeros(1, np.uint32), self.files.table(number)])
+        return box, table[read(box)]
+
+
+def _segment_block(
+    segment: Segment, box: Region, shape: tuple[int, ...], halo: Sequence[int]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return a block's own numbers, and what is kept: sizes of its instances, instances on both planes of each face."""
+    outer, inner = surroundings(shape, box, halo)
+    found = segment(outer)
+    labels, count = renumber(found[inner])
+    # Numbers of the inner part for the whole: 0 for instances that only the halo holds.
+    own = np.zeros(int(found.max(initial=0)) + 1, np.uint32)
+    own[found[inner]] = labels
+    planes = {}
+    for axis, part in enumerate(box):
+        for side, at in (("low", part.start), ("high", part.stop)):
+            if 0 < at < shape[axis]:
+                pair = list(inner)
+                pair[axis] = slice(at - 1 - outer[axis].start, at + 1 - outer[axis].start)
+                planes[f"{side}{axis}"] = own[found[tuple(pair)]]
+    sizes = np.bincount(labels.reshape(-1), minlength=count + 1)[1:]
+    return labels, {"sizes": sizes, **planes}
+
+
+def _join_blocks(files: BlockFiles, counts: tuple[int, ...], min_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each block's numbers start, and the final number of each (0 where it is too small), uint32."""
+    blocks = math.prod(counts)
+    offsets, sizes = np.zeros(blocks + 1, np.int64), [np.zeros(0)]
+    for number in range(blocks):
+        sizes.append(files.load(number, "sizes")["sizes"])
+        offsets[number + 1] = offsets[number] + len(sizes[-1])
+    pairs = []
+    for number, before, axis in neighbours(counts):
+        one, other = files.load(before, f"high{axis}"), files.load(number, f"low{axis}")
+        found = _partners(one[f"high{axis}"], other[f"low{axis}"])
+        pairs.append(found + np.array([[offsets[before], offsets[number]]]))
+    total = int(offsets[-1])
+    root = join(total, pairs) if total else np.zeros(0, np.int64)
+    size = np.bincount(root, weights=np.concatenate(sizes), minlength=total)
+    kept = np.flatnonzero((size > 0) & (size >= min_size))
+    final = np.zeros(total, np.uint32)
+    final[kept] = np.arange(1, len(kept) + 1)
+    return offsets, final[root]
+
+
+def _partners(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return pairs, counted from 0, of which each holds more than half of the other's voxels: (pairs, 2)."""
+    a, b = one.reshape(-1).astype(np.int64), other.reshape(-1).astype(np.int64)
+    of_a, of_b = np.bincount(a), np.bincount(b)
+    both = (a > 0) & (b > 0)
+    pairs, shared = np.unique(np.stack([a[both], b[both]], axis=1), axis=0, return_counts=True)
+    good = (2 * shared > of_a[pairs[:, 0]]) & (2 * shared > of_b[pairs[:, 1]])
+    return pairs[good] - 1

@@ -1,0 +1,72 @@
+"""What a prediction leaves: arrays, cleaned labels, pyramids, files, and the mark that it is finished."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from volumen.inference.arrays import cleaned_stored, filled_arrays, final_arrays, local_arrays, raw_arrays
+from volumen.inference.output.block_log import OutputState
+from volumen.inference.postprocess.cleaning import clean_labels
+from volumen.inference.postprocess.instance_output import make_instances
+from volumen.inference.postprocess.passes import LevelPass, Run
+
+if TYPE_CHECKING:
+    from volumen.inference.volume_work import VolumeWork
+
+
+class Outputs:
+    """The outputs of one volume, from empty arrays to the finished mark.
+
+    Label maps that are to be cleaned are first written below the state folder, so that cleaning can be
+    repeated from the start after an interruption.
+
+    Args:
+        work: the volume, and what is stored of it and how.
+    """
+
+    def __init__(self, work: VolumeWork) -> None:
+        self.stored = list(work.stored)
+        self._work = work
+        self._final = final_arrays(work)
+        cleaned = cleaned_stored(work)
+        raw = raw_arrays(work) if cleaned else None
+        self._arrays = [
+            self._final,
+            *([raw] if raw else []),
+            *([filled_arrays(work)] if raw and work.rules.fill_holes else []),
+            *([local_arrays(work)] if work.request.instances else []),
+        ]
+        self.sinks = {item.head.name: self._final for item in work.stored}
+        if raw:
+            self.sinks.update({item.head.name: raw for item in cleaned})
+
+    def create(self) -> None:
+        """Create the arrays that are not there yet."""
+        for arrays in self._arrays:
+            arrays.create()
+
+    def complete(self, state: OutputState, run: Run) -> None:
+        """Clean, coarsen, export, and mark the prediction as finished.
+
+        Args:
+            state: state of the output folder.
+            run: makes the blocks of a pass.
+        """
+        if cleaned_stored(self._work):
+            clean_labels(self._work, run)
+        if self._work.request.instances is not None:
+            make_instances(self._work, state.recipe, run)
+        extra = {"corrupt": [[list(side) for side in box] for box in state.corrupt]}
+        job, request = self._work.job, self._work.request
+        if job.export is None:
+            for level in range(1, len(self._final.factors) + 1):
+                run(LevelPass(self._work, level))
+            state.complete(extra)
+            return
+        state.close()
+        job.export.write(
+            self._final,
+            {"recipe": state.recipe, **extra},
+            image=job.image,
+            compress=request.compress != "none",
+        )

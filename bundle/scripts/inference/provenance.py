@@ -1,0 +1,80 @@
+"""The record of everything that shapes a prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from volumen.inference.machine import Machine
+from volumen.inference.output.exports import format_of
+from volumen.inference.output.stored import Stored, instance_stored
+from volumen.inference.reproduce import content_of
+from volumen.inference.windows.plan import PredictPlan
+
+if TYPE_CHECKING:
+    from volumen.inference.jobs import Job
+    from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictRequest
+
+
+def make_recipe(
+    predictor: Predictor,
+    job: Job,
+    request: PredictRequest,
+    plan: PredictPlan,
+    stored: list[Stored],
+    machine: Machine,
+) -> dict[str, Any]:
+    """Return everything that shapes the result, as plain values."""
+    image, mask = job.image, job.mask
+    return {
+        "input": {"path": image.source, "array": image.path,
+                  "fingerprint": image.fingerprint(), "content": content_of(image), "axes": request.axes,
+                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape),
+                  "geometry": image.geometry.plain()},
+        "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint(),
+                                           "content": content_of(mask)},
+        "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
+        "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
+                                  "kind": s.head.kind, "dtype": str(s.dtype)}
+                    for s in [*stored, *instance_stored(request.instances)]},
+        "windows": {"patch_size": list(plan.patch_size), "overlap": plan.overlap, "count": len(plan),
+                    "batch_size": plan.batch_size, "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
+        "region": [list(bounds) for bounds in plan.box],
+        "blocks": list(plan.block_shape),
+        "tta": request.tta,
+        "precision": machine.precision,
+        "device": machine.device,
+        "skip_empty": request.skip_empty,
+        "on_corrupt": request.on_corrupt,
+        "nonfinite": nonfinite_rule(request, predictor),
+        "dtype": request.dtype,
+        "threshold": request.threshold,
+        "format": format_of(request.output, request.format)[0],
+        "clean": {"min_size": request.min_size, "keep_largest": request.keep_largest,
+                  "fill_holes": request.fill_holes},
+        "instances": None if request.instances is None else request.instances.plain(),
+        "compress": request.compress,
+        "pyramid": request.pyramid,
+        "versions": dict(machine.versions),
+        "machine": {"threads": machine.threads, "device": machine.name},
+        "made_of": plain(predictor.config),
+    }  # fmt: skip
+
+
+def nonfinite_rule(request: PredictRequest, predictor: Predictor) -> str:
+    """Return what happens with NaN and infinity: what the request says, else as in training."""
+    trained = predictor.config.get("dataset_config", {}).get("nonfinite")
+    return request.nonfinite or trained or "zero"
+
+
+def plain(value: Any) -> Any:
+    """Return a value with tuples as lists and keys as text, as JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,176 @@
+"""Repeating a published prediction from what its output records."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumen.data.damage import UNREADABLE
+from volumen.inference.block_maker import LEAST_CACHE_BYTES, block_cache_of
+from volumen.inference.output.block_log import differences, identity, read_recipe
+from volumen.inference.rules import read_rules
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+WHOLE_FILE_BYTES = 1 << 30
+SAMPLE_VOXELS = 16
+
+
+def recipe_of(old: Path) -> dict[str, Any]:
+    """Return the recipe that a prediction records: of an OME-Zarr group, of a file, or of its `.volumen.json`.
+
+    Raises:
+        VolumenError: it records none.
+    """
+    recipe = read_recipe(old)
+    for record in [old] if old.name.endswith(".json") else sorted(old.parent.glob("*.volumen.json")):
+        if recipe is None and old.is_file():
+            recipe = _recorded(record, old.name)
+    if not isinstance(recipe, dict):
+        raise VolumenError(
+            old, "records no finished prediction", remedy="give an output of volumen predict to --like"
+        )
+    return recipe
+
+
+def _recorded(record: Path, name: str) -> dict[str, Any] | None:
+    """Return the recipe in a record if it is that of a file."""
+    try:
+        content = json.loads(record.read_text())
+        return content["recipe"] if name in (record.name, *content["files"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `PredictRequest` that make a recipe's prediction again."""
+    mask = recipe["mask"]
+    return {
+        "input": recipe["input"]["path"],
+        "checkpoint": recipe["model"]["path"],
+        "targets": tuple(name for name, entry in recipe["targets"].items() if entry["kind"] != "instances"),
+        "overlap": recipe["windows"]["overlap"],
+        "batch_size": recipe["windows"]["batch_size"],
+        "patch_size": tuple(recipe["windows"]["patch_size"]),
+        "device": recipe["device"],
+        "amp": {"float32": "off"}.get(recipe["precision"], recipe["precision"]),
+        "tta": recipe["tta"],
+        "mask": None if mask is None else mask["path"],
+        "region": tuple((start, stop) for start, stop in recipe["region"]),
+        "skip_empty": recipe["skip_empty"],
+        "dtype": recipe["dtype"],
+        "threshold": recipe["threshold"],
+        "compress": recipe["compress"],
+        **recipe["clean"],
+        "instances": read_rules(recipe.get("instances")),
+        "pyramid": recipe["pyramid"],
+        "on_corrupt": recipe["on_corrupt"],
+        "nonfinite": recipe.get("nonfinite"),
+        "axes": recipe["input"]["axes"],
+        "level": recipe["input"]["level"],
+    }
+
+
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
+    """Compare what a repeated prediction is made of with what an earlier one records, and tell what differs.
+
+    Another network or other voxels are refused, since the result would be another one. Other settings, which flags
+    asked for, are told. Other versions, another device or number of threads are a warning: the last bits may differ.
+
+    Args:
+        old: the recipe recorded.
+        new: the recipe now.
+        where: the earlier prediction.
+
+    Raises:
+        VolumenError: the checkpoint, the image or the mask has changed since.
+    """
+    if old["model"]["sha256"] != new["model"]["sha256"]:
+        raise VolumenError(
+            new["model"]["path"],
+            expected=f"the checkpoint of {where} (SHA-256 {old['model']['sha256'][:12]}...)",
+            found=f"{new['model']['sha256'][:12]}...",
+            remedy="give that checkpoint with -m",
+        )
+    if old["input"]["shape"] != new["input"]["shape"] or old["input"]["dtype"] != new["input"]["dtype"]:
+        raise VolumenError(
+            new["input"]["path"],
+            expected=f"shape {old['input']['shape']} of {old['input']['dtype']}, as {where} records",
+            found=f"{new['input']['shape']} of {new['input']['dtype']}",
+            remedy="give that image with -i",
+        )
+    for key, flag in (("input", "-i"), ("mask", "--mask")):
+        before, now = old[key] or {}, new[key] or {}
+        if before and now and before.get("content", now["content"]) != now["content"]:
+            raise VolumenError(
+                now["path"],
+                f"holds other voxels than when {where} was made",
+                remedy=f"give the file of then with {flag}",
+            )
+    settings = differences(_settings(old), _settings(new))
+    if settings:
+        logger.info("%s: other settings than of %s: %s", new["input"]["path"], where, settings)
+    machine = differences(_surroundings(old), _surroundings(new))
+    if machine:
+        logger.warning("the last bits may differ from %s: %s", where, machine)
+    elif not settings:
+        logger.info("network, image, settings, versions and machine are those of %s", where)
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what flags decide: a recipe without files, of which the content counts, and without the machine."""
+    return {key: value for key, value in identity(recipe).items() if key not in ("input", "model", "device")}
+
+
+def _surroundings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {"device type": recipe["device"], **recipe["machine"], **recipe["versions"]}
+
+
+def content_of(volume: Any) -> str:
+    """Return a digest of a volume's voxels that a copy of it has too.
+
+    A file up to 1 GB is digested whole, a larger one by 64 pieces of 1 MB. Of a zarr array 27 places (9 in 2D) are
+    read. So an image that was replaced is noticed, and a few voxels that were changed in a large one may not be.
+
+    Args:
+        volume: a `Volume`.
+    """
+    digest = hashlib.sha256(f"{volume.channels} {tuple(volume.shape)} {np.dtype(volume.dtype).name}".encode())
+    path = Path(volume.path)
+    if path.is_file():
+        _digest_file(path, digest)
+    elif path.is_dir():
+        # Without it, the chunks around all places would be kept.
+        with block_cache_of(LEAST_CACHE_BYTES):
+            for place in itertools.product(*(_places(size) for size in volume.shape)):
+                try:
+                    digest.update(np.ascontiguousarray(volume.read(place)).tobytes())
+                except UNREADABLE:
+                    digest.update(b"unreadable")
+    else:
+        digest.update(volume.fingerprint().encode())
+    return digest.hexdigest()
+
+
+def _digest_file(path: Path, digest: Any) -> None:
+    size, piece = path.stat().st_size, 1 << 20
+    whole = size <= WHOLE_FILE_BYTES
+    step = piece if whole else max(piece, size // 64)
+    with path.open("rb") as stream:
+        for start in range(0, size, step):
+            stream.seek(start)
+            digest.update(stream.read(piece))
+
+
+def _places(size: int) -> list[slice]:
+    """Return the first, the middle and the last few voxels of an axis."""
+    length = min(size, SAMPLE_VOXELS)
+    return [slice(start, start + length) for start in sorted({0, (size - length) // 2, size - length})]

@@ -1,0 +1,1 @@
+"""Sliding windows: their plan, reading, network, blending, test-time augmentation."""

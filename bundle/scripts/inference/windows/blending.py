@@ -1,0 +1,219 @@
+"""Gaussian blending of overlapping windows, in memory that does not grow with the volume.
+
+The weight of a window is a product of one Gaussian per axis (sigma one eighth of the patch, as nnU-Net
+has it). Windows stand on a regular grid, so the sum of all weights at a voxel is a product as well: it is
+computed from one vector per axis, and only the weighted values are accumulated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+import numpy as np
+
+from volumen.inference.windows.plan import PredictPlan
+
+SIGMA_SHARE = 0.125
+"""Standard deviation of the importance weights as a share of the patch, per axis (Isensee et al. 2021)."""
+
+
+def gaussian_axis(size: int) -> np.ndarray:
+    """Return the importance weights along one axis: float32, shape (size,), highest in the middle.
+
+    The weights lie in [exp(-8), 1], since the border is at most 4 sigma from the centre: never 0, so a
+    voxel that only the corner of one window reaches keeps its value.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    position = np.arange(size) - (size - 1) / 2
+    return np.exp(-0.5 * (position / (SIGMA_SHARE * size)) ** 2).astype(np.float32)
+
+
+def gaussian_window(patch_size: tuple[int, ...]) -> np.ndarray:
+    """Return the importance weights of a window: float32, shape `patch_size`."""
+    weights = np.ones((), dtype=np.float32)
+    for size in patch_size:
+        weights = np.multiply.outer(weights, gaussian_axis(size))
+    return weights
+
+
+def axis_weight_sums(plan: PredictPlan) -> tuple[np.ndarray, ...]:
+    """Return, per axis, the sum of the weights of all windows at each voxel of the region (float32)."""
+    sums = []
+    for axis, (low, high) in enumerate(plan.box):
+        weights = gaussian_axis(plan.patch_size[axis]).astype(np.float64)
+        total = np.zeros(high - low)
+        for start in plan.starts[axis]:
+            begin, end = max(start, low), min(start + len(weights), high)
+            total[begin - low : end - low] += weights[begin - start : end - start]
+        sums.append(total.astype(np.float32))
+    return tuple(sums)
+
+
+def divide_by_weights(values: np.ndarray, sums: tuple[np.ndarray, ...], box: tuple[slice, ...]) -> None:
+    """Turn weighted sums into means in place.
+
+    Args:
+        values: weighted sums of a block, float32, shape (channels, *block).
+        sums: what `axis_weight_sums` returned.
+        box: the block's place in the output.
+    """
+    ndim = len(sums)
+    for axis, total in enumerate(sums):
+        shape = [1] * (ndim + 1)
+        shape[axis + 1] = -1
+        values /= total[box[axis]].reshape(shape)
+
+
+class SpillFile:
+    """Blocks of equal size parked in a file without a name, which vanishes with the process.
+
+    Args:
+        folder: where the file lives; it should be on the disk of the output.
+        shape: shape of a block, float32.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._nbytes = 4 * int(np.prod(shape))
+        self._slots: dict[tuple[int, ...], int] = {}
+        self._free: list[int] = []
+        self._next = 0
+        path = folder / f"partial-sums-{uuid4().hex}.tmp"
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        path.unlink()
+
+    def __contains__(self, block: object) -> bool:
+        return block in self._slots
+
+    def put(self, block: tuple[int, ...], values: np.ndarray) -> None:
+        """Write one block (contiguous float32)."""
+        slot = self._free.pop() if self._free else self._next
+        self._next = max(self._next, slot + 1)
+        view = memoryview(values.data).cast("B")
+        offset = slot * self._nbytes
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+        self._slots[block] = slot
+
+    def take(self, block: tuple[int, ...]) -> np.ndarray:
+        """Read one block back and free its place."""
+        slot = self._slots.pop(block)
+        values = np.empty(self._shape, dtype=np.float32)
+        view = memoryview(values.data).cast("B")
+        offset = slot * self._nbytes
+        while view:
+            count = os.preadv(self._fd, [view], offset)
+            view, offset = view[count:], offset + count
+        self._free.append(slot)
+        return values
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class BlockAccumulator:
+    """Weighted sums of windows, kept by output block; a block is handed out after its last window.
+
+    Blocks are added to in the order of the plan, so the sums are the same bits however often a
+    prediction is interrupted. At most `budget` bytes of blocks stay in memory (never fewer than those of
+    two windows); the least recently used go to a file.
+
+    Args:
+        plan: windows and blocks.
+        channels: accumulated channels.
+        budget: bytes of partial sums kept in memory.
+        folder: where partial sums go beyond the budget.
+        done: blocks that are finished already, bool, shape `plan.blocks`; their sums are not formed.
+    """
+
+    def __init__(
+        self, plan: PredictPlan, channels: int, budget: int, folder: Path, done: np.ndarray | None = None
+    ) -> None:
+        self.plan = plan
+        self.spilled = 0
+        self._shape = (channels, *plan.block_shape)
+        block_bytes = 4 * int(np.prod(self._shape))
+        per_window = int(np.prod([max(len(p) for p in parts) for parts in plan.axis_parts]))
+        self._limit = max(budget // block_bytes, 2 * per_window)
+        self._folder = folder
+        self._spill: SpillFile | None = None
+        self._blocks: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
+        self._skipped: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
+        self._done = done
+        # Windows still to come, of blocks that some window has touched: no more of them than there are partial sums.
+        self._remaining: dict[tuple[int, ...], int] = {}
+
+    def __enter__(self) -> BlockAccumulator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._spill is not None:
+            self._spill.close()
+
+    def add(
+        self, position: int, values: np.ndarray | None
+    ) -> list[tuple[tuple[int, ...], np.ndarray | None, list[tuple[slice, ...]]]]:
+        """Add a window; return the blocks that are complete now.
+
+        Args:
+            position: the window's position in the plan's order.
+            values: weighted values, float32, shape (channels, *patch); None for a skipped window, whose
+                voxels are then empty in the output.
+
+        Returns:
+            For each completed block: its number, its weighted sums (channels, *block_shape) or None when
+            all of it is empty, and the parts of it (slices local to the block) that are empty.
+        """
+        finished = []
+        for block, in_window, in_block in self.plan.parts(position):
+            if self._done is not None and self._done[block]:
+                continue
+            left = self._remaining.pop(block, 0) or self.plan.windows_of_block(block)
+            if values is None:
+                self._skipped.setdefault(block, []).append(in_block)
+            else:
+                self._get(block)[(slice(None), *in_block)] += values[(slice(None), *in_window)]
+            if left > 1:
+                self._remaining[block] = left - 1
+            else:
+                finished.append((block, self._pop(block), self._skipped.pop(block, [])))
+        return finished
+
+    def _get(self, block: tuple[int, ...]) -> np.ndarray:
+        values = self._blocks.get(block)
+        if values is not None:
+            self._blocks.move_to_end(block)
+            return values
+        while len(self._blocks) >= self._limit:
+            self._evict()
+        if self._spill is not None and block in self._spill:
+            values = self._spill.take(block)
+        else:
+            values = np.zeros(self._shape, dtype=np.float32)
+        self._blocks[block] = values
+        return values
+
+    def _evict(self) -> None:
+        if self._spill is None:
+            self._spill = SpillFile(self._folder, self._shape)
+        oldest, values = self._blocks.popitem(last=False)
+        self._spill.put(oldest, values)
+        self.spilled += 1
+
+    def _pop(self, block: tuple[int, ...]) -> np.ndarray | None:
+        if block in self._blocks:
+            return self._blocks.pop(block)
+        if self._spill is not None and block in self._spill:
+            return self._spill.take(block)
+        return None

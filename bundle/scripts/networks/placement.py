@@ -1,0 +1,81 @@
+"""How a network is placed on a device, wrapped and unwrapped again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from volumen.utils.distributed import is_distributed
+
+
+def prepare_network(
+    network: torch.nn.Module,
+    device: str | torch.device = "cpu",
+    *,
+    channels_last: bool = False,
+    compile: bool = False,
+    compile_kwargs: dict[str, Any] | None = None,
+    find_unused_parameters: bool = False,
+) -> torch.nn.Module:
+    """Move a network to its device and wrap it as the settings say.
+
+    Args:
+        network: the network; its parameters move in place.
+        device: where it trains.
+        channels_last: keep convolution weights with the channel axis innermost in memory, which tensor cores
+            and oneDNN prefer. `prepare_batch` must then do the same for the images.
+        compile: compile with `torch.compile`.
+        compile_kwargs: its arguments.
+        find_unused_parameters: for several processes when a step leaves some heads out.
+
+    Returns:
+        The network, inside `DistributedDataParallel` when there are several processes, and compiled if asked.
+    """
+    device = torch.device(device)
+    network = network.to(device)
+    if channels_last:
+        network = network.to(memory_format=memory_format(spatial_dims(network)))  # type: ignore[call-overload]
+    if is_distributed():
+        network = torch.nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            find_unused_parameters=find_unused_parameters,
+        )
+    if compile:
+        network = torch.compile(network, **(compile_kwargs or {}))  # type: ignore[assignment]
+    return network
+
+
+def unwrap(network: torch.nn.Module) -> torch.nn.Module:
+    """The network itself, without the wrappers that would put a prefix on the names in its state."""
+    while True:
+        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(getattr(network, "_orig_mod", None), torch.nn.Module):
+            network = network._orig_mod  # type: ignore[assignment]
+        else:
+            return network
+
+
+def local_network(network: torch.nn.Module) -> torch.nn.Module:
+    """The network for passes that not every process makes, such as those of a validation that is divided.
+
+    `DistributedDataParallel` may exchange buffers in a forward pass and would then wait for the other processes.
+    """
+    inner = unwrap(network)
+    wrapped = network._orig_mod if hasattr(network, "_orig_mod") else network
+    return inner if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) else network
+
+
+def spatial_dims(network: torch.nn.Module) -> int:
+    """2 or 3, from the first weight of a convolution."""
+    for parameter in network.parameters():
+        if parameter.ndim in (4, 5):
+            return parameter.ndim - 2
+    raise ValueError("the network has no convolution, so it has no number of spatial axes")
+
+
+def memory_format(spatial: int) -> torch.memory_format:
+    """The memory format with the channel axis innermost for 2 or 3 spatial axes."""
+    return torch.channels_last if spatial == 2 else torch.channels_last_3d

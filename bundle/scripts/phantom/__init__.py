@@ -1,0 +1,1 @@
+"""A phantom to try everything on: rolled sheets whose geometry is known exactly."""

@@ -1,0 +1,31 @@
+"""The exchange formats by name: what writes each, and what runs a file that was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from volumen.sharing.bioimageio import open_bioimageio, write_bioimageio
+from volumen.sharing.exporters import (
+    Run,
+    Writer,
+    open_onnx,
+    open_pt2,
+    open_torchscript,
+    write_onnx,
+    write_pt2,
+    write_torchscript,
+)
+
+WRITERS: dict[str, Writer] = {
+    "torchscript": write_torchscript,
+    "onnx": write_onnx,
+    "pt2": write_pt2,
+    "bioimageio": write_bioimageio,
+}
+OPENERS: dict[str, Callable[[Path], Run]] = {
+    "torchscript": open_torchscript,
+    "onnx": open_onnx,
+    "pt2": open_pt2,
+    "bioimageio": open_bioimageio,
+}

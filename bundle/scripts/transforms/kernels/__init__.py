@@ -1,0 +1,1 @@
+"""Compiled resampling and filters behind the spatial and intensity augmentation."""

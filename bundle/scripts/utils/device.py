@@ -1,0 +1,51 @@
+"""Which device the network runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from volumen.utils.errors import VolumenError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; `auto` is CUDA where there is one, else the CPU.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:N` or any other device of torch.
+
+    Raises:
+        VolumenError: the name is no device's, or the device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise VolumenError("--device", expected="auto, cpu, cuda or cuda:N", found=repr(name)) from None
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise VolumenError("--device", "no CUDA device on this machine", remedy="use --device cpu")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise VolumenError(
+            "--device",
+            expected="cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}",
+            found=repr(name),
+            remedy="give a GPU of this machine, or use --device cpu",
+        )
+    return device
+
+
+def time_convolutions(device: torch.device, deterministic: bool) -> None:
+    """Let cuDNN time its algorithms at the first patch of each shape and keep the fastest, where that is allowed.
+
+    Patches of one size make this worth its time, as in nnU-Net. Which algorithm is the fastest may change from run to
+    run, and with it the last bits of the sums.
+
+    Args:
+        device: where the network trains; nothing changes unless it is a CUDA device.
+        deterministic: whether two runs are to give the same bits.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic

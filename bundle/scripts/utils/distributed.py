@@ -1,0 +1,156 @@
+"""Several processes: start from torchrun's environment, agree on values, and do nothing when alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+#: A rank that waits this long for another takes it for dead. Torchrun ends the others at once when one dies;
+#: this is for a rank that hangs.
+TIMEOUT = timedelta(minutes=30)
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes, 1 when alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def processes_here() -> int:
+    """The number of processes on this machine, as torchrun tells it; 1 when alone."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files."""
+    return rank() == 0
+
+
+def initialize(device: str | torch.device = "cpu", *, timeout: timedelta = TIMEOUT) -> torch.device:
+    """Join the process group that torchrun's environment names, if it names one.
+
+    Args:
+        device: what the user asked for; "cuda" becomes this rank's own GPU.
+        timeout: how long a collective operation waits for a rank that does not come.
+
+    Returns:
+        The device this process trains on.
+    """
+    device = torch.device(device)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= there:
+            raise VolumenError(
+                "--nproc",
+                expected=f"at most {there}, one process per GPU of this machine",
+                found=os.environ.get("LOCAL_WORLD_SIZE", number + 1),
+            )
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        logger.info("process %d of %d on %s", rank(), world_size(), device)
+    return device
+
+
+def finalize() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def any_rank(flag: bool, device: torch.device | None = None) -> bool:
+    """Whether `flag` is true in at least one process."""
+    return bool(_reduced(float(flag), dist.ReduceOp.MAX, device))
+
+
+def sum_over_ranks(values: Mapping[str, float], device: torch.device | None = None) -> dict[str, float]:
+    """Each value's sum over all processes. Keys may differ between processes; a missing one counts as 0."""
+    if not is_distributed():
+        return dict(values)
+    total: dict[str, float] = {}
+    for part in gather(dict(values)):
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value in the order of their numbers, in every process; it must be picklable."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast(value: Any) -> Any:
+    """The first process's value, in every process; it must be picklable."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def smallest(count: int, device: torch.device | None = None) -> int:
+    """The smallest of a number over all processes."""
+    return int(_reduced(count, dist.ReduceOp.MIN, device))
+
+
+def largest(value: float, device: torch.device | None = None) -> float:
+    """The largest of a number over all processes: what all of them know alike, such as the time of the slowest."""
+    return _reduced(value, dist.ReduceOp.MAX, device)
+
+
+def _reduced(value: float, how: Any, device: torch.device | None) -> float:
+    if not is_distributed():
+        return value
+    told = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(told, op=how)
+    return float(told.item())
+
+
+def share_buffers(network: torch.nn.Module) -> None:
+    """Give every process the first one's buffers, such as running means, which are what checkpoints hold."""
+    if is_distributed():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def without_gradient_sync(network: torch.nn.Module, active: bool) -> Iterator[None]:
+    """Skip averaging gradients over processes while `active`, for micro-batches that are only accumulated."""
+    if active and isinstance(network, torch.nn.parallel.DistributedDataParallel):
+        with network.no_sync():
+            yield
+    else:
+        yield

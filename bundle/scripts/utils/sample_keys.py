@@ -1,0 +1,69 @@
+"""The keys of a training sample: a target's values lie under its own name, what belongs to it under names made of that.
+
+Every part that reads or writes a sample spells its keys here, and `check_names` refuses names of targets that would
+overwrite each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from volumen.utils.errors import VolumenError
+
+RESERVED = frozenset(
+    {
+        "case",
+        "derived_fields",
+        "image",
+        "in_volume",
+        "location",
+        "loss",
+        "seed",
+        "spacing",
+        "spatial",
+        "start",
+        "volume_name",
+    }
+)
+"""Keys that a sample, or what an engine makes of it, uses for something else than a target."""
+PACKED = "wide/"
+"""Prefix of what travels to the training device to be derived there."""
+_MASK, _LABELLED = "_mask", "_labelled"
+
+
+def mask_key(target: str) -> str:
+    """Return the key of a target's loss mask: bool (1, *patch), True where the loss counts."""
+    return f"{target}{_MASK}"
+
+
+def labelled_key(target: str) -> str:
+    """Return the key of the labels that a target was made from, where they are not its values any more."""
+    return f"{target}{_LABELLED}"
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuse names of targets that a sample cannot hold beside each other.
+
+    Args:
+        names: names of all targets, labelled and derived.
+        where: the file they come from, for the error.
+
+    Raises:
+        VolumenError: a name is reserved, or is that of another target's mask or labels.
+    """
+    targets = set(names)
+    for name in sorted(targets):
+        if name in RESERVED or name.startswith(PACKED):
+            raise VolumenError(
+                f"{where}: target {name!r}",
+                "the name is reserved for something else in a sample",
+                remedy="rename the target",
+            )
+        for ending in (_MASK, _LABELLED):
+            owner = name.removesuffix(ending)
+            if owner != name and owner in targets:
+                raise VolumenError(
+                    f"{where}: target {name!r}",
+                    f"the name is that of the {'mask' if ending == _MASK else 'labels'} of the target {owner!r}",
+                    remedy="rename one of them",
+                )
