@@ -403,7 +403,7 @@ def test_the_inference_config_has_every_property_and_uses_it(data, released, tmp
     found["inferer"].overlap = 0.25
     workflow.run()
     root = zarr.open_group(tmp_path / "out" / "scroll.zarr", mode="r")
-    assert root["surface/0"].shape == (24, 24, 64)
+    assert root["labels/surface/0"].shape == (24, 24, 64)
     recipe = root.attrs["volumen"]["recipe"]
     assert recipe["dtype"] == "labels"
     assert recipe["windows"]["overlap"] == 0.25

@@ -150,7 +150,7 @@ def test_predictions_are_read_as_they_were_stored(tmp_path, dtype, form):
     assert labels.volumes
     root = zarr.open_group(tmp_path / "truth.zarr", mode="r")
     for target in ("ink", "tissue"):
-        write(tmp_path / "labels" / f"s_{target}.tif", root[f"{target}/0"][...])
+        write(tmp_path / "labels" / f"s_{target}.tif", root[f"labels/{target}/0"][...])
     evaluation = evaluate(
         EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "labels"), str(tmp_path / "out"))
     )

@@ -82,3 +82,27 @@ def test_what_is_missing():
         cases_from_viewer(Viewer([Image("a", stack())]))
     with pytest.raises(VolumenError, match=r"napari layer a_ink: expected shape \(8, 9, 10\)"):
         cases_from_viewer(Viewer([Image("a", stack()), Labels("a_ink", stack(shape=(8, 9, 11)))]))
+
+
+def placed(layer, translate=None, units=None):
+    layer.translate, layer.units = translate, units
+    return layer
+
+
+def test_units_and_places_of_layers_are_compared(caplog):
+    image = placed(Image("a", stack(), (4, 2, 2)), (0, 10, 0), ("micrometer",) * 3)
+    same = placed(Labels("a_ink", stack(), (4, 2, 2)), (0, 10, 0), ("µm",) * 3)
+    (case,) = cases_from_viewer(Viewer([image, same]))
+    assert (case.spacing, case.unit) == ((4, 2, 2), "micrometer")
+    assert case.image.geometry.origin == (0, 10, 0)
+    assert caplog.text == ""
+    cases_from_viewer(Viewer([image, placed(Labels("a_ink", stack(), (4, 2, 2)))]))
+    assert "napari layer a_ink lies elsewhere in space than napari layer a" in caplog.text
+    assert "it begins 0, -5, 0 voxels" in caplog.text
+
+
+def test_a_mirrored_labels_layer_that_covers_its_image_is_turned():
+    values = np.random.default_rng(0).integers(0, 2, (8, 9, 10)).astype("u1")
+    mirrored = placed(Labels("a_ink", values[:, ::-1], (4, -2, 2)), (0, 16, 0))
+    (case,) = cases_from_viewer(Viewer([Image("a", stack(), (4, 2, 2)), mirrored]))
+    np.testing.assert_array_equal(case.labels["ink"].read((slice(None),) * 3)[0], values)

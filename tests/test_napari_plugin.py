@@ -396,16 +396,20 @@ def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
 
     checkpoint = save_checkpoint(tmp_path / "m.pth", 3, (8, 8, 8), tasks=False)
     values = np.random.default_rng(0).integers(0, 256, (8, 9, 10), dtype=np.uint8)
-    image = layer("scroll", values, scale=(4.0, 0.5, 0.5), units=("micrometer",) * 3)
+    image = layer(
+        "scroll", values, scale=(4.0, 0.5, 0.5), units=("micrometer",) * 3, translate=(0.0, 5.0, 0.0)
+    )
     (file,) = store(take([image]), tmp_path / "layers")
     told = []
     job = {"layers": [file.to_dict()], "checkpoint": str(checkpoint), "target": str(tmp_path / "p.zarr"), "axes": "zyx",
            "targets": ["ink"], "overlap": 0.0, "dtype": "labels", "device": "cpu"}  # fmt: skip
     group = zarr.open_group(worker.predict(job, lambda event, **rest: told.append((event, rest))), mode="r")
-    (multiscale,) = group["ink"].attrs["ome"]["multiscales"]
+    (multiscale,) = group["labels/ink"].attrs["ome"]["multiscales"]
     assert [axis["unit"] for axis in multiscale["axes"]] == ["micrometer"] * 3
     scale = multiscale["datasets"][0]["coordinateTransformations"][0]
     assert scale == {"type": "scale", "scale": [4.0, 0.5, 0.5]}
+    moved = multiscale["datasets"][0]["coordinateTransformations"][1]
+    assert moved == {"type": "translation", "translation": [0.0, 5.0, 0.0]}
     assert told[-1][0] == "progress"
     assert told[-1][1]["done"] == told[-1][1]["total"]
 
@@ -447,7 +451,7 @@ def test_train_stop_go_on_and_predict(tmp_path, viewer):
     predicted = Progress()
     follow(Job("predict", take(viewer.layers[:1]), tmp_path / "out", options).events(), predicted.take)
     assert predicted.state == "done", predicted.text
-    assert zarr.open_group(predicted.path)["surface/0"].shape == (24, 24, 64)
+    assert zarr.open_group(predicted.path)["labels/surface/0"].shape == (24, 24, 64)
     assert predicted.kinds == {"surface": "binary"}
     assert not list((tmp_path / "out").glob(".layers-*"))
 

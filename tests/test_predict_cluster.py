@@ -287,8 +287,8 @@ def cleaned(tmp_path, monkeypatch):
     request = segmented(tmp_path, make_request(tmp_path, 3))
     predict(request)
     labels = zarr.open_group(tmp_path / "one.zarr", mode="r")
-    assert set(np.unique(labels["tissue/0"][...])) != {0}
-    assert labels["ink_instances/0"][...].max() > 1
+    assert set(np.unique(labels["labels/tissue/0"][...])) != {0}
+    assert labels["labels/ink_instances/0"][...].max() > 1
     return replace(request, output=str(tmp_path / "two.zarr"))
 
 

@@ -34,7 +34,13 @@ PASSES = {
         "/ink/1/c/",
         "os.rmdir",
     ),
-    "tif": ("/holes/ink-0/block_", "/filled/ink/0/c/", "/components/ink-0/block_", "scan_", "os.rmdir"),
+    "tif": (
+        "/holes/ink-0/block_",
+        "/filled/labels/ink/0/c/",
+        "/components/ink-0/block_",
+        "scan_",
+        "os.rmdir",
+    ),
 }
 """What is changed in each pass, in their order; the last is the end, when the state is removed."""
 

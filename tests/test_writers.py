@@ -71,8 +71,8 @@ def test_results_are_stored_as_asked(scroll, tmp_path):
     assert np.abs(read["uint8"]["ink/0"][...] / 255 - ink).max() <= 0.5 / 255 + 1e-6
     np.testing.assert_allclose(read["float16"]["ink/0"][...], ink, atol=1e-3)
     np.testing.assert_allclose(read["float32"]["ink/0"][...], ink, atol=1e-6)
-    assert (read["labels"]["ink/0"][...] != (ink >= 0.5)).mean() < 1e-4
-    assert (read["labels"]["tissue/0"][...] != expected["tissue"].argmax(0)).mean() < 1e-4
+    assert (read["labels"]["labels/ink/0"][...] != (ink >= 0.5)).mean() < 1e-4
+    assert (read["labels"]["labels/tissue/0"][...] != expected["tissue"].argmax(0)).mean() < 1e-4
     assert read["uint8"]["normals/0"].dtype == np.float16
     assert read["float32"]["normals/0"].dtype == np.float32
 
@@ -437,7 +437,10 @@ def test_tiff_files_hold_the_same_values(scroll, tmp_path, compress):
     ]  # fmt: skip
     root = zarr.open_group(request.output, mode="r")
     for name in ("ink", "tissue", "normals"):
-        np.testing.assert_array_equal(tifffile.imread(out / f"scroll_{name}.tif"), root[f"{name}/0"][...])
+        values, expected = tifffile.imread(out / f"scroll_{name}.tif"), root[f"{name}/0"][...]
+        assert values.dtype == (np.float32 if name == "normals" else np.uint8)
+        # The group holds directions as float16, the file as float32.
+        np.testing.assert_array_equal(values.astype(expected.dtype), expected)
     assert predict(tiff).volumes[0].already_done
     with pytest.raises(VolumenError, match="another prediction"):
         predict(replace(tiff, overlap=0.1))
@@ -554,7 +557,7 @@ def test_labels_are_cleaned_after_prediction_and_after_an_interruption(scroll, t
     predict(replace(request, output=str(tmp_path / "raw.zarr")))
     cleaned = replace(request, min_size=20, fill_holes=5)
     predict(replace(cleaned, output=str(tmp_path / "whole.zarr")))
-    raw = zarr.open_array(tmp_path / "raw.zarr" / "ink" / "0", mode="r")[...]
+    raw = zarr.open_array(tmp_path / "raw.zarr" / "labels" / "ink" / "0", mode="r")[...]
     holes, count = ndimage.label(raw == 0)
     border = np.zeros_like(raw, bool)
     border[1:-1, 1:-1, 1:-1] = True
@@ -566,7 +569,7 @@ def test_labels_are_cleaned_after_prediction_and_after_an_interruption(scroll, t
     small = np.flatnonzero(np.bincount(labels.reshape(-1)) < 20)
     expected = raw * ~np.isin(labels, small)
     np.testing.assert_array_equal(
-        zarr.open_array(tmp_path / "whole.zarr" / "ink" / "0", mode="r")[...], expected
+        zarr.open_array(tmp_path / "whole.zarr" / "labels" / "ink" / "0", mode="r")[...], expected
     )
 
     def stop(*_):

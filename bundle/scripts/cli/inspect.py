@@ -147,10 +147,9 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
 
 def _spacing_text(case: OpenCase) -> str:
     sizes = " ".join(f"{value:g}" for value in case.spacing)
-    own = case.image.spacing is not None and np.allclose(case.image.spacing, case.spacing)
     if case.image.spacing is None and set(case.spacing) == {1.0}:
         return f"{sizes} (assumed)"
-    return f"{sizes} {case.image.unit}" if own and case.image.unit else sizes
+    return " ".join(part for part in (sizes, case.unit, case.image.geometry.orientation) if part)
 
 
 def _part(config: ConfigManager, name: str) -> str:

@@ -246,6 +246,12 @@ class ConfigManager:
         """Whether the settings or a file say the voxel size, so that it is not assumed."""
         return bool(self.dataset_config.spacing) or any(case.image.spacing is not None for case in self.cases)
 
+    @property
+    def orientation(self) -> str | None:
+        """Where the axes of the volumes run to, such as "SAR"; None where no file states it."""
+        stated = (case.image.geometry.orientation for case in self.cases)
+        return next((orientation for orientation in stated if orientation), None)
+
     @cached_property
     def split(self) -> Split:
         """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
@@ -363,7 +369,13 @@ class ConfigManager:
         if level <= self.dataset_config.ome_zarr_resolution or not self.layout.cases:
             return None  # a viewer's layers have no path to open another level by
         try:
-            return open_cases(self.layout, axes=self.dataset_config.axes, level=level, rules=self.label_rules)
+            return open_cases(
+                self.layout,
+                axes=self.dataset_config.axes,
+                level=level,
+                spacing=self.dataset_config.spacing,
+                rules=self.label_rules,
+            )
         except SingleLevelError as error:
             raise VolumenError(
                 f"{self.origin}: dataset_config.valid_patch_find_resolution",
@@ -833,6 +845,8 @@ class ConfigManager:
                 "targets": {name: target.snapshot() for name, target in self.primary_targets.items()},
                 "spacing": list(self.spacing) if self.dataset_config.spacing else None,
                 "trained_spacing": list(self.spacing) if self._spacing_is_told else None,
+                "trained_unit": self.cases[0].unit,
+                "trained_orientation": self.orientation,
                 "intensity_properties": self.intensity_properties,
                 "trained_intensities": self.trained_intensities,
             },

@@ -342,6 +342,17 @@ class DatasetConfig:
             " image's; null: no file told one."
         ),
     ] = None
+    trained_unit: Annotated[
+        str | None,
+        Field(description="Written by a run: the unit of trained_spacing; null: no file states one."),
+    ] = None
+    trained_orientation: Annotated[
+        str | None,
+        Field(
+            description="Written by a run: where the axes of its volumes run to, such as SAR (superior, anterior,"
+            " right); a volume with other axes is turned for the network. null: no file states it."
+        ),
+    ] = None
     min_labeled_ratio: Annotated[
         Share | None,
         Field(

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import prod
 from os import PathLike, fspath
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from volumen.data.formats.axes import AmbiguousAxesError
 from volumen.data.formats.detection import SUFFIXES, local_path
+from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.volumes import Volume, open_volume
+from volumen.data.geometry import Geometry, nearest_turn
 from volumen.data.label_channels import LabelRule, open_label
 from volumen.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
 from volumen.data.pairing import Case, owner_of, pair_cases
+from volumen.data.placement import OBLIQUE_DEGREES, common_spacings, laid_over, refuse_impossible
+from volumen.data.turned import TurnedVolume
 from volumen.utils.errors import VolumenError
 from volumen.utils.text import counted
 
@@ -32,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 FORMATS = (*SUFFIXES, "napari")
 _NAMED = "named <image>_<target>"
+UNLIKE_SIZES = 1.5
+"""Voxels of one folder that differ in size by more than this factor are a warning."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Layout:
 class OpenCase:
     """A case whose volumes are open (lazily) and have been checked against each other.
 
-    `spacing` has one value per spatial axis, (Z, Y, X) or (Y, X); 1 where nothing is known.
+    `spacing` has one value per spatial axis, (Z, Y, X) or (Y, X), in `unit`, the same for all cases of a folder; 1
+    where nothing is known.
     """
 
     name: str
@@ -56,6 +64,7 @@ class OpenCase:
     labels: dict[str, Volume]
     masks: dict[str, Volume]
     spacing: tuple[float, ...]
+    unit: str | None = None
 
 
 def discover(
@@ -102,7 +111,9 @@ def open_cases(
 ) -> list[OpenCase]:
     """Open every volume of a layout and check that they fit each other.
 
-    Labels of a floating type are taken if their values are whole numbers, which is checked as they are read.
+    Labels of a floating type are taken if their values are whole numbers, which is checked as they are read. A label
+    whose axes are stored in another order or direction than its image's is turned to it, and a case to the orientation
+    of the first one; what lies elsewhere in space is a warning.
 
     Args:
         layout: what `discover` found.
@@ -114,8 +125,9 @@ def open_cases(
     Raises:
         VolumenError: a volume cannot be opened, or shapes, channels or spacing do not fit.
     """
-    cases = [_open_case(case, axes, level, spacing, rules or {}) for case in layout.cases]
+    cases = [_open_case(case, axes, level, rules or {}) for case in layout.cases]
     check_same_kind(cases)
+    cases = with_spacing(oriented(cases), spacing)
     _tell_costs(cases)
     return cases
 
@@ -138,11 +150,12 @@ def check_same_kind(cases: Sequence[OpenCase]) -> None:
 
 
 def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
-    """Check a label or mask, as `as_label` returns them, against its image.
+    """Check a label or mask, as `as_label` returns them, against its image; return it turned to the image's axes.
 
     Raises:
         VolumenError: its shape differs, or a mask has several channels.
     """
+    label = laid_over(label, image.geometry, image.shape, image.source)
     if label.shape != image.shape:
         raise VolumenError(
             label.path,
@@ -154,7 +167,6 @@ def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
         raise VolumenError(
             label.path, expected="a mask of 1 channel", found=f"{label.channels}", remedy="save it as grey"
         )
-    _warn_of_geometry(image, label)
     return label
 
 
@@ -179,7 +191,6 @@ def _open_case(
     case: Case,
     axes: str | None,
     level: int,
-    spacing: Sequence[float] | None,
     rules: Mapping[str, LabelRule],
 ) -> OpenCase:
     image = _open_image(case, axes, level)
@@ -193,7 +204,108 @@ def _open_case(
     masks = {path: open_label(path, axes=axes, level=level, ndim=ndim) for path in set(case.masks.values())}
     labels = {target: fit_label(image, label) for target, label in labels.items()}
     fitted = {target: fit_label(image, masks[path], mask=True) for target, path in case.masks.items()}
-    return OpenCase(case.name, image, labels, fitted, _spacing(image, labels, spacing))
+    return OpenCase(case.name, image, labels, fitted, (1.0,) * len(image.shape))
+
+
+def oriented(cases: Sequence[OpenCase]) -> list[OpenCase]:
+    """Turn the cases whose axes run otherwise than those of the first one that says how its axes run.
+
+    Axes are permuted and reversed; what is left of a rotation is a warning from 10 degrees on.
+    """
+    first = next((case.image for case in cases if case.image.geometry.is_placed), None)
+    if first is None:
+        return list(cases)
+    turned = [_oriented(case, first) for case in cases]
+    moved = [case.image for case, new in zip(cases, turned, strict=True) if new is not case]
+    if moved:
+        more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+        logger.warning(
+            "%s%s: the axes run to %s, and are turned to %s, as of %s",
+            moved[0].source,
+            more,
+            moved[0].geometry.orientation,
+            first.geometry.orientation,
+            first.source,
+        )
+    return turned
+
+
+def _oriented(case: OpenCase, first: Volume) -> OpenCase:
+    """Return a case with the axes of a volume; itself where they run alike, or nothing is known of them."""
+    own = case.image.geometry
+    if not own.is_placed or own.frame != first.geometry.frame:
+        return case
+    turn, angle = nearest_turn(first.geometry, own)
+    if angle > OBLIQUE_DEGREES:
+        logger.warning("%s is turned by %.0f degrees against %s", case.image.source, angle, first.source)
+    if turn.is_identity:
+        return case
+    turned = {volume: TurnedVolume(volume, turn) for volume in (*case.labels.values(), *case.masks.values())}
+    return replace(
+        case,
+        image=TurnedVolume(case.image, turn),
+        labels={name: turned[volume] for name, volume in case.labels.items()},
+        masks={name: turned[volume] for name, volume in case.masks.items()},
+    )
+
+
+def with_spacing(cases: Sequence[OpenCase], spacing: Sequence[float] | None = None) -> list[OpenCase]:
+    """Give every case its voxel size: the setting, else what its image states, else what its labels state, else 1.
+
+    Sizes in different units are converted to that of the first case that states one.
+
+    Args:
+        cases: the cases, turned alike.
+        spacing: `dataset_config.spacing`, or None.
+
+    Raises:
+        VolumenError: the setting does not fit, or a file states a size of 0, below 0, infinite or no number.
+    """
+    ndim = len(cases[0].image.shape)
+    if spacing is not None:
+        if len(spacing) != ndim or not all(value > 0 for value in spacing):
+            raise VolumenError(
+                "dataset_config.spacing", expected=f"{ndim} positive values", found=str(list(spacing))
+            )
+        return [replace(case, spacing=tuple(float(value) for value in spacing), unit=None) for case in cases]
+    stated = [_stated(case) for case in cases]
+    if all(geometry.spacing is None for geometry in stated):
+        return [replace(case, spacing=(1.0,) * ndim, unit=None) for case in cases]
+    sizes, unit = common_spacings(
+        [case.image.source for case in cases],
+        [geometry.spacing for geometry in stated],
+        [geometry.unit for geometry in stated],
+    )
+    _warn_of_unlike(cases, sizes)
+    return [replace(case, spacing=size, unit=unit) for case, size in zip(cases, sizes, strict=True)]
+
+
+def _stated(case: OpenCase) -> Geometry:
+    """Return the geometry with the voxel size of a case, its image's before its labels'."""
+    for volume in (case.image, *case.labels.values()):
+        refuse_impossible(volume, "correct the file, or set dataset_config.spacing")
+        if volume.geometry.spacing is not None:
+            return volume.geometry
+    return Geometry()
+
+
+def _warn_of_unlike(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]]) -> None:
+    """Warn of volumes whose voxels have another size than those of the first: nothing is resampled."""
+    first = np.array(sizes[0])
+    unlike = [
+        case.image.source
+        for case, size in zip(cases, sizes, strict=True)
+        if max(max(first / size), max(size / first)) > UNLIKE_SIZES
+    ]
+    if unlike:
+        more = f" and {len(unlike) - 1} more" if len(unlike) > 1 else ""
+        logger.warning(
+            "%s%s: the voxels have another size than in %s by more than %g times; volumes are never resampled",
+            unlike[0],
+            more,
+            cases[0].image.source,
+            UNLIKE_SIZES,
+        )
 
 
 def _open_image(case: Case, axes: str | None, level: int) -> Volume:
@@ -208,26 +320,6 @@ def _open_image(case: Case, axes: str | None, level: int) -> Volume:
         return open_volume(case.image, level=level, ndim=len(label.shape))
 
 
-def _spacing(image: Volume, labels: dict[str, Volume], spacing: Sequence[float] | None) -> tuple[float, ...]:
-    ndim = len(image.shape)
-    if spacing is None:
-        own = [volume.spacing for volume in (image, *labels.values()) if volume.spacing is not None]
-        return own[0] if own else (1.0,) * ndim
-    if len(spacing) != ndim or not all(value > 0 for value in spacing):
-        raise VolumenError(
-            "dataset_config.spacing", expected=f"{ndim} positive values", found=str(list(spacing))
-        )
-    return tuple(float(value) for value in spacing)
-
-
-def _warn_of_geometry(image: Volume, label: Volume) -> None:
-    if image.affine is not None and label.affine is not None:
-        if not np.allclose(image.affine, label.affine, atol=1e-2):
-            logger.warning("%s lies elsewhere in space than %s: their affines differ", label.path, image.path)
-    elif image.spacing and label.spacing and not np.allclose(image.spacing, label.spacing, rtol=1e-2):
-        logger.warning("%s: spacing %s, its image %s", label.path, label.spacing, image.spacing)
-
-
 def _tell_costs(cases: Sequence[OpenCase]) -> None:
     """Warn of what makes reading slow or images empty, though it is legal."""
     from volumen.data.block_cache import BLOCKS
@@ -236,7 +328,7 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
     from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 
     images = [case.image for case in cases]
-    volumes = [volume for case in cases for volume in (case.image, *case.labels.values())]
+    volumes = [_stored(volume) for case in cases for volume in (case.image, *case.labels.values())]
     compressed = [volume for volume in volumes if isinstance(volume, NiftiVolume) and volume.compressed]
     total = sum(volume.decoded_bytes for volume in compressed)
     if total > BLOCKS.max_bytes:
@@ -256,6 +348,13 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
         block = prod(volume.chunks) * volume.dtype.itemsize
         if isinstance(volume, ZarrVolume) and block > BLOCKS.largest:
             logger.warning("%s: every patch decodes chunks of %d MB; rechunk it", volume.path, block // 10**6)
+
+
+def _stored(volume: Any) -> Any:
+    """Return the volume that a view reads from, or a volume itself."""
+    while isinstance(volume, IntegralVolume | TurnedVolume):
+        volume = volume.volume
+    return volume
 
 
 def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], list[Entry]]:

@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import Any
 from unicodedata import normalize
 
+import numpy as np
+
 from volumen.data.formats.volumes import ArrayVolume, Volume
+from volumen.data.geometry import Geometry, stated_geometry
 from volumen.data.label_channels import LabelRule, as_label
-from volumen.data.layout import OpenCase, check_same_kind, fit_label
+from volumen.data.layout import OpenCase, check_same_kind, fit_label, with_spacing
 from volumen.data.listing import Entry
 from volumen.data.pairing import Case, pair_cases
+from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError
 
 
@@ -45,7 +49,7 @@ def cases_from_viewer(
     paired, _ = pair_cases("napari", *entries, targets=targets, allow_unlabeled=allow_unlabeled)
     cases = [_open_case(case, images, labels, rules or {}) for case in paired]
     check_same_kind(cases)
-    return cases
+    return with_spacing(cases)
 
 
 def _open_case(
@@ -62,7 +66,7 @@ def _open_case(
         image,
         {target: fitted(name, False, rules.get(target, LabelRule())) for target, name in case.labels.items()},
         {target: fitted(name, True, LabelRule()) for target, name in case.masks.items()},
-        image.spacing or (1.0,) * len(image.shape),
+        (1.0,) * len(image.shape),
     )
 
 
@@ -88,17 +92,45 @@ def _image_volume(layer: Any) -> Volume:
     return ArrayVolume(
         array,
         axes=axes + "c" * rgb,
-        spacing=tuple(_scale(layer, min(ndim, 3))),
+        geometry=_geometry(layer, min(ndim, 3)),
         path=f"napari layer {layer.name}",
     )
 
 
 def _label_volume(layer: Any, image: Volume) -> Volume:
     array = _finest(layer)
-    return ArrayVolume(array, ndim=len(image.shape), spacing=image.spacing, path=f"napari layer {layer.name}")
+    ndim = len(image.shape)
+    return ArrayVolume(array, ndim=ndim, geometry=_geometry(layer, ndim), path=f"napari layer {layer.name}")
 
 
-def _scale(layer: Any, ndim: int) -> list[float]:
+def _geometry(layer: Any, ndim: int) -> Geometry:
+    """Return where a layer lies in the viewer, without what napari rotates or shears."""
+    units = getattr(layer, "units", None)
     scale = getattr(layer, "scale", None)
-    values = [1.0] * ndim if scale is None else [abs(float(value)) for value in scale]
-    return values[-ndim:]
+    return viewer_geometry(
+        (1.0,) * ndim if scale is None else scale,
+        getattr(layer, "translate", None),
+        None if units is None else str(units[-1]),
+        ndim,
+    )
+
+
+def viewer_geometry(
+    scale: Sequence[float], translate: Sequence[float] | None, unit: str | None, ndim: int
+) -> Geometry:
+    """Return the geometry of a napari layer; an axis of negative scale runs backwards.
+
+    Args:
+        scale: voxel size per axis of the layer.
+        translate: place of the first voxel per axis of the layer; None: 0.
+        unit: of both, as napari calls it.
+        ndim: spatial axes, the last ones of the layer.
+    """
+    sizes = [float(value) for value in scale][-ndim:]
+    place = [0.0] * ndim if translate is None else [float(value) for value in translate][-ndim:]
+    return stated_geometry(
+        [abs(size) for size in sizes],
+        unit_name(unit),
+        origin=place,
+        directions=np.diag([-1.0 if size < 0 else 1.0 for size in sizes]),
+    )

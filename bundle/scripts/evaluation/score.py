@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volumen.data.geometry import Geometry
+from volumen.data.placement import common_spacings, laid_over, refuse_impossible
 from volumen.data.validity import (
     binary_truth,
     class_truth,
@@ -24,6 +26,7 @@ from volumen.data.validity import (
 )
 from volumen.inference.jobs import image_paths, is_stack, volume_name
 from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
+from volumen.inference.output.ome_zarr import find_target
 from volumen.inference.postprocess.blocks import block_box, block_counts
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.utils.atomic import write_atomically
@@ -109,6 +112,8 @@ class ScoredCase:
         source: the labelled target that a derived one is made from; None where the target itself is labelled.
         labelled_only: only voxels with a label above 0 count, as in a training with `compute_loss_on_labeled_only`.
         truth: makes the truth of a derived target from the label; None where the label itself is it.
+        spacing: voxel size in `unit`, which is the same for all cases; None where no file states it.
+        unit: unit of the spacing, or None.
     """
 
     name: str
@@ -126,6 +131,8 @@ class ScoredCase:
     source: str | None = None
     labelled_only: bool = False
     truth: DerivedTruth | None = None
+    spacing: tuple[float, ...] | None = None
+    unit: str | None = None
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:
         """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
@@ -263,7 +270,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         }
         for case in scored
     }
-    spacing = request.spacing or scored[0].prediction.spacing or scored[0].label.spacing
+    spacing = request.spacing or scored[0].spacing
     metrics = build_metrics(
         targets,
         spacing,
@@ -279,7 +286,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
                 {case.target: truth[None]},
                 {case.target: known[None, None]},
                 cases=[case.name],
-                spacing=request.spacing or case.prediction.spacing or case.label.spacing,
+                spacing=case.spacing,
             )
     unite(metrics, scored)
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
@@ -381,7 +388,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
     unpredicted = [
         name for name, path in labels.items() if path not in used and _image_of(name, targets) is not None
     ]
-    return Pairs(_agreed(cases), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
+    return Pairs(_in_one_unit(_agreed(cases)), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
 
 
 def _image_of(label: str, targets: Collection[str]) -> str | None:
@@ -406,6 +413,32 @@ def _warn_of_missing(evaluation: Evaluation, request: EvaluateRequest) -> None:
                 more,
                 evaluation.coverage,
             )
+
+
+def _in_one_unit(cases: list[ScoredCase]) -> list[ScoredCase]:
+    """Give the voxel sizes of all cases in the unit of the first."""
+    if all(case.spacing is None for case in cases):
+        return cases
+    names = [case.prediction.path for case in cases]
+    sizes, unit = common_spacings(
+        names, [case.spacing for case in cases], [case.unit for case in cases], "--spacing"
+    )
+    return [replace(case, spacing=size, unit=unit) for case, size in zip(cases, sizes, strict=True)]
+
+
+def _stated(image: Geometry, volumes: Sequence[Volume]) -> Geometry:
+    """Return the first geometry with a voxel size: the image's, else that of a volume.
+
+    Raises:
+        VolumenError: a volume states a size that cannot be.
+    """
+    if image.spacing is not None:
+        return image
+    for volume in volumes:
+        refuse_impossible(volume, "correct the file, or give --spacing")
+        if volume.geometry.spacing is not None:
+            return volume.geometry
+    return Geometry()
 
 
 def _masks(request: EvaluateRequest, labels: Path) -> dict[str, str]:
@@ -564,7 +597,8 @@ def _of_group(path: Path) -> list[Found]:
     recipe = read_recipe(path)
     if recipe is None:
         return []
-    return [Found(volume_name(recipe["input"]["path"]), t, str(path / t), recipe) for t in recipe["targets"]]
+    name = volume_name(recipe["input"]["path"])
+    return [Found(name, target, str(find_target(path, target)), recipe) for target in recipe["targets"]]
 
 
 def _has_truth(item: Found) -> bool:
@@ -613,6 +647,8 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         whole = tuple(found.recipe["input"]["shape"])
     else:
         whole = prediction.shape
+    place = _place(found, prediction, region)
+    label = laid_over(label, place, whole, found.path)
     if label.shape != whole:
         raise VolumenError(
             label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
@@ -625,7 +661,10 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     numbers = found.target in request.instances and kind in ("binary", "multiclass")
     if numbers or (kind == "multiclass" and found.recipe is None and _number_instances(label, channels)):
         kind, channels = "instances", 1
-    spacing = request.spacing or prediction.spacing or label.spacing or (1.0,) * ndim
+    # What a prediction states beside its record is made up where its image states nothing.
+    others = (label,) if found.recipe and "geometry" in found.recipe["input"] else (prediction, label)
+    stated = Geometry(request.spacing) if request.spacing else _stated(place, others)
+    spacing = stated.spacing or (1.0,) * ndim
     classes = None if found.task else target.get("classes")
     return ScoredCase(
         found.name, found.target, kind, prediction, label, mask, region, channels, scale,
@@ -633,7 +672,16 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         source=found.source if found.task else None,
         labelled_only=bool(found.config.get("tr_setup", {}).get("compute_loss_on_labeled_only")),
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
+        spacing=stated.spacing, unit=stated.unit,
     )  # fmt: skip
+
+
+def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometry:
+    """Return where the predicted image lies: as recorded, since an OME-Zarr states no flips, else by the prediction."""
+    recorded = found.recipe["input"].get("geometry") if found.recipe else None
+    if recorded is not None:
+        return Geometry.from_plain(recorded)
+    return prediction.geometry.moved([-part.start for part in region])
 
 
 def _open_prediction(found: Found) -> Volume:

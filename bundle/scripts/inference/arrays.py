@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from volumen.data.geometry import GRID
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput
 from volumen.inference.output.stored import Stored, instance_stored
 
 if TYPE_CHECKING:
+    from volumen.data.formats.volumes import Volume
     from volumen.inference.volume_work import VolumeWork
 
 
@@ -47,14 +49,27 @@ def work_folder(work: VolumeWork) -> Path:
 
 
 def _arrays(work: VolumeWork, root: Path, stored: Sequence[Stored], *, pyramid: bool = False) -> ZarrOutput:
+    geometry = work.job.image.geometry
     return ZarrOutput(
         root,
         stored,
         work.plan.output_shape,
         work.plan.block_shape,
-        spacing=work.job.image.spacing or work.spacing or (1.0,) * work.plan.ndim,
-        unit=work.job.image.unit,
+        spacing=geometry.spacing or (1.0,) * work.plan.ndim,
+        unit=geometry.unit,
+        place=geometry.origin if geometry.frame == GRID else None,
+        source=_image_group(work.job.image),
+        classes=work.classes,
         origin=tuple(start for start, _ in work.plan.box),
         compress=work.request.compress,
         pyramid=pyramid,
     )
+
+
+def _image_group(image: Volume) -> str | None:
+    """Return the path of an image's OME-Zarr group on this machine, or None where it is of another kind."""
+    source = Path(image.source)
+    is_group = (
+        "://" not in image.source and image.source != image.path and image.path.startswith(image.source)
+    )
+    return str(source.absolute()) if is_group and source.is_dir() else None

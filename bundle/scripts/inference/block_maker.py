@@ -67,6 +67,7 @@ def make_blocks(
         tta=request.tta,
         precision=work.precision,
         compare=gain is not None,
+        turn=work.turn,
     )
     outputs = Outputs(work)
     finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain)

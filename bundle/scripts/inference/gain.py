@@ -65,15 +65,23 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
             settings = targets.get(head.name, {})
             if not head.is_probability or head.name not in case.labels or settings.get("instances"):
                 continue
-            ndim = len(open_volume(image).shape)
+            volume = open_volume(image)
             rule = label_rule(head.name, settings)
-            label = open_label(case.labels[head.name], ndim=ndim, rule=rule)
-            masks = case.masks.get(head.name)
-            found[head.name] = Labels(label, open_label(masks, ndim=ndim) if masks else None, rule.unknown)
+            label = _laid(open_label(case.labels[head.name], ndim=len(volume.shape), rule=rule), volume)
+            path = case.masks.get(head.name)
+            mask = _laid(open_label(path, ndim=len(volume.shape)), volume) if path else None
+            found[head.name] = Labels(label, mask, rule.unknown)
     except (VolumenError, StopIteration, OSError) as error:
         logger.debug("%s: no gain is measured: %s", image, error)
         return {}
     return found
+
+
+def _laid(volume: Volume, image: Volume) -> Volume:
+    """Return a label or mask as it lies over its image."""
+    from volumen.data.placement import laid_over
+
+    return laid_over(volume, image.geometry, image.shape, image.source)
 
 
 class GainMeter:

@@ -89,8 +89,10 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
         VolumenError: it is unreadable, of another shape, or has several channels that differ.
     """
     from volumen.data.label_channels import open_mask_file
+    from volumen.data.placement import laid_over
 
     mask = open_mask_file(path, ndim=len(image.shape))
+    mask = laid_over(mask, image.geometry, image.shape, image.source)
     if mask.shape != image.shape:
         raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
     return mask

@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volumen.data.geometry import AxisTurn, Geometry, directions_of, nearest_turn
+from volumen.data.placement import OBLIQUE_DEGREES, warn_impossible
 from volumen.inference.block_maker import PARTIAL_SUMS_BYTES, make_blocks
 from volumen.inference.gain import AugmentationReport, dice, find_labels
 from volumen.inference.intensity_check import check_intensities
 from volumen.inference.jobs import Job, find_jobs, volume_name
 from volumen.inference.machine import describe_machine
 from volumen.inference.output.block_log import OutputState
+from volumen.inference.output.exports import format_of
+from volumen.inference.output.ome_zarr import LABELS, target_group
 from volumen.inference.output.stored import Stored, instance_stored
 from volumen.inference.postprocess.instance_output import settle_request
 from volumen.inference.postprocess.passes import run_here
@@ -192,10 +196,15 @@ def report_augmentation(
     plain, every = counts.seconds
     return AugmentationReport(
         work.request.tta,
-        len(transforms(work.request.tta, work.plan.patch_size, predictor.spacing)),
+        len(transforms(work.request.tta, _seen_patch(work), predictor.spacing)),
         every / plain if plain else None,
         {name: dice(overlaps) for name, overlaps in counts.overlaps.items()},
     )
+
+
+def _seen_patch(work: VolumeWork) -> tuple[int, ...]:
+    """Return the patch size along the network's axes."""
+    return work.plan.patch_size if work.turn is None else work.turn.of_axes(work.plan.patch_size)
 
 
 def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision: str) -> VolumeWork:
@@ -208,9 +217,11 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     check_image(predictor, image)
     heads = predictor.heads(request.targets)
     check_layouts(heads, request.tta)
-    plan = make_plan(predictor, image.shape, heads, request)
+    turn = turn_to_training(predictor, image, heads)
+    plan = make_plan(predictor, image.shape, heads, request, turn)
     tell_small(image, plan.patch_size, request.patch_size or predictor.patch_size)
     stored = [stored_as(head, request) for head in heads]
+    _check_names([*stored, *instance_stored(request.instances)])
     return VolumeWork(
         job,
         request,
@@ -219,10 +230,67 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         cleaning_rules(request, stored),
         predictor.normalizer.for_volume(image),
         precision,
-        predictor.spacing,
+        predictor.spacing if turn is None or predictor.spacing is None else turn.undo_axes(predictor.spacing),
         nonfinite_rule(request, predictor),
         {} if request.tta == "none" else find_labels(image.path, heads, predictor.config),
+        turn,
+        class_names(predictor.config),
     )
+
+
+def _check_names(stored: Sequence[Stored]) -> None:
+    """Refuse an image that would be stored in the group of the label maps.
+
+    Raises:
+        VolumenError: a target called "labels" is stored beside label maps, and is none itself.
+    """
+    groups = {target_group(item) for item in stored}
+    if LABELS in groups and any(group.startswith(f"{LABELS}/") for group in groups):
+        raise VolumenError(
+            f"target {LABELS}",
+            "cannot be stored as an image where the label maps of other targets are stored",
+            remedy="predict it by itself with --targets",
+        )
+
+
+def class_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes by target, of targets that have them, from the settings of a training."""
+    targets = (config.get("dataset_config") or {}).get("targets") or {}
+    return {name: tuple(entry["classes"]) for name, entry in targets.items() if entry.get("classes")}
+
+
+def turn_to_training(predictor: Predictor, image: Volume, heads: Sequence[Head]) -> AxisTurn | None:
+    """Return how an image's axes are turned to run as those of the training volumes; None where they do.
+
+    The network sees turned windows, and its outputs are turned back, so that a prediction has its image's axes.
+
+    Raises:
+        VolumenError: the axes run otherwise, and a head's channels depend on directions that cannot be turned back.
+    """
+    trained, own = predictor.orientation, image.geometry.orientation
+    if trained is None or own is None or len(trained) != len(own):
+        return None
+    turn, angle = nearest_turn(directions_of(trained), image.geometry)
+    if angle > OBLIQUE_DEGREES:
+        logger.warning("%s: its axes lie at %.0f degrees to %s, as in training", image.path, angle, trained)
+    if turn.is_identity:
+        return None
+    for head in heads:
+        # Turned offsets compare with partners that may lie outside the window.
+        if head.layout is None or any(part.kind == "offsets" for part in head.layout):
+            raise VolumenError(
+                image.path,
+                expected=f"axes that run to {trained}, as in training, for {head.name}",
+                found=own,
+                remedy="turn the file, or leave that target out with --targets",
+            )
+    logger.warning(
+        "%s: its axes run to %s, those of the training to %s; windows are turned for the network and back",
+        image.path,
+        own,
+        trained,
+    )
+    return turn
 
 
 def _make_here(
@@ -313,27 +381,54 @@ def check_image(predictor: Predictor, image: Volume) -> None:
             " and ".join(dtypes),
         )
     check_intensities(predictor.config, predictor.normalizer, image)
-    if image.spacing and predictor.spacing:
-        ratios = [
-            a / b * predictor.spacing[0] / image.spacing[0]
-            for a, b in zip(image.spacing, predictor.spacing, strict=True)
-        ]
-        if max(ratios) > 1.25 or min(ratios) < 0.8:
-            logger.warning(
-                "%s: spacing %s, the network was trained on %s", image.path, image.spacing, predictor.spacing
-            )
+    _check_spacing(predictor, image)
+
+
+def _check_spacing(predictor: Predictor, image: Volume) -> None:
+    """Warn of a voxel size that the training volumes did not have; without units only the ratios of axes compare."""
+    warn_impossible(image)
+    trained = Geometry(predictor.spacing, predictor.unit)
+    own = image.geometry.in_unit(trained.unit)
+    if own.spacing is None or trained.spacing is None:
+        return
+    sizes, known = own.spacing, predictor.orientation
+    if known is not None and image.geometry.orientation is not None and len(known) == len(sizes):
+        sizes = nearest_turn(directions_of(known), image.geometry)[0].of_axes(sizes)
+    ratios = [a / b for a, b in zip(sizes, trained.spacing, strict=True)]
+    if own.unit is None or own.unit != trained.unit:
+        ratios = [ratio / ratios[0] for ratio in ratios]
+    if max(ratios) > 1.25 or min(ratios) < 0.8:
+        logger.warning(
+            "%s: spacing %s, the network was trained on %s; nothing is resampled",
+            image.path,
+            image.geometry.text(),
+            trained.text(),
+        )
 
 
 def make_plan(
-    predictor: Predictor, shape: tuple[int, ...], heads: tuple[Head, ...], request: PredictRequest
+    predictor: Predictor,
+    shape: tuple[int, ...],
+    heads: tuple[Head, ...],
+    request: PredictRequest,
+    turn: AxisTurn | None = None,
 ) -> PredictPlan:
     """Return the windows and blocks for a volume.
+
+    Args:
+        predictor: the network.
+        shape: of the volume.
+        heads: outputs wanted.
+        request: how.
+        turn: how windows are turned for the network; its patch size is along the network's axes.
 
     Raises:
         VolumenError: a region outside the volume, an overlap or a patch that cannot be.
     """
     patch = predictor.check_patch(request.patch_size or predictor.patch_size)
-    patch = predictor.fit_patch(patch, shape)
+    seen = shape if turn is None else turn.of_axes(shape)
+    patch = predictor.fit_patch(patch, seen)
+    patch = patch if turn is None else turn.undo_axes(patch)
     region = settle_region(request.region, shape)
     if not 0 <= request.overlap < 1:
         raise VolumenError("--overlap", expected="a share of at least 0 and below 1", found=request.overlap)
@@ -391,6 +486,8 @@ def stored_as(head: Head, request: PredictRequest) -> Stored:
         VolumenError: an unknown type or an impossible threshold.
     """
     kind = "labels" if request.threshold is not None else request.dtype
+    if not head.is_probability and format_of(request.output, request.format)[0] != "zarr":
+        kind = "float32"  # few programs read files of float16
     if kind == "labels" and request.instances is not None and head.name in request.instances.sources:
         kind = "uint8"
     try:

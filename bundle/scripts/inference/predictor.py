@@ -27,6 +27,7 @@ from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
+    from volumen.data.geometry import AxisTurn
     from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Predictor:
         normalizer: as in training; `for_volume` gives what maps a volume's raw values to float32.
         patch_size: the window that the network was trained on.
         spacing: voxel size that it was trained on, or None.
+        unit: unit of the spacing, or None.
+        orientation: where the axes of its volumes ran to, such as "SAR", or None.
         in_channels: image channels that it takes.
         divisor: what a window's sides must be divisible by.
         path: the checkpoint.
@@ -59,6 +62,8 @@ class Predictor:
     normalizer: Normalizer
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
+    unit: str | None = None
+    orientation: str | None = None
     in_channels: int = 1
     divisor: tuple[int, ...] = ()
     path: str = ""
@@ -162,6 +167,8 @@ def load_predictor(
         ),
         patch_size=_patch_size(path, config, ndim),
         spacing=None if spacing is None else tuple(float(s) for s in spacing),
+        unit=None if dataset.get("spacing") else dataset.get("trained_unit"),
+        orientation=dataset.get("trained_orientation"),
         in_channels=int(final_config["in_channels"]),
         divisor=tuple(int(d) for d in getattr(network, "divisor", (1,) * ndim)),
         path=str(path),
@@ -269,6 +276,11 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _turned_back(turn: AxisTransform, head: Head, output: Tensor) -> Tensor:
+    """Bring a head's output (B, C, *patch) for a turned window back, its components too where they are known."""
+    return turn.undo(output) if head.layout is None else turn.undo_components(output, head.layout)
+
+
 class WindowNetwork:
     """Runs a batch of windows through the network and gives what is accumulated.
 
@@ -279,6 +291,7 @@ class WindowNetwork:
         tta: test-time augmentation, see `volumen.inference.windows.tta.transforms`.
         precision: "float32", "bfloat16" or "float16".
         compare: whether the outputs without augmentation follow those with it, on further channels.
+        turn: how windows are turned before the network sees them; the outputs are turned back. None for not.
     """
 
     def __init__(
@@ -290,6 +303,7 @@ class WindowNetwork:
         tta: str = "none",
         precision: str = "float32",
         compare: bool = False,
+        turn: AxisTurn | None = None,
     ) -> None:
         self.predictor = predictor
         self.heads = tuple(heads)
@@ -300,7 +314,9 @@ class WindowNetwork:
         self.seconds = (0.0, 0.0)
         """Of the first batches, where windows are augmented: in the unaugmented pass, and in all."""
         check_layouts(self.heads, tta)
-        self.turns: tuple[AxisTransform, ...] = transforms(tta, patch_size, predictor.spacing)
+        self.base = None if turn is None else AxisTransform(turn.order, turn.flips)
+        seen = tuple(patch_size) if turn is None else turn.of_axes(tuple(patch_size))
+        self.turns: tuple[AxisTransform, ...] = transforms(tta, seen, predictor.spacing)
         self.precision = precision
         self.device = predictor.device
         self._weights = torch.from_numpy(gaussian_window(tuple(patch_size))).to(self.device)
@@ -321,17 +337,16 @@ class WindowNetwork:
         """
         began = first = self._clock()
         images = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        if self.base is not None:
+            images = self.base.apply(images)
         total: Tensor | None = None
         plain: Tensor | None = None
         for turn in self.turns:
             with autocast(self.precision, self.device):
                 outputs = self.predictor.network(turn.apply(images).contiguous(), targets=self.names)
-            turned = {
-                head.name: turn.undo(outputs[head.name].float())
-                if head.layout is None
-                else turn.undo_components(outputs[head.name].float(), head.layout)
-                for head in self.heads
-            }
+            turned = {head.name: outputs[head.name].float() for head in self.heads}
+            for step in (turn, *((self.base,) if self.base else ())):
+                turned = {head.name: _turned_back(step, head, turned[head.name]) for head in self.heads}
             encoded = encode_all(self.heads, turned)
             if total is None:
                 total, plain = encoded, encoded * self._weights if self.compare else None

@@ -67,6 +67,6 @@ class Outputs:
         job.export.write(
             self._final,
             {"recipe": state.recipe, **extra},
-            affine=job.image.affine,
+            image=job.image,
             compress=request.compress != "none",
         )

@@ -31,7 +31,8 @@ def make_recipe(
     return {
         "input": {"path": image.source, "array": image.path,
                   "fingerprint": image.fingerprint(), "content": content_of(image), "axes": request.axes,
-                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape)},
+                  "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape),
+                  "geometry": image.geometry.plain()},
         "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint(),
                                            "content": content_of(mask)},
         "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},

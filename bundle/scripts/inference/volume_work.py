@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from volumen.data.geometry import AxisTurn
 from volumen.inference.gain import Labels
 from volumen.inference.jobs import Job
 from volumen.inference.output.stored import Stored
@@ -43,9 +44,11 @@ class VolumeWork:
         rules: what is done to label maps.
         normalizer: maps the volume's raw values to float32.
         precision: "float32", "bfloat16" or "float16".
-        spacing: voxel size where the image has none, or None.
+        spacing: voxel size where the image has none, per axis of the image, or None.
         nonfinite: "zero" or "refuse", for NaN and infinity in the image.
         labels: the truth by target, with which an augmentation's gain is measured.
+        turn: how windows are turned for the network, whose training volumes had their axes otherwise; None for not.
+        classes: names of classes by target.
     """
 
     job: Job
@@ -58,6 +61,13 @@ class VolumeWork:
     spacing: tuple[float, ...] | None
     nonfinite: str = "zero"
     labels: Mapping[str, Labels] = field(default_factory=dict)
+    turn: AxisTurn | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def voxel_size(self) -> tuple[float, ...]:
+        """Voxel size that computations use: the image's, else that of the training, else 1."""
+        return self.job.image.spacing or self.spacing or (1.0,) * self.plan.ndim
 
     def with_absolute_paths(self) -> VolumeWork:
         """Return the same work for a process with another working directory."""

@@ -31,6 +31,7 @@ class LayerFile:
         scale: voxel size per axis of the layer.
         rgb: whether the last axis holds colours.
         unit: of the scale, or None where the layer has none.
+        translate: place of the first voxel per axis, in the unit; empty: 0.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerFile:
     scale: tuple[float, ...]
     rgb: bool = False
     unit: str | None = None
+    translate: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -56,6 +58,7 @@ class LayerArray:
         scale: voxel size per axis of the layer.
         rgb: whether the last axis holds colours.
         unit: of the scale, or None where the layer has none.
+        translate: place of the first voxel per axis, in the unit; empty: 0.
     """
 
     name: str
@@ -64,6 +67,7 @@ class LayerArray:
     scale: tuple[float, ...]
     rgb: bool = False
     unit: str | None = None
+    translate: tuple[float, ...] = ()
 
     @property
     def axes(self) -> str:
@@ -135,6 +139,7 @@ def take(layers: Iterable[Any]) -> list[LayerArray]:
             tuple(float(value) for value in layer.scale),
             bool(getattr(layer, "rgb", False)),
             _unit(layer),
+            tuple(float(value) for value in getattr(layer, "translate", ())),
         )
         for layer in layers
     ]
@@ -169,7 +174,9 @@ def store(
         if path is None:
             path = folder / f"{number}.zarr"
             _write(layer, path, progress or (lambda _name, _share: None))
-        stored.append(LayerFile(layer.name, layer.kind, str(path), layer.scale, layer.rgb, layer.unit))
+        stored.append(
+            LayerFile(layer.name, layer.kind, str(path), layer.scale, layer.rgb, layer.unit, layer.translate)
+        )
     return stored
 
 
@@ -237,6 +244,8 @@ def stand_in(files: Sequence[Mapping[str, Any]]) -> SimpleNamespace:
             _type_string=file["kind"],
             data=zarr.open_array(file["path"], mode="r"),
             scale=tuple(file["scale"]),
+            translate=tuple(file.get("translate") or ()) or None,
+            units=None if file.get("unit") is None else (file["unit"],),
             rgb=file["rgb"],
             multiscale=False,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.inference.output.ome_zarr import LABELS
 from volumen.napari_plugin.layers import PREDICTION
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -46,9 +47,10 @@ def read_prediction(
     group: Any = zarr.open_group(str(path), mode="r")
     layers: list[LayerData] = []
     for target in sorted(kinds, key=lambda name: kinds[name] not in _LABELLED):
-        if target not in group:
+        place = next((place for place in (f"{LABELS}/{target}", target) if place in group), None)
+        if place is None:
             continue
-        stored = [group[target][str(level)] for level in range(len(list(group[target].array_keys())))]
+        stored = [group[place][str(level)] for level in range(len(list(group[place].array_keys())))]
         levels = [dask.array.from_array(array, chunks=array.chunks) for array in stored]
         layers += _layers_of(levels, f"{image} {target}", kinds[target], len(scale))
     for number, (_, options, _) in enumerate(layers):

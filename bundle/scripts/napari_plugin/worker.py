@@ -179,6 +179,7 @@ def train(job: Mapping[str, Any], tell: Tell) -> Path:
 def predict(job: Mapping[str, Any], tell: Tell) -> str:
     """Predict a stored layer, with the voxel size that the viewer shows; return the OME-Zarr group."""
     from volumen.data.formats.volumes import open_volume
+    from volumen.data.napari_layers import viewer_geometry
     from volumen.inference.jobs import make_job
     from volumen.inference.predict import output_names, predict_volume
     from volumen.inference.predictor import load_predictor
@@ -209,8 +210,9 @@ def predict(job: Mapping[str, Any], tell: Tell) -> str:
     predictor = load_predictor(request.checkpoint, choose_device(request.device))
     tell("heads", kinds={head.name: head.kind for head in predictor.heads(request.targets)})
     image: Any = open_volume(layer["path"], axes=job["axes"])
-    image.spacing = tuple(abs(value) for value in layer["scale"][-len(image.shape) :])
-    image.unit = layer["unit"]
+    image.geometry = viewer_geometry(
+        layer["scale"], layer.get("translate") or None, layer["unit"], len(image.shape)
+    )
     where = make_job(image, None, request.output, output_names(predictor, request), None)
     return predict_volume(predictor, where, request, progress=Progress(layer["name"], progress)).output
 

@@ -153,6 +153,8 @@ def inference_facts(predictor: Predictor) -> dict[str, Any]:
         "divisor": list(predictor.divisor),
         "padding": "reflect",
         "spacing": None if predictor.spacing is None else list(predictor.spacing),
+        "unit": predictor.unit,
+        "orientation": predictor.orientation,
         "axes": "zyx"[-_dims(predictor) :],
         "normalization_scheme": _scheme(predictor),
         "intensity_properties": without_paths(

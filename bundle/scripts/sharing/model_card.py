@@ -70,10 +70,15 @@ def training_section(predictor: Predictor, training: Mapping[str, Any], paramete
         "optimizer": f"{training['optimizer']}, learning rate {training['learning_rate']}",
         "seed": training["seed"],
         "parameters": f"{parameters:,}",
-        "voxel size": "not stated" if predictor.spacing is None else " x ".join(map(str, predictor.spacing)),
+        "voxel size": "not stated" if predictor.spacing is None else _voxel_size(predictor),
     }
     listed = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"| setting | value |\n| --- | --- |\n{listed}"
+
+
+def _voxel_size(predictor: Predictor) -> str:
+    sizes = " x ".join(map(str, predictor.spacing or ()))
+    return f"{sizes} {predictor.unit}" if predictor.unit else sizes
 
 
 def _input(predictor: Predictor, metadata: Mapping[str, Any]) -> str:

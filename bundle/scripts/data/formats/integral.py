@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from volumen.data.formats.volumes import Region, Volume
+from volumen.data.formats.volumes import Placed, Region, Volume
 from volumen.utils.errors import VolumenError
 
 
-class IntegralVolume:
+class IntegralVolume(Placed):
     """A view of a volume of whole numbers stored as another type, as labels in NIfTI often are.
 
     Booleans read as uint8, floats as int32. A value that is not a whole number, or lies outside int32, is
@@ -28,8 +28,7 @@ class IntegralVolume:
         self.path, self.source = volume.path, volume.source
         self.shape = volume.shape
         self.channels = volume.channels
-        self.spacing = volume.spacing
-        self.unit = volume.unit
+        self.geometry = volume.geometry
         self.chunks = volume.chunks
         self.affine = volume.affine
         self.dtype = np.dtype(np.uint8 if np.dtype(volume.dtype) == bool else np.int32)

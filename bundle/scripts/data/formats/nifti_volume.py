@@ -15,6 +15,8 @@ from volumen.data.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
+from volumen.data.geometry import PATIENT, Geometry, nearest_turn, stated_geometry
+from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,7 @@ class NiftiVolume(LazyVolume):
             str(path),
             axis_map,
             self._stored_dtype if self._scaling == (1, 0) else np.dtype(np.float32),
-            spacing=axis_map.of_space([float(size) for size in image.header.get_zooms()]),
-            unit=_unit(path, image.header),
+            geometry=_geometry(path, image, axis_map),
             chunks=None if self.compressed else (1,) * (len(axis_map.shape) - 2) + axis_map.shape[-2:],
             affine=np.asarray(image.affine, dtype=float),
         )
@@ -139,9 +140,20 @@ def _axis_map(path: Path, shape: tuple[int, ...], ndim: int | None) -> AxisMap:
     return AxisMap(shape, tuple(reversed(range(spatial))), extra[0] if extra else None)
 
 
+class _SizeRepairs(logging.Filter):
+    """Drops what nibabel logs of sizes that it repairs: `_stated_sizes` takes them as they are, and names the file."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("pixdim[")
+
+
+_REPAIRS = _SizeRepairs()
+
+
 def _load(path: Path) -> Any:
     import nibabel
 
+    nibabel.imageglobals.logger.addFilter(_REPAIRS)
     try:
         return nibabel.load(path)
     except Exception as error:
@@ -150,10 +162,70 @@ def _load(path: Path) -> Any:
 
 def _unit(path: Path, header: Any) -> str | None:
     try:
-        unit = header.get_xyzt_units()[0]
+        return unit_name(header.get_xyzt_units()[0])
     except KeyError as error:
         logger.warning(
             "%s: its header gives unit number %d, which NIfTI does not define", path, error.args[0]
         )
         return None
-    return {"unknown": None, "mm": "millimeter", "micron": "micrometer"}.get(unit, unit)
+
+
+def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
+    """Return the place in space by the affine, or the size alone where the header sets no affine.
+
+    The size is the length of the affine's columns. The header repeats it, and a header that says otherwise is a
+    warning: programs differ in which of the two they take.
+    """
+    header = image.header
+    ndim = len(axis_map.spatial)
+    unit = _unit(path, header)
+    header_sizes = axis_map.of_space(_stated_sizes(path, image))
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    # A qform takes its sizes from the header, in which nibabel has repaired them by then.
+    if not codes[0] and (not codes[1] or not all(size > 0 for size in header_sizes)):
+        return stated_geometry(header_sizes, unit)
+    geometry = _of_affine(image.affine, unit, ndim)
+    if geometry.spacing and not np.allclose(geometry.spacing, header_sizes, rtol=1e-2, atol=0):
+        logger.warning(
+            "%s: its affine states voxels of %s, its header (pixdim) %s; the affine counts",
+            path,
+            geometry.text(),
+            " x ".join(f"{size:g}" for size in header_sizes),
+        )
+    if all(codes) and geometry.is_placed:
+        other = _of_affine(header.get_qform(), unit, ndim)
+        if other.is_placed and not nearest_turn(geometry, other)[0].is_identity:
+            logger.warning(
+                "%s: its sform runs to %s, its qform to %s; the sform counts",
+                path,
+                geometry.orientation,
+                other.orientation,
+            )
+    return geometry
+
+
+def _stated_sizes(path: Path, image: Any) -> list[float]:
+    """Return the header's sizes as they are stored; nibabel makes 1 of 0, and drops signs."""
+    from nibabel.openers import ImageOpener
+
+    with ImageOpener(str(path)) as file:
+        stored = type(image.header).from_fileobj(file, check=False)
+    return [float(size) for size in stored["pixdim"][1:8]]
+
+
+def _of_affine(affine: Any, unit: str | None, ndim: int) -> Geometry:
+    """Turn a (4, 4) affine over (X, Y, Z) into the geometry of the array (Z, Y, X)."""
+    full = np.asarray(affine, dtype=float)
+    lengths = np.linalg.norm(full[:3, :ndim], axis=0)
+    if not np.isfinite(full).all() or not lengths.all():
+        return stated_geometry(tuple(lengths[::-1]), unit)
+    directions = full[:3, :ndim] / lengths
+    if ndim == 2 and np.abs(directions[2]).max() > 1e-3:
+        return stated_geometry(tuple(lengths[::-1]), unit)  # a slice that leaves the plane of X and Y
+    return stated_geometry(
+        tuple(lengths[::-1]),
+        unit,
+        origin=tuple(full[:ndim, 3][::-1]),
+        directions=directions[:ndim][::-1, ::-1],
+        frame=PATIENT,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +12,8 @@ import numpy as np
 
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.open_handles import HANDLES
+from volumen.data.geometry import Geometry, stated_geometry
+from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError
 
 Region = tuple[slice, ...]
@@ -28,8 +29,9 @@ class Volume(Protocol):
         shape: spatial shape, (Z, Y, X) or (Y, X).
         channels: number of channels, at least 1.
         dtype: type of what `read` returns, in native byte order.
-        spacing: size of a voxel per spatial axis, in `unit`, or None where the file says nothing.
-        unit: unit of the spacing ("nanometer", "mm", ...), or None.
+        geometry: size of a voxel per spatial axis, its unit, and place and direction of the axes, as far as known.
+        spacing: `geometry.spacing`.
+        unit: `geometry.unit`, the name of OME-Zarr ("nanometer", "millimeter", ...).
         chunks: spatial shape of the blocks that are stored, hence decoded, as one.
         affine: (4, 4) NIfTI affine over (X, Y, Z) voxel indices, or None.
     """
@@ -43,6 +45,8 @@ class Volume(Protocol):
     def channels(self) -> int: ...
     @property
     def dtype(self) -> np.dtype: ...
+    @property
+    def geometry(self) -> Geometry: ...
     @property
     def spacing(self) -> tuple[float, ...] | None: ...
     @property
@@ -83,20 +87,29 @@ def check_region(region: Region, shape: tuple[int, ...]) -> Region:
     return tuple(checked)
 
 
-def _usable(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Return the spacing, or None where a file holds zeros or worse in its place."""
-    if spacing is None or not all(isfinite(size) and size > 0 for size in spacing):
-        return None
-    return tuple(float(size) for size in spacing)
-
-
 def describe_volume(volume: Volume) -> str:
     """Return one line with a volume's path, shape, channels and type."""
     kind, channels = type(volume).__name__, volume.channels
     return f"{kind}({volume.path!r}, shape={volume.shape}, channels={channels}, dtype={volume.dtype})"
 
 
-class LazyVolume(ABC):
+class Placed:
+    """Voxel size and unit of what has a geometry."""
+
+    geometry: Geometry
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Size of a voxel per spatial axis, in `unit`."""
+        return self.geometry.spacing
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the spacing."""
+        return self.geometry.unit
+
+
+class LazyVolume(Placed, ABC):
     """A volume in a file: opened where and when it is first read.
 
     The open handle is dropped by pickling and by forking, so a volume can be sent to any worker or inherited.
@@ -108,8 +121,7 @@ class LazyVolume(ABC):
         axis_map: AxisMap,
         dtype: np.dtype,
         *,
-        spacing: tuple[float, ...] | None = None,
-        unit: str | None = None,
+        geometry: Geometry | None = None,
         chunks: tuple[int, ...] | None = None,
         affine: np.ndarray | None = None,
     ) -> None:
@@ -118,8 +130,7 @@ class LazyVolume(ABC):
         self.shape = axis_map.shape
         self.channels = axis_map.channels
         self.dtype = np.dtype(dtype).newbyteorder("=")
-        self.spacing = _usable(spacing)
-        self.unit = unit
+        self.geometry = geometry or Geometry()
         self.chunks = tuple(min(c, s) if s else 1 for c, s in zip(chunks or self.shape, self.shape))
         self.affine = affine
         self._forget_handle()
@@ -183,7 +194,7 @@ class LazyVolume(ABC):
         return self.axis_map.channels_first(stored).astype(self.dtype, copy=False)
 
 
-class ArrayVolume:
+class ArrayVolume(Placed):
     """A volume over an array in memory, or over any that slices like one (dask, zarr), without a copy.
 
     Args:
@@ -193,6 +204,8 @@ class ArrayVolume:
         unit: unit of the spacing.
         path: name used in messages.
         ndim: number of spatial axes where the shape leaves it open.
+        affine: (4, 4) NIfTI affine over (X, Y, Z) voxel indices.
+        geometry: the place in space, instead of `spacing` and `unit`.
     """
 
     def __init__(
@@ -205,6 +218,7 @@ class ArrayVolume:
         path: str = "array",
         ndim: int | None = None,
         affine: np.ndarray | None = None,
+        geometry: Geometry | None = None,
     ) -> None:
         self.path = self.source = path
         self.array = array
@@ -212,8 +226,7 @@ class ArrayVolume:
         self.shape = self.axis_map.shape
         self.channels = self.axis_map.channels
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
-        self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
-        self.unit = unit
+        self.geometry = geometry or stated_geometry(spacing, unit_name(unit))
         self.affine = affine
         self.chunks = self._block_shape()
 

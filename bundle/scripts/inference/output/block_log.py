@@ -18,6 +18,7 @@ from uuid import uuid4
 import numpy as np
 
 from volumen.inference.output.chunk_files import UNFINISHED_CHUNK
+from volumen.inference.output.ome_zarr import LABELS
 from volumen.inference.windows.plan import Box
 from volumen.utils.atomic import UNFINISHED, write_atomically
 from volumen.utils.errors import VolumenError
@@ -170,8 +171,15 @@ class OutputState:
         Raises:
             VolumenError: the folder holds more than that.
         """
-        made = {"zarr.json", "OME", STATE_FOLDER, *old.get("targets", {})}
+        made = {"zarr.json", "OME", LABELS, STATE_FOLDER, *old.get("targets", {})}
         foreign = sorted(entry.name for entry in self.output.iterdir() if entry.name not in made)
+        if (self.output / LABELS).is_dir() and LABELS not in old.get("targets", {}):
+            # Whoever corrects a prediction may have put more labels beside it.
+            inside = {entry.name for entry in (self.output / LABELS).iterdir()} - {
+                "zarr.json",
+                *old.get("targets", {}),
+            }
+            foreign += sorted(f"{LABELS}/{name}" for name in inside)
         if foreign:
             raise VolumenError(
                 self.output,

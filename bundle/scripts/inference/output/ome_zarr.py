@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from volumen.data.units import unit_name
 from volumen.inference.output.chunk_files import ChunkFiles, numcodec, zarr_codec
+from volumen.inference.output.ome_metadata import OME_VERSION, image_label, ome_xml, omero
 from volumen.inference.output.stored import Stored
+from volumen.utils.atomic import write_atomically
 
-OME_VERSION = "0.5"
-_UNITS = {
-    "nm": "nanometer",
-    "um": "micrometer",
-    "µm": "micrometer",
-    "micron": "micrometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "pixel": None,
-    "voxel": None,
-}
+LABELS = "labels"
+"""The group of an OME-Zarr container that holds its label maps."""
+
+
+def target_group(stored: Stored) -> str:
+    """Return the path of a target's group in the container: label maps of one channel lie in `labels`."""
+    return f"{LABELS}/{stored.head.name}" if is_label_map(stored) else stored.head.name
+
+
+def is_label_map(stored: Stored) -> bool:
+    """Whether a target is stored as an OME-Zarr label; classes that overlap are an image of several channels."""
+    return stored.is_labels and stored.channels == 1
+
+
+def find_target(root: Path, name: str) -> Path:
+    """Return the folder of a predicted target in a container, wherever it lies there."""
+    inner = root / LABELS / name
+    return inner if inner.exists() else root / name
 
 
 def level_factors(
@@ -54,9 +64,10 @@ def level_factors(
 
 
 class ZarrOutput:
-    """Arrays of a prediction: `<root>/<target>/<level>`, created if absent, opened if there.
+    """Arrays of a prediction, created if absent, opened if there.
 
-    Single-channel targets have axes (z, y, x) or (y, x), others a channel axis in front.
+    They are `<root>/<target>/<level>`, those of label maps `<root>/labels/<target>/<level>`. Single-channel targets
+    have axes (z, y, x) or (y, x), others a channel axis in front.
 
     Args:
         root: the output group's folder.
@@ -66,6 +77,9 @@ class ZarrOutput:
         spacing: voxel size per axis.
         unit: unit of the spacing, or None.
         origin: first voxel of the output in the image, per axis.
+        place: where the image's first voxel lies in space, per axis in `unit`; None for 0.
+        source: path of the image's OME-Zarr group, to which labels refer; None where it is of another format.
+        classes: names of classes by target.
         compress: "zstd", "lz4", "gzip" or "none".
         pyramid: whether coarser levels are made.
     """
@@ -80,14 +94,21 @@ class ZarrOutput:
         spacing: tuple[float, ...],
         unit: str | None = None,
         origin: tuple[int, ...] | None = None,
+        place: tuple[float, ...] | None = None,
+        source: str | None = None,
+        classes: Mapping[str, Sequence[str]] | None = None,
         compress: str = "zstd",
         pyramid: bool = True,
     ) -> None:
         self.root = root
         self.stored = {item.head.name: item for item in stored}
         self.shape, self.block_shape = shape, block_shape
-        self.spacing, self.unit = spacing, unit
+        self.spacing, self.unit = spacing, unit_name(unit)
         self.origin = origin or (0,) * len(shape)
+        self.place = place or (0.0,) * len(shape)
+        self.groups = {name: target_group(item) for name, item in self.stored.items()}
+        self._source = source
+        self._classes = classes or {}
         self.factors = level_factors(shape, spacing, block_shape) if pyramid else []
         self._compress = compress
         self._chunk_files: dict[tuple[str, int], ChunkFiles] = {}
@@ -99,13 +120,31 @@ class ZarrOutput:
         root = zarr.open_group(self.root, mode="a", zarr_format=3)
         root.attrs.update({"ome": {"version": OME_VERSION, "bioformats2raw.layout": 3}})
         series = root.require_group("OME")
-        series.attrs.update({"ome": {"version": OME_VERSION, "series": list(self.stored)}})
+        series.attrs.update({"ome": {"version": OME_VERSION, "series": list(self.groups.values())}})
+        images = {self.groups[name]: stored for name, stored in self.stored.items()}
+        write_atomically(
+            self.root / "OME" / "METADATA.ome.xml", ome_xml(images, self.shape, self.spacing, self.unit)
+        )
+        maps = [name for name, stored in self.stored.items() if is_label_map(stored)]
+        if maps:
+            root.require_group(LABELS).attrs.update({"ome": {"version": OME_VERSION, "labels": maps}})
         for name, stored in self.stored.items():
-            group = root.require_group(name)
-            group.attrs.update({"ome": {"version": OME_VERSION, "multiscales": [self._multiscale(stored)]}})
+            group = root.require_group(self.groups[name])
+            group.attrs.update({"ome": self._attributes(stored)})
             for level in range(len(self.factors) + 1):
                 if str(level) not in group:
                     self._create_array(group, stored, level)
+
+    def _attributes(self, stored: Stored) -> dict[str, Any]:
+        """Return the OME metadata of a target's group."""
+        found = {"version": OME_VERSION, "multiscales": [self._multiscale(stored)]}
+        if not is_label_map(stored):
+            return {**found, "omero": omero(stored)}
+        label = image_label(stored, self._classes.get(stored.head.name))
+        if self._source is not None:
+            here = self.root / self.groups[stored.head.name]
+            label["source"] = {"image": Path(os.path.relpath(self._source, here)).as_posix()}
+        return {**found, "image-label": label}
 
     def _create_array(self, group: Any, stored: Stored, level: int) -> None:
         shape, chunks = self._stored_shapes(stored, level)
@@ -133,7 +172,7 @@ class ZarrOutput:
         if (name, level) not in self._chunk_files:
             stored = self.stored[name]
             self._chunk_files[name, level] = ChunkFiles(
-                self.root / name / str(level),
+                self.root / self.groups[name] / str(level),
                 *self._stored_shapes(stored, level),
                 stored.dtype,
                 numcodec(self._compress, stored.dtype),
@@ -156,7 +195,7 @@ class ZarrOutput:
 
     def _multiscale(self, stored: Stored) -> dict[str, Any]:
         names = ["z", "y", "x"][-len(self.shape) :]
-        unit = _UNITS.get(self.unit, self.unit) if self.unit else None
+        unit = self.unit
         axes: list[dict[str, str]] = [
             {"name": name, "type": "space", **({"unit": unit} if unit else {})} for name in names
         ]
@@ -166,10 +205,10 @@ class ZarrOutput:
         datasets = []
         for level in range(len(self.factors) + 1):
             scale = self.level_scale(level)
-            # Means and first voxels alike: the centre of a coarse voxel lies between those it covers.
+            # The centre of a coarse voxel lies between those that it covers.
             shift = [
-                (start + (0 if stored.is_labels else (f - 1) / 2)) * step
-                for start, f, step in zip(self.origin, scale, self.spacing, strict=True)
+                place + (start + (f - 1) / 2) * step
+                for place, start, f, step in zip(self.place, self.origin, scale, self.spacing, strict=True)
             ]
             datasets.append(
                 {
@@ -183,7 +222,8 @@ class ZarrOutput:
                     ],
                 }
             )
-        return {"name": stored.head.name, "axes": axes, "datasets": datasets, "type": "mean"}
+        kind = "mode" if stored.is_labels else "mean"
+        return {"name": stored.head.name, "axes": axes, "datasets": datasets, "type": kind}
 
     def write(self, name: str, box: tuple[slice, ...], values: np.ndarray, level: int = 0) -> None:
         """Write stored values (channels, *box) of a target at a place."""

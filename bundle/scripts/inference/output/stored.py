@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,14 +71,15 @@ class Stored:
     def coarser(self, values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
         """Return a coarser version of stored values for the next level of a pyramid.
 
-        Labels keep the first voxel of each cell; all else is the cell's mean, vectors made unit again.
+        Labels take the value that most voxels of a cell have (of several, the one that comes first); all else is the
+        cell's mean, vectors made unit again.
 
         Args:
             values: stored values, shape (channels, *space); sides need not be divisible.
             factors: 1 or 2 per spatial axis.
         """
         if self.is_labels:
-            return values[(slice(None), *(slice(None, None, f) for f in factors))]
+            return most_frequent(values, factors)
         mean = values
         for axis, factor in enumerate(factors, start=1):
             if factor == 2:
@@ -90,7 +92,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class StoredInstances(Stored):
-    """Instance numbers: uint32, 0 for none; coarser levels keep the first voxel of each cell."""
+    """Instance numbers: uint32, 0 for none; coarser levels hold the most frequent number of each cell."""
 
     @property
     def is_labels(self) -> bool:
@@ -106,6 +108,33 @@ def instance_stored(rules: InstanceRules | None) -> tuple[Stored, ...]:
     if rules is None:
         return ()
     return (StoredInstances(Head(rules.name, 1, "none", "instances")),)
+
+
+def most_frequent(values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+    """Return the most frequent value of every cell; of several, the one that comes first in the cell.
+
+    Args:
+        values: integers, shape (channels, *space); a last cell that is cut off counts the voxels it has.
+        factors: 1 or 2 per spatial axis.
+    """
+    padding = [(0, 0), *((0, -size % f) for size, f in zip(values.shape[1:], factors, strict=True))]
+    if any(after for _, after in padding):
+        values = np.pad(values, padding, mode="edge")  # both halves alike, so that shares stay as they are
+    parts = [
+        values[(slice(None), *(slice(start, None, f) for start, f in zip(corner, factors, strict=True)))]
+        for corner in itertools.product(*(range(f) for f in factors))
+    ]
+    votes = np.ones((len(parts), *parts[0].shape), np.uint8)
+    for first, second in itertools.combinations(range(len(parts)), 2):
+        same = parts[first] == parts[second]
+        votes[first] += same
+        votes[second] += same
+    result, most = parts[0].copy(), votes[0]
+    for part, count in zip(parts[1:], votes[1:], strict=True):
+        better = count > most
+        result[better] = part[better]
+        most = np.maximum(most, count)
+    return result
 
 
 def _halve(values: np.ndarray, axis: int) -> np.ndarray:

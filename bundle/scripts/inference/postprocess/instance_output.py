@@ -84,7 +84,7 @@ class _InstancePass:
     @property
     def segmenter(self) -> InstanceSegmenter:
         """What segments a region."""
-        return InstanceSegmenter(self.rules, final_arrays(self.work).spacing, self.offsets)
+        return InstanceSegmenter(self.rules, self.work.voxel_size, self.offsets)
 
     @property
     def stitching(self) -> Stitching:

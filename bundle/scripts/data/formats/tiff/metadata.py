@@ -1,30 +1,29 @@
-"""Voxel sizes in TIFF files: from ImageJ's description and from OME-XML."""
+"""Voxel sizes in TIFF files: from ImageJ's description, from OME-XML, and from the resolution tags."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from volumen.data.formats.axes import AxisMap
+from volumen.data.geometry import Geometry, stated_geometry
+from volumen.data.units import unit_name
 
-Spacing = tuple[tuple[float, ...] | None, str | None]
+logger = logging.getLogger(__name__)
 
-_MICROMETERS = {
-    "pm": 1e-6,
-    "Å": 1e-4,
-    "nm": 1e-3,
-    "µm": 1.0,
-    "um": 1.0,
-    "micron": 1.0,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-}
+_PRINT = (
+    1, 72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 203, 240, 250, 254, 300, 350, 360, 400, 500, 508, 600, 720, 800,
+    1000, 1016, 1200, 1440, 2400, 2540, 4800,
+)  # fmt: skip
+"""Pixels per inch of screens, printers and scanners, which programs write into pictures of any size."""
+_INCH, _CENTIMETER = 2, 3
 
 
-def tiff_spacing(tiff: Any, axis_map: AxisMap) -> Spacing:
-    """Return the voxel size per spatial axis and its unit, (None, None) where the file states none.
+def tiff_geometry(tiff: Any, axis_map: AxisMap) -> Geometry:
+    """Return the voxel size that the file states.
 
-    Plain TIFF resolutions are left aside: most of them are print resolutions made up by a program.
+    A resolution tag by itself states the size of a pixel in 2D. It is left aside where it is one of screens and
+    printers, and in 3D, where nothing says the distance of slices.
 
     Args:
         tiff: an open `tifffile.TiffFile`.
@@ -32,56 +31,72 @@ def tiff_spacing(tiff: Any, axis_map: AxisMap) -> Spacing:
     """
     ndim = len(axis_map.spatial)
     if tiff.is_ome:
-        return _ome_spacing(tiff, ndim)
+        return _ome_geometry(tiff, ndim)
     if tiff.is_imagej:
-        return _imagej_spacing(tiff, ndim)
-    return None, None
+        return _imagej_geometry(tiff, ndim)
+    return _tag_geometry(tiff.pages[0].tags) if ndim == 2 else Geometry()
 
 
-def _imagej_spacing(tiff: Any, ndim: int) -> Spacing:
-    """ImageJ: pixels per unit in the resolution tags, the distance of slices in the description."""
+def _imagej_geometry(tiff: Any, ndim: int) -> Geometry:
+    """ImageJ: pixels per unit in the resolution tags, the distance of slices in the description.
+
+    `unit` is that of X; Y and Z have it too unless `yunit` and `zunit` say otherwise.
+    """
     metadata, tags = tiff.imagej_metadata or {}, tiff.pages[0].tags
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
-    plane = [_inverse(tags.get(name)) for name in ("YResolution", "XResolution")]
-    if unit in ("", "pixel", "pixels") and "spacing" not in metadata:
-        return None, None
-    sizes = [float(metadata.get("spacing", 1.0)) or 1.0, *(size or 1.0 for size in plane)]
-    return tuple(abs(size) for size in sizes[-ndim:]), _unit(unit)
+    unit = unit_name(metadata.get("unit"))
+    if unit is None and "spacing" not in metadata:
+        return Geometry()
+    units = [unit_name(metadata.get(key)) or unit for key in ("zunit", "yunit", "unit")]
+    plane = [_inverse(tags.get(name)) or 1.0 for name in ("YResolution", "XResolution")]
+    sizes = [_number(metadata.get("spacing", 1.0)), *plane]
+    return stated_geometry(sizes[-ndim:], units[-ndim:])
 
 
-def _inverse(tag: Any) -> float | None:
-    if tag is None:
-        return None
-    numerator, denominator = tag.value
-    return denominator / numerator if numerator and denominator else None
-
-
-def _ome_spacing(tiff: Any, ndim: int) -> Spacing:
+def _ome_geometry(tiff: Any, ndim: int) -> Geometry:
     """OME-XML: PhysicalSizeX, Y, Z of the first image, each with a unit that defaults to micrometers."""
     import tifffile
 
     try:
         image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
         pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-        sizes = [float(pixels[f"PhysicalSize{axis}"]) for axis in "ZYX"[-ndim:]]
     except (KeyError, TypeError, ValueError):
-        return None, None
-    units = [str(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "ZYX"[-ndim:]]
-    if len(set(units)) > 1:
-        if not set(units) <= set(_MICROMETERS):
-            return None, None
-        sizes = [size * _MICROMETERS[unit] for size, unit in zip(sizes, units)]
-        units = ["µm"]
-    return tuple(sizes), _unit(units[-1])
+        return Geometry()
+    axes = "ZYX"[-ndim:]
+    sizes = [pixels.get(f"PhysicalSize{axis}") for axis in axes]
+    if None in sizes:
+        if any(size is not None for size in sizes):
+            missing = [axis.lower() for axis, size in zip(axes, sizes, strict=True) if size is None]
+            logger.warning(
+                "%s: states no voxel size along %s; all count as unknown", tiff.filehandle.path, missing[0]
+            )
+        return Geometry()
+    units = [unit_name(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in axes]
+    return stated_geometry([_number(size) for size in sizes], units)
 
 
-def _unit(text: str) -> str | None:
-    names = {
-        "µm": "micrometer",
-        "um": "micrometer",
-        "micron": "micrometer",
-        "Å": "angstrom",
-        "nm": "nanometer",
-        "mm": "millimeter",
-    }
-    return names.get(text.replace("μ", "µ"), text) or None
+def _tag_geometry(tags: Any) -> Geometry:
+    """Return the size of a pixel by the resolution tags, per inch or centimetre."""
+    unit = tags.get("ResolutionUnit")
+    inch = {_INCH: 1.0, _CENTIMETER: 2.54}.get(int(unit.value) if unit else 0)
+    sizes = [_inverse(tags.get(name)) for name in ("YResolution", "XResolution")]
+    if inch is None or None in sizes:
+        return Geometry()
+    per_inch = [inch / float(size or 1) for size in sizes]
+    if any(abs(value - known) <= 0.01 * known for value in per_inch for known in _PRINT):
+        return Geometry()
+    return stated_geometry([25400.0 / value for value in per_inch], "micrometer")
+
+
+def _inverse(tag: Any) -> float | None:
+    """Return the size of a pixel by a tag of pixels per unit; None without one, as ImageJ takes a resolution of 0."""
+    if tag is None:
+        return None
+    numerator, denominator = tag.value
+    return denominator / numerator if numerator and denominator else None
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return float("nan")

@@ -16,7 +16,7 @@ from volumen.data.block_cache import BLOCKS
 from volumen.data.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.raw_file import read_raw, too_short
-from volumen.data.formats.tiff.metadata import tiff_spacing
+from volumen.data.formats.tiff.metadata import tiff_geometry
 from volumen.data.formats.volumes import LazyVolume, Region
 from volumen.utils.errors import VolumenError, file_fault
 from volumen.utils.positioned_io import read_at
@@ -59,10 +59,8 @@ class TiffVolume(LazyVolume):
             axis_map,
             series.dtype,
             chunks=axis_map.of_space(stored.blocks),
-            spacing=None,
-            unit=None,
+            geometry=tiff_geometry(series.parent, axis_map),
         )
-        self.spacing, self.unit = tiff_spacing(series.parent, axis_map)
         self.samples = _samples(series.keyframe)
         palette = "the numbers of its palette are read as label values"
         self.remark = palette if self.samples == "palette" else ""

@@ -1,4 +1,4 @@
-"""OME-Zarr metadata (0.1 to 0.5): the array, axes, scale and unit of a resolution level, and the labels.
+"""OME-Zarr metadata (0.1 to 0.5): the array, axes, scale, translation and units of a level, and the labels.
 
 Source: the NGFF specification, sections "axes", "coordinateTransformations", "multiscales" and "labels"
 (https://ngff.openmicroscopy.org/0.4, https://ngff.openmicroscopy.org/0.5).
@@ -6,12 +6,18 @@ Source: the NGFF specification, sections "axes", "coordinateTransformations", "m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from volumen.data.formats.axes import AxisMap
+from volumen.data.geometry import Geometry, stated_geometry
+from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError
 from volumen.utils.text import counted
+
+logger = logging.getLogger(__name__)
 
 LEVEL_SETTING = "dataset_config.ome_zarr_resolution"
 
@@ -24,13 +30,25 @@ class LevelInfo:
         path: path of the array inside its group.
         axes: one letter per stored axis, "tczyx" for instance.
         scale: size of a voxel per stored axis (1 for axes without a size), or None where the file gives none.
-        unit: unit of the last spatial axis, or None.
+        translation: place of the first voxel per stored axis.
+        units: unit per stored axis, None for axes without one.
     """
 
     path: str
     axes: str
     scale: tuple[float, ...] | None
-    unit: str | None
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+
+    def geometry(self, axis_map: AxisMap) -> Geometry:
+        """Return the place of the level's voxels in space."""
+        if self.scale is None:
+            return Geometry()
+        return stated_geometry(
+            axis_map.of_space(self.scale),
+            axis_map.of_space(self.units),
+            origin=axis_map.of_space(self.translation),
+        )
 
 
 def multiscale_of(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -51,9 +69,10 @@ def label_names(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def level_info(where: object, multiscale: Mapping[str, Any], level: int) -> LevelInfo:
-    """Read path, axes, scale and unit of a resolution level.
+    """Read path, axes, scale, translation and units of a resolution level.
 
-    The scale is the product of the level's own transformation and the one of the whole multiscale.
+    The level's own transformations come first, then those of the whole multiscale. Of each, a scale comes before its
+    translation.
 
     Raises:
         VolumenError: there is no such level, or the metadata is malformed.
@@ -62,30 +81,30 @@ def level_info(where: object, multiscale: Mapping[str, Any], level: int) -> Leve
     if not 0 <= level < len(datasets):
         found = f"{counted(len(datasets), 'level')} (0 to {len(datasets) - 1})"
         raise VolumenError(where, expected=f"level {level}", found=found, remedy=f"lower {LEVEL_SETTING}")
-    axes, unit = _axes(multiscale)
+    axes, units = _axes(multiscale)
     try:
-        scales = [
-            _scale(_mapping(entry).get("coordinateTransformations"))
+        steps = [
+            _mapping(step)
             for entry in (datasets[level], multiscale)
+            for step in _mapping(entry).get("coordinateTransformations") or []
         ]
-        scale = _product(where, scales, len(axes))
-        return LevelInfo(str(datasets[level]["path"]), axes, scale, unit)
+        scale, translation = _transformation(where, steps, len(axes))
+        return LevelInfo(str(datasets[level]["path"]), axes, scale, translation, units)
     except (KeyError, TypeError, ValueError) as error:
         raise VolumenError(
             where, f"has malformed multiscales metadata ({error!r})", remedy="write it again"
         ) from error
 
 
-def _axes(multiscale: Mapping[str, Any]) -> tuple[str, str | None]:
+def _axes(multiscale: Mapping[str, Any]) -> tuple[str, tuple[str | None, ...]]:
     # Versions before 0.3 had no axes: always t, c, z, y, x. Version 0.3 had plain letters.
     axes = multiscale.get("axes") or list("tczyx")
-    letters, unit = [], None
+    letters, units = [], []
     for axis in axes:
         entry = axis if isinstance(axis, Mapping) else {"name": axis}
         letters.append(_letter(entry))
-        if letters[-1] in "zyx":
-            unit = entry.get("unit", unit)
-    return "".join(letters), unit
+        units.append(unit_name(entry.get("unit")))
+    return "".join(letters), tuple(units)
 
 
 def _letter(axis: Mapping[str, Any]) -> str:
@@ -97,28 +116,33 @@ def _letter(axis: Mapping[str, Any]) -> str:
     return name[:1] or "?"
 
 
-def _scale(transformations: Any) -> Sequence[float] | None:
-    for entry in transformations or []:
-        if _mapping(entry).get("type") == "scale" and "scale" in entry:
-            return [float(value) for value in entry["scale"]]
-    return None
-
-
 def _mapping(entry: Any) -> Mapping[str, Any]:
     if not isinstance(entry, Mapping):
         raise TypeError(f"expected a mapping, found {entry!r}")
     return entry
 
 
-def _product(where: object, scales: list[Sequence[float] | None], ndim: int) -> tuple[float, ...] | None:
-    given = [scale for scale in scales if scale is not None]
-    if not given:
-        return None
-    product = [1.0] * ndim
-    for scale in given:
-        if len(scale) != ndim:
+def _transformation(
+    where: object, steps: Sequence[Mapping[str, Any]], ndim: int
+) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
+    """Return scale and translation of transformations that are applied one after the other."""
+    scale: list[float] | None = None
+    translation = [0.0] * ndim
+    for step in steps:
+        kind = step.get("type")
+        values = step.get(kind) if kind in ("scale", "translation") else None
+        if values is None:
+            if kind != "identity":
+                logger.warning("%s: its coordinate transformation of type %s is not applied", where, kind)
+            continue
+        if len(values) != ndim:
             raise VolumenError(
-                where, expected=f"a scale of {ndim} values, one per axis", found=str(list(scale))
+                where, expected=f"a {kind} of {ndim} values, one per axis", found=str(list(values))
             )
-        product = [a * b for a, b in zip(product, scale)]
-    return tuple(product)
+        numbers = [float(value) for value in values]
+        if kind == "scale":
+            scale = [a * b for a, b in zip(scale or [1.0] * ndim, numbers, strict=True)]
+            translation = [a * b for a, b in zip(translation, numbers, strict=True)]
+        else:
+            translation = [a + b for a, b in zip(translation, numbers, strict=True)]
+    return None if scale is None else tuple(scale), tuple(translation)

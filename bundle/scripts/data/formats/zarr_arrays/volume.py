@@ -12,8 +12,16 @@ from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.detection import is_url
 from volumen.data.formats.volumes import LazyVolume, Region, single_level
 from volumen.data.formats.zarr_arrays.chunks import ChunkReader, check_present, chunk_reader, metadata_file
-from volumen.data.formats.zarr_arrays.ome import label_names, level_info, multiscale_of, ome_attributes
+from volumen.data.formats.zarr_arrays.ome import (
+    LevelInfo,
+    label_names,
+    level_info,
+    multiscale_of,
+    ome_attributes,
+)
 from volumen.data.formats.zarr_arrays.remote_chunks import chunks_in, fetch_region
+from volumen.data.geometry import Geometry, stated_geometry
+from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault, is_defect
 
 
@@ -77,22 +85,22 @@ def open_zarr(path: str, *, axes: str | None = None, level: int = 0, ndim: int |
     import zarr
 
     node = _open_node(path)
-    known: str | None = None
-    scale: tuple[float, ...] | None = None
-    unit: str | None = None
+    info: LevelInfo | None = None
     if isinstance(node, zarr.Group):
-        path, node, known, scale, unit = _array_of(path, node, level)
+        path, node, info = _array_of(path, node, level)
     elif level:
         raise single_level(path, level)
+    else:
+        info = _level_of_group(path)
     _check_dtype(path, node.dtype)
-    known = known or _dimension_names(node)
+    known = info.axes if info else _dimension_names(node)
     if known is not None and len(known) != node.ndim:
         raise VolumenError(
             path, expected=f"{len(known)} axes ({known})", found=f"an array of shape {node.shape}"
         )
     axis_map = map_axes(path, node.shape, known=known, requested=axes, ndim=ndim)
-    spacing = axis_map.of_space(scale) if scale else _plain_spacing(node.attrs, axis_map)
-    return ZarrVolume(path, node, axis_map, spacing=spacing, unit=unit)
+    geometry = _plain_geometry(node.attrs, axis_map) if info is None else info.geometry(axis_map)
+    return ZarrVolume(path, node, axis_map, geometry=geometry)
 
 
 def group_labels(path: str) -> dict[str, str]:
@@ -126,26 +134,24 @@ def _open_node(path: str) -> Any:
         raise file_fault(error, path, "its zarr metadata cannot be read", remedy=remedy) from error
 
 
-def _array_of(
-    path: str, group: Any, level: int
-) -> tuple[str, Any, str | None, tuple[float, ...] | None, str | None]:
-    """Find the array of a group: its path, axes letters, scale per stored axis, and unit."""
+def _array_of(path: str, group: Any, level: int) -> tuple[str, Any, LevelInfo | None]:
+    """Find the array of a group: its path, itself, and what OME metadata say of it."""
     attributes = group.attrs.asdict()
     multiscale = multiscale_of(attributes)
     if multiscale is not None:
         info = level_info(path, multiscale, level)
         inner = _join(path, info.path)
-        return inner, _open_node(inner), info.axes, info.scale, info.unit
+        return inner, _open_node(inner), info
     if "plate" in ome_attributes(attributes) or "well" in ome_attributes(attributes):
         raise VolumenError(
             path, expected="an image", found="an OME-Zarr plate", remedy="give the path of one field"
         )
     arrays = dict(group.arrays())
     if str(level) in arrays:
-        return _join(path, str(level)), arrays[str(level)], None, None, None
+        return _join(path, str(level)), arrays[str(level)], None
     if len(arrays) == 1 and level == 0:
         name, array = next(iter(arrays.items()))
-        return _join(path, name), array, None, None, None
+        return _join(path, name), array, None
     if not arrays and "0" in group:
         # The layout of bioformats2raw: one multiscale image per numbered group.
         return _array_of(_join(path, "0"), group["0"], level)
@@ -161,6 +167,23 @@ def _array_of(
     )
 
 
+def _level_of_group(path: str) -> LevelInfo | None:
+    """Return what the OME-Zarr group around an array says of it; None where there is none, or at a URL."""
+    import zarr
+
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if is_url(path) or not parent or not name:
+        return None
+    try:
+        multiscale = multiscale_of(zarr.open_group(parent, mode="r").attrs.asdict())
+        for level, entry in enumerate(multiscale["datasets"] if multiscale else ()):
+            if entry["path"] == name:
+                return level_info(parent, multiscale or {}, level)
+    except Exception:  # no group, or not one of OME-Zarr: the array by itself is complete
+        return None
+    return None
+
+
 def _join(path: str, inner: str) -> str:
     return f"{path.rstrip('/')}/{inner.strip('/')}"
 
@@ -174,12 +197,24 @@ def _dimension_names(array: Any) -> str | None:
     return "".join(name if name in list("tczyx") else "?" for name in letters)
 
 
-def _plain_spacing(attributes: Any, axis_map: AxisMap) -> tuple[float, ...] | None:
-    """Read the spacing that tools without OME metadata leave in `voxel_size` or `resolution`."""
-    for key in ("voxel_size", "resolution"):
-        values = attributes.get(key)
-        if isinstance(values, list | tuple) and len(values) == len(axis_map.spatial):
-            return tuple(float(value) for value in values)
+def _plain_geometry(attributes: Any, axis_map: AxisMap) -> Geometry:
+    """Read the voxel size that tools without OME metadata leave in `voxel_size` or `resolution`.
+
+    Beside it funlib and gunpowder write `offset`, the place of the first voxel, and `units`.
+    """
+    ndim = len(axis_map.spatial)
+    sizes = _numbers(attributes.get("voxel_size"), ndim) or _numbers(attributes.get("resolution"), ndim)
+    units = attributes.get("units", attributes.get("unit"))
+    if isinstance(units, list | tuple):
+        units = [unit_name(unit) for unit in units] if len(units) == ndim else None
+    else:
+        units = unit_name(units)
+    return stated_geometry(sizes, units, origin=_numbers(attributes.get("offset"), ndim))
+
+
+def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
+    if isinstance(values, list | tuple) and len(values) == count:
+        return tuple(float(value) for value in values)
     return None
 
 

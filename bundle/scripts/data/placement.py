@@ -1,0 +1,128 @@
+"""Whether two volumes lie in the same place of space, and what is done where they do not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from statistics import median
+
+from volumen.data.formats.volumes import Volume
+from volumen.data.geometry import Geometry, nearest_turn, runs_alike
+from volumen.data.turned import TurnedVolume
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+OBLIQUE_DEGREES = 10.0
+"""Scans of one kind may be inclined against each other by less than this, in degrees."""
+
+
+def laid_over(volume: Volume, geometry: Geometry, shape: Sequence[int], name: str) -> Volume:
+    """Return a volume as it lies over another one's grid, turned where its axes are stored otherwise.
+
+    A volume that lies elsewhere, is turned by other angles, or has voxels of another size is returned as it is, with a
+    warning. Where one of the two does not say where it lies, only sizes are compared.
+
+    Args:
+        volume: a label, a mask or another prediction of the same image.
+        geometry: of the other grid.
+        shape: of the other grid.
+        name: of the other volume, for messages.
+    """
+    own = volume.geometry
+    if not (own.is_placed and geometry.is_placed and own.frame == geometry.frame):
+        if not own.same_spacing(geometry):
+            logger.warning(
+                "%s: voxels of %s, but those of %s are %s", volume.source, own.text(), name, geometry.text()
+            )
+        return volume
+    turn, angle = nearest_turn(geometry, own)
+    if not runs_alike(angle):
+        logger.warning(
+            "%s lies elsewhere in space than %s: turned by %.1f degrees", volume.source, name, angle
+        )
+        return volume
+    turned = own.turned(turn, volume.shape)
+    if not turn.is_identity:
+        if turn.of_axes(volume.shape) == tuple(shape) and geometry.covers(turned):
+            logger.info("%s: its axes run otherwise than those of %s, and are turned", volume.source, name)
+            return TurnedVolume(volume, turn)
+        logger.warning(
+            "%s lies elsewhere in space than %s: its axes run otherwise%s, and turned it would cover another place",
+            volume.source,
+            name,
+            _ways(own, geometry),
+        )
+    elif not own.same_spacing(geometry):
+        logger.warning(
+            "%s: voxels of %s, but those of %s are %s", volume.source, own.text(), name, geometry.text()
+        )
+    elif not geometry.covers(own):
+        logger.warning(
+            "%s lies elsewhere in space than %s: it begins %s voxels (%s) away; correct its translation or affine",
+            volume.source,
+            name,
+            ", ".join(f"{value:.4g}" for value in geometry.shift(own)),
+            "z, y, x"[-3 * len(shape) + 2 :],
+        )
+    return volume
+
+
+def _ways(one: Geometry, other: Geometry) -> str:
+    return f" ({one.orientation}, not {other.orientation})" if one.orientation and other.orientation else ""
+
+
+def refuse_impossible(volume: Volume, remedy: str) -> None:
+    """Refuse a volume whose file states a voxel size that cannot be.
+
+    Raises:
+        VolumenError: names the file and what it states.
+    """
+    if volume.geometry.problem:
+        raise VolumenError(
+            volume.source, expected="voxel sizes above 0", found=volume.geometry.problem, remedy=remedy
+        )
+
+
+def warn_impossible(volume: Volume) -> None:
+    """Warn of a volume whose file states a voxel size that cannot be; it counts as unknown."""
+    if volume.geometry.problem:
+        logger.warning("%s: states %s, which counts as unknown", volume.source, volume.geometry.problem)
+
+
+def common_spacings(
+    names: Sequence[str],
+    spacings: Sequence[tuple[float, ...] | None],
+    units: Sequence[str | None],
+    setting: str = "dataset_config.spacing",
+) -> tuple[list[tuple[float, ...]], str | None]:
+    """Return the voxel sizes of several volumes in one unit, that of the first which states one.
+
+    A volume that states no size is taken to have the median of the others, with a warning.
+
+    Args:
+        names: what the volumes are called in warnings.
+        spacings: size per axis, or None where it is unknown; not of all of them.
+        units: unit of each, or None where it is unknown.
+        setting: what overrides the files.
+    """
+    unit = next((unit for unit in units if unit is not None), None)
+    converted: list[tuple[float, ...] | None] = []
+    for name, spacing, own in zip(names, spacings, units, strict=True):
+        if spacing is not None and unit is not None and own is None:
+            logger.warning("%s: states a voxel size without a unit; it counts as %s", name, unit)
+        converted.append(Geometry(spacing, own).in_unit(unit).spacing)
+        if own not in (None, unit):
+            moved = " x ".join(f"{size:g}" for size in converted[-1] or ())
+            logger.info("%s: voxels of %s are %s %s", name, Geometry(spacing, own).text(), moved, unit)
+    known = [spacing for spacing in converted if spacing is not None]
+    usual = tuple(float(median(axis)) for axis in zip(*known, strict=True))
+    for name, spacing in zip(names, converted, strict=True):
+        if spacing is None:
+            logger.warning(
+                "%s: states no voxel size, as other volumes do; it counts as %s, their median. Set %s if that is wrong",
+                name,
+                Geometry(usual, unit).text(),
+                setting,
+            )
+    return [spacing or usual for spacing in converted], unit
