@@ -136,7 +136,7 @@ def metadata_with_every_part() -> dict:
         part: {name: tensor for name, tensor in tensors.items() if name in ("image", "pred", "surface")}
         for part, tensors in METADATA["network_data_format"].items()
     }
-    formats["post_processed_outputs"] = {"surface": formats["outputs"]["surface"]}
+    formats["post_processed_outputs"] = {"surface": METADATA["targets"]["surface"]}
     scores = {"eval_metrics": {"surface/dice": 0.9}}
     return {**METADATA, **scores, "network_data_format": formats, "other_data_format": formats}
 
@@ -187,10 +187,11 @@ def test_the_metadata_list_what_the_program_depends_on():
 
 
 def test_every_output_has_its_name_and_pred_joins_them():
-    declared = METADATA["network_data_format"]["outputs"]
-    assert {name: entry["num_channels"] for name, entry in declared.items() if name != "pred"} == HEADS
-    assert declared["pred"]["num_channels"] == sum(HEADS.values())
-    for entry in declared.values():
+    declared, joined = METADATA["targets"], METADATA["network_data_format"]["outputs"]
+    assert {name: entry["num_channels"] for name, entry in declared.items()} == HEADS
+    assert list(joined) == ["pred"]
+    assert joined["pred"]["num_channels"] == sum(HEADS.values())
+    for entry in (*declared.values(), *joined.values()):
         assert list(entry["channel_def"]) == [str(n) for n in range(entry["num_channels"])]
     recipe = yaml.safe_load((CONFIGS / "recipes" / "demo.yaml").read_text())
     assert set(HEADS) == {*recipe["dataset_config"]["targets"], *recipe["auxiliary_tasks"]}
@@ -291,14 +292,18 @@ def test_the_training_config_has_every_property_and_uses_it(data, tmp_path, caps
     assert trainer.network is found["network_def"]
     assert trainer.inferer is found["train_inferer"]
     assert trainer.data_loader.dataset is found["train_dataset"]
-    assert found["train_dataset"].cases == found["train_dataset_data"]
+    listed = [{part: case[part] for part in ("image", "label")} for case in found["train_dataset_data"]]
+    assert listed == [
+        {"image": case.image.path, "label": case.labels["surface"].path}
+        for case in found["train_dataset"].cases
+    ]
     assert found["train_dataset"].transform is found["train_preprocessing"]
     assert found["max_epochs"] == trainer.state.max_epochs == 1
     assert trainer.state.key_metric_name in found["train_key_metric"]
     assert evaluator.network is trainer.network
     assert evaluator.inferer is found["val_inferer"]
     assert evaluator.data_loader.dataset is found["val_dataset"]
-    assert found["val_dataset"].cases == found["val_dataset_data"]
+    assert list(found["val_dataset_data"]) == listed  # the one volume is divided
     assert found["val_dataset"].transform is found["val_preprocessing"]
     assert evaluator.state.key_metric_name in found["val_key_metric"]
 
@@ -379,7 +384,8 @@ def test_the_inference_config_has_every_property_and_uses_it(data, released, tmp
     workflow.initialize()
     assert workflow.check_properties() == []
     found = all_properties(workflow, InferProperties, MetaProperties)
-    assert "postprocessing (postprocessing): StoreTargets" in capsys.readouterr().out
+    assert "postprocessing (postprocessing): Compose" in capsys.readouterr().out
+    (store,) = found["postprocessing"].transforms
     assert found["network_def"](torch.rand(1, 1, 16, 16, 16)).shape[1] == sum(HEADS.values())
 
     evaluator = found["evaluator"]
@@ -396,10 +402,10 @@ def test_the_inference_config_has_every_property_and_uses_it(data, released, tmp
 
     calls: list[str] = []
     watch(found["preprocessing"], "__call__", "preprocessing", calls)
-    watch(found["postprocessing"], "_stored", "postprocessing", calls)
+    watch(store, "_stored", "postprocessing", calls)
     (metric,) = found["key_metric"].values()
     watch(metric, "update", "key_metric", calls)
-    found["postprocessing"].fields["dtype"] = "labels"  # what the property says is what is stored
+    store.fields["dtype"] = "labels"  # what the property says is what is stored
     found["inferer"].overlap = 0.25
     workflow.run()
     root = zarr.open_group(tmp_path / "out" / "scroll.zarr", mode="r")

@@ -72,7 +72,14 @@ def test_best_are_kept_although_old(tmp_path):
     trainer.add_event_handler(Events.EPOCH_COMPLETED, set_metric)
     trainer.run()
     names = sorted(path.name for path in (tmp_path / "toy").glob("*.pth"))
-    assert names == ["toy_5.pth", "toy_6.pth", "toy_best.pth", "toy_best_2.pth", "toy_best_4.pth"]
+    assert names == [
+        "toy_5.pth",
+        "toy_6.pth",
+        "toy_best.pth",
+        "toy_best_2.pth",
+        "toy_best_4.pth",
+        "toy_final.pth",
+    ]
     assert load_checkpoint(tmp_path / "toy" / "toy_best.pth")["epoch"] == 2
     assert load_checkpoint(tmp_path / "toy" / "toy_6.pth")["best_metric"] == 0.9
 

@@ -38,6 +38,33 @@ def test_tables_and_sheet_of_a_folder(tmp_path, capsys):
     assert list(tmp_path.glob("**/*.pth")) == []
 
 
+def test_labelled_is_what_has_a_label_and_foreground_what_is_not_0(tmp_path, capsys):
+    """Without a mask every voxel is labelled, and 0 is background; with one, what the mask covers."""
+    label = np.zeros((16, 32, 40), np.uint8)
+    label[:, :8] = 1  # a quarter
+    mask = np.zeros_like(label)
+    mask[:, :, :20] = 1  # half of it
+    for name, masks, shares in (
+        ("plain", None, ("100.00%", "25.00%")),
+        ("masked", {"a": {"ink": mask}}, ("50.00%",)),
+    ):
+        root = write_tiff_folder(tmp_path / name, {"a": {"ink": label}}, masks=masks)
+        assert (
+            main(["inspect", str(root), "--patch-size", "8,8,8", "--set", "model_config.base_features=4"])
+            == 0
+        )
+        said = capsys.readouterr().out
+        row = next(line for line in said.splitlines() if line.startswith("ink"))
+        assert all(share in row for share in shares), row
+        words = "at least 10% labelled" if masks else "at least 10% foreground"
+        assert words in said
+    root = write_tiff_folder(tmp_path / "ignored", {"a": {"ink": label}})
+    ignoring = "dataset_config.targets={ink: {ignore_label: 2}}"
+    assert main(["inspect", str(root), "--patch-size", "8,8,8", "--set", ignoring]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("ink"))
+    assert "all but 2" in row
+
+
 def config_of(tmp_path, label, mask=None, **dataset):
     masks = None if mask is None else {"a": {"ink": mask}}
     root = write_tiff_folder(tmp_path, {"a": {"ink": label}}, masks=masks)

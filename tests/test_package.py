@@ -164,7 +164,8 @@ def test_the_bundle_s_files_are_complete(bundle, trained):
 def test_the_metadata_tell_of_the_run_and_nothing_of_the_machine(bundle, trained):
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["network_data_format"]["inputs"]["image"]["value_range"] == [0, 1]
-    assert list(metadata["network_data_format"]["outputs"]) == ["pred", "surface", "normals"]
+    assert list(metadata["network_data_format"]["outputs"]) == ["pred"]
+    assert list(metadata["targets"]) == ["surface", "normals"]
     assert 0 <= metadata["eval_metrics"]["surface/dice"] <= 1
     training = metadata["training"]
     assert training["patch_size"] == [16, 16, 16]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from volumen.handlers.preview import colours
 from volumen.handlers.preview.handler import PreviewHandler, encode, most_foreground
-from volumen.handlers.preview.render import KEY, MARGIN, probabilities, render_preview
+from volumen.handlers.preview.render import HEADER, KEY, MARGIN, probabilities, render_preview
 from volumen.handlers.records.logs import TensorBoardLog
 from volumen.handlers.records.run_directory import RunDirectory
 
@@ -196,10 +196,21 @@ def test_history_keeps_the_newest(tmp_path):
 
 def test_a_preview_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     engine, data = evaluator()
-    run = RunDirectory(tmp_path / "missing", "model")
+    run = directory(tmp_path)
     PreviewHandler(run, KINDS).attach(engine)
+    for suffix in ("gif", "png"):
+        run.file(f"debug.{suffix}").mkdir()
     engine.run(data)
     assert "no preview" in caplog.text
+
+
+def test_without_a_run_s_folder_nothing_is_drawn(tmp_path, caplog):
+    """An evaluator may run before any training, as in federated learning."""
+    engine, data = evaluator()
+    PreviewHandler(RunDirectory(tmp_path / "missing", "model"), KINDS).attach(engine)
+    engine.run(data)
+    assert not caplog.text
+    assert not (tmp_path / "missing").exists()
 
 
 def test_tensorboard_gets_a_panel_where_the_curves_of_that_epoch_are(tmp_path):
@@ -249,3 +260,23 @@ def test_every_target_is_named_in_the_key_of_a_narrow_preview():
     for number in range(3):
         same = np.abs(key - np.asarray(colours.PALETTE[number], float).astype(int)).max(1) <= 1
         assert same.sum() >= 80, names[number]
+
+
+@pytest.mark.parametrize("shape", [(8, 40, 40), (40, 40)])
+def test_stripes_are_explained_where_there_are_any(shape):
+    rng = np.random.default_rng(0)
+    image, truth = rng.random((1, *shape)), (rng.random((1, *shape)) > 0.5).astype(np.uint8)
+    given = (image, {"ink": truth}, {"ink": rng.normal(size=(1, *shape))})
+    known = np.ones((1, *shape), bool)
+    plain = render_preview(*given, {"ink": known}, {"ink": "binary"}, title="m")
+    known[..., :20] = False
+    striped = render_preview(*given, {"ink": known}, {"ink": "binary"}, title="m")
+    heads = [np.asarray(frames[0])[:HEADER].astype(int) for frames in (plain, striped)]
+    assert heads[0].shape == heads[1].shape
+    added = np.abs(heads[1] - heads[0]).sum(axis=-1) > 0
+    assert added.sum() > 100
+    # The title on the left and the slice's number on the right stay as they are.
+    assert not added[:, :30].any()
+    assert not added[:, -40 if len(shape) == 3 else -14 :].any()
+    tones = {tuple(colour) for colour in heads[1].reshape(-1, 3)}
+    assert {(int(colours.UNKNOWN),) * 3, (int(colours.UNKNOWN_STRIPE),) * 3} <= tones

@@ -40,6 +40,7 @@ def check_resumed(out: Path, whole) -> None:
         "toy_2.pth",
         "toy_best.pth",
         "toy_config.yaml",
+        "toy_final.pth",
     ]
 
 

@@ -302,6 +302,23 @@ def test_an_epoch_may_have_fewer_patches_than_are_timed(folder):
     assert measure(config_of(folder, tr_config=settings), SMALL) is not None
 
 
+def test_a_budget_with_too_few_steps_says_that_the_model_will_be_weak_and_what_would_be_enough(
+    folder, monkeypatch, caplog
+):
+    chosen = measured(2_430_000, 1.0, 166)
+    assert chosen.needed == 624
+    told = fit.too_short(chosen, 200.0)
+    assert told.startswith("time budget 3m20s allows 166 steps where 624 are enough: expect a weak model.")
+    # 200 s * 624 / 166 = 751.8 s.
+    assert f"About {format_duration(751.8)} on this machine" in told
+    monkeypatch.setattr(fit, "_settle", lambda *given: {"tr_config": {}, "model_config": {}})
+    for steps, warns in ((166, True), (624, False)):
+        monkeypatch.setattr(fit, "_measure_all", lambda *given, n=steps: [measured(2_430_000, 1.0, n)])
+        caplog.clear()
+        fit.within_budget(config_of(folder, tr_config={"time_budget": "200s"}))
+        assert ("expect a weak model" in caplog.text) is warns
+
+
 def test_a_budget_that_is_no_duration_is_told(folder):
     with pytest.raises(VolumenError, match=r"tr_config\.time_budget"):
         config_of(folder, tr_config={"time_budget": "soon"})

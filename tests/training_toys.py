@@ -29,6 +29,7 @@ from volumen.handlers.random_state import SeedIterations, seed_everything
 from volumen.handlers.records.logs import MetricsFile
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.records.snapshot import ConfigSnapshot
+from volumen.handlers.rounds import NextRound
 from volumen.handlers.running_dice import RunningDice
 from volumen.handlers.scores import TargetScores
 from volumen.handlers.signals import StopOnSignal
@@ -202,6 +203,7 @@ def make_trainer(
         evaluator.add_event_handler(Events.ITERATION_STARTED, lambda _: time.sleep(validation_delay))
     handlers = [
         directory,
+        NextRound(),
         SeedIterations(seed),
         EpochStart(sampler, [loss]),
         LossAverages("losses"),

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class Finetune:
     """Load weights alone when training starts anew, partially where shapes differ.
 
-    It stands before the `Checkpointer` in the list: a resumed run takes its own weights after all. The file
+    It stands before the `Checkpointer` in the list: a resumed run takes its own weights after all. A trainer that
+    runs again keeps the weights that it has. The file
     is a checkpoint of this program, a plain state_dict, or one of nnU-Net v2's residual-encoder U-Nets (its
     encoder).
 
@@ -38,6 +39,7 @@ class Finetune:
         self.path = None if path is None else Path(path)
         if self.path is not None and not self.path.is_file():
             raise VolumenError("--finetune", "there is no such file", found=self.path)
+        self._loaded = False
 
     def attach(self, engine: Engine) -> None:
         """Load when the trainer starts."""
@@ -47,6 +49,9 @@ class Finetune:
     def __call__(self, engine: Engine) -> None:
         """Load the weights, and say what was and was not loaded."""
         assert self.path is not None
+        if self._loaded:
+            return
+        self._loaded = True
         report = load_weights(unwrap(self.network), self.path)
         for line in report_lines(report):
             logger.info("%s: %s", self.path, line)

@@ -124,15 +124,16 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def _table(evaluation: Evaluation) -> Table:
     """Return the means over cases with their intervals, and which way is better."""
-    from volumen.evaluation.report import direction, readable
+    from volumen.evaluation.report import direction, readable, unit_of
 
     title = f"means over {evaluation.coverage}"
-    table = make_table(title, ("metric", "mean", "95 % interval", "better"))
+    table = make_table(title, ("metric", "mean", "unit", "95 % interval", "better"))
     for key, value in evaluation.mean.items():
         bounds = evaluation.interval[key]
         table.add_row(
             key,
             "undefined" if math.isnan(value) else readable(value),
+            unit_of(key, evaluation),
             f"{readable(bounds[0])} to {readable(bounds[1])}" if bounds else "",
             direction(key),
         )

@@ -164,10 +164,8 @@ def _target_table(config: ConfigManager) -> Any:
     table = make_table("targets", columns)
     for name, target in config.primary_targets.items():
         with_label = [case for case in config.cases if name in case.labels]
-        labelled, foreground = (
-            _whole_share(profiles, name, with_label)
-            for profiles in (config.labelled_profiles, config.object_profiles)
-        )
+        labelled = _labelled_share(config, name, with_label)
+        foreground = _whole_share(config.object_profiles, name, with_label)
         table.add_row(
             name,
             target.kind,
@@ -179,6 +177,21 @@ def _target_table(config: ConfigManager) -> Any:
             foreground,
         )
     return table
+
+
+def _labelled_share(config: ConfigManager, target: str, cases: Sequence[OpenCase]) -> str:
+    """Return the share of the voxels whose label is known: the masks' part; without a mask 0 is background."""
+    ignored = config.ignore_labels.get(target)
+    if ignored is not None and any(target not in case.masks for case in cases):
+        return f"all but {ignored}"
+    voxels = sum(float(np.prod(case.image.shape)) for case in cases)
+    known = sum(
+        float(config.known_profiles[case.name][target][0].sum())
+        if target in case.masks
+        else float(np.prod(case.image.shape))
+        for case in cases
+    )
+    return f"{known / voxels:.2%}" if voxels else "none"
 
 
 def _whole_share(
@@ -232,9 +245,12 @@ def _patch_summary(config: ConfigManager, index: PatchIndex) -> str:
     if settings.skip_patch_validation:
         return f"{found} (the whole grid)"
     least = float(np.min(index.foreground.share)) if len(index) else 0.0
-    asked = f"at least {settings.min_labeled_ratio:.0%} labelled"
+    what = "labelled" if all(case.masks for case in config.cases) else "foreground"
+    if what == "foreground" and any(case.masks for case in config.cases):
+        what = "labelled, or foreground where there is no mask"
+    asked = f"at least {settings.min_labeled_ratio:.0%} {what}"
     if len(index) and least < settings.min_labeled_ratio - 1e-3:
-        asked = f"at least {least:.1%} labelled, as none reaches {settings.min_labeled_ratio:.0%}"
+        asked = f"at least {least:.1%} {what}, as none reaches {settings.min_labeled_ratio:.0%}"
     background = f", {len(index.background)} of background" if settings.bg_sampling_enabled else ""
     return f"{found} ({asked}){background}"
 

@@ -25,7 +25,7 @@ def add_package_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle if it is there")
     about = parser.add_argument_group("for the model card")
     about.add_argument("--description", default="", help="what the model does (default: from its targets)")
-    about.add_argument("--authors", default="", help="who made it (default: the volumen authors)")
+    about.add_argument("--authors", default="", help="who made it (default: not stated)")
     about.add_argument(
         "--data-license", metavar="TXT", help="licence of the training data (default: said to be not stated)"
     )
@@ -86,7 +86,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     about = parser.add_argument_group("for the description")
     about.add_argument("--description", default="", help="what the model does (default: from its targets)")
-    about.add_argument("--authors", default="", help="who made it (default: the volumen authors)")
+    about.add_argument("--authors", default="", help="who made it (default: not stated)")
     zoo = parser.add_argument_group("with --to bioimageio")
     zoo.add_argument(
         "--sample", metavar="IMAGE", help="its middle becomes the test input (default: smooth noise)"

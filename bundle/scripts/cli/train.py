@@ -75,9 +75,10 @@ def run_train(options: argparse.Namespace) -> int:
             overrides[key] = value
     for overlay in options.config_file:
         _check_overlay(overlay)
+    # Without this the bundle would choose a folder of its own, which may be the installed package.
+    overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
     if options.tracking:
         check_tracking(options.tracking)
-        overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
     from volumen.run import run_bundle
 
     return run_bundle("train.yaml", options.config_file, overrides, tracking=options.tracking)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     import torch
 
     from volumen.config.detection import LabelReading
+    from volumen.data.datalist import CaseItems
     from volumen.data.label_channels import LabelRule
     from volumen.data.layout import Layout, OpenCase
+    from volumen.data.pairing import Case
     from volumen.data.sampling.split import Split
     from volumen.networks.planning import NetworkPlan
 
@@ -69,7 +71,7 @@ class ConfigManager:
         auxiliary_tasks: derived targets by name.
         dataset_dir: data folder; goes before `dataset_config.data_path`.
         output_dir: output folder; goes before `tr_setup.ckpt_out_base`.
-        device: where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: where the network runs: `auto`, `cpu`, `cuda`, `cuda:N`, or a device of torch.
         origin: name of the file the sections come from, for errors.
 
     Raises:
@@ -87,7 +89,7 @@ class ConfigManager:
         auxiliary_tasks: Mapping[str, Any] | None = None,
         dataset_dir: str | None = None,
         output_dir: str | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         origin: str = "configuration",
     ) -> None:
         given = {
@@ -116,8 +118,9 @@ class ConfigManager:
         self.auxiliary_tasks = dict(auxiliary_tasks or {})
         self.dataset_dir = dataset_dir or self.dataset_config.data_path
         self.output_dir = output_dir or self.tr_setup.ckpt_out_base
-        self.device_name = device
+        self.device_name = str(device)
         self.target_configs = self._read_targets()
+        self._validation_cases: tuple[str, ...] | None = None
 
     # -- where things are ---------------------------------------------------------------------------------
 
@@ -202,6 +205,59 @@ class ConfigManager:
         names = {*self.target_configs, *self.layout.targets}
         return {name: label_rule(name, vars(self._target_config(name))) for name in names}
 
+    @property
+    def has_data(self) -> bool:
+        """Whether there are data to train on: a folder, a list, or volumes that are open already."""
+        return bool(self.dataset_dir) or "layout" in self.__dict__
+
+    def items(self, part: str) -> CaseItems:
+        """The images of a part with their labels, as MONAI lists them; found when they are first asked for.
+
+        Args:
+            part: `train` or `val`; an image that the split divides is in both.
+        """
+        from volumen.data.datalist import CaseItems
+
+        def find() -> tuple[list[Case], list[str]]:
+            boxes = self.split.train if part == "train" else self.split.val
+            return [case for case in self.layout.cases if case.name in boxes], list(self.label_readings)
+
+        return CaseItems(find)
+
+    def with_lists(self, train: Sequence[Any], val: Sequence[Any] | None = None) -> ConfigManager:
+        """Train on images that are listed one by one, in place of a folder.
+
+        Args:
+            train: what `items("train")` gave, for no change, or a list of {"image": path, "label": path}, see
+                `volumen.data.datalist`. With one target in the settings, `label` is that target's.
+            val: images that validate; what `items("val")` gave: a share of the listed ones validates
+                (`tr_setup.tr_val_split`); an empty list: none.
+
+        Returns:
+            This experiment, or a copy with the listed images.
+
+        Raises:
+            VolumenError: an entry is no such dictionary, or only `val` is given.
+        """
+        from volumen.data.datalist import LABEL, CaseItems, layout_of
+
+        by_split = val is None or isinstance(val, CaseItems)
+        if isinstance(train, CaseItems):
+            if not by_split:
+                raise VolumenError(
+                    "validate#dataset#data", "is a list and train#dataset#data is none", remedy="give both"
+                )
+            return self
+        listed = [*train, *(() if by_split else val or ())]
+        target = next(iter(self.target_configs)) if len(self.target_configs) == 1 else LABEL
+        layout = layout_of(listed, root=self.dataset_dir, target=target, where="train#dataset#data")
+        other = copy.copy(self)
+        other.__dict__.update(layout=_chosen(layout, self.dataset_config.volumes, self.origin))
+        if not by_split:
+            held_out = layout.cases[len(train) :]
+            other._validation_cases = tuple(case.name for case in held_out)
+        return other
+
     def use_cases(self, cases: list[OpenCase], layout: Layout) -> None:
         """Take volumes that are open already, such as a viewer's layers, in place of a folder's.
 
@@ -255,7 +311,7 @@ class ConfigManager:
     @cached_property
     def split(self) -> Split:
         """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
-        from volumen.data.sampling.split import make_split
+        from volumen.data.sampling.split import make_split, split_by_name
         from volumen.data.sampling.split_file import load_split
 
         shapes = {case.name: case.image.shape for case in self.cases}
@@ -267,6 +323,9 @@ class ConfigManager:
                     "%s: the split of the resumed run stays, whatever tr_val_split and seed are now", kept
                 )
             return split
+        if self._validation_cases is not None:
+            setup = self.tr_setup
+            return split_by_name(shapes, self._validation_cases, setup.tr_val_split, setup.seed)
         return make_split(
             shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, self.labelled_profiles
         )
@@ -281,6 +340,12 @@ class ConfigManager:
         """The same of voxels with a label other than 0: within a mask there may be labelled ones without."""
         masked = any(case.masks for case in self.cases)
         return self._profiles(True) if masked else self.labelled_profiles
+
+    @cached_property
+    def known_profiles(self) -> dict[str, dict[str, list[np.ndarray]]]:
+        """The same of voxels whose label is known by a mask, whatever it is."""
+        counts_all = not self.tr_setup.compute_loss_on_labeled_only
+        return self.labelled_profiles if counts_all else self._profiles(False)
 
     def _profiles(self, objects_only: bool) -> dict[str, dict[str, list[np.ndarray]]]:
         from volumen.data.index.label_counts import default_threads

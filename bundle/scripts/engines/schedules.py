@@ -125,6 +125,14 @@ class Schedule(LRScheduler):
         self.last_epoch = int(state["last_epoch"])
         # Torch warns at a first step before the optimizer's; the optimizer stepped before the checkpoint.
         self._step_count = self.last_epoch + 2
+        self._set_rates()
+
+    def extend(self, total: int) -> None:
+        """Stretch the curve over `total` steps and take the learning rate of this step on it."""
+        self.total = total
+        self._set_rates()
+
+    def _set_rates(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr()):
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

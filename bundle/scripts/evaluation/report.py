@@ -7,13 +7,20 @@ import html
 import io
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
+from volumen.evaluation.report_drawing import COLOURS, colour_bar, draw_scale_bar, in_columns, ramp_colours
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.target_metrics import smaller_is_better
+from volumen.metrics.units import metric_unit, short_unit
 from volumen.utils.errors import VolumenError
+from volumen.version import __version__
 
 if TYPE_CHECKING:
     from volumen.evaluation.score import Evaluation, ScoredCase
@@ -22,36 +29,41 @@ logger = logging.getLogger(__name__)
 
 PICTURE_SIDE = 480
 MOST_ANGLE = 90.0
-"""Angular error in degrees that is shown in full red."""
+"""Angular error in degrees at the upper end of the colour bar."""
 _STYLE = """
 :root { color-scheme: light; --line: #dfe3e8; --soft: #5b6673; --accent: #1f5fae }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; color: #1d2733; padding: 0 1.2rem }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #1d2733; padding: 0 1.2rem }
 h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem }
 .facts { color: var(--soft); margin: .2rem 0 1rem } .scroll { overflow-x: auto }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th { font-weight: 600; border-bottom: 2px solid #b8c0ca; vertical-align: bottom } thead small { font-weight: 400 }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-td.worst { background: #fdeceb } tbody tr:hover td { background: #f3f6fa }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
+td { white-space: nowrap } th { font-weight: 600; vertical-align: bottom }
+thead th { border-bottom: 2px solid #b8c0ca } thead small { font-weight: 400; display: block }
+th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem; max-width: 18rem }
+tbody th { font-weight: 400 } .head td, .head th { text-align: left; white-space: normal; overflow-wrap: anywhere }
+td.worst { background: #fdeceb; font-weight: 600 } tbody tr:hover td { background: #f3f6fa }
 figure { display: inline-block; vertical-align: top; margin: .8rem 1rem .8rem 0; max-width: 480px }
 figcaption { font-size: 13px; color: var(--soft) }
 img { image-rendering: pixelated; border: 1px solid var(--line); max-width: 100%; display: block }
 .key i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; border-radius: 2px }
+.ramp { display: grid; grid-template-columns: 1fr auto 1fr; max-width: 480px; font-size: 13px; color: var(--soft) }
+.ramp i { grid-column: 1 / 4; height: 10px; border: 1px solid var(--line); margin-bottom: 2px }
+.ramp :nth-child(4) { text-align: right }
 .bar { display: inline-block; width: 9rem; height: .7rem; background: #edf0f4; position: relative; border-radius: 2px }
 .bar i { position: absolute; top: 0; bottom: 0; background: #9fc1ea; border-radius: 2px }
 .bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--accent) }
 small, .note { color: var(--soft) } .note { font-size: 13px; max-width: 60rem }
 """
-_COLOURS = {"both": (90, 200, 90), "missed": (60, 120, 255), "false": (255, 70, 60)}
 _LEGEND = {
     "label": "".join(
-        f"<i style='background:rgb{_COLOURS[key]}'></i>{name}"
-        for key, name in (("both", "found"), ("missed", "missed"), ("false", "false"))
-    ),
+        f"<i style='background:rgb{COLOURS[key]}'></i>{name}"
+        for key, name in (("both", "found"), ("missed", "missed"), ("false", "predicted, not there"))
+    )
+    + "; darker where nothing is known.",
     "instances": "Left the truth, right the prediction; an instance has one colour in each.",
-    "value": "The redder, the larger the error.",
+    "value": "Left the image, right the error; black where nothing is known.",
 }
-_UNITS = {"angular_error": "degrees", "hd95": "unit of the spacing", "vi_split": "bits", "vi_merge": "bits"}
+MOST_COLUMNS = 7
 _BETWEEN_0_AND_1 = ("dice", "iou", "surface_dice", "cldice", "mean_dice", "adapted_rand_error")
 
 
@@ -62,16 +74,13 @@ def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
         evaluation: the scores.
         worst: cases with a picture per target, the worst first.
     """
-    facts = {**evaluation.settings, "scored": evaluation.coverage}
-    told = " · ".join(
-        f"{html.escape(name)} {html.escape(str(value))}"
-        for name, value in sorted(facts.items(), key=lambda item: item[0] != "scored")
-        if value not in (None, [], ())
-    )
+    title = f"Evaluation of {', '.join(_models(evaluation)) or 'predictions'}"
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width, initial-scale=1'><title>Evaluation</title>",
-        f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1><p class=facts>{told}</p>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(title)}</title>",
+        f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1>",
+        _facts(evaluation),
         _missing(evaluation),
         _summary(evaluation),
         _case_table(evaluation),
@@ -93,6 +102,28 @@ def _missing(evaluation: Evaluation) -> str:
     )
 
 
+def _models(evaluation: Evaluation) -> list[str]:
+    """Return which models made the predictions, as their records say."""
+    return sorted({case.model for case in evaluation.scored if case.model})
+
+
+def _facts(evaluation: Evaluation) -> str:
+    """Return what was scored, by what, and when, as a table."""
+    facts = {
+        "model": ", ".join(_models(evaluation)) or "not recorded with the predictions",
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "scored": evaluation.coverage,
+        **evaluation.settings,
+        "volumen": __version__,
+    }
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(name)}<td>{html.escape(str(value))}"
+        for name, value in facts.items()
+        if value not in (None, [], ())
+    )
+    return f"<table class='head facts'><tbody>{rows}</tbody></table>"
+
+
 def _summary(evaluation: Evaluation) -> str:
     rows = []
     for key, value in evaluation.mean.items():
@@ -101,12 +132,13 @@ def _summary(evaluation: Evaluation) -> str:
         count = sum(not math.isnan(row.get(key, math.nan)) for row in evaluation.cases.values())
         counted = "" if key == "mean_dice" else str(count)
         rows.append(
-            f"<tr><td>{html.escape(key)}<td>{_number(value)}<td>{interval}<td>{_bar(key, value, bounds)}"
-            f"<td>{counted}<td><small>{direction(key)}</small>"
+            f"<tr><th scope=row>{html.escape(key)}<td>{_number(value)}<td>{interval}<td>{_bar(key, value, bounds)}"
+            f"<td>{counted}<td><small>{direction(key, unit_of(key, evaluation))}</small>"
         )
     return (
-        "<h2>Mean over cases</h2><div class=scroll><table><thead><tr><th>metric<th>mean<th>95 % interval<th>"
-        f"<th>cases<th>better</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "<h2>Mean over cases</h2><div class=scroll><table><thead><tr><th scope=col>metric<th scope=col>mean"
+        "<th scope=col>95 % interval<td><th scope=col>cases<th scope=col>better"
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
         "<p class=note>Intervals by bootstrap over cases. A value that is undefined, as with truth and prediction both "
         "empty, is left out of means and shown as –.</p>"
     )
@@ -116,10 +148,27 @@ def _metric(key: str) -> str:
     return key if key == "mean_dice" else key.split("/")[1]
 
 
-def direction(key: str) -> str:
+def direction(key: str, unit: str = "") -> str:
     """Return which way a metric is better, and its unit where it has one."""
-    unit = _UNITS.get(_metric(key))
-    return ("smaller" if smaller_is_better(key) else "larger") + (f"; {unit}" if unit else "")
+    return ("smaller" if smaller_is_better(key) else "larger") + (f"; {html.escape(unit)}" if unit else "")
+
+
+def unit_of(key: str, evaluation: Evaluation) -> str:
+    """Return the unit of a metric: that of the volumes for lengths, "" for shares."""
+    case = next((case for case in evaluation.scored if case.target == key.split("/")[0]), None)
+    if case is None:
+        return ""
+    return metric_unit(
+        _metric(key), case.kind, short_unit(_length_unit(case, evaluation.settings.get("spacing")))
+    )
+
+
+def _length_unit(case: ScoredCase, spacing: Sequence[float] | None) -> str | None:
+    """Return the unit of lengths of a case; None where they count voxels."""
+    unit = case.prediction.unit or case.label.unit
+    if spacing is None or (unit is None and set(spacing) == {1.0}):
+        return None
+    return unit or "units of the spacing"
 
 
 def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> str:
@@ -134,8 +183,25 @@ def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> str:
 
 
 def _case_table(evaluation: Evaluation) -> str:
+    """Return a table of the cases for every target, each narrow enough for a page of 1,000 pixels."""
     keys = [key for key in evaluation.mean if key != "mean_dice"]
-    head = "".join(f"<th>{html.escape(key).replace('/', '<br>')}" for key in keys)
+    parts = ["<h2>Cases</h2>"]
+    for target in dict.fromkeys(key.split("/")[0] for key in keys):
+        of_target = [key for key in keys if key.split("/")[0] == target]
+        parts.append(f"<h3>{html.escape(target)}</h3>")
+        parts += [_cases_by(evaluation, target, columns) for columns in in_columns(of_target, MOST_COLUMNS)]
+    if len(evaluation.cases) > 1:
+        parts.append("<p class=note>Marked: the worst case of each metric.</p>")
+    return "\n".join(parts)
+
+
+def _cases_by(evaluation: Evaluation, target: str, keys: Sequence[str]) -> str:
+    """Return one table: a row per case, a column per metric of a target."""
+    head = "".join(
+        f"<th scope=col>{html.escape(key.removeprefix(f'{target}/')).replace('/', '<br>').replace('_', ' ')}"
+        f"<small>{html.escape(unit_of(key, evaluation))}</small>"
+        for key in keys
+    )
     worst = {key: _worst_of(evaluation, key) for key in keys}
     rows = []
     for name, row in evaluation.cases.items():
@@ -143,11 +209,10 @@ def _case_table(evaluation: Evaluation) -> str:
             f"<td{' class=worst' if worst[key] == name else ''}>{_number(row.get(key, math.nan))}"
             for key in keys
         )
-        rows.append(f"<tr><td>{html.escape(name)}{cells}")
+        rows.append(f"<tr><th scope=row>{html.escape(name)}{cells}")
     return (
-        f"<h2>Cases</h2><div class=scroll><table><thead><tr><th>case{head}</thead>"
+        f"<div class=scroll><table><thead><tr><th scope=col>case{head}</thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        + ("<p class=note>Red: the worst case of each metric.</p>" if len(rows) > 1 else "")
     )
 
 
@@ -195,12 +260,13 @@ def _pictures(evaluation: Evaluation, worst: int) -> str:
         for case in cases[:worst]:
             metric, called = _leading(case)
             value = evaluation.cases.get(case.name, {}).get(f"{target}/{metric}", math.nan)
-            picture, plane = case_picture(case, evaluation.settings["threshold"])
-            label = f"{case.name}, {target}: {called} {_number(value)}{plane}"
-            encoded = base64.b64encode(picture).decode()
+            drawn = case_picture(case, evaluation.settings["threshold"])
+            score = f"{_number(value)} {metric_unit(metric, case.kind)}".strip()
+            label = f"{case.name}, {target}: {called} {score}; {drawn.place}"
+            encoded = base64.b64encode(drawn.png).decode()
             parts.append(
                 f"<figure><img alt='{html.escape(label, quote=True)}' "
-                f"src='data:image/png;base64,{encoded}'><figcaption>{html.escape(label)}</figcaption></figure>"
+                f"src='data:image/png;base64,{encoded}'>{drawn.key}<figcaption>{html.escape(label)}</figcaption></figure>"
             )
     return "\n".join(parts)
 
@@ -214,36 +280,70 @@ def _badness(evaluation: Evaluation, case: ScoredCase) -> float:
     return -value if smaller_is_better(f"{case.target}/{metric}") else value
 
 
-def case_picture(case: ScoredCase, threshold: float) -> tuple[bytes, str]:
-    """Return the plane of a case with the largest error, over the image, as PNG, and which plane it is."""
-    from PIL import Image
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of a case.
 
+    Args:
+        png: the picture.
+        place: which plane it shows, in which direction, and the length of its scale bar.
+        key: a colour bar as HTML, or "".
+    """
+
+    png: bytes
+    place: str
+    key: str = ""
+
+
+def case_picture(case: ScoredCase, threshold: float) -> Drawn:
+    """Return the plane of a case with the largest error, over or beside the image."""
     box, plane = _worst_plane(case, threshold)
     values, truth, known = (
         part.reshape(*part.shape[: part.ndim - len(box)], *_plane_shape(box)) for part in case.read(box)
     )
+    key = ""
     if case.kind == "instances":
-        gap = np.full((values.shape[1], 2, 3), 255, np.float32)
-        canvas = np.concatenate([_coloured(truth[0] * known), gap, _coloured(values[0] * known)], axis=1)
-    else:
-        canvas = np.repeat(_image_slice(case, box)[..., None], 3, axis=-1).astype(np.float32)
+        canvas = _side_by_side(_coloured(truth[0] * known), _coloured(values[0] * known))
+    elif case.kind in PROBABILITIES:
+        canvas = _grey(case, box)
         canvas[~known] *= 0.4
-        if case.kind in PROBABILITIES:
-            _paint_overlap(canvas, _foreground(values, case, threshold), _wanted(truth), known)
-        else:
-            error = _voxel_errors(values, truth, case) * known
-            most = _full_red(error, case)
-            share = (error / most)[..., None].clip(0, 1)
-            unit = " degrees" if case.kind in ("vector", "axis") else ""
-            if error.any():
-                plane = f"{plane}, reddest from {most:.3g}{unit} on"
-            canvas = (1 - share) * canvas * 0.6 + share * np.array(_COLOURS["false"], np.float32)
+        _paint_overlap(canvas, _foreground(values, case, threshold), _wanted(truth), known)
+    else:
+        error = _voxel_errors(values, truth, case) * known
+        most = _upper_end(error, case)
+        canvas = _side_by_side(_grey(case, box), ramp_colours(error / most) * known[..., None])
+        key = colour_bar(
+            "0", f"{most:.3g}{'' if case.kind in ('vector', 'axis') else ' or more'}", _error_words(case)
+        )
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     factor = PICTURE_SIDE / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    drawn = picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
+    spacing = case.prediction.spacing or case.label.spacing
+    unit = _length_unit(case, spacing)
+    length = draw_scale_bar(
+        drawn, drawn.width / picture.width, spacing[-1] if spacing and unit else None, unit
+    )
     stream = io.BytesIO()
-    picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX).save(stream, "PNG")
-    return stream.getvalue(), plane
+    drawn.save(stream, "PNG")
+    bar = f", bar {length}" if length else ""
+    return Drawn(stream.getvalue(), f"{plane}x to the right, y down{bar}", key)
+
+
+def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    gap = np.full((left.shape[0], 2, 3), 255, np.float32)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def _grey(case: ScoredCase, box: tuple[slice, ...]) -> np.ndarray:
+    return np.repeat(_image_slice(case, box)[..., None], 3, axis=-1).astype(np.float32)
+
+
+def _error_words(case: ScoredCase) -> str:
+    if case.kind in ("vector", "axis"):
+        return "angular error, degrees"
+    unit = metric_unit("mae", case.kind)
+    return "absolute error" + (f", {unit}" if unit else "")
 
 
 def _plane_shape(box: tuple[slice, ...]) -> tuple[int, ...]:
@@ -267,7 +367,7 @@ def _worst_plane(case: ScoredCase, threshold: float) -> tuple[tuple[slice, ...],
             wrong = _voxel_errors(values, truth, case) * known
         errors[box[0]] += wrong.sum(axis=(1, 2))
     worst = int(errors.argmax())
-    return (slice(worst, worst + 1), *whole[1:]), f", z {worst} of 0 to {shape[0] - 1}"
+    return (slice(worst, worst + 1), *whole[1:]), f"plane z = {worst} of 0 to {shape[0] - 1}, "
 
 
 def _wanted(truth: np.ndarray) -> np.ndarray:
@@ -295,7 +395,7 @@ def _voxel_errors(values: np.ndarray, truth: np.ndarray, case: ScoredCase) -> np
     return np.abs(values.astype(np.float32) - truth).mean(axis=0)
 
 
-def _full_red(error: np.ndarray, case: ScoredCase) -> float:
+def _upper_end(error: np.ndarray, case: ScoredCase) -> float:
     if case.kind in ("vector", "axis"):
         return MOST_ANGLE
     return max(float(np.percentile(error, 99)) if error.size else 0.0, 1e-6)
@@ -304,7 +404,7 @@ def _full_red(error: np.ndarray, case: ScoredCase) -> float:
 def _paint_overlap(canvas: np.ndarray, found: np.ndarray, truth: np.ndarray, known: np.ndarray) -> None:
     for name, where in (("both", found & truth), ("missed", ~found & truth), ("false", found & ~truth)):
         where = where & known
-        canvas[where] = 0.4 * canvas[where] + 0.6 * np.array(_COLOURS[name], np.float32)
+        canvas[where] = 0.4 * canvas[where] + 0.6 * np.array(COLOURS[name], np.float32)
 
 
 def _coloured(labels: np.ndarray) -> np.ndarray:

@@ -114,6 +114,7 @@ class ScoredCase:
         truth: makes the truth of a derived target from the label; None where the label itself is it.
         spacing: voxel size in `unit`, which is the same for all cases; None where no file states it.
         unit: unit of the spacing, or None.
+        model: file name and epoch of the model that predicted, or None.
     """
 
     name: str
@@ -133,6 +134,7 @@ class ScoredCase:
     truth: DerivedTruth | None = None
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
+    model: str | None = None
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:
         """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
@@ -672,7 +674,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
         source=found.source if found.task else None,
         labelled_only=bool(found.config.get("tr_setup", {}).get("compute_loss_on_labeled_only")),
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
-        spacing=stated.spacing, unit=stated.unit,
+        spacing=stated.spacing, unit=stated.unit, model=_model_of(found.recipe),
     )  # fmt: skip
 
 
@@ -716,6 +718,15 @@ def _number_instances(label: Volume, channels: int) -> bool:
         label.path,
     )
     return True
+
+
+def _model_of(recipe: Mapping[str, Any] | None) -> str | None:
+    """Return what a prediction's record says of the model: the end of its path, which names the run, and its epoch."""
+    model = (recipe or {}).get("model", {})
+    if not model.get("path"):
+        return None
+    name = "/".join(Path(model["path"]).parts[-2:])
+    return name if model.get("epoch") is None else f"{name} (epoch {model['epoch']})"
 
 
 def _derivation(found: Found, source: Mapping[str, Any], spacing: tuple[float, ...]) -> DerivedTruth | None:

@@ -42,7 +42,8 @@ class Checkpointer:
     The file holds `model`, `optimizer`, `scheduler`, `epoch` and `model_config`, and what an exact resume
     needs: `iteration`, `scaler`, `rng`, `best_metric`, the state of every registered handler, and the
         experiment's `config`.
-    It saves after all other handlers of an epoch, wherever it stands in the list.
+    It saves after all other handlers of an epoch, wherever it stands in the list. When the run ends, its last
+    epoch is also `<model_name>_final.pth`. A trainer that runs again goes on from what it holds in memory.
 
     Args:
         directory: the run's folder.
@@ -95,6 +96,7 @@ class Checkpointer:
         #: The best epochs, best first: [metric, epoch].
         self.ranking: list[list[float]] = []
         self._saved_iteration = -1
+        self._restored = False
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Resume when the trainer starts, save when an epoch ends."""
@@ -103,10 +105,18 @@ class Checkpointer:
     def _on_start(self, engine: SupervisedTrainer) -> None:
         if not engine.has_event_handler(self._on_epoch, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch)
-        if not engine.has_event_handler(self._tell_best, Events.COMPLETED):
-            engine.add_event_handler(Events.COMPLETED, self._tell_best)
-        if self.resume:
+        if not engine.has_event_handler(self._on_end, Events.COMPLETED):
+            engine.add_event_handler(Events.COMPLETED, self._on_end)
+        if self.resume and not self._restored:
             self.restore(engine)
+            self._restored = True
+
+    def _on_end(self, engine: SupervisedTrainer) -> None:
+        """Link the last epoch as the final model, and say where the best one is."""
+        last = self.directory.file(f"{engine.state.epoch}.pth")
+        if distributed.is_main() and last.is_file():
+            link_atomically(last, self.directory.file("final.pth"))
+        self._tell_best(engine)
 
     def _tell_best(self, engine: SupervisedTrainer) -> None:
         """Say where the model is that one would predict with."""
@@ -305,7 +315,7 @@ class Checkpointer:
             if self.best > 1:
                 wanted[self.directory.file(f"best_{int(epoch)}.pth")] = source
         for target, source in wanted.items():
-            if source.is_file() and not (target.is_file() and target.samefile(source)):
+            if source.is_file():
                 link_atomically(source, target)
         for path in self.directory.path.glob(f"{self.directory.model_name}_best_*.pth"):
             if path not in wanted:
@@ -314,6 +324,8 @@ class Checkpointer:
 
 def link_atomically(source: Path, target: Path) -> None:
     """Give a file a second name that replaces what had it; a copy where the file system knows no links."""
+    if target.is_file() and target.samefile(source):
+        return  # renaming one name of a file to another does nothing and leaves both
     try:
         with replacing(target) as temporary:
             try:

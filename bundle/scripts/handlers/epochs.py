@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ignite.engine import Events
 from monai.engines import Workflow
 from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
 
 
 class EpochStart:
@@ -64,8 +67,11 @@ def remaining_batches(loader: Iterable[Any], done: int) -> Iterable[Any]:
 class StepSchedule:
     """Step a learning-rate schedule after each epoch, or after each iteration.
 
+    A schedule over fewer epochs than the trainer runs would end at a learning rate of nearly 0 for the rest: it is
+    extended to all of them, as for a run that is resumed with a larger `max_epoch`.
+
     Args:
-        scheduler: has `step()`.
+        scheduler: has `step()`; where it also has `total`, that is the number of steps of the whole run.
         interval: "epoch" or "iteration".
     """
 
@@ -79,6 +85,21 @@ class StepSchedule:
         """Step with the trainer."""
         event = Events.EPOCH_COMPLETED if self.interval == "epoch" else Events.ITERATION_COMPLETED
         engine.add_event_handler(event, self)
+        engine.add_event_handler(Events.STARTED, self._fit)
+
+    def _fit(self, engine: Workflow) -> None:
+        """Compare the schedule's length with the trainer's."""
+        total = getattr(self.scheduler, "total", None)
+        steps = engine.state.max_epochs * (1 if self.interval == "epoch" else engine.state.epoch_length)
+        if total is None or steps == total:
+            return
+        if steps > total:
+            self.scheduler.extend(steps)
+        elif not engine.state.iteration:
+            logger.info(
+                "the learning rate is planned over %d %ss (tr_config.max_epoch), and this run ends after %d",
+                total, self.interval, steps,
+            )  # fmt: skip
 
     def __call__(self, engine: Workflow) -> None:
         """Step once."""

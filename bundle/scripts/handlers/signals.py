@@ -79,6 +79,7 @@ class StopOnSignal:
         self._trainer = engine
         self._process = os.getpid()
         self._waiting = False
+        self.received = None  # a trainer that was stopped may run again
         # Added now so that it comes after the handlers whose state it saves.
         for event, handler in (
             (Events.ITERATION_COMPLETED, self._between_steps),

@@ -3,22 +3,29 @@
 One iteration of the evaluator is one volume, streamed from file to file: volumes need not fit in memory, so what MONAI
 does with whole tensors (transforms before, a network call, transforms after) happens here window by window, by the
 same objects: the preprocessing gives lazy volumes, the inferer says the windows, the postprocessing what is stored.
+Given a path instead of an opened volume, they work on whole tensors, as MONAI Label and the Deploy SDK use them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
+from monai.config import KeysCollection
+from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
+from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
+from volumen.inference.in_memory import monai_order
 from volumen.inference.jobs import make_job, open_mask
+from volumen.inference.output.stored import Stored
 from volumen.inference.postprocess.components import clean_array
 from volumen.inference.postprocess.instance_output import settle_request
 from volumen.inference.predict import cleaning_rules, output_names, predict_volume, stored_as
@@ -27,12 +34,15 @@ from volumen.inference.request import PredictReport, PredictRequest, log_report
 from volumen.inference.rules import CleaningRules
 from volumen.inference.settings import request_fields
 from volumen.inference.windows.sliding import SlidingWindow
+from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
     from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,52 +67,82 @@ class NormalizedVolume:
         return self.normalizer(self.volume.read(region))
 
 
-class OpenVolumed:
-    """Open the image of a sample, and its mask if it has one, without reading their voxels.
+class VolumeDataset(Dataset):
+    """The images of a prediction as MONAI samples: opened without reading their voxels, then preprocessed.
 
     Args:
+        data: samples with the path of an `image` and, if it has one, of its `mask`.
+        transform: the `preprocessing`, which leaves opened volumes on disk.
         axes: letters of the images' axes where their metadata leave them open.
         level: resolution level of OME-Zarr images.
     """
 
-    def __init__(self, axes: str | None = None, level: int = 0) -> None:
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[dict[str, Any]], Any],
+        axes: str | None = None,
+        level: int = 0,
+    ) -> None:
+        super().__init__(data, transform)
         self.axes, self.level = axes, level
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the paths `image` and `mask` by volumes.
+    def _transform(self, index: int) -> Any:
+        return self.transform(self.open(self.data[index]))
+
+    def open(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the paths `image` and `mask` of a sample by volumes.
 
         Raises:
             VolumenError: unreadable, or shapes that differ.
         """
         from volumen.data.formats.volumes import open_volume
 
-        image = open_volume(data["image"], axes=self.axes, level=self.level)
-        opened = {"mask": open_mask(data["mask"], image)} if "mask" in data else {}
-        return {**data, "image": image, **opened}
+        image = open_volume(sample["image"], axes=self.axes, level=self.level)
+        opened = {"mask": open_mask(sample["mask"], image)} if "mask" in sample else {}
+        return {**sample, "image": image, **opened}
 
 
-class NormalizeVolumed:
-    """Wrap the opened image of a sample so that it is read as the network was trained on it.
+class NormalizeVolumed(MapTransform):
+    """Normalise images as the network was trained on them.
+
+    A `MetaTensor` (C, *space) of the stored type becomes float32, NaN and infinity 0. An opened volume becomes a
+    `NormalizedVolume`, which is normalised as it is read.
 
     Args:
         normalizer: of the checkpoint; where it goes by each volume's own statistics, they are sampled here.
+        keys: of the images in a sample.
+        allow_missing_keys: whether samples may lack an image.
     """
 
-    def __init__(self, normalizer: Normalizer) -> None:
+    def __init__(
+        self, normalizer: Normalizer, keys: KeysCollection = "image", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.normalizer = normalizer
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the volume `image` by a `NormalizedVolume`."""
-        volume = data["image"]
-        return {**data, "image": NormalizedVolume(volume, self.normalizer.for_volume(volume))}
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise the images of a sample."""
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            image = sample[key]
+            if not isinstance(image, Tensor):
+                sample[key] = NormalizedVolume(image, self.normalizer.for_volume(image))
+                continue
+            raw = image.detach().cpu().numpy()
+            normalised = self.normalizer.for_array(raw)(raw)
+            np.nan_to_num(normalised, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            values = torch.from_numpy(normalised)
+            sample[key] = MetaTensor(values, meta=image.meta) if isinstance(image, MetaTensor) else values
+        return sample
 
 
-class StoreTargets:
+class StoreTargets(MapTransform):
     """What becomes of the network's outputs: activation, type, threshold, cleaning.
 
-    `StreamVolume` does it block by block while it writes. Called with a sample, it does the same to outputs in memory,
-    for programs that take the network and the inferer of this bundle by themselves. (Prediction makes vectors unit in
-    every window before it averages them, this only afterwards.)
+    `StreamVolume` does it block by block while it writes. Called with a sample, it finishes outputs in memory, for
+    programs that take the network and the inferer of this bundle by themselves; see `volumen.inference.in_memory`.
+    (Prediction makes vectors unit in every window before it averages them, this only afterwards.)
 
     Args:
         predictor: knows the targets.
@@ -111,6 +151,9 @@ class StoreTargets:
         min_size: label components of fewer voxels are removed.
         keep_largest: label components kept of each class.
         fill_holes: holes of up to this many voxels are filled.
+        keys: of the outputs in a sample.
+        image_key: of the image that they were predicted from.
+        allow_missing_keys: whether samples may lack outputs.
 
     Raises:
         VolumenError: an unknown type, an impossible threshold, or rules for what is not stored as labels.
@@ -124,8 +167,13 @@ class StoreTargets:
         min_size: int = 0,
         keep_largest: int | None = None,
         fill_holes: int = 0,
+        keys: KeysCollection = "pred",
+        image_key: str = "image",
+        allow_missing_keys: bool = False,
     ) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.predictor = predictor
+        self.image_key = image_key
         self.fields: dict[str, Any] = {
             "dtype": dtype,
             "threshold": threshold,
@@ -142,25 +190,72 @@ class StoreTargets:
     def _stored(self, names: Sequence[str] | None) -> list:
         return [stored_as(head, self._request) for head in self.predictor.heads(names)]
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the data with `pred` finished.
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a sample with finished outputs.
 
         Args:
-            data: `pred` maps each target to its blended output (C, *space), no activation, as of `SlidingWindow`.
+            data: `pred` holds blended outputs without activation, as `SlidingWindow` gives them for one image: the
+                targets' tensors (C, *space) by name, or one tensor with all of them joined on channels
+                (`network_def`).
 
         Returns:
-            `pred` maps each target to the array that prediction would write, (channels, *space).
+            The sample with each target under its own name, as prediction would write it, (channels, *space). `pred`
+            is the label map (1, *space) of the first target that has labels: 0 is background; without such a target,
+            the first target. Axes are in the order of the image, see `monai_order`.
         """
-        outputs: Mapping[str, Tensor] = data["pred"]
-        finished = {}
-        for stored in self._stored(list(outputs)):
-            head = stored.head
-            encoded = head.encode(outputs[head.name][None])[0]
-            result = stored.convert(head.decode(encoded).cpu().numpy())
-            if stored.is_labels and not self.rules.does_nothing:
-                result = np.stack([clean_array(channel, self.rules) for channel in result])
-            finished[head.name] = result
-        return {**data, "pred": finished}
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            outputs = self._by_target(sample[key])
+            image = sample.get(self.image_key)
+            finished = {
+                stored.head.name: self._finish(stored, outputs[stored.head.name])
+                for stored in self._stored(list(outputs))
+            }
+            for name, result in finished.items():
+                # A target of the name of the image or of all outputs must not take their place.
+                free = name if name not in (key, self.image_key) else f"{name}_target"
+                sample[free] = monai_order(result, image)
+            labelled = [head for head in self.predictor.heads(list(outputs)) if head.is_probability]
+            first = next(iter(finished.values()))
+            if labelled:
+                shown = Stored(labelled[0], "labels", self.fields["threshold"] or DEFAULT_THRESHOLD)
+                first = self._finish(shown, outputs[labelled[0].name])
+            sample[key] = monai_order(first, image)
+        return sample
+
+    def _by_target(self, outputs: Mapping[str, Tensor] | Tensor) -> Mapping[str, Tensor]:
+        if not isinstance(outputs, Tensor):
+            return outputs
+        heads = self.predictor.heads()
+        parts = torch.as_tensor(outputs).split([head.channels for head in heads], dim=0)
+        return {head.name: part for head, part in zip(heads, parts, strict=True)}
+
+    def _finish(self, stored: Stored, output: Tensor) -> np.ndarray:
+        head = stored.head
+        plain = output.as_tensor() if isinstance(output, MetaTensor) else output
+        result = stored.convert(head.decode(head.encode(plain[None])[0]).cpu().numpy())
+        if stored.is_labels and not self.rules.does_nothing:
+            result = np.stack([clean_array(channel, self.rules) for channel in result])
+        return result
+
+
+def storing(postprocessing: Any) -> StoreTargets:
+    """Return the `StoreTargets` of a `postprocessing`, whose settings a streamed prediction follows.
+
+    Raises:
+        VolumenError: there is none, or further transforms, which only outputs in memory pass.
+    """
+    transforms = getattr(postprocessing, "transforms", (postprocessing,))
+    found = [transform for transform in transforms if hasattr(transform, "fields")]
+    others = [type(transform).__name__ for transform in transforms if not hasattr(transform, "fields")]
+    if len(found) != 1 or others:
+        raise VolumenError(
+            "postprocessing",
+            expected="StoreTargets alone, since volumes are written block by block",
+            found=", ".join(others) or f"{len(found)} of them",
+            remedy="transform the written prediction instead",
+        )
+    return found[0]
 
 
 class StreamVolume:
@@ -171,7 +266,7 @@ class StreamVolume:
 
     Args:
         predictor: what the checkpoint says beside the network.
-        postprocessing: what is stored of the outputs.
+        postprocessing: what is stored of the outputs: a `StoreTargets`, or a MONAI `Compose` of it.
         output_dir: where predictions go.
         settings: more fields of `PredictRequest`, under its names or those of `inference_config`; what the inferer and
             the postprocessing say goes before them.
@@ -180,12 +275,12 @@ class StreamVolume:
     def __init__(
         self,
         predictor: Predictor,
-        postprocessing: StoreTargets,
+        postprocessing: StoreTargets | Compose,
         output_dir: str,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.predictor = predictor
-        self.postprocessing = postprocessing
+        self.postprocessing = storing(postprocessing)
         self.output_dir = str(output_dir)
         self.settings = request_fields(settings or {})
 

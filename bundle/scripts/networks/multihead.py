@@ -291,6 +291,9 @@ class ConcatenatedHeads(_HeadsView):
         targets: the outputs to give, in this order; None: all, in the order of the heads.
     """
 
+    __constants__ = ("joined",)
+    joined = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, sum of out_channels, *spatial) logits."""
         return torch.cat(list(self.logits(x).values()), dim=1)

@@ -25,7 +25,7 @@ from volumen.inference.windows.heads import Head
 from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads
 from volumen.sharing.exporters import Extras, Run, dynamic_shape, need, quiet, sample
 from volumen.sharing.input_steps import InputSteps, input_steps
-from volumen.sharing.metadata import channel_names, find_preview, meaning
+from volumen.sharing.metadata import NOT_STATED, channel_names, find_preview, meaning
 from volumen.sharing.zoo_card import zoo_card
 from volumen.utils.errors import VolumenError
 
@@ -268,7 +268,7 @@ def _describe(
         return v0_5.ModelDescr(
             name=_name(metadata["name"]),
             description=metadata["description"][:1024],
-            authors=[v0_5.Author(name=metadata["authors"])],
+            authors=[v0_5.Author(name=metadata["authors"])] if metadata["authors"] != NOT_STATED else [],
             cite=[v0_5.CiteEntry(text=_NNUNET[0], doi=_NNUNET[1])],
             **({"license": extras.license} if extras.license else {}),
             covers=[v0_5.FileDescr(source=cover)],

@@ -24,8 +24,9 @@ from volumen.utils.errors import VolumenError
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-_CHECKED = (((3, 2, 2), 1), ((2, 3, 3), 3))
-"""Multiples of the divisor per axis, and batches, that are not those of the tracing sample."""
+_CHECKED = (((3, 2, 2), 1), ((2, 3, 3), 3), ((2, 1, 1), 1))
+"""Multiples of the divisor per axis, and batches, that are not those of the tracing sample; the last is the smallest
+that a network takes."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def export(
         authors=authors,
         metrics=read_metrics(folder, predictor.epoch),
         training=training_summary(predictor, folder),
+        joined=False,
     )
     with scratch_folder(output) as scratch:
         written = scratch / output.name

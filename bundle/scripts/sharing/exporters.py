@@ -70,8 +70,12 @@ def open_torchscript(path: Path) -> Run:
 
 def write_pt2(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
     """Write a program of `torch.export`; it gives a dictionary from target to tensor."""
+    from torch.fx.experimental import _config
+
+    tracing: Any = _config  # it gets `patch` as it is imported
     network = network_of(predictor)
-    with quiet():
+    # Otherwise the program refuses sides of one divisor: a size of 1 in the last stage is traced as a case of its own.
+    with quiet(), tracing.patch(backed_size_oblivious=True):
         program = torch.export.export(
             network, (sample(network),), dynamic_shapes={"x": dynamic_shape(network)}
         )
@@ -160,7 +164,7 @@ def dynamic_shape(network: MultiHeadDynUNet) -> dict[int, Any]:
 
     shape: dict[int, Any] = {0: Dim("batch")}
     for axis, (step, name) in enumerate(zip(network.divisor, "zyx"[-len(network.divisor) :], strict=True)):
-        shape[axis + 2] = Dim(name) if step == 1 else step * Dim(name)
+        shape[axis + 2] = Dim(name, min=1) if step == 1 else step * Dim(name, min=1)
     return shape
 
 

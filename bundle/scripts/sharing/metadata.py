@@ -14,6 +14,7 @@ from typing import Any
 from volumen.handlers.final_scores import read_scores
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
+from volumen.sharing.preprocessing import preprocessing_lines
 from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ REQUIRED_PACKAGES = (
     "tensorboard",
 )
 CONCATENATED = "pred"
+NOT_STATED = "not stated"
 _PATH_KEYS = ("ckpt_out_base", "checkpoint_path", "data_path", "mask")
 _FORMATS = {
     "distance": "distance",
@@ -64,23 +66,24 @@ def build_metadata(
     authors: str = "",
     metrics: Mapping[str, float] | None = None,
     training: Mapping[str, Any] | None = None,
+    joined: bool = True,
 ) -> dict[str, Any]:
     """Return the content of `metadata.json` for a trained network.
 
-    The network's output for MONAI's tools is `pred`, all targets joined on channels; every target stands beside
-    it under its own name.
+    The network's output for MONAI's tools is `pred`, all targets joined on channels. `targets` describes each target by
+    itself, in the same form: listed as outputs, the Deploy SDK would ask the network for each of them.
 
     Args:
         predictor: the network and what its checkpoint says.
         name: the model's name.
         description: what it does; "" for a sentence made from its targets.
-        authors: who made it; "" for the name of the program's authors.
+        authors: who made it; "" where that is not stated.
         metrics: validation metrics of the checkpoint's epoch.
         training: summary of the training data, see `training_summary`.
+        joined: whether the network gives `pred`; else, as an exported file, each target by its name.
     """
     heads = tuple(predictor.targets.values())
     listed = ", ".join(head.name for head in heads)
-    made_by = authors or "The volumen authors"
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -94,34 +97,42 @@ def build_metadata(
         "task": f"Dense prediction of {listed} in {_dims(predictor)}D images",
         "description": description
         or f"One shared encoder predicts {listed} for every voxel of a {_dims(predictor)}D image of any size.",
-        "authors": made_by,
-        "copyright": f"Copyright {made_by}",
-        "data_source": "not stated",
+        "authors": authors or NOT_STATED,
+        "copyright": f"Copyright {authors}" if authors else NOT_STATED,
+        "data_source": NOT_STATED,
         "data_type": "zarr, OME-Zarr, TIFF, NIfTI",
-        "image_classes": f"channels: {predictor.in_channels}; normalised by the scheme {_scheme(predictor)!r}",
+        "image_classes": f"channels: {predictor.in_channels}; {'; '.join(preprocessing_lines(predictor))}",
         "label_classes": "; ".join(_labels(head) for head in heads if head.is_probability),
         "pred_classes": "; ".join(meaning(head, predictor.config) for head in heads),
         "eval_metrics": dict(metrics or {}),
         "intended_use": "Research. Not a medical device.",
         "references": list(_NETWORK_REFERENCES),
-        "network_data_format": {"inputs": {"image": _input(predictor)}, "outputs": outputs(predictor)},
+        "network_data_format": {
+            "inputs": {"image": _input(predictor)},
+            "outputs": joined_output(predictor) if joined else target_outputs(predictor),
+        },
+        "targets": target_outputs(predictor),
         "inference": inference_facts(predictor),
         "training": dict(training or {}),
     }
 
 
-def outputs(predictor: Predictor) -> dict[str, Any]:
-    """Return the tensors that the network gives: `pred`, and each target by its name."""
+def joined_output(predictor: Predictor) -> dict[str, Any]:
+    """Return the tensor of all targets that the bundle's `network_def` gives, as MONAI describes it."""
     heads = tuple(predictor.targets.values())
-    shape = spatial_pattern(predictor.divisor)
     channels = [f"{head.name}: {text}" for head in heads for text in channel_names(head, predictor.config)]
     kinds = {_format(head) for head in heads}
-    joined = {CONCATENATED: _tensor(kinds.pop() if len(kinds) == 1 else "multitarget", channels, shape)}
-    for head in heads:
-        # A target that is called "pred" must not hide the joined tensor, by which tools go.
-        key = head.name if head.name != CONCATENATED else f"{head.name}_target"
-        joined[key] = _tensor(_format(head), channel_names(head, predictor.config), shape)
-    return joined
+    kind = kinds.pop() if len(kinds) == 1 else "multitarget"
+    return {CONCATENATED: _tensor(kind, channels, spatial_pattern(predictor.divisor))}
+
+
+def target_outputs(predictor: Predictor) -> dict[str, Any]:
+    """Return each target's own tensor, as MONAI describes it."""
+    shape = spatial_pattern(predictor.divisor)
+    return {
+        head.name: _tensor(_format(head), channel_names(head, predictor.config), shape)
+        for head in predictor.targets.values()
+    }
 
 
 def spatial_pattern(divisor: tuple[int, ...]) -> list[str]:
@@ -157,6 +168,7 @@ def inference_facts(predictor: Predictor) -> dict[str, Any]:
         "orientation": predictor.orientation,
         "axes": "zyx"[-_dims(predictor) :],
         "normalization_scheme": _scheme(predictor),
+        "preprocessing": preprocessing_lines(predictor),
         "intensity_properties": without_paths(
             dict(predictor.config.get("dataset_config", {}).get("intensity_properties") or {})
         ),

@@ -8,6 +8,7 @@ from typing import Any
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
 from volumen.sharing.metadata import channel_names
+from volumen.sharing.preprocessing import preprocessing_code
 
 
 def model_card(
@@ -39,9 +40,13 @@ def model_card(
         "## Speed",
         "Not measured: it depends on the machine. `volumen export` gives TorchScript, ONNX and `torch.export` files.",
         "## MONAI bundle commands",
-        _commands(),
+        _commands(metadata),
+        "## Without MONAI",
+        _runtime(predictor, metadata),
         "## References",
         "\n".join(f"{number}. {text}" for number, text in enumerate(metadata["references"], 1)),
+        "## Authors",
+        metadata["authors"][:1].upper() + metadata["authors"][1:] + ".",
         "## License",
         "Code: Apache-2.0, see `LICENSE`. Training data, which bind the weights: see `docs/data_license.txt`.",
     ]
@@ -85,12 +90,13 @@ def _input(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
     facts = metadata["inference"]
     axes = ", ".join(facts["axes"].upper())
     divisors = " x ".join(map(str, predictor.divisor))
+    steps = "\n".join(f"- {line}" for line in facts["preprocessing"])
     return (
         f"One image, float32, `(batch, {predictor.in_channels}, {axes})`, normalised by the scheme"
-        f" `{facts['normalization_scheme']}`. Sides are multiples of {divisors}: extend"
+        f" `{facts['normalization_scheme']}`:\n\n{steps}\n\nSides are multiples of {divisors}: extend"
         " smaller images by reflection to the next one, never by zeros, which the normalisation of features would see."
-        " `configs/inference.yaml` takes volumes"
-        " of any size (zarr, OME-Zarr, TIFF, NIfTI), normalises them and cuts windows itself."
+        " `configs/inference.yaml` takes volumes of any size (zarr, OME-Zarr, TIFF, NIfTI), normalises them and cuts"
+        " windows itself."
     )
 
 
@@ -114,8 +120,14 @@ def performance_section(metrics: Mapping[str, float], epoch: int | None) -> str:
     return f"On the validation part, after epoch {epoch}.\n\n| metric | value |\n| --- | --- |\n{rows}"
 
 
-def _commands() -> str:
-    return """From the bundle's folder:
+def _commands(metadata: Mapping[str, Any]) -> str:
+    return f"""The packages that it was made with:
+
+```bash
+{pip_line(metadata)}
+```
+
+From the bundle's folder:
 
 ```bash
 python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir IMAGES --output_dir PREDICTIONS
@@ -129,3 +141,65 @@ In Python, with the bundle's folder in `sys.path`:
 ```python
 network = monai.bundle.load(NAME, bundle_dir=FOLDER, workflow_type="inference")
 ```"""
+
+
+def pip_line(metadata: Mapping[str, Any]) -> str:
+    """Return the command that installs the versions that the metadata name."""
+    versions = {
+        "torch": metadata["pytorch_version"],
+        "monai": metadata["monai_version"],
+        "numpy": metadata["numpy_version"],
+        **metadata["required_packages_version"],
+    }
+    # "any" stands for a package whose version was not known.
+    return "pip install " + " ".join(
+        name if number == "any" else f"{name}=={number}" for name, number in versions.items()
+    )
+
+
+def _runtime(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
+    return f"""With ONNX Runtime, from the file that `volumen export -m models/model.pt --to onnx -o model.onnx` writes.
+It takes an image that fits into memory; larger ones go through it in overlapping windows.
+
+```python
+{runtime_code(predictor)}
+```"""
+
+
+def runtime_code(predictor: Predictor) -> str:
+    """Return Python code that runs an image through `model.onnx` with ONNX Runtime and NumPy alone.
+
+    It takes `image`, raw, (Z, Y, X) or with channels first, and leaves `outputs` by target.
+    """
+    ndim = len(predictor.patch_size)
+    channel = "[None]" if predictor.in_channels == 1 else ""
+    shown = "(Z, Y, X)" if ndim == 3 else "(Y, X)"
+    shape = shown if predictor.in_channels == 1 else f"(C, {shown[1:]}"
+    activations = {
+        "sigmoid": "1 / (1 + np.exp(-outputs[{name!r}]))  # probability",
+        "softmax": "outputs[{name!r}].argmax(axis=0)  # class",
+    }
+    results = [
+        f"outputs[{head.name!r}] = {activations[head.activation].format(name=head.name)}"
+        for head in predictor.targets.values()
+        if head.activation in activations
+    ]
+    lines = [
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        f"# image: raw values, {shape}",
+        "image = image.astype(np.float32)",
+        f"values = ({preprocessing_code(predictor)})",
+        f"values = values.astype(np.float32){channel}",
+        f"divisor = {tuple(predictor.divisor)}",
+        "padding = [(0, -size % step) for size, step in zip(values.shape[1:], divisor)]",
+        'padded = np.pad(values, [(0, 0), *padding], mode="reflect")',
+        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
+        "names = [output.name for output in session.get_outputs()]",
+        'found = session.run(None, {"image": padded[None]})',
+        "inside = (slice(None), *(slice(size) for size in values.shape[1:]))",
+        "outputs = {name: output[0][inside] for name, output in zip(names, found)}",
+        *results,
+    ]
+    return "\n".join(lines)

@@ -60,7 +60,7 @@ def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[s
     config.insert("network_config", dict(network), before="network_def")
     config.update(
         "network_def",
-        {"final_config": "$@config.network_config if @config.dataset_dir else @network_config"},
+        {"final_config": "$@config.network_config if @config.has_data else @network_config"},
     )
     return config.text()
 
@@ -76,8 +76,9 @@ def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[st
         "_target_": "volumen.networks.multihead.MultiHeadDynUNet.from_config",
         "final_config": "@network_config",
     }
+    # Not called "network": the Deploy SDK would take that in place of network_def, whose output is one tensor.
     config.insert("network_config", dict(network), before="predictor")
-    config.insert("network", built, before="predictor")
-    config.update("predictor", {"network": "@network"})
-    config.update("network_def", {"network": "@network"})
+    config.insert("architecture", built, before="predictor")
+    config.update("predictor", {"network": "@architecture"})
+    config.update("network_def", {"network": "@architecture"})
     return config.text()

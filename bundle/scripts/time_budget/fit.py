@@ -144,8 +144,25 @@ def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
     measured = _measure_all(config, budget, started)
     chosen = choose(measured)
     logger.info("time budget:\n%s", table(measured, chosen))
+    if chosen.steps < chosen.needed:
+        logger.warning("%s", too_short(chosen, budget))
     # What the first process finds out about the patches of the choice is in the cache when the others ask.
     return distributed.broadcast(_settle(config, chosen, budget, started) if distributed.is_main() else None)
+
+
+def too_short(chosen: Measured, budget: float) -> str:
+    """Return what to say where a budget allows fewer steps than a network of the chosen size needs.
+
+    Args:
+        chosen: the choice, the best that there is.
+        budget: seconds asked for.
+    """
+    enough = budget * chosen.needed / max(chosen.steps, 1)
+    return (
+        f"time budget {format_duration(budget)} allows {chosen.steps} steps where {chosen.needed} are enough: expect a"
+        f" weak model. About {format_duration(enough)} on this machine would be enough; a GPU or a smaller"
+        " --patch-size makes steps faster"
+    )
 
 
 def _settle(

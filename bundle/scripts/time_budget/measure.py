@@ -151,7 +151,7 @@ def training_objects(config: ConfigManager) -> Any:
 
     parser = ConfigParser()
     parser.read_config(str(configs_dir() / "train.yaml"))
-    parser["config"] = config
+    parser["experiment"] = parser["config"] = config
     return parser
 
 

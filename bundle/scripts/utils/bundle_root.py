@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 
@@ -23,6 +24,16 @@ def bundle_root() -> Path:
 def bundle_folder() -> str:
     """Return that folder as text: the `bundle_root` of the bundle's configs, wherever they are run from."""
     return str(bundle_root())
+
+
+def default_output_dir(root: str, chosen: str | None = None) -> str:
+    """Return the folder for a run's output: the chosen one, else one of its own below the bundle, named by the time.
+
+    Args:
+        root: the bundle's folder.
+        chosen: the folder in the settings, or None.
+    """
+    return str(chosen or Path(root, "runs", time.strftime("%Y-%m-%d_%H-%M-%S")))
 
 
 def configs_dir() -> Path:

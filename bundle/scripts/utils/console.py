@@ -64,7 +64,7 @@ def make_console(stream: TextIO | None = None) -> Console:
 
 
 def make_table(title: str, columns: Sequence[str], stream: TextIO | None = None) -> Table:
-    """Return an empty table: with lines on a terminal, columns alone elsewhere.
+    """Return an empty table: with lines on a terminal, columns alone elsewhere. It breaks no word.
 
     Args:
         title: above it.
@@ -72,7 +72,8 @@ def make_table(title: str, columns: Sequence[str], stream: TextIO | None = None)
         stream: where it will go; standard output by default.
     """
     from rich import box
-    from rich.table import Table
+
+    from volumen.utils.console_table import WholeWordTable
 
     terminal = (stream or sys.stdout).isatty()
     style: dict[str, Any] = (
@@ -80,7 +81,7 @@ def make_table(title: str, columns: Sequence[str], stream: TextIO | None = None)
         if terminal
         else {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
     )
-    table = Table(title=title, title_justify="left", **style)
+    table = WholeWordTable(title=title, title_justify="left", **style)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

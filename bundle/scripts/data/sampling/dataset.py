@@ -37,7 +37,7 @@ class PatchDataset(Dataset):
     foreground patches on the grid, the same in every epoch.
 
     Args:
-        data: opened cases (`OpenCase`); their volumes are read lazily and can be pickled.
+        data: the cases, as MONAI's tools list and exchange them; only its opened cases (`OpenCase`) can be read.
         index: the valid patches of these cases.
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads and transforms the patch.
             A MONAI `Randomizable` is seeded for each sample. None returns that dictionary.
@@ -50,6 +50,7 @@ class PatchDataset(Dataset):
         class_oversampling: share of foreground samples drawn by class, training only.
         chunk_cache_mib: decoded chunks that each process which loads samples keeps, in MiB; None leaves it as
             it is. Time depends on it, values do not.
+        cases: the opened cases, whose volumes are read lazily and can be pickled; None: `data` holds them.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class PatchDataset(Dataset):
         bg_to_fg_ratio: float = 0.0,
         class_oversampling: float = 0.0,
         chunk_cache_mib: int | None = None,
+        cases: Sequence[Any] | None = None,
     ) -> None:
         if samples_per_epoch is not None and samples_per_epoch < 1:
             raise ValueError(f"samples_per_epoch must be positive, got {samples_per_epoch}")
-        self.cases = list(data)
+        self.cases = list(data if cases is None else cases)
         self.index = index
         self.transform = transform
         self.seed = int(seed)

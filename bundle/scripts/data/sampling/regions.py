@@ -39,7 +39,7 @@ class RegionDataset(Dataset):
     With a limit blocks are drawn, see `draw_blocks`; a sample's `block_weight` is how many blocks it stands for.
 
     Args:
-        data: opened cases (`OpenCase`).
+        data: the cases, as MONAI's tools list and exchange them; only its opened cases (`OpenCase`) can be read.
         boxes: validation regions by case name.
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads the whole location.
         patch_size: the network's window, voxels per axis.
@@ -49,6 +49,7 @@ class RegionDataset(Dataset):
         final_windows: the same for the last and the best epoch, see `final`.
         seed: of the draw.
         objects_only: only voxels with a label other than 0 are known (`compute_loss_on_labeled_only`).
+        cases: the opened cases; None: `data` holds them.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class RegionDataset(Dataset):
         final_windows: int | None = None,
         seed: int = 0,
         objects_only: bool = False,
+        cases: Sequence[Any] | None = None,
     ) -> None:
-        self.cases = list(data)
+        self.cases = list(data if cases is None else cases)
         self.transform = transform
         #: Whether the blocks are those for the last and the best epoch.
         self.final = False

@@ -133,6 +133,28 @@ def make_split(
     return Split({**every, name: train_boxes}, {name: [val_box]}, train_fraction, seed)
 
 
+def split_by_name(
+    shapes: Mapping[str, Sequence[int]], held_out: Sequence[str], train_fraction: float, seed: int
+) -> Split:
+    """Return the split in which the named volumes validate as a whole and the others train.
+
+    Args:
+        shapes: spatial shape by case name.
+        held_out: names of the cases that validate; none: no validation.
+        train_fraction: recorded in the split, as the settings have it.
+        seed: recorded likewise.
+
+    Raises:
+        VolumenError: no case is left for training.
+    """
+    whole = {name: [whole_box(shape)] for name, shape in shapes.items()}
+    train = {name: boxes for name, boxes in whole.items() if name not in held_out}
+    if not train:
+        raise VolumenError("train#dataset#data", "no image is left for training", remedy="add some")
+    val = {name: boxes for name, boxes in whole.items() if name in held_out}
+    return Split(train, val, train_fraction, seed)
+
+
 def labelled_profiles(
     cases: Sequence[Any],
     targets: Sequence[str],

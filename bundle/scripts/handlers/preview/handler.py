@@ -69,6 +69,8 @@ class PreviewHandler:
         # The last and the best epoch have had their previews when they are scored once more.
         if engine.state.iteration != 1 or not distributed.is_main() or getattr(engine.state, FINAL, False):
             return
+        if not self.directory.path.is_dir():
+            return  # without the folder no training has begun, as when another program evaluates
         frames = self.frames(engine)
         try:
             self._write(frames, engine.state.epoch)

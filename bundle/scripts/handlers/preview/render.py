@@ -30,11 +30,13 @@ class Panel:
         title: above the column.
         rows: two arrays (Z, H, W, 3) of colours, truth and prediction.
         key: what is drawn below: ("bar", low, high), ("ball", axes), ("axes", axes), ("classes", names) or ().
+        has_unknown: whether the truth is unknown somewhere, hence striped.
     """
 
     title: str
     rows: tuple[np.ndarray, np.ndarray]
     key: tuple[Any, ...] = field(default=())
+    has_unknown: bool = False
 
 
 def render_preview(
@@ -152,7 +154,7 @@ def _target_panel(
     elif kind == "distance":
         limits = _distance_limits(given[0], known)
         rows = colours.diverging(given[0], *limits), colours.diverging(predicted[0], *limits)
-        key = ("bar", f"-{limits[0]:.2g}", f"+{limits[1]:.2g}", colours.DIVERGING, "inside | outside")
+        key = ("bar", f"-{limits[0]:.2g}", f"+{limits[1]:.2g}", colours.DIVERGING, "in | out, voxels")
     else:
         low, high = np.percentile(given[0][known] if known.any() else given[0], (1, 99))
         span = max(high - low, 1e-6)
@@ -166,7 +168,7 @@ def _target_panel(
             for z in range(len(known))
         ]
     )
-    return Panel(name, (shown, rows[1]), key)
+    return Panel(name, (shown, rows[1]), key, has_unknown=not known.all())
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -207,6 +209,10 @@ def _frame(panels: Sequence[Panel], index: int, title: str, caption: str, max_wi
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, HEADER / 2), title, fill=TEXT, font=_font(15), anchor="lm")
     draw.text((size[0] - MARGIN, HEADER / 2), caption, fill=FAINT, font=_font(13), anchor="rm")
+    if any(panel.has_unknown for panel in panels):
+        # Beside the longest caption, so that it stays in its place from slice to slice.
+        right = size[0] - MARGIN - (round(_font(13).getlength("z 000 / 000")) + 16 if caption else 0)
+        _draw_unknown(canvas, draw, right, MARGIN + _font(15).getlength(title) + GAP)
     for row, band in enumerate(bands):
         top = HEADER + row * (band_height + GAP)
         for line, text in enumerate(("truth", "prediction")):
@@ -215,6 +221,22 @@ def _frame(panels: Sequence[Panel], index: int, title: str, caption: str, max_wi
             left = MARGIN + ROW_TITLE + place * (column + GAP)
             _draw_panel(canvas, draw, panel, index, (left, top), cell, column)
     return canvas
+
+
+def _draw_unknown(canvas: Image.Image, draw: ImageDraw.ImageDraw, right: float, least: float) -> None:
+    """Explain the stripes: a swatch and words that end at `right` and begin after `least`, where there is room."""
+    swatch = 14
+    for text in ("truth unknown (not labelled)", "unknown"):
+        left = right - _font(12).getlength(text) - swatch - 6
+        if left >= least:
+            break
+    else:
+        return
+    stripes = colours.dim_unknown(np.zeros((swatch, swatch, 3)), np.zeros((swatch, swatch), bool))
+    corner = round(left), round(HEADER / 2 - swatch / 2)
+    canvas.paste(Image.fromarray(stripes.astype(np.uint8)), corner)
+    draw.rectangle((*corner, corner[0] + swatch, corner[1] + swatch), outline=FAINT, width=WIDTH)
+    draw.text((corner[0] + swatch + 6, HEADER / 2), text, fill=FAINT, font=_font(12), anchor="lm")
 
 
 def _draw_panel(

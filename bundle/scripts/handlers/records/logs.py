@@ -20,9 +20,14 @@ from monai.engines import Workflow
 from volumen.checkpoints.file import write_run_file
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.state import between_epochs, register_state
+from volumen.metrics.units import metric_unit
 from volumen.utils import distributed
 
 logger = logging.getLogger(__name__)
+
+BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+FEWEST_BLOCKS = 4
+"""Columns that are left for the bar itself."""
 
 
 def epoch_numbers(engine: Workflow, learning_rate: float) -> dict[str, float]:
@@ -237,10 +242,10 @@ class Speed:
 class Progress(_EpochLog):
     """Bars for training and validation on a terminal, and two lines per epoch in the log.
 
-    The bar tells the epoch, how far it is, steps per second and the time it still takes, the loss (smoothed over some
-    ten steps), the Dice of the last validation and patches per second; during validation the loss and Dice of the
-    blocks so far. Without a terminal (a file, a cluster's log) there is no bar, only the lines, which tell how long
-    the rest of the run will take. While a bar is shown, log lines are written above it.
+    The bar tells the epoch, how far it is and the time it still takes, and, as far as the terminal has room, the loss
+    (smoothed over some ten steps), the Dice of the last validation and patches per second; during validation the loss
+    and Dice of the blocks so far. Without a terminal (a file, a cluster's log) there is no bar, only the lines, which
+    tell how long the rest of the run will take. While a bar is shown, log lines are written above it.
 
     Args:
         optimizer: for the learning rate.
@@ -248,6 +253,8 @@ class Progress(_EpochLog):
         running: gives the validation's metrics so far by name, of which "mean_dice" is shown.
         stream: where the bars go; standard error by default.
         show: True or False to force or forbid the bars; None shows them on a terminal.
+        kinds: target to kind, for the units of errors.
+        length: unit of surface distances.
     """
 
     def __init__(
@@ -258,8 +265,12 @@ class Progress(_EpochLog):
         running: Callable[[], Mapping[str, float]] | None = None,
         stream: TextIO | None = None,
         show: bool | None = None,
+        kinds: Mapping[str, str] | None = None,
+        length: str = "voxels",
     ) -> None:
         super().__init__(optimizer)
+        self.kinds = dict(kinds or {})
+        self.length = length
         self.validator = validator
         self.running = running
         self.stream = stream
@@ -314,6 +325,7 @@ class Progress(_EpochLog):
             leave=False,
             dynamic_ncols=True,
             unit=f" {unit}s",
+            bar_format=BAR_FORMAT,
         )
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
@@ -333,7 +345,7 @@ class Progress(_EpochLog):
         return told if dice is None or math.isnan(dice) else [*told, f"Dice {dice:.3f}"]
 
     def _tell(self, parts: Sequence[str]) -> None:
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        self._bar.set_postfix_str(", ".join(fitting(parts, self._bar)), refresh=False)
         self._bar.update()
 
     def _end_bar(self) -> None:
@@ -353,7 +365,7 @@ class Progress(_EpochLog):
         if rest := self._rest(engine):
             parts.append(f"{span(rest)} left")
         logger.info("%s: %s", _epoch_name(engine), ", ".join(parts))
-        scores = validation_line(numbers)
+        scores = validation_line(numbers, self.kinds, self.length)
         if scores:
             logger.info("  validation: %s", scores)
 
@@ -365,6 +377,25 @@ class Progress(_EpochLog):
             return 0.0
         pace = (time.perf_counter() - self._began[0]) / steps
         return pace * (state.max_epochs * state.epoch_length - state.iteration)
+
+
+def fitting(parts: Sequence[str], bar: Any) -> list[str]:
+    """Return as many of the first parts as a bar has room for beside its own numbers and a few blocks.
+
+    Args:
+        parts: texts, the most important first.
+        bar: a `tqdm` bar of `BAR_FORMAT`.
+    """
+    columns = bar.dynamic_ncols(bar.fp)[0] if callable(bar.dynamic_ncols) else bar.ncols
+    numbers = len(str(bar.total)) * 2 + len(": 100%|| / [00:00:00 left]")
+    room = (columns or 80) - len(bar.desc) - numbers - FEWEST_BLOCKS
+    kept: list[str] = []
+    for part in parts:
+        room -= len(part) + len(", ")
+        if room < 0:
+            break
+        kept.append(part)
+    return kept
 
 
 class Smoothed:
@@ -414,8 +445,16 @@ def training_line(numbers: Mapping[str, float]) -> str:
     )
 
 
-def validation_line(numbers: Mapping[str, float]) -> str:
-    """Return what an epoch's validation gave, target by target; classes one by one are in the files."""
+def validation_line(
+    numbers: Mapping[str, float], kinds: Mapping[str, str] | None = None, length: str = "voxels"
+) -> str:
+    """Return what an epoch's validation gave, target by target; classes one by one are in the files.
+
+    Args:
+        numbers: metrics by name.
+        kinds: target to kind, for the units of errors.
+        length: unit of surface distances.
+    """
     told = []
     if "val/loss" in numbers:
         told.append(f"loss {numbers['val/loss']:.4g}")
@@ -423,7 +462,8 @@ def validation_line(numbers: Mapping[str, float]) -> str:
     for name, value in numbers.items():
         parts = name.split("/")
         if parts[0] == "val" and len(parts) == 3 and parts[1] != "loss":
-            scores.setdefault(parts[1], []).append(f"{_words(parts[2])} {value:.3g}")
+            unit = metric_unit(parts[2], (kinds or {}).get(parts[1], ""), length)
+            scores.setdefault(parts[1], []).append(f"{_words(parts[2])} {value:.3g} {unit}".rstrip())
     told += [f"{_words(target)} {' '.join(values)}" for target, values in scores.items()]
     return ", ".join(told)
 

@@ -13,6 +13,7 @@ from monai.engines import Workflow
 
 from volumen.checkpoints.file import writing_failed
 from volumen.handlers.faults import explain
+from volumen.handlers.rounds import forget_failed_run
 from volumen.utils import distributed
 from volumen.utils.atomic import UNFINISHED
 from volumen.utils.errors import VolumenError
@@ -30,7 +31,8 @@ class RunDirectory:
     """`<output_dir>/<model_name>`, created when training starts and never before.
 
     As the first handler of the trainer it makes the folder and locks it against a second writer. When the run
-    fails before its first checkpoint, everything that it made is removed again.
+    fails before its first checkpoint, everything that it made is removed again. A trainer that runs again, as in a
+    notebook or in the rounds of federated learning, opens the folder of its own run again.
 
     Args:
         output_dir: the folder for all runs.
@@ -50,6 +52,7 @@ class RunDirectory:
         self._created: list[Path] = []
         self._there_before: set[Path] = set()
         self._lock: ProcessLock | None = None
+        self._is_own = False
 
     def file(self, suffix: str) -> Path:
         """The path of `<model_name>_<suffix>` in this folder."""
@@ -85,7 +88,7 @@ class RunDirectory:
             if folder.exists() and not folder.is_dir():
                 raise VolumenError(folder, expected="a folder", found="a file")
         if self.has_checkpoint():
-            if not self.resume:
+            if not (self.resume or self._is_own):
                 last = max((epoch for epoch, _ in self.checkpoints()), default=0)
                 raise VolumenError(
                     self.path,
@@ -116,6 +119,7 @@ class RunDirectory:
                 self._create()
                 self._lock = self._acquire()
                 self._remove_half_written()
+                self._is_own = True
             except OSError as error:
                 self._remove_created()
                 raise writing_failed(self.path, error) from error
@@ -131,6 +135,7 @@ class RunDirectory:
         _locked_here.discard(self.path.resolve())
         if not keep:
             self._remove_created()
+            self._is_own = False
 
     def attach(self, engine: Workflow) -> None:
         """Open when the trainer starts and close when it ends, however it ends."""
@@ -149,6 +154,7 @@ class RunDirectory:
 
     def _on_exception(self, engine: Workflow, error: BaseException) -> None:
         self.close(failed=True)
+        forget_failed_run(engine)
         told = explain(error)
         if told is error:
             raise error

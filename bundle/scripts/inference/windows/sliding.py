@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
@@ -16,13 +17,13 @@ from volumen.utils.memory import limit_kept_memory
 
 
 class SlidingWindow(Inferer):
-    """Runs a network over windows and blends them: a MONAI inferer for networks with named outputs.
+    """Runs a network over windows and blends them: a MONAI inferer for networks with named outputs, or with one.
 
     Args:
         patch_size: shape of a window.
         overlap: share of a window that the next one covers, in [0, 1).
         batch_size: windows given to the network at once.
-        targets: outputs wanted, so that only their decoders run; None for all.
+        targets: outputs wanted, so that only their decoders run; None for all. A network that joins them gives all.
         divisor: what a window's sides must be divisible by, so that windows shrink to small images; None for the
             `divisor` of the network, without which windows do not shrink.
 
@@ -48,25 +49,29 @@ class SlidingWindow(Inferer):
         self.targets = None if targets is None else tuple(targets)
         self.divisor = None if divisor is None else tuple(int(step) for step in divisor)
 
-    def __call__(
-        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the blended outputs of every target.
 
         Args:
             inputs: normalised image, shape (B, C, *space). The window shrinks to smaller images, see
                 `fit_window`; what it holds beyond their borders is reflected.
-            network: gives a dict of tensors (B, K, *patch) for windows (B, C, *patch).
+            network: gives a dict of tensors (B, K, *patch) for windows (B, C, *patch), or one such tensor.
             args: passed to the network.
             kwargs: passed to the network.
 
         Returns:
             Per target a float32 tensor of shape (B, K, *space) on the device of the inputs: logits or
-            values, no activation.
+            values, no activation. Of a network that gives one tensor, one tensor.
         """
-        if self.targets is not None:
+        if self.targets is not None and not getattr(network, "joined", False):
             kwargs = {"targets": self.targets, **kwargs}
         window = self.window(inputs.shape[2:], network)
+        outputs = self._outputs(as_tensor(inputs), window, _Named(network), *args, **kwargs)
+        return outputs.get(UNNAMED, outputs)
+
+    def _outputs(
+        self, inputs: Tensor, window: tuple[int, ...], network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
         if tuple(inputs.shape[2:]) == window:
             return {name: output.float() for name, output in network(inputs, *args, **kwargs).items()}
         images = [self._image(image, window, network, *args, **kwargs) for image in inputs]
@@ -109,6 +114,26 @@ class SlidingWindow(Inferer):
             for values in sums.values():
                 values /= divisor
         return sums
+
+
+UNNAMED = ""
+"""Stands for the target of a network that gives one tensor."""
+
+
+class _Named:
+    """A network whose single tensor, if it gives one, has a name."""
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        self.network = network
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self.network(*args, **kwargs)
+        return {UNNAMED: outputs} if isinstance(outputs, Tensor) else outputs
+
+
+def as_tensor(images: Tensor) -> Tensor:
+    """Return images as a plain tensor: a `MetaTensor` costs ten times as much per operation."""
+    return images.as_tensor() if isinstance(images, MetaTensor) else images
 
 
 def cut_window(image: Tensor, start: tuple[int, ...], patch_size: tuple[int, ...]) -> Tensor:

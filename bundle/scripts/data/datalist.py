@@ -1,0 +1,147 @@
+"""Images and labels as MONAI lists them: one dictionary a case, in place of a folder with `images/` and `labels/`.
+
+A case reads `{"image": path, "label": path}` for one target. Several targets have the keys `label_<target>`, masks
+`mask` (for all targets) or `mask_<target>`. MONAI Label, federated learning and Auto3DSeg know the first two keys.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from volumen.data.formats.detection import detect_format, is_url, split_suffix
+from volumen.data.layout import Layout
+from volumen.data.pairing import Case
+from volumen.utils.errors import VolumenError
+
+IMAGE, LABEL, MASK = "image", "label", "mask"
+
+
+class CaseItems(Sequence[dict[str, str]]):
+    """The cases of one part of an experiment's split as such dictionaries, found when they are first asked for.
+
+    Args:
+        find: gives the cases and the names of the targets.
+    """
+
+    def __init__(self, find: Callable[[], tuple[Sequence[Case], Sequence[str]]]) -> None:
+        self._find = find
+        self._items: list[dict[str, str]] | None = None
+
+    @property
+    def items(self) -> list[dict[str, str]]:
+        """The dictionaries."""
+        if self._items is None:
+            cases, targets = self._find()
+            self._items = [case_item(case, targets) for case in cases]
+        return self._items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter(self.items)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, here or in another process, is a plain list.
+        return list, (self.items,)
+
+
+def case_item(case: Case, targets: Sequence[str]) -> dict[str, str]:
+    """Return a case as a dictionary; `label` is the first target that it has a label of."""
+    labelled = [target for target in targets if target in case.labels]
+    item = {IMAGE: case.image}
+    if labelled:
+        item[LABEL] = case.labels[labelled[0]]
+    if len(targets) > 1:
+        item.update({f"{LABEL}_{target}": case.labels[target] for target in labelled})
+    item.update({f"{MASK}_{target}": path for target, path in case.masks.items()})
+    return item
+
+
+def layout_of(
+    items: Sequence[Mapping[str, Any]],
+    *,
+    root: str | None = None,
+    target: str = LABEL,
+    where: str = "datalist",
+) -> Layout:
+    """Return the layout that a list of dictionaries describes.
+
+    Args:
+        items: see the module; other keys are passed over.
+        root: folder of relative paths; None for the working directory.
+        target: what the target of the key `label` is called.
+        where: names the list in errors.
+
+    Raises:
+        VolumenError: an empty list, an entry without an image or a label, or two entries with one image.
+    """
+    if not items:
+        raise VolumenError(where, expected="a list of {image: path, label: path}", found="an empty list")
+    cases: dict[str, Case] = {}
+    images: set[str] = set()
+    for number, item in enumerate(items):
+        case = _case(item, f"{where}[{number}]", root, target, cases)
+        if case.image in images:
+            raise VolumenError(where, "lists an image twice", found=case.image, remedy="take one of them out")
+        cases[case.name] = case
+        images.add(case.image)
+    targets = tuple(sorted({name for case in cases.values() for name in case.labels}))
+    first = next(iter(cases.values())).image
+    return Layout(root or where, detect_format(first), tuple(cases.values()), targets)
+
+
+def _case(item: Any, where: str, root: str | None, target: str, taken: Container[str]) -> Case:
+    if not isinstance(item, Mapping) or not item.get(IMAGE):
+        raise VolumenError(where, expected="{image: path, label: path}", found=_shown(item))
+    paths = {key: _path(value, f"{where}.{key}", root) for key, value in item.items() if _is_path_key(key)}
+    several = {
+        key.removeprefix(f"{LABEL}_"): path for key, path in paths.items() if key.startswith(f"{LABEL}_")
+    }
+    labels = several or ({target: paths[LABEL]} if LABEL in paths else {})
+    if not labels:
+        raise VolumenError(where, expected="a label", found=_shown(item), remedy="add label: path")
+    own = {key.removeprefix(f"{MASK}_"): path for key, path in paths.items() if key.startswith(f"{MASK}_")}
+    masks = {name: own.get(name, paths.get(MASK)) for name in labels}
+    return Case(
+        _free_name(paths[IMAGE], taken),
+        paths[IMAGE],
+        labels,
+        {name: path for name, path in masks.items() if path is not None},
+    )
+
+
+def _is_path_key(key: object) -> bool:
+    text = str(key)
+    return text in (IMAGE, LABEL, MASK) or text.startswith((f"{LABEL}_", f"{MASK}_"))
+
+
+def _path(value: Any, where: str, root: str | None) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise VolumenError(where, expected="a path", found=_shown(value))
+    path = os.fspath(value)
+    return path if root is None or is_url(path) else str(Path(root, path))
+
+
+def _free_name(image: str, taken: Container[str]) -> str:
+    """Return an image's name, with a number where an image of another folder has the same."""
+    base = split_suffix(image.rstrip("/").rsplit("/", 1)[-1])[0]
+    name, number = base, 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

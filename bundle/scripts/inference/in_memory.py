@@ -1,0 +1,213 @@
+"""Whole images in memory, for programs that call the bundle's transforms, network and inferer by themselves.
+
+MONAI Label and the MONAI Deploy App SDK take `preprocessing`, `network_def`, `inferer` and `postprocessing` from
+`inference.yaml` and pass one image through them. They keep arrays in the order of NIfTI, (C, X, Y, Z); the network
+takes (C, Z, Y, X). `ReadVolumed` turns the axes on the way in, and `monai_order` turns results back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from volumen.utils.errors import VolumenError
+
+if TYPE_CHECKING:
+    from volumen.data.formats.volumes import Volume
+
+REVERSED = "spatial_axes_reversed"
+"""In an image's `meta`: its axes are those of its `original_affine` and `spatial_shape` in the opposite order."""
+_NO_CHANNEL = "no_channel"
+
+
+class ReadVolumed(MapTransform):
+    """Read images whole: `MetaTensor`s (C, Z, Y, X) or (C, Y, X) of the stored type.
+
+    A path is read from any format of the data. An array or tensor is taken to be in MONAI's order, as its loaders and
+    the Deploy SDK give it: (X, Y, Z), or with a channel axis where `meta["original_channel_dim"]` says, else the last.
+    A volume that is opened already stays on disk, for prediction that streams.
+
+    The result's `affine` is that of its own axes. In its `meta`, `spatial_shape` and `original_affine` are of the
+    axes X, Y, Z, so that results that are turned back lie where the image lies.
+
+    Args:
+        keys: of the images in a sample.
+        spatial_dims: 2 or 3.
+        outputs: channels that the network gives, for the estimate of the memory that a prediction takes.
+        allow_missing_keys: whether samples may lack an image.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        spatial_dims: int = 3,
+        outputs: int = 1,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.spatial_dims = spatial_dims
+        self.outputs = outputs
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the images of a sample.
+
+        Raises:
+            VolumenError: unreadable, of other dimensions than the network's, or too large for this machine's memory.
+        """
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            sample[key] = self._read(sample[key], str(key))
+        return sample
+
+    def _read(self, image: Any, key: str) -> Any:
+        if isinstance(image, str | os.PathLike):
+            return self._from_file(image)
+        if isinstance(image, np.ndarray | Tensor):
+            return self._from_array(image, key)
+        return image
+
+    def _from_file(self, path: str | os.PathLike) -> MetaTensor:
+        from volumen.data.formats.volumes import open_volume
+
+        volume = open_volume(path)
+        self._check_dims(len(volume.shape), volume.path)
+        check_memory(volume.path, volume.shape, volume.channels + self.outputs)
+        array = volume.read(tuple(slice(0, size) for size in volume.shape))
+        return with_meta(array, {"filename_or_obj": volume.path}, affine_of(volume))
+
+    def _from_array(self, image: np.ndarray | Tensor, key: str) -> MetaTensor:
+        meta = dict(image.meta) if isinstance(image, MetaTensor) else {}
+        array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        channel = _channel_axis(meta.get("original_channel_dim"), array.ndim, self.spatial_dims)
+        array = array[None] if channel is None else np.moveaxis(array, channel, 0)
+        self._check_dims(array.ndim - 1, key)
+        affine = meta.get("original_affine")
+        if affine is None and isinstance(image, MetaTensor):
+            affine = image.affine
+        return with_meta(
+            reverse_axes(array), meta, None if affine is None else np.asarray(affine, dtype=np.float64)
+        )
+
+    def _check_dims(self, found: int, where: str) -> None:
+        if found != self.spatial_dims:
+            raise VolumenError(
+                where, expected=f"a {self.spatial_dims}D image, as the network's", found=f"{found}D"
+            )
+
+
+def with_meta(array: np.ndarray, meta: Mapping[str, Any], affine: np.ndarray | None) -> MetaTensor:
+    """Return an image with what MONAI's tools ask of it.
+
+    Args:
+        array: (C, Z, Y, X) or (C, Y, X).
+        meta: more entries.
+        affine: of the axes X, Y(, Z); None: unknown, steps of 1.
+    """
+    spatial = array.ndim - 1
+    original = np.eye(spatial + 1) if affine is None else affine
+    entries = {
+        **{name: value for name, value in meta.items() if name != "affine"},
+        "original_affine": original,
+        "spatial_shape": np.asarray(array.shape[:0:-1]),
+        "original_channel_dim": _NO_CHANNEL if len(array) == 1 else 0,
+        REVERSED: True,
+    }
+    return MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(array)),
+        affine=torch.from_numpy(reverse_columns(original, spatial)),
+        meta=entries,
+    )
+
+
+def monai_order(result: np.ndarray, image: Any) -> Tensor:
+    """Return a result (K, Z, Y, X) in the axes' order of the image it belongs to, as MONAI's tools keep images.
+
+    Args:
+        result: a prediction.
+        image: what `ReadVolumed` gave, which the prediction was made from; of anything else nothing is known, and the
+            order stays.
+
+    Returns:
+        A `MetaTensor` (K, X, Y, Z) with the image's affine, or a tensor.
+    """
+    meta = getattr(image, "meta", None) or {}
+    if not meta.get(REVERSED):
+        return torch.from_numpy(np.ascontiguousarray(result))
+    kept = {
+        name: meta[name] for name in ("filename_or_obj", "original_affine", "spatial_shape") if name in meta
+    }
+    return MetaTensor(
+        torch.from_numpy(reverse_axes(result)),
+        affine=torch.as_tensor(np.asarray(meta["original_affine"])),
+        meta={**kept, "original_channel_dim": 0},
+    )
+
+
+def reverse_axes(array: np.ndarray) -> np.ndarray:
+    """Return (C, X, Y, Z) for (C, Z, Y, X), and the other way round."""
+    return np.ascontiguousarray(array.transpose(0, *range(array.ndim - 1, 0, -1)))
+
+
+def reverse_columns(affine: np.ndarray, spatial: int) -> np.ndarray:
+    """Return the affine of the first `spatial` axes in the opposite order."""
+    turned = np.array(affine, dtype=np.float64)
+    turned[:, :spatial] = turned[:, :spatial][:, ::-1]
+    return turned
+
+
+def affine_of(volume: Volume) -> np.ndarray | None:
+    """Return the affine of a volume over (X, Y, Z): the file's own, else its voxel size; None where it says nothing."""
+    if volume.affine is not None and len(volume.shape) == 3:
+        return np.asarray(volume.affine, dtype=np.float64)
+    if volume.spacing is None:
+        return None
+    return np.diag([*volume.spacing[::-1], 1.0])
+
+
+def check_memory(where: str, shape: tuple[int, ...], channels: int) -> None:
+    """Refuse an image whose prediction in memory this machine has no room for.
+
+    Args:
+        where: names the image.
+        shape: its spatial shape.
+        channels: of the image and of the network's outputs, held as float32.
+
+    Raises:
+        VolumenError: saying what is needed and what is free.
+    """
+    needed, free = 4 * channels * int(np.prod(shape, dtype=np.int64)), free_memory()
+    if free is not None and needed > free:
+        raise VolumenError(
+            where,
+            "is too large to be predicted in memory",
+            expected=f"{free / 2**30:.1f} GiB or less",
+            found=f"{needed / 2**30:.1f} GiB",
+            remedy="predict it with volumen predict, or with run of this config, which stream it",
+        )
+
+
+def free_memory() -> int | None:
+    """Return the bytes that a process can still take without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _channel_axis(said: Any, ndim: int, spatial_dims: int) -> int | None:
+    """Return which axis of an array holds channels, None for none."""
+    if ndim <= spatial_dims or said == _NO_CHANNEL:
+        return None
+    # MONAI writes NaN where a reader found no channel axis.
+    return int(said) if said is not None and np.isfinite(float(said)) else -1

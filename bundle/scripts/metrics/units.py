@@ -1,0 +1,35 @@
+"""The unit of a metric's values, which people need beside every error."""
+
+from __future__ import annotations
+
+SHORT = {
+    "nanometer": "nm",
+    "micrometer": "µm",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+    "angstrom": "Å",
+}
+
+
+def short_unit(unit: str | None) -> str:
+    """Return a unit of length as it is written behind a number; "voxels" where none is known."""
+    return SHORT.get(unit or "", unit or "voxels")
+
+
+def metric_unit(metric: str, kind: str, length: str = "voxels") -> str:
+    """Return the unit of a metric, "" for shares and for values of an unknown meaning.
+
+    Args:
+        metric: its name without target and class, such as "hd95".
+        kind: the target's kind: binary, distance, vector and so on.
+        length: unit of surface distances.
+    """
+    if metric == "angular_error":
+        return "degrees"
+    if metric == "hd95":
+        return length
+    if metric in ("vi_split", "vi_merge"):
+        return "bits"
+    # Distances are learned in units of the smallest voxel side.
+    return "voxels" if metric == "mae" and kind == "distance" else ""

@@ -1,0 +1,80 @@
+"""The normalisation of a trained network in numbers, for people who use it without this program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from volumen.inference.predictor import Predictor
+from volumen.transforms.normalize import Normalizer
+
+_OWN_STATISTICS = {
+    "unit": "subtract the image's minimum and divide by its maximum less its minimum",
+    "percentile": "clip to the image's percentiles 0.5 and 99.5, subtract the lower and divide by their difference",
+    "zscore": "subtract the image's mean and divide by its standard deviation",
+}
+
+
+def preprocessing_lines(predictor: Predictor) -> list[str]:
+    """Return what brings raw values to those that the network takes, a line per type of image where types differ."""
+    normalizer, channels = predictor.normalizer, predictor.in_channels
+    bytes_, floats = np.dtype("uint8"), np.dtype("float32")
+    if normalizer.scheme == "unit":
+        lines = [f"8-bit images: {_steps(normalizer, bytes_, channels)}"]
+        if normalizer.properties:
+            lines.append(f"other images: {_steps(normalizer, floats, channels)}")
+        return lines
+    return [_steps(normalizer, floats, channels)]
+
+
+def preprocessing_code(predictor: Predictor) -> str:
+    """Return a Python expression of `image`, raw and (Z, Y, X) or (C, Z, Y, X), that does the same.
+
+    Of the types of images it takes those that the training had: bytes, unless statistics were sampled.
+    """
+    normalizer, channels = predictor.normalizer, predictor.in_channels
+    dtype = np.dtype("float32" if normalizer.properties or normalizer.scheme == "none" else "uint8")
+    if normalizer.goes_by_volume(dtype):
+        return {
+            "unit": "(image - image.min()) / (image.max() - image.min())",
+            "percentile": "(lambda a, b: (image.clip(a, b) - a) / (b - a))(*np.percentile(image, [0.5, 99.5]))",
+            "zscore": "(image - image.mean()) / image.std()",
+        }[normalizer.scheme]
+    rows = normalizer.coefficients(dtype, channels)
+    low, high, shift, width = (_column(rows[:, number], len(predictor.patch_size)) for number in range(4))
+    code = "image"
+    if np.isfinite(rows[:, :2]).all():
+        code = f"{code}.clip({low}, {high})"
+    if np.any(rows[:, 2]):
+        code = f"({code} - {shift})"
+    return f"{code} / {width}" if np.any(rows[:, 3] != 1) else code
+
+
+def _steps(normalizer: Normalizer, dtype: np.dtype, channels: int) -> str:
+    if normalizer.goes_by_volume(dtype):
+        each = ", channel by channel" if channels > 1 else ""
+        return _OWN_STATISTICS[normalizer.scheme] + each
+    rows = normalizer.coefficients(dtype, channels)
+    texts = [_row(row) for row in rows]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return "; ".join(f"channel {number}: {text}" for number, text in enumerate(texts))
+
+
+def _row(row: Sequence[float]) -> str:
+    low, high, shift, width = (float(value) for value in row)
+    steps = [f"clip to {low:.6g} to {high:.6g}"] if np.isfinite([low, high]).all() else []
+    if shift:
+        steps.append(f"subtract {shift:.6g}" if shift > 0 else f"add {-shift:.6g}")
+    if width != 1:
+        steps.append(f"divide by {width:.6g}")
+    return ", ".join(steps) or "values as they are"
+
+
+def _column(values: np.ndarray, ndim: int) -> str:
+    """Return Python text for one number, or for one number per channel that broadcasts over (C, *space)."""
+    numbers = [f"{float(value):.9g}" for value in values]
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    return f"np.array([{', '.join(numbers)}], np.float32).reshape(-1{', 1' * ndim})"
