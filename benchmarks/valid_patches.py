@@ -54,14 +54,14 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
 
     from volumen.data.block_cache import BLOCKS
     from volumen.data.formats.volumes import open_volume
-    from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+    from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
     from volumen.data.index.patches import find_valid_patches
     from volumen.utils.boxes import whole_box
 
     volume = open_volume(path)
-    known = stored_chunks(volume)
+    known = stored_blocks(volume)
     assert known is not None
-    regions = [tuple(slice(i * CHUNK, (i + 1) * CHUNK) for i in index) for index in np.argwhere(known[0])]
+    regions = [tuple(slice(i * CHUNK, (i + 1) * CHUNK) for i in index) for index in known.indices.tolist()]
     array = zarr.open_array(path, mode="r")
     case = SimpleNamespace(name="a", image=volume, labels={"t": volume}, masks={})
 

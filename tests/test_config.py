@@ -151,7 +151,7 @@ def test_shipped_sections_are_the_dataclasses_defaults():
         ),
         ({"dataset_config": {"targets": {"ink": {"losses": [{"nam": "x"}]}}}}, ["targets.ink.losses"]),
         ({"dataset_config": {"targets": {"ink": {"ignore_label": 1, "ignore_index": 2}}}}, ["contradict"]),
-        ({"dataset_config": {"data_path": "$__import__('os')"}}, ["not evaluated"]),
+        ({"dataset_config": {"axes": "$__import__('os')"}}, ["not evaluated"]),
         ({"auxiliary_tasks": {"x": {"_target_": "os.system"}}}, ["data, not code"]),
         ({"model_config": {"strides": [1, 2], "pool_op_kernel_sizes": [1, 1]}}, ["contradicts strides"]),
     ],

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import zarr
 
+from volumen.data import index_cache
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.index import label_values as module
 from volumen.data.index.label_values import label_values
 from volumen.data.index_cache import default_cache_dir, prune, store_arrays
+from volumen.data.records import Records
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -50,19 +52,24 @@ def test_chunks_that_are_not_stored_are_not_read(tmp_path, monkeypatch):
     assert voxels <= 3 * module._BLOCK_VOXELS
 
 
+def kept_values(folder, *labels):
+    with Records.of(folder / "cache", "label values", labels) as kept:
+        return [label_values(label, kept=kept) for label in labels]
+
+
 def test_values_are_kept_until_the_label_changes(tmp_path, monkeypatch):
-    label, cache = sparse_label(tmp_path / "l.zarr"), tmp_path / "cache"
-    assert label_values(label, cache_dir=cache) == (0, 1, 3)
+    label = sparse_label(tmp_path / "l.zarr")
+    assert kept_values(tmp_path, label) == [(0, 1, 3)]
     with monkeypatch.context() as patch:
         patch.setattr(type(label), "read", lambda self, region: pytest.fail("read again"))
-        assert label_values(label, cache_dir=cache) == (0, 1, 3)
+        assert kept_values(tmp_path, label, label) == [(0, 1, 3)] * 2
     zarr.open_array(str(tmp_path / "l.zarr"))[0, 0, 0] = 9
-    assert label_values(open_volume(tmp_path / "l.zarr"), cache_dir=cache) == (0, 1, 3, 9)
+    assert kept_values(tmp_path, open_volume(tmp_path / "l.zarr")) == [(0, 1, 3, 9)]
 
 
 def test_negative_values_are_kept_too(tmp_path):
     label = ArrayVolume(np.array([[-1, 0, 2]], np.int16))
-    assert [label_values(label, cache_dir=tmp_path) for _ in range(2)] == [(-1, 0, 2)] * 2
+    assert [kept_values(tmp_path, label) for _ in range(2)] == [[(-1, 0, 2)]] * 2
 
 
 def test_what_was_not_used_for_longest_is_removed_first(tmp_path):
@@ -99,3 +106,75 @@ def test_the_cache_can_be_moved_and_switched_off(tmp_path, monkeypatch):
     assert default_cache_dir() == tmp_path / "mine"
     monkeypatch.setenv("VOLUMEN_CACHE", "off")
     assert default_cache_dir() is None
+
+
+@pytest.mark.parametrize("name", ["HOME", "VOLUMEN_CACHE"])
+def test_a_user_without_a_home_folder_is_warned_once(monkeypatch, caplog, name):
+    for variable in ("HOME", "XDG_CACHE_HOME", "VOLUMEN_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    if name == "VOLUMEN_CACHE":
+        monkeypatch.setenv(name, "~/volumen")
+
+    def nobody(path):  # what os.path.expanduser does for a user id that the system does not know
+        return path
+
+    monkeypatch.setattr("os.path.expanduser", nobody)
+    index_cache._warn_once.cache_clear()
+    assert [default_cache_dir() for _ in range(3)] == [None] * 3
+    assert caplog.text.count("no home folder") == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the folder's place")
+    index_cache._warn_once.cache_clear()
+    for number in range(3):
+        store_arrays(tmp_path / "file" / "cache", {"number": number}, {"a": np.zeros(3)})
+    assert caplog.text.count("nothing is cached there") == 1
+
+
+def test_many_labels_share_one_file_and_survive_each_other(tmp_path, monkeypatch):
+    labels = [ArrayVolume(np.full((3, 4), value, np.uint8), path=f"d/{value}") for value in range(1, 31)]
+    everything = [(value,) for value in range(1, 31)]
+    assert kept_values(tmp_path, *labels) == everything
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    new = ArrayVolume(np.full((3, 4), 99, np.uint8), path="d/99")
+    assert kept_values(tmp_path, labels[0], new) == [(1,), (99,)]  # the others stay in the file
+    monkeypatch.setattr(ArrayVolume, "read", lambda *_: pytest.fail("read again"))
+    assert kept_values(tmp_path, *labels, new) == [*everything, (99,)]
+
+
+def test_what_was_found_before_an_error_is_kept(tmp_path, monkeypatch):
+    label = ArrayVolume(np.ones((3, 4), np.uint8))
+
+    def stopped():
+        with Records.of(tmp_path, "label values", [label]) as kept:
+            label_values(label, kept=kept)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    monkeypatch.setattr(ArrayVolume, "read", lambda *_: pytest.fail("read again"))
+    with Records.of(tmp_path, "label values", [label]) as kept:
+        assert label_values(label, kept=kept) == (1,)
+
+
+def test_records_of_all_shapes_come_back(tmp_path):
+    written = {
+        "a": np.arange(6, dtype=np.int64).reshape(2, 3),
+        "b": np.zeros(0, np.uint8),
+        "c": np.array(2.5),
+    }
+    with Records(tmp_path, {"of": "test"}) as kept:
+        kept.put({"x": 1}, written)
+        kept.put({"x": 2}, {"a": np.array([True, False])})
+    with Records(tmp_path, {"of": "test"}) as kept:
+        found = kept.get({"x": 1})
+        assert kept.get({"x": 3}) is None
+    for name, array in written.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+
+
+def test_no_file_of_the_cache_waits_for_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda *_: pytest.fail("waits for the disk"))
+    store_arrays(tmp_path, {"number": 1}, {"a": np.zeros(3)})

@@ -8,6 +8,7 @@ import zarr
 
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.nonfinite import Nonfinite, count_nonfinite
+from volumen.data.records import Records
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -20,11 +21,13 @@ def test_as_numpy_counts(tmp_path, monkeypatch, threads, chunks):
     zarr.create_array(tmp_path / "a.zarr", data=image, chunks=chunks)
     monkeypatch.setattr("volumen.data.index.label_values._BLOCK_VOXELS", 200)
     volume = open_volume(tmp_path / "a.zarr", axes="czyx")
-    found = count_nonfinite(volume, num_threads=threads, cache_dir=tmp_path / "cache")
+    with Records.of(tmp_path / "cache", "nonfinite values", [volume]) as kept:
+        found = count_nonfinite(volume, num_threads=threads, kept=kept)
     assert found.total == len(places[0])
     assert found.first == tuple(np.argwhere(~np.isfinite(image).all(axis=0))[0])
     monkeypatch.setattr(type(volume), "read", lambda *_: pytest.fail("read again"))
-    assert count_nonfinite(volume, cache_dir=tmp_path / "cache") == found
+    with Records.of(tmp_path / "cache", "nonfinite values", [volume]) as kept:
+        assert count_nonfinite(volume, kept=kept) == found
 
 
 def test_whole_numbers_are_not_read(monkeypatch):
@@ -35,3 +38,11 @@ def test_whole_numbers_are_not_read(monkeypatch):
 
 def test_all_finite():
     assert count_nonfinite(ArrayVolume(np.ones((7, 8, 9)))) == Nonfinite(0, ())
+
+
+def test_what_is_not_stored_counts_by_the_fill_value(tmp_path):
+    options = {"shape": (8, 8, 8), "chunks": (4, 4, 4), "dtype": "f4"}
+    for name, fill, total in (("a", np.nan, 7 * 64), ("b", 0.0, 0)):
+        array = zarr.create_array(tmp_path / name, fill_value=fill, **options)
+        array[:4, :4, :4] = 1
+        assert count_nonfinite(open_volume(tmp_path / name)).total == total

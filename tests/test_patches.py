@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from volumen.data.formats.volumes import open_volume
-from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.index.label_counts import ANY_OBJECT
 from volumen.data.index.patch_grid import axis_starts
 from volumen.data.index.patch_index import PatchTable
 from volumen.data.index.patches import find_valid_patches
-from volumen.data.index_cache import cache_path, load_arrays, store_arrays
+from volumen.data.index_cache import _warn_once, cache_path, load_arrays, store_arrays
 from volumen.utils.boxes import bounding_box, box_extent, whole_box
 from volumen.utils.errors import VolumenError
 
@@ -130,6 +130,19 @@ def problems(draw):
     }
     case = CaseStub({t: chunked(a) for t, a in labels.items()}, {t: chunked(a) for t, a in masks.items()})
     return case, labels, masks, box, patch, options
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_an_index_by_pieces_equals_that_of_the_whole(problem):
+    case, _, _, box, patch, options = problem
+    whole = find(case, patch, [box], allow_empty=True, **options)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("volumen.data.index.patches.WHOLE_CELLS", 0)
+        patched.setattr("volumen.data.index.patch_grid.WHOLE_CELLS", 0)
+        patched.setattr("volumen.data.index.patch_grid._PIECE_CELLS", 30)
+        pieces = find(case, patch, [box], allow_empty=True, **options)
+    assert_same_index(pieces, whole)
 
 
 @given(problems())
@@ -489,19 +502,20 @@ def test_interrupted_store_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "fsync", interrupt)
+    monkeypatch.setattr(np, "savez", interrupt)
     with pytest.raises(KeyboardInterrupt):
         store_arrays(tmp_path, {"a": 1}, {"x": np.arange(3)})
     assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_cache_is_a_warning(tmp_path, caplog):
+    _warn_once.cache_clear()
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with caplog.at_level(logging.WARNING):
         index = find(cached_case(), (8, 8), cache_dir=blocked / "cache", **OPTIONS)
     assert len(index)
-    assert "not cached" in caplog.text
+    assert "nothing is cached there" in caplog.text
 
 
 def test_interrupted_build_leaves_nothing(tmp_path):
@@ -554,12 +568,13 @@ def test_absent_zarr_chunks_are_known_and_count_as_zero(tmp_path, zarr_format, l
     array[..., 8:16, 40:48] = 1
     array[..., 30:40, 3:9] = 2
     volume = open_volume(tmp_path / "l.zarr", ndim=2)
-    grid, blocks = stored_chunks(volume)
-    assert blocks == ((16, 16) if layout == "sharded" else (8, 8))
+    stored = stored_blocks(volume)
+    assert (stored.block, stored.total, stored.fill) == ((8, 8), 30, 0)
     dense = np.asarray(array[:]).reshape(-1, 40, 48).any(0)
-    for index in np.ndindex(grid.shape):
-        block = dense[tuple(slice(i * b, (i + 1) * b) for i, b in zip(index, blocks))]
-        assert grid[index] == block.any()
+    found = {tuple(index) for index in stored.indices.tolist()}
+    for index in np.ndindex(5, 6):
+        block = dense[tuple(slice(i * 8, (i + 1) * 8) for i in index)]
+        assert (index in found) == block.any()
     in_memory = CaseStub({"t": ArrayStub(dense.astype(np.uint8))})
     on_disk = CaseStub({"t": volume})
     for background in (False, True):
@@ -570,7 +585,7 @@ def test_absent_zarr_chunks_are_known_and_count_as_zero(tmp_path, zarr_format, l
 def test_a_fill_value_other_than_zero_is_read(tmp_path):
     zarr.create_array(tmp_path / "l.zarr", shape=(16, 16), chunks=(8, 8), dtype="u1", fill_value=2)
     volume = open_volume(tmp_path / "l.zarr")
-    assert stored_chunks(volume) is None
+    assert stored_blocks(volume).fill == 2
     assert len(find(CaseStub({"t": volume}), (8, 8))) == 9
 
 

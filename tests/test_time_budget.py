@@ -226,6 +226,31 @@ def test_a_run_within_a_budget_and_its_resumption(folder, tmp_path, monkeypatch)
     assert main([*command, "--resume"]) == 0  # finished already: nothing to do, nothing measured again
     assert asked == [1]
     assert yaml.safe_load((run / "model_config.yaml").read_text()) == snapshot
+    command[command.index("4s")] = "8s"  # twice the time: as many epochs again
+    for _ in range(2):  # the second finds that all of the time is planned already
+        assert main([*command, "--resume"]) == 0
+        with (run / "metrics.csv").open() as file:
+            assert [int(row["epoch"]) for row in csv.DictReader(file)] == [*range(1, 2 * epochs + 1)]
+    longer = yaml.safe_load((run / "model_config.yaml").read_text())["tr_config"]
+    assert longer["time_budget_choice"].startswith(f"8s on cpu: {2 * epochs} x ")
+    assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    ("budget", "epochs"), [("4s", 10), ("3s", 10), ("4.3s", 10), ("4.5s", 11), ("6s", 15), ("1m", 150)]
+)
+def test_a_larger_budget_adds_epochs_at_the_planned_rate(budget, epochs):
+    kept = {
+        "tr_config": {
+            "max_epoch": 10,
+            "time_budget_choice": "4s on cpu: 10 x 5 steps of 0.07 s",
+            "batch_size": 2,
+        }
+    }
+    found = fit.extended(kept, parse_duration(budget))["tr_config"]
+    assert found["max_epoch"] == epochs
+    assert found["time_budget_choice"].endswith(f" on cpu: {epochs} x 5 steps of 0.07 s")
+    assert found["batch_size"] == 2
 
 
 def _choose(rank: int, folder: Path, out: Path) -> None:

@@ -14,6 +14,7 @@ from volumen.data.label_channels import LabelRule, label_rule
 from volumen.data.layout import Layout
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError, find_cause
+from volumen.utils.verbatim import Verbatim, protect
 
 if TYPE_CHECKING:
     from volumen.data.layout import OpenCase
@@ -127,7 +128,7 @@ def run_bundle(
     Args:
         name: file name under `configs/`.
         overlays: more config files, merged over it in order.
-        overrides: values by MONAI id.
+        overrides: values by MONAI id; texts in them are taken as they are, never as references or expressions.
         handlers: more handlers of the trainer, objects with `attach(engine)`.
         tracking: "mlflow" or a file of MONAI's tracking settings; None tracks nothing.
 
@@ -139,6 +140,10 @@ def run_bundle(
     # It would log that our own logging set-up stays; importing it has set its level.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     configs = configs_dir()
+    overrides = {key: protect(value) for key, value in overrides.items()}
+    if tracking is not None and isinstance(overrides.get("output_dir"), Verbatim):
+        # MONAI would write its copy of the config as JSON, which knows no such text; ours is written in any case.
+        overrides["save_execute_config"] = False
     workflow = ConfigWorkflow(
         config_file=[str(configs / name), *overlays],
         meta_file=str(configs / "metadata.json"),

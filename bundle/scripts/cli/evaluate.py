@@ -7,6 +7,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from volumen.cli.flags import Once
 from volumen.utils.console import make_console, make_table
 
 if TYPE_CHECKING:
@@ -20,20 +21,30 @@ logger = logging.getLogger(__name__)
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen evaluate` to a parser."""
     parser.add_argument(
-        "-p", "--predictions", required=True, help="output of volumen predict, or IMAGE_TARGET files"
+        "-p",
+        "--predictions",
+        action=Once,
+        required=True,
+        help="output of volumen predict, or IMAGE_TARGET files",
     )
     parser.add_argument(
-        "-l", "--labels", required=True, help="dataset, folder of IMAGE_TARGET labels, or a label"
+        "-l",
+        "--labels",
+        action=Once,
+        required=True,
+        help="dataset, folder of IMAGE_TARGET labels, or a label",
     )
     parser.add_argument(
         "-o",
         "--output",
+        action=Once,
         metavar="REPORT",
         required=True,
         help="folder for metrics.json, metrics.csv, report.html",
     )
     parser.add_argument(
         "--masks",
+        action=Once,
         metavar="PATH",
         help="folder of masks, or one mask; scored where above 0 (default: masks/ beside labels/)",
     )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from volumen.cli.flags import Once
 from volumen.version import __version__
 
 _DESCRIPTION = """\
@@ -109,9 +110,15 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `volumen train`. Options left out take the experiment file's value, else the default."""
     data = parser.add_argument_group("data and output")
     data.add_argument(
-        "-i", "--input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/"
+        "-i",
+        "--input",
+        action=Once,
+        metavar="DATA",
+        help="folder with images/, labels/ and, optionally, masks/",
     )
-    data.add_argument("-o", "--output", metavar="OUT", help="output folder; the run goes to OUT/<model name>")
+    data.add_argument(
+        "-o", "--output", action=Once, metavar="OUT", help="output folder; the run goes to OUT/<model name>"
+    )
     data.add_argument(
         "--format",
         choices=("zarr", "tif", "nifti", "png", "napari"),

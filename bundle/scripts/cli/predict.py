@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volumen.cli.flags import Once
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -24,24 +25,30 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "-i",
         "--input",
+        action=Once,
         metavar="IMAGES",
         help="image, or folder of images (its images/ folder if it has one)",
     )
     files.add_argument(
         "-m",
         "--checkpoint",
+        action=Once,
         metavar="MODEL.pth",
         help="trained network: a .pth file, or a bundle's model.pt",
     )
     files.add_argument(
         "-o",
         "--output",
+        action=Once,
         metavar="OUT",
         required=True,
         help="NAME.zarr for one image, else a folder that gets IMAGE.zarr each",
     )
     files.add_argument(
-        "--like", metavar="OLD.zarr", help="repeat this prediction: its image, network and settings"
+        "--like",
+        action=Once,
+        metavar="OLD.zarr",
+        help="repeat this prediction: its image, network and settings",
     )
     files.add_argument(
         "--config-path",
@@ -50,7 +57,10 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--targets", metavar="NAMES", help="targets to predict, by commas (default: all)")
     files.add_argument(
-        "--mask", metavar="VOLUME", help="volume, or folder with one per image: predict where it is above 0"
+        "--mask",
+        action=Once,
+        metavar="VOLUME",
+        help="volume, or folder with one per image: predict where it is above 0",
     )
     files.add_argument(
         "--region",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+from volumen.cli.flags import Once
 from volumen.utils.text import by
 
 logger = logging.getLogger(__name__)
@@ -17,11 +18,14 @@ def add_package_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--checkpoint",
+        action=Once,
         metavar="MODEL.pth",
         required=True,
         help="trained network: a .pth file, or a bundle's model.pt",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="NAME.zip", help="the bundle to write")
+    parser.add_argument(
+        "-o", "--output", action=Once, required=True, metavar="NAME.zip", help="the bundle to write"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle if it is there")
     about = parser.add_argument_group("for the model card")
     about.add_argument("--description", default="", help="what the model does (default: from its targets)")
@@ -77,12 +81,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--checkpoint",
+        action=Once,
         metavar="MODEL.pth",
         required=True,
         help="trained network: a .pth file, or a bundle's model.pt",
     )
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the file")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
+    parser.add_argument("-o", "--output", action=Once, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     about = parser.add_argument_group("for the description")
     about.add_argument("--description", default="", help="what the model does (default: from its targets)")

@@ -16,7 +16,6 @@ from volumen.config.experiment_file import (
     merge,
     parse_assignment,
     read_experiment,
-    refuse_code,
     shipped_sections,
 )
 from volumen.utils.errors import VolumenError
@@ -64,14 +63,12 @@ def run_train(options: argparse.Namespace) -> int:
         logger.info("volumen %s: training on %s", __version__, data)
     overrides: dict[str, Any] = dict(sections)
     overrides["experiment#origin"] = origin
-    for key, flag, value in (
-        ("dataset_dir", "-i", options.input),
-        ("output_dir", "-o", options.output),
-        ("device_name", "--device", options.device),
+    for key, value in (
+        ("dataset_dir", options.input),
+        ("output_dir", options.output),
+        ("device_name", options.device),
     ):
         if value is not None:
-            # MONAI would evaluate a value that begins like an expression, a reference or a macro.
-            refuse_code(value, flag, "value")
             overrides[key] = value
     for overlay in options.config_file:
         _check_overlay(overlay)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -256,25 +256,14 @@ def check_classes(
     Raises:
         VolumenError: names the label's file and the value.
     """
-    from volumen.data.index.label_counts import default_threads
-    from volumen.data.index.label_values import label_values
-
     if not _says_classes(config) or reading.instances is not None:
         return
     if reading.kind not in ("binary", "multiclass"):
         return
     most = None if reading.kind == "binary" else reading.channels - 1
-    for case in cases:
-        label = case.labels.get(name)
-        if label is None or name in case.masks or _cannot_exceed(label.dtype, most):
-            continue
-        values = label_values(
-            label,
-            most=max(MOST_CLASSES, most or 0),
-            num_threads=default_threads(),
-            cache_dir=cache_dir,
-            progress=True,
-        )
+    labels = [case.labels[name] for case in cases if name in case.labels and name not in case.masks]
+    labels = [label for label in labels if not _cannot_exceed(label.dtype, most)]
+    for label, values in _values_of_each(labels, max(MOST_CLASSES, most or 0), cache_dir):
         foreign = [
             value
             for value in values
@@ -304,16 +293,37 @@ def check_finite(images: Sequence[Volume], *, cache_dir: Path | None = None) -> 
     """
     from volumen.data.index.label_counts import default_threads
     from volumen.data.nonfinite import count_nonfinite
+    from volumen.data.records import Records
+    from volumen.utils.progress import growing_bar
 
-    for image in images:
-        found = count_nonfinite(image, num_threads=default_threads(), cache_dir=cache_dir, progress=True)
-        if found.total:
-            raise VolumenError(
-                image.path,
-                expected="finite intensities",
-                found=f"{found.total} NaN or infinite values, the first at {found.first}",
-                remedy="repair the image or set nonfinite: zero",
-            )
+    fractions = [image for image in images if np.dtype(image.dtype).kind == "f"]
+    with (
+        Records.of(cache_dir, "nonfinite values", fractions) as kept,
+        growing_bar("finite values") as bar,
+    ):
+        for image in fractions:
+            found = count_nonfinite(image, num_threads=default_threads(), kept=kept, bar=bar)
+            if found.total:
+                raise VolumenError(
+                    image.path,
+                    expected="finite intensities",
+                    found=f"{found.total} NaN or infinite values, the first at {found.first}",
+                    remedy="repair the image or set nonfinite: zero",
+                )
+
+
+def _values_of_each(
+    labels: Sequence[Volume], most: int, cache_dir: Path | None
+) -> Iterator[tuple[Volume, tuple[int, ...]]]:
+    """Yield labels and their distinct values, see `label_values`."""
+    from volumen.data.index.label_counts import default_threads
+    from volumen.data.index.label_values import label_values
+    from volumen.data.records import Records
+    from volumen.utils.progress import growing_bar
+
+    with Records.of(cache_dir, "label values", labels) as kept, growing_bar("label values") as bar:
+        for label in labels:
+            yield label, label_values(label, most=most, num_threads=default_threads(), kept=kept, bar=bar)
 
 
 def _classes(
@@ -323,17 +333,11 @@ def _classes(
 
     None where the values can only number instances.
     """
-    from volumen.data.index.label_counts import default_threads
-    from volumen.data.index.label_values import label_values
-
     ignore = config.ignore_label
     values: set[int] = set()
     first_in: dict[int, str] = {}
     sets: list[set[int]] = []
-    for label in labels:
-        found = label_values(
-            label, most=MOST_CLASSES, num_threads=default_threads(), cache_dir=cache_dir, progress=True
-        )
+    for label, found in _values_of_each(labels, MOST_CLASSES, cache_dir):
         sets.append(set(found) - {0, ignore})
         values |= set(found)
         for value in found:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from volumen.config.sections import file_keys
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
@@ -112,7 +113,7 @@ def check_section_names(content: Mapping[str, Any], origin: str) -> None:
 
 
 def refuse_code(content: Any, origin: str, path: str = "") -> None:
-    """Refuse anything that MONAI's parser would evaluate.
+    """Refuse anything that MONAI's parser would evaluate, but for the values that name files.
 
     Raises:
         VolumenError: naming the key.
@@ -130,12 +131,18 @@ def refuse_code(content: Any, origin: str, path: str = "") -> None:
     elif isinstance(content, list | tuple):
         for position, value in enumerate(content):
             refuse_code(value, origin, f"{path}[{position}]")
-    elif isinstance(content, str) and content.lstrip()[:1] in ("$", "@", "%"):
+    elif isinstance(content, str) and content.lstrip()[:1] in ("$", "@", "%") and not _names_a_file(path):
         raise VolumenError(
             f"{origin}: {path}",
             f"expressions and references are not evaluated in an experiment file ({content!r})",
             remedy="write the value itself",
         )
+
+
+def _names_a_file(path: str) -> bool:
+    """Whether the value of a key is the name of a file or folder, which may begin with any letter."""
+    section, _, key = path.partition("[")[0].partition(".")
+    return key in file_keys(section)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

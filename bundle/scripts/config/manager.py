@@ -21,6 +21,7 @@ from volumen.config.validation import check_sections, retired_keys
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import check_names
 from volumen.utils.suggest import closest
+from volumen.utils.verbatim import reveal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,9 @@ class ConfigManager:
             "dataset_config": dataset_config,
             "inference_config": inference_config,
         }
+        given, auxiliary_tasks = reveal(given), reveal(auxiliary_tasks)
+        dataset_dir, output_dir = reveal(dataset_dir), reveal(output_dir)
+        device, origin = reveal(device), reveal(origin)
         check_section_names({**given, "auxiliary_tasks": auxiliary_tasks}, origin)
         refuse_code({**given, "auxiliary_tasks": auxiliary_tasks}, origin)
         self.origin = origin

@@ -7,7 +7,8 @@ pydantic; unknown keys are handled before by `volumen.config.manager`, which nam
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -30,6 +31,9 @@ AmpMode = Annotated[
     Literal["auto", "off", "float16", "bfloat16"],
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
+
+NAMES_FILE = "names a file or folder"
+"""Beside a type: the text names a file or folder and is never taken for an expression."""
 
 _STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
 # What an error says instead of a pattern.
@@ -63,12 +67,14 @@ class TrainingSetup:
     ] = False
     ckpt_out_base: Annotated[
         str | None,
+        NAMES_FILE,
         Field(
             description="Output folder where `-o` is not given; the run goes to its subfolder `model_name`."
         ),
     ] = None
     checkpoint_path: Annotated[
         str | None,
+        NAMES_FILE,
         Field(description="Checkpoint to go on from, or to take weights from (`load_weights_only`)."),
     ] = None
     load_weights_only: Annotated[
@@ -316,7 +322,9 @@ class DatasetConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
 
-    data_path: Annotated[str | None, Field(description="Data folder where `-i` is not given.")] = None
+    data_path: Annotated[
+        str | None, NAMES_FILE, Field(description="Data folder where `-i` is not given.")
+    ] = None
     format: Annotated[
         Literal["zarr", "tif", "nifti", "png", "napari"] | None,
         Field(description="Data format; null: by content."),
@@ -325,7 +333,7 @@ class DatasetConfig:
         dict[str, Any], Field(description="Targets by name; empty: every target found under labels/.")
     ] = field(default_factory=dict)
     volumes: Annotated[
-        list[str] | None, Field(description="Names of the images to use; null: all of them.")
+        list[str] | None, NAMES_FILE, Field(description="Names of the images to use; null: all of them.")
     ] = None
     axes: Annotated[
         str | None,
@@ -426,7 +434,9 @@ class InferenceConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
 
-    checkpoint_path: Annotated[str | None, Field(description="Checkpoint to predict with.")] = None
+    checkpoint_path: Annotated[str | None, NAMES_FILE, Field(description="Checkpoint to predict with.")] = (
+        None
+    )
     patch_size: Annotated[
         PatchSize | None, Field(description="Window in voxels; null: the training patch.")
     ] = None
@@ -445,7 +455,9 @@ class InferenceConfig:
         Field(description="Average over flips (mirror), or flips and 90-degree rotations (rotate)."),
     ] = "none"
     mask: Annotated[
-        str | None, Field(description="Volume, or folder with one per image: predicted where it is above 0.")
+        str | None,
+        NAMES_FILE,
+        Field(description="Volume, or folder with one per image: predicted where it is above 0."),
     ] = None
     skip_empty: Annotated[bool, Field(description="Leave windows without contrast at 0.")] = True
     dtype: Annotated[
@@ -540,6 +552,16 @@ UNSET: dict[str, dict[str, Any]] = {
     "model_config": {"separate_decoders": True},
     "dataset_config": {"min_labeled_ratio": 0.10},
 }
+
+
+@cache
+def file_keys(section: str) -> frozenset[str]:
+    """Return the keys of a section whose values name files or folders; none for a section without such keys."""
+    if section not in SECTIONS:
+        return frozenset()
+    hints = get_type_hints(SECTIONS[section], include_extras=True)
+    return frozenset(key for key, hint in hints.items() if NAMES_FILE in getattr(hint, "__metadata__", ()))
+
 
 # Names that people's files use for a key that is called differently here: section -> name -> key.
 ALIASES: dict[str, dict[str, str]] = {

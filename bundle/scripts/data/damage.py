@@ -52,16 +52,16 @@ def find_damage(volumes: Sequence[Volume], *, num_threads: int = 1, progress: bo
     """
     from tqdm import tqdm
 
-    blocks = [
-        (number, region) for number, volume in enumerate(volumes) for region in stored_regions(volume)[0]
-    ]
+    stored = [stored_regions(volume)[0] for volume in volumes]
+    total = sum(len(regions) for regions in stored)
+    blocks = ((number, region) for number, regions in enumerate(stored) for region in regions)
 
     def read(block: tuple[int, Region]) -> list[tuple[int, Damage]]:
         number, region = block
         return [(number, damage) for damage in _damage_in(volumes[number], region)]
 
     found: list[tuple[int, Damage]] = []
-    with tqdm(total=len(blocks), desc="reading", unit="block", disable=hidden(progress), leave=False) as bar:
+    with tqdm(total=total, desc="reading", unit="block", disable=hidden(progress), leave=False) as bar:
         for damaged in in_threads(read, blocks, num_threads):
             found += damaged
             bar.update()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,9 +29,13 @@ def digest(parts: Iterable[object]) -> str:
 
 def file_fingerprint(path: Path, *details: object) -> str:
     """Hash size, modification time and the first 64 KiB of a file; not its name, so a moved file keeps it."""
-    stat = path.stat()
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    # A file object would allocate the whole head for each of thousands of small files.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        stat = os.fstat(descriptor)
+        head = os.read(descriptor, min(stat.st_size, _HEAD))
+    finally:
+        os.close(descriptor)
     return digest([stat.st_size, stat.st_mtime_ns, zlib.crc32(head), *details])
 
 
@@ -65,6 +71,21 @@ def array_fingerprint(array: Any) -> str:
         return digest([*header, checksum])
     token = getattr(array, "name", None) if hasattr(array, "dask") else None
     return digest([*header, token or uuid4()])
+
+
+def fingerprint_of(volume: Any) -> str:
+    """Return `volume.fingerprint()`, found out once for each opened volume."""
+    with _LOCK:
+        known = _KNOWN.get(volume)
+    if known is None:
+        known = volume.fingerprint()
+        with _LOCK:
+            _KNOWN[volume] = known
+    return known
+
+
+_KNOWN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def content_digests(volumes: Mapping[str, Any], *, block: int = 32) -> dict[str, str]:

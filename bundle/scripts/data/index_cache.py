@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,33 @@ _STALE_SECONDS = 86_400
 
 
 def default_cache_dir() -> Path | None:
-    """Return the user's folder for cached arrays, or None where `VOLUMEN_CACHE` says off."""
+    """Return the user's folder for cached arrays, or None where `VOLUMEN_CACHE` says off or there is no home folder.
+
+    A user without a home folder, as in a container that runs under a bare user id, is warned once.
+    """
     chosen = os.environ.get("VOLUMEN_CACHE")
-    if chosen is not None:
-        return None if chosen.strip().lower() in ("", "0", "off", "none") else Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "volumen" / "patches"
+    try:
+        if chosen is not None:
+            return None if chosen.strip().lower() in ("", "0", "off", "none") else Path(chosen).expanduser()
+        return (Path(base) if base else Path.home() / ".cache") / "volumen" / "patches"
+    except RuntimeError:
+        _warn_once("nothing is cached: this user has no home folder; set VOLUMEN_CACHE to a folder")
+        return None
+
+
+def is_writable(folder: Path) -> bool:
+    """Tell whether a folder is there, or can be made, and files can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def cache_path(folder: Path, key: Mapping[str, Any]) -> Path:
@@ -52,7 +74,7 @@ def load_arrays(folder: Path, key: Mapping[str, Any]) -> dict[str, np.ndarray] |
         if arrays.pop("key").tobytes() != _canonical(key):
             raise ValueError("it belongs to other parameters")
         _touch(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         logger.warning("%s: the cached patch index cannot be used (%s); it is built again", path, error)
@@ -63,16 +85,23 @@ def load_arrays(folder: Path, key: Mapping[str, Any]) -> dict[str, np.ndarray] |
 def store_arrays(folder: Path, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays for a key: under a temporary name first, then renamed, so that no reader sees half a file.
 
-    A folder that cannot be written to, or a full disk, is a warning: the index exists, only not on disk.
+    Nothing waits for the disk: what a power cut damages is recomputed. A folder that cannot be written to, or a full
+    disk, is one warning: the index exists, only not on disk.
     """
     path = cache_path(folder, key)
     content: Any = {"key": np.frombuffer(_canonical(key), np.uint8), **arrays}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: np.savez(file, **content))
-        prune(folder, keep=path)
+        write_atomically(path, lambda file: np.savez(file, **content), durable=False)
+        _prune_once(folder)
     except OSError as error:
-        logger.warning("%s: the patch index is not cached there (%s)", folder, error)
+        _warn_once(f"{folder}: nothing is cached there ({error.strerror or error})")
+
+
+@cache
+def _prune_once(folder: Path) -> None:
+    """Prune a folder once in this process: to look through it takes longer than to write a file to it."""
+    prune(folder)
 
 
 def prune(

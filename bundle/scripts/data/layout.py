@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.formats.axes import AmbiguousAxesError
-from volumen.data.formats.detection import SUFFIXES, local_path
+from volumen.data.formats.detection import SUFFIXES, is_hidden, is_url, local_path, unread_container
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.volumes import Volume, open_volume
 from volumen.data.geometry import Geometry, nearest_turn
@@ -324,7 +324,7 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
     """Warn of what makes reading slow or images empty, though it is legal."""
     from volumen.data.block_cache import BLOCKS
     from volumen.data.formats.nifti_volume import NiftiVolume
-    from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+    from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
     from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 
     images = [case.image for case in cases]
@@ -340,10 +340,16 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
             BLOCKS.max_bytes // 10**6,
         )
     for image in images:
-        stored = stored_chunks(image)
-        if stored is not None and not stored[0].all():
-            missing, total = int((~stored[0]).sum()), stored[0].size
-            logger.warning("%s: %d of %d chunks are not stored and read as 0", image.path, missing, total)
+        stored = stored_blocks(image, inside_shards=False) if not is_url(image.path) else None
+        if stored is not None and len(stored.indices) < stored.total:
+            missing = stored.total - len(stored.indices)
+            logger.warning(
+                "%s: %d of %d chunks are not stored and read as %g",
+                image.path,
+                missing,
+                stored.total,
+                stored.fill,
+            )
     for volume in volumes:
         block = prod(volume.chunks) * volume.dtype.itemsize
         if isinstance(volume, ZarrVolume) and block > BLOCKS.largest:
@@ -425,7 +431,7 @@ def _split_layers(root: str) -> tuple[list[Entry], list[Entry], list[Entry]]:
     entries = [entry for entry in listed if entry.format == "tif"]
     if not entries:
         _refuse_empty(root, "tif", listed)
-    names = [entry.name for entry in entries]
+    names = {entry.name for entry in entries}
     images = [entry for entry in entries if owner_of(entry.name, names) is None]
     _refuse_twins(images)
     rest = [entry for entry in entries if entry not in images]
@@ -450,10 +456,13 @@ def _hint(root: str) -> str:
 
 
 def _refuse_empty(folder: str, wanted: str | None, listed: list[Entry]) -> None:
-    names = [name for name in names_in(folder) if not name.startswith(".")]
+    names = [name for name in names_in(folder) if not is_hidden(name)]
     kinds = [wanted] if wanted else list(SUFFIXES)
     endings = ", ".join(ending for kind in kinds for ending in SUFFIXES[kind])
     found = f"only {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "an empty folder"
+    unread = next((error for error in map(unread_container, names) if error is not None), None)
+    if unread is not None and not listed:
+        raise VolumenError(folder, f"holds no image that is read: {unread}")
     remedy = f"pass --format {listed[0].format}" if listed else "add images, or convert them"
     raise VolumenError(folder, expected=f"images ({endings})", found=found, remedy=remedy)
 

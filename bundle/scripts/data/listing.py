@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from pathlib import Path
 
 from volumen.data.formats.detection import (
     folder_kind,
+    is_hidden,
     is_url,
     is_zarr_folder,
     split_suffix,
     stack_files,
     stack_order,
+    unread_container,
 )
 from volumen.utils.errors import VolumenError, file_fault
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Entry:
 def list_volumes(folder: str) -> list[Entry]:
     """List what a folder holds that looks like a volume, sorted by name.
 
-    Hidden files and files of other kinds are passed over. Links are followed.
+    Hidden files, what file servers add (`@eaDir`) and files of other kinds are passed over; a warning names zipped
+    zarr and N5 containers. Links are followed.
 
     Raises:
         VolumenError: the folder or one of its volumes may not be read, or a link leads nowhere.
@@ -77,23 +83,40 @@ def names_in(folder: str) -> list[str]:
 
 def _local_entries(folder: Path) -> Iterator[Entry]:
     try:
-        children = sorted(folder.iterdir())
+        names = sorted(os.listdir(folder))  # noqa: PTH208  (a path object for each of thousands takes long to sort)
     except PermissionError:
         raise VolumenError(
             folder, "may not be read", remedy="give yourself permission (chmod u+rx)"
         ) from None
-    for path in children:
-        if path.name.startswith("."):
+    for name in names:
+        path = os.path.join(folder, name)  # noqa: PTH118
+        if is_hidden(name) or _is_left_out(name, path):
             continue
-        stem, kind = split_suffix(path.name)
-        if kind is not None and not path.exists():
+        stem, kind = split_suffix(name)
+        if kind is not None and not os.path.exists(path):  # noqa: PTH110
             raise VolumenError(path, "is a link that leads nowhere", remedy="repair or remove it")
-        if kind is None and path.is_dir() and is_zarr_folder(path):
-            kind = "zarr"
-        if kind is None and path.is_dir() and (files := stack_files(path)):
-            kind, stem = split_suffix(files[0])[1], path.name
+        if kind is None:
+            stem, kind = _folder_entry(Path(path))
         if kind is not None:
-            yield Entry(unicodedata.normalize("NFC", stem), kind, str(path))
+            yield Entry(unicodedata.normalize("NFC", stem), kind, path)
+
+
+def _folder_entry(path: Path) -> tuple[str, str | None]:
+    """Return name and format of a folder without an ending: a zarr, or slices; no format for anything else."""
+    if path.is_dir():
+        if is_zarr_folder(path):
+            return path.name, "zarr"
+        if files := stack_files(path):
+            return path.name, split_suffix(files[0])[1]
+    return path.name, None
+
+
+def _is_left_out(name: str, path: str) -> bool:
+    """Tell whether an entry is a container that is not read, and warn of it."""
+    unread = unread_container(name)
+    if unread is not None:
+        logger.warning("%s is left out: %s", path, unread)
+    return unread is not None
 
 
 def _forbidden(folder: object) -> VolumenError:
@@ -102,10 +125,10 @@ def _forbidden(folder: object) -> VolumenError:
 
 def _remote_entries(folder: str) -> Iterator[Entry]:
     for name, is_folder in _remote_items(folder):
-        if name.startswith("."):
+        path = child(folder, name)
+        if is_hidden(name) or _is_left_out(name, path):
             continue
         stem, kind = split_suffix(name)
-        path = child(folder, name)
         if kind is None and is_folder:
             names = _remote_names(path)
             kind, stem = folder_kind(names), name

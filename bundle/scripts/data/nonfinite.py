@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from volumen.data.fingerprints import fingerprint_of
 from volumen.data.formats.volumes import Region, Volume
-from volumen.data.index.label_values import stored_regions
-from volumen.data.index_cache import load_arrays, store_arrays
-from volumen.utils.progress import hidden
+from volumen.data.index.label_values import Blocks, stored_regions
+from volumen.data.records import Records
+from volumen.utils.progress import grow
 from volumen.utils.threads import in_threads
 
 
@@ -31,37 +31,39 @@ def count_nonfinite(
     image: Volume,
     *,
     num_threads: int = 1,
-    cache_dir: str | os.PathLike | None = None,
-    progress: bool = False,
+    kept: Records | None = None,
+    bar: Any | None = None,
 ) -> Nonfinite:
     """Count the NaN and infinite values of an image in one pass; images of whole numbers are not read.
 
     Args:
         image: a volume; chunks that are not stored are not read.
         num_threads: threads that read.
-        cache_dir: folder in which the result is kept until the image changes, or None.
-        progress: show a progress bar.
+        kept: records of "nonfinite values" in which the result is kept until the image changes, or None.
+        bar: progress bar whose total grows by the blocks to read, or None.
     """
-    from tqdm import tqdm
-
     if np.dtype(image.dtype).kind != "f":
         return Nonfinite(0)
-    key = {"nonfinite values": image.fingerprint()} if cache_dir is not None else {}
-    kept = load_arrays(Path(cache_dir), key) if cache_dir is not None else None
-    if kept is not None:
-        return Nonfinite(int(kept["count"]), tuple(int(voxel) for voxel in kept["first"]))
+    key: dict[str, str] = {}
+    if kept is not None and kept.enabled:
+        key = {"nonfinite values": fingerprint_of(image)}
+        known = kept.get(key)
+        if known is not None:
+            return Nonfinite(int(known["count"]), tuple(int(voxel) for voxel in known["first"]))
     count, first = 0, np.zeros(0, np.int64)
-    regions, _ = stored_regions(image)
-    with tqdm(
-        total=len(regions), desc="finite values", unit="block", disable=hidden(progress), leave=False
-    ) as bar:
-        for found, voxel in in_threads(lambda region: _in_block(image, region), regions, num_threads):
-            if found and (not count or tuple(voxel) < tuple(first)):
-                first = voxel
-            count += found
+    regions, absent = stored_regions(image)
+    if not all(math.isfinite(value) for value in absent):
+        regions = Blocks(image.shape, regions.size)  # what is not stored counts too
+    if bar is not None:
+        grow(bar, len(regions))
+    for found, voxel in in_threads(lambda region: _in_block(image, region), regions, num_threads):
+        if found and (not count or tuple(voxel) < tuple(first)):
+            first = voxel
+        count += found
+        if bar is not None:
             bar.update()
-    if cache_dir is not None:
-        store_arrays(Path(cache_dir), key, {"count": np.array(count), "first": first})
+    if kept is not None:
+        kept.put(key, {"count": np.array(count), "first": first})
     return Nonfinite(count, tuple(int(voxel) for voxel in first))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from volumen.data.listing import Entry
@@ -50,7 +50,7 @@ def pair_cases(
     Raises:
         VolumenError: a label is missing or doubled, or a name fits nothing but nearly does.
     """
-    names = [image.name for image in images]
+    names = dict.fromkeys(image.name for image in images)
     paired = _pair_labels(labels, names, targets)
     found = sorted({target for paths in paired.values() for target in paths})
     chosen = _choose(where, found, targets)
@@ -70,19 +70,20 @@ def pair_cases(
 
 
 def owner_of(
-    name: str, images: Iterable[str], targets: Sequence[str] | None = None
+    name: str, images: Collection[str], targets: Sequence[str] | None = None
 ) -> tuple[str, str] | None:
     """Split the name of a label into image and target by the longest image name that fits.
 
     Args:
         name: name of the label.
-        images: names of the images.
+        images: names of the images; of many, a set or the keys of a dictionary.
         targets: an image that leaves one of these as target is preferred.
 
     Returns:
         Image and target, None if the name begins with no image's name and an underscore.
     """
-    fits = [image for image in images if name.startswith(image + "_") and len(name) > len(image) + 1]
+    ends = [position for position, letter in enumerate(name[:-1]) if letter == "_"]
+    fits = [name[:end] for end in ends if name[:end] in images]
     if targets is not None:
         fits = [image for image in fits if name[len(image) + 1 :] in targets] or fits
     if not fits:
@@ -92,7 +93,7 @@ def owner_of(
 
 
 def _pair_labels(
-    entries: Sequence[Entry], images: Sequence[str], targets: Sequence[str] | None
+    entries: Sequence[Entry], images: Collection[str], targets: Sequence[str] | None
 ) -> dict[str, dict[str, str]]:
     paired: dict[str, dict[str, str]] = {image: {} for image in images}
     for entry in entries:
@@ -111,7 +112,7 @@ def _pair_labels(
 
 
 def _pair_masks(
-    entries: Sequence[Entry], images: Sequence[str], found: Sequence[str]
+    entries: Sequence[Entry], images: Collection[str], found: Sequence[str]
 ) -> dict[str, dict[str, str]]:
     """Return each image's masks by target, under "" the one for all targets."""
     paired: dict[str, dict[str, str]] = {image: {} for image in images}
@@ -147,7 +148,7 @@ def _add(paths: dict[str, str], target: str, entry: Entry) -> None:
     paths[target] = entry.path
 
 
-def _report_orphan(entry: Entry, images: Sequence[str]) -> None:
+def _report_orphan(entry: Entry, images: Collection[str]) -> None:
     folded = {image.casefold(): image for image in images}
     similar = owner_of(entry.name.casefold(), folded)
     if similar is not None:

@@ -122,7 +122,13 @@ def make_job(
 
 def image_paths(source: str) -> list[str]:
     """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
-    from volumen.data.formats.detection import detect_format, is_zarr_folder, split_suffix
+    from volumen.data.formats.detection import (
+        detect_format,
+        is_hidden,
+        is_zarr_folder,
+        split_suffix,
+        unread_container,
+    )
 
     path = Path(source)
     if "://" in source or not path.is_dir() or is_zarr_folder(path):
@@ -130,13 +136,13 @@ def image_paths(source: str) -> list[str]:
     folder = path / "images" if (path / "images").is_dir() else path
     found: list[tuple[str, str]] = []
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         try:
             found.append((str(entry), detect_format(entry)))
         except VolumenError:
             # Another kind of file is passed over; a volume that is damaged would be missed only later.
-            if split_suffix(entry.name)[1] is not None:
+            if split_suffix(entry.name)[1] is not None or unread_container(entry.name) is not None:
                 raise
     # PNG files beside volumes of other formats are pictures of them.
     return [name for name, kind in found if kind != "png"] or [name for name, _ in found]

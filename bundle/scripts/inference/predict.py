@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from volumen.data.geometry import AxisTurn, Geometry, directions_of, nearest_turn
 from volumen.data.placement import OBLIQUE_DEGREES, warn_impossible
 from volumen.inference.block_maker import PARTIAL_SUMS_BYTES, make_blocks
@@ -36,7 +38,7 @@ from volumen.inference.rules import CleaningRules
 from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.plan import Box, PredictPlan, choose_block_shape, choose_tile
-from volumen.inference.windows.stream import StreamCounts
+from volumen.inference.windows.stream import StreamCounts, count_needed
 from volumen.inference.windows.tta import check_layouts, transforms
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
@@ -159,12 +161,15 @@ def predict_volume(
     state = open_state(job, recipe, work.plan, overwrite=request.overwrite)
     if state is None:
         return VolumeReport(job.image.path, job.shown, already_done=True)
-    check_space(job.output, work)
-    outputs = Outputs(work)
+    left_out = blocks_outside_mask(job.mask, work.plan)
+    check_space(job.output, work, 1.0 if left_out is None else 1.0 - float(left_out.mean()))
+    outputs = Outputs(work, sparse=left_out is not None)
     tell = None if progress is None else progress.stage
     try:
         with telling_of_full_disk(job.shown):
             state.begin()
+            if left_out is not None:
+                state.leave_out(left_out)
             outputs.create()
             if cluster is None:
                 counts = _make_here(work, predictor, state, progress)
@@ -297,7 +302,7 @@ def _make_here(
     work: VolumeWork, predictor: Predictor, state: OutputState, progress: Progress | None
 ) -> StreamCounts:
     if progress is not None:
-        progress.expect(len(work.plan))
+        progress.expect(count_needed(work.plan, state.done))
     return make_blocks(work, predictor, state, state.done, scratch=state.folder, progress=progress)
 
 
@@ -519,14 +524,43 @@ def cleaning_rules(request: PredictRequest, stored: list[Stored]) -> CleaningRul
     return rules
 
 
-def check_space(output: Path, work: VolumeWork) -> None:
+def blocks_outside_mask(mask: Volume | None, plan: PredictPlan) -> np.ndarray | None:
+    """Return the blocks that no stored chunk of a mask touches, so that nothing is predicted in them.
+
+    Args:
+        mask: predicted where it is not 0, or None.
+        plan: windows and blocks.
+
+    Returns:
+        Bool, shape `plan.blocks`; None where nothing tells which chunks of the mask are stored, or all are.
+    """
+    from volumen.data.formats.zarr_arrays.stored_chunks import absent_everywhere_but
+
+    stored = None if mask is None else absent_everywhere_but(mask, 0)
+    if stored is None or len(stored.indices) == stored.total:
+        return None
+    edges = [
+        np.minimum(low + np.arange(count + 1) * size, high)
+        for (low, high), count, size in zip(plan.box, plan.blocks, plan.block_shape, strict=True)
+    ]
+    outside = np.ones(plan.blocks, bool)
+    outside[tuple(stored.cells(edges).T)] = False
+    return outside
+
+
+def check_space(output: Path, work: VolumeWork, share: float = 1.0) -> None:
     """Compare the free space with what the output needs.
+
+    Args:
+        output: where it goes.
+        work: what is predicted.
+        share: of the blocks that hold anything.
 
     Raises:
         VolumenError: not even a fifth of the uncompressed size is free.
     """
     voxels = math.prod(work.plan.output_shape)
-    needed = sum(s.channels * s.dtype.itemsize * voxels for s in work.stored) * 8 / 7
+    needed = sum(s.channels * s.dtype.itemsize * voxels for s in work.stored) * 8 / 7 * share
     folder = output.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -22,9 +22,11 @@ class Outputs:
 
     Args:
         work: the volume, and what is stored of it and how.
+        sparse: coarsen only the chunks that have a file, since most have none.
     """
 
-    def __init__(self, work: VolumeWork) -> None:
+    def __init__(self, work: VolumeWork, *, sparse: bool = False) -> None:
+        self._sparse = sparse
         self.stored = list(work.stored)
         self._work = work
         self._final = final_arrays(work)
@@ -60,7 +62,8 @@ class Outputs:
         job, request = self._work.job, self._work.request
         if job.export is None:
             for level in range(1, len(self._final.factors) + 1):
-                run(LevelPass(self._work, level))
+                boxes = self._final.boxes_with_content(level) if self._sparse else None
+                run(LevelPass(self._work, level, boxes))
             state.complete(extra)
             return
         state.close()

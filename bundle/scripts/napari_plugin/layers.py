@@ -242,7 +242,7 @@ def stand_in(files: Sequence[Mapping[str, Any]]) -> SimpleNamespace:
         SimpleNamespace(
             name=file["name"],
             _type_string=file["kind"],
-            data=zarr.open_array(file["path"], mode="r"),
+            data=zarr.open_array(Path(file["path"]), mode="r"),
             scale=tuple(file["scale"]),
             translate=tuple(file.get("translate") or ()) or None,
             units=None if file.get("unit") is None else (file["unit"],),

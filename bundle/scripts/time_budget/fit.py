@@ -16,7 +16,7 @@ from volumen.time_budget.duration import format_duration, parse_duration
 from volumen.time_budget.measure import Cost, measure, training_objects
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import aligned, by
+from volumen.utils.text import aligned, by, counted
 from volumen.utils.threads import cores
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def within_budget(config: ConfigManager) -> ConfigManager:
     """Apply `tr_config.time_budget`: choose what fits, tell the choice, and return the configuration with it.
 
     The time counts from this call. Without a budget the configuration is returned as it is. A resumed run keeps the
-    choice of its snapshot: nothing is measured again. Several processes measure together, see `measure`, and follow
-    the first one's choice.
+    choice of its snapshot: nothing is measured again; a larger budget adds epochs, see `extended`. Several processes
+    measure together, see `measure`, and follow the first one's choice.
 
     Args:
         config: the checked configuration.
@@ -125,16 +125,17 @@ def within_budget(config: ConfigManager) -> ConfigManager:
     if text is None:
         return config
     _ = config.device  # several processes meet here
-    kept = distributed.broadcast(_kept(config) if distributed.is_main() else None)
-    if kept is not None:
-        logger.info(
-            "time budget: the resumed run keeps what it chose (%s)", kept["tr_config"]["time_budget_choice"]
-        )
-        return _applied(config, kept)
     try:
         seconds = parse_duration(text)
     except ValueError:
         raise VolumenError(KEY, expected="a time above 0, such as 35m or 12h", found=repr(text)) from None
+    kept = distributed.broadcast(_kept(config) if distributed.is_main() else None)
+    if kept is not None:
+        kept = extended(kept, seconds)
+        logger.info(
+            "time budget: the resumed run keeps what it chose (%s)", kept["tr_config"]["time_budget_choice"]
+        )
+        return _applied(config, kept)
     return _applied(config, _decide(config, seconds))
 
 
@@ -372,6 +373,40 @@ def _kept(config: ConfigManager) -> dict[str, dict[str, Any]] | None:
         section: {key: content[section][key] for key in keys if key in content[section]}
         for section, keys in DECIDED.items()
     }
+
+
+def extended(kept: dict[str, dict[str, Any]], budget: float) -> dict[str, dict[str, Any]]:
+    """Add the epochs for which a larger budget than that of the first run has time.
+
+    As many as the first run planned per second of its budget, whose time for measuring candidates is a reserve now.
+
+    Args:
+        kept: what the budget of the first run decided.
+        budget: seconds of all of the run, the part that is done included.
+
+    Returns:
+        The same with more epochs; as it is where the budget is not larger by an epoch.
+    """
+    training = kept["tr_config"]
+    before, separator, rest = training["time_budget_choice"].partition(" on ")
+    try:
+        earlier = parse_duration(before)
+    except ValueError:  # edited by hand
+        return kept
+    epochs = training["max_epoch"]
+    more = math.floor(epochs * (budget - earlier) / earlier)
+    if more < 1:
+        return kept
+    logger.info(
+        "time budget: %s more than the %s of the resumed run are time for %s after its %d",
+        format_duration(budget - earlier),
+        before,
+        counted(more, "epoch"),
+        epochs,
+    )
+    rest = rest.replace(f": {epochs} x ", f": {epochs + more} x ", 1)
+    choice = f"{format_duration(budget)}{separator}{rest}"
+    return {**kept, "tr_config": {**training, "max_epoch": epochs + more, "time_budget_choice": choice}}
 
 
 def _applied(config: ConfigManager, decided: dict[str, dict[str, Any]]) -> ConfigManager:

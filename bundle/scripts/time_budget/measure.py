@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     import torch
 
     from volumen.config.manager import ConfigManager
+    from volumen.utils.boxes import Box
 
 STEPS, PATCHES = 3, 6
+_MOST_PATCHES = 32
+"""Patches side by side, per axis, of the part of a volume in which costs are measured."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,20 @@ def _anywhere(config: ConfigManager) -> ConfigManager:
         )
     )
     shapes = {case.name: case.image.shape for case in config.cases}
-    anywhere.use_split(make_split(shapes, config.patch_size, 1.0, 0))
+    split = make_split(shapes, config.patch_size, 1.0, 0)
+    most = [_MOST_PATCHES * size for size in config.patch_size]
+    train = {name: [_middle(box, most) for box in boxes] for name, boxes in split.train.items()}
+    anywhere.use_split(replace(split, train=train))
     return anywhere
+
+
+def _middle(box: Box, most: Sequence[int]) -> Box:
+    """Cut the middle out of a box: the patches of all of a huge volume would not fit in memory."""
+    middle = []
+    for (start, stop), size in zip(box, most):
+        low = start + max(0, stop - start - size) // 2
+        middle.append((low, min(stop, low + size)))
+    return tuple(middle)
 
 
 def _time_network(

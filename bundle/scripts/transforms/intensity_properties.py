@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
 _DEFAULT_BLOCK = 64
 _DISAGREEMENT = 3.0  # ratio of intensity ranges from which volumes cannot share one
 _REGIONS_PER_VOLUME = 32
+_LONGEST_PERMUTATION = 2**20
 
 Box = Sequence[Sequence[int]]
 
@@ -67,10 +68,10 @@ def sample_intensity_properties(
     per_case = max(1, max_regions // max(1, len(cases)))
     for case in cases:
         allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
-        regions = [region for box in allowed or [] for region in _blocks(box, case.image.chunks)]
-        chosen = rng.permutation(len(regions))[:per_case]
+        regions = _Blocks(allowed or [], case.image.chunks)
+        chosen = _drawn(rng, len(regions), per_case)
         before = len(everywhere)
-        for number in sorted(chosen.tolist()):
+        for number in chosen:
             image, labelled = _read(case, regions[number], ignore_labels or {}, foreground)
             everywhere.append(_strided(image, values_per_region))
             if labelled is not None and labelled.any():
@@ -142,9 +143,9 @@ def volume_properties(volume: Any) -> dict[str, Any]:
 
 def sample_values(volume: Any, max_regions: int) -> np.ndarray:
     """Return values of a volume from a reproducible sample of its blocks: float32 (C, values)."""
-    regions = list(_blocks([(0, size) for size in volume.shape], volume.chunks))
-    chosen = np.random.default_rng(0).permutation(len(regions))[:max_regions]
-    parts = [_strided(np.asarray(volume.read(regions[number])), 20_000) for number in sorted(chosen.tolist())]
+    regions = _Blocks([[(0, size) for size in volume.shape]], volume.chunks)
+    chosen = _drawn(np.random.default_rng(0), len(regions), max_regions)
+    parts = [_strided(np.asarray(volume.read(regions[number])), 20_000) for number in chosen]
     return np.concatenate(parts, axis=1)
 
 
@@ -188,15 +189,42 @@ def _disagreement(volumes: Mapping[str, Mapping[str, float]]) -> str:
     return ""
 
 
-def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    # Whole storage blocks, aligned, so that none is decoded for a corner of it.
-    sizes = [size if _SMALLEST_BLOCK <= size <= _LARGEST_BLOCK else _DEFAULT_BLOCK for size in chunks]
-    starts = [range(start - start % size, stop, size) for (start, stop), size in zip(box, sizes)]
-    for corner in product(*starts):
-        yield tuple(
-            slice(max(first, start), min(first + size, stop))
-            for first, size, (start, stop) in zip(corner, sizes, box)
-        )
+class _Blocks:
+    """The storage blocks that boxes touch, by number: a list of all of them may not fit in memory.
+
+    Whole storage blocks, aligned, so that none is decoded for a corner of it.
+    """
+
+    def __init__(self, boxes: Sequence[Box], chunks: Sequence[int]) -> None:
+        sizes = [size if _SMALLEST_BLOCK <= size <= _LARGEST_BLOCK else _DEFAULT_BLOCK for size in chunks]
+        self._parts = [
+            [
+                [
+                    slice(max(first, start), min(first + size, stop))
+                    for first in range(start - start % size, stop, size)
+                ]
+                for (start, stop), size in zip(box, sizes)
+            ]
+            for box in boxes
+        ]
+
+    def __len__(self) -> int:
+        return sum(prod(len(axis) for axis in axes) for axes in self._parts)
+
+    def __getitem__(self, number: int) -> tuple[slice, ...]:
+        for axes in self._parts:
+            counts = [len(axis) for axis in axes]
+            if number < prod(counts):
+                return tuple(axis[i] for axis, i in zip(axes, np.unravel_index(number, counts)))
+            number -= prod(counts)
+        raise IndexError(number)
+
+
+def _drawn(rng: np.random.Generator, count: int, most: int) -> list[int]:
+    """Draw at most `most` of `count` numbers, ascending."""
+    if count <= _LONGEST_PERMUTATION:
+        return sorted(rng.permutation(count)[:most].tolist())
+    return sorted(rng.choice(count, most, replace=False).tolist())
 
 
 def _read(

@@ -16,7 +16,9 @@ UNFINISHED = ".*.tmp"
 """Pattern of the names of files that a killed process was writing."""
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path, content: bytes | Callable[[BinaryIO], object], *, durable: bool = True
+) -> None:
     """Write a file under a temporary name, flush it to the disk, rename it and flush the folder.
 
     A crash or power cut at any moment leaves the file that was there before or the new one. Several processes
@@ -25,27 +27,31 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
     Args:
         path: the final name.
         content: the bytes, or what writes them, called with the open binary file.
+        durable: wait until file and folder have reached the disk. Without it, readers see the whole file or none all
+            the same, but after a power cut it may hold anything: for what can be recomputed.
 
     Raises:
         OSError: the disk is full or cannot be written. Nothing is left behind.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, durable=durable) as temporary, temporary.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)
         else:
             content(file)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary name for a file to be made, which gets its own name where the block ends without an error.
 
     What the block makes must have reached the disk by then; `sync_file` does that.
 
     Args:
         path: the final name.
+        durable: wait until the folder has reached the disk.
 
     Yields:
         A name in the same folder that no other process uses; nothing is left under it.
@@ -54,7 +60,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except BaseException:
         _remove_quietly(temporary)
         raise

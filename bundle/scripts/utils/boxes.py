@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,3 +38,18 @@ def bounding_box(where: np.ndarray) -> Box:
         along = np.flatnonzero(where.any(axis=tuple(other for other in range(where.ndim) if other != axis)))
         sides.append((int(along[0]), int(along[-1]) + 1) if along.size else (0, 0))
     return tuple(sides)
+
+
+def cells_in_ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return the cells of a grid that lie in any of some boxes of cells, without repetition.
+
+    Args:
+        first, last: (N, D) first and last cell of each box; a box may be empty.
+
+    Returns:
+        (M, D) indices in lexicographic order.
+    """
+    some = (last >= first).all(axis=1)
+    first, last = first[some], last[some]
+    steps = itertools.product(*(range(int(most) + 1) for most in (last - first).max(axis=0, initial=0)))
+    return np.unique(np.concatenate([np.minimum(first + np.array(step), last) for step in steps]), axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(job: Callable[[Item], Result], items: Sequence[Item], num_threads: int) -> Iterator[Result]:
+def in_threads(job: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
     """Yield the results of a job as they come, a few items ahead of the caller at most.
 
     Args:
@@ -30,7 +30,7 @@ def in_threads(job: Callable[[Item], Result], items: Sequence[Item], num_threads
     Raises:
         Exception: the first that a job raises. Items that have not begun then, or when the caller leaves, are dropped.
     """
-    if num_threads <= 1 or len(items) <= 1:
+    if num_threads <= 1 or (isinstance(items, Sized) and len(items) <= 1):
         yield from map(job, items)
         return
     with ThreadPoolExecutor(num_threads) as pool:

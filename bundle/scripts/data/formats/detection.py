@@ -19,6 +19,25 @@ SUFFIXES = {
 """File name endings per format, the longest of each family first."""
 
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+_N5_MARK = "attributes.json"
+_ZIP_MAGIC = b"PK\x03\x04"
+_UNREAD = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
+"""Endings of containers that are recognised but not read."""
+_SYSTEM_NAMES = {
+    "@eadir",
+    "@recycle",
+    "@recently-snapshot",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "__macosx",
+    "desktop.ini",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+}
+"""What file servers and operating systems put into every folder, in lower case."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GZIP_MAGIC = b"\x1f\x8b"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -26,10 +45,13 @@ _SLICES = ("tif", "png")
 """Formats of slices; where a folder holds several, the first."""
 
 
+_URL = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+"""`scheme://`, or fsspec's chained `cache::scheme://`; other colons may be part of a file's name."""
+
+
 def is_url(path: str | os.PathLike) -> bool:
-    """Tell whether a path is a URL (`scheme://`, or fsspec's chained `a::b`)."""
-    text = str(path)
-    return "://" in text or "::" in text
+    """Tell whether a path is a URL (`scheme://`, or fsspec's chained `a::scheme://`)."""
+    return _URL.match(str(path)) is not None
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
@@ -47,6 +69,33 @@ def split_suffix(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a name is that of a hidden file, or of one that a file server or operating system made."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def unread_container(name: str) -> VolumenError | None:
+    """Return the error that says what to do with a container that is not read, told by its name; None for others."""
+    kind = next((kind for ending, kind in _UNREAD.items() if name.lower().rstrip("/").endswith(ending)), None)
+    return {"zip": _zipped, "n5": _n5}[kind](name) if kind else None
+
+
+def _zipped(where: object) -> VolumenError:
+    return VolumenError(where, "is a zip archive", remedy="unzip it: a zarr is read from a folder")
+
+
+def _n5(where: object) -> VolumenError:
+    return VolumenError(
+        where,
+        "is an N5 container, which is not read",
+        remedy="save it as OME-Zarr, for instance in Fiji (File > Save As > HDF5/N5/Zarr/OME-NGFF)",
+    )
+
+
+def _is_n5(folder: Path) -> bool:
+    return folder.name.lower().endswith(".n5") or (folder / _N5_MARK).is_file()
+
+
 def is_zarr_folder(path: Path) -> bool:
     """Tell whether a folder is a zarr array or group."""
     return any((path / mark).is_file() for mark in _ZARR_MARKS)
@@ -61,9 +110,9 @@ def stack_order(names: Iterable[str]) -> tuple[str, ...]:
     """Return the TIFF files, else the PNG files, in the order of their numbers; none unless only one number tells
     them apart.
 
-    Other files and hidden ones do not count.
+    Other files and hidden ones (see `is_hidden`) do not count.
     """
-    kinds = {name: split_suffix(name)[1] for name in names if not name.startswith(".")}
+    kinds = {name: split_suffix(name)[1] for name in names if not is_hidden(name)}
     chosen = next((kind for kind in _SLICES if kind in kinds.values()), None)
     if chosen is None:
         return ()
@@ -128,7 +177,11 @@ def detect_format(path: str | os.PathLike) -> str:
 
 
 def _folder_format(folder: Path) -> str:
-    if is_zarr_folder(folder) or folder.name.endswith(".zarr") or _inside_zarr(folder):
+    if is_zarr_folder(folder):
+        return "zarr"
+    if _is_n5(folder):
+        raise _n5(folder)
+    if folder.name.endswith(".zarr") or _inside_zarr(folder):
         return "zarr"
     if stack_files(folder):
         return "stack"
@@ -150,6 +203,8 @@ def _file_format(file: Path, head: bytes) -> str:
         return "tif"
     if head[:8] == PNG_MAGIC:
         return "png"
+    if head[:4] == _ZIP_MAGIC:
+        raise _zipped(file)
     if head[:2] == _GZIP_MAGIC and file.name.lower().endswith(".gz"):
         return "nifti"
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":

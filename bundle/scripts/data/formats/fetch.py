@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from volumen.data.index_cache import default_cache_dir
+from volumen.data.index_cache import default_cache_dir, is_writable
 from volumen.utils.atomic import replacing, sync_file
 from volumen.utils.errors import VolumenError, file_fault
 
@@ -27,7 +27,7 @@ def fetch_file(url: str, *, level: int = logging.INFO) -> Path:
     """Return a local copy of the file at a URL, fetched unless the same content was before.
 
     Copies lie in `files` beside the cached indices (see `index_cache`) and go when they were not used for 30 days;
-    where the cache is off, they last as long as the process.
+    where the cache is off or cannot be written to, they last as long as the process.
 
     Args:
         url: anything that fsspec opens as a file.
@@ -79,7 +79,9 @@ def file_states(folder: str, names: Sequence[str]) -> list[str]:
 
 def _folder() -> Path:
     kept = default_cache_dir()
-    return Path(_temporary().name) if kept is None else kept.parent / "files"
+    if kept is None or not is_writable(kept.parent / "files"):
+        return Path(_temporary().name)
+    return kept.parent / "files"
 
 
 @cache

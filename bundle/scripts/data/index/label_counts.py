@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.block_cache import BLOCKS
-from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+from volumen.data.formats.zarr_arrays.stored_chunks import absent_everywhere_but
 from volumen.data.index.cells import (
     NONE_HIGH,
     NONE_LOW,
@@ -20,7 +21,6 @@ from volumen.data.index.cells import (
     cell_any,
     cell_extents,
     cell_sums,
-    window_extremes,
 )
 from volumen.data.validity import holds_value, inside_mask
 from volumen.utils.errors import VolumenError, file_fault
@@ -146,7 +146,7 @@ class LabelReader:
             or request.objects_only
             or bool(request.classes)
         )
-        self._absent = self._absent_tiles()
+        self._stored = self._stored_tiles()
         self._scratch = threading.local()
 
     @property
@@ -161,15 +161,37 @@ class LabelReader:
 
     def tiles(self, grids: Sequence[Sequence[np.ndarray]]) -> list[Tile]:
         """Return the indices of the tiles that grids touch and that can hold something to count."""
-        counts = [-(-n // t) for n, t in zip(self.label.shape, self.tile)]
-        wanted = np.zeros(counts, bool)
-        for edges in grids:
-            box = tuple(slice(int(e[0]) // t, -(-int(e[-1]) // t)) for e, t in zip(edges, self.tile))
-            wanted[box] = True
-        zero_counts = self.request.known and self.request.ignore != 0
-        if self.mask is None and self._absent is not None and not zero_counts:
-            wanted &= ~self._absent
-        return [tuple(index) for index in np.argwhere(wanted).tolist()]
+        chosen = self._tiles_to_read()
+        boxes = [
+            [(int(e[0]) // t, -(-int(e[-1]) // t)) for e, t in zip(edges, self.tile, strict=True)]
+            for edges in grids
+        ]
+        if chosen is None:
+            wanted = np.zeros([-(-n // t) for n, t in zip(self.label.shape, self.tile)], bool)
+            for box in boxes:
+                wanted[tuple(slice(low, high) for low, high in box)] = True
+            return [tuple(index) for index in np.argwhere(wanted).tolist()]
+        inside = np.zeros(len(chosen), bool)
+        for box in boxes:
+            low, high = np.array(box).T
+            inside |= ((chosen >= low) & (chosen < high)).all(axis=1)
+        return [tuple(index) for index in chosen[inside].tolist()]
+
+    def _tiles_to_read(self) -> np.ndarray | None:
+        """Return the tiles that can hold something to count; None where each can."""
+        found = []
+        if self.mask is not None:
+            mask = absent_everywhere_but(self.mask, 0)
+            found += [mask.tiles(self.tile)] if mask is not None else []
+        if self.mask is None or self.request.objects_only:
+            label = absent_everywhere_but(self.label, 0, self.request.ignore)
+            # What is not stored is known background, unless its value means unknown.
+            if label is not None and (not self.request.known or label.fill == self.request.ignore):
+                found.append(label.tiles(self.tile))
+        if len(found) < 2:
+            return found[0] if found else None
+        shared = {tuple(tile) for tile in found[0].tolist()} & {tuple(tile) for tile in found[1].tolist()}
+        return np.array(sorted(shared), np.int64).reshape(-1, len(self.tile))
 
     def region(self, tile: Tile) -> Region:
         """Return the voxels of a tile."""
@@ -184,7 +206,7 @@ class LabelReader:
             if not inside.any():
                 return _Flags()
         label = None
-        if self._needs_label and not (self._absent is not None and self._absent[tile]):
+        if self._needs_label and (self._stored is None or tile in self._stored):
             label = _read(self.label, region)
             if not _any_value(label):
                 label = None
@@ -236,18 +258,12 @@ class LabelReader:
             scratch = self._scratch.flags = np.empty(label.shape[1:], bool)
         return np.not_equal(label[0], 0, out=scratch)
 
-    def _absent_tiles(self) -> np.ndarray | None:
-        """Tell which tiles no stored chunk of the label touches, so that they hold 0 throughout."""
-        known = stored_chunks(self.label)
-        if known is None:
+    def _stored_tiles(self) -> set[Tile] | None:
+        """Return the tiles that a stored chunk of the label touches, where the others hold 0 throughout."""
+        stored = absent_everywhere_but(self.label, 0)
+        if stored is None:
             return None
-        grid, blocks = known
-        first, last = [], []
-        for size, tile, block in zip(self.label.shape, self.tile, blocks):
-            starts = np.arange(0, size, tile)
-            first.append(starts // block)
-            last.append(-(-np.minimum(starts + tile, size) // block))
-        return ~window_extremes(grid, first, last, np.logical_or)
+        return {tuple(tile) for tile in stored.tiles(self.tile).tolist()}
 
 
 class LabelCounter:
@@ -263,22 +279,36 @@ class LabelCounter:
         self.counts = [CellCounts.empty(edges, reader.request) for edges in grids]
         self.tiles = reader.tiles(grids)
         self._cuts = [self._axis_cuts(edges) for edges in grids]
+        self._grids_of = self._find_grids()
         self._lock = threading.Lock()
 
-    def _axis_cuts(self, edges: Sequence[np.ndarray]) -> list[list[AxisCut | None]]:
-        """Return the cuts of every row of tiles, per axis."""
-        return [
-            [AxisCut.of(axis_edges, start, min(start + t, n)) for start in range(0, n, t)]
-            for axis_edges, t, n in zip(edges, self.reader.tile, self.reader.label.shape)
-        ]
+    def _axis_cuts(self, edges: Sequence[np.ndarray]) -> list[dict[int, AxisCut]]:
+        """Return the cuts of the rows of tiles that a grid touches, per axis."""
+        found = []
+        for axis_edges, t, n in zip(edges, self.reader.tile, self.reader.label.shape):
+            rows = range(int(axis_edges[0]) // t, -(-int(axis_edges[-1]) // t))
+            cuts = {row: AxisCut.of(axis_edges, row * t, min((row + 1) * t, n)) for row in rows}
+            found.append({row: cut for row, cut in cuts.items() if cut is not None})
+        return found
+
+    def _find_grids(self) -> dict[Tile, list[int]]:
+        """Return the grids that each tile touches."""
+        found: dict[Tile, list[int]] = {tile: [] for tile in self.tiles}
+        for number, axis_cuts in enumerate(self._cuts):
+            if math.prod(len(rows) for rows in axis_cuts) > len(found):
+                touched = [t for t in found if all(i in rows for i, rows in zip(t, axis_cuts))]
+            else:
+                touched = [t for t in itertools.product(*axis_cuts) if t in found]
+            for tile in touched:
+                found[tile].append(number)
+        return found
 
     def count(self, tile: Tile) -> None:
         """Add a tile to the counts; tiles may be counted in any order and in several threads."""
         flags = self.reader.flags(tile)
-        for counts, axis_cuts in zip(self.counts, self._cuts):
-            cuts = [cut for rows, i in zip(axis_cuts, tile) if (cut := rows[i]) is not None]
-            if len(cuts) == len(tile):
-                self._add(counts, cuts, flags)
+        for number in self._grids_of[tile]:
+            cuts = [rows[i] for rows, i in zip(self._cuts[number], tile)]
+            self._add(self.counts[number], cuts, flags)
 
     def _add(self, counts: CellCounts, cuts: Sequence[AxisCut], flags: _Flags) -> None:
         crop = tuple(cut.crop for cut in cuts)

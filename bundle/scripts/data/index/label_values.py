@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from volumen.data.fingerprints import fingerprint_of
 from volumen.data.formats.volumes import Region, Volume
-from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
-from volumen.data.index_cache import load_arrays, store_arrays
-from volumen.utils.progress import hidden
+from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
+from volumen.data.records import Records
+from volumen.utils.progress import grow
 from volumen.utils.threads import in_threads
 
 # Voxels read at once: large enough to amortise a read, small enough for any memory.
@@ -26,8 +26,8 @@ def label_values(
     *,
     most: int = 4096,
     num_threads: int = 1,
-    cache_dir: str | os.PathLike | None = None,
-    progress: bool = False,
+    kept: Records | None = None,
+    bar: Any | None = None,
 ) -> tuple[int, ...]:
     """Return the distinct values of a label volume, in order.
 
@@ -37,31 +37,31 @@ def label_values(
         label: an integer volume.
         most: stop once more values than this are found; a caller that looks for classes needs no more.
         num_threads: threads that read.
-        cache_dir: folder in which the values are kept until the label changes, or None.
-        progress: show a progress bar.
+        kept: records of "label values" in which the values are kept until the label changes, or None.
+        bar: progress bar whose total grows by the blocks to read, or None.
 
     Returns:
         Sorted values, possibly cut short after `most`.
     """
-    from tqdm import tqdm
-
-    key = {"label values": label.fingerprint(), "most": most} if cache_dir is not None else {}
-    kept = load_arrays(Path(cache_dir), key) if cache_dir is not None else None
-    if kept is not None:
-        return tuple(int(value) for value in kept["values"])
-    regions, values = stored_regions(label)
-    with tqdm(
-        total=len(regions), desc="label values", unit="block", disable=hidden(progress), leave=False
-    ) as bar:
-        for found in in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
-            values |= found
+    key: dict[str, Any] = {}
+    if kept is not None and kept.enabled:
+        key = {"label values": fingerprint_of(label), "most": most}
+        known = kept.get(key)
+        if known is not None:
+            return tuple(int(value) for value in known["values"])
+    regions, absent = stored_regions(label)
+    values = {int(value) for value in absent}
+    if bar is not None:
+        grow(bar, len(regions))
+    for found in in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
+        values |= found
+        if bar is not None:
             bar.update()
-            if len(values) > most:
-                break
-    if cache_dir is not None:
+        if len(values) > most:
+            break
+    if kept is not None:
         signed = min(values, default=0) < 0
-        array = np.array(sorted(values), np.int64 if signed else np.uint64)
-        store_arrays(Path(cache_dir), key, {"values": array})
+        kept.put(key, {"values": np.array(sorted(values), np.int64 if signed else np.uint64)})
     return tuple(sorted(values))
 
 
@@ -77,19 +77,43 @@ def _values_of(block: np.ndarray) -> set[int]:
     return {int(value) for value in np.unique(block)}
 
 
-def stored_regions(label: Volume) -> tuple[list[Region], set[int]]:
-    """Return the blocks that may hold something, and the values known without reading: 0 for the others."""
-    regions = list(storage_blocks(label.shape, label.chunks))
-    known = stored_chunks(label)
+def stored_regions(volume: Volume) -> tuple[Blocks, set[float]]:
+    """Return the blocks that may hold something, and the values known without reading: those of the others."""
+    size = _block_size(volume.shape, volume.chunks)
+    known = stored_blocks(volume)
     if known is None:
-        return regions, set()
-    grid, blocks = known
-    stored = [
-        region
-        for region in regions
-        if grid[tuple(slice(p.start // b, -(-p.stop // b)) for p, b in zip(region, blocks))].any()
-    ]
-    return stored, set() if len(stored) == len(regions) else {0}
+        return Blocks(volume.shape, size), set()
+    stored = Blocks(volume.shape, size, known.tiles(size))
+    whole = len(stored) == len(Blocks(volume.shape, size))
+    return stored, set() if whole else {known.fill}
+
+
+class Blocks(Sequence[Region]):
+    """Boxes of a regular grid over a volume, in C order; a list of all of them may not fit in memory.
+
+    Args:
+        shape: spatial shape of the volume.
+        size: voxels per axis of a box.
+        chosen: (N, D) indices of the boxes; None: all.
+    """
+
+    def __init__(self, shape: tuple[int, ...], size: Sequence[int], chosen: np.ndarray | None = None) -> None:
+        self.shape = shape
+        self.size = tuple(size)
+        self.grid = tuple(-(-extent // step) for extent, step in zip(shape, size))
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return math.prod(self.grid) if self.chosen is None else len(self.chosen)
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        index = np.unravel_index(number, self.grid) if self.chosen is None else self.chosen[number]
+        return tuple(
+            slice(int(i) * step, min((int(i) + 1) * step, extent))
+            for i, step, extent in zip(index, self.size, self.shape)
+        )
 
 
 def storage_blocks(
@@ -105,15 +129,17 @@ def storage_blocks(
     Yields:
         A tuple of slices per box, in C order.
     """
+    yield from Blocks(shape, _block_size(shape, chunks, voxels))
+
+
+def _block_size(
+    shape: tuple[int, ...], chunks: tuple[int, ...], voxels: int = _BLOCK_VOXELS
+) -> tuple[int, ...]:
     size = [min(chunk, extent) for chunk, extent in zip(chunks, shape)]
     for axis in reversed(range(len(shape))):
         # Grow along the fastest axis first, so that a box is contiguous in most files.
-        room = voxels // max(1, int(np.prod(size)))
+        room = voxels // max(1, math.prod(size))
         if room <= 1:
             break
         size[axis] = min(shape[axis], size[axis] * room)
-    starts = [range(0, extent, step) for extent, step in zip(shape, size)]
-    for corner in itertools.product(*starts):
-        yield tuple(
-            slice(start, min(start + step, extent)) for start, step, extent in zip(corner, size, shape)
-        )
+    return tuple(size)

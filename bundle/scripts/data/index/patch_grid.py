@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.index.label_counts import CountRequest
-from volumen.utils.boxes import Box, box_extent
+from volumen.utils.boxes import Box, box_extent, cells_in_ranges
 from volumen.utils.errors import VolumenError
 
 MAX_GRID_CELLS = 2**29
@@ -19,6 +19,11 @@ MAX_GRID_CELLS = 2**29
 
 MAX_CELLS = 2**25
 """Above this many cells of the counting grid, training positions are tied more closely to the patch grid."""
+
+WHOLE_CELLS = 2**21
+"""Above this many cells a region is searched piece by piece, and only where something can be labelled."""
+
+_PIECE_CELLS = 2**17
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class PatchRules:
 
 @dataclass
 class GridRegion:
-    """One region's grid: candidate patch starts, and how they map to the (possibly coarser) label volume."""
+    """One region's grid: candidate patch starts, and how they map to the (possibly coarser) label volume.
+
+    Of a piece of a region, `grid` is what the piece answers for, and `around` includes the neighbours that matter.
+    """
 
     row: int
     box: Box
@@ -62,7 +70,18 @@ class GridRegion:
     last: list[np.ndarray]
     core_first: list[np.ndarray]
     core_last: list[np.ndarray]
+    around: list[np.ndarray] = field(default_factory=list)
     best: float = field(default=0.0)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells that labels are counted in."""
+        return math.prod(len(edges) - 1 for edges in self.edges)
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of the grid."""
+        return math.prod(len(grid) for grid in self.grid)
 
     @property
     def voxels(self) -> np.ndarray:
@@ -95,13 +114,6 @@ def shift_table(rules: PatchRules, boxes: Sequence[Box]) -> tuple[tuple[int, ...
         )
         if cells <= MAX_CELLS:
             break
-    if cells > MAX_GRID_CELLS:
-        raise VolumenError(
-            "stride",
-            f"the patch grid of {' '.join(map(str, rules.stride))} voxels has {cells:.1e} cells",
-            expected=f"at most {MAX_GRID_CELLS:.1e}",
-            remedy="use a larger stride or a coarser valid_patch_find_resolution",
-        )
     return (zero, *(shift for shift in itertools.product(*options) if shift != zero))
 
 
@@ -122,6 +134,7 @@ def lay_grid(
     fine = tuple(case.image.shape)
     coarse = next((tuple(v.shape) for v in searched.labels.values()), fine)
     region = GridRegion(row, box, [], [], [], [], [], [], [])
+    region.around = region.grid
     for axis, ((low, high), size, stride) in enumerate(zip(box, rules.patch_size, rules.stride)):
         grid = axis_starts(low, high, size, stride)
         moved = np.unique(np.add.outer(grid, sorted({shift[axis] for shift in shifts})))
@@ -140,6 +153,113 @@ def lay_grid(
         region.core_first.append(core_first)
         region.core_last.append(core_last)
     return region
+
+
+def check_cells(rules: PatchRules, cells: int) -> None:
+    """Refuse more cells than fit in memory.
+
+    Raises:
+        VolumenError: names the stride.
+    """
+    if cells > MAX_GRID_CELLS:
+        raise VolumenError(
+            "stride",
+            f"the patch grid of {' '.join(map(str, rules.stride))} voxels has {cells:.1e} cells",
+            expected=f"at most {MAX_GRID_CELLS:.1e}",
+            remedy="use a larger stride or a coarser valid_patch_find_resolution",
+        )
+
+
+def pieces(
+    rules: PatchRules,
+    region: GridRegion,
+    shifts: Sequence[tuple[int, ...]],
+    tiles: np.ndarray,
+    tile: Sequence[int],
+) -> list[GridRegion]:
+    """Divide a region's grid, and leave out the pieces whose patches hold no voxel of any tile.
+
+    Together the pieces answer as the region does: each has the neighbours that its answer depends on.
+
+    Args:
+        rules: what makes a patch valid.
+        region: the whole grid.
+        shifts: displacements of patches from the grid.
+        tiles: (T, D) indices of the tiles of the searched volume that can hold something.
+        tile: voxels per axis of a tile.
+
+    Returns:
+        The region itself if it is small, else pieces in lexicographic order.
+
+    Raises:
+        VolumenError: together they have more cells than fit in memory.
+    """
+    if region.cells <= WHOLE_CELLS:
+        return [region]
+    per_axis = _PIECE_CELLS ** (1 / len(region.grid))
+    cuts = []
+    for grid, edges in zip(region.grid, region.edges):
+        step = max(2, int(per_axis * len(grid) / len(edges)))
+        cuts.append([(first, min(first + step, len(grid))) for first in range(0, len(grid), step)])
+    spans = [
+        [_candidates_of(rules, region, shifts, axis, cut) for cut in axis_cuts]
+        for axis, axis_cuts in enumerate(cuts)
+    ]
+    touched = _touched(region, spans, tiles, tile)
+    cells = np.ones(len(touched))
+    for axis, axis_spans in enumerate(spans):
+        first, last = region.first[axis], region.last[axis]
+        cells *= np.array([last[high - 1] - first[low] for low, high in axis_spans])[touched[:, axis]]
+    check_cells(rules, int(cells.sum()))
+    return [
+        _piece(region, [cuts[a][i] for a, i in enumerate(index)], [spans[a][i] for a, i in enumerate(index)])
+        for index in touched.tolist()
+    ]
+
+
+def _candidates_of(
+    rules: PatchRules, region: GridRegion, shifts: Sequence[tuple[int, ...]], axis: int, cut: tuple[int, int]
+) -> tuple[int, int]:
+    """Return first and one past the last candidate that matter to a part of an axis of the grid."""
+    grid, candidates = region.grid[axis], region.candidates[axis]
+    moves = [shift[axis] for shift in shifts]
+    low, high = grid[cut[0]] + min(moves), grid[cut[1] - 1] + max(moves)
+    if rules.classes:
+        # What of a patch another one holds in its centre depends on neighbours that overlap it, moved themselves.
+        reach = rules.patch_size[axis] + max(moves) - min(moves)
+        low, high = low - reach, high + reach
+    return int(np.searchsorted(candidates, low)), int(np.searchsorted(candidates, high, side="right"))
+
+
+def _touched(
+    region: GridRegion, spans: Sequence[Sequence[tuple[int, int]]], tiles: np.ndarray, tile: Sequence[int]
+) -> np.ndarray:
+    """Return the indices of the pieces of which a candidate patch touches a tile, in lexicographic order."""
+    firsts, lasts = [], []
+    for axis, axis_spans in enumerate(spans):
+        edges = region.edges[axis]
+        begin = np.array([edges[region.first[axis][low]] for low, _ in axis_spans])
+        end = np.array([edges[region.last[axis][high - 1]] for _, high in axis_spans])
+        start = tiles[:, axis] * tile[axis]
+        firsts.append(np.searchsorted(end, start, side="right"))
+        lasts.append(np.searchsorted(begin, start + tile[axis], side="left") - 1)
+    return cells_in_ranges(np.stack(firsts, 1), np.stack(lasts, 1))
+
+
+def _piece(region: GridRegion, cut: Sequence[tuple[int, int]], span: Sequence[tuple[int, int]]) -> GridRegion:
+    piece = GridRegion(region.row, region.box, [], [], [], [], [], [], [], [])
+    for axis, ((begin, end), (low, high)) in enumerate(zip(cut, span)):
+        grid, candidates = region.grid[axis], region.candidates[axis][low:high]
+        start, stop = int(region.first[axis][low]), int(region.last[axis][high - 1])
+        piece.grid.append(grid[begin:end])
+        piece.around.append(grid[(grid >= candidates[0]) & (grid <= candidates[-1])])
+        piece.candidates.append(candidates)
+        piece.edges.append(region.edges[axis][start : stop + 1])
+        piece.first.append(region.first[axis][low:high] - start)
+        piece.last.append(region.last[axis][low:high] - start)
+        piece.core_first.append(region.core_first[axis][low:high] - start)
+        piece.core_last.append(region.core_last[axis][low:high] - start)
+    return piece
 
 
 def _core(edges: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,16 @@ class PatchTable:
     def __len__(self) -> int:
         return len(self.region)
 
+    def rows(self, chosen: np.ndarray) -> PatchTable:
+        """Return the table of some rows, in the order given."""
+        return PatchTable(
+            region=self.region[chosen],
+            start=self.start[chosen],
+            share=self.share[chosen],
+            shifts=self.shifts[chosen],
+            class_shifts=self.class_shifts[:, chosen],
+        )
+
     @classmethod
     def concatenate(cls, tables: Sequence[PatchTable], ndim: int, num_classes: int) -> PatchTable:
         """Join tables row by row; none gives an empty table."""

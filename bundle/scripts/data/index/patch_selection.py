@@ -99,7 +99,8 @@ def _mark_classes(
 def _covered(region: GridRegion, valid: np.ndarray, shifts: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Tell which cells lie in the central part of a patch that can be drawn."""
     reached = np.zeros(valid.shape, np.uint8)
-    for _, good, where in _moved(region, _on_grid(region, valid), valid, shifts):
+    chosen = _on_grid(region, region.around, valid)
+    for _, good, where in _moved(region, region.around, chosen, valid, shifts):
         reached[tuple(axis[good] for axis in where)] = 1
     # The candidates whose central part holds a cell follow each other along every axis.
     cells = [np.arange(len(edges) - 1) for edges in region.edges]
@@ -108,14 +109,15 @@ def _covered(region: GridRegion, valid: np.ndarray, shifts: Sequence[tuple[int, 
     return window_sums(reached, begin, end) > 0
 
 
-def _on_grid(region: GridRegion, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+def _on_grid(region: GridRegion, grid: Sequence[np.ndarray], valid: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the indices, along the axes of the grid, of the grid patches that are valid."""
-    home = [np.searchsorted(c, g) for c, g in zip(region.candidates, region.grid)]
+    home = [np.searchsorted(c, g) for c, g in zip(region.candidates, grid)]
     return np.nonzero(valid[np.ix_(*home)])
 
 
 def _moved(
     region: GridRegion,
+    grid: Sequence[np.ndarray],
     chosen: tuple[np.ndarray, ...],
     valid: np.ndarray,
     shifts: Sequence[tuple[int, ...]],
@@ -124,7 +126,7 @@ def _moved(
 
     What they become are indices of candidates along every axis.
     """
-    starts = [grid[index] for grid, index in zip(region.grid, chosen)]
+    starts = [axis_grid[index] for axis_grid, index in zip(grid, chosen)]
     for i, shift in enumerate(shifts):
         inside = np.ones(len(starts[0]), bool)
         where = []
@@ -143,13 +145,13 @@ def _table(
     shifts: Sequence[tuple[int, ...]],
 ) -> PatchTable:
     """Collect the grid patches that are valid, with the displacements that keep them so."""
-    chosen = _on_grid(region, valid)
+    chosen = _on_grid(region, region.grid, valid)
     starts = [grid[index] for grid, index in zip(region.grid, chosen)]
     count = len(starts[0])
     bits = np.zeros(count, np.uint64)
     class_bits = np.zeros((len(present), count), np.uint64)
     home = chosen
-    for i, good, where in _moved(region, chosen, valid, shifts):
+    for i, good, where in _moved(region, region.grid, chosen, valid, shifts):
         bits |= good.astype(np.uint64) << np.uint64(i)
         for row, holds in enumerate(present):
             class_bits[row] |= (good & holds[where]).astype(np.uint64) << np.uint64(i)

@@ -10,16 +10,27 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from volumen.data.fingerprints import fingerprint_of
 from volumen.data.index.label_counts import LabelCounter, LabelReader, count_case, default_threads
-from volumen.data.index.patch_grid import MAX_CELLS, GridRegion, PatchRules, lay_grid, shift_table
+from volumen.data.index.patch_grid import (
+    MAX_CELLS,
+    WHOLE_CELLS,
+    GridRegion,
+    PatchRules,
+    check_cells,
+    lay_grid,
+    pieces,
+    shift_table,
+)
 from volumen.data.index.patch_index import PatchIndex, PatchTable
 from volumen.data.index.patch_selection import every_patch_of, select
 from volumen.data.index_cache import load_arrays, store_arrays
@@ -187,16 +198,19 @@ def _build(
     background: list[PatchTable] = []
     best: tuple[float, int | None] = (0.0, None)
     if rules.every_patch:
+        check_cells(rules, sum(region.patches for parts in by_case.values() for region in parts))
         foreground = [every_patch_of(rules, region) for parts in by_case.values() for region in parts]
     else:
-        for case, counters in _count(rules, searched, by_case, num_threads, progress):
-            for position, region in enumerate(by_case[case]):
+        for case, parts, counters in _count(rules, searched, by_case, shifts, num_threads, progress):
+            found: list[tuple[PatchTable, PatchTable]] = []
+            for position, region in enumerate(parts):
                 counts = {target: counter.counts[position] for target, counter in counters.items()}
-                good, empty = select(rules, region, counts, shifts)
-                foreground.append(good)
-                background.append(empty)
+                found.append(select(rules, region, counts, shifts))
                 if region.best > best[0] or best[1] is None:
                     best = (region.best, case)
+            ordered = all(a is b for a, b in zip_longest(parts, by_case[case]))
+            foreground += _in_order([good for good, _ in found], ordered)
+            background += _in_order([empty for _, empty in found], ordered)
     ndim, num_classes = len(rules.patch_size), len(rules.classes)
     index = PatchIndex(
         patch_size=rules.patch_size,
@@ -210,29 +224,57 @@ def _build(
     return index, best
 
 
+def _in_order(tables: list[PatchTable], ordered: bool) -> list[PatchTable]:
+    """Sort the patches of a case's pieces by region and position, as those of whole regions are."""
+    if ordered or not tables:
+        return tables
+    ndim, num_classes = tables[0].start.shape[1], len(tables[0].class_shifts)
+    table = PatchTable.concatenate(tables, ndim, num_classes)
+    return [table.rows(np.lexsort((*table.start.T[::-1], table.region)))]
+
+
 def _count(
     rules: PatchRules,
     searched: Sequence[Any],
     by_case: Mapping[int, Sequence[GridRegion]],
+    shifts: Sequence[tuple[int, ...]],
     num_threads: int,
     progress: bool,
-) -> Any:
-    """Yield (case index, counters by target) as soon as all labels of a case are counted."""
+) -> Iterator[tuple[int, list[GridRegion], dict[str, LabelCounter]]]:
+    """Yield (case index, regions or their pieces, counters by target) as soon as a case's labels are counted."""
     from tqdm import tqdm
 
     with tqdm(total=0, desc="valid patches", unit="block", disable=hidden(progress), leave=False) as bar:
         for case, parts in by_case.items():
             opened = searched[case]
-            grids = [region.edges for region in parts]
-            counters = {
-                target: LabelCounter(
-                    LabelReader(opened.labels[target], opened.masks.get(target), rules.request(target)), grids
-                )
+            readers = {
+                target: LabelReader(opened.labels[target], opened.masks.get(target), rules.request(target))
                 for target in rules.targets
                 if target in opened.labels
             }
+            searched_parts = [piece for region in parts for piece in _pieces(rules, region, shifts, readers)]
+            check_cells(rules, sum(piece.cells for piece in searched_parts))
+            grids = [piece.edges for piece in searched_parts]
+            counters = {target: LabelCounter(reader, grids) for target, reader in readers.items()}
             count_case(counters, num_threads, partial(grow, bar), bar.update)
-            yield case, counters
+            yield case, searched_parts, counters
+
+
+def _pieces(
+    rules: PatchRules,
+    region: GridRegion,
+    shifts: Sequence[tuple[int, ...]],
+    readers: Mapping[str, LabelReader],
+) -> list[GridRegion]:
+    """Return the parts of a region that any target's tiles touch; the whole region where it is small."""
+    if region.cells <= WHOLE_CELLS:
+        return [region]
+    found: dict[tuple, GridRegion] = {}
+    for reader in readers.values():
+        tiles = np.array(reader.tiles([region.edges]), np.int64).reshape(-1, len(region.grid))
+        for piece in pieces(rules, region, shifts, tiles, reader.tile):
+            found[tuple(int(axis[0]) for axis in piece.grid)] = piece
+    return list(found.values())
 
 
 def _nothing_found(
@@ -288,8 +330,8 @@ def _cache_key(
             {
                 "name": cases[case].name,
                 "shape": list(cases[case].image.shape),
-                "labels": {t: opened.labels[t].fingerprint() for t in rules.targets if t in opened.labels},
-                "masks": {t: opened.masks[t].fingerprint() for t in rules.targets if t in opened.masks},
+                "labels": {t: fingerprint_of(opened.labels[t]) for t in rules.targets if t in opened.labels},
+                "masks": {t: fingerprint_of(opened.masks[t]) for t in rules.targets if t in opened.masks},
             }
         )
     return {

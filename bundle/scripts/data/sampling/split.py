@@ -12,13 +12,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from volumen.data.fingerprints import fingerprint_of
 from volumen.data.index.label_counts import CountRequest, LabelReader, SliceCounter, count_case
-from volumen.data.index_cache import load_arrays, store_arrays
+from volumen.data.records import Records
 from volumen.utils.boxes import Box, whole_box
 from volumen.utils.errors import VolumenError
 from volumen.utils.progress import grow, hidden
@@ -183,15 +183,19 @@ def labelled_profiles(
 
     ignore = ignore_labels or {}
     profiles: dict[str, dict[str, list[np.ndarray]]] = {}
-    with tqdm(total=0, desc="labelled share", unit="block", disable=hidden(progress), leave=False) as bar:
+    labels = [volume for case in cases for volume in case.labels.values()]
+    with (
+        Records.of(cache_dir, "labelled profiles", labels) as kept,
+        tqdm(total=0, desc="labelled share", unit="block", disable=hidden(progress), leave=False) as bar,
+    ):
         for case in cases:
             labelled = [target for target in targets if target in case.labels]
             requests = {
                 target: CountRequest(ignore=ignore.get(target), objects_only=objects_only)
                 for target in labelled
             }
-            keys = {target: _profile_key(case, target, requests[target], cache_dir) for target in labelled}
-            found = {target: _kept_profile(keys[target], cache_dir) for target in labelled}
+            keys = {t: _profile_key(case, t, requests[t]) if kept.enabled else {} for t in labelled}
+            found = {target: _kept_profile(keys[target], kept) for target in labelled}
             counters = {
                 target: SliceCounter(
                     LabelReader(case.labels[target], case.masks.get(target), requests[target])
@@ -202,28 +206,26 @@ def labelled_profiles(
             count_case(counters, num_threads, partial(grow, bar), bar.update)
             for target, counter in counters.items():
                 found[target] = counter.profiles
-                if cache_dir is not None:
-                    axes = {f"axis{axis}": counts for axis, counts in enumerate(counter.profiles)}
-                    store_arrays(Path(cache_dir), keys[target], axes)
+                kept.put(
+                    keys[target], {f"axis{axis}": counts for axis, counts in enumerate(counter.profiles)}
+                )
             profiles[case.name] = {target: axes for target, axes in found.items() if axes is not None}
     return profiles
 
 
-def _profile_key(case: Any, target: str, request: CountRequest, cache_dir: object) -> dict[str, Any]:
-    if cache_dir is None:
-        return {}
+def _profile_key(case: Any, target: str, request: CountRequest) -> dict[str, Any]:
     mask = case.masks.get(target)
     return {
-        "labelled profile of": case.labels[target].fingerprint(),
-        "mask": None if mask is None else mask.fingerprint(),
+        "labelled profile of": fingerprint_of(case.labels[target]),
+        "mask": None if mask is None else fingerprint_of(mask),
         "ignore": request.ignore,
         "objects_only": request.objects_only,
     }
 
 
-def _kept_profile(key: Mapping[str, Any], cache_dir: str | os.PathLike | None) -> list[np.ndarray] | None:
-    kept = None if cache_dir is None else load_arrays(Path(cache_dir), key)
-    return None if kept is None else [kept[f"axis{axis}"] for axis in range(len(kept))]
+def _kept_profile(key: Mapping[str, Any], kept: Records) -> list[np.ndarray] | None:
+    known = kept.get(key)
+    return None if known is None else [known[f"axis{axis}"] for axis in range(len(known))]
 
 
 def _weights(shape: Sequence[int], labelled: Profiles | None, name: str) -> dict[str, float]:

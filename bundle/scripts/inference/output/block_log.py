@@ -267,6 +267,14 @@ class OutputState:
         assert self._log is not None
         self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
 
+    def leave_out(self, blocks: np.ndarray) -> None:
+        """Take blocks in which nothing is to be predicted for finished; the journal does not list them.
+
+        Args:
+            blocks: bool, shape as `done`.
+        """
+        self.done |= blocks
+
     def record_box(self, blocks: Box) -> None:
         """Note all blocks of a box as finished."""
         assert self._log is not None

@@ -15,6 +15,8 @@ from uuid import uuid4
 
 import numpy as np
 
+from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
+
 Region = tuple[slice, ...]
 
 UNFINISHED_CHUNK = "*.partial"
@@ -66,6 +68,16 @@ class ChunkFiles:
             if os.path.exists(self._path(index)):  # noqa: PTH110  (once per chunk)
                 result[outside] = self._get(index)[inside]
         return result.astype(self._dtype.newbyteorder("="), copy=False)
+
+    def stored(self) -> Iterator[tuple[int, ...]]:
+        """Yield the index of every chunk that has a file."""
+        root = os.path.join(self._folder, "c")  # noqa: PTH118
+        for where, _, files in os.walk(root):
+            head = [] if where == root else os.path.relpath(where, root).split(os.sep)  # noqa: PTH206
+            for name in files:
+                index = chunk_index([*head, name], len(self._shape))
+                if index is not None:
+                    yield index
 
     def _parts(self, region: Region) -> Iterator[tuple[tuple[int, ...], Region, Region]]:
         """Yield every chunk of a region: its number, its part in the chunk, and its part in the region."""

@@ -243,6 +243,21 @@ class ZarrOutput:
         """Return how many chunks a level has, those of all targets together."""
         return len(self.stored) * math.prod(self._chunk_counts(level))
 
+    def boxes_with_content(self, level: int) -> tuple[int, ...]:
+        """Return the chunks of a level, by their place in the order of all, that a chunk of the level before has a part
+        in; the others stay without a file.
+        """
+        counts = self._chunk_counts(level)
+        found: set[int] = set()
+        for target, (name, stored) in enumerate(self.stored.items()):
+            lead = int(stored.channels > 1)
+            for index in self._files(name, level - 1).stored():
+                coarse = [
+                    min(i // f, n - 1) for i, f, n in zip(index[lead:], self.factors[level - 1], counts)
+                ]
+                found.add(target * math.prod(counts) + int(np.ravel_multi_index(coarse, counts)))
+        return tuple(sorted(found))
+
     def box(self, level: int, number: int) -> tuple[str, tuple[slice, ...]]:
         """Return the target and the place of a chunk of a level, by its place in the order of all."""
         counts = self._chunk_counts(level)

@@ -83,10 +83,12 @@ class LevelPass:
     Args:
         work: the volume.
         level: from 1.
+        boxes: the chunks to make, by their place in the order of all; None: all.
     """
 
     work: VolumeWork
     level: int
+    boxes: tuple[int, ...] | None = None
     is_light = True
 
     @property
@@ -95,11 +97,11 @@ class LevelPass:
 
     @property
     def count(self) -> int:
-        return final_arrays(self.work).box_count(self.level)
+        return final_arrays(self.work).box_count(self.level) if self.boxes is None else len(self.boxes)
 
     def make(self, number: int, may_write: MayWrite) -> None:
         arrays = final_arrays(self.work)
-        name, box = arrays.box(self.level, number)
+        name, box = arrays.box(self.level, number if self.boxes is None else self.boxes[number])
         values = arrays.coarsened(name, self.level, box)
         may_write()
         arrays.write(name, box, values, self.level)

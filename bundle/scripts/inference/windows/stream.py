@@ -7,9 +7,10 @@ them is short, so memory holds a few batches, the partial sums within their budg
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ import numpy as np
 from volumen.inference.windows.blending import BlockAccumulator
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.boxes import bounding_box
+
+_SCATTERED = 16
+"""How many times fewer windows the unfinished blocks must have than the box around them to be looked at one by one."""
 
 Finished = tuple[tuple[int, ...], "np.ndarray | None", "list[tuple[slice, ...]]"]
 
@@ -55,10 +59,33 @@ def needed_batches(plan: PredictPlan, done: np.ndarray | None) -> Iterator[range
     if done.all():
         return
     last = range(0)
-    for position in plan.positions(plan.windows_touching(bounding_box(~done))):
+    for position in _candidates(plan, done):
         if position not in last and not done[plan.touched(position)].all():
             last = plan.batch_of(position)
             yield last
+
+
+def count_needed(plan: PredictPlan, done: np.ndarray) -> int:
+    """Return how many windows `needed_batches` yields."""
+    return sum(len(batch) for batch in needed_batches(plan, done)) if done.any() else len(plan)
+
+
+def _candidates(plan: PredictPlan, done: np.ndarray) -> Iterable[int]:
+    """Return, in order, the positions of windows among which are all that touch an unfinished block."""
+    box = bounding_box(~done)
+    todo = int(done.size - done.sum())
+    around = plan.windows_touching(box)
+    scattered = plan.windows_of_block(tuple(first for first, _ in box)) * todo * _SCATTERED
+    if scattered >= math.prod(len(numbers) for numbers in around):
+        return plan.positions(around)
+    # Few blocks far apart, as those inside a sparse mask: the windows of each of them.
+    return sorted(
+        {
+            position
+            for block in np.argwhere(~done).tolist()
+            for position in plan.positions(plan.windows_touching([(i, i + 1) for i in block]))
+        }
+    )
 
 
 def stream(

@@ -31,6 +31,7 @@ _Stamp = tuple[str, int, int, str]
 _Codec = Mapping[str, Any]
 """A codec as the metadata of the array describes it: its name and configuration."""
 
+_PERMISSION = "give yourself read permission (chmod u+r)"
 _REMEDY = "copy the volume again, or delete that file so that its voxels read as the fill value"
 _ABSENT = 2**64 - 1
 """Offset and size that a shard's index gives for a chunk that is not stored."""
@@ -175,7 +176,30 @@ class ChunkReader:
             place = ", ".join(
                 f"{i * c}:{min((i + 1) * c, size)}" for i, c, size in zip(index, self.chunks, self.shape)
             )
-            raise file_fault(error, file, f"chunk [{place}] cannot be read", remedy=_REMEDY) from error
+            raise file_fault(
+                error, file, f"chunk [{place}] cannot be read", remedy=remedy_for(error)
+            ) from error
+
+    def stored_in_shard(self, shard: tuple[int, ...]) -> np.ndarray:
+        """Tell which chunks of a shard are stored, flat in C order; all, where its index cannot be read.
+
+        (What is wrong with it, reading the chunks will tell.)
+        """
+        assert self._shards is not None
+        count = prod(self._shards.grid)
+        try:
+            descriptor = os.open(f"{self.folder}/{self._key(shard)}", os.O_RDONLY)
+        except FileNotFoundError:
+            return np.zeros(count, bool)
+        except OSError:
+            return np.ones(count, bool)
+        try:
+            index = self._load_index(descriptor, os.fstat(descriptor).st_size)
+            return _is_stored(index)
+        except (OSError, ValueError):
+            return np.ones(count, bool)
+        finally:
+            os.close(descriptor)
 
     def _load(self, stamp: _Stamp, inner: int, source: Sequence[slice]) -> np.ndarray:
         file, _, length, _ = stamp
@@ -207,8 +231,41 @@ class ChunkReader:
         assert self._shards is not None
         wanted = self._shards.index_bytes
         data = _read_at(descriptor, wanted, max(size - wanted, 0) if self._shards.at_end else 0)
-        body = _verify_checksum(data) if self._shards.checksum else data
-        return np.frombuffer(body, "<u8").reshape(-1, 2)
+        return _parse_index(data, self._shards)
+
+
+def remedy_for(error: Exception) -> str:
+    """Return what to do about a chunk that cannot be read: only one that cannot be decoded is to be deleted."""
+    if isinstance(error, PermissionError):
+        return _PERMISSION
+    if isinstance(error, OSError) and error.errno is not None:  # gzip's errors about content have no number
+        return "check the disk, and try again"
+    if isinstance(error, MemoryError):
+        return "free memory, or use fewer workers"
+    return _REMEDY
+
+
+def _parse_index(data: bytes, shards: _Shards) -> np.ndarray:
+    body = _verify_checksum(data) if shards.checksum else data
+    return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+
+def _is_stored(index: np.ndarray) -> np.ndarray:
+    return ~(index == _ABSENT).all(axis=1)
+
+
+def shard_form(metadata: Any) -> _Shards | None:
+    """Return how chunks lie in the shards of a zarr v3 array; None where it has none, or of a form not known here."""
+    outer = tuple(metadata.chunk_grid.chunk_shape)
+    return _unpack_shards(metadata.codecs, outer)[2]
+
+
+def stored_by_index(data: bytes, form: _Shards) -> np.ndarray:
+    """Tell which chunks of a shard are stored, flat in C order, from the bytes of its index; all, if it is damaged."""
+    try:
+        return _is_stored(_parse_index(data, form))
+    except ValueError:
+        return np.ones(prod(form.grid), bool)
 
 
 def metadata_file(folder: Path) -> str:

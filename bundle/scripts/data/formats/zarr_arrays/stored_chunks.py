@@ -1,28 +1,113 @@
-"""Which chunks of a zarr array exist on disk; absent ones hold the fill value and need not be decoded."""
+"""Which chunks of a zarr array are stored; the others hold the fill value and need not be read.
+
+A volume of a scroll has millions of chunks, of which a label stores a few. So the stored ones are listed once, from the
+names of files or the indices of shards, and what follows is done for them alone.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from volumen.data.formats.detection import is_url
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.label_view import InvertedLabel, LabelView
+from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
+from volumen.data.formats.zarr_arrays.chunks import ChunkReader
+from volumen.data.formats.zarr_arrays.remote_listing import (
+    ask_for_chunks,
+    list_remote_chunks,
+    read_remote_shards,
+)
 from volumen.data.formats.zarr_arrays.volume import ZarrVolume
+from volumen.utils.boxes import cells_in_ranges
+from volumen.utils.progress import growing_bar
+
+Region = tuple[slice, ...]
 
 
-def stored_chunks(volume: Any) -> tuple[np.ndarray, tuple[int, ...]] | None:
-    """Tell which blocks of a volume are stored, without reading any.
+@dataclass(frozen=True)
+class StoredBlocks:
+    """The blocks of a volume that are stored.
+
+    Attributes:
+        shape: spatial shape of the volume.
+        block: spatial shape of a block.
+        indices: (N, D) index of each stored block, in lexicographic order, without repetition.
+        fill: value of all voxels in blocks that are not stored.
+    """
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    indices: np.ndarray
+    fill: float
+
+    @property
+    def total(self) -> int:
+        """Number of blocks of the whole volume, stored or not."""
+        return prod(-(-size // block) for size, block in zip(self.shape, self.block))
+
+    def tiles(self, tile: Sequence[int]) -> np.ndarray:
+        """Return the tiles of another regular grid that a stored block touches.
+
+        Args:
+            tile: voxels per axis of a tile.
+
+        Returns:
+            (M, D) indices in lexicographic order, without repetition.
+        """
+        size = np.array(tile)
+        return cells_in_ranges(self.starts // size, (self.stops - 1) // size)
+
+    def cells(self, edges: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the cells of a grid, which need not be regular, that a stored block touches.
+
+        Args:
+            edges: per axis, ascending; cell i spans edges[i] to edges[i + 1].
+
+        Returns:
+            (M, D) indices in lexicographic order, without repetition.
+        """
+        first, last = [], []
+        for axis, axis_edges in enumerate(edges):
+            low = np.searchsorted(axis_edges, self.starts[:, axis], side="right") - 1
+            high = np.searchsorted(axis_edges, self.stops[:, axis], side="left") - 1
+            first.append(np.maximum(low, 0))
+            last.append(np.minimum(high, len(axis_edges) - 2))
+        return cells_in_ranges(np.stack(first, 1), np.stack(last, 1))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First voxel of each stored block, (N, D)."""
+        return self.indices * np.array(self.block)
+
+    @property
+    def stops(self) -> np.ndarray:
+        """One past the last voxel of each stored block, (N, D)."""
+        return np.minimum(self.starts + np.array(self.block), self.shape)
+
+
+_KNOWN: WeakKeyDictionary[ZarrVolume, dict[bool, StoredBlocks | None]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def stored_blocks(volume: Any, *, inside_shards: bool = True) -> StoredBlocks | None:
+    """List the stored blocks of a volume, once for each opened volume, without reading any.
 
     Args:
-        volume: any volume; only zarr arrays in a local folder can tell.
+        volume: any volume. Zarr arrays in a local folder can tell; at a URL, those on a server that lists its files,
+            and sharded ones on any server, whose shards are asked for their indices.
+        inside_shards: tell the chunks of sharded arrays rather than the shards.
 
     Returns:
-        A boolean array with one entry per block (False: holds 0 throughout) and the block's spatial shape,
-        which is the chunk's or, for sharded arrays, the shard's. None if it is unknown or the fill value is
-        not 0.
+        The blocks, chunks or shards; None if nothing tells them.
     """
     if isinstance(volume, InvertedLabel):
         return None  # what is not stored is foreground
@@ -30,36 +115,85 @@ def stored_chunks(volume: Any) -> tuple[np.ndarray, tuple[int, ...]] | None:
         volume = volume.volume
     if not isinstance(volume, ZarrVolume):
         return None
-    import zarr
+    with _LOCK:
+        known = _KNOWN.setdefault(volume, {})
+        if inside_shards not in known:
+            known[inside_shards] = _list(volume, inside_shards)
+        return known[inside_shards]
 
-    array = zarr.open(volume.path, mode="r")
-    root = getattr(array.store, "root", None)
-    if not isinstance(array, zarr.Array) or root is None or array.fill_value not in (0, None):
+
+def absent_everywhere_but(volume: Any, *values: float | None) -> StoredBlocks | None:
+    """Return the stored blocks of a volume whose other blocks hold one of some values; None where that is not known."""
+    blocks = stored_blocks(volume)
+    return blocks if blocks is not None and blocks.fill in values else None
+
+
+def _list(volume: ZarrVolume, inside_shards: bool) -> StoredBlocks | None:
+    array, reader = volume.handle
+    fill = 0 if array.fill_value is None else float(array.fill_value)
+    shards = getattr(array, "shards", None)
+    outer = tuple(shards or array.chunks)
+    with growing_bar("stored chunks", "file") as bar:
+        if is_url(volume.path):
+            files = list_remote_chunks(volume.path, len(outer), bar)
+            if files is None and not shards:
+                files = ask_for_chunks(volume.path, array, volume.fingerprint(), bar)
+        else:
+            files = _local_files(array, bar)
+        block = outer
+        if shards and inside_shards:
+            found = _chunks_in_shards(volume, array, reader, files, bar)
+            files, block = (files, outer) if found is None else (found, tuple(array.chunks))
+    if files is None:
         return None
-    blocks = tuple(getattr(array, "shards", None) or array.chunks)
-    grid = np.zeros([-(-size // block) for size, block in zip(array.shape, blocks)], bool)
-    folder = os.path.join(os.fspath(root), array.path)  # noqa: PTH118
-    if not os.path.isdir(folder):  # noqa: PTH112
-        return None
-    for index in _chunk_indices(folder, grid.ndim):
-        if all(i < n for i, n in zip(index, grid.shape)):
-            grid[index] = True
+    grid = [-(-size // extent) for size, extent in zip(array.shape, block)]
+    files = files[(files < grid).all(axis=1)]
     spatial = volume.axis_map.spatial
-    kept = sorted(spatial)
-    shadow = np.asarray(grid.any(axis=tuple(axis for axis in range(grid.ndim) if axis not in kept)))
-    return shadow.transpose([kept.index(axis) for axis in spatial]), volume.axis_map.of_space(blocks)
+    indices = np.unique(files[:, list(spatial)], axis=0)
+    return StoredBlocks(volume.shape, volume.axis_map.of_space(block), indices, fill)
 
 
-def _chunk_indices(folder: str, ndim: int) -> Iterator[tuple[int, ...]]:
+def _local_files(array: Any, bar: Any) -> np.ndarray | None:
+    root = getattr(array.store, "root", None)
+    folder = None if root is None else os.path.join(os.fspath(root), array.path)  # noqa: PTH118
+    if folder is None or not os.path.isdir(folder):  # noqa: PTH112
+        return None
+    return _table(_chunk_indices(folder, len(array.shape), bar), len(array.shape))
+
+
+def _chunks_in_shards(
+    volume: ZarrVolume, array: Any, reader: ChunkReader | None, files: np.ndarray | None, bar: Any
+) -> np.ndarray | None:
+    """Return the indices of the chunks in all shards; None where the form of the shards' indices is not known."""
+    inner = np.array([outer // chunk for outer, chunk in zip(array.shards, array.chunks)])
+    if is_url(volume.path):
+        found = read_remote_shards(volume.path, array, files, bar)
+    elif reader is not None and files is not None:
+        found = ((shard, reader.stored_in_shard(tuple(shard))) for shard in files.tolist())
+    else:
+        found = None
+    if found is None:
+        return None
+    parts = [np.zeros((0, len(inner)), np.int64)]
+    for shard, stored in found:
+        bar.update()
+        parts.append(np.argwhere(stored.reshape(inner)) + np.array(shard) * inner)
+    return np.concatenate(parts)
+
+
+def _table(indices: Iterator[tuple[int, ...]], ndim: int) -> np.ndarray:
+    flat = np.fromiter((number for index in indices for number in index), np.int64)
+    return flat.reshape(-1, ndim)
+
+
+def _chunk_indices(folder: str, ndim: int, bar: Any) -> Iterator[tuple[int, ...]]:
     """Yield the indices in the names of chunk files: c/0/1/2 or c.0.1.2 (v3), 0.1.2 or 0/1/2 (v2)."""
     for where, folders, files in os.walk(folder):
         relative = os.path.relpath(where, folder)
         head = [] if relative == os.curdir else relative.split(os.sep)  # noqa: PTH206
-        if head and head[0] == "c":
-            head = head[1:]
         for name in files:
-            parts = [*head, *name.split(".")]
-            parts = parts[1:] if parts[0] == "c" else parts
-            if len(parts) == ndim and all(part.isdigit() for part in parts):
-                yield tuple(int(part) for part in parts)
+            index = chunk_index([*head, *name.split(".")], ndim)
+            if index is not None:
+                yield index
         folders[:] = [name for name in folders if name == "c" or name.isdigit()]
+        bar.update(len(files))

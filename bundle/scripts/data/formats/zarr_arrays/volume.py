@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,13 @@ from volumen.data.fingerprints import digest, folder_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.detection import is_url
 from volumen.data.formats.volumes import LazyVolume, Region, single_level
-from volumen.data.formats.zarr_arrays.chunks import ChunkReader, check_present, chunk_reader, metadata_file
+from volumen.data.formats.zarr_arrays.chunks import (
+    ChunkReader,
+    check_present,
+    chunk_reader,
+    metadata_file,
+    remedy_for,
+)
 from volumen.data.formats.zarr_arrays.ome import (
     LevelInfo,
     label_names,
@@ -23,6 +31,9 @@ from volumen.data.formats.zarr_arrays.remote_chunks import chunks_in, fetch_regi
 from volumen.data.geometry import Geometry, stated_geometry
 from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault, is_defect
+
+_MOST_NAMED, _DEEPEST = 6, 4
+"""Images of a nested group that a message names, and how many levels of groups are looked into."""
 
 
 class ZarrVolume(LazyVolume):
@@ -62,7 +73,7 @@ class ZarrVolume(LazyVolume):
                 self.handle[0][chunk]
             except Exception as cause:
                 place = ", ".join(f"{part.start}:{part.stop}" for part in chunk)
-                remedy = "copy the volume again, or delete that chunk so that it reads as the fill value"
+                remedy = "check the URL and the network" if is_url(self.path) else remedy_for(cause)
                 return file_fault(cause, self.path, f"chunk [{place}] cannot be read", remedy=remedy)
         return file_fault(error, self.path, "cannot be read", remedy="try again")
 
@@ -108,7 +119,7 @@ def group_labels(path: str) -> dict[str, str]:
     import zarr
 
     try:
-        group = zarr.open_group(_join(path, "labels"), mode="r")
+        group = zarr.open_group(zarr_store(_join(path, "labels")), mode="r")
         names = label_names(group.attrs.asdict()) or sorted(group.group_keys())
     except Exception as error:
         if is_defect(error):
@@ -117,12 +128,17 @@ def group_labels(path: str) -> dict[str, str]:
     return {name: _join(path, f"labels/{name}") for name in names}
 
 
+def zarr_store(path: str) -> Any:
+    """Return what zarr is to open: the URL, or the folder, which zarr would take for a URL if its name held `::`."""
+    return path if is_url(path) else Path(path)
+
+
 def _open_node(path: str) -> Any:
     import zarr
 
     try:
-        return zarr.open(path, mode="r")
-    except FileNotFoundError as error:
+        return zarr.open(zarr_store(path), mode="r")
+    except (FileNotFoundError, KeyError) as error:
         slices = "check the URL; a folder of slices is found only on a server that lists it"
         remedy = slices if is_url(path) else "check the path"
         raise VolumenError(path, "no zarr array or group there", remedy=remedy) from error
@@ -155,15 +171,18 @@ def _array_of(path: str, group: Any, level: int) -> tuple[str, Any, LevelInfo | 
     if not arrays and "0" in group:
         # The layout of bioformats2raw: one multiscale image per numbered group.
         return _array_of(_join(path, "0"), group["0"], level)
-    if not arrays:
+    inside = sorted(arrays) or list(islice(_images_below(group), _MOST_NAMED))
+    if not inside:
         raise VolumenError(
             path, expected="an array", found="a zarr group with no array", remedy="write it again"
         )
     raise VolumenError(
         path,
         expected="one array or OME-Zarr multiscales metadata",
-        found=f"{len(arrays)} arrays: {', '.join(sorted(arrays))}",
-        remedy="keep one array per group",
+        found=f"a group of several: {', '.join(inside)}"
+        if len(inside) > 1
+        else f"a group with {inside[0]} in it",
+        remedy=f"give the path of one, such as {_join(path, inside[0])}, or put a link to it in the group's place",
     )
 
 
@@ -175,13 +194,24 @@ def _level_of_group(path: str) -> LevelInfo | None:
     if is_url(path) or not parent or not name:
         return None
     try:
-        multiscale = multiscale_of(zarr.open_group(parent, mode="r").attrs.asdict())
+        multiscale = multiscale_of(zarr.open_group(zarr_store(parent), mode="r").attrs.asdict())
         for level, entry in enumerate(multiscale["datasets"] if multiscale else ()):
             if entry["path"] == name:
                 return level_info(parent, multiscale or {}, level)
     except Exception:  # no group, or not one of OME-Zarr: the array by itself is complete
         return None
     return None
+
+
+def _images_below(group: Any, prefix: str = "", depth: int = _DEEPEST) -> Iterator[str]:
+    """Yield the paths of images in the groups of a group: multiscale images, and arrays of plain groups."""
+    for name, inner in sorted(group.groups()):
+        if multiscale_of(inner.attrs.asdict()) is not None:
+            yield f"{prefix}{name}"
+            continue
+        yield from (f"{prefix}{name}/{array}" for array in sorted(inner.array_keys()))
+        if depth > 1:
+            yield from _images_below(inner, f"{prefix}{name}/", depth - 1)
 
 
 def _join(path: str, inner: str) -> str:

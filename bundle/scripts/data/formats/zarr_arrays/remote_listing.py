@@ -1,0 +1,167 @@
+"""Which chunks of a zarr array at a URL are stored: by the server's list, by the shards' indices, or by asking."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
+from volumen.data.formats.zarr_arrays.chunks import shard_form, stored_by_index
+from volumen.data.index_cache import default_cache_dir, load_arrays, store_arrays
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+_CACHES = re.compile(r"^((simplecache|filecache|blockcache|cached)::)+")
+"""They would fetch and keep whole files."""
+_METADATA = (".zarray", "zarr.json")
+_BATCH = 512
+_MOST_SHARDS = 100_000
+_FEWEST_ASKED = 4096
+"""With fewer chunks it is not worth while to ask for each of them before it is read."""
+
+
+def list_remote_chunks(url: str, ndim: int, bar: Any) -> np.ndarray | None:
+    """List the files of an array at a URL.
+
+    Args:
+        url: of the array.
+        ndim: axes of the array.
+        bar: progress bar.
+
+    Returns:
+        (N, ndim) indices of files of chunks or shards; None where the server gives no list, which is taken for one
+        only if the array's own metadata stand in it.
+    """
+    filesystem, root = _filesystem(url)
+    found: list[tuple[int, ...]] = []
+    pending, complete = [root], False
+    while pending:
+        folder = pending.pop()
+        try:
+            listed = filesystem.ls(folder, detail=True)
+        except Exception:  # whatever a server answers that gives no list
+            return None
+        bar.update(len(listed))
+        for item in listed:
+            name = str(item["name"])
+            parts = name.rstrip("/")[len(root) :].strip("/").split("/")
+            complete |= len(parts) == 1 and parts[0] in _METADATA
+            if item.get("type") == "directory":
+                if parts[-1] == "c" or parts[-1].isdigit():
+                    pending.append(name.rstrip("/") + "/" if name.endswith("/") else name)
+                continue
+            index = chunk_index(".".join(parts).split("."), ndim)
+            if index is not None:
+                found.append(index)
+        if not complete:
+            return None
+    return np.array(found, np.int64).reshape(-1, ndim)
+
+
+def read_remote_shards(
+    url: str, array: Any, files: np.ndarray | None, bar: Any
+) -> Iterator[tuple[list[int], np.ndarray]] | None:
+    """Ask for the indices of shards.
+
+    Args:
+        url: of the array.
+        array: the opened sharded array.
+        files: (N, D) indices of the shards that are stored; None asks for every one.
+        bar: progress bar, whose total is set.
+
+    Returns:
+        Yields the index of each shard that is stored and, per chunk in it, whether it is stored, flat; None where the
+        form of the shards' indices is not known, or there are too many to ask for.
+    """
+    form = shard_form(array.metadata)
+    grid = [-(-size // shard) for size, shard in zip(array.shape, array.shards)]
+    if form is None or (files is None and prod(grid) > _MOST_SHARDS):
+        return None
+    shards = np.argwhere(np.ones(grid, bool)) if files is None else files
+    bar.total = len(shards)
+    start, stop = (-form.index_bytes, None) if form.at_end else (0, form.index_bytes)
+
+    def read() -> Iterator[tuple[list[int], np.ndarray]]:
+        for shard, data in _ranges(url, array, shards, start, stop):
+            if data is not None:
+                size = form.index_bytes
+                yield shard, stored_by_index(data[-size:] if form.at_end else data[:size], form)
+            else:
+                bar.update()
+
+    return read()
+
+
+def ask_for_chunks(url: str, array: Any, fingerprint: str, bar: Any) -> np.ndarray | None:
+    """Ask a server that gives no list for the first byte of every chunk; what it says is kept in the cache.
+
+    Args:
+        url: of the array.
+        array: the opened array, without shards.
+        fingerprint: that changes with the array.
+        bar: progress bar, whose total is set.
+
+    Returns:
+        (N, D) indices of the chunks that are stored; None where there are so few that reading them is as fast.
+    """
+    grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)]
+    if prod(grid) < _FEWEST_ASKED:
+        return None
+    folder, key = default_cache_dir(), {"stored chunks of": fingerprint}
+    known = None if folder is None else load_arrays(folder, key)
+    if known is not None:
+        return known["indices"]
+    logger.warning(
+        "%s: the server lists no files, so that each of %d chunks is asked for, once; a sharded zarr, or a copy on a"
+        " disk, is faster",
+        url,
+        prod(grid),
+    )
+    bar.total = prod(grid)
+    found: list[list[int]] = []
+    for first in range(0, prod(grid), _BATCH):
+        numbers = np.arange(first, min(first + _BATCH, prod(grid)))
+        chunks = np.stack(np.unravel_index(numbers, grid), 1)
+        found += [chunk for chunk, data in _ranges(url, array, chunks, 0, 1) if data is not None]
+        bar.update(len(chunks))
+    indices = np.array(found, np.int64).reshape(-1, len(grid))
+    if folder is not None:
+        store_arrays(folder, key, {"indices": indices})
+    return indices
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(_CACHES.sub("", url))
+    return filesystem, str(root).rstrip("/")
+
+
+def _ranges(
+    url: str, array: Any, indices: np.ndarray, start: int, stop: int | None
+) -> Iterator[tuple[list[int], bytes | None]]:
+    """Yield the index and the bytes of a part of each file, many requests at once; None for a file that is not there.
+
+    Raises:
+        VolumenError: the server fails otherwise than by saying that a file is not there.
+    """
+    filesystem, root = _filesystem(url)
+    encode = array.metadata.encode_chunk_key
+    for first in range(0, len(indices), _BATCH):
+        batch: Sequence[list[int]] = indices[first : first + _BATCH].tolist()
+        paths = [f"{root}/{encode(tuple(index))}" for index in batch]
+        answers = filesystem.cat_ranges(paths, [start] * len(paths), [stop] * len(paths), on_error="return")
+        for index, path, answer in zip(batch, paths, answers):
+            if isinstance(answer, FileNotFoundError):
+                yield index, None
+            elif isinstance(answer, BaseException):
+                reason = f"{type(answer).__name__}: {answer}"
+                raise VolumenError(path, f"cannot be read ({reason})", remedy="check the URL and the network")
+            else:
+                yield index, answer
