@@ -155,7 +155,7 @@ def test_no_validation():
 def test_narrow_volume_warns_and_trains(caplog):
     with caplog.at_level(logging.WARNING):
         split = make_split({"a": (100, 90)}, (64, 64), 0.8, 0)
-    assert "padded" in caplog.text
+    assert "reflected" in caplog.text
     assert box_extent(split.val["a"][0]) == (36, 90)
     assert box_extent(split.train["a"][0]) == (64, 90)
 

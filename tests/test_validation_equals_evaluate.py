@@ -65,7 +65,7 @@ class Recorder:
         config = load_checkpoint(next(run.glob("*_1.pth")))["config"]
         for name, blocks in self.blocks.items():
             (region,) = split["val"][name]
-            heads = {head: _head(head, values.shape[0], config) for head, values in blocks[0][1].items()}
+            heads = {head: _head(head, values, config) for head, values in blocks[0][1].items()}
             for head in heads.values():
                 whole = torch.full((head.channels, *(b - a for a, b in region)), float("nan"))
                 for start, found in blocks:
@@ -96,8 +96,8 @@ class Recorder:
             (folder / f"{name}.volumen.json").write_text(json.dumps(record))
 
 
-def _head(name: str, channels: int, config) -> Head:
-    return read_heads({name: {"out_channels": channels}}, config)[name]
+def _head(name: str, values: np.ndarray, config) -> Head:
+    return read_heads({name: {"out_channels": len(values)}}, config, values.ndim - 1)[name]
 
 
 def _write_ome(path: Path, values: np.ndarray) -> None:

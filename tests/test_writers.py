@@ -205,7 +205,7 @@ def test_a_killed_process_goes_on_with_the_same_bytes(scroll, tmp_path):
     script = f"""
         import sys, time
         from pathlib import Path
-        import volumen.inference.windows.finish as module
+        import volumen.inference.finish as module
         from volumen.inference.predict import PredictRequest, predict
         finish = module.BlockFinisher.__call__
         def slow(self, finished):
