@@ -3,4 +3,5 @@
 from volumen.cli.execution import leave
 from volumen.cli.main import main
 
-leave(main())
+if __name__ == "__main__":
+    leave(main())

@@ -34,7 +34,7 @@ def pieces_per_value(label: Volume, ignore: int | None = None) -> float | None:
     regions, _ = stored_regions(label)
     values = pieces = 0
     step = max(1, len(regions) // _BLOCKS)
-    for region in regions[::step][:_BLOCKS]:
+    for region in regions[: step * _BLOCKS : step]:
         block = label.read(region)[0]
         if ignore is not None:
             block = np.where(block == ignore, 0, block)

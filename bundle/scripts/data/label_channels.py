@@ -272,14 +272,16 @@ def _look(volume: Volume) -> _Seen:
     """Look at blocks all over a volume."""
     from volumen.data.index.label_values import stored_regions
 
-    regions, zero = stored_regions(volume)
+    regions, absent = stored_regions(volume)
     channels = volume.channels
-    colours: set[tuple[int | float, ...]] = {(0,) * channels} if zero or not regions else set()
-    low: list[Any] = [0 if colours else None] * channels
-    high: list[Any] = list(low)
-    values: list[set] = [{0} for _ in range(channels)]
+    # What is not stored holds the fill value in every channel.
+    fills = sorted(absent) if len(regions) or absent else [0]
+    colours: set[tuple[int | float, ...]] = {(fill,) * channels for fill in fills}
+    low: list[Any] = [fills[0] if fills else None] * channels
+    high: list[Any] = [fills[-1] if fills else None] * channels
+    values: list[set] = [{0, *fills} for _ in range(channels)]
     step = max(1, len(regions) // _BLOCKS)
-    for region in regions[::step][:_BLOCKS]:
+    for region in regions[: step * _BLOCKS : step]:
         flat = volume.read(region).reshape(channels, -1)
         for channel, row in enumerate(flat):
             least, most = row.min().item(), row.max().item()

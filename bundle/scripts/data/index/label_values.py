@@ -107,6 +107,8 @@ class Blocks(Sequence[Region]):
         return math.prod(self.grid) if self.chosen is None else len(self.chosen)
 
     def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
         if not 0 <= number < len(self):
             raise IndexError(number)
         index = np.unravel_index(number, self.grid) if self.chosen is None else self.chosen[number]
