@@ -24,7 +24,7 @@ HIDE = """
 import os, random, signal, sys
 import torch  # it asks for the platform by its name
 sys.modules["fcntl"] = None
-for name in ("fork", "killpg", "pread", "preadv", "pwrite", "pwritev", "register_at_fork", "sched_getaffinity"):
+for name in ("fork", "killpg", "pread", "preadv", "pwrite", "pwritev", "register_at_fork"):
     if hasattr(os, name):
         delattr(os, name)
 del signal.SIGHUP
