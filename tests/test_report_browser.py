@@ -48,7 +48,8 @@ def test_the_page_draws_its_tables_and_pictures(tmp_path):
     # A script of the test's own, at the end of a copy, says what the browser made of the page.
     told = (
         "<script>onload=()=>{document.title=JSON.stringify([document.images.length,"
-        "[...document.images].every(i=>i.complete&&i.naturalWidth>0),document.querySelectorAll('tbody tr').length,"
+        "[...document.images].every(i=>i.complete&&i.naturalWidth>0),"
+        "document.querySelectorAll('.scroll tbody tr').length,"
         "performance.getEntriesByType('resource').filter(e=>!e.name.startsWith('data:')).length])}</script>"
     )
     copy = tmp_path / "copy.html"
