@@ -21,7 +21,8 @@ from volumen.inference.reproduce import settings_like
 from volumen.inference.request import PredictRequest
 from volumen.inference.rules import InstanceRules, read_rules, settle_rules
 from volumen.inference.settings import request_fields
-from volumen.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
+from volumen.metrics.objects.contingency import overlaps
+from volumen.metrics.objects.partition import adapted_rand_error, voi_merge, voi_split
 from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp", exc_type=ImportError)
@@ -37,8 +38,8 @@ def affinity_maps(labels):
 
 
 def errors(found, truth):
-    counts = pair_counts(found, truth)
-    return adapted_rand_error(counts), vi_split(counts), vi_merge(counts)
+    counts = overlaps(found, truth)
+    return adapted_rand_error(counts), voi_split(counts), voi_merge(counts)
 
 
 def blockwise(segment, shape, block, halo, folder, **options):

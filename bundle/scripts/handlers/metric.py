@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from volumen.metrics.target_metrics import ALL_METRICS, smaller_is_better
+from volumen.metrics.score_names import is_score, smaller_is_better
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -87,7 +87,7 @@ class KeyMetric:
             return self.mode == "min"
         # A target's or class's own name says nothing of the metric.
         parts = self.resolve(engine).removeprefix("val/").split("/")
-        if len(parts) > 1 and parts[1] in ALL_METRICS:
+        if len(parts) > 1 and is_score(parts[1]):
             return smaller_is_better("/".join(parts))
         words = re.split(r"[^a-z0-9]+", self.resolve(engine).lower())
         return any(word in SMALLER_IS_BETTER for word in words)

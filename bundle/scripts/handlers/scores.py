@@ -12,7 +12,8 @@ from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
 
 from volumen.data.sampling.regions import BLOCK_WEIGHT
-from volumen.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
+from volumen.metrics.score_names import LABELS, checked_names, names_of
+from volumen.metrics.target_metrics import CHEAP_METRICS, build_metrics
 from volumen.metrics.whole_regions import WholeRegions
 from volumen.transforms.decide import DECISIONS, DecideLabelsd
 from volumen.utils import distributed
@@ -30,9 +31,9 @@ class TargetScores(Metric):
 
     Args:
         targets: name -> {"kind", "out_channels", "classes"}, as `build_metrics` takes them.
-        spacing: voxel size in spatial order.
-        names: of metrics besides those that cost one pass over the arrays: "surface_dice", "hd95", "cldice". They are
-            measured on whole validation regions, whose labels are kept until the end of the validation.
+        spacing: voxel size in spatial order of volumes whose batches do not say theirs.
+        names: of metrics besides those that cost one pass over the arrays, such as "hd95", "b1_error" or "voi_merge".
+            They are measured on whole validation regions, whose labels are stored until the end of the validation.
         tolerance: of the surface Dice in units of the spacing; None: one voxel.
     """
 
@@ -49,7 +50,8 @@ class TargetScores(Metric):
         self._kinds = {name: str(target["kind"]) for name, target in targets.items()}
         self._decide = DecideLabelsd(self._kinds)
         self._scores = build_metrics(targets, spacing, names=CHEAP_METRICS)
-        wanted = [name for name in names or () if name in REGION_METRICS]
+        given = checked_names(names or (), "tr_config.validation_metrics")
+        wanted = [name for name in given if name not in names_of(LABELS, pieces=True)]
         self._regions = WholeRegions(targets, spacing, wanted, tolerance) if wanted else None
         self.values: dict[str, float] = {}
         super().__init__()
@@ -133,6 +135,7 @@ class TargetScores(Metric):
                     decisions[name][i].cpu().numpy(),
                     labels[name][i].cpu().numpy(),
                     None if mask is None else mask[i, 0].cpu().numpy(),
+                    [float(side[i]) for side in batch["spacing"]] if "spacing" in batch else None,
                 )
 
     def completed(self, engine: Engine, name: str, *_: Any) -> None:

@@ -74,7 +74,7 @@ class FinalizePatchd(Transform):
 
     Returns:
         image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str,
-        "start" int64 (n,), and what is packed for the device.
+        "start" int64 (n,), "spacing" n floats (in a batch n tensors (B,)), and what is packed for the device.
 
     Raises:
         VolumenError: a label exceeds int16, as instance labels may.
@@ -96,6 +96,8 @@ class FinalizePatchd(Transform):
                 final[key] = torch.from_numpy(np.ascontiguousarray(data[key]))
         final["volume_name"] = data["volume_name"]
         final["start"] = torch.tensor([int(first) for first in data["start"]], dtype=torch.int64)
+        # No tensor, which would go to the device: some devices have no float64.
+        final["spacing"] = tuple(float(side) for side in data["spacing"])
         return final
 
 
