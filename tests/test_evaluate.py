@@ -16,7 +16,7 @@ from prediction import save_checkpoint
 
 from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
 from volumen.cli.main import main
-from volumen.evaluation import score as module
+from volumen.evaluation import cases as cases_module
 from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.score import bootstrap, evaluate
 from volumen.inference.predict import predict
@@ -80,8 +80,8 @@ def test_a_case_in_pieces_has_the_scores_of_the_whole(files, monkeypatch):
         str(files / "found"), str(files / "data"), str(files / "out"), metrics=("dice", "iou")
     )
     whole = evaluate(request)
-    monkeypatch.setattr(module, "PIECE_VOXELS", 200)
-    monkeypatch.setattr(module, "DERIVED_SIDE", 5)
+    monkeypatch.setattr(cases_module, "PIECE_VOXELS", 200)
+    monkeypatch.setattr(cases_module, "DERIVED_SIDE", 5)
     pieces = evaluate(request)
     assert pieces.cases == whole.cases
 

@@ -142,7 +142,8 @@ def agree(data: Path, out: Path, settings, monkeypatch) -> dict[str, float]:
     recorder = Recorder(monkeypatch)
     run = train(data, out, settings)
     recorder.write(out / "found", run, data)
-    metrics = ("dice", "iou", "angular_error", "mae")
+    derived = ("angular_error", "mae") if "auxiliary_tasks" in settings else ()
+    metrics = ("dice", "iou", *derived)
     scored = evaluate(EvaluateRequest(str(out / "found"), str(data), str(out / "report"), metrics=metrics))
     mine = validated(run)
     theirs = {name: value for name, value in scored.mean.items() if not math.isnan(value)}

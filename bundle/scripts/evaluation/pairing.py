@@ -342,10 +342,11 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     mask = None if mask_path is None else fit_label(label, open_mask_file(mask_path, ndim=ndim), mask=True)
     ignore = target.get("ignore_label") if request.ignore_label is None else request.ignore_label
     kind, channels, scale = _reading(found, entry, prediction)
+    predicted = channels
     if kind == "multiclass" and found.recipe is None and not scale:
         channels = max(channels, _classes_of(label, ignore))
     numbers = found.target in request.instances and kind in ("binary", "multiclass")
-    if numbers or (kind == "multiclass" and found.recipe is None and _number_instances(label, channels)):
+    if numbers or (kind == "multiclass" and found.recipe is None and _number_instances(label, predicted)):
         kind, channels = "instances", 1
     elif found.recipe is None and kind == "binary" and not scale:
         _warn_of_many_values(label, found, ignore)
