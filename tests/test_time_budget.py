@@ -21,7 +21,7 @@ from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
 from volumen.time_budget import fit
 from volumen.time_budget import measure as measure_module
-from volumen.time_budget.candidates import LADDER, Candidate, candidates
+from volumen.time_budget.candidates import PRESETS, Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
 from volumen.time_budget.measure import Cost, measure
 from volumen.utils.errors import VolumenError
@@ -120,7 +120,7 @@ def test_time_per_step_counts_the_preparation_of_patches():
 def test_candidates_climb_and_leave_what_a_person_fixed(folder):
     free = candidates(config_of(folder))
     assert len(free) > 1
-    assert free[0].features_per_stage[0] == LADDER[3][0].features
+    assert free[0].features_per_stage[0] == PRESETS[3][0].features
     fixed = candidates(
         config_of(
             folder,
