@@ -128,7 +128,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
     before = path.read_bytes()
     written = 0
 
-    class Full(checkpoint_file._Remembering):
+    class Full(checkpoint_file._ErrorRecordingFile):
         def write(self, data):
             nonlocal written
             written += len(data)
