@@ -46,12 +46,12 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path
     content[CHECKSUM] = checksum(content)
 
     def write(file: BinaryIO) -> None:
-        remembering: Any = _ErrorRecordingFile(file)
+        recording: Any = _ErrorRecordingFile(file)
         try:
-            torch.save(content, remembering)
+            torch.save(content, recording)
         except Exception:
-            if remembering.error is not None:
-                raise remembering.error from None
+            if recording.error is not None:
+                raise recording.error from None
             raise
 
     write_run_file(path, write)

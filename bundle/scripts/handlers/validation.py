@@ -12,7 +12,7 @@ from monai.handlers import ValidationHandler
 
 from volumen.handlers.state import register_state
 from volumen.networks.placement import unwrap
-from volumen.utils.distributed import share_buffers
+from volumen.utils.distributed import broadcast_buffers
 
 PREFIX = "val/"
 KEY_METRIC = "key_metric"
@@ -44,10 +44,10 @@ class Validate(ValidationHandler):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         register_state(engine, "validation", self)
         # Averaged weights are loaded when the evaluator starts, so the buffers are shared after that.
-        self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._share_buffers)
+        self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._broadcast_buffers)
 
-    def _share_buffers(self, evaluator: Engine) -> None:
-        share_buffers(unwrap(self.evaluator.network))  # type: ignore[attr-defined]
+    def _broadcast_buffers(self, evaluator: Engine) -> None:
+        broadcast_buffers(unwrap(self.evaluator.network))  # type: ignore[attr-defined]
 
     def _forget(self, engine: Engine) -> None:
         for name in [name for name in engine.state.metrics if name.startswith(PREFIX)]:

@@ -16,7 +16,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128
 _DEFAULT_BLOCK = 64
-_DISAGREEMENT = 4.0  # ratio of intensity ranges from which volumes cannot share one
+_DISAGREEMENT = 4.0  # ratio of intensity ranges above which volumes are normalised separately
 _REGIONS_PER_VOLUME = 32
 
 Box = Sequence[Sequence[int]]
@@ -32,27 +32,27 @@ def sample_intensity_properties(
     ignore_labels: Mapping[str, int] | None = None,
     per_volume: bool | None = None,
 ) -> dict[str, Any]:
-    """Statistics of image intensities from a reproducible sample of storage blocks.
+    """Return statistics of image intensities from a reproducible sample of storage blocks.
 
     Args:
-        cases: `OpenCase` objects; their labels tell the foreground (any label above 0).
-        boxes: case name to regions (start, stop per axis) that may be looked at, as the training part of a
+        cases: `OpenCase` objects; their labels determine the foreground (any label above 0).
+        boxes: case name to the regions (start, stop per axis) to sample, such as the training part of a
             split; None: everything.
-        max_regions: blocks read, shared among the cases (at least one each).
-        values_per_region: values kept per block and channel, evenly strided.
+        max_regions: number of blocks to read, divided among the cases (at least one each).
+        values_per_region: number of values per block and channel, evenly strided.
         seed: of the choice of blocks.
-        ignore_labels: target to the label value that means "unknown", which is no foreground.
-        per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; None: where
+        ignore_labels: target to the label value that means "unknown", which is not foreground.
+        per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; None: if
             the volumes' ranges differ by more than 4 times.
 
     Returns:
         A JSON-able dict: "channels" and "foreground", each a list with, per channel, min, max, mean, std,
-        percentile_00_5, percentile_99_5 and count (foreground None when no labelled voxel was met);
+        percentile_00_5, percentile_99_5 and count (foreground is None if no labelled voxel was sampled);
         "dtypes", the names of the images' types; and "per_volume". Values that are not finite are left out,
         with a warning.
 
     Raises:
-        VolumenError: no value sampled is finite.
+        VolumenError: no sampled value is finite.
     """
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
@@ -70,9 +70,9 @@ def sample_intensity_properties(
             if foreground is not None and foreground.any():
                 inside.append(_strided(image[:, foreground], values_per_region))
         if len(everywhere) > before:
-            _tell_nonfinite(case.image.path, everywhere[before:])
+            _warn_of_nonfinite(case.image.path, everywhere[before:])
             channels = _statistics(everywhere[before:])
-            _tell_constant(case.image.path, channels)
+            _warn_of_constant(case.image.path, channels)
             ranges[case.name] = channels[0]["percentile_99_5"] - channels[0]["percentile_00_5"]
     if not everywhere:
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
@@ -99,7 +99,7 @@ def sample_intensity_properties(
 
 
 def volume_properties(volume: Any) -> dict[str, Any]:
-    """Statistics of one volume's intensities: a function of its content alone, so that prediction repeats it.
+    """Return statistics of one volume's intensities, which depend only on its content, so that prediction repeats them.
 
     Args:
         volume: a `Volume`.
@@ -113,16 +113,16 @@ def volume_properties(volume: Any) -> dict[str, Any]:
     return {"channels": _statistics(parts)}
 
 
-def _tell_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
-    """Warn of the share of NaN and infinity among the values sampled from a volume."""
+def _warn_of_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
+    """Warn of NaN and infinity among the values sampled from a volume."""
     total = sum(values.size for values in parts)
     wrong = total - sum(int(np.isfinite(values).sum()) for values in parts)
     if wrong:
         _LOGGER.warning("%s: %d of %d values sampled are NaN or infinite", path, wrong, total)
 
 
-def _tell_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of channels in which there is nothing to see."""
+def _warn_of_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of channels in which all sampled values are equal."""
     for number, channel in enumerate(channels):
         if channel["count"] > 1 and channel["min"] == channel["max"]:
             where = f"channel {number}: " if len(channels) > 1 else ""
@@ -130,7 +130,7 @@ def _tell_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _disagreement(ranges: Mapping[str, float]) -> str:
-    """Say which two volumes' intensity ranges differ too much for one normalisation; nothing where none do."""
+    """Name the two volumes whose intensity ranges differ too much for one normalisation; empty if none do."""
     widths = {name: width for name, width in ranges.items() if width > 0}
     if not widths:
         return ""
@@ -141,7 +141,7 @@ def _disagreement(ranges: Mapping[str, float]) -> str:
 
 
 def _blocks(box: Box, chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    # Whole storage blocks, aligned, so that none is decoded for a corner of it.
+    # Aligned, complete storage blocks, so that no block is decoded for only a part of it.
     sizes = [size if _SMALLEST_BLOCK <= size <= _LARGEST_BLOCK else _DEFAULT_BLOCK for size in chunks]
     starts = [range(start - start % size, stop, size) for (start, stop), size in zip(box, sizes)]
     for corner in product(*starts):

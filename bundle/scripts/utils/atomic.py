@@ -1,4 +1,4 @@
-"""Files that are under their name whole or not at all, whatever stops the process or the machine."""
+"""Writes files atomically: after any interruption of process or machine a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from uuid import uuid4
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".*.tmp"
-"""Pattern of the names of files that a killed process was writing."""
+"""Pattern of the temporary file names that a killed process leaves."""
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name, flush it to the disk, rename it and flush the folder.
 
-    A crash or power cut at any moment leaves the file that was there before or the new one. Several processes
-    may write the same file at once; the last one's stays.
+    A crash or power cut at any moment leaves either the previous file or the new one. Several processes
+    may write the same file at once; the last one's content remains.
 
     Args:
         path: the final name.
-        content: the bytes, or what writes them, called with the open binary file.
+        content: the bytes, or a function that writes them to the open binary file.
 
     Raises:
-        OSError: the disk is full or cannot be written. Nothing is left behind.
+        OSError: the disk is full or cannot be written. No partial file remains.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if isinstance(content, bytes):
@@ -40,15 +40,15 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name for a file to be made, which gets its own name where the block ends without an error.
+    """Yield a temporary name for a new file, which is renamed to its final name if the block ends without an error.
 
-    What the block makes must have reached the disk by then; `sync_file` does that.
+    The block must flush the file to the disk; `sync_file` does that.
 
     Args:
         path: the final name.
 
     Yields:
-        A name in the same folder that no other process uses; nothing is left under it.
+        A name in the same folder that no other process uses; no file of this name remains.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:16]}.tmp")
     try:
@@ -67,7 +67,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, where the system allows it."""
+    """Flush a folder's list of names to the disk, if the system allows it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
