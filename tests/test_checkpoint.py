@@ -137,7 +137,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
                 raise self.error
             return super().write(data)
 
-    monkeypatch.setattr(checkpoint_file, "_Remembering", Full)
+    monkeypatch.setattr(checkpoint_file, "_ErrorRecordingFile", Full)
     with pytest.raises(VolumenError, match=r"the disk is full, a\.pth was not written; .*--resume"):
         save_checkpoint({**CONTENT, "more": torch.zeros(5000)}, path)
     assert path.read_bytes() == before

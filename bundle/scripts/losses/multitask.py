@@ -286,8 +286,8 @@ def _check_labels(name: str, target: Tensor, mask: Tensor | None, kind: str, cha
     if kind == "multiclass" and channels is None:
         return
     highest = channels - 1 if kind == "multiclass" and channels is not None else 1
-    valid = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
-    low, high = (value.item() for value in valid.aminmax())
+    labels = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
+    low, high = (value.item() for value in labels.aminmax())
     if low < 0 or high > highest:
         raise VolumenError(
             f"labels of {name}",
