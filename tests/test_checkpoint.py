@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or absent, verified, loaded without running code."""
+"""Checkpoint files: complete or absent, verified, loaded without running code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_run_leaves_the_documented_keys_and_the_newest_files(tmp_path):
     folder = tmp_path / "toy"
     epochs = sorted(int(path.stem.split("_")[1]) for path in folder.glob("toy_[0-9]*.pth"))
     assert epochs == list(range(4, 14))
-    # As any user would read it, without this program.
+    # Read as a user would, without this program.
     content = torch.load(folder / "toy_13.pth", weights_only=True)
     assert {"model", "optimizer", "scheduler", "epoch", "model_config", "scaler", "rng", "config"} <= set(
         content
@@ -89,7 +89,7 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory, position, bit):
         loaded = load_checkpoint(path)
     except DamagedCheckpoint:
         return
-    # Padding and the archive's own bookkeeping carry nothing.
+    # Padding and the archive's own metadata contain no data.
     assert checksum(loaded) == checksum(CONTENT)
 
 
@@ -209,7 +209,7 @@ def test_every_reader_refuses_a_checkpoint_whose_content_was_altered(tmp_path):
     save_checkpoint(content, path)
     written = torch.load(path, weights_only=True)
     read_checkpoint(path)
-    written["model"]["weight"][1] = 2.0  # the file is a whole one of torch, with another weight
+    written["model"]["weight"][1] = 2.0  # the file is complete for torch, but has another weight
     torch.save(written, path)
     for read in (load_checkpoint, read_checkpoint, lambda file: load_weights(torch.nn.Linear(1, 1), file)):
         with pytest.raises(VolumenError, match="expected checksum"):

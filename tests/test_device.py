@@ -1,4 +1,4 @@
-"""The device by its name."""
+"""The choice of the device by its name."""
 
 from __future__ import annotations
 

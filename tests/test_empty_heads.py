@@ -1,4 +1,4 @@
-"""A head that validation has nothing to compare with has no scores and no loss, and one warning says why."""
+"""A head without valid voxels in validation has no scores and no loss, and one warning names the cause."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_head_without_a_known_voxel_is_empty_and_told_once(tmp_path, caplog, o
 
 
 def test_the_warning_says_why(tmp_path, capsys):
-    """Ink is known in a plane of each volume: too thin for anything derived from it."""
+    """Ink is known in one plane of each volume, which is too thin for derived targets."""
     label = np.zeros((16, 32, 32), np.uint8)
     label[:, :16] = 1
     mask = np.zeros_like(label)

@@ -1,4 +1,4 @@
-"""What is said of a loss that is not finite: which loss, and which patches of the batch are to blame."""
+"""The report of a loss that is not finite: the loss, and the patches of the batch that caused it."""
 
 from __future__ import annotations
 

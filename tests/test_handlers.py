@@ -1,4 +1,4 @@
-"""What a run writes and shows, and the handlers around it."""
+"""The files and lines that a run writes, and the handlers that write them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from volumen.utils.errors import VolumenError
 
 
 def read_metrics(out):
-    """The rows of `metrics.csv`."""
+    """Return the rows of `metrics.csv`."""
     with (out / "toy" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -70,7 +70,7 @@ def test_tensorboard_has_every_number(tmp_path):
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is one."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -100,7 +100,7 @@ def test_progress_shows_bars_on_a_terminal_only_and_two_lines_per_epoch(tmp_path
     if not bar:
         assert shown == ""
         return
-    # What one sees: how far, how fast, how long still, the loss; then the validation; then its Dice beside the loss.
+    # The bar shows progress, remaining time and loss; then the validation; then its Dice beside the loss.
     assert re.search(
         r"epoch 1/2: +\d+%.* \d/4 \[\d\d:\d\d<\d\d:\d\d, .*steps?/s, loss 0\.\d{4}, .* patches/s", shown
     )

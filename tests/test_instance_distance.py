@@ -15,7 +15,7 @@ SHAPE = (14, 18, 20)
 
 
 def voronoi(shape, count=9, seed=0):
-    """Numbered cells that touch, beyond 32 bits, with background far from their centres."""
+    """Return numbered cells that touch, with numbers beyond 32 bits, and background far from their centres."""
     rng = np.random.default_rng(seed)
     place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     squared = ((place[..., None, :] - rng.uniform(0, 1, (count, len(shape))) * shape) ** 2).sum(-1)
@@ -50,7 +50,7 @@ def test_in_batches_each_instance_of_a_turned_volume_has_the_distance_it_has_alo
     spacing = (2.0, 1.0, 1.5)[-len(shape) :]
     numbers = (voronoi(shape, 60, seed) // 10**15).astype(np.int32)
     in_volume = np.indices(shape).sum(0) > 10
-    # Lines that leave the volume and come back lead from one instance to another.
+    # Lines that leave the volume and enter it again lead from one instance to another.
     in_volume &= rng.random(shape) > 0.15
     region = tuple(slice(2, size - 3) for size in shape)
     found, valid = torch_fields.instance_distance(

@@ -51,7 +51,7 @@ def test_what_an_unknown_neighbour_would_decide_is_unknown():
     label = np.array([[[1, 1, 0, 0, 2, 0, 0]]])
     known = np.array([[[True, True, False, True, True, True, False]]])
     boundary, mask = _turn(label, "boundary", known)
-    # Voxel 1 cannot tell; voxels 3 and 5 are background whatever stands beside them.
+    # Voxel 1 cannot be decided; voxels 3 and 5 are background whatever their neighbours are.
     np.testing.assert_array_equal(mask, [[[True, False, False, True, True, True, False]]])
     np.testing.assert_array_equal(boundary[mask], [0, 0, 1, 0])
 

@@ -9,7 +9,7 @@ from training_toys import ToyData, make_trainer
 
 
 class Unlabelled(ToyData):
-    """No voxel of `ink` counts before an epoch."""
+    """Data in which no voxel of `ink` counts before an epoch."""
 
     def __init__(self, until: int) -> None:
         super().__init__()

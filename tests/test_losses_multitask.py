@@ -274,7 +274,7 @@ def test_labels_beyond_the_classes_are_refused_where_they_count(kind, channels, 
 
 @pytest.mark.parametrize("levels", [1, 2])
 def test_a_sigmoid_on_exclusive_classes_trains_a_yes_or_no_per_class(levels):
-    """The same value and gradient as of the one-hot maps as independent labels, under deep supervision too."""
+    """The value and gradient equal those of the one-hot maps as independent labels, also under deep supervision."""
     torch.manual_seed(0)
     losses = [{"name": "BCEWithLogitsLoss"}, {"name": "SoftDiceLoss"}]
     section = {"losses": losses, "out_channels": 3}

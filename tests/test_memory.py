@@ -1,4 +1,4 @@
-"""Freed memory that is kept: the next step takes it again, and all of it goes back at the end."""
+"""Freed memory that the process retains: the next step uses it again, and all of it is returned at the end."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
-BLOCK = 36 * 2**20  # more than glibc ever serves from its heap by itself
+BLOCK = 36 * 2**20  # more than glibc itself ever serves from its heap
 
-# One block at a time and each smaller than the one before it: wherever they come to lie, the next one fits.
+# One block at a time, each smaller than the one before, so that the next one fits wherever they are placed.
 PROBE = f"""
 import ctypes, re, resource, sys
 import torch
@@ -60,7 +60,7 @@ keep_freed_memory(device)
 print(*step())
 """
 
-# Each block is a page larger than the room that the ones before it left, which blocks never written to keep apart.
+# Each block is a page larger than the gaps that earlier ones left; blocks that are never written separate the gaps.
 LEAK = f"""
 library = ctypes.CDLL(None)
 malloc, free = library.malloc, library.free

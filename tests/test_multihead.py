@@ -34,7 +34,7 @@ def image(spatial_dims=3, batch=2):
 
 
 def randomise(network):
-    """Give every weight a value: a new block's last normalisation is zero and hides mistakes."""
+    """Give every weight a random value: a new block's last normalisation is zero and would hide errors."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in network.parameters():
@@ -170,7 +170,7 @@ def test_every_option_builds_a_network_that_trains(options):
     network = small(**options)
     before = {name: weight.clone() for name, weight in network.named_parameters()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    # two steps, since a block's last normalisation starts at zero and holds back the gradient of the first
+    # Two steps are needed, since a block's last normalisation starts at zero and blocks the gradient of the first.
     for _ in range(2):
         optimizer.zero_grad()
         sum((value - 1).square().mean() for value in network(image()).values()).backward()

@@ -1,4 +1,4 @@
-"""Normalisation schemes, and the sampling of the intensities that they rest on."""
+"""Normalisation schemes, and the sampling of the intensities that they use."""
 
 from __future__ import annotations
 

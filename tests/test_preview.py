@@ -1,4 +1,4 @@
-"""Previews: what is drawn, how large, and which files they leave."""
+"""Previews: the drawn frames, their size, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_tensorboard_gets_a_panel_where_the_curves_of_that_epoch_are(tmp_path):
     engine, data = evaluator()
     PreviewHandler(run, KINDS, tensorboard=log).attach(engine)
     engine.run(data)
-    assert log.writer is None  # no trainer yet: nothing to place it by
+    assert log.writer is None  # without a trainer there is no iteration to log the image at
 
     trainer = Engine(lambda engine, batch: None)
     log.attach(trainer)
@@ -237,7 +237,7 @@ def test_a_negative_history_is_told(tmp_path):
 
 
 def test_every_target_is_named_in_the_key_of_a_narrow_preview():
-    """The colours of the first column's prediction stand in its key, on two lines where one is too narrow."""
+    """The colours of the first column's prediction appear in its key, on two lines if one is too narrow."""
     names, shape = ["membrane", "mito", "synapse"], (2, 40, 44)
     rng = np.random.default_rng(0)
     truths = {name: (rng.random((1, *shape)) > 0.8).astype(np.uint8) for name in names}

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was not."""
+"""A run that was stopped and resumed equals the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from volumen.utils.errors import VolumenError
 
 
 class Stop(Exception):
-    """Stands for a crash."""
+    """An exception that stands for a crash."""
 
 
 def crash_at(trainer, iteration: int) -> None:
@@ -35,7 +35,7 @@ def crash_at(trainer, iteration: int) -> None:
 
 
 def run_with_crashes(out, crashes, **options):
-    """Run, crash at each iteration given, resume; return the trainer that ended."""
+    """Run, crash at each of the iterations, resume; return the last trainer."""
     for count, iteration in enumerate(crashes):
         trainer = make_trainer(out, resume=True if count else None, **options)
         crash_at(trainer, iteration)
@@ -47,12 +47,12 @@ def run_with_crashes(out, crashes, **options):
 
 
 def files(out):
-    """Names in the run's folder, without TensorBoard's."""
+    """Return the names in the run's folder, without TensorBoard's."""
     return sorted(path.name for path in (out / "toy").iterdir())
 
 
 def checkpoint_equal(one, other) -> bool:
-    """Whether two nests are bitwise equal."""
+    """Return whether two nested structures are bitwise equal."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -242,7 +242,7 @@ def test_an_unreadable_checkpoint_is_left_to_the_run(tmp_path):
 
 
 def test_the_newest_checkpoint_is_told_by_its_epoch_not_by_the_clock(tmp_path):
-    """A clock that went back makes the newest file look the oldest."""
+    """A clock that was set back makes the newest file look like the oldest."""
     whole = make_trainer(tmp_path)
     whole.run()
     for epoch, hours in ((1, 0), (2, -5), (3, -9)):
@@ -257,7 +257,7 @@ def test_the_newest_checkpoint_is_told_by_its_epoch_not_by_the_clock(tmp_path):
 
 
 def balanced_loss(balancing):
-    """The multi-task loss with a memory of its own."""
+    """Return the multi-task loss with a state of its own."""
     targets = {
         "ink": {"kind": "binary", "losses": [{"name": "BCEWithLogitsLoss"}, {"name": "SoftDiceLoss"}]},
         "depth": {"kind": "field", "losses": [{"name": "MaskedMSELoss"}]},
@@ -302,7 +302,7 @@ def test_the_count_of_early_stopping_goes_on(tmp_path):
     whole.run()
     assert whole.state.epoch == 3
     first = trainer("resumed")
-    crash_at(first, 10)  # in the third epoch, when one validation was waited for
+    crash_at(first, 10)  # in the third epoch, after one validation without improvement
     with pytest.raises(Stop):
         first.run()
     saved = load_checkpoint(tmp_path / "resumed" / "toy" / "toy_2.pth")["handlers"]["early_stopping"]
@@ -367,7 +367,7 @@ def test_early_stopping_waits_from_the_best_value_whichever_way_is_better():
         EarlyStopping(KeyMetric("val/x", **metric), patience=2).attach(trainer)
         return trainer.run([0], max_epochs=len(values)).epoch
 
-    # Equal is no better, a better value starts the count anew, an epoch without validation does not count.
+    # An equal value is not better, a better value restarts the count, an epoch without validation does not count.
     values = [0.5, 0.6, 0.6, 0.7, None, 0.65, None, 0.7, 0.9]
     assert epochs(values, mode="max") == 8
     assert epochs([-value if value else value for value in values], mode="min") == 8
@@ -376,7 +376,7 @@ def test_early_stopping_waits_from_the_best_value_whichever_way_is_better():
 
 def test_early_stopping_ends_and_stays_ended(tmp_path):
     class Constant(torch.nn.Module):
-        """A loss that cannot get better."""
+        """A loss that cannot improve."""
 
         components: dict = {}  # noqa: RUF012
 
