@@ -107,7 +107,9 @@ class Experiment:
 
     def result(self, arm: str, seed: int) -> dict[str, float]:
         """Return steps, CPU minutes and scores of one run; train it if it has not been trained."""
-        return self._kept(f"{arm} {seed}", [self.options.minutes, seed], arm, lambda: self._train(arm, seed))
+        return self._stored_or_computed(
+            f"{arm} {seed}", [self.options.minutes, seed], arm, lambda: self._train(arm, seed)
+        )
 
     def step_cost(self, arm: str) -> float:
         """Return the CPU seconds of a step of an arm, measured once."""
@@ -116,9 +118,9 @@ class Experiment:
             with tempfile.TemporaryDirectory() as folder:
                 return {"seconds": self._run(arm, 0, TRIAL_STEPS, folder)[1].step}
 
-        return self._kept(f"{arm} cost", [], arm, measure)["seconds"]
+        return self._stored_or_computed(f"{arm} cost", [], arm, measure)["seconds"]
 
-    def _kept(self, name: str, depends: Sequence[Any], arm: str, make: Any) -> dict[str, float]:
+    def _stored_or_computed(self, name: str, depends: Sequence[Any], arm: str, make: Any) -> dict[str, float]:
         # A result that was computed with other settings is recomputed.
         facts = [depends, self.arms[arm], str(Path(self.options.data).resolve()), self.options.target]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

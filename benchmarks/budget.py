@@ -45,7 +45,7 @@ def main() -> None:
     header = "| seed | network, batch, patch | steps | wall | CPU | Dice, last | Dice, best | threshold |"
     print(header + "\n" + "|---" * header.count(" | ") + "|---|")
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    rows = [tell(options, seed, cases) for seed in options.seeds]
+    rows = [train_and_report(options, seed, cases) for seed in options.seeds]
     last, best, floor = (statistics.mean(column) for column in zip(*rows))
     print(
         f"\nmean of {len(rows)}: last {last:.3f}, best {best:.3f}, threshold {floor:.3f};"
@@ -53,7 +53,9 @@ def main() -> None:
     )
 
 
-def tell(options: argparse.Namespace, seed: int, cases: list[OpenCase]) -> tuple[float, float, float]:
+def train_and_report(
+    options: argparse.Namespace, seed: int, cases: list[OpenCase]
+) -> tuple[float, float, float]:
     """Train one seed unless it is done, print its row, and return last, best and the threshold's Dice."""
     name = f"budget_{Path(options.input).name}_{options.budget}_{seed}"
     run = Path(options.output) / name

@@ -58,7 +58,7 @@ def test_run_leaves_the_documented_keys_and_the_newest_files(tmp_path):
     assert best["epoch"] == content["best_metric_epoch"]
 
 
-def test_best_are_kept_although_old(tmp_path):
+def test_best_are_retained_although_old(tmp_path):
     values = iter([0.1, 0.9, 0.5, 0.8, 0.2, 0.3])
 
     def set_metric(engine):
@@ -145,7 +145,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_told(tmp_path):
+def test_a_read_only_folder_is_reported(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(VolumenError, match="cannot be written"):
         save_checkpoint(CONTENT, tmp_path / "a.pth")
@@ -191,7 +191,7 @@ def test_checksum_tells_what_matters_apart():
     assert checksum(transposed) == checksum(transposed.contiguous())
 
 
-def test_the_best_epoch_and_its_file_are_told_at_the_end(tmp_path, caplog):
+def test_the_best_epoch_and_its_file_are_logged_at_the_end(tmp_path, caplog):
     with caplog.at_level("INFO"):
         make_trainer(tmp_path, epochs=3, scores=True).run()
     (line,) = [message for message in caplog.messages if message.startswith("best epoch")]

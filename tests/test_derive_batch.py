@@ -122,7 +122,7 @@ def test_every_task_equals_the_workers(core, spacing, seed, unknown, outside, en
     unknown=st.sampled_from([0.0, 0.1]),
     outside=st.booleans(),
 )
-def test_instances_that_touch_are_apart_as_the_workers_have_them(core, seed, unknown, outside):
+def test_touching_instances_are_separated_as_by_the_workers(core, seed, unknown, outside):
     rng = np.random.default_rng(seed)
     tasks = tasks_of(DEVICE_TASKS, reach=4.0)
     shape = [size + 12 for size in core]

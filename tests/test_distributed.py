@@ -54,7 +54,7 @@ def test_two_processes_train_as_one_on_the_joined_batch(tmp_path, accumulation):
 
 
 def _train_poisoned(rank: int, out: Path) -> None:
-    logging.getLogger("volumen.engines.guard").addHandler(logging.FileHandler(out.parent / f"told{rank}"))
+    logging.getLogger("volumen.engines.guard").addHandler(logging.FileHandler(out.parent / f"log{rank}"))
     trainer = make_trainer(out, world=(rank, 2), epochs=1, batch_size=1, poison=(0, 2))
     trainer.run()
     state = weights(trainer)
@@ -66,9 +66,9 @@ def test_nan_in_one_process_skips_the_step_in_both(tmp_path):
     assert in_two_processes(_train_poisoned, tmp_path / "out") == [0, 0]
     assert same_weights(*(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)))
     # The first process reports for both: it also names what only the other one has seen.
-    told = [(tmp_path / f"told{rank}").read_text().splitlines() for rank in range(2)]
-    assert told[0] == told[1]
-    (line,) = told[0]
+    logs = [(tmp_path / f"log{rank}").read_text().splitlines() for rank in range(2)]
+    assert logs[0] == logs[1]
+    (line,) = logs[0]
     assert "MSE of target 'depth' is nan (volume 'scroll0' at (0, 2))" in line
 
 

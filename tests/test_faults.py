@@ -167,7 +167,7 @@ def test_full_disk_stops_with_a_message_and_loses_nothing(small_disk, tensorboar
 
 
 @pytest.mark.slow
-def test_a_read_only_disk_is_told(small_disk):
+def test_a_read_only_disk_is_reported(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(VolumenError, match=r"cannot be written \(Read-only file system\)"):
         make_trainer(small_disk).run()

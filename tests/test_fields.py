@@ -29,8 +29,8 @@ def brute_force(foreground, known, spacing, reach):
     pairwise = np.sqrt((np.maximum(steps - inner, 0) ** 2).sum(axis=-1)) - finest / 2
     kind = np.where(known, foreground.astype(int), 2).reshape(-1)
 
-    def nearest(wanted):
-        masked = np.where(kind[None] == wanted, pairwise, np.inf)
+    def nearest(value):
+        masked = np.where(kind[None] == value, pairwise, np.inf)
         return np.minimum(masked.min(axis=1), reach)
 
     signed = np.where(kind == 1, -nearest(0), nearest(1))

@@ -76,7 +76,7 @@ def test_one_instance_has_the_distance_of_the_foreground():
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_distance_task_parts_touching_instances_where_it_is_told_of_them():
+def test_the_distance_task_separates_touching_instances_if_labels_number_them():
     touching = np.repeat(np.array([0, 7, 7, 7, 9, 9, 9, 0]), 1)[None, None].repeat(3, 1)
     parted, _ = derive_target("distance_transform", touching, instances=True)
     union, _ = derive_target("distance_transform", touching)
@@ -84,6 +84,6 @@ def test_the_distance_task_parts_touching_instances_where_it_is_told_of_them():
     np.testing.assert_allclose(union[0, 1], [0.5, -0.5, -1.5, -2.5, -2.5, -1.5, -0.5, 0.5])
 
 
-def test_shapes_that_do_not_fit_are_told():
+def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="known has shape"):
         instance_distance(np.zeros((4, 4), np.uint8), known=np.ones((4, 5), bool))

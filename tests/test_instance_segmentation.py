@@ -262,7 +262,7 @@ def test_rules_are_read_from_text_and_mappings():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("threshold=0.5", "instances: expected boundary=TARGET"),
         ("boundary=a,affinities=b", "instances: expected boundary=TARGET"),
@@ -272,12 +272,12 @@ def test_rules_are_read_from_text_and_mappings():
         ("boundary=a,block=0x4", "block of at least 1"),
     ],
 )
-def test_impossible_rules_are_told(text, told):
-    with pytest.raises(VolumenError, match=told):
+def test_impossible_rules_are_refused(text, message):
+    with pytest.raises(VolumenError, match=message):
         read_rules(text)
 
 
-def test_a_head_that_is_not_there_is_told(tmp_path):
+def test_a_missing_head_is_refused(tmp_path):
     write_image(tmp_path / "s.zarr", np.zeros((8, 16, 16), np.uint8))
     predictor = identity_predictor({"membrane": (1, "sigmoid", "binary")})
     request = PredictRequest(str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), amp="off")

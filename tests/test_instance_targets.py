@@ -127,7 +127,7 @@ def config_of(tmp_path, cells, **sections):
     return ConfigManager(dataset_dir=str(tmp_path), **sections)
 
 
-def test_many_numbers_are_taken_for_instances_and_told(tmp_path, caplog):
+def test_many_numbers_are_taken_for_instances_and_logged(tmp_path, caplog):
     cells = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40) // 5
     with caplog.at_level(logging.WARNING):
         target = config_of(tmp_path, cells).targets["cells"]

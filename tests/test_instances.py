@@ -42,7 +42,7 @@ def test_boundary_and_interior_make_up_the_foreground():
     np.testing.assert_array_equal(boundary + interior, foreground)
 
 
-def test_touching_instances_are_parted():
+def test_touching_instances_are_separated():
     label = np.array([[[1, 1, 1, 2, 2, 2]]])
     np.testing.assert_array_equal(_turn(label, "interior")[0], [[[1, 1, 0, 0, 1, 1]]])
 

@@ -161,7 +161,7 @@ def test_what_is_logged_holds_no_graph(balancing):
     assert not any(value.requires_grad for value in loss.components.values())
 
 
-def test_gradnorm_without_shared_parameters_says_so():
+def test_gradnorm_without_shared_parameters_is_refused():
     loss = MultiTaskLoss({"a": {"kind": "field", "losses": [{"name": "MSELoss"}]}}, balancing="gradnorm")
     with pytest.raises(VolumenError, match="shared parameters"):
         loss({"a": torch.ones(1, 1, 2, 2, requires_grad=True)}, {"a": torch.zeros(1, 1, 2, 2)})
@@ -175,6 +175,6 @@ def test_gradnorm_without_shared_parameters_says_so():
         ("gradnorm", {"momentum": 2.0}, "momentum"),
     ],
 )
-def test_wrong_balancing_is_told(name, kwargs, message):
+def test_wrong_balancing_is_refused(name, kwargs, message):
     with pytest.raises(VolumenError, match=message):
         build_balancing(name, KINDS, WEIGHTS, kwargs)

@@ -42,7 +42,7 @@ def test_gradient_is_right_in_float64(name, kwargs, kind, shape):
 
 
 @each_loss
-def test_ignored_voxels_have_zero_gradient_and_no_say(name, kwargs, kind):
+def test_ignored_voxels_have_zero_gradient_and_no_effect(name, kwargs, kind):
     case = Case(name, kwargs, kind)
     value, gradient = _gradient(case)
     hidden = (~case.mask).expand_as(case.pred)
@@ -128,7 +128,7 @@ ON_DEVICE = [case for case in OWN if case[0] != "BoundaryLoss"]
 
 
 @pytest.mark.parametrize(("name", "kwargs", "kind"), OWN, ids=[f"{n}-{k}-{kw}" for n, kw, k in OWN])
-def test_a_known_box_is_as_its_crop(name, kwargs, kind):
+def test_a_valid_box_has_the_loss_of_its_crop(name, kwargs, kind):
     """An unknown voxel acts like the end of the patch: no surface, no neighbour, no end of a structure."""
     case = Case(name, kwargs, kind, shape=(2, 11, 10, 12))
     box = (..., slice(1, 9), slice(0, 8), slice(4, 12))

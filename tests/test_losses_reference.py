@@ -229,7 +229,7 @@ def test_cosine_is_torch_s():
     torch.testing.assert_close(CosineSimilarityLoss(kind="axis")(pred, target), (1 - cosine.abs()).mean())
 
 
-def test_two_vectors_per_voxel_count_by_themselves():
+def test_two_vectors_per_voxel_count_separately():
     first, second = _data("axis", 0), _data("axis", 1)
     both = [torch.cat(pair, dim=1) for pair in zip(first, second)]
     for loss in (CosineSimilarityLoss(kind="axis"), MSELoss(kind="axis"), NormalSmoothnessLoss(kind="axis")):

@@ -1,4 +1,4 @@
-"""Losses are tried on a tiny batch before the training: mistakes are told with their key, right ones pass."""
+"""Losses are tested on a tiny batch before the training: mistakes are refused with their key, right ones pass."""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ def test_output_channels_are_the_targets_or_the_inputs(target, channels):
 
 
 @pytest.mark.parametrize("target", [{"channels": 0}, {"channels": "two"}, {"channels": 1, "out_channels": 2}])
-def test_impossible_output_channels_are_told(target):
+def test_impossible_output_channels_are_refused(target):
     with pytest.raises(ValueError, match="channels"):
         resolve_out_channels(target, in_channels=1)
 
@@ -397,7 +397,7 @@ def test_gated_units_are_torch_s(dims):
         ({"heads": {"a.b": {"out_channels": 1}, "a_b": {"out_channels": 1}}}, "heads must differ"),
     ],
 )
-def test_bad_settings_are_told(options, message):
+def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
 
@@ -422,12 +422,12 @@ def test_strides_must_start_at_full_resolution():
         ((1, 2, 4, 4, 4), "must be larger than"),
     ],
 )
-def test_bad_inputs_are_told(shape, message):
+def test_bad_inputs_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         small()(torch.zeros(shape))
 
 
-def test_an_unknown_head_is_told():
+def test_an_unknown_head_is_refused():
     with pytest.raises(
         ValueError, match=r"target 'ink' has no head; the network has membrane, train.set, keys"
     ):

@@ -170,7 +170,7 @@ def test_distances_are_in_physical_units(tmp_path, folder):
     assert np.allclose(volume.read(EVERYWHERE), 0.5 * read(folder / "truth/scroll_distance.zarr"))
 
 
-def test_nothing_is_written_over_and_bad_shapes_are_told(folder, tmp_path):
+def test_nothing_is_overwritten_and_bad_shapes_are_refused(folder, tmp_path):
     with pytest.raises(VolumenError, match="already holds a data set"):
         write_phantom(folder, SHAPE)
     with pytest.raises(VolumenError, match="at least 48 voxels, found \\(32, 64, 64\\)"):

@@ -153,6 +153,6 @@ def test_the_table_reads_by_stage():
         ((64, 64), (1, math.nan), "positive and finite"),
     ],
 )
-def test_bad_arguments_are_told(patch, spacing, message):
+def test_bad_arguments_are_refused(patch, spacing, message):
     with pytest.raises(ValueError, match=message):
         plan_network(patch, spacing)

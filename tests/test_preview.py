@@ -85,7 +85,7 @@ def test_a_perfect_prediction_looks_like_the_truth():
         assert np.abs(above.astype(int) - below).max() <= 1
 
 
-def test_what_is_unknown_does_not_show_its_truth():
+def test_invalid_voxels_do_not_show_their_truth():
     image, truths, predictions, masks = sample((2, 16, 16))
     other = {name: np.roll(value, 3, axis=-1) for name, value in truths.items()}
     hidden = {name: np.zeros_like(mask) for name, mask in masks.items()}
@@ -223,7 +223,7 @@ def test_tensorboard_gets_a_panel_where_the_curves_of_that_epoch_are(tmp_path):
     assert panel.width > panel.height > 0
 
 
-def test_the_sample_with_the_most_known_foreground_is_drawn():
+def test_the_sample_with_the_most_valid_foreground_is_drawn():
     labels = {"a": torch.zeros(3, 1, 4, 4), "a_mask": torch.ones(3, 1, 4, 4, dtype=torch.bool)}
     labels["a"][1, :, :2] = 1
     labels["a"][2] = 1
@@ -231,7 +231,7 @@ def test_the_sample_with_the_most_known_foreground_is_drawn():
     assert most_foreground(labels, ["a"], 3) == 1
 
 
-def test_a_negative_history_is_told(tmp_path):
+def test_a_negative_history_is_refused(tmp_path):
     with pytest.raises(ValueError, match="history must be at least 0, got -1"):
         PreviewHandler(directory(tmp_path), KINDS, history=-1)
 

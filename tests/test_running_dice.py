@@ -70,7 +70,7 @@ def test_the_running_dice_is_the_pooled_one():
     assert metric.compute() == pytest.approx(reference(batches), abs=1e-12)
 
 
-def test_it_goes_on_where_a_checkpoint_left_it():
+def test_it_continues_from_a_checkpoint():
     batches = [batch_of(seed) for seed in range(2)]
     decided = DecideLabelsd(KINDS)
     first, second = RunningDice(KINDS), RunningDice(KINDS)
@@ -81,7 +81,7 @@ def test_it_goes_on_where_a_checkpoint_left_it():
     assert first.compute() == second.compute() == pytest.approx(reference(batches), abs=1e-12)
 
 
-def test_what_is_neither_found_nor_there_does_not_count():
+def test_a_class_neither_predicted_nor_true_does_not_count():
     nothing = torch.zeros((1, 1, 4, 4), dtype=torch.uint8)
     metric = RunningDice({"ink": "binary", "tissue": "multiclass"})
     assert math.isnan(metric.compute())

@@ -106,7 +106,7 @@ def test_a_resumed_schedule_is_on_the_new_curve_and_never_complex(name):
         ("poly", {"power": "steep"}, r"scheduler_kwargs\.power: expected a number, found 'steep'"),
     ],
 )
-def test_wrong_schedules_are_told(name, kwargs, message):
+def test_wrong_schedules_are_refused(name, kwargs, message):
     options = {key: value for key, value in kwargs.items() if key != "warmup"}
     with pytest.raises(VolumenError, match=message):
         build_scheduler(name, optimizer(), 20, warmup=kwargs.get("warmup", 0), options=options)
@@ -147,6 +147,6 @@ def test_norm_and_bias_may_go_without_decay():
         ("SGD", {"nesterov": True}, r"SGD refuses its arguments: Nesterov momentum requires"),
     ],
 )
-def test_wrong_optimizers_are_told(name, options, message):
+def test_wrong_optimizers_are_refused(name, options, message):
     with pytest.raises(VolumenError, match=message):
         build_optimizer(name, torch.nn.Linear(1, 1), lr=0.1, options=options)

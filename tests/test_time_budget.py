@@ -117,7 +117,7 @@ def test_time_per_step_counts_the_preparation_of_patches():
     assert cost.per_step(2, workers=2, cpu_threads=1, cores=0.5) == 1.5
 
 
-def test_candidates_climb_and_leave_what_a_person_fixed(folder):
+def test_candidates_grow_and_leave_the_user_s_settings(folder):
     free = candidates(config_of(folder))
     assert len(free) > 1
     assert free[0].features_per_stage[0] == PRESETS[3][0].features
@@ -241,8 +241,8 @@ def _choose(rank: int, folder: Path, out: Path) -> None:
     config = fit.within_budget(
         config_of(folder, tr_config={"time_budget": "40s", "num_dataloader_workers": 0})
     )
-    told = {"tr_config": asdict(config.tr_config), "model_config": asdict(config.model_config)}
-    (out / f"{rank}.json").write_text(json.dumps(told))
+    settings = {"tr_config": asdict(config.tr_config), "model_config": asdict(config.model_config)}
+    (out / f"{rank}.json").write_text(json.dumps(settings))
 
 
 def test_several_processes_choose_alike_and_by_the_slowest(folder, tmp_path):
@@ -283,14 +283,14 @@ def test_validation_is_planned_for_one_process_s_part_of_the_blocks():
     assert fit._validation_batches(config) == (50, 1.0, 54)
 
 
-def test_a_budget_for_less_than_a_step_is_told(folder, monkeypatch):
+def test_a_budget_for_less_than_a_step_is_refused(folder, monkeypatch):
     monkeypatch.setattr(fit, "measure", lambda *_, **__: Cost(60.0, 1.0, 20.0, 10**6))
     with pytest.raises(VolumenError, match=r"tr_config\.time_budget: expected time for at least one step"):
         fit.within_budget(config_of(folder, tr_config={"time_budget": "30s", "patch_size": [16, 16, 16]}))
 
 
 @pytest.mark.parametrize("nothing", ["0m", "0.0h"])
-def test_a_budget_of_nothing_is_told(folder, nothing):
+def test_a_budget_of_nothing_is_refused(folder, nothing):
     with pytest.raises(VolumenError, match=rf"time_budget: expected a time above 0, .*found '{nothing}'"):
         fit.within_budget(config_of(folder, tr_config={"time_budget": nothing}))
 
@@ -302,6 +302,6 @@ def test_an_epoch_may_have_fewer_patches_than_are_timed(folder):
     assert measure(config_of(folder, tr_config=settings), SMALL) is not None
 
 
-def test_a_budget_that_is_no_duration_is_told(folder):
+def test_a_budget_that_is_no_duration_is_refused(folder):
     with pytest.raises(VolumenError, match=r"tr_config\.time_budget"):
         config_of(folder, tr_config={"time_budget": "soon"})

@@ -148,17 +148,17 @@ def make_trainer_for_norms(seen):
     return trainer
 
 
-def test_nan_is_told_skipped_and_does_no_harm(tmp_path, caplog):
+def test_nan_is_reported_and_skipped_and_does_no_harm(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(tmp_path, epochs=2, poison=(1, 3))
         trainer.run()
-    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("epoch 2, iteration 6: ")
-    assert "BCE of target 'ink' is nan" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(messages) == 1
+    assert messages[0].startswith("epoch 2, iteration 6: ")
+    assert "BCE of target 'ink' is nan" in messages[0]
     # Of the batch's samples 2 and 3 only the one that caused it is named.
-    assert "volume 'scroll1' at (1, 3)" in told[0]
-    assert "scroll0" not in told[0]
+    assert "volume 'scroll1' at (1, 3)" in messages[0]
+    assert "scroll0" not in messages[0]
     assert all(bool(torch.isfinite(value).all()) for value in weights(trainer).values())
     assert trainer.state.metrics["loss"] < 10
 
