@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, FULL = (16, 32, 64, 128), (32, 64, 128, 256, 320)
-AUXILIARY = {"distance": 1, "normals": 3, "tensor": 6, "direction": 3}
+DERIVED = {"distance": 1, "normals": 3, "tensor": 6, "direction": 3}
 REFERENCE = "nnU-Net fp32"
 
 # name: network, precision, heads of derived targets, memory format, compiled
@@ -59,7 +59,7 @@ def build(kind: str, features: list[int], heads: str | None):
     stages = len(features)
     strides, blocks = [1] + [2] * (stages - 1), list(plan_blocks(stages))
     if kind.startswith("ours"):
-        channels = {"surface": 1, **(AUXILIARY if heads else {})}
+        channels = {"surface": 1, **(DERIVED if heads else {})}
         separate = heads != "shared"
         targets = {
             name: {"out_channels": count, "separate_decoder": separate} for name, count in channels.items()
@@ -87,7 +87,7 @@ def build(kind: str, features: list[int], heads: str | None):
         deep_supervision=False,
     )
     if heads:
-        network = several_decoders(network, [1, *AUXILIARY.values()])
+        network = several_decoders(network, [1, *DERIVED.values()])
     return network.apply(InitWeights_He(1e-2))
 
 

@@ -24,7 +24,7 @@ A project adds its own task by a class, which a decorator or an installed entry 
     [project.entry-points."volumen.tasks"]
     thickness = "my_package.tasks:Thickness"
 
-The experiment then says `type: thickness` in `auxiliary_tasks`.
+The experiment then contains `type: thickness` in `auxiliary_tasks`.
 """
 
 from __future__ import annotations
