@@ -47,7 +47,7 @@ def constant() -> Curve:
 
 
 def onecycle(*, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> Curve:
-    """Cosine from 1 / `div_factor` up to 1 at `pct_start`, then cosine down to 1 / (div * final_div).
+    """A cosine from 1 / `div_factor` up to 1 at `pct_start`, then a cosine down to 1 / (div * final_div).
 
     The initial rate is the maximum. Smith and Topin, "Super-convergence", 2018, like torch's OneCycleLR, without
     its cycling of momentum.

@@ -137,7 +137,7 @@ def smallest_axis_3d(tensor, valid, min_gap, out):
 
 @compiled
 def smallest_axis_2d(tensor, valid, min_gap, out):
-    """`smallest_axis_3d` for 2 x 2 tensors (yy, yx, xx): float32 (3, N) in, (2, N) out in the order (x,
+    """Compute `smallest_axis_3d` for 2 x 2 tensors (yy, yx, xx): float32 (3, N) in, (2, N) out in the order (x,
     y)."""
     count = tensor.shape[1]
     for i in range(count):
