@@ -182,7 +182,7 @@ LOSSES = {
 
 
 def task(kind: str, source: str, **settings) -> dict:
-    """An auxiliary task with a loss that suits it."""
+    """Return a derived target with a suitable loss."""
     losses = [{"name": LOSSES.get(kind, "SmoothL1Loss")}]
     return {"type": kind, "source_target": source, "losses": losses, **settings}
 

@@ -1,4 +1,4 @@
-"""The last steps of a sample: halo off, masks restricted, tensors out."""
+"""The last steps of a sample: crop the halo, restrict masks, convert to tensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from volumen.utils.sample_keys import PACKED, labelled_key, mask_key
 
 
 class CropHalod(Transform):
-    """Crops labels and masks (C, *(patch + 2 halo)) of primary targets to the patch, drops "in_volume".
+    """Crop labels and masks (C, *(patch + 2 halo)) of labelled targets to the patch, and remove "in_volume".
 
-    Where `InstancesToTargetd` left `<target>_labelled`, that too.
+    If `InstancesToTargetd` wrote `<target>_labelled`, that entry is cropped too.
 
     Args:
-        targets: primary targets, present with their masks.
-        halo: voxels per axis to take off on every side.
+        targets: labelled targets, present with their masks.
+        halo: voxels per axis to remove on every side.
     """
 
     def __init__(self, targets: Sequence[str], halo: Sequence[int] | int = 0) -> None:
@@ -45,12 +45,12 @@ class CropHalod(Transform):
 
 
 class RestrictToLabelledd(Transform):
-    """Keeps the loss to labelled voxels: those whose label is above 0 (`loss_on_label_only`).
+    """Restrict the masks to labelled voxels: those whose label is above 0 (`loss_on_label_only`).
 
-    Stands after the derived targets, so that these still know what lies beside a label.
+    It must follow the derivation of targets, which needs the labels of all voxels.
 
     Args:
-        targets: primary targets.
+        targets: labelled targets.
         derived: derived target to its source, whose label restricts it as well.
     """
 
@@ -66,10 +66,10 @@ class RestrictToLabelledd(Transform):
 
 
 class FinalizePatchd(Transform):
-    """Turns a sample into plain tensors and keeps nothing that a batch cannot hold.
+    """Convert a sample to plain tensors and remove all entries that a batch cannot hold.
 
     Args:
-        targets: primary targets: int16 class indices (Ct, *patch), or float32 where they are distances.
+        targets: labelled targets: int16 class indices (Ct, *patch), or float32 if they are distances.
         derived: derived targets: float32 (C, *patch).
 
     Returns:

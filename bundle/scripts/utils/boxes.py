@@ -22,17 +22,17 @@ def box_extent(box: Box) -> tuple[int, ...]:
 
 
 def box_of(region: Sequence[slice]) -> Box:
-    """Return the box that slices of a volume take."""
+    """Return the box of a region given by slices."""
     return tuple((part.start, part.stop) for part in region)
 
 
 def box_text(box: Box) -> str:
-    """Return a box the way messages tell it: 0:64 x 32:96."""
+    """Format a box for messages: 0:64 x 32:96."""
     return " x ".join(f"{start}:{stop}" for start, stop in box)
 
 
 def bounding_box(where: np.ndarray) -> Box:
-    """Return the smallest box that holds all true elements; (0, 0) along every axis where there is none."""
+    """Return the smallest box that holds all true elements; (0, 0) along every axis if there are none."""
     sides = []
     for axis in range(where.ndim):
         along = np.flatnonzero(where.any(axis=tuple(other for other in range(where.ndim) if other != axis)))
