@@ -8,9 +8,7 @@ of its codec. What this module does not know (other stores, grids or codecs) is 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -22,19 +20,20 @@ import numpy as np
 
 from volumen.data.block_cache import BLOCKS
 from volumen.data.fingerprints import digest
-from volumen.data.formats.zarr_arrays.zstd_frames import first_blocks
 from volumen.utils.errors import VolumenError
 
 BytesDecoder = Callable[[Any], Any]
+_Codec = dict[str, Any]
+"""A codec as the zarr v3 specification writes it: its name and its configuration."""
 _Stamp = tuple[str, int, int, str]
 
 _REMEDY = "copy the volume again, or delete that file so that its voxels read as the fill value"
 _PERMISSION = "give yourself read permission (chmod u+r)"
+_COMPRESSORS = ("blosc", "gzip", "zstd")
+"""Codecs of zarr v3 that numcodecs decodes, under the same name."""
+_READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would translate line ends otherwise
 _ABSENT = 2**64 - 1
 """Offset and size that a shard's index gives for a chunk that is not stored."""
-_COPYING = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
-"""Codecs whose output has memory of its own."""
-_LARGEST_SCRATCH = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,52 +54,21 @@ class _Decoder:
     """Turns a stored chunk into an array.
 
     Attributes:
-        names: the codecs of bytes, in the order in which they decode.
-        steps: what decodes them.
+        steps: the decoders of bytes, in the order in which they work.
         dtype: type of the values as they are stored.
         shape: shape of a chunk in the order in which it is stored.
         axes: stored axis of each axis of the array.
     """
 
-    names: tuple[str, ...]
     steps: tuple[BytesDecoder, ...]
     dtype: np.dtype
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
-    @property
-    def copies(self) -> bool:
-        """Whether what is decoded shares no memory with what was read."""
-        return any(name in _COPYING for name in self.names)
-
-    def whole(self, data: Any) -> np.ndarray:
+    def decode(self, data: Any) -> np.ndarray:
         for step in self.steps:
             data = step(data)
         return np.frombuffer(data, self.dtype).reshape(self.shape).transpose(self.axes)
-
-    def beginning(self, data: Any, source: Sequence[slice]) -> np.ndarray | None:
-        """Decode a chunk as far as part of it needs, at least; None where that takes the whole chunk.
-
-        Args:
-            data: the stored chunk.
-            source: the part.
-
-        Returns:
-            The chunk, shorter along one axis, but beyond the end of the part.
-        """
-        if self.names != ("zstd",):
-            return None
-        row = self.dtype.itemsize * prod(self.shape[1:])
-        wanted = source[self.axes.index(0)].stop * row
-        frame = first_blocks(data, row * self.shape[0], wanted)
-        if frame is None:
-            return None
-        with suppress(RuntimeError):  # blocks of other sizes than they mostly have
-            found = memoryview(self.steps[0](frame)).cast("B")
-            rows = len(found) // row
-            values = np.frombuffer(found[: rows * row], self.dtype)
-            return values.reshape(rows, *self.shape[1:]).transpose(self.axes)
-        return None
 
 
 class ChunkReader:
@@ -132,7 +100,6 @@ class ChunkReader:
         self._key = metadata.encode_chunk_key
         self._fill = 0 if metadata.fill_value is None else metadata.fill_value
         self._decoder = decoder
-        self._chunk_bytes = prod(chunks) * self.dtype.itemsize
         self._shards = shards
         self._form = digest([metadata.to_dict()])
 
@@ -146,12 +113,12 @@ class ChunkReader:
         out = np.empty([part.stop - part.start for part in region], self.dtype)
         for parts in product(*(_along(part, chunk) for part, chunk in zip(region, self.chunks))):
             index, source, target = zip(*parts)
-            block = self._chunk(index, source)
+            block = self._chunk(index)
             out[target] = self._fill if block is None else block[source]
         return out
 
-    def _chunk(self, index: tuple[int, ...], source: Sequence[slice]) -> np.ndarray | None:
-        """Return a decoded chunk, at least as far as `source` goes; None if it is not stored."""
+    def _chunk(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """Return a decoded chunk; None if it is not stored."""
         if self._shards is None:
             file, inner = f"{self.folder}/{self._key(index)}", 0
         else:
@@ -163,7 +130,7 @@ class ChunkReader:
             # Time and size tell apart what the file held before and after somebody wrote it anew.
             stamp = (file, status.st_mtime_ns, status.st_size, self._form)
             block = BLOCKS.find((stamp, inner))
-            return self._load(stamp, inner, source) if block is None else block
+            return self._load(stamp, inner) if block is None else block
         except _NotStoredError:
             return None
         except FileNotFoundError:
@@ -184,22 +151,18 @@ class ChunkReader:
             remedy = _PERMISSION if isinstance(error, PermissionError) else _REMEDY
             raise VolumenError(file, f"chunk [{place}] cannot be read ({reason})", remedy=remedy) from error
 
-    def _load(self, stamp: _Stamp, inner: int, source: Sequence[slice]) -> np.ndarray:
+    def _load(self, stamp: _Stamp, inner: int) -> np.ndarray:
         file, _, length, _ = stamp
         start = 0
         # A file object would ask the system four more questions about every chunk.
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, _READ_ONLY)
         try:
             if self._shards is not None:
                 start, length = self._place_in_shard(descriptor, stamp, inner)
-            data = (_read_into_scratch if self._decoder.copies else _read_at)(descriptor, length, start)
+            data = _read_at(descriptor, length, start)
         finally:
             os.close(descriptor)
-        if not BLOCKS.would_serve(self._chunk_bytes):
-            block = self._decoder.beginning(data, source)
-            if block is not None:
-                return block
-        block = self._decoder.whole(data)
+        block = self._decoder.decode(data)
         BLOCKS.keep((stamp, inner), block)
         return block
 
@@ -243,9 +206,10 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     if metadata.zarr_format == 2:
         chunks = tuple(metadata.chunks)
         return ChunkReader(folder, metadata, _decoder_v2(metadata, dtype), chunks, None)
-    if type(metadata.chunk_grid).__name__ != "RegularChunkGrid":
+    grid = metadata.chunk_grid.to_dict()
+    if grid["name"] != "regular":
         return None
-    outer = tuple(metadata.chunk_grid.chunk_shape)
+    outer = tuple(grid["configuration"]["chunk_shape"])
     codecs, chunks, shards = _unpack_shards(metadata.codecs, outer)
     decoder = None if codecs is None else _decoder_v3(codecs, chunks, dtype)
     return None if decoder is None else ChunkReader(folder, metadata, decoder, chunks, shards)
@@ -258,51 +222,52 @@ def _native(metadata: Any) -> np.dtype:
 
 def _decoder_v2(metadata: Any, dtype: np.dtype) -> _Decoder:
     codecs = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor else [])][::-1]
-    names, steps = tuple(codec.codec_id for codec in codecs), tuple(codec.decode for codec in codecs)
     shape, axes = tuple(metadata.chunks), tuple(range(len(metadata.chunks)))
     if metadata.order == "F":
         shape, axes = shape[::-1], axes[::-1]
-    return _Decoder(names, steps, dtype, shape, axes)
+    return _Decoder(tuple(codec.decode for codec in codecs), dtype, shape, axes)
 
 
 def _unpack_shards(
     codecs: Sequence[Any], outer: tuple[int, ...]
-) -> tuple[Sequence[Any] | None, tuple[int, ...], _Shards | None]:
+) -> tuple[list[_Codec] | None, tuple[int, ...], _Shards | None]:
     """Look into a sharding codec: the codecs and shape of the chunks inside, and how they are packed."""
-    if len(codecs) != 1 or type(codecs[0]).__name__ != "ShardingCodec":
-        return codecs, outer, None
-    sharding = codecs[0]
-    names = [type(codec).__name__ for codec in sharding.index_codecs]
-    endian = getattr(sharding.index_codecs[0], "endian", None)
-    if (
-        names not in (["BytesCodec"], ["BytesCodec", "Crc32cCodec"])
-        or endian is None
-        or endian.value != "little"
-    ):
+    described: list[_Codec] = [codec.to_dict() for codec in codecs]
+    if [codec["name"] for codec in described] != ["sharding_indexed"]:
+        return described, outer, None
+    sharding = described[0]["configuration"]
+    index = list(sharding["index_codecs"])
+    names = [codec["name"] for codec in index]
+    if names not in (["bytes"], ["bytes", "crc32c"]) or _endian(index[0]) != "little":
         return None, outer, None
-    chunks = tuple(sharding.chunk_shape)
+    chunks = tuple(sharding["chunk_shape"])
     grid = tuple(o // c for o, c in zip(outer, chunks))
-    at_end = sharding.index_location.value == "end"
-    return sharding.codecs, chunks, _Shards(grid, at_end, len(names) == 2)
+    at_end = sharding["index_location"] == "end"
+    return list(sharding["codecs"]), chunks, _Shards(grid, at_end, len(names) == 2)
 
 
-def _decoder_v3(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype) -> _Decoder | None:
+def _decoder_v3(codecs: Sequence[_Codec], chunks: tuple[int, ...], dtype: np.dtype) -> _Decoder | None:
     shape, axes = chunks, tuple(range(len(chunks)))
-    names: list[str] = []
+    steps: list[BytesDecoder] = []
     for codec in codecs:
-        name = type(codec).__name__
-        if name == "TransposeCodec" and not names:
-            shape = tuple(shape[axis] for axis in codec.order)
-            axes = tuple(codec.order.index(axis) for axis in axes)
-        elif name == "BytesCodec":
-            endian = codec.endian.value if codec.endian else "little"
-            dtype = dtype.newbyteorder(">" if endian == "big" else "<")
-        elif name in _BYTES_CODECS:
-            names.insert(0, _BYTES_CODECS[name])
+        name = codec["name"]
+        if name == "transpose" and not steps:
+            order = list(codec["configuration"]["order"])
+            shape = tuple(shape[axis] for axis in order)
+            axes = tuple(order.index(axis) for axis in axes)
+        elif name == "bytes":
+            dtype = dtype.newbyteorder(">" if _endian(codec) == "big" else "<")
+        elif name == "crc32c":
+            steps.insert(0, _verify_checksum)
+        elif name in _COMPRESSORS:
+            steps.insert(0, _numcodec(name))
         else:
             return None
-    steps = tuple(_verify_checksum if name == "crc32c" else _numcodec(name) for name in names)
-    return _Decoder(tuple(names), steps, dtype, shape, axes)
+    return _Decoder(tuple(steps), dtype, shape, axes)
+
+
+def _endian(codec: _Codec) -> str:
+    return codec.get("configuration", {}).get("endian", "little")
 
 
 def _numcodec(name: str) -> BytesDecoder:
@@ -320,37 +285,13 @@ def _verify_checksum(data: bytes) -> bytes:
     return body
 
 
-_BYTES_CODECS = {"BloscCodec": "blosc", "ZstdCodec": "zstd", "GzipCodec": "gzip", "Crc32cCodec": "crc32c"}
-
-_SCRATCH = threading.local()
-
-
-def _read_into_scratch(descriptor: int, length: int, start: int) -> Any:
-    """Read a part of a file into memory that the thread's next read overwrites, and that is in its caches."""
-    if length > _LARGEST_SCRATCH:
-        return _read_at(descriptor, length, start)
-    scratch = getattr(_SCRATCH, "view", None)
-    if scratch is None or len(scratch) < length:
-        scratch = _SCRATCH.view = memoryview(bytearray(length + length // 4))
-    found = 0
-    while found < length:
-        more = os.preadv(descriptor, [scratch[found:length]], start + found)
-        if not more:
-            raise _ends_early(found, length)
-        found += more
-    return scratch[:length]
-
-
 def _read_at(descriptor: int, length: int, start: int) -> bytes:
     """Read all of a part of a file; the system gives at most 2 GiB at once."""
-    data = os.pread(descriptor, length, start)
+    os.lseek(descriptor, start, os.SEEK_SET)  # not `pread`, which Windows lacks
+    data = os.read(descriptor, length)
     while len(data) < length:
-        more = os.pread(descriptor, length - len(data), start + len(data))
+        more = os.read(descriptor, length - len(data))
         if not more:
-            raise _ends_early(len(data), length)
+            raise ValueError(f"ends after {len(data)} of {length} bytes")
         data += more
     return data
-
-
-def _ends_early(found: int, length: int) -> ValueError:
-    return ValueError(f"ends after {found} of {length} bytes")
