@@ -2,9 +2,9 @@
 """Time reading patches of zarr, TIFF and NIfTI volumes against the libraries that define the formats.
 
 References, each in the same run on the same patches. Of zarr arrays: zarr-python's slicing, and TensorStore where
-it is installed. Of others: tifffile's zarr view of a TIFF stack, nibabel's slicing of a `.nii`. "Cold" empties the
-cache of decoded blocks before each patch (TensorStore has none); "warm" keeps it, as training does, with the same
-bound for both. zarr-python has no such cache. One thread; CPU seconds, medians of rounds.
+it is installed. Of others: tifffile's zarr view of a TIFF stack, nibabel's slicing of a `.nii`. "Cold" stores no
+decoded blocks; "warm" does, as training does, with the same bound for ours and TensorStore, once all patches were read.
+zarr-python has no such cache. One thread; CPU seconds, medians of rounds in which the readers take turns.
 
 At the end a process that has read by TensorStore forks, as a data loader does on Linux, and the child reads as well.
 
@@ -72,22 +72,15 @@ def main() -> None:
 
 def compare_zarr(folder: Path, array: np.ndarray, patches: list[Region], rounds: int) -> None:
     """Print a row for each kind of zarr array: zarr-python, TensorStore and ours."""
-    columns = ("zarr", "TensorStore", "warm", "ours", "warm")
+    columns = ("zarr", "ours", "warm", *(("TensorStore", "warm") if tensorstore else ()))
     print(f"{'chunks of 64^3':26s}" + "".join(f"{name:>12s}" for name in columns))
     for name, path in zarr_arrays(folder, array):
         volume = open_volume(path)
         plain = zarr.open(path, mode="r").__getitem__
         np.testing.assert_array_equal(volume.read(patches[0])[0], plain(patches[0]))
-        rates = [rate(plain, patches, rounds, cold=False)]
-        for kept in (0, DEFAULT_BYTES):
-            if tensorstore is None:
-                rates.append(float("nan"))
-                continue
-            read = open_tensorstore(path, kept)
-            np.testing.assert_array_equal(read(patches[0]), plain(patches[0]))
-            rates.append(rate(read, patches, rounds, cold=False))
-        rates += [rate(volume.read, patches, rounds, cold=cold) for cold in (True, False)]
-        print(f"{name:26s}" + "".join(f"{value:12.0f}" for value in rates))
+        readers = [(plain, 0), (volume.read, 0), (volume.read, DEFAULT_BYTES)]
+        readers += [(open_tensorstore(path, cached), 0) for cached in (0, DEFAULT_BYTES) if tensorstore]
+        print(f"{name:26s}" + "".join(f"{value:12.0f}" for value in rates(readers, patches, rounds)))
     if tensorstore is not None and hasattr(os, "fork"):
         print(f"TensorStore in a process that was forked: {read_in_fork(path, patches[0])}")
 
@@ -110,17 +103,17 @@ def zarr_arrays(folder: Path, array: np.ndarray) -> Iterator[tuple[str, Path]]:
             yield name, folder / f"{name}.zarr"
 
 
-def open_tensorstore(path: Path, kept: int) -> Reader:
-    """Return TensorStore's reader of a zarr array, with one thread and `kept` bytes of decoded chunks."""
+def open_tensorstore(path: Path, cached: int) -> Reader:
+    """Return TensorStore's reader of a zarr array, with one thread and a cache of `cached` bytes."""
     context = {
         "data_copy_concurrency": {"limit": 1},
         "file_io_concurrency": {"limit": 1},
-        "cache_pool": {"total_bytes_limit": kept},
+        "cache_pool": {"total_bytes_limit": cached},
     }
     spec = {
         "driver": "zarr3" if (path / "zarr.json").is_file() else "zarr",
         "kvstore": {"driver": "file", "path": str(path)},
-        # Otherwise it asks the system about every chunk that it has: what was written stays as it is here.
+        # Faster: it does not ask the system whether a chunk in the cache has changed since. Ours always asks.
         "recheck_cached_data": False,
     }
     store = tensorstore.open(spec, read=True, context=tensorstore.Context(context)).result()
@@ -143,9 +136,8 @@ def compare_others(folder: Path, array: np.ndarray, patches: list[Region], round
     for name, path, reference in other_volumes(folder, array):
         volume = open_volume(path)
         np.testing.assert_array_equal(volume.read(patches[0])[0], reference(patches[0]))
-        base = rate(reference, patches, rounds, cold=False)
-        cold = rate(volume.read, patches, rounds, cold=True)
-        warm = rate(volume.read, patches, rounds, cold=False)
+        readers = [(reference, 0), (volume.read, 0), (volume.read, DEFAULT_BYTES)]
+        base, cold, warm = rates(readers, patches, rounds)
         print(f"{name:26s}{base:12.0f}{cold:12.0f}{warm:12.0f}   ({cold / base:.1f}, {warm / base:.1f})")
 
 
@@ -166,19 +158,27 @@ def other_volumes(folder: Path, array: np.ndarray) -> Iterator[tuple[str, Path, 
     yield "NIfTI", path, lambda region: np.asarray(proxy[region[::-1]]).T
 
 
-def rate(read: Reader, patches: list[Region], rounds: int, *, cold: bool) -> float:
-    """Return patches per CPU second, the median of rounds after one to warm up."""
-    seconds = []
-    for _ in range(rounds + 1):
-        spent = 0.0
-        for patch in patches:
-            if cold:
-                BLOCKS.clear()
+def rates(readers: list[tuple[Reader, int]], patches: list[Region], rounds: int) -> list[float]:
+    """Return patches per CPU second of readers, medians of rounds; a round runs one reader after the other.
+
+    Args:
+        readers: each with the bytes of decoded blocks that our cache may hold. (To empty a large cache before each
+            patch would measure how the C library returns memory to the system and gets it again.)
+        patches: what is read; once before the clock starts.
+        rounds: number of rounds.
+    """
+    seconds: list[list[float]] = [[] for _ in readers]
+    for _ in range(rounds):
+        for (read, cached), spent in zip(readers, seconds):
+            BLOCKS.clear()
+            BLOCKS.resize(cached)
+            for patch in patches:
+                read(patch)
             start = time.process_time()
-            read(patch)
-            spent += time.process_time() - start
-        seconds.append(spent)
-    return len(patches) / statistics.median(seconds[1:])
+            for patch in patches:
+                read(patch)
+            spent.append(time.process_time() - start)
+    return [len(patches) / statistics.median(spent) for spent in seconds]
 
 
 if __name__ == "__main__":

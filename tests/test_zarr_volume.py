@@ -617,6 +617,29 @@ def test_read_in_another_process(tmp_path, method):
     child.join()
 
 
+@pytest.mark.parametrize("codec", ["zstd", "blosc", "left to zarr", "sharded"])
+def test_a_forked_process_decodes_after_its_parent_did(tmp_path, codec):
+    """As the workers of a data loader do, whose parent has read the labels."""
+    from zarr.codecs import BloscCodec, ZstdCodec, numcodecs
+
+    array = random_array((64, 64, 128))
+    compressors = {"blosc": BloscCodec(cname="lz4"), "left to zarr": numcodecs.LZ4()}.get(codec, ZstdCodec())
+    shards = (64, 64, 128) if codec == "sharded" else None
+    zarr.create_array(
+        tmp_path / "a.zarr", data=array, chunks=(64, 64, 64), compressors=compressors, shards=shards
+    )
+    volume = open_volume(tmp_path / "a.zarr")
+    everything(volume)
+    BLOCKS.clear()  # the child would find its parent's chunks
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_sum_in_child, args=(volume, queue))
+    child.start()
+    assert queue.get(timeout=60) == int(array.sum())
+    child.join()
+    assert child.exitcode == 0
+
+
 def test_cache_is_bounded(tmp_path):
     array = random_array((64, 64, 64), "u1")
     zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(16, 16, 16))

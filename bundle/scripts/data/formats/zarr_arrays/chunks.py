@@ -2,7 +2,8 @@
 
 zarr-python schedules every chunk on an event loop, which costs more than decoding 64 x 64 x 64 bytes. Patches
 are read by workers that run beside each other already, so here a chunk is one `open`, one `read` and one call
-of its codec. What this module does not know (other stores, grids or codecs) is left to zarr.
+of its codec: with chunks of 64 x 64 x 64, 1.7 to 10 times as fast as zarr's slicing (benchmarks/volume_reading.py).
+A process that has read may fork. What this module does not know (other stores, grids or codecs) is left to zarr.
 """
 
 from __future__ import annotations
