@@ -141,7 +141,7 @@ def test_classes_that_the_prediction_cannot_have_are_one_line(tmp_path):
     pred = np.zeros((4, 12, 16), np.uint8)
     pred[1], pred[2] = 1, 2
     truth = np.arange(4 * 12 * 16, dtype=np.uint16).reshape(4, 12, 16)
-    expected = r"a_ink.tif: expected classes 0 to 2, .*found 767; give --instances ink"
+    expected = r"a_ink.tif: expected classes 0 to 254, found 767; give .* or --instances ink where"
     with pytest.raises(VolumenError, match=expected):
         compare(tmp_path, pred, truth)
 

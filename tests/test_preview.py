@@ -279,4 +279,4 @@ def test_stripes_are_explained_where_there_are_any(shape):
     assert not added[:, :30].any()
     assert not added[:, -40 if len(shape) == 3 else -14 :].any()
     tones = {tuple(colour) for colour in heads[1].reshape(-1, 3)}
-    assert {(int(colours.UNKNOWN),) * 3, (int(colours.UNKNOWN_STRIPE),) * 3} <= tones
+    assert {(int(colours.INVALID),) * 3, (int(colours.INVALID_STRIPE),) * 3} <= tones

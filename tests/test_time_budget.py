@@ -336,7 +336,7 @@ def test_a_budget_with_too_few_steps_says_that_the_model_will_be_weak_and_what_w
     assert told.startswith("time budget 3m20s allows 166 steps where 624 are enough: expect a weak model.")
     # 200 s * 624 / 166 = 751.8 s.
     assert f"About {format_duration(751.8)} on this machine" in told
-    monkeypatch.setattr(fit, "_settle", lambda *given: {"tr_config": {}, "model_config": {}})
+    monkeypatch.setattr(fit, "_resolve", lambda *given: {"tr_config": {}, "model_config": {}})
     for steps, warns in ((166, True), (624, False)):
         monkeypatch.setattr(fit, "_measure_all", lambda *given, n=steps: [measured(2_430_000, 1.0, n)])
         caplog.clear()
