@@ -515,7 +515,10 @@ def test_groups_that_are_no_image(tmp_path):
     group = zarr.open_group(tmp_path / "two.zarr", mode="w")
     for name in ("a", "b"):
         group.create_array(name, shape=(4, 4), dtype="u1")
-    with pytest.raises(VolumenError, match=r"two\.zarr: expected one array .*, found a group of several: a, b; give the path of one"):
+    with pytest.raises(
+        VolumenError,
+        match=r"two\.zarr: expected one array .*, found 2 arrays: a, b; give the path of one",
+    ):
         open_volume(tmp_path / "two.zarr")
     zarr.open_group(tmp_path / "plate.zarr", mode="w", attributes={"plate": {}})
     with pytest.raises(VolumenError, match=r"expected an image, found an OME-Zarr plate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,6 +51,18 @@ def cells_in_ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
         (M, D) indices in lexicographic order.
     """
     some = (last >= first).all(axis=1)
-    first, last = first[some], last[some]
-    steps = itertools.product(*(range(int(most) + 1) for most in (last - first).max(axis=0, initial=0)))
-    return np.unique(np.concatenate([np.minimum(first + np.array(step), last) for step in steps]), axis=0)
+    # Many boxes are alike, as of small tiles in large cells.
+    boxes = np.unique(np.concatenate([first[some], last[some]], axis=1), axis=0)
+    first, last = np.split(boxes, 2, axis=1)
+    most = (last - first).max(axis=0, initial=0) + 1
+    if math.prod(int(n) for n in most) > len(first):
+        # Few boxes, or large ones: box by box.
+        ranges = [
+            [np.arange(a, b + 1) for a, b in zip(low, high)]
+            for low, high in zip(first.tolist(), last.tolist())
+        ]
+        parts = [np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes)) for axes in ranges]
+    else:
+        steps = itertools.product(*(range(int(n)) for n in most))
+        parts = [np.minimum(first + np.array(step), last) for step in steps]
+    return np.unique(np.concatenate([first[:0], *parts]), axis=0)
