@@ -24,6 +24,7 @@ from volumen.data.validity import (
     refuse_negative,
     without_ignored,
 )
+from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import image_paths, is_stack, volume_name
 from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
 from volumen.inference.output.ome_zarr import find_target
@@ -50,46 +51,6 @@ WHITE = 255
 RESAMPLES = 2000
 MOST_NAMED = 10
 """So many names of what is missing are told; all are in `metrics.json`."""
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What to score.
-
-    Args:
-        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`, or of the
-            slices of one volume.
-        labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
-            a single prediction, also as a folder of its slices.
-        output: folder of the report.
-        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where above 0; of a single image also
-            one mask of any name, or its slices. None: `masks` beside `labels`.
-        targets: targets to score; None for all that have labels.
-        metrics: dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge;
-            None for all that make sense.
-        tolerance: of the surface Dice in units of the spacing; None for one voxel.
-        threshold: probability from which on a voxel is foreground.
-        spacing: voxel size; None for that of the predictions or labels.
-        worst: cases with pictures in the report.
-        seed: of the bootstrap.
-        instances: targets whose predictions number instances; those of `--instances`, and label maps with more than
-            255 values, are known.
-        ignore_label: label value that means unknown; None: as the record of a prediction says.
-    """
-
-    predictions: str
-    labels: str
-    output: str
-    masks: str | None = None
-    targets: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] | None = None
-    tolerance: float | None = None
-    threshold: float = 0.5
-    spacing: tuple[float, ...] | None = None
-    worst: int = 3
-    seed: int = 0
-    instances: tuple[str, ...] = ()
-    ignore_label: int | None = None
 
 
 @dataclass(frozen=True)
