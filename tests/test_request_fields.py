@@ -80,6 +80,14 @@ def test_every_field_is_described_and_its_default_told(cls):
             assert said.endswith(f"(default: {item.default})")
 
 
+@pytest.mark.parametrize("cls", [PredictRequest, EvaluateRequest])
+def test_help_lists_every_field(cls):
+    _, _, listed = cls.__doc__.partition("Args:\n")
+    assert [line.strip().partition(": ")[0] for line in listed.splitlines()] == [
+        item.name for item in fields(cls)
+    ]
+
+
 def test_inference_yaml_holds_every_setting_with_its_default():
     """With the keys of the section, which is less the checkpoint's, and nothing that is no field."""
     shipped = section_of("inference")

@@ -6,12 +6,14 @@ A description is one sentence. After it `; null: ...` says what None means, `; f
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+T = TypeVar("T")
 _MEANING = re.compile("; (?:null|false|empty): ")
 
 
@@ -91,6 +93,13 @@ def setting_fields(cls: type) -> Iterator[SettingField]:
         if described is not None:
             key = item.name if source is None else source.key
             yield SettingField(item.name, key, plain_hint(hints[item.name]), default_of(item), described)
+
+
+def document_fields(cls: type[T]) -> type[T]:
+    """Add the described fields to a dataclass's docstring, for `help()`."""
+    lines = [f"    {item.name}: {item.described.text}" for item in setting_fields(cls)]
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *lines])
+    return cls
 
 
 def plain_hint(hint: Any) -> Any:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from volumen.config.described import Described
+from volumen.config.described import Described, document_fields
 
 
+@document_fields
 @dataclass(frozen=True)
 class EvaluateRequest:
     """What to score, and how.

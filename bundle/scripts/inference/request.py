@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from volumen.config.described import Described, FromKey
+from volumen.config.described import Described, FromKey, document_fields
 from volumen.config.prediction import HOW, RESULT, WHAT, InferenceConfig, PredictionSettings
 from volumen.inference.rules import InstanceRules
 
@@ -21,6 +21,7 @@ OpenBox = tuple[tuple[int | None, int | None], ...]
 SEVERAL = "several processes or machines (needs volumen[dask])"
 
 
+@document_fields
 @dataclass(frozen=True)
 class PredictRequest(PredictionSettings):
     """What to predict, where, and how: the fields here, and those of `PredictionSettings` as keywords.
