@@ -21,6 +21,7 @@ PLACES = {
 """Where a record holds a setting that is not under its own name."""
 RECORDED_ELSEWHERE = ("mask", "amp")
 """Settings of which a record holds what they led to: the mask's content, the precision of the device."""
+_ABSENT = object()
 
 
 def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,14 +32,14 @@ def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
             the checkpoint or that another version of the program knew.
     """
     field_of_key = {item.key: item.name for item in setting_fields(PredictRequest)}
-    fields: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for key, value in section.items():
         name = field_of_key.get(key, key)
         if value is not None and name in PredictRequest.__dataclass_fields__:
-            fields[name] = tuple(value) if isinstance(value, list) else value
-    if "instances" in fields:
-        fields["instances"] = read_rules(fields["instances"])
-    return fields
+            given[name] = tuple(value) if isinstance(value, list) else value
+    if "instances" in given:
+        given["instances"] = read_rules(given["instances"])
+    return given
 
 
 def recorded_settings(request: PredictionSettings) -> dict[str, Any]:
@@ -63,9 +64,6 @@ def settings_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
         if place is not _ABSENT:
             settings[name] = tuple(place) if isinstance(place, list) else place
     return settings
-
-
-_ABSENT = object()
 
 
 def _recorded_names() -> list[str]:
