@@ -14,8 +14,8 @@ from prediction import save_checkpoint
 
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.derived.derivation import derive_target
-from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.derived_truth import DerivedTruth
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest
