@@ -309,6 +309,9 @@ def test_instances_are_not_taken_for_classes(tmp_path):
         _ = config.targets
 
 
+TASK = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
+
+
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
@@ -318,6 +321,13 @@ def test_instances_are_not_taken_for_classes(tmp_path):
         ({"ink": {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "MaskedMSELoss"}]}}, ["labelled target's"]),
         ({"d": "distance_transform"}, ["auxiliary_tasks.d", "expected a mapping with type and source_target"]),
         ({"n": {"type": "surface_normals", "source_target": "ink", "out_channels": 2, "losses": [{"name": "MaskedMSELoss"}]}}, ["3 for surface_normals"]),
+        ({"d": {**TASK, "source_target": ["ink"]}}, ["auxiliary_tasks.d.source_target", "found ['ink']"]),
+        ({"d": {**TASK, "source_target": "ink", "losses": [{"name": "MaskedMSELoss", "wieght": 1}]}}, ["auxiliary_tasks.d.losses[0].wieght", "did you mean weight?"]),
+        ({"d": {**TASK, "source_target": "ink", "loss_weight": -1}}, ["auxiliary_tasks.d.loss_weight", "a number of at least 0"]),
+        ({"d": {**TASK, "source_target": "ink", "loss_wieght": 1}}, ["auxiliary_tasks.d.loss_wieght", "did you mean loss_weight?"]),
+        ({"d": {**TASK, "source_target": "ink", "loss_weight": 1, "weight": 2}}, ["loss_weight and weight contradict each other"]),
+        ({"d": {**TASK, "source_target": "ink", "channels": 1, "out_channels": 2}}, ["auxiliary_tasks.d"]),
+        ({"d": {**TASK, "source_target": "ink", "separate_decoder": "maybe"}}, ["auxiliary_tasks.d.separate_decoder", "true or false"]),
     ],
 )  # fmt: skip
 def test_an_auxiliary_task_that_cannot_train_is_refused(tmp_path, tasks, words):
@@ -419,7 +429,6 @@ def test_a_resumed_run_keeps_its_split(tmp_path, caplog):
     assert config("new", tr_val_split=0.5, seed=3).split != first.split
 
 
-TASK = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
 CHANGES = {
     "tr_setup": {
         "seed": 3,
