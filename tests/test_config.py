@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,8 +13,9 @@ from data_folders import ball, image_of, shells, write_tiff_folder
 
 from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment
 from volumen.config.manager import ConfigManager
-from volumen.config.sections import SECTIONS, TargetConfig
+from volumen.config.sections import SECTIONS, ModelConfig, TargetConfig, TrainingConfig
 from volumen.config.targets import make_target
+from volumen.data.sampling.split import Split
 from volumen.losses.multitask import MultiTaskLoss
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
@@ -471,8 +472,19 @@ def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_
         )
 
     answers = {
-        name for name, value in vars(ConfigManager).items() if isinstance(value, cached_property)
+        name
+        for part in ConfigManager.__mro__
+        for name, value in vars(part).items()
+        if isinstance(value, cached_property | property) and not name.startswith("__")
     } - OF_THE_DATA
+    assert {
+        "plan",
+        "split",
+        "targets",
+        "network_config",
+        "_sampled_intensities",
+        "labelled_profiles",
+    } <= answers
     config = asked(patch)
     for name in answers:
         getattr(config, name)
@@ -487,6 +499,34 @@ def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_
     )
     for name in answers:
         np.testing.assert_equal(_comparable(getattr(variant, name)), _comparable(expected[name]), name)
+
+
+def test_a_configuration_never_changes_and_its_variants_share_the_opened_data(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16, 16))}})
+    config = ConfigManager(dataset_dir=str(tmp_path), device="cpu")
+    for name in ("tr_config", "split", "cases", "device", "a_new_name"):
+        with pytest.raises(FrozenInstanceError, match=name):
+            setattr(config, name, None)
+    variant = config.variant(tr_config=replace(config.tr_config, patch_size=[8, 8, 8]))
+    assert (config.patch_size, variant.patch_size) == ((16, 16, 16), (8, 8, 8))
+    assert variant.cases is config.cases
+    assert variant.label_readings is config.label_readings
+    assert variant.run_device is config.run_device
+    split = Split({"a": [((0, 8),) * 3]}, {}, 1.0, 0)
+    assert config.variant(split=split).variant(tr_config=config.tr_config).split is split
+    assert config.split is not split
+
+
+def test_a_section_may_be_its_dataclass():
+    settings = TrainingConfig(batch_size=4)
+    config = ConfigManager(tr_config=settings, model_config=ModelConfig())
+    plain = ConfigManager(tr_config={"batch_size": 4})
+    assert config.tr_config == plain.tr_config
+    assert config.tr_config.initial_lr == 1e-3
+    assert config.given == plain.given
+    assert config.given["tr_config"] == {"batch_size"}
+    settled = ConfigManager(tr_config=replace(config.tr_config, batch_size=8), given=config.given)
+    assert settled.given == config.given
 
 
 def _comparable(value):

@@ -1,7 +1,7 @@
 """The experiment's sections as frozen dataclasses: every key with its type, default, range and effect.
 
 The documentation's table of keys is generated from the descriptions here. Types and ranges are checked by
-pydantic; unknown keys are handled before by `volumen.config.manager`, which names the closest known one.
+pydantic; unknown keys are handled before by `volumen.config.validation`, which names the closest known one.
 """
 
 from __future__ import annotations
