@@ -527,6 +527,8 @@ def test_a_section_may_be_its_dataclass():
     assert config.given["tr_config"] == {"batch_size"}
     settled = ConfigManager(tr_config=replace(config.tr_config, batch_size=8), given=config.given)
     assert settled.given == config.given
+    with pytest.raises(VolumenError, match="tr_setup: expected a mapping of keys to values"):
+        ConfigManager(tr_setup=settings)
 
 
 def _comparable(value):

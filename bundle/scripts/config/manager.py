@@ -18,6 +18,7 @@ from volumen.config.experiment import RunDevice
 from volumen.config.experiment_file import SECTION_NAMES, check_section_names, refuse_code
 from volumen.config.experiment_training import ExperimentTraining
 from volumen.config.sections import (
+    SECTIONS,
     DatasetConfig,
     InferenceConfig,
     ModelConfig,
@@ -92,11 +93,7 @@ class ConfigManager(ExperimentTraining):
         )
         tasks, origin, device = reveal(auxiliary_tasks), reveal(origin), reveal(device)
         dataset_dir, output_dir = reveal(dataset_dir), reveal(output_dir)
-        plain = {
-            name: section
-            for name, section in sections.items()
-            if not hasattr(section, "__dataclass_fields__")
-        }
+        plain = {name: values for name, values in sections.items() if not isinstance(values, SECTIONS[name])}
         check_section_names({**plain, "auxiliary_tasks": tasks}, origin)
         refuse_code({**plain, "auxiliary_tasks": tasks}, origin)
         checked = check_sections(sections, origin)
