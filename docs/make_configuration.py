@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from volumen.config.described import Described, setting_fields  # noqa: E402
-from volumen.config.sections import ALIASES, RETIRED, SECTIONS, LossSpec, TargetConfig  # noqa: E402
+from volumen.config.sections import (  # noqa: E402
+    ALIASES,
+    RETIRED,
+    SECTIONS,
+    AuxiliaryTaskConfig,
+    LossSpec,
+    TargetConfig,
+)
 
 INTRODUCTION = """# Configuration
 
@@ -35,16 +42,7 @@ TASKS = """
 
 Targets derived from labels, by name: [what each type computes](targets.md). Keys of every task:
 
-| key | type | default | effect |
-| --- | --- | --- | --- |
-| `type` | text | required | What is derived, a type of the table below. |
-| `source_target` | text | required | The labelled target that it is derived from. |
-| `losses` | list of LossSpec | required | Losses, at least one. |
-| `loss_weight` | number, at least 0 | `1.0` | Weight in the total; `weight` means the same. |
-| `separate_decoder` | true or false or null | `null` | A decoder of its own; null: as `separate_decoders`. |
-| `ds_interpolation` | `nearest`, `linear` or null | `null` | Downsampling under deep supervision; null: linear. |
-| `classes` | list of integer or null | `null` | Class numbers that count as foreground; null: all above 0. |
-| `out_channels` | integer or null | `null` | By the type; another number is refused. `channels` means the same. |
+{common}
 
 Keys of the types:
 
@@ -132,16 +130,22 @@ def page() -> str:
 def section(title: str, cls: type, name: str = "") -> str:
     """Return a section's heading, its one-line description and the table of its keys."""
     said = (cls.__doc__ or "").strip().splitlines()[0]
-    lines = [f"## {title}", "", said, "", "| key | type | default | effect |", "| --- | --- | --- | --- |"]
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for item in fields(cls):
-        type_text, effect = describe(hints[item.name])
-        lines.append(f"| `{item.name}` | {type_text} | {default(item)} | {effect} |")
+    lines = [f"## {title}", "", said, "", *table(cls)]
     for old, new in ALIASES.get(name, {}).items():
         lines.append(f"| `{old}` | | | The same as `{new}`. |")
     for old, advice in RETIRED.get(name, {}).items():
         lines.append(f"| `{old}` | | | Loads with a warning, without effect: {advice}. |")
     return "\n".join(lines) + "\n"
+
+
+def table(cls: type) -> list[str]:
+    """Return the lines of the table of a dataclass's keys."""
+    lines = ["| key | type | default | effect |", "| --- | --- | --- | --- |"]
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for item in fields(cls):
+        type_text, effect = describe(hints[item.name])
+        lines.append(f"| `{item.name}` | {type_text} | {default(item)} | {effect} |")
+    return lines
 
 
 def describe(hint: Any) -> tuple[str, str]:
@@ -231,7 +235,7 @@ def tasks() -> str:
             kind = ", ".join(f"`{choice}`" for choice in task.choices.get(key, ())) or kind
             rows.append(f"| {first} | `{key}` | {kind} | `{'null' if value is None else value}` | {effect} |")
             first = " | "
-    return TASKS + "\n".join(rows) + "\n"
+    return TASKS.format(common="\n".join(table(AuxiliaryTaskConfig))) + "\n".join(rows) + "\n"
 
 
 def requests() -> str:

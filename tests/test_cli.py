@@ -213,6 +213,17 @@ def test_an_overlay_with_settings_is_refused(folder, tmp_path, capsys):
     assert "--config-path" in line
 
 
+@pytest.mark.parametrize(
+    "key", ["train#preprocessing#transforms#2#classes", "train::preprocessing::transforms::2::classes"]
+)
+def test_an_overlay_inside_a_copy_is_refused(folder, tmp_path, capsys, key):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(f'"{key}": {{}}\n')
+    line = refused(capsys, folder, tmp_path / "out", "--config-file", str(overlay))
+    assert "train#preprocessing#transforms#2 is a copy of patch_transforms#classes" in line
+    assert "change patch_transforms#classes#classes, for training and validation" in line
+
+
 def test_no_process_is_told(folder, tmp_path, capsys):
     assert main(["train", "-i", str(folder), "-o", str(tmp_path / "out"), "--nproc", "0"]) == 2
     assert "--nproc: expected at least 1, found 0" in capsys.readouterr().err

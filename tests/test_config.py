@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,8 +13,9 @@ from data_folders import ball, image_of, shells, write_tiff_folder
 
 from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment
 from volumen.config.manager import ConfigManager
-from volumen.config.sections import SECTIONS, TargetConfig
+from volumen.config.sections import SECTIONS, ModelConfig, TargetConfig, TrainingConfig
 from volumen.config.targets import make_target
+from volumen.data.sampling.split import Split
 from volumen.losses.multitask import MultiTaskLoss
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
@@ -309,6 +310,9 @@ def test_instances_are_not_taken_for_classes(tmp_path):
         _ = config.targets
 
 
+TASK = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
+
+
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
@@ -318,6 +322,13 @@ def test_instances_are_not_taken_for_classes(tmp_path):
         ({"ink": {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "MaskedMSELoss"}]}}, ["labelled target's"]),
         ({"d": "distance_transform"}, ["auxiliary_tasks.d", "expected a mapping with type and source_target"]),
         ({"n": {"type": "surface_normals", "source_target": "ink", "out_channels": 2, "losses": [{"name": "MaskedMSELoss"}]}}, ["3 for surface_normals"]),
+        ({"d": {**TASK, "source_target": ["ink"]}}, ["auxiliary_tasks.d.source_target", "found ['ink']"]),
+        ({"d": {**TASK, "source_target": "ink", "losses": [{"name": "MaskedMSELoss", "wieght": 1}]}}, ["auxiliary_tasks.d.losses[0].wieght", "did you mean weight?"]),
+        ({"d": {**TASK, "source_target": "ink", "loss_weight": -1}}, ["auxiliary_tasks.d.loss_weight", "a number of at least 0"]),
+        ({"d": {**TASK, "source_target": "ink", "loss_wieght": 1}}, ["auxiliary_tasks.d.loss_wieght", "did you mean loss_weight?"]),
+        ({"d": {**TASK, "source_target": "ink", "loss_weight": 1, "weight": 2}}, ["loss_weight and weight contradict each other"]),
+        ({"d": {**TASK, "source_target": "ink", "channels": 1, "out_channels": 2}}, ["auxiliary_tasks.d"]),
+        ({"d": {**TASK, "source_target": "ink", "separate_decoder": "maybe"}}, ["auxiliary_tasks.d.separate_decoder", "true or false"]),
     ],
 )  # fmt: skip
 def test_a_derived_target_that_cannot_train_is_refused(tmp_path, tasks, words):
@@ -419,7 +430,6 @@ def test_a_resumed_run_keeps_its_split(tmp_path, caplog):
     assert config("new", tr_val_split=0.5, seed=3).split != first.split
 
 
-TASK = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
 CHANGES = {
     "tr_setup": {
         "seed": 3,
@@ -462,8 +472,19 @@ def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_
         )
 
     answers = {
-        name for name, value in vars(ConfigManager).items() if isinstance(value, cached_property)
+        name
+        for part in ConfigManager.__mro__
+        for name, value in vars(part).items()
+        if isinstance(value, cached_property | property) and not name.startswith("__")
     } - OF_THE_DATA
+    assert {
+        "plan",
+        "split",
+        "targets",
+        "network_config",
+        "_sampled_intensities",
+        "labelled_profiles",
+    } <= answers
     config = asked(patch)
     for name in answers:
         getattr(config, name)
@@ -478,6 +499,36 @@ def test_a_variant_answers_like_a_configuration_of_its_own_and_reads_the_labels_
     )
     for name in answers:
         np.testing.assert_equal(_comparable(getattr(variant, name)), _comparable(expected[name]), name)
+
+
+def test_a_configuration_never_changes_and_its_variants_share_the_opened_data(tmp_path):
+    write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16, 16))}})
+    config = ConfigManager(dataset_dir=str(tmp_path), device="cpu")
+    for name in ("tr_config", "split", "cases", "device", "a_new_name"):
+        with pytest.raises(FrozenInstanceError, match=name):
+            setattr(config, name, None)
+    variant = config.variant(tr_config=replace(config.tr_config, patch_size=[8, 8, 8]))
+    assert (config.patch_size, variant.patch_size) == ((16, 16, 16), (8, 8, 8))
+    assert variant.cases is config.cases
+    assert variant.label_readings is config.label_readings
+    assert variant.run_device is config.run_device
+    split = Split({"a": [((0, 8),) * 3]}, {}, 1.0, 0)
+    assert config.variant(split=split).variant(tr_config=config.tr_config).split is split
+    assert config.split is not split
+
+
+def test_a_section_may_be_its_dataclass():
+    settings = TrainingConfig(batch_size=4)
+    config = ConfigManager(tr_config=settings, model_config=ModelConfig())
+    plain = ConfigManager(tr_config={"batch_size": 4})
+    assert config.tr_config == plain.tr_config
+    assert config.tr_config.initial_lr == 1e-3
+    assert config.given == plain.given
+    assert config.given["tr_config"] == {"batch_size"}
+    settled = ConfigManager(tr_config=replace(config.tr_config, batch_size=8), given=config.given)
+    assert settled.given == config.given
+    with pytest.raises(VolumenError, match="tr_setup: expected a mapping of keys to values"):
+        ConfigManager(tr_setup=settings)
 
 
 def _comparable(value):

@@ -83,9 +83,9 @@ def test_both_train_the_same_network_and_resume_exactly(data, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "device"), list(itertools.product([True, False, "auto"], ["cpu", "cuda"]))
 )
-def test_what_is_derived_where(data, tmp_path, setting, device):
+def test_what_is_derived_where(data, tmp_path, setting, device, monkeypatch):
     config = configured(data, tmp_path, tr_config={"derive_on_device": setting})
-    config.__dict__["device"] = torch.device(device)
+    monkeypatch.setattr("volumen.utils.device.choose_device", lambda _: torch.device(device))
     there = setting is True or (setting == "auto" and device == "cuda")
     assert set(config.device_tasks) == ({"distance", "normals"} if there else set())
     # Shape descriptors cannot be derived for a batch.

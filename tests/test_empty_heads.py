@@ -72,7 +72,7 @@ def test_a_head_without_a_valid_voxel_is_empty_and_warned_of_once(tmp_path, capl
     places = {"dataset_dir": str(data), "output_dir": str(tmp_path / "out"), "device": "cpu"}
     config = ConfigManager(**sections, **places)
     box = [whole_box(ones.shape)]
-    config.use_split(Split({"v0": box}, {"v1": box}, 0.5, 0))
+    config = config.variant(split=Split({"v0": box}, {"v1": box}, 0.5, 0))
     training_objects(config).get_parsed_content("train#trainer").run()
     rows = list(csv.DictReader((tmp_path / "out" / "model" / "metrics.csv").open()))
     assert len(rows) == 2

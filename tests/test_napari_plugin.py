@@ -138,7 +138,7 @@ def test_the_fields_are_settings_that_the_program_takes(tmp_path, viewer):
     form = TrainingForm(str(tmp_path), epochs=3, patch_size="16, 16,16", also=("distance", "normals"))
     config = ConfigManager(**merge(shipped_sections(), form.settings(["surface"])), output_dir=str(tmp_path))
     cases = cases_from_viewer(SimpleNamespace(layers=trainable_layers(viewer)))
-    config.use_cases(cases, Layout(root="viewer", format="napari", cases=(), targets=("surface",)))
+    config = config.with_cases(cases, Layout(root="viewer", format="napari", cases=(), targets=("surface",)))
     assert set(config.targets) == {"surface", "surface_distance", "surface_normals"}
     assert config.tr_config.max_epoch == 3
     assert tuple(config.patch_size) == (16, 16, 16)

@@ -92,8 +92,8 @@ def train_on_cases(
     rules = {name: label_rule(name, vars(target)) for name, target in config.target_configs.items()}
     cases = open_cases(list(config.target_configs) or None, config.dataset_config.allow_unlabeled_data, rules)
     targets = tuple(sorted({target for case in cases for target in case.labels}))
-    config.use_cases(cases, Layout(root=where, format="napari", cases=(), targets=targets))
-    return _train(config, handlers)
+    layout = Layout(root=where, format="napari", cases=(), targets=targets)
+    return _train(config.with_cases(cases, layout), handlers)
 
 
 def _all_sections(settings: Settings | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from volumen.config.experiment_file import (
     read_experiment,
     shipped_sections,
 )
+from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
 from volumen.version import __version__
 
@@ -110,7 +111,9 @@ def check_tracking(tracking: str) -> None:
 
 
 def _check_overlay(overlay: str) -> None:
-    """Refuse an overlay with experiment settings, which would be overridden without a word, or unknown objects."""
+    """Refuse an overlay with experiment settings, which would be overridden without a word, unknown objects, or
+    changes inside of a copy.
+    """
     from monai.bundle import ConfigParser
 
     if not Path(overlay).is_file():
@@ -118,14 +121,38 @@ def _check_overlay(overlay: str) -> None:
     content = ConfigParser.load_config_file(overlay)
     for target in _targets(content):
         _check_importable(target, overlay)
+    shipped = ConfigParser.load_config_file(configs_dir() / "train.yaml")
     for key in content:
-        section = str(key).lstrip("+").replace("::", "#").split("#")[0]
-        if section in SECTION_NAMES:
+        places = str(key).lstrip("+").replace("::", "#").split("#")
+        _refuse_inside_copy(shipped, places, f"{overlay}: {key}")
+        if places[0] in SECTION_NAMES:
             raise VolumenError(
                 f"{overlay}: {key}",
                 "settings of the experiment have no effect in a bundle config",
                 remedy="put them into an experiment file given with --config-path, or use --set",
             )
+
+
+def _refuse_inside_copy(config: Any, places: Sequence[str], where: str) -> None:
+    """Refuse a change of one value of an object that the config copies from elsewhere (%): MONAI copies it later.
+
+    Args:
+        config: the config that is changed.
+        places: the parts of the key.
+        where: file and key, for the error.
+    """
+    for depth, place in enumerate(places):
+        if isinstance(config, str) and config.startswith("%"):
+            rest = "#".join([config[1:], *places[depth:]])
+            raise VolumenError(
+                where,
+                f"{'#'.join(places[:depth])} is a copy of {config[1:]}",
+                remedy=f"change {rest}, for training and validation, or give {'#'.join(places[:depth])} as a whole",
+            )
+        if isinstance(config, list):
+            config = config[int(place)] if place.isdigit() and int(place) < len(config) else None
+        else:
+            config = config.get(place) if isinstance(config, Mapping) else None
 
 
 def _targets(nest: Any) -> Iterator[str]:

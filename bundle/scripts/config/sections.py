@@ -1,7 +1,7 @@
 """The experiment's sections as frozen dataclasses: every key with its type, default, range and effect.
 
 The documentation's table of keys is generated from the descriptions here. Types and ranges are checked by
-pydantic; unknown keys are handled before by `volumen.config.manager`, which names the closest known one.
+pydantic; unknown keys are handled before by `volumen.config.validation`, which names the closest known one.
 """
 
 from __future__ import annotations
@@ -467,6 +467,45 @@ class TargetConfig:
         ),
     ] = None
     classes: Annotated[list[str] | None, Field(description="Names of the classes, for reports.")] = None
+
+
+@dataclass(frozen=True)
+class AuxiliaryTaskConfig:
+    """A target of `auxiliary_tasks`, derived from labels: the keys of every task, whatever its type."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+
+    type: Annotated[str, Field(description="What is derived, a type of the table below.")]
+    source_target: Annotated[str, Field(description="The labelled target that it is derived from.")]
+    losses: Annotated[list[LossSpec], Field(description="Losses, at least one.")]
+    loss_weight: Annotated[Amount | None, Field(description="Weight in the total; null: 1.")] = None
+    weight: Annotated[Amount | None, Field(description="The same as `loss_weight`.")] = None
+    separate_decoder: Annotated[
+        bool | None, Field(description="A decoder of its own; null: as `separate_decoders`.")
+    ] = None
+    ds_interpolation: Annotated[
+        Literal["nearest", "linear"] | None,
+        Field(description="Downsampling under deep supervision; null: linear."),
+    ] = None
+    classes: Annotated[
+        list[int] | None, Field(description="Class numbers that count as foreground; null: all above 0.")
+    ] = None
+    out_channels: Annotated[
+        Positive | None,
+        Field(description="Channels of the head; null: by the type. Another number is refused."),
+    ] = None
+    channels: Annotated[Positive | None, Field(description="The same as `out_channels`.")] = None
+    activation: Annotated[
+        str | None, Field(description="Has no effect: the head of a derived target has none.")
+    ] = None
+    ignore_label: Annotated[
+        int | None, Field(description="Has no effect: unknown voxels are those of the labelled target.")
+    ] = None
+    ignore_index: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
+    ignore_value: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
+    auxiliary_task: Annotated[
+        bool | None, Field(description="Has no effect: every entry here is derived.")
+    ] = None
 
 
 SECTIONS: dict[str, type] = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from volumen.config.sections import LossSpec, TargetConfig
+from volumen.config.sections import AuxiliaryTaskConfig, LossSpec, TargetConfig
 from volumen.config.validation import check_section
 from volumen.derived.registry import (
-    HEAD_KEYS,
+    DERIVATION_KEYS,
     task_kind,
     task_layout,
     task_out_channels,
@@ -232,16 +232,52 @@ def _auxiliary_target(
     if "type" not in entry:
         raise VolumenError(where, "no type", remedy="add type: distance_transform, surface_normals, ...")
     source = entry.get("source_target")
-    if source not in targets:
+    if not isinstance(source, str) or source not in targets:
         raise VolumenError(
             f"{where}.source_target",
             expected=f"one of {', '.join(targets) or 'no target at all'}",
             found=repr(source),
             remedy=closest(str(source), targets) or "name a labelled target",
         )
-    params = {key: value for key, value in entry.items() if key not in HEAD_KEYS}
-    wanted = entry.get("out_channels", entry.get("channels"))
-    validate_task(name, {"type": entry["type"], "out_channels": wanted, **params})
+    head, params = _read_task(name, entry, where)
+    type_name = head.type
+    of_channels = {"out_channels": head.out_channels, **params}
+    channels = task_out_channels(type_name, spatial_dims, of_channels)
+    if head.out_channels not in (None, channels):
+        raise VolumenError(
+            f"{where}.out_channels",
+            expected=f"{channels} for {type_name} in {spatial_dims}D",
+            found=head.out_channels,
+            remedy="leave it out",
+        )
+    # A layout that does not fit the channels is refused here, before training.
+    task_layout(type_name, spatial_dims, of_channels)
+    return Target(
+        name=name,
+        kind=task_kind(type_name),
+        out_channels=channels,
+        activation="none",
+        losses=tuple(head.losses),
+        weight=1.0 if head.loss_weight is None else head.loss_weight,
+        ds_interpolation=head.ds_interpolation or "linear",
+        separate_decoder=separate if head.separate_decoder is None else head.separate_decoder,
+        task_type=type_name,
+        source_target=source,
+        task_params=params,
+    )
+
+
+def _read_task(name: str, entry: Mapping[str, Any], where: str) -> tuple[AuxiliaryTaskConfig, dict[str, Any]]:
+    """Check an entry of `auxiliary_tasks`.
+
+    Returns:
+        The keys of every task, with `loss_weight` and `out_channels` holding what any of their aliases said, and the
+        parameters of the derivation: those of its type, and `DERIVATION_KEYS`, as they were given.
+    """
+    common = [item.name for item in fields(AuxiliaryTaskConfig)]
+    params = {key: value for key, value in entry.items() if key not in common or key in DERIVATION_KEYS}
+    channels = entry.get("out_channels", entry.get("channels"))
+    validate_task(name, {"type": entry["type"], "out_channels": channels, **params})
     losses = entry.get("losses")
     if not losses:
         raise VolumenError(
@@ -251,43 +287,19 @@ def _auxiliary_target(
         )
     if not isinstance(losses, Sequence) or isinstance(losses, str):
         raise VolumenError(f"{where}.losses", expected="a list of {name, weight, kwargs}", found=repr(losses))
-    head = check_section(
-        TargetConfig,
-        {
-            "losses": list(losses),
-            "out_channels": wanted,
-            "weight": entry.get("loss_weight", entry.get("weight", 1.0)),
-            "ds_interpolation": entry.get("ds_interpolation"),
-            "separate_decoder": entry.get("separate_decoder"),
-        },
-        where,
+    values = {key: value for key, value in entry.items() if key in common}
+    head: AuxiliaryTaskConfig = check_section(AuxiliaryTaskConfig, values, where)
+    settled = replace(
+        head,
+        loss_weight=_agree(where, head, "loss_weight", "weight"),
+        weight=None,
+        out_channels=_agree(where, head, "out_channels", "channels"),
+        channels=None,
     )
-    channels = task_out_channels(entry["type"], spatial_dims, {"out_channels": wanted, **params})
-    if head.out_channels not in (None, channels):
-        raise VolumenError(
-            f"{where}.out_channels",
-            expected=f"{channels} for {entry['type']} in {spatial_dims}D",
-            found=head.out_channels,
-            remedy="leave it out",
-        )
-    # A layout that does not fit the channels is refused here, before training.
-    task_layout(entry["type"], spatial_dims, {"out_channels": wanted, **params})
-    return Target(
-        name=name,
-        kind=task_kind(entry["type"]),
-        out_channels=channels,
-        activation="none",
-        losses=tuple(head.losses),
-        weight=head.weight,
-        ds_interpolation=head.ds_interpolation or "linear",
-        separate_decoder=separate if head.separate_decoder is None else head.separate_decoder,
-        task_type=entry["type"],
-        source_target=source,
-        task_params=params,
-    )
+    return settled, params
 
 
-def _agree(where: str, config: TargetConfig, *names: str) -> int | None:
+def _agree(where: str, config: TargetConfig | AuxiliaryTaskConfig, *names: str) -> Any:
     """Return what the aliases say, or None where none says anything."""
     said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if len(set(said.values())) > 1:

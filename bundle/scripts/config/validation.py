@@ -62,11 +62,12 @@ def check_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
         raise _told(error, where) from None
 
 
-def check_sections(sections: Mapping[str, Mapping[str, Any] | None], origin: str) -> dict[str, Any]:
+def check_sections(sections: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Check the sections of an experiment.
 
     Args:
-        sections: values by section, and key; `auxiliary_tasks` is checked with the targets that it derives from.
+        sections: values by section, and key, or the section's dataclass, which is checked already; `auxiliary_tasks`
+            is checked with the targets that it derives from.
         origin: the file they come from, for errors.
 
     Returns:
@@ -76,6 +77,20 @@ def check_sections(sections: Mapping[str, Mapping[str, Any] | None], origin: str
         VolumenError: an unknown key, a wrong value, or two keys that contradict each other.
     """
     return {name: _section(name, sections.get(name) or {}, origin) for name in SECTIONS}
+
+
+def given_keys(sections: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Return the keys by section that are null by default and that have a value.
+
+    Args:
+        sections: values by section, and key, or the section's dataclass, before unset values are filled in.
+    """
+    found = {}
+    for name, keys in UNSET.items():
+        section = sections.get(name) or {}
+        values = section if isinstance(section, Mapping) else vars(section)
+        found[name] = frozenset(key for key in keys if values.get(key) is not None)
+    return found
 
 
 def retired_keys(sections: Mapping[str, Mapping[str, Any] | None], origin: str) -> list[str]:
@@ -88,7 +103,13 @@ def retired_keys(sections: Mapping[str, Mapping[str, Any] | None], origin: str) 
     ]
 
 
-def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
+def _section(name: str, values: Any, origin: str) -> Any:
+    checked: Any = values if isinstance(values, SECTIONS[name]) else _checked(name, values, origin)
+    unset = {key: value for key, value in UNSET.get(name, {}).items() if getattr(checked, key) is None}
+    return replace(checked, **unset)
+
+
+def _checked(name: str, values: Mapping[str, Any], origin: str) -> Any:
     settled = {key: value for key, value in values.items() if key not in RETIRED.get(name, {})}
     for old, new in ALIASES.get(name, {}).items():
         if old in settled:
@@ -96,8 +117,6 @@ def _section(name: str, values: Mapping[str, Any], origin: str) -> Any:
                 raise VolumenError(f"{origin}: {name}.{old}", f"contradicts {new}", remedy=f"keep {new}")
             settled[new] = settled.pop(old)
     checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
-    unset = {key: value for key, value in UNSET.get(name, {}).items() if getattr(checked, key) is None}
-    checked = replace(checked, **unset)
     if (
         name == "model_config"
         and checked.strides

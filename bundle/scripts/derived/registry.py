@@ -47,23 +47,22 @@ if TYPE_CHECKING:
     from volumen.derived.source_fields import SourceFields
 
 ENTRY_POINT_GROUP = "volumen.tasks"
-HEAD_KEYS = frozenset(
-    {
-        "type",
-        "source_target",
-        "losses",
-        "loss_weight",
-        "weight",
-        "out_channels",
-        "channels",
-        "activation",
-        "separate_decoder",
-        "ds_interpolation",
-    }
-)
-"""Keys of a derived target that concern the head and its losses; all others are parameters of the derivation."""
-COMMON_KEYS = HEAD_KEYS | {"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"}
-"""Keys of every derived target besides those of its type."""
+DERIVATION_KEYS = frozenset({"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"})
+"""Keys of a derivation of any type, besides those of its type."""
+COMMON_KEYS = DERIVATION_KEYS | {
+    "type",
+    "source_target",
+    "losses",
+    "loss_weight",
+    "weight",
+    "out_channels",
+    "channels",
+    "activation",
+    "separate_decoder",
+    "ds_interpolation",
+}
+"""Keys of every derived target besides those of its type: the fields of `volumen.config.sections.AuxiliaryTaskConfig`,
+whose values the configuration checks. A derivation ignores those that concern the head and its losses."""
 
 
 class DerivedTask:

@@ -163,20 +163,14 @@ def _anywhere(config: ConfigManager) -> ConfigManager:
     from volumen.data.sampling.split import make_split
 
     # Finding the valid patches and the validation part may take long, and does not change the time of a step.
-    anywhere = config.variant(
-        dataset_config=replace(
-            config.dataset_config,
-            skip_patch_validation=True,
-            bg_sampling_enabled=False,
-            class_oversampling=0.0,
-        )
+    settings = replace(
+        config.dataset_config, skip_patch_validation=True, bg_sampling_enabled=False, class_oversampling=0.0
     )
     shapes = {case.name: case.image.shape for case in config.cases}
     split = make_split(shapes, config.patch_size, 1.0, 0)
     most = [_MOST_PATCHES * size for size in config.patch_size]
     train = {name: [_middle(box, most) for box in boxes] for name, boxes in split.train.items()}
-    anywhere.use_split(replace(split, train=train))
-    return anywhere
+    return config.variant(dataset_config=settings, split=replace(split, train=train))
 
 
 def _middle(box: Box, most: Sequence[int]) -> Box:

@@ -1,0 +1,282 @@
+"""The data of an experiment: opened once, read once, and shared by all configurations of that experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volumen.config.sections import DatasetConfig, TargetConfig
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from volumen.config.detection import LabelReading
+    from volumen.data.label_channels import LabelRule
+    from volumen.data.layout import Layout, OpenCase
+
+    Profiles = dict[str, dict[str, list[np.ndarray]]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OpenedData:
+    """Which volumes there are, what they hold, and how their labels are read; each found when it is first asked for.
+
+    Attributes:
+        folder: the data folder; None where none is given.
+        settings: `dataset_config`, which says how the data are opened.
+        target_configs: the configured targets by name; empty for every target found.
+        configured_channels: `model_config.in_channels`.
+        origin: name of the file that the settings come from, for errors.
+        given_layout: a layout in place of the folder's.
+        given_cases: volumes that are open already, such as a viewer's layers.
+        validation_cases: names of the volumes that validate; None for a share of all.
+    """
+
+    folder: str | None
+    settings: DatasetConfig
+    target_configs: Mapping[str, TargetConfig]
+    configured_channels: int | None = None
+    origin: str = "configuration"
+    given_layout: Layout | None = None
+    given_cases: list[OpenCase] | None = None
+    validation_cases: tuple[str, ...] | None = None
+    _profiles: dict[bool, Profiles] = field(default_factory=dict, init=False)
+    _levels: dict[int, list[OpenCase]] = field(default_factory=dict, init=False)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there are data: a folder, a list, or volumes that are open already."""
+        return bool(self.folder) or self.given_layout is not None
+
+    def listed(self, train: Sequence[Any], val: Sequence[Any] | None, target: str) -> OpenedData:
+        """The data of images that are listed one by one, in place of the folder's.
+
+        Args:
+            train: dictionaries as `volumen.data.datalist` describes them.
+            val: those that validate; None: a share of the listed ones does.
+            target: the target whose label has the key `label`.
+
+        Raises:
+            VolumenError: an entry is no such dictionary.
+        """
+        from volumen.data.datalist import layout_of
+
+        layout = layout_of(
+            [*train, *(val or ())], root=self.folder, target=target, where="train#dataset#data"
+        )
+        names = None if val is None else tuple(case.name for case in layout.cases[len(train) :])
+        chosen = _chosen(layout, self.settings.volumes, self.origin)
+        return replace(self, given_layout=chosen, given_cases=None, validation_cases=names)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which images, labels and masks there are."""
+        from volumen.data.layout import discover
+
+        if self.given_layout is not None:
+            return self.given_layout
+        if not self.folder:
+            raise VolumenError(
+                "-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path"
+            )
+        layout = discover(
+            self.folder,
+            format=self.settings.format,
+            targets=list(self.target_configs) or None,
+            allow_unlabeled=self.settings.allow_unlabeled_data,
+        )
+        return _chosen(layout, self.settings.volumes, self.origin)
+
+    @cached_property
+    def cases(self) -> list[OpenCase]:
+        """The opened volumes, checked against each other."""
+        from volumen.data.block_cache import BLOCKS
+        from volumen.data.layout import tell_remarks
+
+        if self.given_cases is not None:
+            return self.given_cases
+        BLOCKS.resize(self.settings.chunk_cache_mib * 2**20)
+        cases = self._open(self.settings.ome_zarr_resolution)
+        tell_remarks(cases)
+        return cases
+
+    def _open(self, level: int) -> list[OpenCase]:
+        from volumen.data.layout import open_cases
+
+        return open_cases(
+            self.layout,
+            axes=self.settings.axes,
+            level=level,
+            spacing=self.settings.spacing,
+            rules=self.label_rules,
+        )
+
+    def at_level(self, level: int) -> list[OpenCase] | None:
+        """The volumes at a coarser level; None where it is none, or the volumes have no files to open it from.
+
+        Raises:
+            VolumenError: the volumes have a single level.
+        """
+        from volumen.data.formats.volumes import SingleLevelError
+
+        if level <= self.settings.ome_zarr_resolution or not self.layout.cases:
+            return None
+        try:
+            if level not in self._levels:
+                self._levels[level] = self._open(level)
+        except SingleLevelError as error:
+            raise VolumenError(
+                f"{self.origin}: dataset_config.valid_patch_find_resolution",
+                str(error).partition(";")[0],
+                remedy="set it to 0",
+            ) from None
+        return self._levels[level]
+
+    @property
+    def label_rules(self) -> dict[str, LabelRule]:
+        """What the settings say of how the labels of each target are stored."""
+        from volumen.data.label_channels import label_rule
+
+        names = {*self.target_configs, *self.layout.targets}
+        return {name: label_rule(name, vars(self.target_config(name))) for name in names}
+
+    @cached_property
+    def spatial_dims(self) -> int:
+        """2 or 3, by the data."""
+        return len(self.cases[0].image.shape)
+
+    @cached_property
+    def in_channels(self) -> int:
+        """Image channels: the setting, else the data's."""
+        found = self.cases[0].image.channels
+        if self.configured_channels is not None and self.configured_channels != found:
+            raise VolumenError(
+                f"{self.origin}: model_config.in_channels",
+                expected=f"{found}, the channels of {self.cases[0].image.path}",
+                found=self.configured_channels,
+                remedy="leave it out, or set dataset_config.axes",
+            )
+        return found
+
+    @cached_property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size per spatial axis that the network is planned for: the median over the volumes."""
+        from volumen.config.detection import median_spacing
+
+        return median_spacing(self.cases)
+
+    @property
+    def spacing_is_stated(self) -> bool:
+        """Whether the settings or a file say the voxel size, so that it is not assumed."""
+        return bool(self.settings.spacing) or any(case.image.spacing is not None for case in self.cases)
+
+    @property
+    def orientation(self) -> str | None:
+        """Where the axes of the volumes run to, such as "SAR"; None where no file states it."""
+        stated = (case.image.geometry.orientation for case in self.cases)
+        return next((orientation for orientation in stated if orientation), None)
+
+    def target_config(self, name: str) -> TargetConfig:
+        """What is configured of a labelled target; the defaults where nothing is."""
+        return self.target_configs.get(name) or TargetConfig()
+
+    @cached_property
+    def label_readings(self) -> dict[str, LabelReading]:
+        """How the labels of each labelled target are read: as configured, else as they say themselves."""
+        from volumen.config.detection import check_classes, detect_label_kind
+
+        cache_dir = cache_folder(self.settings)
+        readings = {
+            name: detect_label_kind(
+                name,
+                self.target_config(name),
+                self.cases,
+                self.in_channels,
+                self.origin,
+                cache_dir=cache_dir,
+            )
+            for name in self.target_configs or self.layout.targets
+        }
+        if self._labels_are_read:
+            for name, reading in readings.items():
+                check_classes(name, reading, self.target_config(name), self.cases, cache_dir=cache_dir)
+        return readings
+
+    @property
+    def _labels_are_read(self) -> bool:
+        """Whether the labels are read as a whole before the training, which some settings avoid."""
+        data = self.settings
+        return not data.skip_patch_validation and data.valid_patch_find_resolution <= data.ome_zarr_resolution
+
+    @property
+    def ignore_labels(self) -> dict[str, int]:
+        """Label value that means unknown, for the targets that have one."""
+        return {
+            name: ignored
+            for name in self.label_readings
+            if (ignored := self.target_config(name).ignore_label) is not None
+        }
+
+    def profiles(self, objects_only: bool) -> Profiles:
+        """Voxels in every slice across every axis, by case and target.
+
+        Args:
+            objects_only: count those with a label other than 0; else those whose label is known.
+        """
+        from volumen.data.index.label_counts import default_threads
+        from volumen.data.sampling.split import labelled_profiles
+
+        if objects_only not in self._profiles:
+            self._profiles[objects_only] = labelled_profiles(
+                self.cases,
+                list(self.label_readings),
+                ignore_labels=self.ignore_labels,
+                objects_only=objects_only,
+                num_threads=default_threads(),
+                cache_dir=cache_folder(self.settings),
+            )
+        return self._profiles[objects_only]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of each volume's shape and a sample of its content, by name: of a copy it is the same."""
+        from volumen.data.fingerprints import content_digests
+
+        volumes = {}
+        for case in self.cases:
+            volumes[f"{case.name}/image"] = case.image
+            volumes.update({f"{case.name}/label/{name}": volume for name, volume in case.labels.items()})
+            volumes.update({f"{case.name}/mask/{name}": volume for name, volume in case.masks.items()})
+        return content_digests(volumes)
+
+
+def cache_folder(settings: DatasetConfig) -> Path | None:
+    """Return the user's cache folder for what was read of labels and images; None for no cache."""
+    from volumen.data.index_cache import default_cache_dir
+
+    return default_cache_dir() if settings.cache_valid_patches else None
+
+
+def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
+    """Keep the volumes named in `dataset_config.volumes`."""
+    if volumes is None:
+        return layout
+    names = [case.name for case in layout.cases]
+    if not volumes:
+        raise VolumenError(
+            f"{origin}: dataset_config.volumes", "names no image", remedy="leave it out to use all of them"
+        )
+    for name in volumes:
+        if name not in names:
+            raise VolumenError(
+                f"{origin}: dataset_config.volumes",
+                expected=f"names of images under {layout.root}",
+                found=repr(name),
+                remedy=closest(name, names) or f"known: {', '.join(names[:10])}",
+            )
+    return replace(layout, cases=tuple(case for case in layout.cases if case.name in volumes))

@@ -1,0 +1,154 @@
+"""What the network of an experiment learns: its targets, and where those that are derived are computed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from volumen.config.experiment_data import ExperimentData
+from volumen.config.targets import Target, inject_auxiliary_tasks, make_target
+from volumen.utils.sample_keys import check_names
+
+
+class ExperimentTargets(ExperimentData):
+    """An experiment whose targets follow from its sections and its labels."""
+
+    @cached_property
+    def primary_targets(self) -> dict[str, Target]:
+        """The labelled targets, with kind and channels as configured, else as the labels say."""
+        return {
+            name: make_target(
+                self.data.target_config(name),
+                name,
+                kind=reading.kind,
+                out_channels=reading.channels,
+                instances=reading.instances,
+                separate=self.model_config.separate_decoders,
+                losses=self.tr_config.losses,
+            )
+            for name, reading in self.label_readings.items()
+        }
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """All targets: labelled, then auxiliary."""
+        check_names([*self.primary_targets, *self.auxiliary_tasks], self.origin)
+        return inject_auxiliary_tasks(
+            self.primary_targets,
+            self.auxiliary_tasks,
+            spatial_dims=self.spatial_dims,
+            separate=self.model_config.separate_decoders,
+            origin=self.origin,
+        )
+
+    @cached_property
+    def derived_tasks(self) -> dict[str, dict[str, Any]]:
+        """Parameters of every derived target, as `DeriveTargetsd` takes them."""
+        return {
+            name: {
+                "type": target.task_type,
+                "source_target": target.source_target,
+                "out_channels": target.out_channels,
+                **target.task_params,
+            }
+            for name, target in self.targets.items()
+            if target.auxiliary_task
+        }
+
+    @cached_property
+    def halo(self) -> tuple[int, ...]:
+        """Voxels per axis that derived targets need around a patch, whichever volume it is from."""
+        from volumen.derived.extents import in_voxels
+        from volumen.derived.registry import derive_halo
+        from volumen.transforms.instances import instance_halo
+
+        spacings = {in_voxels(case.spacing) for case in self.cases}
+        halos = [derive_halo(self.derived_tasks, spacing) for spacing in spacings]
+        halos += [instance_halo(self.instances.values(), spacing) for spacing in spacings]
+        return tuple(max(axis) for axis in zip(*halos, strict=True))
+
+    @property
+    def loss_sections(self) -> dict[str, dict[str, Any]]:
+        """What `MultiTaskLoss` is built from."""
+        return {name: target.loss_section() for name, target in self.targets.items()}
+
+    @property
+    def label_channels(self) -> dict[str, int]:
+        """Channels of the labels of every labelled target; a volume that lacks the label gets as many, unknown."""
+        return {
+            name: next((case.labels[name].channels for case in self.cases if name in case.labels), 1)
+            for name in self.primary_targets
+        }
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of every target."""
+        return {name: target.kind for name, target in self.targets.items()}
+
+    @property
+    def labelled_kinds(self) -> dict[str, str]:
+        """Kind of every labelled target: those that the mean Dice is of."""
+        return {name: target.kind for name, target in self.primary_targets.items()}
+
+    @property
+    def label_classes(self) -> dict[str, int | None]:
+        """Classes per labelled target, or None where every value but 0 means foreground; none for instances."""
+        return {
+            name: target.out_channels if target.kind == "multiclass" else None
+            for name, target in self.primary_targets.items()
+            if target.instances is None
+        }
+
+    @property
+    def instances(self) -> dict[str, str]:
+        """What the heads of targets learn whose labels number instances."""
+        return {
+            name: target.instances
+            for name, target in self.primary_targets.items()
+            if target.instances is not None
+        }
+
+    @property
+    def derives_on_device(self) -> bool:
+        """Whether derived targets are made on the training device, as far as their tasks can be."""
+        setting = self.tr_config.derive_on_device
+        return self.device.type == "cuda" if setting == "auto" else setting
+
+    @property
+    def device_tasks(self) -> dict[str, dict[str, Any]]:
+        """The part of `derived_tasks` that is made on the training device, a batch at once."""
+        from volumen.derived.registry import get_task
+
+        if not self.derives_on_device:
+            return {}
+        return {name: task for name, task in self.derived_tasks.items() if get_task(task["type"]).on_device}
+
+    @property
+    def worker_tasks(self) -> dict[str, dict[str, Any]]:
+        """The part of `derived_tasks` that the workers make, a patch at a time."""
+        elsewhere = self.device_tasks
+        return {name: task for name, task in self.derived_tasks.items() if name not in elsewhere}
+
+    @property
+    def device_sources(self) -> list[str]:
+        """The labelled targets that go to the training device with their halo."""
+        return sorted({task["source_target"] for task in self.device_tasks.values()})
+
+    @property
+    def worker_sources(self) -> dict[str, str]:
+        """The labelled target of each one that the workers derive."""
+        return {name: task["source_target"] for name, task in self.worker_tasks.items()}
+
+    @property
+    def sampled_classes(self) -> dict[str, list[int]]:
+        """Label values by target whose presence in a patch is recorded, for sampling by class; any object of a target
+        whose labels are no classes.
+        """
+        from volumen.data.index.label_counts import ANY_OBJECT
+
+        if not self.dataset_config.class_oversampling:
+            return {}
+        return {
+            name: list(range(1, target.out_channels)) if target.kind == "multiclass" else [ANY_OBJECT]
+            for name, target in self.primary_targets.items()
+        }

@@ -1,0 +1,212 @@
+"""The training of an experiment: its split, the normalisation sampled from it, and how long and how often."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from volumen.config.experiment_network import ExperimentNetwork
+from volumen.utils.errors import VolumenError
+
+if TYPE_CHECKING:
+    from volumen.data.datalist import CaseItems
+    from volumen.data.pairing import Case
+    from volumen.data.sampling.split import Split
+
+logger = logging.getLogger(__name__)
+
+FEWEST_FINAL_WINDOWS = 2000
+"""So many windows the last and the best epoch may be scored on, however short the training is."""
+
+
+class ExperimentTraining(ExperimentNetwork):
+    """An experiment whose parts, statistics and numbers of steps follow from its sections, data and network."""
+
+    @cached_property
+    def split(self) -> Split:
+        """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
+        from volumen.data.sampling.split import make_split, split_by_name
+        from volumen.data.sampling.split_file import load_split
+
+        if self.given_split is not None:
+            return self.given_split
+        shapes = {case.name: case.image.shape for case in self.cases}
+        kept = self.resumed_file("split.json")
+        if kept is not None:
+            split = load_split(kept, shapes)
+            if (split.fraction, split.seed) != (self.tr_setup.tr_val_split, self.tr_setup.seed):
+                logger.warning(
+                    "%s: the split of the resumed run stays, whatever tr_val_split and seed are now", kept
+                )
+            return split
+        if self.data.validation_cases is not None:
+            setup = self.tr_setup
+            return split_by_name(shapes, self.data.validation_cases, setup.tr_val_split, setup.seed)
+        return make_split(
+            shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, self.labelled_profiles
+        )
+
+    def split_text(self) -> str:
+        """Return the text of the run's split file."""
+        from volumen.data.sampling.split_file import split_text
+
+        return split_text(self.split, self.fingerprint)
+
+    def items(self, part: str) -> CaseItems:
+        """The images of a part with their labels, as MONAI lists them; found when they are first asked for.
+
+        Args:
+            part: `train` or `val`; an image that the split divides is in both.
+        """
+        from volumen.data.datalist import CaseItems
+
+        def find() -> tuple[list[Case], list[str]]:
+            boxes = self.split.train if part == "train" else self.split.val
+            return [case for case in self.layout.cases if case.name in boxes], list(self.label_readings)
+
+        return CaseItems(find)
+
+    @cached_property
+    def intensity_properties(self) -> dict[str, Any]:
+        """Statistics of the images for the normalisation: those given, else sampled from the training part."""
+        from volumen.config.detection import check_finite
+
+        if self.dataset_config.nonfinite == "refuse":
+            check_finite([case.image for case in self.cases], cache_dir=self.cache_dir)
+        if self.dataset_config.intensity_properties:
+            return dict(self.dataset_config.intensity_properties)
+        sampled = self._sampled_intensities
+        by_volume = self.dataset_config.normalization_scheme == "unit" and sampled["per_volume"]
+        if not (self._normalization_needs_samples or by_volume):
+            return {}
+        return {key: value for key, value in sampled.items() if key != "volumes"}
+
+    @cached_property
+    def trained_intensities(self) -> list[dict[str, Any]]:
+        """Between which values the training volumes' intensities lie, whatever the normalisation, per channel."""
+        return list(self.dataset_config.trained_intensities or self._sampled_intensities["volumes"])
+
+    @property
+    def _normalization_needs_samples(self) -> bool:
+        from volumen.config.detection import needs_intensity_properties
+
+        return needs_intensity_properties(self.dataset_config.normalization_scheme, self.cases)
+
+    @cached_property
+    def _sampled_intensities(self) -> dict[str, Any]:
+        """Statistics sampled from the training part; less of it where they are only to be compared with."""
+        from volumen.transforms.intensity_properties import sample_intensity_properties
+
+        needed = self._normalization_needs_samples
+        raw = self.dataset_config.normalization_scheme == "none"
+        return sample_intensity_properties(
+            self.cases,
+            boxes=self.split.train,
+            seed=self.tr_setup.seed,
+            ignore_labels=self.ignore_labels,
+            per_volume=False if raw else self.dataset_config.normalize_per_volume,
+            foreground=needed,
+            max_regions=128 if needed else 32,
+            most_cases=None if needed else 256,
+        )
+
+    @property
+    def relaxes_labeled_ratio(self) -> bool:
+        """Whether nobody set the labelled ratio, so that it gives way where no patch reaches it."""
+        return "min_labeled_ratio" not in self.given["dataset_config"]
+
+    @property
+    def rotation_axes(self) -> list[str] | None:
+        """Axes that patches are rotated about; a 2D image turns about z alone."""
+        axes = self.dataset_config.rotation_axes
+        if axes is not None and self.spatial_dims == 2 and set(axes) - {"z"}:
+            raise VolumenError(
+                f"{self.origin}: dataset_config.rotation_axes",
+                expected="[z] or [] for 2D images",
+                found=f"[{', '.join(axes)}]",
+                remedy="leave it out to rotate in the plane",
+            )
+        return list(axes) if axes is not None else None
+
+    @property
+    def bg_to_fg_ratio(self) -> float:
+        """Background patches per foreground patch."""
+        return self.dataset_config.bg_to_fg_ratio if self.dataset_config.bg_sampling_enabled else 0.0
+
+    @cached_property
+    def workers(self) -> int:
+        """Processes that prepare patches."""
+        from volumen.utils.threads import cores
+
+        configured = self.tr_config.num_dataloader_workers
+        return min(8, max(0, cores() - 1)) if configured is None else configured
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        from volumen.utils.distributed import rank
+
+        return rank()
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
+        from volumen.utils.distributed import world_size
+
+        return world_size()
+
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """Training patches per epoch over all processes; None: each valid patch once."""
+        steps = self.tr_config.max_steps_per_epoch
+        return None if steps is None else steps * self.tr_config.batch_size * self.world_size
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation part."""
+        return bool(self.split.val)
+
+    @property
+    def validation_windows(self) -> int | None:
+        """Windows per validation; None: the whole validation part."""
+        steps = self.tr_config.max_val_steps_per_epoch
+        return None if steps is None else steps * self.tr_config.batch_size
+
+    @property
+    def final_validation_windows(self) -> int | None:
+        """Windows with which the last and the best epoch are scored; None: the whole validation part.
+
+        Without a setting it is the whole part unless that is larger than the whole training, as of a huge volume.
+        """
+        training, processes = self.tr_config, self.world_size
+        if training.final_val_steps is not None:
+            return training.final_val_steps * training.batch_size
+        if training.max_steps_per_epoch is None:
+            return None
+        return max(
+            FEWEST_FINAL_WINDOWS,
+            training.max_epoch * training.max_steps_per_epoch * training.batch_size * processes,
+        )
+
+    @property
+    def validation_names(self) -> list[str]:
+        """The names of all metrics and losses that validation can measure, without "val/"."""
+        from volumen.losses.multitask import component_labels
+        from volumen.metrics.whole_regions import measured_names
+
+        sections = self.loss_sections
+        losses = [
+            f"loss/{name}{part}"
+            for name, section in sections.items()
+            for part in ("", *(f"/{label}" for label in component_labels(section["losses"])))
+        ]
+        return [*measured_names(sections, self.tr_config.validation_metrics), "loss", *losses]
+
+    @property
+    def default_key_metric(self) -> str:
+        """The metric that chooses the best epoch unless set; the loss where no labelled target has a Dice."""
+        from volumen.metrics.target_metrics import metrics_of
+
+        dice = any("dice" in metrics_of(kind) for kind in self.labelled_kinds.values())
+        return "val/mean_dice" if dice else "val/loss"
