@@ -188,7 +188,7 @@ class ConfigManager:
     def cases(self) -> list[OpenCase]:
         """The opened volumes, checked against each other."""
         from volumen.data.block_cache import BLOCKS
-        from volumen.data.layout import open_cases, tell_remarks
+        from volumen.data.layout import log_remarks, open_cases
 
         BLOCKS.resize(self.dataset_config.chunk_cache_mib * 2**20)
         cases = open_cases(
@@ -198,7 +198,7 @@ class ConfigManager:
             spacing=self.dataset_config.spacing,
             rules=self.label_rules,
         )
-        tell_remarks(cases)
+        log_remarks(cases)
         return cases
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volumen.data.geometry import Geometry
-from volumen.data.placement import common_spacings, laid_over, refuse_impossible
+from volumen.data.placement import aligned_to_grid, common_spacings, refuse_impossible
 from volumen.data.validity import (
     binary_truth,
     class_truth,
@@ -650,7 +650,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     else:
         whole = prediction.shape
     place = _place(found, prediction, region)
-    label = laid_over(label, place, whole, found.path)
+    label = aligned_to_grid(label, place, whole, found.path)
     if label.shape != whole:
         raise VolumenError(
             label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape

@@ -21,7 +21,7 @@ SUFFIXES = {
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _N5_MARK = "attributes.json"
 _ZIP_MAGIC = b"PK\x03\x04"
-_UNREAD = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
+_UNSUPPORTED = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
 """Endings of containers that are recognised but not read."""
 _SYSTEM_NAMES = {
     "@eadir",
@@ -74,9 +74,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
-def unread_container(name: str) -> VolumenError | None:
+def unsupported_container(name: str) -> VolumenError | None:
     """Return the error that says what to do with a container that is not read, told by its name; None for others."""
-    kind = next((kind for ending, kind in _UNREAD.items() if name.lower().rstrip("/").endswith(ending)), None)
+    kind = next(
+        (kind for ending, kind in _UNSUPPORTED.items() if name.lower().rstrip("/").endswith(ending)), None
+    )
     return {"zip": _zipped, "n5": _n5}[kind](name) if kind else None
 
 

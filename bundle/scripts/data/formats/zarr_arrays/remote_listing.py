@@ -21,8 +21,8 @@ _CACHES = re.compile(r"^((simplecache|filecache|blockcache|cached)::)+")
 """They would fetch and keep whole files."""
 _METADATA = (".zarray", "zarr.json")
 _BATCH = 512
-_MOST_SHARDS = 100_000
-_FEWEST_ASKED = 4096
+_MAX_SHARDS = 100_000
+_MIN_PROBED = 4096
 """With fewer chunks it is not worth while to ask for each of them before it is read."""
 
 
@@ -81,7 +81,7 @@ def read_remote_shards(
     """
     form = shard_form(array.metadata)
     grid = [-(-size // shard) for size, shard in zip(array.shape, array.shards)]
-    if form is None or (files is None and prod(grid) > _MOST_SHARDS):
+    if form is None or (files is None and prod(grid) > _MAX_SHARDS):
         return None
     shards = np.argwhere(np.ones(grid, bool)) if files is None else files
     bar.total = len(shards)
@@ -98,7 +98,7 @@ def read_remote_shards(
     return read()
 
 
-def ask_for_chunks(url: str, array: Any, fingerprint: str, bar: Any) -> np.ndarray | None:
+def probe_chunks(url: str, array: Any, fingerprint: str, bar: Any) -> np.ndarray | None:
     """Ask a server that gives no list for the first byte of every chunk; what it says is kept in the cache.
 
     Args:
@@ -111,7 +111,7 @@ def ask_for_chunks(url: str, array: Any, fingerprint: str, bar: Any) -> np.ndarr
         (N, D) indices of the chunks that are stored; None where there are so few that reading them is as fast.
     """
     grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)]
-    if prod(grid) < _FEWEST_ASKED:
+    if prod(grid) < _MIN_PROBED:
         return None
     folder, key = default_cache_dir(), {"stored chunks of": fingerprint}
     known = None if folder is None else load_arrays(folder, key)

@@ -22,8 +22,8 @@ from volumen.data.formats.label_view import InvertedLabel, LabelView
 from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
 from volumen.data.formats.zarr_arrays.chunks import ChunkReader
 from volumen.data.formats.zarr_arrays.remote_listing import (
-    ask_for_chunks,
     list_remote_chunks,
+    probe_chunks,
     read_remote_shards,
 )
 from volumen.data.formats.zarr_arrays.volume import ZarrVolume
@@ -137,7 +137,7 @@ def _list(volume: ZarrVolume, inside_shards: bool) -> StoredBlocks | None:
         if is_url(volume.path):
             files = list_remote_chunks(volume.path, len(outer), bar)
             if files is None and not shards:
-                files = ask_for_chunks(volume.path, array, volume.fingerprint(), bar)
+                files = probe_chunks(volume.path, array, volume.fingerprint(), bar)
         else:
             files = _local_files(array, bar)
         block = outer
