@@ -16,7 +16,7 @@ from volumen.cli.main import main as volumen
 from volumen.cli.train import shipped_sections
 from volumen.config.manager import ConfigManager
 from volumen.data.formats.volumes import ArrayVolume, open_volume
-from volumen.data.formats.zarr_arrays.stored_chunks import stored_chunks
+from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.instance_labels import components_per_value
 from volumen.data.label_channels import LabelRule, open_label, open_mask_file
 from volumen.evaluation.score import EvaluateRequest, evaluate
@@ -276,7 +276,7 @@ def test_inverted_labels_keep_what_is_unknown_and_what_is_not_stored_is_foregrou
     found = whole(label)[0]
     np.testing.assert_array_equal(found[0, :4], [1, 0, 255, 1])
     assert (found[4:] == 1).all()
-    assert stored_chunks(label) is None
+    assert stored_blocks(label) is None
 
 
 @pytest.mark.parametrize("form", ["tif", "zarr", "nii.gz"])

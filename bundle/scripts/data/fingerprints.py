@@ -76,15 +76,15 @@ def array_fingerprint(array: Any) -> str:
 def fingerprint_of(volume: Any) -> str:
     """Return `volume.fingerprint()`, computed once for each opened volume."""
     with _LOCK:
-        known = _KNOWN.get(volume)
+        known = _FINGERPRINTS.get(volume)
     if known is None:
         known = volume.fingerprint()
         with _LOCK:
-            _KNOWN[volume] = known
+            _FINGERPRINTS[volume] = known
     return known
 
 
-_KNOWN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_FINGERPRINTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 

@@ -6,11 +6,11 @@ import copy
 
 import numpy as np
 
-from volumen.data.formats.volumes import Placed, Region, Volume, check_region, describe_volume
+from volumen.data.formats.volumes import HasGeometry, Region, Volume, check_region, describe_volume
 from volumen.data.geometry import AxisTurn
 
 
-class TurnedVolume(Placed):
+class TurnedVolume(HasGeometry):
     """A view of a volume with its axes permuted and reversed; each region is read first and reoriented then.
 
     Args:

@@ -167,10 +167,10 @@ class LabelReader:
             for edges in grids
         ]
         if chosen is None:
-            wanted = np.zeros([-(-n // t) for n, t in zip(self.label.shape, self.tile)], bool)
+            touched = np.zeros([-(-n // t) for n, t in zip(self.label.shape, self.tile)], bool)
             for box in boxes:
-                wanted[tuple(slice(low, high) for low, high in box)] = True
-            return [tuple(index) for index in np.argwhere(wanted).tolist()]
+                touched[tuple(slice(low, high) for low, high in box)] = True
+            return [tuple(index) for index in np.argwhere(touched).tolist()]
         inside = np.zeros(len(chosen), bool)
         for box in boxes:
             low, high = np.array(box).T
