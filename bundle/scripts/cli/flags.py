@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Once(argparse.Action):
-    """Stores a value that may be given once: of two paths, argparse would take the last and say nothing."""
+    """Stores a value and refuses a second one, because argparse would silently use the last."""
 
     def __call__(
         self,
