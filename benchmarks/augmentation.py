@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-# Before NumPy and torch are imported: one thread for everybody.
+# Set before NumPy and torch are imported: one thread for all libraries.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 
@@ -52,7 +52,7 @@ LABELS = ("first", "second", "third")
 
 
 def reference_pipeline(size: int) -> Callable:
-    """nnU-Net's training transforms for a cubic patch, by batchgeneratorsv2."""
+    """Return nnU-Net's training transforms for a cubic patch, from batchgeneratorsv2."""
     from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
     from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
     from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
@@ -113,7 +113,7 @@ def reference_pipeline(size: int) -> Callable:
 
 
 def our_pipeline(scheme: str) -> Compose:
-    """The same draws by our transforms, which read from a case."""
+    """Return this program's transforms with the same draws, which read from a case."""
     return Compose(
         [
             RandSpatialTransformd(rotate90=False),
@@ -132,7 +132,7 @@ def our_pipeline(scheme: str) -> Compose:
 
 
 def initial_patch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth image (z, y, x) float32 in [0, 1] and blobs of three values, uint8."""
+    """Return a smooth image (z, y, x) float32 in [0, 1] and blobs of three values, uint8."""
     noise = np.random.default_rng(0).standard_normal((size,) * 3).astype(np.float32)
     image = gaussian_filter(noise, 2)
     image = (image - image.min()) / (image.max() - image.min())
@@ -141,7 +141,7 @@ def initial_patch(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seconds_per_patch(run: Callable[[int], object], count: int, first: int) -> float:
-    """CPU seconds for one of `count` patches with seeds from `first` on."""
+    """Return the CPU seconds for one of `count` patches with seeds from `first` on."""
     start = time.process_time()
     for seed in range(first, first + count):
         run(seed)
@@ -149,7 +149,7 @@ def seconds_per_patch(run: Callable[[int], object], count: int, first: int) -> f
 
 
 def compare(size: int, rounds: int, uint8: bool) -> None:
-    """Prints patches per CPU second of both, and their ratio."""
+    """Print patches per CPU second of both, and their ratio."""
     image, labels = initial_patch(INITIAL[size])
     image_tensor, labels_tensor = (
         torch.from_numpy(image)[None],
@@ -190,7 +190,7 @@ def compare(size: int, rounds: int, uint8: bool) -> None:
 
 
 def main() -> None:
-    """Runs the comparison for the sizes asked for."""
+    """Run the comparison for the requested sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(INITIAL), default=sorted(INITIAL))
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,20 +1,20 @@
 # ruff: noqa: E402
-"""Do auxiliary targets help? The membrane of a volume, trained with and without them at equal CPU time.
+"""Measure whether derived targets help: train the membrane of a volume with and without them at equal CPU time.
 
     python benchmarks/auxiliary_gain.py --data DATA --output OUT --minutes 30 --seeds 0 1 2 [--overlay my.yaml]
 
-Each arm first takes a few steps to learn what one costs, then trains for as many as fit into the time, with the
-learning rate annealed to their end: the arm with auxiliary targets takes fewer. Scored on the validation part, which is
-the same for both: Dice and surface Dice at one voxel. One thread; the time is that of the process's own CPU, so that a
-busy machine does not matter, and the time that each run really took is in the table. A run that has finished is kept in
-OUT and skipped when the command is given again; so is its cost of a step.
+Each arm first takes a few steps to measure the cost of one, then trains for as many steps as fit into the time, with
+the learning rate annealed to their end: the arm with derived targets takes fewer. Scored on the validation part, which
+is the same for both: Dice and surface Dice at one voxel. One thread; the time is that of the process's own CPU, so that
+a busy machine does not matter, and the table states the actual time of each run. A finished run is stored in
+OUT and skipped when the command is repeated; so is its cost of a step.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before NumPy is imported: one thread for everybody.
+# Set before NumPy is imported: one thread for all libraries.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 
@@ -42,16 +42,16 @@ SMALL = {
     "tr_config": {"patch_size": [64, 64, 64], "batch_size": 2, "val_every_n": 10**6},
     "model_config": {"features_per_stage": [16, 32, 64, 128], "separate_decoders": False},
 }
-"""What fits a CPU; an overlay goes before it."""
+"""Settings that suit a CPU; an overlay takes precedence over them."""
 FIXED = {"num_dataloader_workers": 0, "early_stopping_patience": None, "time_budget": None}
-"""All work in one process, whose time counts."""
+"""Settings that do all work in one process, whose time is measured."""
 TRIAL_STEPS, WARM_UP = 10, 3
 EPOCHS = 10
 ALONE, DERIVED = "label alone", "with four derived"
 
 
 def auxiliary_tasks(source: str, weight: float) -> dict[str, Any]:
-    """Return the four derived targets of a source, weighted so that they guide and do not lead."""
+    """Return the four derived targets of a source, with small weights so that the source target dominates."""
     tensor = {"compute_from": "sdt", "grad_sigma": 1.0, "tensor_sigma": 1.5}
     tasks: dict[str, dict[str, Any]] = {
         "distance": {
@@ -66,30 +66,30 @@ def auxiliary_tasks(source: str, weight: float) -> dict[str, Any]:
 
 
 class StepClock:
-    """Notes the process's CPU time at the start and after every iteration of a trainer."""
+    """Records the process's CPU time at the start and after every iteration of a trainer."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def attach(self, engine: Engine) -> None:
-        """Begin when the trainer does."""
+        """Start the clock when the trainer starts."""
         for event in (Events.STARTED, Events.ITERATION_COMPLETED):
             engine.add_event_handler(event, lambda _: self.times.append(time.process_time()))
 
     @property
     def step(self) -> float:
-        """Median CPU seconds of a step, its data included."""
+        """Return the median CPU seconds of a step, including its data."""
         ends = self.times[1 + WARM_UP :]
         return statistics.median(after - before for before, after in itertools.pairwise(ends))
 
     @property
     def total(self) -> float:
-        """CPU seconds of all steps."""
+        """Return the CPU seconds of all steps."""
         return self.times[-1] - self.times[0]
 
 
 class Experiment:
-    """Both arms on one data set, with results that stay on disk.
+    """Both arms on one data set; the results are stored on disk.
 
     Args:
         options: the parsed flags.
@@ -106,8 +106,10 @@ class Experiment:
         self.arms[ALONE]["auxiliary_tasks"] = {}
 
     def result(self, arm: str, seed: int) -> dict[str, float]:
-        """Return steps, CPU minutes and scores of one run, trained now if that has not been done."""
-        return self._kept(f"{arm} {seed}", [self.options.minutes, seed], arm, lambda: self._train(arm, seed))
+        """Return steps, CPU minutes and scores of one run; train it if it has not been trained."""
+        return self._stored_or_computed(
+            f"{arm} {seed}", [self.options.minutes, seed], arm, lambda: self._train(arm, seed)
+        )
 
     def step_cost(self, arm: str) -> float:
         """Return the CPU seconds of a step of an arm, measured once."""
@@ -116,10 +118,10 @@ class Experiment:
             with tempfile.TemporaryDirectory() as folder:
                 return {"seconds": self._run(arm, 0, TRIAL_STEPS, folder)[1].step}
 
-        return self._kept(f"{arm} cost", [], arm, measure)["seconds"]
+        return self._stored_or_computed(f"{arm} cost", [], arm, measure)["seconds"]
 
-    def _kept(self, name: str, depends: Sequence[Any], arm: str, make: Any) -> dict[str, float]:
-        # What was made with other settings is made again.
+    def _stored_or_computed(self, name: str, depends: Sequence[Any], arm: str, make: Any) -> dict[str, float]:
+        # A result that was computed with other settings is recomputed.
         facts = [depends, self.arms[arm], str(Path(self.options.data).resolve()), self.options.target]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
         path = self.folder / f"{name.replace(' ', '_')}.json"
@@ -146,7 +148,7 @@ class Experiment:
         }
 
     def _run(self, arm: str, seed: int, steps: int, output: str) -> tuple[ConfigManager, StepClock]:
-        """Train for about so many steps, in epochs of equal length."""
+        """Train for about this many steps, in epochs of equal length."""
         epochs = EPOCHS if steps >= 4 * EPOCHS else 1
         schedule = {"max_epoch": epochs, "max_steps_per_epoch": max(1, round(steps / epochs))}
         sections = merge(self.arms[arm], {"tr_config": schedule, "tr_setup": {"seed": seed}})

@@ -1,11 +1,11 @@
-"""What a time budget reaches: `volumen train --time-budget` on one core, several seeds, validation Dice.
+"""Measure the result of a time budget: `volumen train --time-budget` on one core, several seeds, validation Dice.
 
     python benchmarks/budget.py -i FIB25 --target membrane --budget 35m --seeds 0 1 2 -o RUNS
     python benchmarks/budget.py -i DRIVE --target vessel --budget 20m --seeds 0 1 2 -o RUNS
 
-Each run is the command itself in a process of its own, one thread, no workers; a seed also draws another division
-into training and validation part. The reference is in the same table: the Dice of the best single threshold on the
-image's first channel (green where there are three), chosen on the training part and scored where the network is.
+Each run is the command itself in a separate process, with one thread and no workers; a seed also draws another division
+into training and validation part. The same table has a reference: the Dice of the best single threshold on the
+image's first channel (green if there are three), chosen on the training part and scored on the validation part.
 Finished runs in RUNS are not repeated, so that the benchmark can be interrupted.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
     header = "| seed | network, batch, patch | steps | wall | CPU | Dice, last | Dice, best | threshold |"
     print(header + "\n" + "|---" * header.count(" | ") + "|---|")
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    rows = [tell(options, seed, cases) for seed in options.seeds]
+    rows = [train_and_report(options, seed, cases) for seed in options.seeds]
     last, best, floor = (statistics.mean(column) for column in zip(*rows))
     print(
         f"\nmean of {len(rows)}: last {last:.3f}, best {best:.3f}, threshold {floor:.3f};"
@@ -53,8 +53,10 @@ def main() -> None:
     )
 
 
-def tell(options: argparse.Namespace, seed: int, cases: list[OpenCase]) -> tuple[float, float, float]:
-    """Train one seed where that is not done, print its row, and return last, best and the threshold's Dice."""
+def train_and_report(
+    options: argparse.Namespace, seed: int, cases: list[OpenCase]
+) -> tuple[float, float, float]:
+    """Train one seed unless it is done, print its row, and return last, best and the threshold's Dice."""
     name = f"budget_{Path(options.input).name}_{options.budget}_{seed}"
     run = Path(options.output) / name
     times = run / "times.json"
@@ -79,7 +81,7 @@ def tell(options: argparse.Namespace, seed: int, cases: list[OpenCase]) -> tuple
 
 
 def train(options: argparse.Namespace, seed: int, name: str, times: Path) -> None:
-    """Run the command and keep its wall and CPU seconds."""
+    """Run the command and store its wall and CPU seconds."""
     command = [sys.executable, "-m", "volumen.cli.main", "train", "-i", options.input, "-o", options.output]
     command += ["--model-name", name, "--seed", str(seed), "--time-budget", options.budget, "--workers", "0"]
     if options.config_path:
@@ -94,7 +96,7 @@ def train(options: argparse.Namespace, seed: int, name: str, times: Path) -> Non
 
 
 def threshold_dice(cases: list[OpenCase], target: str, split: dict) -> float:
-    """Return the Dice on the validation part of the threshold, and side of it, best on the training part."""
+    """Return the validation Dice of the threshold, and side of it, that is best on the training part."""
     train_counts, val_counts = counts(cases, target, split["train"]), counts(cases, target, split["val"])
     choices = [
         (dice_of(train_counts, level, above), level, above) for level in range(256) for above in (0, 1)
@@ -104,7 +106,7 @@ def threshold_dice(cases: list[OpenCase], target: str, split: dict) -> float:
 
 
 def counts(cases: list[OpenCase], target: str, boxes: dict) -> np.ndarray:
-    """Return voxels by label (0, 1) and image value (256 levels), inside the mask where there is one."""
+    """Return voxels by label (0, 1) and image value (256 levels), inside the mask if there is one."""
     found = np.zeros((2, 256), dtype=np.int64)
     for case in cases:
         for box in boxes.get(case.name, ()):
@@ -119,7 +121,7 @@ def counts(cases: list[OpenCase], target: str, boxes: dict) -> np.ndarray:
 
 
 def dice_of(found: np.ndarray, level: int, above: int) -> float:
-    """Return the Dice of calling foreground what lies above (or not above) a level."""
+    """Return the Dice if all voxels above (or not above) a level are called foreground."""
     chosen = found[:, level + 1 :] if above else found[:, : level + 1]
     hits, claimed, true = chosen[1].sum(), chosen.sum(), found[1].sum()
     return float(2 * hits / max(1, claimed + true))

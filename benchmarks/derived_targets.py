@@ -1,14 +1,14 @@
 # ruff: noqa: E402
 """Time the derivation of the four tasks of a patch against the straightforward pipeline.
 
-The reference does what one writes first: every task on its own, SciPy's distance transform of the inside and
+The reference is the obvious implementation: every task separately, SciPy's distance transform of the inside and
 of the outside, Gaussian smoothing and numpy.gradient, gaussian_filter of every product, numpy.linalg.eigh for
-every voxel. It keeps to float32 wherever ours does, and takes the central differences of numpy.gradient, which
-cost less than Scharr's. Ours also makes masks of validity, which the reference does not, and computes no
-eigenvectors where these say that there are none.
+every voxel. It uses float32 wherever ours does, and the central differences of numpy.gradient, which
+cost less than Scharr's. Ours also computes masks of validity, which the reference does not, and computes no
+eigenvectors where these masks are False.
 
-Both run on one thread. Times are CPU seconds, the median of the repeats after one warm-up. What a data-loading
-worker pays before its first patch is measured apart, in processes of their own: compiling every kernel with an
+Both run on one thread. Times are CPU seconds, the median of the repeats after one warm-up. The time of a data-loading
+worker before its first patch is measured separately, in new processes: compiling every kernel with an
 empty cache (once per machine), and reading them from the cache (every start).
 
     python benchmarks/derived_targets.py [--sizes 64 128 192] [--repeats 3] [--label PATH.npy] [--device cuda]
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 
-# Before NumPy is imported: one thread for everybody.
+# Set before NumPy is imported: one thread for all libraries.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 
@@ -58,31 +58,31 @@ def rolled_sheet(size: int, seed: int = 0) -> np.ndarray:
 
 
 def reference_distance(label: np.ndarray) -> np.ndarray:
-    """Signed distance by two SciPy transforms, cut at the reach."""
+    """Return the signed distance by two SciPy transforms, cut at the reach."""
     outside = distance_transform_edt(label == 0) - 0.5
     inside = distance_transform_edt(label > 0) - 0.5
     return np.clip(np.where(label > 0, -inside, outside), -REACH, REACH).astype(np.float32)
 
 
 def reference_gradient(label: np.ndarray, sigma: float) -> np.ndarray:
-    """Gradient (z, y, x) of the smoothed signed distance."""
+    """Return the gradient (z, y, x) of the smoothed signed distance."""
     return np.stack(np.gradient(gaussian_filter(reference_distance(label), sigma)))
 
 
 def reference_normals(label: np.ndarray) -> np.ndarray:
-    """Unit normals (x, y, z)."""
+    """Return unit normals (x, y, z)."""
     slope = reference_gradient(label, NORMAL_SIGMA)
     return (slope / np.maximum(np.linalg.norm(slope, axis=0), 1e-6))[::-1]
 
 
 def reference_tensor(label: np.ndarray) -> np.ndarray:
-    """Structure tensor (zz, zy, zx, yy, yx, xx)."""
+    """Return the structure tensor (zz, zy, zx, yy, yx, xx)."""
     slope = reference_gradient(label, GRAD_SIGMA)
     return np.stack([gaussian_filter(slope[i] * slope[j], TENSOR_SIGMA) for i, j in PAIRS])
 
 
 def reference_direction(label: np.ndarray) -> np.ndarray:
-    """Eigenvector (x, y, z) of the smallest eigenvalue."""
+    """Return the eigenvector (x, y, z) of the smallest eigenvalue."""
     tensor = reference_tensor(label)
     matrices = np.empty((*label.shape, 3, 3), np.float32)
     for component, (i, j) in zip(tensor, PAIRS):
@@ -92,7 +92,7 @@ def reference_direction(label: np.ndarray) -> np.ndarray:
 
 
 def straightforward(label: np.ndarray) -> dict[str, np.ndarray]:
-    """All four tasks, each on its own."""
+    """Return all four tasks, each computed separately."""
     return {
         "distance_transform": reference_distance(label)[None],
         "surface_normals": reference_normals(label),
@@ -102,7 +102,7 @@ def straightforward(label: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median CPU seconds of `run` after one warm-up."""
+    """Return the median CPU seconds of `run` after one warm-up."""
     run()
     times = []
     for _ in range(repeats):
@@ -113,7 +113,7 @@ def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def largest_difference(ours: dict[str, np.ndarray], reference: dict[str, np.ndarray], name: str) -> float:
-    """Largest difference where the mask is True, 11 voxels from the border (where SciPy mirrors the
+    """Return the largest difference where the mask is True, 11 voxels from the border (where SciPy mirrors the
     image)."""
     inner = (slice(None), *[slice(11, -11)] * 3)
     mine, theirs = ours[name][inner], reference[name][inner]
@@ -123,7 +123,7 @@ def largest_difference(ours: dict[str, np.ndarray], reference: dict[str, np.ndar
 
 
 def clear_direction(reference: dict[str, np.ndarray], gap: float) -> np.ndarray:
-    """Where the two smallest eigenvalues are further apart than `gap` of the largest, (*spatial)."""
+    """Return where the two smallest eigenvalues differ by more than `gap` of the largest, (*spatial)."""
     matrices = np.empty((*reference["structure_tensor"].shape[1:], 3, 3))
     for component, (i, j) in zip(reference["structure_tensor"], PAIRS):
         matrices[..., i, j] = matrices[..., j, i] = component
@@ -145,7 +145,7 @@ print(time.process_time() - start)
 
 
 def first_patch_seconds(repeats: int) -> tuple[float, float]:
-    """CPU seconds of a new process for its first patch: with an empty cache of kernels, and with a full one."""
+    """Return the CPU seconds of a new process for its first patch: with an empty cache of kernels, and a full one."""
     bundle = str(Path(__file__).resolve().parents[1] / "bundle")
     code = FIRST_PATCH.format(bundle=bundle, tasks=TASKS)
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def first_patch_seconds(repeats: int) -> tuple[float, float]:
 
 
 def batch_seconds(label: np.ndarray, device: str, repeats: int, count: int = 2) -> float:
-    """Median wall seconds of deriving a batch of `count` such patches in torch on a device."""
+    """Return the median wall seconds of deriving a batch of `count` such patches in torch on a device."""
     import torch
 
     from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd
@@ -219,7 +219,7 @@ def compare(arguments: argparse.Namespace, size: int) -> None:
         difference = largest_difference(result, reference, name)
         note = ""
         if name == "inplane_direction":
-            # A direction is known as well as the gap between the eigenvalues allows.
+            # A direction is only as accurate as the gap between the eigenvalues allows.
             result[f"{name}_mask"] = result[f"{name}_mask"] & clear_direction(reference, 0.05)
             note = f" where eigenvalues nearly meet, {difference:.1e};"
             difference = largest_difference(result, reference, name)

@@ -1,10 +1,10 @@
-"""Cost of one training step, against nnU-Net's residual U-Net of the same stages and features.
+"""Measure the cost of one training step, compared with nnU-Net's residual U-Net of the same stages and features.
 
 The reference is `ResidualEncoderUNet` of the package dynamic-network-architectures (an extra: `pip install
-dynamic-network-architectures`). Each case runs in a process of its own: forward, loss, backward and AdamW
-step, one thread on a CPU (CPU seconds) or a GPU (milliseconds by the clock); medians, first steps left out.
-The rounds go through all cases again, so that a busy machine slows all. Ours keep freed memory, as training does
-(`volumen.utils.memory`); nnU-Net leaves it to the C library, and has a row with it kept, to tell the two gains apart.
+dynamic-network-architectures`). Each case runs in a separate process: forward, loss, backward and AdamW
+step, one thread on a CPU (CPU seconds) or a GPU (milliseconds of wall time); medians without the first steps.
+Each round runs all cases, so that a busy machine slows all of them. Ours retain freed memory, as training does
+(`volumen.utils.memory`); nnU-Net has one row without and one with this, to separate the two gains.
 
     python benchmarks/train_step.py                     # features 16 to 128, about two minutes
     python benchmarks/train_step.py --full              # features 32 to 320, about ten minutes
@@ -25,10 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, FULL = (16, 32, 64, 128), (32, 64, 128, 256, 320)
-AUXILIARY = {"distance": 1, "normals": 3, "tensor": 6, "direction": 3}
+DERIVED = {"distance": 1, "normals": 3, "tensor": 6, "direction": 3}
 REFERENCE = "nnU-Net fp32"
 
-# name: network, precision, auxiliary heads, memory format, compiled
+# name: network, precision, heads of derived targets, memory format, compiled
 CASES = {
     REFERENCE: ("peer", "float32", None, False, False),
     "nnU-Net fp32, memory kept": ("peer, kept", "float32", None, False, False),
@@ -52,14 +52,14 @@ CUDA_CASES = {
 
 
 def build(kind: str, features: list[int], heads: str | None):
-    """Return the network, made the way each of the two systems makes it."""
+    """Return the network, built in the way of each of the two systems."""
     from volumen.networks.multihead import MultiHeadDynUNet
     from volumen.networks.planning import plan_blocks
 
     stages = len(features)
     strides, blocks = [1] + [2] * (stages - 1), list(plan_blocks(stages))
     if kind.startswith("ours"):
-        channels = {"surface": 1, **(AUXILIARY if heads else {})}
+        channels = {"surface": 1, **(DERIVED if heads else {})}
         separate = heads != "shared"
         targets = {
             name: {"out_channels": count, "separate_decoder": separate} for name, count in channels.items()
@@ -87,12 +87,12 @@ def build(kind: str, features: list[int], heads: str | None):
         deep_supervision=False,
     )
     if heads:
-        network = several_decoders(network, [1, *AUXILIARY.values()])
+        network = several_decoders(network, [1, *DERIVED.values()])
     return network.apply(InitWeights_He(1e-2))
 
 
 def several_decoders(network, channels: list[int]):
-    """Return nnU-Net's network with a decoder of its own kind for each number of channels."""
+    """Return nnU-Net's network with a separate decoder of its own kind for each number of channels."""
     from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
     from torch import nn
 
@@ -163,7 +163,7 @@ def train_step(network, optimizer, image, truth, dtype) -> None:
 
 
 def peak_kib() -> int:
-    """Return the most memory that this process has held, in KiB."""
+    """Return the largest memory that this process has held, in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -190,7 +190,7 @@ def main() -> None:
 
 
 def run_all(names: list[str], arguments: argparse.Namespace) -> dict[str, dict]:
-    """Run every case in a process of its own, round by round; return the joined figures."""
+    """Run every case in a separate process, round by round; return the combined figures."""
     figures: dict[str, dict] = {}
     for _ in range(arguments.rounds):
         for name in names:

@@ -224,7 +224,7 @@ def requests() -> str:
     import yaml
 
     from volumen.config.sections import InferenceConfig
-    from volumen.evaluation.score import EvaluateRequest
+    from volumen.evaluation.cases import EvaluateRequest
     from volumen.inference.request import PredictRequest
 
     def keys(name: str) -> list[str]:

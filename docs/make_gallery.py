@@ -192,7 +192,7 @@ def result_of(name: str, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         drawn = 255 * np.moveaxis(np.concatenate([values, values[:1]])[:3], 0, -1)
     else:
         drawn = colours.grey(values[:1])
-    return colours.dim_unknown(drawn, valid)
+    return colours.dim_invalid(drawn, valid)
 
 
 def save(panels: Sequence[np.ndarray], path: Path) -> None:

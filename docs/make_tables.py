@@ -137,11 +137,34 @@ def metrics() -> str:
         (
             code(kinds),
             code(name for name in found if name in CHEAP_METRICS),
-            code(found),
+            code(found) if len(found) < 10 else f"{len(found)} [scores](scores.md)",
         )
         for found, kinds in groups.items()
     ]
     return table(("kinds", "every validation", "`volumen evaluate`"), rows)
+
+
+def scores() -> str:
+    """The scores: of which targets, unit, direction, range, and what is measured unasked."""
+    import math
+
+    from volumen.metrics.score_names import SCORES
+
+    words = {True: "smaller", False: "larger", None: "neither"}
+    rows = []
+    for name, score in SCORES.items():
+        unasked = code(score.names) if score.parameter else "yes"
+        rows.append(
+            (
+                f"`{name}X`" if score.parameter else f"`{name}`",
+                ", ".join(score.families),
+                score.unit or "–",
+                words[score.smaller],
+                f"from 0 {'on' if score.top == math.inf else f'to {score.top:g}'}",
+                unasked if score.default else "no",
+            )
+        )
+    return table(("name", "targets", "unit", "better", "range", "unasked"), rows)
 
 
 def flags() -> str:
@@ -179,7 +202,7 @@ def old_keys() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (tasks, losses, loss_definitions, schedules, metrics, flags, old_keys)
+    for function in (tasks, losses, loss_definitions, schedules, metrics, scores, flags, old_keys)
 }
 
 if __name__ == "__main__":

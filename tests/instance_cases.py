@@ -1,4 +1,4 @@
-"""Cells with walls of known instances, and how two partitions are compared."""
+"""Cells with walls as known instances, and the comparison of two partitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 
 def cells(shape, count, steps=None, seed=0):
-    """Return Voronoi cells int32 from 1, of points at least apart by the spacing of an even grid's half."""
+    """Return Voronoi cells int32 from 1, of points with at least half the spacing of an even grid between them."""
     steps = steps or (1.0,) * len(shape)
     size = np.array(shape) * steps
     rng = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def walls(labels):
 
 
 def predicted(mask, noise=0.15, seed=0):
-    """Return what a network might say of a mask: a blurred probability with noise, float32."""
+    """Return a simulated network output for a mask: a blurred probability with noise, float32."""
     rng = np.random.default_rng(seed)
     blurred = ndimage.gaussian_filter(mask.astype(np.float32), 0.7)
     rough = ndimage.gaussian_filter(rng.normal(size=mask.shape), 1.0)

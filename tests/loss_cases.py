@@ -11,7 +11,7 @@ from torch import Tensor
 from volumen.losses.base import VALUE_KINDS
 from volumen.losses.registry import accepted_extras, build_loss, loss_class, loss_names
 
-# Foreign losses tried through the wrapper, beside every loss of the registry: name, kwargs, kinds.
+# Losses of other libraries that are tested through the wrapper: name, kwargs, kinds.
 FOREIGN: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("torch.nn.L1Loss", {}, ("distance", "axis")),
     ("torch.nn.HuberLoss", {"delta": 0.5}, ("distance", "tensor")),
@@ -27,7 +27,7 @@ FOREIGN: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 
 
 def loss_cases() -> list[tuple[str, dict[str, Any], str]]:
-    """Return (name, kwargs, kind) for every loss, so that a new one is tested by being registered."""
+    """Return (name, kwargs, kind) for every loss, so that a newly registered loss is tested automatically."""
     own = [(name, {}, kind) for name in loss_names() for kind in sorted(loss_class(name).kinds)]
     extra = [
         ("SignedDistanceLoss", {"eikonal": True, "eikonal_weight": 1.0}, "distance"),
@@ -53,7 +53,7 @@ def channels(kind: str, dims: int) -> int:
 
 
 def make_target(kind: str, shape: tuple[int, ...], generator: torch.Generator, dtype=torch.float32) -> Tensor:
-    """Return a target (B, Ct, *spatial); distances are true ones, labels blobs and not noise."""
+    """Return a target (B, Ct, *spatial); distances are true distances, labels are blobs and not noise."""
     batch, *spatial = shape
     noise = torch.randn(batch, 1, *spatial, generator=generator, dtype=torch.float64)
     if kind in ("binary", "multilabel", "multiclass"):
@@ -73,7 +73,7 @@ def make_target(kind: str, shape: tuple[int, ...], generator: torch.Generator, d
 
 
 class Case:
-    """One loss with data it takes: `value(pred)` calls it with whatever extras it declares."""
+    """One loss with suitable data: `value(pred)` calls it with all extra arguments that it declares."""
 
     def __init__(
         self, name: str, kwargs: dict, kind: str, *, shape=(2, 5, 4, 6), seed=0, dtype=torch.float64
@@ -90,7 +90,7 @@ class Case:
         self.extras = accepted_extras(self.loss)
 
     def value(self, pred=None, target=None, mask=None, source=None) -> Tensor:
-        """Return the loss, with the case's own tensors for what is left out."""
+        """Return the loss; arguments that are None are taken from the case."""
         extras = (
             {"source_pred": self.source if source is None else source} if "source_pred" in self.extras else {}
         )

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever stops the writing."""
+"""Files that are complete or absent after any interruption of the writing."""
 
 from __future__ import annotations
 

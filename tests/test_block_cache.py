@@ -53,18 +53,6 @@ def test_resize_and_clear():
     assert cache.nbytes == 0
 
 
-def test_whether_blocks_would_serve_follows_what_was_found_lately():
-    cache = BlockCache(1000)
-    assert cache.would_serve(500)
-    assert not cache.would_serve(501)
-    for key in range(1000):
-        cache.get(key, lambda key=key: block(key % 256, 400))
-    assert not cache.would_serve(1)
-    for _ in range(50):
-        assert cache.find(999) is not None
-    assert cache.would_serve(400)
-
-
 def test_failures_are_not_kept():
     cache = BlockCache(100)
     with pytest.raises(OSError, match="lost"):

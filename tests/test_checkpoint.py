@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or absent, verified, loaded without running code."""
+"""Checkpoint files: complete or absent, verified, loaded without running code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_run_leaves_the_documented_keys_and_the_newest_files(tmp_path):
     folder = tmp_path / "toy"
     epochs = sorted(int(path.stem.split("_")[1]) for path in folder.glob("toy_[0-9]*.pth"))
     assert epochs == list(range(4, 14))
-    # As any user would read it, without this program.
+    # Read as a user would, without this program.
     content = torch.load(folder / "toy_13.pth", weights_only=True)
     assert {"model", "optimizer", "scheduler", "epoch", "model_config", "scaler", "rng", "config"} <= set(
         content
@@ -58,7 +58,7 @@ def test_run_leaves_the_documented_keys_and_the_newest_files(tmp_path):
     assert best["epoch"] == content["best_metric_epoch"]
 
 
-def test_best_are_kept_although_old(tmp_path):
+def test_best_are_retained_although_old(tmp_path):
     values = iter([0.1, 0.9, 0.5, 0.8, 0.2, 0.3])
 
     def set_metric(engine):
@@ -96,7 +96,7 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory, position, bit):
         loaded = load_checkpoint(path)
     except DamagedCheckpoint:
         return
-    # Padding and the archive's own bookkeeping carry nothing.
+    # Padding and the archive's own metadata contain no data.
     assert checksum(loaded) == checksum(CONTENT)
 
 
@@ -135,7 +135,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
     before = path.read_bytes()
     written = 0
 
-    class Full(checkpoint_file._Remembering):
+    class Full(checkpoint_file._ErrorRecordingFile):
         def write(self, data):
             nonlocal written
             written += len(data)
@@ -144,7 +144,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
                 raise self.error
             return super().write(data)
 
-    monkeypatch.setattr(checkpoint_file, "_Remembering", Full)
+    monkeypatch.setattr(checkpoint_file, "_ErrorRecordingFile", Full)
     with pytest.raises(VolumenError, match=r"the disk is full, a\.pth was not written; .*--resume"):
         save_checkpoint({**CONTENT, "more": torch.zeros(5000)}, path)
     assert path.read_bytes() == before
@@ -152,7 +152,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, after
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_told(tmp_path):
+def test_a_read_only_folder_is_reported(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(VolumenError, match="cannot be written"):
         save_checkpoint(CONTENT, tmp_path / "a.pth")
@@ -198,7 +198,7 @@ def test_checksum_tells_what_matters_apart():
     assert checksum(transposed) == checksum(transposed.contiguous())
 
 
-def test_the_best_epoch_and_its_file_are_told_at_the_end(tmp_path, caplog):
+def test_the_best_epoch_and_its_file_are_logged_at_the_end(tmp_path, caplog):
     with caplog.at_level("INFO"):
         make_trainer(tmp_path, epochs=3, scores=True).run()
     (line,) = [message for message in caplog.messages if message.startswith("best epoch")]
@@ -216,7 +216,7 @@ def test_every_reader_refuses_a_checkpoint_whose_content_was_altered(tmp_path):
     save_checkpoint(content, path)
     written = torch.load(path, weights_only=True)
     read_checkpoint(path)
-    written["model"]["weight"][1] = 2.0  # the file is a whole one of torch, with another weight
+    written["model"]["weight"][1] = 2.0  # the file is complete for torch, but has another weight
     torch.save(written, path)
     for read in (load_checkpoint, read_checkpoint, lambda file: load_weights(torch.nn.Linear(1, 1), file)):
         with pytest.raises(VolumenError, match="expected checksum"):

@@ -320,7 +320,7 @@ def test_instances_are_not_taken_for_classes(tmp_path):
         ({"n": {"type": "surface_normals", "source_target": "ink", "out_channels": 2, "losses": [{"name": "MaskedMSELoss"}]}}, ["3 for surface_normals"]),
     ],
 )  # fmt: skip
-def test_an_auxiliary_task_that_cannot_train_is_refused(tmp_path, tasks, words):
+def test_a_derived_target_that_cannot_train_is_refused(tmp_path, tasks, words):
     write_tiff_folder(tmp_path, {"a": {"ink": ball((16, 16, 16))}})
     config = ConfigManager(dataset_dir=str(tmp_path), auxiliary_tasks=tasks)
     with pytest.raises(VolumenError) as caught:

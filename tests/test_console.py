@@ -1,4 +1,4 @@
-"""Colours and tables: on a terminal, in a pipe, and as NO_COLOR and FORCE_COLOR ask."""
+"""Colours and tables: on a terminal, in a pipe, and with NO_COLOR and FORCE_COLOR."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def piped(*command: str, **values: str) -> str:
 
 
 def on_terminal(*command: str, **values: str) -> str:
-    """What a program writes to a terminal of 24 lines and 80 columns."""
+    """Return what a program writes to a terminal of 24 lines and 80 columns."""
     import pty
     import termios
 
@@ -48,7 +48,7 @@ def on_terminal(*command: str, **values: str) -> str:
         while True:
             try:
                 part = os.read(ours, 4096)
-            except OSError:  # how Linux tells that nobody writes any more
+            except OSError:  # Linux raises it when no process writes any more
                 part = b""
             if not part:
                 break
@@ -77,7 +77,7 @@ def test_a_terminal_gets_colours_and_lines_that_fit():
     assert "╭" in told
     bare = re.sub(r"\x1b\[[0-9;]*m", "", told)
     assert max(map(len, bare.splitlines())) <= 80
-    # Folded, not cut.
+    # The text is wrapped, not cut.
     assert re.sub(r"[^a-z_]", "", bare).count("a_name_of_a_volume_") >= 1
     assert "…" not in bare
 

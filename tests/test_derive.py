@@ -1,4 +1,4 @@
-"""Derived targets as transforms of a sample: exact under cropping, turning with the image."""
+"""Derived targets as transforms of a sample: exact under cropping, and rotating with the image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def blobs(shape, seed, smoothness=1.5):
 
 
 def instances(shape, seed):
-    """Labels with several components, numbered."""
+    """Return labels with several numbered components."""
     return ndimage.label(blobs(shape, seed) > 0.08)[0].astype(np.int32)
 
 
@@ -71,7 +71,7 @@ def test_a_derived_patch_equals_the_crop_of_the_derived_whole(shape, spacing, se
     whole = DeriveTargetsd(tasks)(sample_of(label, known, None, spacing))
 
     size = [min(8, length) for length in shape]
-    # Patches may stick out of the volume by a voxel or two.
+    # Patches may extend beyond the volume by a voxel or two.
     start = [round(where * (length - step + 3)) - 2 for where, length, step in zip(corner, shape, size)]
     padding = [edge + 3 for edge in halo]
     cut = tuple(
@@ -100,7 +100,7 @@ def turned(array, order, flips):
 
 
 def turned_vectors(vectors, order, flips):
-    """Vectors (x, y[, z]) on a grid of which the axes were permuted, then flipped."""
+    """Transform vectors (x, y[, z]) on a grid of which the axes were permuted, then flipped."""
     parts = vectors[::-1]
     moved = [turned(parts[axis], order, flips) for axis in order]
     return np.stack([-part if axis in flips else part for axis, part in enumerate(moved)])[::-1]
@@ -208,7 +208,7 @@ def test_shapes_dtypes_and_channels_are_as_announced(name, ndim):
 def test_an_irregular_volume_is_respected():
     label = (blobs((30, 32), 2) > 0).astype(np.uint8)
     y, x = np.meshgrid(np.arange(30) - 15, np.arange(32) - 16, indexing="ij")
-    # A diamond: what fills its bounding box would be cropped to it.
+    # The volume is a diamond, since an array that fills its bounding box would be cropped to it.
     in_volume = np.abs(y) + np.abs(x) < 15
     known = in_volume.copy()
     other = np.where(in_volume, label, 1 - label)
@@ -218,7 +218,7 @@ def test_an_irregular_volume_is_respected():
         assert not valid[0][~in_volume].any()
         assert (valid == valid_again).all(), f"{name} depends on labels outside the volume"
         np.testing.assert_array_equal(values * valid, again * valid)
-        # Its border is the end of all things and not of what is known.
+        # The border of the volume does not invalidate any voxel.
         assert valid[0][in_volume].mean() > 0.95
 
 

@@ -1,4 +1,4 @@
-"""Derived targets of a batch in torch: equal to those that the workers make, one patch at a time."""
+"""Derived targets of a batch in torch: equal to those that the workers derive, one patch at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd
 from volumen.utils.errors import VolumenError
 
 DEVICE_TASKS = [name for name in task_types() if get_task(name).on_device]
-# A direction is known as well as the gap between the two smallest eigenvalues: 0.1 % at the worst.
+# A direction is as accurate as the gap between the two smallest eigenvalues allows: 0.1 % in the worst case.
 TOLERANCE = {"inplane_direction": 2e-3}
 
 
@@ -25,7 +25,7 @@ def blobs(shape, rng, smoothness=1.5):
 
 
 def sample_of(shape, rng, *, classes=2, channels=1, unknown=0.0, outside=False, spacing=None):
-    """A sample of labels in blobs, some of them unknown, some of the patch outside a turned volume."""
+    """Return a sample with labels in blobs, some of them unknown, some of the patch outside a rotated volume."""
     label = np.stack([(blobs(shape, rng) > 0) * rng.integers(1, classes, shape) for _ in range(channels)])
     known = ndimage.binary_erosion(rng.random(shape) >= unknown / 30, border_value=1) if unknown else None
     in_volume = None
@@ -45,7 +45,7 @@ def sample_of(shape, rng, *, classes=2, channels=1, unknown=0.0, outside=False, 
 
 
 def on_device(tasks, samples, halo, device="cpu", **options):
-    """The workers' part, the collation, the transfer and the device's part."""
+    """Run the workers' part, the collation, the transfer and the device's part."""
     derive = DeriveBatch(tasks, halo, **options)
     packed = [PackSourcesd(derive.sources)(sample) for sample in samples]
     batch = {
@@ -69,7 +69,7 @@ def check_equal(tasks, samples, halo, unit="voxel", **options):
         assert values.shape == theirs.shape
         assert valid.shape == their_valid.shape
         assert not values[~valid.expand_as(values)].any(), name
-        # A value at a threshold falls to either side by rounding, and there alone.
+        # Only a value at a threshold may differ, by rounding.
         assert (valid.numpy() != their_valid).sum() <= 2 + 2e-4 * their_valid.size, name
         both = valid.numpy() & their_valid
         ours = values.numpy()
@@ -107,7 +107,7 @@ def test_every_task_equals_the_workers(core, spacing, seed, unknown, outside, en
     tasks = tasks_of(DEVICE_TASKS, reach=4.5)
     halo = derive_halo(tasks, tuple(size / min(spacing) for size in spacing)) if enough else (2,) * len(core)
     shape = [size + 2 * edge for size, edge in zip(core, halo)]
-    # One sample is whole and known, the other is not: they share a batch.
+    # The batch has one sample that is complete and known, and one that is not.
     samples = [
         sample_of(shape, rng, unknown=unknown, outside=outside, spacing=spacing),
         sample_of(shape, rng, spacing=spacing),
@@ -122,7 +122,7 @@ def test_every_task_equals_the_workers(core, spacing, seed, unknown, outside, en
     unknown=st.sampled_from([0.0, 0.1]),
     outside=st.booleans(),
 )
-def test_instances_that_touch_are_apart_as_the_workers_have_them(core, seed, unknown, outside):
+def test_touching_instances_are_separated_as_by_the_workers(core, seed, unknown, outside):
     rng = np.random.default_rng(seed)
     tasks = tasks_of(DEVICE_TASKS, reach=4.0)
     shape = [size + 12 for size in core]
@@ -191,7 +191,7 @@ def test_loss_on_labels_only_keeps_to_the_labelled():
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("instances", [(), ("label",)])
 def test_nothing_is_read_back_from_the_device(unknown, outside, instances):
-    """The meta device holds no values: what runs there neither waits for a GPU nor mixes devices."""
+    """The meta device holds no values: code that runs there neither waits for a GPU nor mixes devices."""
     tasks = tasks_of(DEVICE_TASKS, reach=3.0)
     sample = sample_of((16, 16, 16), np.random.default_rng(6), unknown=unknown, outside=outside)
     found = on_device(tasks, [sample, sample], 3, "meta", unit="voxel", instances=instances)

@@ -1,4 +1,4 @@
-"""A training whose targets are derived on the device, against one whose workers derive them."""
+"""A training whose targets are derived on the device, compared with one whose workers derive them."""
 
 from __future__ import annotations
 
@@ -88,6 +88,6 @@ def test_what_is_derived_where(data, tmp_path, setting, device):
     config.__dict__["device"] = torch.device(device)
     there = setting is True or (setting == "auto" and device == "cuda")
     assert set(config.device_tasks) == ({"distance", "normals"} if there else set())
-    # Shape descriptors have no form for a batch.
+    # Shape descriptors cannot be derived for a batch.
     assert set(config.worker_tasks) == (set(TASKS) - set(config.device_tasks))
     assert config.device_sources == (["surface"] if there else [])

@@ -1,4 +1,4 @@
-"""The device by its name."""
+"""The choice of the device by its name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_device_by_its_name(monkeypatch, name, count, expected):
         ),
     ],
 )
-def test_a_device_that_is_not_there_is_told(monkeypatch, name, count, line):
+def test_a_missing_device_is_refused(monkeypatch, name, count, line):
     _fake(monkeypatch, count)
     with pytest.raises(VolumenError) as caught:
         choose_device(name)

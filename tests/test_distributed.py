@@ -1,4 +1,4 @@
-"""Two processes: gradients of the joined batch, one writer, the same stop."""
+"""Two processes: the same gradients as with the whole batch, one writer, a common stop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_two_processes_train_as_one_on_the_joined_batch(tmp_path, accumulation):
     metrics = [json.loads((tmp_path / f"metrics{rank}.json").read_text()) for rank in range(2)]
     assert metrics[0] == metrics[1]
     assert metrics[0]["loss"] == pytest.approx(alone.state.metrics["loss"], rel=1e-5)
-    # One set of files, the same names of weights as a single process writes.
+    # There is one set of files, with the names of weights that a single process writes.
     saved = load_checkpoint(tmp_path / "two" / "toy" / "toy_2.pth")["model"]
     assert same_weights(saved, ranks[0])
     assert sorted(path.name for path in (tmp_path / "two" / "toy").iterdir()) == sorted(
@@ -54,7 +54,7 @@ def test_two_processes_train_as_one_on_the_joined_batch(tmp_path, accumulation):
 
 
 def _train_poisoned(rank: int, out: Path) -> None:
-    logging.getLogger("volumen.engines.guard").addHandler(logging.FileHandler(out.parent / f"told{rank}"))
+    logging.getLogger("volumen.engines.guard").addHandler(logging.FileHandler(out.parent / f"log{rank}"))
     trainer = make_trainer(out, world=(rank, 2), epochs=1, batch_size=1, poison=(0, 2))
     trainer.run()
     state = weights(trainer)
@@ -65,10 +65,10 @@ def _train_poisoned(rank: int, out: Path) -> None:
 def test_nan_in_one_process_skips_the_step_in_both(tmp_path):
     assert in_two_processes(_train_poisoned, tmp_path / "out") == [0, 0]
     assert same_weights(*(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)))
-    # The first process speaks for both: it names what only one of them has seen.
-    told = [(tmp_path / f"told{rank}").read_text().splitlines() for rank in range(2)]
-    assert told[0] == told[1]
-    (line,) = told[0]
+    # The first process reports for both: it also names what only the other one has seen.
+    logs = [(tmp_path / f"log{rank}").read_text().splitlines() for rank in range(2)]
+    assert logs[0] == logs[1]
+    (line,) = logs[0]
     assert "MSE of target 'depth' is nan (volume 'scroll0' at (0, 2))" in line
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_within_an_epoch_goes_on_with_every_process_s_par
 
 
 def test_one_process_goes_on_with_the_sums_of_two(tmp_path):
-    """And the other way round: nothing is counted twice, and nothing is lost."""
+    """The reverse holds too: nothing is counted twice, and nothing is lost."""
     assert in_two_processes(_run, tmp_path / "out", 3, False) == [143, 143]
     engine = Engine(lambda *_: None)
     averages, dice = LossAverages("losses"), RunningDice({"ink": "binary"})
@@ -175,7 +175,7 @@ def test_values_are_summed_over_processes(tmp_path):
 
 
 class BatchNormalised(ToyNetwork):
-    """Has buffers, which `DistributedDataParallel` exchanges in a forward pass."""
+    """A network with buffers, which `DistributedDataParallel` exchanges in a forward pass."""
 
     def __init__(self) -> None:
         super().__init__(dropout=0.0)
@@ -186,7 +186,7 @@ def _validate(rank: int, out: Path, blocks: int) -> None:
     trainer = make_trainer(
         out, world=(rank, 2), network=BatchNormalised(), validation_length=blocks, scores=True, val_every=9
     )
-    # What a rank's own batches left, of which only the first one's is saved.
+    # The buffers of each rank's own batches, of which only those of the first rank are saved.
     trainer.network.module.norm.running_mean.fill_(0.3 + rank)
     trainer.toy_evaluator.run(1)
     (out.parent / f"scores{rank}.json").write_text(json.dumps(trainer.toy_evaluator.state.metrics))
@@ -269,11 +269,11 @@ def _die(rank: int, out: Path) -> None:
     from ignite.engine import Events
 
     trainer = make_trainer(out, world=(rank, 2), epochs=3, batch_size=1, workers=2, stop_on_signal=True)
-    _kept.append(trainer)  # as a traceback keeps it, and with it the workers
+    _kept.append(trainer)  # as a traceback does, which also holds the workers
     if rank == 1:
         trainer.add_event_handler(Events.ITERATION_STARTED(once=6), lambda: os._exit(9))
     else:
-        # What torchrun sends to the others.
+        # Torchrun sends this signal to the others.
         trainer.add_event_handler(
             Events.ITERATION_STARTED(once=6), lambda: os.kill(os.getpid(), signal.SIGTERM)
         )

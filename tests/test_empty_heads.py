@@ -1,4 +1,4 @@
-"""A head that validation has nothing to compare with has no scores and no loss, and one warning says why."""
+"""A head without valid voxels in validation has no scores and no loss, and one warning names the cause."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def train(data, out, tasks=()):
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_a_head_without_a_known_voxel_is_empty_and_told_once(tmp_path, caplog, on_device):
+def test_a_head_without_a_valid_voxel_is_empty_and_warned_of_once(tmp_path, caplog, on_device):
     ones = np.ones((16, 32, 32), np.uint8)
     data = write(tmp_path / "data", [ones, ones], [ones, 0 * ones])
     settings = {
@@ -82,14 +82,14 @@ def test_a_head_without_a_known_voxel_is_empty_and_told_once(tmp_path, caplog, o
         assert {"val/pen/dice", "val/mean_dice", "val/loss/pen", "val/loss"} <= measured
         assert row["val/mean_dice"] == row["val/pen/dice"]
         assert float(row["loss/ink"]) > 0
-    told = [text for text in caplog.messages if "has no valid voxel" in text]
-    assert sorted(text.split(" has")[0] for text in told) == ["validation: depth", "validation: ink"]
-    assert any("no voxel of it is known in 1 block, all of the validation part" in text for text in told)
-    assert any("no voxel of ink, which it is derived from, is known" in text for text in told)
+    warnings = [text for text in caplog.messages if "has no valid voxel" in text]
+    assert sorted(text.split(" has")[0] for text in warnings) == ["validation: depth", "validation: ink"]
+    assert any("no voxel of it is known in 1 block, all of the validation part" in text for text in warnings)
+    assert any("no voxel of ink, which it is derived from, is known" in text for text in warnings)
 
 
-def test_the_warning_says_why(tmp_path, capsys):
-    """Ink is known in a plane of each volume: too thin for anything derived from it."""
+def test_the_warning_names_the_cause(tmp_path, capsys):
+    """Ink is known in one plane of each volume, which is too thin for derived targets."""
     label = np.zeros((16, 32, 32), np.uint8)
     label[:, :16] = 1
     mask = np.zeros_like(label)
@@ -103,9 +103,11 @@ def test_the_warning_says_why(tmp_path, capsys):
         }
     }
     rows = train(data, tmp_path / "out", tasks)
-    told = [line for line in capsys.readouterr().err.splitlines() if "has no valid voxel" in line]
-    assert len(told) == 1
-    assert "validation: normals has no valid voxel, so it has no scores: it is derived from ink" in told[0]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "has no valid voxel" in line]
+    assert len(warnings) == 1
+    assert (
+        "validation: normals has no valid voxel, so it has no scores: it is derived from ink" in warnings[0]
+    )
     for row in rows:
         assert not any(value for name, value in row.items() if "normals" in name)
         assert float(row["val/ink/dice"]) >= 0

@@ -16,8 +16,9 @@ from prediction import save_checkpoint
 
 from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
 from volumen.cli.main import main
-from volumen.evaluation import score as module
-from volumen.evaluation.score import EvaluateRequest, bootstrap, evaluate
+from volumen.evaluation import cases as cases_module
+from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.score import bootstrap, evaluate
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest
 from volumen.utils.errors import VolumenError
@@ -79,7 +80,8 @@ def test_a_case_in_pieces_has_the_scores_of_the_whole(files, monkeypatch):
         str(files / "found"), str(files / "data"), str(files / "out"), metrics=("dice", "iou")
     )
     whole = evaluate(request)
-    monkeypatch.setattr(module, "PIECE_VOXELS", 200)
+    monkeypatch.setattr(cases_module, "PIECE_VOXELS", 200)
+    monkeypatch.setattr(cases_module, "DERIVED_SIDE", 5)
     pieces = evaluate(request)
     assert pieces.cases == whole.cases
 
@@ -183,11 +185,11 @@ def test_a_folder_of_slices_is_scored_as_the_volume_that_it_is(tmp_path, name, p
     def scores(found, right):
         request = EvaluateRequest(str(tmp_path / found), str(tmp_path / right), str(tmp_path / "out"))
         (row,) = evaluate(request).cases.values()
-        return [row[key] for key in sorted(row) if key != "mean_dice"]
+        return {key.partition("/")[2]: value for key, value in row.items()}
 
     found = scores(predictions, labels)
     assert found == scores("half/a_ink.tif", "truth/a_ink.tif")
-    assert found[1] == pytest.approx(2 / 3)
+    assert found["dice"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

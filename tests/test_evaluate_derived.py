@@ -15,8 +15,9 @@ from prediction import save_checkpoint
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.derived.derivation import derive_target
 from volumen.evaluation import score as module
+from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.derived_truth import DerivedTruth
-from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.evaluation.score import evaluate
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest
 
@@ -123,14 +124,14 @@ def test_instances_are_scored_by_name_by_flag_and_by_their_number(tmp_path):
     rules = {"foreground": None, "affinities": None, "boundary": "cell"}
     record(tmp_path / "found", "a", {"cell_instances": (merged[None], "instances")}, {}, instances=rules)
     mean = scores(tmp_path).mean
-    assert mean["cell_instances/vi_split"] == 0
-    assert mean["cell_instances/vi_merge"] > 0
+    assert mean["cell_instances/voi_split"] == 0
+    assert mean["cell_instances/voi_merge"] > 0
     assert 0 < mean["cell_instances/adapted_rand_error"] < 1
     write(tmp_path / "plain" / "a_cell.tif", merged.astype(np.uint16))
     request = EvaluateRequest(str(tmp_path / "plain"), str(tmp_path / "data"), str(tmp_path / "out"))
     assert "cell/dice" in evaluate(request).mean
     flagged = evaluate(replace(request, instances=("cell",))).mean
-    assert flagged["cell/vi_merge"] == mean["cell_instances/vi_merge"]
+    assert flagged["cell/voi_merge"] == mean["cell_instances/voi_merge"]
     write(tmp_path / "plain" / "a_cell.tif", (merged + 300).astype(np.uint16))
     assert evaluate(request).mean == flagged
 

@@ -1,4 +1,4 @@
-"""What goes wrong in the world: each with a clear message, nothing old lost, and resuming works."""
+"""Faults of the environment: each has a clear message, no older data are lost, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from volumen.utils.errors import VolumenError
 
 
 class Failing(ToyData):
-    """Does something bad at one sample."""
+    """A data set that fails at one sample."""
 
     def __init__(self, at: tuple[int, int], act) -> None:
         super().__init__(8)
@@ -52,7 +52,7 @@ def die() -> None:
         (damaged_chunk, 0, r"^images/a\.zarr: chunk 0\.0\.0 is damaged; write it anew$"),
         (damaged_chunk, 1, r"^images/a\.zarr: chunk 0\.0\.0 is damaged; write it anew$"),
         (vanished, 1, r"^reading data: FileNotFoundError: .*'/nowhere/images/a\.tif'; bring the file back"),
-        # The data loader looks for dead workers every five seconds.
+        # The data loader checks for dead workers every five seconds.
         pytest.param(
             die,
             1,
@@ -78,7 +78,7 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_the_clock_does_not_matter(tmp_path, monkeypatch):
-    """Time that jumps back by a year in the middle of training."""
+    """The clock jumps back by a year in the middle of training."""
     whole = make_trainer(tmp_path / "whole")
     whole.run()
     jumping = make_trainer(tmp_path / "jumping")
@@ -110,7 +110,7 @@ def test_killed_at_random_moments(tmp_path):
             length=length,
             ema=0.9,
             workers=rng.choice([0, 1]),
-            # After a kill before the first checkpoint there is nothing to resume, and `resume` starts anew.
+            # After a kill before the first checkpoint nothing can be resumed, and `resume` starts from the beginning.
             resume=True if number else None,
         )
         time.sleep(rng.uniform(0.05, 0.6))
@@ -118,7 +118,7 @@ def test_killed_at_random_moments(tmp_path):
         code, errors = process.finish()
         assert code in (-signal.SIGKILL, 0), errors
         for path in (tmp_path / "out" / "toy").glob("toy_*.pth"):
-            load_checkpoint(path)  # whatever is there is whole
+            load_checkpoint(path)  # every existing file is complete
     resumed = make_trainer(tmp_path / "out", epochs=epochs, length=length, ema=0.9, resume=True)
     resumed.run()
     assert same_weights(weights(whole), weights(resumed))
@@ -167,7 +167,7 @@ def test_full_disk_stops_with_a_message_and_loses_nothing(small_disk, tensorboar
 
 
 @pytest.mark.slow
-def test_a_read_only_disk_is_told(small_disk):
+def test_a_read_only_disk_is_reported(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(VolumenError, match=r"cannot be written \(Read-only file system\)"):
         make_trainer(small_disk).run()

@@ -15,13 +15,13 @@ spacings = st.sampled_from([1.0, 0.5, 2.0, 3.3, 4.6])
 
 
 def blobs(shape, seed, smoothness=2.0):
-    """Random smooth foreground, about half of the voxels."""
+    """Return random smooth foreground, about half of the voxels."""
     noise = np.random.default_rng(seed).normal(size=shape)
     return ndimage.gaussian_filter(noise, [min(smoothness, size / 4) for size in shape]) > 0
 
 
 def brute_force(foreground, known, spacing, reach):
-    """Distances by looking at every pair of voxels: (signed distance, valid)."""
+    """Compute distances by comparing every pair of voxels: (signed distance, valid)."""
     finest = min(spacing)
     points = np.argwhere(np.ones(foreground.shape, bool))
     steps = np.abs(points[:, None] - points[None]) * np.array(spacing)
@@ -29,8 +29,8 @@ def brute_force(foreground, known, spacing, reach):
     pairwise = np.sqrt((np.maximum(steps - inner, 0) ** 2).sum(axis=-1)) - finest / 2
     kind = np.where(known, foreground.astype(int), 2).reshape(-1)
 
-    def nearest(wanted):
-        masked = np.where(kind[None] == wanted, pairwise, np.inf)
+    def nearest(value):
+        masked = np.where(kind[None] == value, pairwise, np.inf)
         return np.minimum(masked.min(axis=1), reach)
 
     signed = np.where(kind == 1, -nearest(0), nearest(1))
@@ -53,7 +53,7 @@ def test_signed_distance_equals_brute_force(shape, seed, spacing, reach, holes):
     known = rng.random(shape) >= holes
     expected, expected_valid = brute_force(foreground, known, spacing, reach)
     signed, valid = fields.signed_distance(foreground, spacing=spacing, reach=reach, known=known)
-    # Distances that tie mathematically may differ in the last bit: both verdicts are right there.
+    # Distances that are mathematically equal may differ in the last bit, so both results are right there.
     assert (valid != expected_valid).mean() < 0.02
     both = valid & expected_valid
     np.testing.assert_allclose(signed[both], expected[both], atol=1e-5)
@@ -137,7 +137,7 @@ def test_unknown_voxels_make_no_surface_and_hide_what_lies_behind_them():
     known[0, 5] = False
     foreground[0, 15] = True
     signed, valid = fields.signed_distance(foreground, known=known, reach=4)
-    # Voxels up to 4 steps away have the unknown one at less than the reach.
+    # For voxels up to 4 steps away the unknown one is nearer than the reach.
     assert valid[0].tolist() == [True] + [False] * 9 + [True] * 10
     assert (signed[0, 11:16] == [3.5, 2.5, 1.5, 0.5, -0.5]).all()
 

@@ -1,4 +1,4 @@
-"""The last and the best epoch are scored on everything when training ends, and nothing else changes by it."""
+"""The last and the best epoch are scored on the whole part when training ends, which changes nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train(data, out, *words, code=0):
 
 
 def rows(run):
-    """The scores of every epoch, without losses, by epoch."""
+    """Return the scores of every epoch, without losses, by epoch."""
     return {
         int(row["epoch"]): {
             name.removeprefix("val/"): float(value)
@@ -74,7 +74,7 @@ def weights(run, name):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """Return a run that validates on everything."""
+    """Return a run that validates on the whole part."""
     return train(data, tmp_path_factory.mktemp("whole"), "--set", "tr_config.max_val_steps_per_epoch=null")
 
 
@@ -98,7 +98,7 @@ def test_the_last_and_the_best_epoch_have_the_scores_of_everything(data, whole, 
         assert found == pytest.approx(rows(everything)[epoch], abs=1e-6)
         assert read_metrics(run, epoch) == found
         assert found != pytest.approx(rows(run)[epoch], abs=1e-6)
-    # Neither the weights nor what is resumed from know of it.
+    # Neither the weights nor the checkpoints depend on it.
     assert all(
         torch.equal(a, b) for a, b in zip(weights(run, EPOCHS).values(), weights(everything, EPOCHS).values())
     )
@@ -112,7 +112,7 @@ def test_a_finished_run_is_scored_once_and_again_only_where_it_was_not(data, tmp
     path.write_text(json.dumps({key: {**row, "scored": "kept"} for key, row in json.loads(first).items()}))
     train(data, tmp_path, *names)
     assert "kept" in path.read_text()
-    path.unlink()  # as of a run that was killed while it scored
+    path.unlink()  # as after a run that was killed while it scored
     train(data, tmp_path, *names)
     assert json.loads(path.read_text()) == json.loads(first)
     path.write_text("{")

@@ -21,7 +21,7 @@ def _sample(halo=(0, 0, 0), dtype=np.uint8):
         "d": rng.random((3, 6, 6, 6)).astype(np.float32),
         "d_mask": rng.random((1, 6, 6, 6)) > 0.3,
         "in_volume": None,
-        "spacing": (1.0, 1.0, 1.0),
+        "spacing": (2.0, 1.0, 1.0),
         "volume_name": "a",
         "start": (1, 2, 3),
         "spatial": object(),
@@ -52,7 +52,7 @@ def test_restriction_to_labelled_voxels_reaches_derived_targets():
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.bool_])
 def test_final_tensors_are_plain_and_collate(dtype):
     out = FinalizePatchd(["m"], ["d"])(_sample(dtype=dtype))
-    types = {key: (type(value), value.dtype) for key, value in out.items() if key != "volume_name"}
+    types = {key: (type(value), value.dtype) for key, value in out.items() if hasattr(value, "dtype")}
     assert types == {
         "image": (torch.Tensor, torch.float32),
         "m": (torch.Tensor, torch.int16),
@@ -66,6 +66,7 @@ def test_final_tensors_are_plain_and_collate(dtype):
     assert batch["m"].shape == batch["m_mask"].shape == (2, 1, 6, 6, 6)
     assert batch["volume_name"] == ["a", "a"]
     assert batch["start"].tolist() == [[1, 2, 3]] * 2
+    assert [side.tolist() for side in batch["spacing"]] == [[2.0, 2.0], [1.0, 1.0], [1.0, 1.0]]
 
 
 def test_instance_numbers_are_no_class_indices():

@@ -1,4 +1,4 @@
-"""What is said of a loss that is not finite: which loss, and which patches of the batch are to blame."""
+"""The report of a loss that is not finite: the loss, and the patches of the batch that caused it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def batch() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("losses", "told"),
+    ("losses", "message"),
     [
         ({"loss": NAN, "ink": NAN, "ink/BCE": NAN, "ink/Dice": 0.1}, "BCE of target 'ink' is nan ("),
         ({"loss": INF, "ink": INF, "depth": 1.0}, "the loss of target 'ink' is inf ("),
         ({"loss": -INF, "ink": 1.0}, "the loss is -inf ("),
     ],
 )
-def test_the_loss_that_says_most_is_named(losses, told, caplog):
+def test_the_most_specific_loss_is_named(losses, message, caplog):
     guard = NonFiniteGuard(1)
     guard.report_loss(ENGINE, batch(), losses, {})
-    assert f"epoch 2, iteration 7: {told}" in caplog.text
+    assert f"epoch 2, iteration 7: {message}" in caplog.text
     assert "skipped (1 of at most 1)" in caplog.text
     assert caplog.text.count(" is ") == 2  # the loss, and the step that is skipped
     with pytest.raises(VolumenError, match="after 1 skipped steps"):

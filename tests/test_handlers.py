@@ -1,4 +1,4 @@
-"""What a run writes and shows, and the handlers around it."""
+"""The files and lines that a run writes, and the handlers that write them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from volumen.utils.errors import VolumenError
 
 
 def read_metrics(out):
-    """The rows of `metrics.csv`."""
+    """Return the rows of `metrics.csv`."""
     with (out / "toy" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -70,7 +70,7 @@ def test_tensorboard_has_every_number(tmp_path):
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is one."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -105,11 +105,11 @@ def test_progress_shows_bars_on_a_terminal_only_and_two_lines_per_epoch(tmp_path
     assert re.search(r"epoch 1/2, validation: +\d+%.* \d/4 \[.*left, loss \d\.\d{4}, Dice 0\.250", shown)
     dice = evaluator.state.metrics["mean_dice"]
     assert 0 < dice < 1
-    assert re.search(r"epoch 2/2: .*loss \d\.\d{4}, Dice 0\.\d{3}, ", shown)
+    assert re.search(r"epoch 2/2: .*loss \d\.\d{4}, Dice 0\.\d{3}[,\]]", shown)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [
         (4, "4 s"),
         (59.9, "60 s"),
@@ -119,8 +119,8 @@ def test_progress_shows_bars_on_a_terminal_only_and_two_lines_per_epoch(tmp_path
         (187_200, "2 d 4 h"),
     ],
 )
-def test_times_are_told_as_people_tell_them(seconds, told):
-    assert span(seconds) == told
+def test_durations_are_formatted_for_people(seconds, text):
+    assert span(seconds) == text
 
 
 def test_a_smoothed_value_is_the_mean_at_first_and_leaves_out_nan():
@@ -138,7 +138,7 @@ def test_snapshot_is_the_configuration(tmp_path):
     assert yaml.safe_load(text) == {"tr_config": {"max_epoch": 1}}
 
 
-def test_samplers_and_losses_are_told_the_epoch_from_0(tmp_path):
+def test_samplers_and_losses_are_notified_of_the_epoch_from_0(tmp_path):
     seen = []
     trainer = make_trainer(tmp_path, epochs=2)
     trainer.add_event_handler(
@@ -223,7 +223,7 @@ def test_weight_average_is_the_recursion(tmp_path):
     assert saved["ink.bias"].item() == pytest.approx(average)
 
 
-def test_finetune_loads_what_fits_and_says_what_does_not(tmp_path, caplog):
+def test_finetune_loads_matching_weights_and_reports_the_others(tmp_path, caplog):
     source = make_trainer(tmp_path / "a", epochs=1)
     source.run()
     path = tmp_path / "a" / "toy" / "toy_1.pth"
@@ -261,7 +261,7 @@ def test_finetune_names_all_that_was_not_loaded():
     ]
 
 
-def test_finetune_tells_of_useless_files(tmp_path):
+def test_finetune_refuses_useless_files(tmp_path):
     with pytest.raises(VolumenError, match="no such file"):
         Finetune(ToyNetwork(), tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("hello")

@@ -15,7 +15,7 @@ SHAPE = (14, 18, 20)
 
 
 def voronoi(shape, count=9, seed=0):
-    """Numbered cells that touch, beyond 32 bits, with background far from their centres."""
+    """Return numbered cells that touch, with numbers beyond 32 bits, and background far from their centres."""
     rng = np.random.default_rng(seed)
     place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     squared = ((place[..., None, :] - rng.uniform(0, 1, (count, len(shape))) * shape) ** 2).sum(-1)
@@ -50,7 +50,7 @@ def test_in_batches_each_instance_of_a_turned_volume_has_the_distance_it_has_alo
     spacing = (2.0, 1.0, 1.5)[-len(shape) :]
     numbers = (voronoi(shape, 60, seed) // 10**15).astype(np.int32)
     in_volume = np.indices(shape).sum(0) > 10
-    # Lines that leave the volume and come back lead from one instance to another.
+    # Lines that leave the volume and enter it again lead from one instance to another.
     in_volume &= rng.random(shape) > 0.15
     region = tuple(slice(2, size - 3) for size in shape)
     found, valid = torch_fields.instance_distance(
@@ -76,7 +76,7 @@ def test_one_instance_has_the_distance_of_the_foreground():
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_distance_task_parts_touching_instances_where_it_is_told_of_them():
+def test_the_distance_task_separates_touching_instances_if_labels_number_them():
     touching = np.repeat(np.array([0, 7, 7, 7, 9, 9, 9, 0]), 1)[None, None].repeat(3, 1)
     parted, _ = derive_target("distance_transform", touching, instances=True)
     union, _ = derive_target("distance_transform", touching)
@@ -84,6 +84,6 @@ def test_the_distance_task_parts_touching_instances_where_it_is_told_of_them():
     np.testing.assert_allclose(union[0, 1], [0.5, -0.5, -1.5, -2.5, -2.5, -1.5, -0.5, 0.5])
 
 
-def test_shapes_that_do_not_fit_are_told():
+def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="known has shape"):
         instance_distance(np.zeros((4, 4), np.uint8), known=np.ones((4, 5), bool))

@@ -1,4 +1,4 @@
-"""Instances from walls, foreground and affinities: cells that are known, whole and block by block."""
+"""Instances from walls, foreground and affinities: known cells, segmented in one piece and block by block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from volumen.inference.reproduce import settings_like
 from volumen.inference.request import PredictRequest
 from volumen.inference.rules import InstanceRules, read_rules, settle_rules
 from volumen.inference.settings import request_fields
-from volumen.metrics.partition import adapted_rand_error, pair_counts, vi_merge, vi_split
+from volumen.metrics.objects.contingency import overlaps
+from volumen.metrics.objects.partition import adapted_rand_error, voi_merge, voi_split
 from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp", exc_type=ImportError)
@@ -30,15 +31,15 @@ OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-5, 0, 0], [0, -5, 0], [0, 0, -5
 
 
 def affinity_maps(labels):
-    """Return the affinities at `OFFSETS`, beyond the border those of the voxels there."""
+    """Return the affinities at `OFFSETS`; beyond the border, those of the voxels at the border."""
     wide = np.pad(labels, 5, mode="edge")
     found, _ = affinities(wide[None], np.ones(wide.shape, bool), OFFSETS)
     return found[:, 5:-5, 5:-5, 5:-5]
 
 
 def errors(found, truth):
-    counts = pair_counts(found, truth)
-    return adapted_rand_error(counts), vi_split(counts), vi_merge(counts)
+    counts = overlaps(found, truth)
+    return adapted_rand_error(counts), voi_split(counts), voi_merge(counts)
 
 
 def blockwise(segment, shape, block, halo, folder, **options):
@@ -50,7 +51,7 @@ def blockwise(segment, shape, block, halo, folder, **options):
 
 
 def stitch(stitching, segment, local, result, min_size=0):
-    """Go through all blocks; return how many instances there are."""
+    """Process all blocks; return the number of instances."""
     for number in range(stitching.count):
         stitching.segment(number, segment, local.__setitem__, lambda: None)
     count = stitching.join(min_size)
@@ -162,7 +163,7 @@ def test_a_run_goes_on_after_finished_blocks_and_small_instances_go(tmp_path):
 
 
 def identity_predictor(heads, channels=1):
-    """Return a predictor whose heads give back the image: 0 is surely not, 255 surely."""
+    """Return a predictor whose heads return the image as logits: 0 is certainly background, 255 foreground."""
     predictor = make_predictor(3, (8, 16, 16), heads, in_channels=channels)
     for convolution in predictor.network.heads.values():
         torch.nn.init.zeros_(convolution.weight)
@@ -266,7 +267,7 @@ def test_rules_are_read_from_text_and_mappings():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("threshold=0.5", "instances: expected boundary=TARGET"),
         ("boundary=a,affinities=b", "instances: expected boundary=TARGET"),
@@ -276,12 +277,12 @@ def test_rules_are_read_from_text_and_mappings():
         ("boundary=a,block=0x4", "block of at least 1"),
     ],
 )
-def test_impossible_rules_are_told(text, told):
-    with pytest.raises(VolumenError, match=told):
+def test_impossible_rules_are_refused(text, message):
+    with pytest.raises(VolumenError, match=message):
         read_rules(text)
 
 
-def test_a_head_that_is_not_there_is_told(tmp_path):
+def test_a_missing_head_is_refused(tmp_path):
     write_image(tmp_path / "s.zarr", np.zeros((8, 16, 16), np.uint8))
     predictor = identity_predictor({"membrane": (1, "sigmoid", "binary")})
     request = PredictRequest(str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), amp="off")

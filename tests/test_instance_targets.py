@@ -1,4 +1,4 @@
-"""Labels that number instances, from the file to what the heads learn."""
+"""Labels that number instances, from the file to the targets of the heads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TASKS = {name: {"source_target": "cells", **entry} for name, entry in HEADS.item
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two volumes of touching cells, numbered beyond 32 bits, labels in zarr."""
+    """Write two volumes of touching cells, numbered beyond 32 bits, with labels in zarr."""
     for part in ("images", "labels"):
         (tmp_path / "data" / part).mkdir(parents=True)
     for number in range(2):
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 
 def parsed(folder, mode, augment=False, tasks=TASKS):
-    """The bundle's own configuration of a training on the folder."""
+    """Return the bundle's own configuration of a training on the folder."""
     parser = ConfigParser()
     parser.read_config(str(ROOT / "bundle" / "configs" / "train.yaml"))
     parser.update(
@@ -98,7 +98,7 @@ def test_the_head_learns_the_mode_and_the_tasks_see_the_numbers(folder, mode):
 
 
 def test_numbers_beyond_what_floats_hold_survive_rotation(folder):
-    # 10**15 apart, so that neighbours in number would be one in float32; +1 tells 64-bit integers from floats.
+    # Numbers are 10**15 apart, so that neighbours would be equal in float32; +1 distinguishes int64 from floats.
     path = folder / "labels" / "v0_cells.zarr"
     numbers = voronoi(SHAPE, 30) * np.uint64(16)
     numbers[numbers > 0] += (np.indices(SHAPE)[2] % 2).astype(np.uint64)[numbers > 0]
@@ -127,7 +127,7 @@ def config_of(tmp_path, cells, **sections):
     return ConfigManager(dataset_dir=str(tmp_path), **sections)
 
 
-def test_many_numbers_are_taken_for_instances_and_told(tmp_path, caplog):
+def test_many_numbers_are_taken_for_instances_and_logged(tmp_path, caplog):
     cells = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40) // 5
     with caplog.at_level(logging.WARNING):
         target = config_of(tmp_path, cells).targets["cells"]

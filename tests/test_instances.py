@@ -42,7 +42,7 @@ def test_boundary_and_interior_make_up_the_foreground():
     np.testing.assert_array_equal(boundary + interior, foreground)
 
 
-def test_touching_instances_are_parted():
+def test_touching_instances_are_separated():
     label = np.array([[[1, 1, 1, 2, 2, 2]]])
     np.testing.assert_array_equal(_turn(label, "interior")[0], [[[1, 1, 0, 0, 1, 1]]])
 
@@ -51,7 +51,7 @@ def test_what_an_unknown_neighbour_would_decide_is_unknown():
     label = np.array([[[1, 1, 0, 0, 2, 0, 0]]])
     known = np.array([[[True, True, False, True, True, True, False]]])
     boundary, mask = _turn(label, "boundary", known)
-    # Voxel 1 cannot tell; voxels 3 and 5 are background whatever stands beside them.
+    # Voxel 1 cannot be decided; voxels 3 and 5 are background whatever their neighbours are.
     np.testing.assert_array_equal(mask, [[[True, False, False, True, True, True, False]]])
     np.testing.assert_array_equal(boundary[mask], [0, 0, 1, 0])
 

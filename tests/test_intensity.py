@@ -1,4 +1,4 @@
-"""Intensity augmentations: reproducible, bounded, aligned with independent references."""
+"""Intensity augmentations: reproducible, bounded, equal to independent references."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_each_channel_is_changed_with_its_own_probability(probability):
     image = np.random.default_rng(0).random((400, 8, 8), dtype=np.float32)
     out = _apply(RandBlurd(prob=1.0, prob_per_channel=probability), image)
     changed = (out != image).any(axis=(1, 2)).mean()
-    # Four standard errors; at the ends none.
+    # The tolerance is four standard errors, and 0 for the probabilities 0 and 1.
     assert changed == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 400) ** 0.5)
 
 
@@ -149,7 +149,7 @@ def test_gamma_keeps_mean_and_deviation_or_the_range(invert):
     filters.gamma(image, 1.4, invert, True, out)
     assert out.mean() == pytest.approx(image.mean(), abs=1e-4)
     assert out.std() == pytest.approx(image.std(), rel=1e-4)
-    # Order is kept: a brighter voxel stays brighter.
+    # The order is preserved: a brighter voxel remains brighter.
     order = np.argsort(image.reshape(-1))
     assert (np.diff(out.reshape(-1)[order]) >= -1e-5).all()
     filters.gamma(image, 1.4, invert, False, out)

@@ -19,7 +19,8 @@ from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.instance_labels import components_per_value
 from volumen.data.label_channels import LabelRule, open_label, open_mask_file
-from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.score import evaluate
 from volumen.inference.jobs import open_mask
 from volumen.utils.errors import VolumenError
 
@@ -193,9 +194,8 @@ def test_what_no_look_has_met_is_refused_by_the_read(tmp_path, form, monkeypatch
     stored = np.repeat(mask_2d()[..., None], 3, -1)
     stored[40, 30] = (255, 0, 0)
     path = write(tmp_path / f"a.{form}", stored)
-    monkeypatch.setattr("volumen.data.index.label_values._BLOCK_VOXELS", 40 * 8)
     monkeypatch.setattr(
-        "volumen.data.index.label_values.storage_blocks", lambda *_: [(slice(0, 32), slice(0, 40))]
+        "volumen.data.index.label_values.stored_regions", lambda _: ([(slice(0, 32), slice(0, 40))], set())
     )
     monkeypatch.setattr(module, "_BLOCKS", 1)
     label = open_label(path, ndim=2, rule=RULE)

@@ -1,4 +1,4 @@
-"""What label values mean: detected from the volumes, and prepared in a patch."""
+"""The meaning of label values: detected from the volumes, and prepared in a patch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHEETS = shells((16, 16, 16))
 
 
 def config_of(tmp_path, label: np.ndarray, **target) -> ConfigManager:
-    """The configuration of a single volume with one label."""
+    """Return the configuration of a single volume with one label."""
     data = write_tiff_folder(tmp_path / "data", {"a": {"ink": label}}, images={"a": SHEETS})
     return ConfigManager(dataset_config={"targets": {"ink": target}, "axes": "czyx"}, dataset_dir=str(data))
 
@@ -83,5 +83,5 @@ def test_a_class_beyond_the_configured_ones_is_refused():
     assert prepared([0, 2], [True] * 2, 3).ravel().tolist() == [0, 2]
     with pytest.raises(VolumenError, match="expected classes 0 to 2, found 3"):
         prepared([0, 3], [True] * 2, 3)
-    # Where the mask says that the label is not to be believed, it may hold anything.
+    # Where the mask marks the label as invalid, it may hold any value.
     assert prepared([1, 9, -1], [True, False, False], 3).ravel().tolist() == [1, 0, 0]

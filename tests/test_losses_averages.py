@@ -9,7 +9,7 @@ from training_toys import ToyData, make_trainer
 
 
 class Unlabelled(ToyData):
-    """No voxel of `ink` counts before an epoch."""
+    """Data in which no voxel of `ink` counts before an epoch."""
 
     def __init__(self, until: int) -> None:
         super().__init__()
@@ -22,15 +22,15 @@ class Unlabelled(ToyData):
         return sample
 
 
-def test_a_head_that_no_voxel_teaches_is_told_once(tmp_path, caplog):
+def test_a_head_without_a_counted_voxel_is_warned_of_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(tmp_path, epochs=3, data=Unlabelled(until=2)).run()
-    told = [record.message for record in caplog.records if "learned nothing" in record.message]
-    assert len(told) == 1
-    assert told[0].startswith("epoch 1: no voxel of target ink counted")
+    warnings = [record.message for record in caplog.records if "learned nothing" in record.message]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("epoch 1: no voxel of target ink counted")
 
 
-def test_a_head_that_learns_is_not_told(tmp_path, caplog):
+def test_a_head_that_learns_is_not_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(tmp_path, epochs=2).run()
     assert "learned nothing" not in caplog.text

@@ -1,4 +1,4 @@
-"""Balancing on toy problems whose answer is known."""
+"""Balancing on toy problems with a known solution."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_gradnorm_equalises_gradients_of_losses_at_unequal_scales():
     bias_free = norms[0] / norms[1]
     factors = [loss.components[f"{n}/weight"].item() for n in ("a", "b")]
     assert sum(factors) == pytest.approx(2.0, rel=1e-5)
-    # Each target drives one row: the weighted gradients are equal but for what the bias carries.
+    # Each target drives one row: the weighted gradients are equal except for the part of the bias.
     assert 0.5 < bias_free < 2
     values = {"a": 1000.0, "b": 0.01}
     raw = {}
@@ -94,7 +94,7 @@ def test_gradnorm_favours_the_slower_target():
     parameter = torch.nn.Parameter(torch.ones(()))
     balancing.set_shared_parameters([parameter])
     balancing({"a": parameter * 1.0, "b": parameter * 1.0}, {})
-    # "a" has halved since the start and "b" has not moved; both gradients are still equal.
+    # "a" has halved since the start and "b" has not changed; both gradients are still equal.
     _, factors = balancing({"a": parameter - 0.5, "b": parameter * 1.0}, {})
     assert factors["b"].item() / factors["a"].item() == pytest.approx(2.0, rel=1e-4)
 
@@ -114,7 +114,7 @@ def test_gradnorm_meets_in_the_middle_where_fixed_weights_serve_the_louder_targe
             balancing(values, {})[0].backward()
             optimizer.step()
         final[name] = point[0].item()
-    # Quadratic losses of weights 1 and 0.01 are least at (1 - 0.01) / (1 + 0.01); at equal pull, half way.
+    # Quadratic losses of weights 1 and 0.01 have their minimum at (1 - 0.01) / (1 + 0.01); with equal gradients, at 0.
     assert final["fixed"] == pytest.approx(0.98, abs=0.01)
     assert final["gradnorm"] == pytest.approx(0.0, abs=0.05)
 
@@ -161,7 +161,7 @@ def test_what_is_logged_holds_no_graph(balancing):
     assert not any(value.requires_grad for value in loss.components.values())
 
 
-def test_gradnorm_without_shared_parameters_says_so():
+def test_gradnorm_without_shared_parameters_is_refused():
     loss = MultiTaskLoss({"a": {"kind": "field", "losses": [{"name": "MSELoss"}]}}, balancing="gradnorm")
     with pytest.raises(VolumenError, match="shared parameters"):
         loss({"a": torch.ones(1, 1, 2, 2, requires_grad=True)}, {"a": torch.zeros(1, 1, 2, 2)})
@@ -175,6 +175,6 @@ def test_gradnorm_without_shared_parameters_says_so():
         ("gradnorm", {"momentum": 2.0}, "momentum"),
     ],
 )
-def test_wrong_balancing_is_told(name, kwargs, message):
+def test_wrong_balancing_is_refused(name, kwargs, message):
     with pytest.raises(VolumenError, match=message):
         build_balancing(name, KINDS, WEIGHTS, kwargs)

@@ -1,4 +1,4 @@
-"""What every loss keeps to, tried on each one of the registry and on some of MONAI and torch."""
+"""The contract of every loss, tested on each one of the registry and on some of MONAI and torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CASES = loss_cases()
 each_loss = pytest.mark.parametrize(
     ("name", "kwargs", "kind"), CASES, ids=[f"{n}-{k}-{kw}" for n, kw, k in CASES]
 )
-# The gate or the distance reads the source alone; their own prediction has no gradient by design.
+# The gate or the distance uses only the source; their own prediction has no gradient by design.
 NO_GRADIENT = {"NormalGatedRepulsionLoss"}
 
 
@@ -31,7 +31,7 @@ def test_gradient_is_right_in_float64(name, kwargs, kind, shape):
     case = Case(name, kwargs, kind, shape=shape)
     pred = case.pred.requires_grad_()
     if name == "PlanarityLoss" and kind != "tensor":
-        # Its weights follow the prediction and carry no gradient, which finite differences cannot know.
+        # Its weights follow the prediction and carry no gradient, which finite differences do not take into account.
         size = list(pred.shape)
         size[1] -= kind == "multiclass"
         case.loss.strength = lambda tensor, dims: torch.ones(size, dtype=pred.dtype)
@@ -42,7 +42,7 @@ def test_gradient_is_right_in_float64(name, kwargs, kind, shape):
 
 
 @each_loss
-def test_ignored_voxels_have_zero_gradient_and_no_say(name, kwargs, kind):
+def test_ignored_voxels_have_zero_gradient_and_no_effect(name, kwargs, kind):
     case = Case(name, kwargs, kind)
     value, gradient = _gradient(case)
     hidden = (~case.mask).expand_as(case.pred)
@@ -107,7 +107,7 @@ def test_large_half_precision_logits_stay_finite(name, kwargs, kind):
     [("NormalSmoothnessLoss", "vector"), ("NormalSmoothnessLoss", "axis"), ("PlanarityLoss", "tensor")],
 )
 def test_a_gate_carries_no_gradient(name, kind):
-    """Else the source target would learn to vanish where the loss is high."""
+    """Otherwise the source target would learn to vanish where the loss is high."""
     case = Case(name, {}, kind)
     source = case.source.requires_grad_()
     case.value(pred=case.pred.requires_grad_(), source=source).backward()
@@ -128,8 +128,8 @@ ON_DEVICE = [case for case in OWN if case[0] != "BoundaryLoss"]
 
 
 @pytest.mark.parametrize(("name", "kwargs", "kind"), OWN, ids=[f"{n}-{k}-{kw}" for n, kw, k in OWN])
-def test_a_known_box_is_as_its_crop(name, kwargs, kind):
-    """What is unknown is as the end of the patch: no surface, no neighbour, no end of a structure."""
+def test_a_valid_box_has_the_loss_of_its_crop(name, kwargs, kind):
+    """An unknown voxel acts like the end of the patch: no surface, no neighbour, no end of a structure."""
     case = Case(name, kwargs, kind, shape=(2, 11, 10, 12))
     box = (..., slice(1, 9), slice(0, 8), slice(4, 12))
     mask = torch.zeros_like(case.mask)
@@ -147,7 +147,7 @@ def test_a_known_box_is_as_its_crop(name, kwargs, kind):
     ("name", "kwargs", "kind"), ON_DEVICE, ids=[f"{n}-{k}-{kw}" for n, kw, k in ON_DEVICE]
 )
 def test_runs_on_another_device_without_waiting_for_it(name, kwargs, kind):
-    """The meta device holds no values: what runs there mixes no devices and reads nothing back from a GPU."""
+    """The meta device holds no values: code that runs there mixes no devices and copies nothing back from a GPU."""
     case = Case(name, kwargs, kind, dtype=torch.float32)
     case.loss.to("meta")
     for field in ("pred", "target", "mask", "source"):
@@ -172,7 +172,7 @@ def test_a_gpu_gives_the_cpu_s_value_and_gradient(name, kwargs, kind):
     torch.testing.assert_close(there_gradient.cpu(), gradient, rtol=1e-5, atol=1e-8)
 
 
-# These read one side of the matter only, or none of the truth.
+# These use only one part of the information, or none of the truth.
 ONE_SIDED = {"NormalSmoothnessLoss", "PlanarityLoss", "NormalGatedRepulsionLoss"}
 
 
@@ -199,7 +199,7 @@ def test_descent_leads_towards_the_truth(name, kwargs, kind):
     ],
 )
 def test_weights_move_with_the_loss_and_are_no_part_of_a_checkpoint(name, kwargs):
-    """Else a resumed run would keep those of the configuration that it began with, or refuse another number."""
+    """Otherwise a resumed run would use the weights of its first configuration, or refuse another number of them."""
     loss = loss_class(name)(**kwargs).to("meta")
     assert [buffer.device.type for buffer in loss.buffers()] == ["meta"]
     assert not loss.state_dict()

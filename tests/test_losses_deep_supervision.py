@@ -1,4 +1,4 @@
-"""Targets of coarser outputs: what goes into a coarse voxel, and what must not."""
+"""Targets of coarser outputs: which voxels enter a coarse voxel, and which must not."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_axes_are_averaged_like_the_leading_eigenvector_of_their_outer_products(
 def test_coarse_axes_are_numpys_leading_eigenvectors_wherever_one_leads(dims, factor):
     rng = np.random.default_rng(dims * factor)
     coarse_size = (6,) * dims
-    # From blocks that agree to blocks that hardly do.
+    # The blocks range from complete agreement to hardly any.
     middle = rng.normal(size=(dims, *coarse_size))
     for axis in range(1, dims + 1):
         middle = np.repeat(middle, factor, axis)

@@ -1,4 +1,4 @@
-"""Two processes, each with its share of the batch, train as one process with the joined batch."""
+"""Two processes, each with its part of the batch, train like one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _batch() -> dict[str, torch.Tensor]:
     for name, kind in KINDS.items():
         batch[name] = make_target(kind, SHAPE, generator, torch.float64)
         batch[f"{name}_mask"] = torch.rand(SHAPE[0], 1, *SHAPE[1:], generator=generator) > 0.1
-    # Unequal shares: the second process has fewer valid voxels, and of one target none at all.
+    # Unequal parts: the second process has fewer valid voxels, and for one target none at all.
     batch["ink_mask"][3] = False
     batch["sdt_mask"][2:] = False
     batch["cells_mask"][2, :, :4] = False
@@ -112,7 +112,7 @@ def two_processes(tmp_path_factory) -> list[dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Forked, since importing torch anew in each process costs more than all the rest.
+    # The processes are forked, since importing torch again in each process costs more than all the rest.
     mp.start_processes(_process, args=(port, str(folder)), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

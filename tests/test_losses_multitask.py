@@ -195,7 +195,7 @@ def test_two_entries_of_one_name_are_logged_apart():
         ({"ds_interpolation": "cubic"}, "expected one of nearest, linear, found cubic"),
     ],
 )
-def test_mistakes_are_told_at_construction_in_one_line(change, message):
+def test_mistakes_are_refused_at_construction_in_one_line(change, message):
     target = {"kind": "binary", "losses": [{"name": "SoftDiceLoss"}]} | change
     with pytest.raises(VolumenError) as error:
         MultiTaskLoss({"ink": target})
@@ -230,7 +230,7 @@ def test_source_prediction_is_resized_where_the_source_has_no_such_level():
     assert torch.isfinite(value)
 
 
-def test_a_loss_of_one_s_own_is_registered_by_name():
+def test_a_user_s_loss_is_registered_by_name():
     from volumen.losses.registry import _registered, register_loss
 
     @register_loss("TripleMSELoss")
@@ -274,7 +274,7 @@ def test_labels_beyond_the_classes_are_refused_where_they_count(kind, channels, 
 
 @pytest.mark.parametrize("levels", [1, 2])
 def test_a_sigmoid_on_exclusive_classes_trains_a_yes_or_no_per_class(levels):
-    """The same value and gradient as of the one-hot maps as independent labels, under deep supervision too."""
+    """The value and gradient equal those of the one-hot maps as independent labels, also under deep supervision."""
     torch.manual_seed(0)
     losses = [{"name": "BCEWithLogitsLoss"}, {"name": "SoftDiceLoss"}]
     section = {"losses": losses, "out_channels": 3}

@@ -1,4 +1,4 @@
-"""Values against MONAI's and torch's own losses on unmasked input, and against hand-made numbers."""
+"""Values compared with MONAI's and torch's own losses on unmasked input, and with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_focal_is_monai_s(kind, alpha):
     reference = theirs.FocalLoss(gamma=2.0, alpha=alpha, use_softmax=softmax, to_onehot_y=softmax)
     expected = reference(pred, target)
     if softmax:
-        # MONAI divides by the classes too, of which all but the true one give 0.
+        # MONAI also divides by the number of classes, of which all but the true one contribute 0.
         expected = expected * pred.shape[1]
     torch.testing.assert_close(FocalLoss(alpha=alpha, kind=kind)(pred, target), expected)
 
@@ -151,7 +151,7 @@ def test_element_wise_losses_take_the_better_sign_of_an_axis_per_voxel():
 def test_masked_mse_leaves_out_its_ignore_index():
     pred, target = _data("tensor")
     target[0, :, :4] = -100
-    # One channel is enough, and so is NaN.
+    # One channel is enough, also with NaN.
     target[1, 0, :3], target[1, 5, 5:7] = -100, torch.nan
     kept = (target > -99).all(dim=1, keepdim=True).expand_as(target)
     expected = ((pred - target) ** 2)[kept].mean()
@@ -202,7 +202,7 @@ def test_eikonal_is_zero_for_a_true_distance_and_right_for_a_scaled_one():
     bare = SignedDistanceLoss(beta=1.0)
     assert loss(plane, plane) < 1e-10
     torch.testing.assert_close(loss(1.5 * plane, plane) - bare(1.5 * plane, plane), torch.tensor(0.25))
-    # Beyond its reach the target is flat and nothing asks for a slope; the kink itself is seen a little.
+    # Beyond its reach the target is flat and no slope is required; only the kink itself has a small effect.
     cut = _plane(spacing, reach=3.0)
     assert (cut.abs() == 3).float().mean() > 0.5
     assert loss(cut, cut) < 0.01
@@ -229,7 +229,7 @@ def test_cosine_is_torch_s():
     torch.testing.assert_close(CosineSimilarityLoss(kind="axis")(pred, target), (1 - cosine.abs()).mean())
 
 
-def test_two_vectors_per_voxel_count_by_themselves():
+def test_two_vectors_per_voxel_count_separately():
     first, second = _data("axis", 0), _data("axis", 1)
     both = [torch.cat(pair, dim=1) for pair in zip(first, second)]
     for loss in (CosineSimilarityLoss(kind="axis"), MSELoss(kind="axis"), NormalSmoothnessLoss(kind="axis")):
@@ -258,7 +258,7 @@ def test_normal_smoothness_prefers_agreement_and_reads_the_gate():
     loss = NormalSmoothnessLoss(sigma=1.5, q=2.0)
     assert loss(flat) < 1e-10
     assert loss(rough) > 0.5
-    # Rough only where the source says background: the gate closes there.
+    # The field is rough only where the source predicts background, so the gate closes there.
     half = torch.where(torch.arange(9).view(1, 1, 9, 1, 1) < 4, rough, flat)
     gate = torch.where(torch.arange(9).view(1, 1, 9, 1, 1) < 4, -30.0, 30.0).expand(2, 1, *SHAPE[1:])
     assert loss(half, source_pred=gate) < 1e-6 < loss(half)
@@ -339,7 +339,7 @@ def test_repulsion_acts_across_a_gap_and_not_within_a_sheet():
         value = NormalGatedRepulsionLoss(max_distance=3)(normals, normals, source_pred=logits)
         value.backward()
         assert (value > 0.01) == repelled
-        # Descent lowers the probability of faces at the gap; nothing is ever raised.
+        # Descent lowers the probability of faces at the gap, and never raises any probability.
         assert logits.grad.min() >= 0
 
 

@@ -1,4 +1,4 @@
-"""Losses are tried on a tiny batch before the training: mistakes are told with their key, right ones pass."""
+"""Losses are tested on a tiny batch before the training: mistakes are refused with their key, right ones pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from volumen.utils.errors import VolumenError
 
 
 def make(name, kwargs=None, *, kind="binary", count=None, ndim=3):
-    """Build the training's loss with one target and one loss, beside a source target."""
+    """Build the training's loss with one target and one loss, together with a source target."""
     targets = {
         "s": {"kind": "binary", "out_channels": 1, "losses": ["SoftDiceLoss"]},
         "t": {
@@ -38,7 +38,7 @@ def test_every_loss_passes_with_every_kind_it_takes(name, kwargs, kind, ndim):
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
 def test_a_mask_of_another_library_does_not_keep_a_loss_from_getting_logits(kind):
-    """MONAI's MaskedDiceLoss has a `mask` and reads probabilities unless asked; here it equals its DiceLoss."""
+    """MONAI's MaskedDiceLoss has a `mask` and takes probabilities by default; here it equals its DiceLoss."""
     count = channels(kind, 3)
     masked, plain = (build_loss(f"monai.losses.{name}", kind=kind) for name in ("MaskedDiceLoss", "DiceLoss"))
     pred = torch.randn(2, count, 6, 5, 7)

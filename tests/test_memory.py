@@ -1,4 +1,4 @@
-"""Freed memory that is kept: the next step takes it again, and all of it goes back at the end."""
+"""Freed memory that the process retains: the next step uses it again, and all of it is returned at the end."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
-BLOCK = 36 * 2**20  # more than glibc ever serves from its heap by itself
+BLOCK = 36 * 2**20  # more than glibc itself ever serves from its heap
 
-# One block at a time and each smaller than the one before it: wherever they come to lie, the next one fits.
+# One block at a time, each smaller than the one before, so that the next one fits wherever they are placed.
 PROBE = f"""
 import ctypes, re, resource, sys
 import torch
@@ -60,7 +60,7 @@ keep_freed_memory(device)
 print(*step())
 """
 
-# Each block is a page larger than the room that the ones before it left, which blocks never written to keep apart.
+# Each block is a page larger than the gaps that earlier ones left; blocks that are never written separate the gaps.
 LEAK = f"""
 library = ctypes.CDLL(None)
 malloc, free = library.malloc, library.free
@@ -87,18 +87,18 @@ needs_glibc = pytest.mark.skipif(
 
 def run(probe: str | None, *arguments: str, script: Path | None = None, **environment: str) -> list[int]:
     clean = {key: value for key, value in os.environ.items() if "MALLOC" not in key and "TUNABLES" not in key}
-    told = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, *(["-c", PROBE + probe] if probe else [str(script)]), *arguments],
         env={**clean, "PYTHONPATH": str(BUNDLE), "OMP_NUM_THREADS": "1", **environment},
         check=True,
         capture_output=True,
         text=True,
     )
-    return [int(word) for word in told.stdout.split()]
+    return [int(word) for word in finished.stdout.split()]
 
 
 @needs_glibc
-def test_freed_memory_is_taken_again_and_goes_back_at_the_end():
+def test_freed_memory_is_reused_and_returned_at_the_end():
     _, plain, first, kept, *steps, left, again, still = run(LIFE, "cpu")
     assert plain < BLOCK / 2
     assert kept > BLOCK
@@ -162,6 +162,6 @@ def test_workers_keep_memory_however_they_were_started(tmp_path, start, parent):
 
 
 @needs_glibc
-def test_a_worker_that_asks_for_nothing_keeps_nothing(tmp_path):
+def test_a_worker_that_requests_nothing_retains_nothing(tmp_path):
     _, freed = of_a_worker(tmp_path, "spawn", "kept", "plain")
     assert max(freed) < BLOCK / 2

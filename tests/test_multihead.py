@@ -34,7 +34,7 @@ def image(spatial_dims=3, batch=2):
 
 
 def randomise(network):
-    """Give every weight a value: a new block's last normalisation is zero and hides mistakes."""
+    """Give every weight a random value: a new block's last normalisation is zero and would hide errors."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in network.parameters():
@@ -170,7 +170,7 @@ def test_every_option_builds_a_network_that_trains(options):
     network = small(**options)
     before = {name: weight.clone() for name, weight in network.named_parameters()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    # two steps, since a block's last normalisation starts at zero and holds back the gradient of the first
+    # Two steps are needed, since a block's last normalisation starts at zero and blocks the gradient of the first.
     for _ in range(2):
         optimizer.zero_grad()
         sum((value - 1).square().mean() for value in network(image()).values()).backward()
@@ -352,7 +352,7 @@ def test_output_channels_are_the_targets_or_the_inputs(target, channels):
 
 
 @pytest.mark.parametrize("target", [{"channels": 0}, {"channels": "two"}, {"channels": 1, "out_channels": 2}])
-def test_impossible_output_channels_are_told(target):
+def test_impossible_output_channels_are_refused(target):
     with pytest.raises(ValueError, match="channels"):
         resolve_out_channels(target, in_channels=1)
 
@@ -397,7 +397,7 @@ def test_gated_units_are_torch_s(dims):
         ({"heads": {"a.b": {"out_channels": 1}, "a_b": {"out_channels": 1}}}, "heads must differ"),
     ],
 )
-def test_bad_settings_are_told(options, message):
+def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
 
@@ -422,12 +422,12 @@ def test_strides_must_start_at_full_resolution():
         ((1, 2, 4, 4, 4), "must be larger than"),
     ],
 )
-def test_bad_inputs_are_told(shape, message):
+def test_bad_inputs_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         small()(torch.zeros(shape))
 
 
-def test_an_unknown_head_is_told():
+def test_an_unknown_head_is_refused():
     with pytest.raises(
         ValueError, match=r"target 'ink' has no head; the network has membrane, train.set, keys"
     ):

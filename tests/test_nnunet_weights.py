@@ -21,7 +21,7 @@ def ours(heads=None, **options):
 
 @pytest.fixture(scope="module")
 def theirs():
-    """Return nnU-Net's network with every weight drawn at random."""
+    """Return nnU-Net's network with random weights."""
     unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
     torch.manual_seed(3)
     network = unet.ResidualEncoderUNet(

@@ -1,4 +1,4 @@
-"""Normalisation schemes, and the sampling of the intensities that they rest on."""
+"""Normalisation schemes, and the sampling of the intensities that they use."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_nothing_to_sample_is_an_error():
         sample_intensity_properties([case_of(np.zeros((8, 8), np.uint8))], boxes={})
 
 
-def test_an_image_without_contrast_is_told(caplog):
+def test_an_image_without_contrast_is_warned_of(caplog):
     image = np.stack([np.arange(72).reshape(8, 9), np.full((8, 9), 7)]).astype(np.uint16)
     sample_intensity_properties([case_of(image, channels=True)])
     (line,) = caplog.messages
@@ -245,7 +245,7 @@ def test_bytes_ct_and_global_statistics_need_no_volume():
     assert volume.regions == []
 
 
-def test_volumes_in_other_units_are_told_and_normalised_one_by_one(caplog):
+def test_volumes_in_other_units_are_logged_and_normalised_separately(caplog):
     with caplog.at_level(logging.INFO):
         assert sample_intensity_properties(_two_units())["per_volume"] is True
         assert "dim span" in caplog.text

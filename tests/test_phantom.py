@@ -39,7 +39,7 @@ def read(path):
 
 
 def middle_surface(roll, heights, angles):
-    """Return points of the sheet's middle surface, found by root finding along rays, written out anew."""
+    """Return points of the sheet's middle surface by root finding along rays, with a second implementation of F."""
     b = roll.pitch / (2 * math.pi)
     points = []
 
@@ -70,7 +70,7 @@ def test_distances_are_those_to_the_nearest_point_of_the_sheet(roll, geometry):
     voxels = np.stack([z[near], y[near], x[near]], axis=1)
     expected, _ = cKDTree(points).query(voxels)
     found = geometry.distance[tuple(voxels.T)] + roll.thickness / 2
-    # points about 0.4 apart lie up to 0.3 beside the foot point, which counts most close to the sheet
+    # points about 0.4 apart may lie 0.3 from the foot point, which matters most close to the sheet
     far = expected > 1
     assert np.abs(found - expected)[far].max() < 0.08
     assert np.abs(found - expected).max() < 0.35
@@ -84,7 +84,7 @@ def test_normals_are_the_gradient_of_the_distance(roll, geometry):
     assert inner.mean() > 0.2
     cosine = (gradient * geometry.normals).sum(axis=0)[inner]
     angles = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    # central differences smear over the volume's border and over ridges between two turns
+    # central differences are inexact at the volume's border and at ridges between two turns
     assert np.median(angles) < 2
     assert np.percentile(angles, 99.9) < 10
     norms = np.linalg.norm(geometry.normals, axis=0)
@@ -92,7 +92,7 @@ def test_normals_are_the_gradient_of_the_distance(roll, geometry):
 
 
 def test_the_sheet_has_its_thickness(roll, geometry):
-    # volume between the borders over the area of the middle, which the voxels within half a voxel measure
+    # volume between the borders, divided by the area of the middle surface, from the voxels within half a voxel of it
     inside = (geometry.distance <= 0) & geometry.valid
     middle = (np.abs(geometry.distance + roll.thickness / 2) < 0.5) & geometry.valid
     assert inside.sum() / middle.sum() == pytest.approx(roll.thickness, rel=0.05)
@@ -170,7 +170,7 @@ def test_distances_are_in_physical_units(tmp_path, folder):
     assert np.allclose(volume.read(EVERYWHERE), 0.5 * read(folder / "truth/scroll_distance.zarr"))
 
 
-def test_nothing_is_written_over_and_bad_shapes_are_told(folder, tmp_path):
+def test_nothing_is_overwritten_and_bad_shapes_are_refused(folder, tmp_path):
     with pytest.raises(VolumenError, match="already holds a data set"):
         write_phantom(folder, SHAPE)
     with pytest.raises(VolumenError, match="at least 48 voxels, found \\(32, 64, 64\\)"):

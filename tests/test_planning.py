@@ -20,7 +20,7 @@ REFERENCE_PLANS = [
     ((192,) * 3, (1, 1, 1), (5, 5, 5), [(1, 1, 1)] + [CUBE] * 5, [FULL] * 6, (192,) * 3),
     # isotropic, padded
     ((100,) * 3, (1, 1, 1), (4, 4, 4), [(1, 1, 1)] + [CUBE] * 4, [FULL] * 5, (112,) * 3),
-    # serial sections: the thin axis is pooled once, when the others have caught up
+    # serial sections: the thin axis is pooled once, when the spacing of the others has reached its own
     (
         (8, 256, 256),
         (45, 4.6, 4.6),
@@ -80,7 +80,7 @@ def test_a_spacing_of_exactly_twice_the_smallest_is_a_tie_and_not_pooled(scale):
 
 
 def test_a_tie_survives_the_rounding_of_a_header():
-    # 1.2 / 0.6 as float32 by way of an affine: a hair under 2
+    # 1.2 / 0.6 as float32 from an affine matrix: slightly below 2
     plan = plan_network((64, 64), (1.1999999284744263, 0.6000000238418579))
     assert plan.strides[1] == (1, 2)
 
@@ -118,13 +118,13 @@ def test_any_plan_is_consistent(axes):
         assert total == 1 or size // total >= 4
     assert len(plan.strides) == len(plan.kernel_sizes) == len(plan.features_per_stage)
     assert set(plan.kernel_sizes[-1]) == {3}
-    # the finest axis is never left behind
+    # the finest axis is always pooled at least as often
     finest = min(range(len(patch)), key=lambda axis: spacing[axis])
     assert plan.pools_per_axis[finest] >= (patch[finest] >= 8)
-    # a unit is a matter of taste
+    # the unit does not matter
     metres = plan_network(patch, tuple(width * 2**-30 for width in spacing))
     assert metres.strides == plan.strides
-    # order of axes too
+    # the order of axes does not matter either
     mirrored = plan_network(patch[::-1], spacing[::-1])
     assert mirrored.pools_per_axis == plan.pools_per_axis[::-1]
 
@@ -153,6 +153,6 @@ def test_the_table_reads_by_stage():
         ((64, 64), (1, math.nan), "positive and finite"),
     ],
 )
-def test_bad_arguments_are_told(patch, spacing, message):
+def test_bad_arguments_are_refused(patch, spacing, message):
     with pytest.raises(ValueError, match=message):
         plan_network(patch, spacing)

@@ -1,4 +1,4 @@
-"""Previews: what is drawn, how large, and which files they leave."""
+"""Previews: the drawn frames, their size, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_perfect_prediction_looks_like_the_truth():
         assert np.abs(above.astype(int) - below).max() <= 1
 
 
-def test_what_is_unknown_does_not_show_its_truth():
+def test_invalid_voxels_do_not_show_their_truth():
     image, truths, predictions, masks = sample((2, 16, 16))
     other = {name: np.roll(value, 3, axis=-1) for name, value in truths.items()}
     hidden = {name: np.zeros_like(mask) for name, mask in masks.items()}
@@ -221,7 +221,7 @@ def test_tensorboard_gets_a_panel_where_the_curves_of_that_epoch_are(tmp_path):
     engine, data = evaluator()
     PreviewHandler(run, KINDS, tensorboard=log).attach(engine)
     engine.run(data)
-    assert log.writer is None  # no trainer yet: nothing to place it by
+    assert log.writer is None  # without a trainer there is no iteration to log the image at
 
     trainer = Engine(lambda engine, batch: None)
     log.attach(trainer)
@@ -234,7 +234,7 @@ def test_tensorboard_gets_a_panel_where_the_curves_of_that_epoch_are(tmp_path):
     assert panel.width > panel.height > 0
 
 
-def test_the_sample_with_the_most_known_foreground_is_drawn():
+def test_the_sample_with_the_most_valid_foreground_is_drawn():
     labels = {"a": torch.zeros(3, 1, 4, 4), "a_mask": torch.ones(3, 1, 4, 4, dtype=torch.bool)}
     labels["a"][1, :, :2] = 1
     labels["a"][2] = 1
@@ -242,13 +242,13 @@ def test_the_sample_with_the_most_known_foreground_is_drawn():
     assert most_foreground(labels, ["a"], 3) == 1
 
 
-def test_a_negative_history_is_told(tmp_path):
+def test_a_negative_history_is_refused(tmp_path):
     with pytest.raises(ValueError, match="history must be at least 0, got -1"):
         PreviewHandler(directory(tmp_path), KINDS, history=-1)
 
 
 def test_every_target_is_named_in_the_key_of_a_narrow_preview():
-    """The colours of the first column's prediction stand in its key, on two lines where one is too narrow."""
+    """The colours of the first column's prediction appear in its key, on two lines if one is too narrow."""
     names, shape = ["membrane", "mito", "synapse"], (2, 40, 44)
     rng = np.random.default_rng(0)
     truths = {name: (rng.random((1, *shape)) > 0.8).astype(np.uint8) for name in names}
@@ -279,4 +279,4 @@ def test_stripes_are_explained_where_there_are_any(shape):
     assert not added[:, :30].any()
     assert not added[:, -40 if len(shape) == 3 else -14 :].any()
     tones = {tuple(colour) for colour in heads[1].reshape(-1, 3)}
-    assert {(int(colours.UNKNOWN),) * 3, (int(colours.UNKNOWN_STRIPE),) * 3} <= tones
+    assert {(int(colours.INVALID),) * 3, (int(colours.INVALID_STRIPE),) * 3} <= tones

@@ -1,4 +1,4 @@
-"""Reading patches: plain crops are exact, resampled ones true to geometry, and no forbidden voxel is read."""
+"""Reading patches: plain crops are exact, resampled ones geometrically correct, and no forbidden voxel is read."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_flip_commutes_with_rotation_and_scaling(permutation, flips):
     both = SpatialTransform(permutation, flips, base.matrix)
     turned = read(sample_of(case_of(image, {"m": label}), (16, 16, 16), (12, 12, 12), spatial=both))
     np.testing.assert_allclose(turned["image"], both.orient(plain["image"]), atol=1e-5)
-    # Rounding may send a position halfway between two voxels to either.
+    # Rounding may move a position halfway between two voxels to either of them.
     assert (turned["m"] != both.orient(plain["m"])).mean() < 2e-3
 
 
@@ -122,7 +122,7 @@ def test_a_constant_stays_constant_where_the_volume_is(order):
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=30, deadline=None)
 def test_image_and_label_stay_aligned(seed):
-    # The label is the image's own threshold: after any transform they must still agree but at the surface.
+    # The label is the image's own threshold: after any transform they must still agree except at the surface.
     image = smooth((48, 48, 48), sigma=4.0)
     label = (image > 0.5).astype(np.uint8)
     draw = RandSpatialTransformd(prob_rotation=0.7, prob_scale=0.7)
@@ -164,7 +164,7 @@ def test_padding_distinguishes_the_volume_from_the_bounds():
     mask, inside = out["m_mask"][0, :, 0, 0], out["in_volume"][0, :, 0, 0]
     np.testing.assert_array_equal(inside, [False] * 3 + [True] * 7)
     np.testing.assert_array_equal(mask, [False] * 7 + [True] * 3)
-    # Reflected at the bounds, of which three planes are read: 4 5 6.
+    # The image is reflected at the bounds, within which three planes are read: 4 5 6.
     planes = [5, 6, 5, 4, 5, 6, 5, 4, 5, 6]
     expected = np.pad(NOISE[4:7, :8, :8], ((7, 0), (0, 0), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(out["image"][0], expected / np.float32(255))
@@ -174,7 +174,7 @@ def test_padding_distinguishes_the_volume_from_the_bounds():
 @pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("spatial", [None, _turned(3, 30, (1, 2)), _skewed(20, 1.1)])
 def test_what_lies_beyond_a_volume_is_reflected(spatial, order):
-    # SciPy calls it "mirror". The label stays unknown there.
+    # SciPy calls this mode "mirror". The label stays unknown there.
     image = smooth((20, 24, 22), sigma=2.0)
     start, size = (-4, 6, 5), (12, 12, 12)
     read = ReadPatchd(["m"], normalization_scheme="none", image_order=order)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from test_evaluate import write
 
-from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.score import evaluate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from test_evaluate import write
 
+from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.report_drawing import (
     COLOURS,
     RAMP,
@@ -19,7 +20,7 @@ from volumen.evaluation.report_drawing import (
     nice_length,
     ramp_colours,
 )
-from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.evaluation.score import evaluate
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 VISION = {

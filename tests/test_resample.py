@@ -1,4 +1,4 @@
-"""Compiled resampling against SciPy, and the three ways against each other."""
+"""Compiled resampling compared with SciPy, and its three methods compared with each other."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_nearest_equals_scipy(name):
     index = resample.nearest_index(SHAPE, matrix, offset, SHAPE)
     reference = affine_transform(source, matrix, offset, order=0, mode="grid-constant", cval=0)
     ours = resample.gather(source[None], index)[0]
-    # Positions that lie halfway between voxels but for rounding may fall to either side.
+    # Positions that lie halfway between voxels up to rounding may be assigned to either.
     assert (ours != reference).mean() < 1e-3
 
 

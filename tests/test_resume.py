@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was not."""
+"""A run that was stopped and resumed equals the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from volumen.utils.errors import VolumenError
 
 
 class Stop(Exception):
-    """Stands for a crash."""
+    """An exception that stands for a crash."""
 
 
 def crash_at(trainer, iteration: int) -> None:
@@ -35,7 +35,7 @@ def crash_at(trainer, iteration: int) -> None:
 
 
 def run_with_crashes(out, crashes, **options):
-    """Run, crash at each iteration given, resume; return the trainer that ended."""
+    """Run, crash at each of the iterations, resume; return the last trainer."""
     for count, iteration in enumerate(crashes):
         trainer = make_trainer(out, resume=True if count else None, **options)
         crash_at(trainer, iteration)
@@ -47,12 +47,12 @@ def run_with_crashes(out, crashes, **options):
 
 
 def files(out):
-    """Names in the run's folder, without TensorBoard's."""
+    """Return the names in the run's folder, without TensorBoard's."""
     return sorted(path.name for path in (out / "toy").iterdir())
 
 
 def checkpoint_equal(one, other) -> bool:
-    """Whether two nests are bitwise equal."""
+    """Return whether two nested structures are bitwise equal."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -138,7 +138,7 @@ def test_the_optimizers_options_come_from_the_configuration(tmp_path):
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
 
 
-def test_changed_settings_are_told(tmp_path, caplog):
+def test_changed_settings_are_logged(tmp_path, caplog):
     make_trainer(tmp_path, epochs=1).run()
     with caplog.at_level(logging.INFO):
         make_trainer(tmp_path, epochs=2, resume=True).run()
@@ -194,7 +194,7 @@ def test_resuming_from_an_older_file_sets_newer_ones_aside(tmp_path):
         ({"optimizer": "SGD"}, r"saved with another optimizer"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_runs(tmp_path, options, message):
+def test_a_mismatch_is_refused_before_anything_runs(tmp_path, options, message):
     make_trainer(tmp_path, epochs=1).run()
     before = {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()}
     trainer = make_trainer(tmp_path, epochs=2, resume=True, **options)
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_told_before_anything_runs(tmp_path, options, messa
     [(5, "data-1", "another architecture"), (4, "data-2", "other data"), (4, "data-1", None)],
 )
 @pytest.mark.parametrize("resume", ["latest", "file"])
-def test_what_does_not_fit_is_told_before_the_data_are_searched(tmp_path, features, digest, message, resume):
+def test_a_mismatch_is_refused_before_the_data_are_searched(tmp_path, features, digest, message, resume):
     trainer = make_trainer(tmp_path, epochs=2)
     trainer.run()
     directory = trainer.toy_directory
@@ -228,7 +228,7 @@ def test_many_changed_volumes_are_counted():
     assert changed_data(old, old) == changed_data(old, {}) == changed_data({}, old) == ""
 
 
-def test_a_file_that_is_not_there_is_told_before_the_data_are_searched(tmp_path):
+def test_a_missing_file_is_refused_before_the_data_are_searched(tmp_path):
     with pytest.raises(VolumenError, match=r"absent\.pth: there is no such checkpoint"):
         check_resumable(RunDirectory(tmp_path, "toy"), tmp_path / "absent.pth", ToyNetwork(), {})
 
@@ -241,8 +241,8 @@ def test_an_unreadable_checkpoint_is_left_to_the_run(tmp_path):
     check_resumable(directory, "latest", ToyNetwork(), {})
 
 
-def test_the_newest_checkpoint_is_told_by_its_epoch_not_by_the_clock(tmp_path):
-    """A clock that went back makes the newest file look the oldest."""
+def test_the_newest_checkpoint_is_found_by_its_epoch_not_by_the_clock(tmp_path):
+    """A clock that was set back makes the newest file look like the oldest."""
     whole = make_trainer(tmp_path)
     whole.run()
     for epoch, hours in ((1, 0), (2, -5), (3, -9)):
@@ -257,7 +257,7 @@ def test_the_newest_checkpoint_is_told_by_its_epoch_not_by_the_clock(tmp_path):
 
 
 def balanced_loss(balancing):
-    """The multi-task loss with a memory of its own."""
+    """Return the multi-task loss with a state of its own."""
     targets = {
         "ink": {"kind": "binary", "losses": [{"name": "BCEWithLogitsLoss"}, {"name": "SoftDiceLoss"}]},
         "depth": {"kind": "field", "losses": [{"name": "MaskedMSELoss"}]},
@@ -302,7 +302,7 @@ def test_the_count_of_early_stopping_goes_on(tmp_path):
     whole.run()
     assert whole.state.epoch == 3
     first = trainer("resumed")
-    crash_at(first, 10)  # in the third epoch, when one validation was waited for
+    crash_at(first, 10)  # in the third epoch, after one validation without improvement
     with pytest.raises(Stop):
         first.run()
     saved = load_checkpoint(tmp_path / "resumed" / "toy" / "toy_2.pth")["handlers"]["early_stopping"]
@@ -312,14 +312,14 @@ def test_the_count_of_early_stopping_goes_on(tmp_path):
     assert resumed.state.epoch == 3
 
 
-def test_a_finished_run_says_so(tmp_path, caplog):
+def test_a_finished_run_is_reported(tmp_path, caplog):
     make_trainer(tmp_path).run()
     with caplog.at_level(logging.INFO):
         make_trainer(tmp_path, resume=True).run()
     assert "all 3 epochs are done; train on with a larger max_epoch" in caplog.text
 
 
-def test_another_loss_balancing_is_told(tmp_path):
+def test_another_loss_balancing_is_refused(tmp_path):
     learned = ToyLoss()
     learned.register_buffer("log_factors", torch.zeros(2))
     make_trainer(tmp_path, epochs=1, loss=learned).run()
@@ -327,7 +327,7 @@ def test_another_loss_balancing_is_told(tmp_path):
         make_trainer(tmp_path, epochs=2, resume=True).run()
 
 
-def test_what_cannot_go_on_is_refused(tmp_path):
+def test_a_run_that_cannot_continue_is_refused(tmp_path):
     make_trainer(tmp_path, epochs=1).run()
     path = tmp_path / "toy" / "toy_1.pth"
     whole = load_checkpoint(path)
@@ -343,7 +343,7 @@ def test_what_cannot_go_on_is_refused(tmp_path):
         make_trainer(tmp_path, epochs=2, resume=True).run()
 
 
-def test_another_torch_version_is_told(tmp_path, caplog):
+def test_another_torch_version_is_logged(tmp_path, caplog):
     make_trainer(tmp_path, epochs=1).run()
     path = tmp_path / "toy" / "toy_1.pth"
     content = load_checkpoint(path)
@@ -367,7 +367,7 @@ def test_early_stopping_waits_from_the_best_value_whichever_way_is_better():
         EarlyStopping(KeyMetric("val/x", **metric), patience=2).attach(trainer)
         return trainer.run([0], max_epochs=len(values)).epoch
 
-    # Equal is no better, a better value starts the count anew, an epoch without validation does not count.
+    # An equal value is not better, a better value restarts the count, an epoch without validation does not count.
     values = [0.5, 0.6, 0.6, 0.7, None, 0.65, None, 0.7, 0.9]
     assert epochs(values, mode="max") == 8
     assert epochs([-value if value else value for value in values], mode="min") == 8
@@ -376,7 +376,7 @@ def test_early_stopping_waits_from_the_best_value_whichever_way_is_better():
 
 def test_early_stopping_ends_and_stays_ended(tmp_path):
     class Constant(torch.nn.Module):
-        """A loss that cannot get better."""
+        """A loss that cannot improve."""
 
         components: dict = {}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""The run's folder: nothing before training, nothing left by a failed start, one writer."""
+"""The run's folder: not created before training, removed after a failed start, locked for one writer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from volumen.utils.errors import VolumenError
 
 
 class Broken(ToyData):
-    """A data file that cannot be read, from some sample on."""
+    """A data set that cannot be read from some sample on."""
 
     def __init__(self, first: int) -> None:
         super().__init__(8)
@@ -101,7 +101,7 @@ def test_one_writer_at_a_time(tmp_path):
     answer = context.Queue()
     second = context.Process(target=_try_to_open, args=(tmp_path, answer))
     second.start()
-    # A forked process inherits the list of what is locked here, so either message may come.
+    # A forked process inherits the set of locked folders, so either message may come.
     assert "is training here" in answer.get(timeout=20)
     second.join()
     first.close()
@@ -114,7 +114,7 @@ def _hold(out, ready, release) -> None:
     RunDirectory(out, "toy").open()
     ready.set()
     release.wait(30)
-    # Ends without closing, as a killed process does.
+    # Ends without closing, like a killed process.
     import os
 
     os._exit(1)

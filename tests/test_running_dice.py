@@ -1,4 +1,4 @@
-"""Decided labels and the training's Dice, against counts by numpy."""
+"""Decided labels and the training's Dice, compared with counts by NumPy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def batch_of(seed: int, size: int = 2) -> tuple[dict, dict]:
 
 
 def reference(batches: list[tuple[dict, dict]]) -> float:
-    """The definition, in numpy: voxels of all batches pooled, the mean over classes, then over targets."""
+    """Compute the definition in NumPy: voxels of all batches pooled, the mean over classes, then over targets."""
     values = []
     for name, kind in KINDS.items():
         found, true, known = [], [], []
@@ -70,7 +70,7 @@ def test_the_running_dice_is_the_pooled_one():
     assert metric.compute() == pytest.approx(reference(batches), abs=1e-12)
 
 
-def test_it_goes_on_where_a_checkpoint_left_it():
+def test_it_continues_from_a_checkpoint():
     batches = [batch_of(seed) for seed in range(2)]
     decided = DecideLabelsd(KINDS)
     first, second = RunningDice(KINDS), RunningDice(KINDS)
@@ -81,7 +81,7 @@ def test_it_goes_on_where_a_checkpoint_left_it():
     assert first.compute() == second.compute() == pytest.approx(reference(batches), abs=1e-12)
 
 
-def test_what_is_neither_found_nor_there_does_not_count():
+def test_a_class_neither_predicted_nor_true_does_not_count():
     nothing = torch.zeros((1, 1, 4, 4), dtype=torch.uint8)
     metric = RunningDice({"ink": "binary", "tissue": "multiclass"})
     assert math.isnan(metric.compute())
@@ -90,7 +90,7 @@ def test_what_is_neither_found_nor_there_does_not_count():
     one = nothing.clone()
     one[..., 0, 0] = 3
     metric.update(({"tissue": one}, {"tissue": one}))
-    assert metric.compute() == 1.0  # classes 1 and 2 are nowhere
+    assert metric.compute() == 1.0  # classes 1 and 2 do not occur
     unknown = label_counts(one > 0, one, torch.zeros((1, 1, 4, 4), dtype=torch.bool), "binary")
     assert math.isnan(dice(unknown))
 

@@ -1,4 +1,4 @@
-"""Names of targets that a sample cannot hold beside each other are refused, whoever gives them."""
+"""Names of targets that a sample cannot hold together are refused, whoever declares them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
 
 
 def curve(scheduler, steps: int) -> list[float]:
-    """The learning rate before each step."""
+    """Return the learning rate before each step."""
     rates = []
     for _ in range(steps):
         rates.append(scheduler.optimizer.param_groups[0]["lr"])
@@ -64,7 +64,7 @@ def test_onecycle_is_torchs(options):
     ours = curve(build_scheduler("OneCycleLR", optimizer(), 20, options=options), 20)
     momentum = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
     theirs = curve(torch.optim.lr_scheduler.OneCycleLR(momentum, 0.1, 4000, **options), 4000)
-    # The same curve seen at every 200th step; torch counts from 0 to total - 1.
+    # Compare the same curve at every 200th step; torch counts from 0 to total - 1.
     assert ours == pytest.approx(theirs[::200], rel=0.02, abs=1e-4)
     assert max(ours) == pytest.approx(0.1)
     last = build_scheduler("onecycle", optimizer(), 20, options=options).factor(20) * 0.1
@@ -106,7 +106,7 @@ def test_a_resumed_schedule_is_on_the_new_curve_and_never_complex(name):
         ("poly", {"power": "steep"}, r"scheduler_kwargs\.power: expected a number, found 'steep'"),
     ],
 )
-def test_wrong_schedules_are_told(name, kwargs, message):
+def test_wrong_schedules_are_refused(name, kwargs, message):
     options = {key: value for key, value in kwargs.items() if key != "warmup"}
     with pytest.raises(VolumenError, match=message):
         build_scheduler(name, optimizer(), 20, warmup=kwargs.get("warmup", 0), options=options)
@@ -147,6 +147,6 @@ def test_norm_and_bias_may_go_without_decay():
         ("SGD", {"nesterov": True}, r"SGD refuses its arguments: Nesterov momentum requires"),
     ],
 )
-def test_wrong_optimizers_are_told(name, options, message):
+def test_wrong_optimizers_are_refused(name, options, message):
     with pytest.raises(VolumenError, match=message):
         build_optimizer(name, torch.nn.Linear(1, 1), lr=0.1, options=options)

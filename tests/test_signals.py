@@ -1,4 +1,4 @@
-"""A signal finishes the step, saves, and the resumed run is the run that was not stopped."""
+"""A signal finishes the step and saves, and the resumed run equals the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from volumen.utils.errors import VolumenError
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The weights and metrics of the uninterrupted run."""
+    """Return the weights and metrics of the uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
     trainer = make_trainer(out, epochs=2)
     trainer.run()
@@ -63,7 +63,7 @@ def test_signal_saves_and_resumes_exactly(tmp_path, whole, number, step, workers
 
 @pytest.mark.slow
 def test_workers_outlive_a_step_that_takes_longer_than_a_moment(tmp_path, whole):
-    """A machine so busy that the last batch comes seconds after the signal that every process got."""
+    """On a busy machine the last batch can come seconds after the signal, which every process received."""
     process = ToyProcess(tmp_path / "out", delay=2.5, epochs=2, workers=1, accumulation=2)
     process.wait_for_step(1)
     process.kill_group(signal.SIGTERM)
@@ -95,13 +95,13 @@ def _fail(out):
 
     trainer = make_trainer(out, workers=2, epochs=1, stop_on_signal=True)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), stop)
-    _kept.append(trainer)  # as a traceback keeps it, and with it the workers
+    _kept.append(trainer)  # as a traceback does, which also holds the workers
     with pytest.raises(VolumenError):
         trainer.run()
 
 
 def test_workers_end_at_once_when_training_ended_in_an_error(tmp_path):
-    """At exit Python sends them SIGTERM and waits for them, which must not take their time of grace."""
+    """At exit Python sends them SIGTERM and waits for them; they must then not wait for `WORKER_GRACE`."""
     process = multiprocessing.get_context("fork").Process(target=_fail, args=(tmp_path / "out",))
     process.start()
     process.join(40)
@@ -109,7 +109,7 @@ def test_workers_end_at_once_when_training_ended_in_an_error(tmp_path):
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Return whether a process runs; one that has ended without being waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -129,7 +129,7 @@ def test_signal_during_validation(tmp_path, whole, ema):
     if ema is None:
         check_resumed(tmp_path / "out", whole)
     else:
-        # Averaging does not change training: the network's own weights were saved, not the average's.
+        # Averaging does not change training: the network's own weights were saved, not the average.
         trainer = make_trainer(tmp_path / "out", epochs=2, resume=True, ema=ema)
         trainer.run()
         assert same_weights(weights(trainer), whole[0])
@@ -202,7 +202,7 @@ def test_a_launcher_hands_signals_on_once_each(tmp_path, signals, code, told):
 
 
 def _launch_late(folder):
-    """As the signal comes while the launcher starts."""
+    """Send the signal while the launcher starts."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     begin = subprocess.Popen

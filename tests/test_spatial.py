@@ -1,4 +1,4 @@
-"""Drawing of spatial transforms: what may be drawn, how often, and that a seed decides it."""
+"""Drawing of spatial transforms: the possible values, their frequency, and their dependence on the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every derived target in every situation, and the device's part beside the workers'."""
+"""Every derived target in every situation, and the device's result compared with the workers'."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_task_in_every_situation(name, situation):
 
 @pytest.mark.parametrize("name", [name for name in task_types() if "reach" in get_task(name).defaults])
 def test_channels_count_as_their_union_and_classes_as_theirs(name):
-    """Types that follow from the distance see one foreground, however it is given."""
+    """Types that follow from the distance depend only on the foreground, however it is represented."""
     by_class = sample_in(shape=(22, 24), classes=4)["label"]
     by_channel = np.concatenate([by_class == number for number in (1, 2, 3)]).astype(np.int32)
     for first, second in (
@@ -92,13 +92,13 @@ def test_channels_count_as_their_union_and_classes_as_theirs(name):
 
 
 def python_block(page: str, word: str) -> str:
-    """The first Python block of a page that holds a word."""
+    """Return the first Python block of a page that contains a word."""
     found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
     return next(text for text in found if word in text)
 
 
 def install(folder, name: str, group: str, entry: str, code: str) -> None:
-    """Lay out a package with an entry point as pip would."""
+    """Write a package with an entry point in the way pip would install it."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text("")
     (folder / name / entry.split(":")[0].split(".")[1]).with_suffix(".py").write_text(code)

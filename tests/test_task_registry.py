@@ -1,4 +1,4 @@
-"""Which tasks there are, what they announce, and what is refused."""
+"""The registered tasks, their properties, and the entries that are refused."""
 
 from __future__ import annotations
 

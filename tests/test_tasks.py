@@ -1,4 +1,4 @@
-"""The derived targets beyond distance, normals and tensors, each against its definition written naively."""
+"""The derived targets other than distance, normals and tensors, each compared with a naive implementation."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_channels_of_a_source_count_as_instances():
 
 @pytest.mark.parametrize("name", ["boundary", "affinities", "local_shape_descriptors"])
 def test_classes_choose_what_counts_and_keep_it_apart(name):
-    """Other classes are background; two that are chosen and touch stay two."""
+    """Other classes are background; two chosen classes that touch remain two."""
     numbers = np.random.default_rng(0).integers(0, 4, (1, 9, 10))
     chosen, valid = derive_target(name, numbers, classes=[1, 3])
     alone, valid_alone = derive_target(name, np.where(np.isin(numbers, [1, 3]), numbers, 0))

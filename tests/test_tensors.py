@@ -16,13 +16,13 @@ PAIRS = {2: [(0, 0), (0, 1), (1, 1)], 3: [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)
 
 
 def pack(matrices):
-    """Symmetric (N, d, d) matrices as (components, N) float32."""
+    """Convert symmetric (N, d, d) matrices to (components, N) float32."""
     ndim = matrices.shape[-1]
     return np.ascontiguousarray(np.stack([matrices[:, i, j] for i, j in PAIRS[ndim]]).astype(np.float32))
 
 
 def unpack(components):
-    """The float64 matrices (N, d, d) of float32 components, exactly."""
+    """Return the float64 matrices (N, d, d) of float32 components, exactly."""
     ndim = 2 if len(components) == 3 else 3
     matrices = np.empty((components.shape[1], ndim, ndim))
     for component, (i, j) in zip(components, PAIRS[ndim]):
@@ -100,7 +100,7 @@ def test_only_valid_voxels_are_computed_and_the_callers_mask_is_left_alone():
 
 
 def naive_tensor(label, compute_from, spacing, grad_sigma=1.0, tensor_sigma=1.5, reach=16.0):
-    """The definition in float64 by SciPy (equal spacing), right 11 voxels and more from the border."""
+    """Compute the definition in float64 by SciPy (equal spacing), correct 11 voxels and more from the border."""
     field = label.astype(np.float64)
     if compute_from == "sdt":
         outside = ndimage.distance_transform_edt(label == 0, spacing) - min(spacing) / 2

@@ -1,4 +1,4 @@
-"""Work shared by threads: every item once, a bounded number ahead of the caller, and an end wherever it stops."""
+"""Work in threads: every item once, a bounded number ahead of the caller, and an end after any interruption."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from volumen.data.formats.volumes import ArrayVolume
+from volumen.evaluation.cases import EvaluateRequest, ScoredCase
 from volumen.evaluation.report import _foreground
-from volumen.evaluation.score import EvaluateRequest, ScoredCase, score
+from volumen.evaluation.score import score
 from volumen.inference.output.stored import Stored
 from volumen.inference.windows.heads import Head
 from volumen.metrics.target_metrics import build_metrics

@@ -1,4 +1,4 @@
-"""Training within a given time: durations, the rule, the schedule, and a run that is resumed."""
+"""Training within a given time: durations, the choice, the schedule, and a resumed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
 from volumen.time_budget import fit
 from volumen.time_budget import measure as measure_module
-from volumen.time_budget.candidates import LADDER, Candidate, candidates
+from volumen.time_budget.candidates import PRESETS, Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
 from volumen.time_budget.measure import Cost, measure
 from volumen.utils.errors import VolumenError
@@ -102,25 +102,25 @@ def test_augmentation_is_none_in_a_short_run_and_full_in_a_long_one():
 
 def test_time_per_step_counts_the_preparation_of_patches():
     cost = Cost(step=1.0, patch=0.25, forward=0.3, parameters=1)
-    # In the training process the two follow each other.
+    # In the training process the preparation and the step follow each other.
     assert cost.per_step(2, workers=0, cpu_threads=1, cores=4) == 1.5
-    # A worker on a core of its own hides behind the step ...
+    # A worker on its own core prepares during the step ...
     assert cost.per_step(2, workers=1, cpu_threads=1, cores=2) == 1.0
-    # ... but not where the network uses all cores: then it delays all of its threads, ...
+    # ... but not if the network uses all cores: then the worker delays all of the network's threads, ...
     assert cost.per_step(2, workers=1, cpu_threads=2, cores=2) == 1.5
     assert cost.per_step(2, workers=2, cpu_threads=4, cores=4) == 1.25
-    # ... nor where patches take longer than the step on a GPU.
+    # ... nor if patches take longer than the step on a GPU.
     assert cost.per_step(16, workers=2, cpu_threads=0, cores=8) == 2.0
-    # Of four processes on eight cores each has two for its workers, and the GPU needs none of them.
+    # Each of four processes on eight cores has two cores for its workers, and the GPU needs none of them.
     assert cost.per_step(16, workers=4, cpu_threads=0, cores=2) == 2.0
-    # Two processes on one core: a patch and a step were both measured at half the speed.
+    # Two processes use one core, so a patch and a step were both measured at half the speed.
     assert cost.per_step(2, workers=2, cpu_threads=1, cores=0.5) == 1.5
 
 
-def test_candidates_climb_and_leave_what_a_person_fixed(folder):
+def test_candidates_grow_and_leave_the_user_s_settings(folder):
     free = candidates(config_of(folder))
     assert len(free) > 1
-    assert free[0].features_per_stage[0] == LADDER[3][0].features
+    assert free[0].features_per_stage[0] == PRESETS[3][0].features
     fixed = candidates(
         config_of(
             folder,
@@ -179,7 +179,7 @@ def test_the_schedule_fills_the_time_and_no_more(seconds, step, length):
     most, whole = plan["max_val_steps_per_epoch"], fit._validation_batches(config)[2]
     ending = min(plan["final_val_steps"] or whole, whole)
     assert most <= ending
-    # The last and the best epoch are scored again where that scores more of the part.
+    # The last and the best epoch are scored again if this covers more of the validation part.
     validation += 2 * ending * entry.cost.forward * fit.VALIDATION_FACTOR if ending > most else 0
     assert plan["warmup_epochs"] < plan["max_epoch"]
     if seconds > 100 * step:
@@ -188,7 +188,7 @@ def test_the_schedule_fills_the_time_and_no_more(seconds, step, length):
 
 
 class Scheduled:
-    """As much of a configuration as planning a schedule asks for."""
+    """The attributes of a configuration that planning a schedule needs."""
 
     validates = True
     world_size = 1
@@ -223,7 +223,7 @@ def test_a_run_within_a_budget_and_its_resumption(folder, tmp_path, monkeypatch)
     epochs = snapshot["tr_config"]["max_epoch"]
     with (run / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == epochs
-    assert main([*command, "--resume"]) == 0  # finished already: nothing to do, nothing measured again
+    assert main([*command, "--resume"]) == 0  # already finished: nothing is trained or measured again
     assert asked == [1]
     assert yaml.safe_load((run / "model_config.yaml").read_text()) == snapshot
     command[command.index("4s")] = "8s"  # twice the time: as many epochs again
@@ -266,8 +266,8 @@ def _choose(rank: int, folder: Path, out: Path) -> None:
     config = fit.within_budget(
         config_of(folder, tr_config={"time_budget": "40s", "num_dataloader_workers": 0})
     )
-    told = {"tr_config": asdict(config.tr_config), "model_config": asdict(config.model_config)}
-    (out / f"{rank}.json").write_text(json.dumps(told))
+    settings = {"tr_config": asdict(config.tr_config), "model_config": asdict(config.model_config)}
+    (out / f"{rank}.json").write_text(json.dumps(settings))
 
 
 def test_several_processes_choose_alike_and_by_the_slowest(folder, tmp_path):
@@ -308,14 +308,14 @@ def test_validation_is_planned_for_one_process_s_part_of_the_blocks():
     assert fit._validation_batches(config) == (50, 1.0, 54)
 
 
-def test_a_budget_for_less_than_a_step_is_told(folder, monkeypatch):
+def test_a_budget_for_less_than_a_step_is_refused(folder, monkeypatch):
     monkeypatch.setattr(fit, "measure", lambda *_, **__: Cost(60.0, 1.0, 20.0, 10**6))
     with pytest.raises(VolumenError, match=r"tr_config\.time_budget: expected time for at least one step"):
         fit.within_budget(config_of(folder, tr_config={"time_budget": "30s", "patch_size": [16, 16, 16]}))
 
 
 @pytest.mark.parametrize("nothing", ["0m", "0.0h"])
-def test_a_budget_of_nothing_is_told(folder, nothing):
+def test_a_budget_of_nothing_is_refused(folder, nothing):
     with pytest.raises(VolumenError, match=rf"time_budget: expected a time above 0, .*found '{nothing}'"):
         fit.within_budget(config_of(folder, tr_config={"time_budget": nothing}))
 
@@ -336,7 +336,7 @@ def test_a_budget_with_too_few_steps_says_that_the_model_will_be_weak_and_what_w
     assert told.startswith("time budget 3m20s allows 166 steps where 624 are enough: expect a weak model.")
     # 200 s * 624 / 166 = 751.8 s.
     assert f"About {format_duration(751.8)} on this machine" in told
-    monkeypatch.setattr(fit, "_settle", lambda *given: {"tr_config": {}, "model_config": {}})
+    monkeypatch.setattr(fit, "_resolve", lambda *given: {"tr_config": {}, "model_config": {}})
     for steps, warns in ((166, True), (624, False)):
         monkeypatch.setattr(fit, "_measure_all", lambda *given, n=steps: [measured(2_430_000, 1.0, n)])
         caplog.clear()

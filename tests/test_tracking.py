@@ -1,4 +1,4 @@
-"""MLflow by MONAI's `--tracking mlflow`: a local store, every curve under its own name, nothing sent anywhere."""
+"""MLflow by MONAI's `--tracking mlflow`: a local store, every curve under its own name, no network access."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_a_run_is_tracked_in_a_local_store_and_goes_on_in_it(tmp_path):
     assert (name, status) == ("model", "FINISHED")
     assert (Path(artifacts.removeprefix("file://")) / "model_config.yaml").is_file()
     counts = dict(_read(store, "select key, count(*) from metrics group by key"))
-    # Once an epoch, the validation apart from the training; once a step.
+    # The validation is logged once per epoch and separately from the training, the training once per step.
     assert counts["loss"] == counts["val/loss"] == counts["val/surface/dice"] == 1
     assert counts["iteration/loss"] == counts["iteration/surface/SoftDiceLoss"] == 2
     assert "mean_dice" not in counts
 
-    # A run that was stopped is unfinished in the store; resumed it is the same one.
+    # A run that was stopped is unfinished in the store; the resumed run continues the same record.
     with closing(sqlite3.connect(store)) as database:
         database.execute("update runs set status = 'RUNNING'")
         database.commit()

@@ -24,7 +24,7 @@ from volumen.utils.precision import choose_dtype, cpu_computes_bfloat16
 
 
 class NoDropout(ToyNetwork):
-    """Two different batches then differ by their samples alone."""
+    """A network with which the outputs of two batches differ by their samples alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class NoDropout(ToyNetwork):
 
 
 def batches(count: int, size: int = 2):
-    """Collated toy batches."""
+    """Return collated toy batches."""
     data = ToyData(count * size)
     collate = torch.utils.data.default_collate
     return [collate([data[(0, i * size + j)] for j in range(size)]) for i in range(count)]
@@ -59,7 +59,7 @@ def run_steps(data, *, network=None, accumulation=1, clip=None, lr=0.1, amp="off
 
 
 def joined(parts):
-    """Several batches as one."""
+    """Combine several batches into one."""
     return {
         key: torch.cat([part[key] for part in parts])
         if torch.is_tensor(value)
@@ -148,17 +148,17 @@ def make_trainer_for_norms(seen):
     return trainer
 
 
-def test_nan_is_told_skipped_and_does_no_harm(tmp_path, caplog):
+def test_nan_is_reported_and_skipped_and_does_no_harm(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(tmp_path, epochs=2, poison=(1, 3))
         trainer.run()
-    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("epoch 2, iteration 6: ")
-    assert "BCE of target 'ink' is nan" in told[0]
-    # Of the batch's samples 2 and 3 only the guilty one is named.
-    assert "volume 'scroll1' at (1, 3)" in told[0]
-    assert "scroll0" not in told[0]
+    messages = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(messages) == 1
+    assert messages[0].startswith("epoch 2, iteration 6: ")
+    assert "BCE of target 'ink' is nan" in messages[0]
+    # Of the batch's samples 2 and 3 only the one that caused it is named.
+    assert "volume 'scroll1' at (1, 3)" in messages[0]
+    assert "scroll0" not in messages[0]
     assert all(bool(torch.isfinite(value).all()) for value in weights(trainer).values())
     assert trainer.state.metrics["loss"] < 10
 
@@ -273,7 +273,7 @@ def test_prepare_batch_gives_plain_tensors():
 
 
 def test_validation_does_not_change_training(tmp_path):
-    """The evaluator shares network, loss and random numbers with the trainer."""
+    """The evaluator uses the same network, loss and random numbers as the trainer."""
     often = make_trainer(tmp_path / "often")
     never = make_trainer(tmp_path / "never")
     never._event_handlers[Events.EPOCH_COMPLETED] = [
@@ -315,13 +315,13 @@ def test_a_compiled_network_in_channels_last_trains_validates_and_saves_as_a_pla
     plain = train("plain", "--max-epochs", "1")
     fast = train("fast", "--max-epochs", "1", *compiled)
     assert plain["model"].keys() == fast["model"].keys()
-    # Losses and scores of training and validation. Weights may differ where the gradient is rounding noise alone, as
-    # of a bias before a normalisation, which the optimizer makes steps of full size from.
+    # Losses and scores of training and validation are compared. Weights may differ where the gradient is only rounding
+    # noise (such as for a bias before a normalisation), from which the optimizer makes steps of full size.
     rows = [
         next(csv.DictReader((tmp_path / out / "model" / "metrics.csv").open())) for out in ("plain", "fast")
     ]
     numbers = [{name: float(value) for name, value in row.items()} for row in rows]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
-    # It is one network: a run goes on without compiling.
+    # Both runs have the same network: a run can continue without compiling.
     train("fast", "--max-epochs", "2", "--resume")
     assert (tmp_path / "fast" / "model" / "model_2.pth").is_file()

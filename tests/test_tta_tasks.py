@@ -1,4 +1,4 @@
-"""Test-time augmentation of every derived target: a perfect network stays perfect."""
+"""Test-time augmentation of every derived target: the result of a perfect network stays perfect."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FAR = {
 
 
 def cases():
-    """Every registered type with its defaults, and affinities with far and slanted offsets."""
+    """Return every registered type with its defaults, and affinities with long and oblique offsets."""
     for ndim in (2, 3):
         yield from (pytest.param(name, {}, ndim, id=f"{name}-{ndim}D") for name in task_types())
         yield pytest.param("affinities", {"offsets": FAR[ndim]}, ndim, id=f"far affinities-{ndim}D")
@@ -55,7 +55,7 @@ def parameters(name, params):
 
 
 def instance_labels(shape, seed=3):
-    """Touching instances of many shapes, with background between some."""
+    """Return touching instances of many shapes, with some background between them."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.6)
     parts, _ = ndimage.label(noise > 0.02)
     halves = np.indices(shape)[-1] > shape[-1] // 2
@@ -63,7 +63,7 @@ def instance_labels(shape, seed=3):
 
 
 class Oracle(nn.Module):
-    """Takes labels for the image and returns the target that is derived from what it sees."""
+    """A network that takes labels as its image and returns the target that is derived from them."""
 
     def __init__(self, name, params, spacing):
         super().__init__()
@@ -77,7 +77,7 @@ class Oracle(nn.Module):
 
 
 def one_nearest(labels, spacing):
-    """Where the body of one foreground voxel is nearer than all others, by brute force: a tie has no direction."""
+    """Return where one foreground voxel's body is nearer than all others, by brute force: a tie has no direction."""
     places, inner = np.stack(np.nonzero(labels > 0), 1), (np.array(spacing) - min(spacing)) / 2
     found = np.zeros(labels.shape, bool)
     for place in np.ndindex(labels.shape):
@@ -88,7 +88,7 @@ def one_nearest(labels, spacing):
 
 
 def blended(name, params, ndim, tta, layout):
-    """Return what is accumulated of the oracle's windows, the target, and where it is sure: valid and no tie."""
+    """Return the blended output of the oracle's windows, the target, and where it is certain: valid and no tie."""
     patch, spacing = PATCHES[ndim]
     labels = instance_labels(patch)
     channels = task_out_channels(name, ndim, params)
@@ -102,7 +102,7 @@ def blended(name, params, ndim, tta, layout):
     if name == "nearest_component":
         sure &= one_nearest(labels, spacing)
     if name == "affinities":
-        # Near the border the oracle knows no partner: what is stored with it is not known either.
+        # Near the border the oracle has no partner, so values whose partner lies there are not known either.
         reach = 2 * np.abs(params.get("offsets", [[1] * ndim])).max(axis=0)
         inner = np.zeros(patch, bool)
         inner[tuple(slice(r, n - r) for r, n in zip(reach, patch))] = True
@@ -130,7 +130,7 @@ def test_the_check_sees_channels_that_are_not_turned(name):
 
 @pytest.mark.parametrize("tta", ["mirror", "rotate"])
 def test_what_no_turned_window_knows_is_left_out_of_the_mean(tta):
-    """A network that always says 1 is averaged to 1, at the border and for offsets without counterpart too."""
+    """The average of a network that always predicts 1 is 1, also at the border and for offsets without counterpart."""
 
     class One(nn.Module):
         def forward(self, x, targets=None):
@@ -149,13 +149,13 @@ def test_what_no_turned_window_knows_is_left_out_of_the_mean(tta):
 
 
 def test_a_mirrored_affinity_is_read_at_its_partner():
-    """By hand: after a mirror of x, the pair (p, p - 3) is stored at its other end."""
+    """Computed by hand: after mirroring x, the pair (p, p - 3) is stored at its other end."""
     turn = next(t for t in transforms("mirror", (1, 8)) if t.flips == (False, True))
     layout = make_layout(["offsets"], 2, 1, [[0, -3]])
     pairs = torch.arange(8.0)  # the affinity of (p, p - 3) has the value p
     mirrored = torch.zeros(8)
     for x in range(3, 8):
-        mirrored[7 - (x - 3)] = pairs[x]  # in the mirrored row the partner is at the smaller place
+        mirrored[7 - (x - 3)] = pairs[x]  # in the mirrored row the partner has the smaller index
     undone = turn.undo_components(mirrored.reshape(1, 1, 1, 8), layout)[0, 0, 0]
     known = turn.known(layout, (1, 8))[0, 0]
     assert known.tolist() == [False] * 3 + [True] * 5

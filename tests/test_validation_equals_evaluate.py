@@ -18,7 +18,8 @@ import zarr
 from volumen.checkpoints.file import load_checkpoint
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
-from volumen.evaluation.score import EvaluateRequest, evaluate
+from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.score import evaluate
 from volumen.handlers.final_scores import read_scores
 from volumen.handlers.scores import TargetScores
 from volumen.inference.predictor import read_heads
@@ -141,7 +142,8 @@ def agree(data: Path, out: Path, settings, monkeypatch) -> dict[str, float]:
     recorder = Recorder(monkeypatch)
     run = train(data, out, settings)
     recorder.write(out / "found", run, data)
-    metrics = ("dice", "iou", "angular_error", "mae")
+    derived = ("angular_error", "mae") if "auxiliary_tasks" in settings else ()
+    metrics = ("dice", "iou", *derived)
     scored = evaluate(EvaluateRequest(str(out / "found"), str(data), str(out / "report"), metrics=metrics))
     mine = validated(run)
     theirs = {name: value for name, value in scored.mean.items() if not math.isnan(value)}
@@ -180,7 +182,7 @@ LOSSES = {
 
 
 def task(kind: str, source: str, **settings) -> dict:
-    """An auxiliary task with a loss that suits it."""
+    """Return a derived target with a suitable loss."""
     losses = [{"name": LOSSES.get(kind, "SmoothL1Loss")}]
     return {"type": kind, "source_target": source, "losses": losses, **settings}
 

@@ -22,8 +22,8 @@ from volumen.data.validity import (
     labelled_voxels,
     without_ignored,
 )
+from volumen.evaluation.cases import ScoredCase
 from volumen.evaluation.derived_truth import _read_around
-from volumen.evaluation.score import ScoredCase
 from volumen.inference.gain import GainMeter, Labels
 from volumen.inference.output.stored import Stored
 from volumen.inference.windows.heads import Head

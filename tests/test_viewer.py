@@ -85,14 +85,14 @@ def test_the_viewer_gets_its_memory_back_however_the_training_ends(viewer, tmp_p
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.fail)
 
         def fail(self, engine):
-            kept.append(memory._kept.holders)
+            kept.append(memory._retained.holders)
             raise RuntimeError("mine")
 
     kept: list[int] = []
-    before = memory._kept.holders
+    before = memory._retained.holders
     with pytest.raises(RuntimeError, match="trainer"):
         train_from_viewer(viewer, tmp_path / "a", SETTINGS, device="cpu", handlers=[Failing()])
-    assert memory._kept.holders == before
+    assert memory._retained.holders == before
     assert kept == [before + 1] or memory._glibc() is None
     train_from_viewer(viewer, tmp_path / "b", SETTINGS, device="cpu")
-    assert memory._kept.holders == before
+    assert memory._retained.holders == before

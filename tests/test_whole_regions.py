@@ -12,6 +12,7 @@ from volumen.handlers.metric import KeyMetric
 from volumen.handlers.scores import TargetScores
 from volumen.metrics.target_metrics import build_metrics, smaller_is_better
 from volumen.metrics.whole_regions import WholeRegions
+from volumen.utils.errors import VolumenError
 
 TARGETS = {
     "ink": {"kind": "binary", "out_channels": 1},
@@ -78,6 +79,27 @@ def test_scores_of_an_evaluator_include_them_by_request():
     assert state.metrics["ink/hd95"] == 1
 
 
+def test_distances_take_the_voxel_size_of_each_volume():
+    pred = torch.full((2, 1, 8, 8, 8), -5.0)
+    pred[:, :, 2:6] = 5.0
+    truth = torch.zeros(2, 1, 8, 8, 8, dtype=torch.uint8)
+    truth[:, :, 3:6] = 1
+    output = {"pred": {"ink": pred}, "label": {"ink": truth}}
+    batch = {
+        "volume_name": ["a", "b"],
+        "start": torch.zeros(2, 3, dtype=torch.int64),
+        "spacing": [torch.tensor([7.0, 30.0], dtype=torch.float64)]
+        + [torch.ones(2, dtype=torch.float64)] * 2,
+    }
+    state = SimpleNamespace(output=output, batch=batch, metrics={})
+    names = ["hd95", "b1_error", "voi_merge", "f1@0.5", "surface_dice@3", "b0_error@4"]
+    scores = TargetScores({"ink": TARGETS["ink"]}, (1.0, 1.0, 1.0), names=names)
+    scores.iteration_completed(SimpleNamespace(state=state))
+    scores.completed(SimpleNamespace(state=state), "mean_dice")
+    assert state.metrics["ink/hd95"] == (7 + 30) / 2
+    assert {f"ink/{name}" for name in names} <= state.metrics.keys()
+
+
 @pytest.mark.parametrize(
     ("name", "smaller"),
     [
@@ -88,13 +110,22 @@ def test_scores_of_an_evaluator_include_them_by_request():
         ("val/normals/angular_error", True),
         ("val/loss/ink", True),
         ("val/mean_dice", False),
+        ("val/cells/f1@0.5/2", False),
+        ("val/cells/b0_error@64", True),
+        ("val/cells/objects_merged", True),
     ],
 )
 def test_which_way_is_better_goes_by_the_metric_alone(name, smaller):
     assert KeyMetric(name).smaller_is_better(SimpleNamespace(state=SimpleNamespace())) is smaller
 
 
+def test_a_count_of_objects_chooses_no_model():
+    metric = KeyMetric("val/cells/objects_true")
+    with pytest.raises(VolumenError, match="cells/objects_true: is no score by which a model can be chosen"):
+        metric.smaller_is_better(SimpleNamespace(state=SimpleNamespace()))
+
+
 def test_every_metric_has_a_direction():
-    assert smaller_is_better("cells/vi_merge")
+    assert smaller_is_better("cells/voi_merge")
     assert not smaller_is_better("cells/dice/2")
     assert not smaller_is_better("mean_dice")

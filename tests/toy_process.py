@@ -1,4 +1,4 @@
-"""A toy run in a process of its own, forked so that nothing has to be imported again."""
+"""A toy run in a separate process, forked so that no module is imported again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USER_ERROR = 2
 
 
 class SlowData(ToyData):
-    """Toy samples that take a while."""
+    """Toy samples whose loading takes some time."""
 
     def __init__(self, length: int = 8, delay: float = 0.0) -> None:
         super().__init__(length)
@@ -31,13 +31,13 @@ class SlowData(ToyData):
 
 
 class ToyProcess:
-    """Start a run; its steps can be waited for.
+    """Start a run whose steps can be waited for.
 
     Args:
         out: the output folder.
         delay: seconds that each sample takes.
-        pause_at: a step in which the run stands still for longer than any test waits.
-        options: of `make_trainer`.
+        pause_at: a step in which the run pauses for longer than any test waits.
+        options: options of `make_trainer`.
     """
 
     def __init__(self, out: Path, *, delay: float = 0.0, pause_at: int | None = None, **options: Any) -> None:
@@ -60,13 +60,13 @@ class ToyProcess:
         raise AssertionError(f"ended before step {step}: {self.finish()}")
 
     def wait_for_words(self, words: str) -> None:
-        """Return when the run has said something."""
+        """Return when the run has written these words."""
         while words not in self._errors.read_text():
             assert self._process.is_alive(), self.finish()
             time.sleep(0.02)
 
     def finish(self, timeout: float = 30) -> tuple[int, str]:
-        """The exit code (negative for a signal that killed it) and what it said."""
+        """Return the exit code (negative for a signal that killed it) and the run's output."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             os.killpg(self.pid, signal.SIGKILL)
@@ -75,7 +75,7 @@ class ToyProcess:
         return self._process.exitcode, self._errors.read_text()
 
     def kill_group(self, number: int) -> None:
-        """Send a signal as a terminal does: to the process and its workers."""
+        """Send a signal to the process and its workers, as a terminal does."""
         os.killpg(self.pid, number)
 
     def kill(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""A small network, data set and loss, and a whole training run over them."""
+"""A small network, data set and loss, and a whole training run with them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ToyNetwork(torch.nn.Module):
 
 
 class ToyLoss(torch.nn.Module):
-    """Cross-entropy and squared error, with components as the multi-task loss has them."""
+    """Cross-entropy and squared error, with the same components as the multi-task loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def make_trainer(
     train_dice: bool = False,
     **checkpoint_options: Any,
 ) -> SupervisedTrainer:
-    """A trainer with validation and all that saves and restores it, over toy data."""
+    """Return a trainer with validation and all handlers that save and restore it, over toy data."""
     seed_everything(seed)
     network = prepare_network(network or ToyNetwork(features, dropout))
     loss = loss or ToyLoss()
@@ -244,10 +244,10 @@ def make_trainer(
 
 
 def weights(trainer: SupervisedTrainer) -> dict[str, torch.Tensor]:
-    """A copy of the network's weights."""
+    """Return a copy of the network's weights."""
     return {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
 
 def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two sets of weights are bitwise equal."""
+    """Return whether two sets of weights are bitwise equal."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

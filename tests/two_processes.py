@@ -1,4 +1,4 @@
-"""Work in two gloo processes, forked so that nothing has to be imported again."""
+"""Runs work in two gloo processes, forked so that no module is imported again."""
 
 from __future__ import annotations
 

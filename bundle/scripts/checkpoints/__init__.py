@@ -1,1 +1,1 @@
-"""Checkpoint files: the format, weights that fit in part, weights of nnU-Net, and starting from another model."""
+"""Checkpoint files: their format, loading of matching weights, weights of nnU-Net, and starting from another model."""

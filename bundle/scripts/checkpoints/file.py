@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent: a checksum inside, loading that runs no code."""
+"""Writes checkpoint files atomically with a checksum, and reads them without running code from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DamagedCheckpoint(VolumenError):
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path:
-    """Write a checkpoint that is either complete under its name or not there at all.
+    """Write a checkpoint; afterwards the file is either complete or does not exist.
 
     Args:
         content: nested dictionaries, lists and tuples of tensors and plain Python values. A checksum over all
@@ -39,19 +39,19 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path
         The path.
 
     Raises:
-        VolumenError: the disk is full or cannot be written. Nothing is left behind.
+        VolumenError: the disk is full or cannot be written. No partial file remains.
     """
     path = Path(path)
     content = dict(content)
     content[CHECKSUM] = checksum(content)
 
     def write(file: BinaryIO) -> None:
-        remembering: Any = _Remembering(file)
+        recording: Any = _ErrorRecordingFile(file)
         try:
-            torch.save(content, remembering)
+            torch.save(content, recording)
         except Exception:
-            if remembering.error is not None:
-                raise remembering.error from None
+            if recording.error is not None:
+                raise recording.error from None
             raise
 
     write_run_file(path, write)
@@ -65,13 +65,13 @@ def read_file(
     mmap: bool = False,
     allowed: Sequence[Any] = (),
 ) -> Any:
-    """Return what `torch.save` wrote. The one place that reads such files: no code from the file runs.
+    """Return the content of a file of `torch.save`. Only this function reads such files: no code from them runs.
 
     Args:
         path: the file.
-        map_location: where tensors go; "meta" reads their shapes alone.
-        mmap: leave tensors on the disk until they are used.
-        allowed: classes beside tensors and plain values that the file may hold (`torch.serialization.safe_globals`).
+        map_location: the device of the tensors; "meta" reads only their shapes.
+        mmap: read tensors from the disk only when they are used.
+        allowed: classes that the file may hold besides tensors and plain values (`torch.serialization.safe_globals`).
 
     Raises:
         DamagedCheckpoint: the file is truncated, of another kind, or holds other objects.
@@ -79,17 +79,17 @@ def read_file(
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+    except Exception as error:  # torch.load raises many kinds of errors for damaged files
         raise DamagedCheckpoint(
             path, f"the checkpoint is damaged or of another kind ({_reason(error)})", remedy=_REMEDY
         ) from error
 
 
 def verify_checksum(content: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-    """Return a checkpoint's content without its checksum, after comparing the two.
+    """Compare a checkpoint's content with its checksum, and return the content without the checksum.
 
     Raises:
-        DamagedCheckpoint: the content is not what was written.
+        DamagedCheckpoint: the content differs from what was written.
     """
     rest = dict(content)
     written = rest.pop(CHECKSUM)
@@ -109,8 +109,8 @@ def load_checkpoint(path: str | os.PathLike, *, map_location: str | torch.device
     """Read a checkpoint and verify its checksum. No code from the file runs (`weights_only=True`).
 
     Raises:
-        VolumenError: no such file.
-        DamagedCheckpoint: the file is truncated, altered, or no checkpoint of this program.
+        VolumenError: the file does not exist.
+        DamagedCheckpoint: the file is truncated, altered, or not a checkpoint of this program.
     """
     path = Path(path)
     if not path.is_file():
@@ -122,12 +122,12 @@ def load_checkpoint(path: str | os.PathLike, *, map_location: str | torch.device
 
 
 def checksum(content: Any) -> str:
-    """SHA-256 over the names, types and bytes of a nest of dictionaries, lists, tensors and plain values.
+    """Return the SHA-256 over the names, types and bytes of nested dictionaries, lists, tensors and plain values.
 
     The order of a dictionary's keys counts, the device of a tensor does not.
 
     Raises:
-        TypeError: a value of a kind that a checkpoint may not hold.
+        TypeError: a value has a type that a checkpoint must not hold.
     """
     digest = hashlib.sha256()
     _update(digest, content)
@@ -160,13 +160,13 @@ def _update(digest: Any, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The same nest with NumPy numbers, arrays and paths turned into what `weights_only=True` loads.
+    """Convert NumPy numbers, arrays and paths in a nested structure to types that `weights_only=True` loads.
 
     Raises:
-        TypeError: a value of a kind that a checkpoint may not hold.
+        TypeError: a value has a type that a checkpoint must not hold.
     """
     if isinstance(value, torch.Tensor) or value is None or isinstance(value, (bool, int, float, str)):
-        # Subclasses of the plain types (numpy.float64 is a float) would be pickled as what they are.
+        # Subclasses of the plain types (numpy.float64 is a float) would be pickled with their own class.
         for kind in (bool, int, float, str):
             if isinstance(value, kind):
                 return kind(value)
@@ -186,8 +186,8 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a checkpoint may hold tensors and plain values, not {type(value).__name__}: {value!r}")
 
 
-class _Remembering(io.RawIOBase):
-    """A file that remembers why a write failed: torch's writer raises an error without the reason."""
+class _ErrorRecordingFile(io.RawIOBase):
+    """A file that stores the reason of a failed write, because torch's writer raises an error without it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -208,10 +208,10 @@ class _Remembering(io.RawIOBase):
 
 
 def write_run_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file of a run so that it is whole or not there at all; see `write_atomically`.
+    """Write a file of a run; afterwards it is either complete or unchanged; see `write_atomically`.
 
     Raises:
-        VolumenError: the disk is full or cannot be written. Nothing is left behind.
+        VolumenError: the disk is full or cannot be written. No partial file remains.
     """
     try:
         write_atomically(path, content)
@@ -222,12 +222,12 @@ def write_run_file(path: Path, content: bytes | Callable[[BinaryIO], object]) ->
 def writing_failed(
     path: Path, error: OSError, *, go_on: str = "go on with --resume; every older checkpoint is whole"
 ) -> VolumenError:
-    """The one-line error for a file that could not be written.
+    """Return the one-line error for a file that could not be written.
 
     Args:
         path: the file.
-        error: what was raised.
-        go_on: what to do once a full disk has space again.
+        error: the error of the write.
+        go_on: the remedy once a full disk has space again.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VolumenError(
@@ -245,6 +245,6 @@ def _reason(error: Exception) -> str:
     if foreign:
         return f"it holds objects of {foreign[1]}, which may run code"
     if isinstance(error, pickle.UnpicklingError):
-        return "torch finds no weights in it"  # what torch says itself is of its versions
+        return "torch finds no weights in it"  # torch's own message is about its versions
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]

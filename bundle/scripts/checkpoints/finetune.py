@@ -1,4 +1,4 @@
-"""Starting from another model's weights."""
+"""Loads another model's weights before a training starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Finetune:
-    """Load weights alone when training starts anew, partially where shapes differ.
+    """Load only the weights when a new training starts; weights of other shapes are left out.
 
     It stands before the `Checkpointer` in the list: a resumed run takes its own weights after all. A trainer that
     runs again keeps the weights that it has. The file
@@ -47,7 +47,7 @@ class Finetune:
             engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Load the weights, and say what was and was not loaded."""
+        """Load the weights, and log which were and which were not loaded."""
         assert self.path is not None
         if self._loaded:
             return
@@ -58,11 +58,11 @@ class Finetune:
 
 
 def report_lines(report: LoadReport) -> list[str]:
-    """Return what was loaded, by part of the network, and name everything that was not."""
+    """Return log lines: the loaded weights by part of the network, and the names of all that were not loaded."""
     total = len(report.loaded) + len(report.missing) + len(report.mismatched)
     parts = Counter(".".join(name.split(".")[:2]) for name in report.loaded)
-    told = ", ".join(f"{part} {count}" for part, count in parts.items())
-    lines = [f"loaded {len(report.loaded)} of the network's {total} weights: {told}"]
+    counts = ", ".join(f"{part} {count}" for part, count in parts.items())
+    lines = [f"loaded {len(report.loaded)} of the network's {total} weights: {counts}"]
     for what, names in (
         (
             "of another shape, not loaded",
@@ -77,10 +77,10 @@ def report_lines(report: LoadReport) -> list[str]:
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> LoadReport:
-    """Copy into a network every weight of a file that fits.
+    """Copy into a network every weight of a file whose name and shape match.
 
     Raises:
-        VolumenError: the file is no checkpoint, or nothing in it fits.
+        VolumenError: the file is not a checkpoint, or no weight in it matches.
     """
     content = _read(path)
     weights = content.get(WEIGHTS_KEY, content)
@@ -94,7 +94,7 @@ def load_weights(network: torch.nn.Module, path: Path) -> LoadReport:
 
 
 def inference_weights(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-    """The weights of a checkpoint that predict best: the moving average where there is one, else the model's.
+    """Return the weights of a checkpoint that predict best: the moving average if it exists, else the model's.
 
     Args:
         content: a checkpoint's content, or a state_dict itself.

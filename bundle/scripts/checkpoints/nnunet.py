@@ -1,6 +1,6 @@
 """Load the weights of nnU-Net v2's residual-encoder U-Nets.
 
-nnU-Net builds them from the package dynamic-network-architectures (`ResidualEncoderUNet`). Its names, ours:
+nnU-Net builds them from the package dynamic-network-architectures (`ResidualEncoderUNet`). The names correspond:
 
 | nnU-Net | here |
 | --- | --- |
@@ -12,7 +12,7 @@ nnU-Net builds them from the package dynamic-network-architectures (`ResidualEnc
 | decoder.stages.S.convs.I.conv | decoders.D.stages.S.I.conv |
 | decoder.seg_layers.S | left out: the heads belong to other targets |
 
-D is the decoder asked for. The names with `all_modules` and `decoder.encoder` are second names of the same
+D is the requested decoder. The names with `all_modules` and `decoder.encoder` are second names of the same
 weights. A checkpoint file holds them under `network_weights`.
 """
 
@@ -41,7 +41,7 @@ RENAMED = (
 
 
 def safe_globals() -> list[Any]:
-    """Return what nnU-Net's files hold besides tensors: the numbers of its log, in NumPy's types.
+    """Return the types in nnU-Net's files other than tensors: the numbers of its log, in NumPy's types.
 
     Use: `with torch.serialization.safe_globals(safe_globals()): torch.load(path, weights_only=True)`. They
     are plain values and run no code. Files of NumPy 1 name `numpy.core`, those of NumPy 2 `numpy._core`.
@@ -52,19 +52,19 @@ def safe_globals() -> list[Any]:
 
 
 def is_nnunet_state(state_dict: Mapping[str, Any]) -> bool:
-    """Tell whether the names are those of an nnU-Net residual-encoder U-Net."""
+    """Return whether the names are those of an nnU-Net residual-encoder U-Net."""
     return any(re.match(r"encoder\.stages\.\d+\.blocks\.", plain_name(name)) for name in state_dict)
 
 
 def from_nnunet(state_dict: Mapping[str, Tensor], decoder: str | None = None) -> dict[str, Tensor]:
-    """Give nnU-Net's weights our names.
+    """Rename nnU-Net's weights to this program's names.
 
     Args:
         state_dict: the checkpoint's `network_weights`.
-        decoder: name of the module that takes the decoder ("shared" or `key_of(target)`); None: encoder only.
+        decoder: name of the module that receives the decoder ("shared" or `key_of(target)`); None: encoder only.
 
     Returns:
-        Our names to the same tensors.
+        This program's names with the same tensors.
     """
     renamed = {}
     for name, tensor in state_dict.items():
@@ -89,13 +89,13 @@ def load_nnunet(
     Args:
         network: the network, changed in place.
         checkpoint: nnU-Net's checkpoint, or its `network_weights` alone.
-        decoder_for: target whose decoder takes the checkpoint's decoder; None: encoder only.
+        decoder_for: target whose decoder receives the checkpoint's decoder; None: encoder only.
 
     Returns:
-        What was loaded; `missing` has the network's other weights, among them the heads.
+        What was loaded; `missing` lists the network's other weights, among them the heads.
 
     Raises:
-        ValueError: if the weights are of another kind of network, or the target has no head.
+        ValueError: if the weights belong to another kind of network, or the target has no head.
     """
     weights = checkpoint.get(WEIGHTS_KEY, checkpoint)
     if not is_nnunet_state(weights):

@@ -1,4 +1,4 @@
-"""Load those weights of a checkpoint that fit a network, and say which did."""
+"""Loads the weights of a checkpoint that match a network, and reports which did."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every weight.
+    """The result of loading, for every weight.
 
     Args:
-        loaded: names that the module and the state have with the same shape.
-        missing: names that only the module has; they keep their values.
+        loaded: names that module and state have with the same shape.
+        missing: names that only the module has; their values do not change.
         unexpected: names that only the state has.
         mismatched: names that both have, with the module's shape and the state's.
     """
@@ -41,7 +41,7 @@ class LoadReport:
 
 
 def load_partial(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
-    """Copy into a module every tensor of the same name and shape; the rest of the module stays as it is.
+    """Copy into a module every tensor of the same name and shape; the module's other values do not change.
 
     Args:
         module: the network, changed in place.
@@ -69,7 +69,7 @@ def load_partial(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
 
 
 def plain_name(name: str) -> str:
-    """Return a weight's name without what wrappers put before it."""
+    """Return a weight's name without the prefixes of wrappers."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.split(".", 1)[1]
     return name

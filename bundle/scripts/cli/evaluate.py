@@ -13,7 +13,7 @@ from volumen.utils.console import make_console, make_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from volumen.evaluation.score import Evaluation
+    from volumen.evaluation.cases import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics",
         metavar="NAMES",
-        help="dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge, "
-        "by commas (default: all that make sense)",
+        help="scores by commas, such as dice,hd95,b1_error,voi_merge,f1@0.75, or all; names are in docs/scores.md "
+        "(default: all that make sense but for a few that are expensive)",
     )
     parser.add_argument(
         "--instances",
@@ -91,6 +91,18 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="exit with 1 if a label has no prediction or a prediction no label",
     )
+    parser.add_argument(
+        "--connectivity",
+        metavar="F/B",
+        default="26/6",
+        help="neighbours of foreground/background voxels in topology and objects of labels: 26/6 or 6/26 "
+        "(default: 26/6)",
+    )
+    parser.add_argument(
+        "--surface-border",
+        action="store_true",
+        help="count a surface where the volume's border cuts a structure, as MONAI does (default: none there)",
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
 
@@ -100,7 +112,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    from volumen.evaluation.score import EvaluateRequest, evaluate
+    from volumen.evaluation.cases import EvaluateRequest
+    from volumen.evaluation.score import evaluate
     from volumen.utils.errors import VolumenError
 
     spacing = None
@@ -124,6 +137,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             instances=_names(arguments.instances) or (),
             ignore_label=arguments.ignore_label,
+            connectivity=arguments.connectivity,
+            surface_border=arguments.surface_border,
         )
     )
     if not arguments.quiet:

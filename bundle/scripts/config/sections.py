@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from volumen.metrics.score_names import VALIDATION_PATTERN, VALIDATION_SCORES
+
 PatchSize = list[Annotated[int, Field(ge=1)]]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -40,6 +42,7 @@ _STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
 PATTERN_MEANINGS = {
     _DURATION: "a time such as 35m, 12h or 1h30m",
     _FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    VALIDATION_PATTERN: f"a score of labels ({', '.join(VALIDATION_SCORES)}; X is a number)",
 }
 
 
@@ -205,10 +208,10 @@ class TrainingConfig:
         Field(description="Validations without a better key metric before stopping; null: never."),
     ] = None
     validation_metrics: Annotated[
-        list[Literal["dice", "iou", "surface_dice", "hd95", "cldice"]],
+        list[Annotated[str, Field(pattern=VALIDATION_PATTERN)]],
         Field(
-            description="Measured at validation; dice and iou always, the others on whole validation regions, "
-            "whose labels stay in memory (3 bytes a voxel and target)."
+            description="Scores of labels measured at validation, by the names of docs/scores.md; dice and iou always, "
+            "the others on whole validation regions, whose labels stay in memory (3 bytes a voxel and target)."
         ),
     ] = field(default_factory=lambda: ["dice", "iou"])
     validation_tolerance: Annotated[

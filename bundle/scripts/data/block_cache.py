@@ -11,10 +11,6 @@ import numpy as np
 
 DEFAULT_BYTES = 128 * 2**20
 
-_MEMORY = 64
-"""Number of look-ups over which the hit rate is averaged."""
-_USEFUL_SHARE = 1 / 8
-
 
 class BlockCache:
     """Stores the most recently used decoded blocks, up to a number of bytes.
@@ -30,7 +26,6 @@ class BlockCache:
         self._max_bytes = max_bytes
         self._blocks: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._bytes = 0
-        self._found_share = 1.0
         self._lock = threading.Lock()
 
     @property
@@ -63,15 +58,7 @@ class BlockCache:
             block = self._blocks.get(key)
             if block is not None:
                 self._blocks.move_to_end(key)
-            self._found_share += ((block is not None) - self._found_share) / _MEMORY
             return block
-
-    def would_serve(self, nbytes: int) -> bool:
-        """Return whether storing a block of that size is useful: recent look-ups found other blocks often enough.
-
-        Random patches of a volume much larger than the limit hardly ever reuse the blocks of earlier patches.
-        """
-        return nbytes <= self.largest and self._found_share >= _USEFUL_SHARE
 
     def keep(self, key: Hashable, block: np.ndarray) -> None:
         """Store a block, unless it is larger than `largest`."""

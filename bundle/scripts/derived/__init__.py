@@ -1,1 +1,1 @@
-"""Derived targets: which there are, how far each looks, and the fields of a label that they share."""
+"""Derived targets: their registry, their halos, and the fields of a label from which they are computed."""

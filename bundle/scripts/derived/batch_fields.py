@@ -1,4 +1,4 @@
-"""The fields of one label in a batch of patches on the training device, each computed once and shared."""
+"""The fields of one label in a batch of patches on the training device; each is computed once and cached."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
 
 
 class BatchFields(LabelFields):
-    """`source_fields.SourceFields` for a batch: the same questions, answered in torch with a batch axis in front.
+    """`source_fields.SourceFields` for a batch: the same methods, in torch and with a batch axis in front.
 
     Args:
-        labels, known, in_volume, halo: as of `SourceFields`, with a batch axis in front of arrays. None for a mask
+        labels, known, in_volume, halo: as in `SourceFields`, with a batch axis in front of arrays. None for a mask
             is faster than one that is True everywhere.
-        spacing, reach, margin, instances: as of `LabelFields`, the same for the whole batch.
+        spacing, reach, margin, instances: as in `LabelFields`, the same for the whole batch.
 
     Attributes:
-        ndim, spacing: as of `LabelFields`.
+        ndim, spacing: as in `LabelFields`.
         shape: of the patch, (B, *core).
 
     Raises:
-        ValueError: shapes, spacing or halo do not fit.
+        ValueError: shapes, spacing or halo do not match.
     """
 
     functions = FieldFunctions(signed_distance, instance_distance, smooth, gradient, erode)
@@ -54,7 +54,7 @@ class BatchFields(LabelFields):
         self._in_volume = None if in_volume is None else in_volume[:, 0]
 
     def known(self, margin: Sequence[int] | None = None) -> Tensor:
-        """Return where a label is known, inside the volume: bool (B, *window)."""
+        """Return where a label is known inside the volume: bool (B, *window)."""
         window = (slice(None), *self.window(margin))
         masks = [mask[window] for mask in (self._known, self._in_volume) if mask is not None]
         if not masks:

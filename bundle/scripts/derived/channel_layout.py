@@ -1,6 +1,6 @@
-"""What the channels of a target are geometrically: how they change where the image is mirrored or turned.
+"""Describes the geometry of a target's channels: how they change when the image is mirrored or rotated.
 
-Nothing heavy is imported here: the task registry and the configuration use it.
+This module imports no heavy packages, because the task registry and the configuration use it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PARTS = ("scalars", "vector", "axis", "tensor", "offsets")
 
 @dataclass(frozen=True)
 class ChannelPart:
-    """Channels, one after the other, that turn together.
+    """Consecutive channels that change together when the image is rotated.
 
     Args:
         kind: "scalars": each channel keeps its value; "vector": components (x, y[, z]); "axis": the same,
@@ -29,7 +29,7 @@ class ChannelPart:
     offsets: tuple[tuple[int, ...], ...] = ()
 
     def names(self) -> list[str]:
-        """Return a short name for each channel; scalars have none but a number, or "value" if alone."""
+        """Return a short name for each channel; scalars are numbered, or named "value" if there is only one."""
         if self.kind in ("vector", "axis"):
             return [f"{axis} component" for axis in "xyz"[: self.channels]]
         if self.kind == "tensor":
@@ -48,14 +48,14 @@ def make_layout(
     """Return the layout of a target's channels.
 
     Args:
-        parts: names among `PARTS` in the order of the channels. "scalars" stands for all the channels that the
-            others leave, so it can come only once.
+        parts: names among `PARTS` in the order of the channels. "scalars" stands for all channels that the
+            other parts do not use, so it can occur only once.
         ndim: 2 or 3.
         channels: channels of the target.
         offsets: those of the part "offsets".
 
     Raises:
-        ValueError: an unknown name, "scalars" twice, or parts that do not have that many channels.
+        ValueError: an unknown name, "scalars" twice, or parts with another number of channels.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts or parts.count("scalars") > 1:

@@ -1,4 +1,4 @@
-"""Derive one target from the labels of a patch or of a whole volume."""
+"""Derives one target from the labels of a patch or of a whole volume."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def derive_target(
 
     Args:
         type_name: a registered task type, such as "surface_normals".
-        labels: integer (C, *spatial), as of `SourceFields`.
-        known, in_volume, spacing, halo, instances: as of `SourceFields`.
+        labels: integer (C, *spatial), as in `SourceFields`.
+        known, in_volume, spacing, halo, instances: as in `SourceFields`.
         params: the keys of the type.
 
     Returns:
@@ -52,7 +52,7 @@ def derive_target(
 def derive_from(
     source: SourceFields, type_name: str, params: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Derive one target from fields that may serve others too; `params` complete. Returns as
+    """Derive one target from fields that other targets may use too; `params` must be complete. Returns the result of
     `derive_target`."""
     task = get_task(type_name)
     if source.empty:

@@ -1,4 +1,4 @@
-"""What a distance cut at some reach looks at, and how squared distances end as signed ones."""
+"""Determines the input of a distance with limited reach, and converts squared distances to signed ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Region = tuple[slice, ...]
 
 
 class DistanceWindow(NamedTuple):
-    """The part of an array that distances in a region depend on.
+    """The part of an array on which the distances in a region depend.
 
     Attributes:
-        cut: distances end there, in the unit of the spacing.
-        half: half the smallest spacing, from a voxel's centre to its nearest face.
-        costs: per axis, float32 squared distances of 0, 1, ... steps to a voxel's inner box; nothing lies further.
-        around: the region and all that lies within reach of it, in the array.
-        part: the region within that.
+        cut: maximum distance, in the unit of the spacing.
+        half: half the smallest spacing, the distance from a voxel's centre to its nearest face.
+        costs: per axis, float32 squared distances of 0, 1, ... steps to a voxel's inner box, up to the reach.
+        around: the region and all voxels within reach of it, as a part of the array.
+        part: the region as a part of `around`.
     """
 
     cut: float
@@ -32,14 +32,14 @@ class DistanceWindow(NamedTuple):
 
     @property
     def limit(self) -> np.float32:
-        """The squared distance from which all are cut."""
+        """The squared distance at and above which distances are cut."""
         return np.float32((self.cut + self.half) ** 2)
 
 
 def distance_window(
     shape: Sequence[int], spacing: Sequence[float], reach: float | None, region: Region | None
 ) -> DistanceWindow:
-    """Return what distances up to `reach` in a region (None: everywhere) of an array of that shape depend on."""
+    """Return the window on which distances up to `reach` in a region (None: everywhere) depend."""
     cut = resolve_reach(reach, spacing)
     costs = [_step_costs(size, min(spacing), cut) for size in spacing]
     around, part = surroundings(shape, region, [len(cost) - 1 for cost in costs])
@@ -53,13 +53,13 @@ def signed_and_valid(
     in_volume: np.ndarray | None,
     nearest_unknown: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn signed squared distances into distances, in place, and tell which are valid.
+    """Convert signed squared distances to distances, in place, and determine which are valid.
 
     Args:
         squared: float32 (*part), distance to the nearest voxel of another class; negative in the foreground.
-        window: of it.
+        window: the window of the distances.
         known, in_volume: bool (*around), None for everywhere.
-        nearest_unknown: float32 (*part), squared distance to the nearest unknown voxel; None where there is none.
+        nearest_unknown: float32 (*part), squared distance to the nearest unknown voxel; None if all are known.
 
     Returns:
         distance float32 (*part), 0 where invalid; valid bool (*part): see `fields.signed_distance`.
@@ -78,7 +78,7 @@ def signed_and_valid(
 
 
 def unknown_voxels(known: np.ndarray | None, in_volume: np.ndarray | None) -> np.ndarray | None:
-    """Return where no label is known inside the volume, None for nowhere."""
+    """Return where no label is known inside the volume; None if there is no such voxel."""
     if known is None or known.all():
         return None
     unknown = ~known if in_volume is None else in_volume & ~known
@@ -86,10 +86,10 @@ def unknown_voxels(known: np.ndarray | None, in_volume: np.ndarray | None) -> np
 
 
 def check_masks(shape: Sequence[int], **masks: Any) -> None:
-    """Compare the shapes of masks, arrays or tensors by name, with the one that they should have.
+    """Compare the shapes of masks (arrays or tensors, by name) with the expected shape.
 
     Raises:
-        ValueError: one differs.
+        ValueError: a shape differs.
     """
     for name, mask in masks.items():
         if mask is not None and tuple(mask.shape) != tuple(shape):
@@ -97,7 +97,7 @@ def check_masks(shape: Sequence[int], **masks: Any) -> None:
 
 
 def surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[int]) -> tuple[Region, Region]:
-    """Return the region with `radii` around it, within the array, and the region within that."""
+    """Return the region enlarged by `radii`, clipped to the array, and the region as a part of that."""
     if region is None:
         everything = tuple(slice(0, size) for size in shape)
         return everything, everything
@@ -112,7 +112,7 @@ def surroundings(shape: Sequence[int], region: Region | None, radii: Sequence[in
 
 
 def three_axes(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape of 2 or 3 axes as one of three."""
+    """Extend a shape of 2 or 3 axes to three axes."""
     return (1,) * (3 - len(shape)) + tuple(shape)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def chosen_labels(
     source: SourceFields, classes: Sequence[int] | None, margin: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Return the labels (C, *window), those of other classes as background; what is chosen stays apart."""
+    """Return the labels (C, *window) with other classes as background; the chosen labels keep their values."""
     import numpy as np
 
     labels = source.labels(margin)
@@ -34,7 +34,7 @@ def chosen_labels(
 def chosen_batch_labels(
     source: BatchFields, classes: Sequence[int] | None, margin: Sequence[int] | None = None
 ) -> Tensor:
-    """`chosen_labels` of a batch: (B, C, *window)."""
+    """Compute `chosen_labels` for a batch: (B, C, *window)."""
     labels = source.labels(margin)
     if classes is None:
         return labels
@@ -79,7 +79,7 @@ class Boundary(DerivedTask):
 
 @register_task
 class Affinities(DerivedTask):
-    """Whether voxels at given offsets belong to the same instance, see `affinities.affinities`.
+    """Affinities: whether voxels at fixed offsets belong to the same instance, see `affinities.affinities`.
 
     Key: `offsets`, a list of voxels per axis in the order of the axes (default: the previous voxel along
     every axis); one channel each. Invalid where a partner is unknown or outside the volume.
@@ -151,10 +151,10 @@ class Affinities(DerivedTask):
 
 @register_task
 class LocalShapeDescriptors(DerivedTask):
-    """Size, mean offset and covariance of an instance seen through a Gaussian window, see `descriptors`.
+    """Size, mean offset and covariance of an instance within a Gaussian window, see `descriptors`.
 
     Key: `sigma`, width of the window in voxels of the smallest spacing. 6 channels in 2D, 10 in 3D. Valid
-    within instances where nothing within the window is unknown.
+    within instances if all voxels within the window are known.
     """
 
     type_name = "local_shape_descriptors"
@@ -181,7 +181,7 @@ class LocalShapeDescriptors(DerivedTask):
         margin = self.margin(params, source.spacing)
         known = source.known(margin)
         labels = source.labels(margin)
-        # Several binary channels: the channel's number is the instance.
+        # With several binary channels, the number of the channel is the number of the instance.
         numbers = (
             labels[0]
             if len(labels) == 1

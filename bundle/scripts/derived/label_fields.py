@@ -1,4 +1,4 @@
-"""What the fields of a patch and those of a batch share: windows around the core, and each field computed once."""
+"""Base class for the fields of a patch and of a batch: windows around the core; each field is computed once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class FieldFunctions(NamedTuple):
 
 
 class LabelFields(ABC):
-    """Fields of one label, on a core and as much around it as later filters need.
+    """Fields of one label, on a core and on the margin around it that later filters need.
 
-    Arrays may have any axes before the channels: a patch has none, a batch has one. Do not write into results.
+    Arrays may have any axes before the channels: a patch has none, a batch has one. Do not modify results.
 
     Args:
         ndim: 2 or 3.
         spacing: voxel size per spatial axis; default 1.
-        reach: the largest reach that any task will ask for, so that one distance serves all.
-        margin: voxels per axis around the core on which filters will ask for the distance, at most.
-        instances: labels number instances: distances are those to the nearest other one, see
+        reach: the largest reach of all tasks, so that one distance serves all of them.
+        margin: the largest number of voxels per axis around the core at which filters need the distance.
+        instances: labels number instances: distances are those to the nearest other instance, see
             `instance_distance`.
 
     Attributes:
@@ -44,7 +44,7 @@ class LabelFields(ABC):
 
     functions: ClassVar[FieldFunctions]
 
-    # Set by the subclass: integer labels with a channel axis before the spatial ones, masks without one (None for
+    # The subclass sets: integer labels with a channel axis before the spatial ones, masks without one (None for
     # everywhere), and the core as a part of their spatial axes.
     _labels: Any
     _known: Any
@@ -69,7 +69,7 @@ class LabelFields(ABC):
 
     @property
     def channels(self) -> int:
-        """Number of channels of the labels."""
+        """The number of channels of the labels."""
         return self._labels.shape[-self.ndim - 1]
 
     def labels(self, margin: Sequence[int] | None = None) -> Any:
@@ -78,10 +78,10 @@ class LabelFields(ABC):
 
     @abstractmethod
     def known(self, margin: Sequence[int] | None = None) -> Any:
-        """Return where a label is known, inside the volume: bool (..., *window)."""
+        """Return where a label is known inside the volume: bool (..., *window)."""
 
     def inside(self, margin: Sequence[int] | None = None) -> Any:
-        """Return where the volume is, bool (..., *window), None for everywhere."""
+        """Return which voxels lie inside the volume, bool (..., *window), None for all."""
         return None if self._in_volume is None else self._in_volume[(..., *self.window(margin))]
 
     def foreground(self, classes: Classes = None, margin: Sequence[int] | None = None) -> Any:
@@ -90,7 +90,7 @@ class LabelFields(ABC):
         return self._foreground(self.labels(margin), classes)
 
     def window(self, margin: Sequence[int] | None = None) -> Region:
-        """Return the core with `margin` voxels around it, as far as the arrays go."""
+        """Return the core enlarged by `margin` voxels, clipped to the arrays."""
         around, _ = surroundings(self._labels.shape[-self.ndim :], self._core, margin or (0,) * self.ndim)
         return around
 
@@ -114,9 +114,9 @@ class LabelFields(ABC):
         """Return `fields.signed_distance` cut at `reach`: distance and validity (..., *window)."""
         cut = self.resolve_reach(reach)
         wide = _larger(margin, self._margin)
-        # A value beyond the cut may be valid where the exact one is not: an unknown voxel lies between.
+        # With unknown voxels, a distance cut at `reach` may be valid where the exact one is not.
         full = max(cut, self._reach) if self._known is None else cut
-        distance, valid = self.share(
+        distance, valid = self.compute_once(
             ("distance", full, _key(classes), self._place(wide)), lambda: self._distance(full, classes, wide)
         )
         part = (..., *self.inner(wide, margin))
@@ -136,13 +136,13 @@ class LabelFields(ABC):
         The gradient of the mask is taken per smallest spacing, so that both have no unit.
 
         Returns:
-            float32 (..., ndim, *window) in the order of the spatial axes; valid bool (..., *window): so is all that
-            it was computed from.
+            float32 (..., ndim, *window) in the order of the spatial axes; valid bool (..., *window): every value it
+            was computed from is valid.
         """
         radius = gradient_radius(sigma, self.spacing)
         wide = _larger(margin, [max(most - used, 0) for most, used in zip(self._margin, radius)])
         key = (compute_from, float(sigma), self.resolve_reach(reach), _key(classes), self._place(wide))
-        slope, valid = self.share(
+        slope, valid = self.compute_once(
             ("gradient", *key), lambda: self._gradient(compute_from, sigma, reach, classes, wide)
         )
         part = (..., *self.inner(wide, margin))
@@ -151,14 +151,14 @@ class LabelFields(ABC):
     def erode(
         self, valid: Any, radii: Sequence[int], margin: Sequence[int], to: Sequence[int] | None = None
     ) -> Any:
-        """Return `fields.erode` of `valid`, given on the window of `margin`, on the window of margin `to`."""
+        """Return `fields.erode` of `valid`; the input covers the window of `margin`, the result that of `to`."""
         part = self.inner(margin, to)
         if self._known is None:
             return valid[(..., *part)]
         return self.functions.erode(valid, radii, self.inside(margin), part)
 
-    def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """Return what `compute()` gave when `key` was first asked for."""
+    def compute_once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Return the result of `compute()`, which is called once per `key` and then cached."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
@@ -187,7 +187,7 @@ class LabelFields(ABC):
         return found
 
     def _distance(self, reach: float, classes: Classes, margin: Sequence[int]) -> tuple[Any, Any]:
-        """Compute the distance, to the nearest other instance where labels number those, on a window."""
+        """Compute the distance on a window; if labels number instances, to the nearest other instance."""
         if self._instances and classes is None and self.channels == 1:
             measure, of = self.functions.instance_distance, self._only_channel(self._labels)
         else:
@@ -213,7 +213,7 @@ class LabelFields(ABC):
             spacing = in_voxels(spacing)
         else:
             field, valid = self.signed_distance(reach, classes, outer)
-        # Central differences look one voxel further than the result.
+        # Central differences need one voxel more than the result.
         between = tuple(size + 1 for size in margin)
         smoothed = self.functions.smooth(
             field, sigma, self.spacing, self.inside(outer), self.inner(outer, between)
@@ -223,10 +223,10 @@ class LabelFields(ABC):
 
 
 def core_sizes(full: Sequence[int], halo: Sequence[int] | int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the halo per axis and the voxels that it leaves.
+    """Return the halo per axis and the size without the halo.
 
     Raises:
-        ValueError: it leaves nothing, or is not one number per axis.
+        ValueError: no voxel remains, or the halo is not one number per axis.
     """
     edges = (halo,) * len(full) if isinstance(halo, int) else tuple(halo)
     core = tuple(size - 2 * edge for size, edge in zip(full, edges))

@@ -1,8 +1,8 @@
-"""Which derived targets exist: their keys, channels, loss kind and how far they look around a voxel.
+"""Registry of derived targets: their keys, channels, loss kind and the halo that they need.
 
-Nothing heavy is imported here: the configuration asks these questions before any array exists.
+This module imports no heavy packages, because the configuration uses it before any array exists.
 
-A project adds a task of its own by a class, registered by the decorator or by an installed entry point:
+A project adds its own task by a class, which a decorator or an installed entry point registers:
 
     # my_package/tasks.py
     from volumen.derived.registry import DerivedTask, register_task
@@ -24,7 +24,7 @@ A project adds a task of its own by a class, registered by the decorator or by a
     [project.entry-points."volumen.tasks"]
     thickness = "my_package.tasks:Thickness"
 
-The experiment then says `type: thickness` in `auxiliary_tasks`.
+The experiment then contains `type: thickness` in `auxiliary_tasks`.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ HEAD_KEYS = frozenset(
         "ds_interpolation",
     }
 )
-"""Keys of an auxiliary task that concern the head and its losses; all others are parameters of the derivation."""
+"""Keys of a derived target that concern the head and its losses; all others are parameters of the derivation."""
 COMMON_KEYS = HEAD_KEYS | {"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"}
-"""Keys of every auxiliary task besides those of its type."""
+"""Keys of every derived target besides those of its type."""
 
 
 class DerivedTask:
     """A target that is computed from the labels of another one.
 
     Attributes:
-        type_name: what `type:` says in `auxiliary_tasks`.
-        kind: which losses fit: "distance", "vector", "axis", "tensor", "multilabel", "binary" or "field".
-        turns: what the channels are, in their order, when the image is mirrored or turned: names among
-            `channel_layout.PARTS`, as ("vector", "scalars"). The kinds "vector", "axis" and "tensor" say it
-            themselves. Without it the target cannot be predicted with test-time augmentation.
-        defaults: the keys that the type has, with their defaults.
-        choices: for a key with a closed set of values, those values.
+        type_name: the value of `type:` in `auxiliary_tasks`.
+        kind: the kind for losses: "distance", "vector", "axis", "tensor", "multilabel", "binary" or "field".
+        turns: how the channels change, in their order, when the image is mirrored or rotated: names among
+            `channel_layout.PARTS`, such as ("vector", "scalars"). It follows from the kinds "vector", "axis" and
+            "tensor". Without it the target cannot be predicted with test-time augmentation.
+        defaults: the keys of the type, with their defaults.
+        choices: the allowed values of a key, if they are limited.
     """
 
     type_name: ClassVar[str] = ""
@@ -90,14 +90,14 @@ class DerivedTask:
         return 1
 
     def offsets(self, ndim: int, params: Mapping[str, Any]) -> Sequence[Sequence[int]]:
-        """Return the offset of each channel that compares two voxels, in voxels per axis: the part "offsets"."""
+        """Return the voxel offset per axis of each channel that compares two voxels: the part "offsets"."""
         return ()
 
     def layout(self, ndim: int, params: Mapping[str, Any]) -> ChannelLayout | None:
-        """Return how the channels turn with a 2D or 3D image, or None where the type does not say it.
+        """Return how the channels change when the image is rotated, or None if the type does not define it.
 
         Raises:
-            ValueError: `turns` does not fit the number of channels.
+            ValueError: `turns` does not match the number of channels.
         """
         channels = self.out_channels(ndim, params)
         if self.turns is not None:
@@ -108,14 +108,14 @@ class DerivedTask:
             return None
 
     def check(self, name: str, params: Mapping[str, Any]) -> None:
-        """Raise VolumenError where values (not keys) of `params` are wrong."""
+        """Raise VolumenError if values (not keys) of `params` are wrong."""
 
     def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        """Return how many voxels per axis around a value its filters look at the source's fields."""
+        """Return the number of voxels per axis around a value at which its filters read the source's fields."""
         return (0,) * len(spacing)
 
     def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
-        """Return how many voxels per axis around a value the labels matter: the margin and the reach."""
+        """Return the number of voxels per axis around a value that affect it: the margin and the reach."""
         margin = self.margin(params, spacing)
         return add_radii(margin, distance_halo(params["reach"], spacing)) if "reach" in params else margin
 
@@ -123,8 +123,8 @@ class DerivedTask:
         """Compute the target.
 
         Args:
-            source: labels, what is known of them, and fields that are shared between tasks.
-            params: the task's keys, defaults filled in.
+            source: labels, where they are known, and fields that are computed once for all tasks.
+            params: the task's keys, completed with defaults.
 
         Returns:
             values float32 (C, *source.shape), valid bool (1, *source.shape).
@@ -132,11 +132,11 @@ class DerivedTask:
         raise NotImplementedError
 
     def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Compute the target of a batch on the training device; a class without it is derived by the workers.
+        """Compute the target of a batch on the training device; the workers derive the tasks without this method.
 
         Args:
             source: the same fields as for `derive`, as tensors with a batch axis in front.
-            params: the task's keys, defaults filled in.
+            params: the task's keys, completed with defaults.
 
         Returns:
             values float32 (B, C, *core), valid bool (B, 1, *core): equal to those of `derive`.
@@ -145,7 +145,7 @@ class DerivedTask:
 
     @property
     def on_device(self) -> bool:
-        """Whether the task has `derive_batch`, at least as new as its `derive`."""
+        """Whether the task has `derive_batch`, and no subclass overrides only its `derive`."""
         for cls in type(self).__mro__:
             if "derive_batch" in vars(cls):
                 return cls is not DerivedTask
@@ -179,10 +179,10 @@ def register_task(task: type[DerivedTask]) -> type[DerivedTask]:
 
 
 def get_task(type_name: str, where: str = "auxiliary_tasks") -> DerivedTask:
-    """Return the registered task of that type.
+    """Return the registered task of this type.
 
     Raises:
-        VolumenError: there is none.
+        VolumenError: no task of this type is registered.
     """
     _load_entry_points()
     if not isinstance(type_name, str) or type_name not in _TASKS:
@@ -213,10 +213,10 @@ def task_kind(type_name: str) -> str:
 
 
 def task_layout(type_name: str, ndim: int, params: Mapping[str, Any]) -> ChannelLayout | None:
-    """Return how the channels of a task turn with a 2D or 3D image, or None where its type does not say it.
+    """Return how the channels of a task change when the image is rotated, or None if its type does not define it.
 
     Raises:
-        VolumenError: there is no such type, or what it says does not fit its channels.
+        VolumenError: the type does not exist, or its `turns` does not match its channels.
     """
     task = get_task(type_name)
     try:
@@ -228,7 +228,7 @@ def task_layout(type_name: str, ndim: int, params: Mapping[str, Any]) -> Channel
 
 
 def complete_params(task: DerivedTask, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `params` with the task's defaults for what they leave out."""
+    """Return `params`, completed with the task's defaults."""
     given = {key: value for key, value in params.items() if value is not None or key not in task.defaults}
     return {"classes": None, **task.defaults, **given}
 
@@ -241,7 +241,7 @@ def validate_task(name: str, params: Mapping[str, Any]) -> None:
         params: its content.
 
     Raises:
-        VolumenError: the type or a key is unknown (with the closest known one), or a value is out of range.
+        VolumenError: the type or a key is unknown (the message names the closest one), or a value is out of range.
     """
     where = f"auxiliary_tasks.{name}"
     if "type" not in params:
@@ -270,7 +270,7 @@ def validate_task(name: str, params: Mapping[str, Any]) -> None:
 
 
 def derive_halo(tasks: Mapping[str, Mapping[str, Any]], spacing: Sequence[float]) -> tuple[int, ...]:
-    """Return the halo with which derived patches equal the crop of the derived whole.
+    """Return the halo with which derived patches equal a crop of the derived whole volume.
 
     Args:
         tasks: entries of `auxiliary_tasks` by name.
@@ -291,7 +291,7 @@ def derive_halo(tasks: Mapping[str, Mapping[str, Any]], spacing: Sequence[float]
 def served_extent(
     tasks: Iterable[tuple[DerivedTask, Mapping[str, Any]]], source: str, spacing: Sequence[float]
 ) -> tuple[float | None, tuple[int, ...]]:
-    """Return the largest reach, and the margin per axis, that the tasks of a source ask of its fields."""
+    """Return the largest reach, and the largest margin per axis, that the tasks of a source need."""
     served = [(task, params) for task, params in tasks if params["source_target"] == source]
     reaches = [resolve_reach(params["reach"], spacing) for _, params in served if "reach" in params]
     margins = [task.margin(params, spacing) for task, params in served]
@@ -305,8 +305,8 @@ def _check_numbers(where: str, params: Mapping[str, Any]) -> None:
             continue
         good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not good or value < 0 or (least is not None and value <= least):
-            wanted = "a finite number above 0" if least is not None else "a finite number of at least 0"
-            raise VolumenError(f"{where}.{key}", expected=wanted, found=repr(value))
+            expected = "a finite number above 0" if least is not None else "a finite number of at least 0"
+            raise VolumenError(f"{where}.{key}", expected=expected, found=repr(value))
     classes = params.get("classes")
     if classes is not None and not (
         isinstance(classes, (list, tuple)) and classes and all(type(value) is int for value in classes)
@@ -315,7 +315,7 @@ def _check_numbers(where: str, params: Mapping[str, Any]) -> None:
 
 
 def _load_entry_points() -> None:
-    """Import the built-in tasks, then those that installed packages offer."""
+    """Import the built-in tasks, then those of installed packages."""
     global _loaded_entry_points
     if _loaded_entry_points:
         return

@@ -1,4 +1,4 @@
-"""The fields of one label in one patch, each computed once and shared between tasks."""
+"""The fields of one label in one patch; each is computed once and cached for all tasks."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from volumen.utils.boxes import bounding_box, whole_box
 
 
 class SourceFields(LabelFields):
-    """Labels of a patch with a halo, and what tasks derive from them.
+    """Labels of a patch with a halo, and the fields from which tasks derive targets.
 
-    Every field is computed on the core (the array less its halo) and as much around it as later filters need:
-    one signed distance at the largest reach, one gradient per width. Results of the methods cover the part of
-    the core that is inside the volume's bounding box; `restore` puts them back into the core. Do not write
-    into them.
+    Every field is computed on the core (the array without its halo) and on the margin around it that later filters
+    need: one signed distance at the largest reach, one gradient per width. Results of the methods cover the part of
+    the core that is inside the volume's bounding box; `restore` puts them back into the core. Do not modify
+    them.
 
     Args:
         labels: integer (C, *spatial). One channel: class numbers. Several: one binary channel per class.
         known: bool (1, *spatial); default everywhere.
         in_volume: bool (1, *spatial); default everywhere.
-        halo: voxels per axis on every side that are only there to be looked at.
-        spacing, reach, margin, instances: as of `LabelFields`.
+        halo: number of voxels per axis on every side that are only context for the core.
+        spacing, reach, margin, instances: as in `LabelFields`.
 
     Attributes:
-        ndim, spacing: as of `LabelFields`.
+        ndim, spacing: as in `LabelFields`.
         shape: of the results.
-        core_shape: of the patch, which `restore` fills.
+        core_shape: shape of the core, which is the result of `restore`.
 
     Raises:
-        ValueError: shapes, spacing or halo do not fit.
+        ValueError: shapes, spacing or halo do not match.
     """
 
     functions = FieldFunctions(signed_distance, instance_distance, smooth, gradient, erode)
@@ -70,7 +70,7 @@ class SourceFields(LabelFields):
         self.shape = tuple(max(part.stop - part.start, 0) for part in self._core)
         self._labels = labels[(slice(None), *box)]
         self._known = None if known is None or known.all() else np.asarray(known[0], dtype=bool)[box]
-        # Inside its bounding box a volume mostly fills everything: then the array's border is the volume's.
+        # A volume usually fills its bounding box: then the array's border is the volume's border.
         self._in_volume = None if inside is None or inside[box].all() else inside[box]
 
     @property
@@ -79,7 +79,7 @@ class SourceFields(LabelFields):
         return 0 in self.shape
 
     def known(self, margin: Sequence[int] | None = None) -> np.ndarray:
-        """Return where a label is known, inside the volume: bool (*window)."""
+        """Return where a label is known inside the volume: bool (*window)."""
         window = self.window(margin)
         known = np.ones([part.stop - part.start for part in window], bool)
         for mask in (self._known, self._in_volume):
@@ -88,7 +88,7 @@ class SourceFields(LabelFields):
         return known
 
     def restore(self, values: np.ndarray) -> np.ndarray:
-        """Put (C, *shape) into zeros (C, *core): what lies outside the volume is 0, or False."""
+        """Put (C, *shape) into zeros (C, *core): voxels outside the volume are 0, or False."""
         if self.shape == self.core_shape:
             return np.ascontiguousarray(values)
         out = np.zeros((len(values), *self.core_shape), values.dtype)

@@ -1,4 +1,4 @@
-"""The derived targets that come with volumen, as registered task types."""
+"""The built-in derived targets, as registered task types."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class DistanceTransform(DerivedTask):
     """Distance to the label's boundary, see `fields.signed_distance`.
 
-    Keys: `distance_type` "signed", "inside" or "outside"; `reach`, where distances are cut, in the unit of
+    Keys: `distance_type` "signed", "inside" or "outside"; `reach`, the maximum distance, in the unit of
     the spacing (default 16 times the smallest spacing). One channel; with `classes` (or a source of several
     channels) and as many `out_channels`, one channel per class, and otherwise one for their union.
     """
@@ -55,7 +55,7 @@ class DistanceTransform(DerivedTask):
             values.append(distance_transform(signed, params["distance_type"]))
             valid[0] &= known
         stacked = np.stack(values)
-        # A voxel counts for all channels or for none.
+        # A voxel is valid for all channels or for none.
         return (stacked * valid if len(values) > 1 else stacked), valid
 
     def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class DistanceTransform(DerivedTask):
 class SurfaceNormals(DerivedTask):
     """Unit gradient of the signed distance, outward, see `fields.surface_normals`. Channels (x, y[, z]).
 
-    Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing, which takes out
+    Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing, which removes
     the staircase of the labels (raw differences err by 5 to 13 degrees on a sphere, 2.0 leaves 1 to 1.5);
     `reach`.
     """
@@ -125,7 +125,7 @@ class SurfaceNormals(DerivedTask):
 
 
 class _TensorTask(DerivedTask):
-    """What the structure tensor and its axis share: the tensor, computed once."""
+    """Base class of the structure tensor and its axis, which computes the tensor once for both."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "compute_from": "sdt",
@@ -148,16 +148,16 @@ class _TensorTask(DerivedTask):
         )
 
     def tensor(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        wanted = self._wanted(source, params)
-        return source.share(("tensor", *wanted), lambda: self._tensor(source, *wanted))
+        parameters = self._tensor_parameters(source, params)
+        return source.compute_once(("tensor", *parameters), lambda: self._tensor(source, *parameters))
 
     def batch_tensor(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        wanted = self._wanted(source, params)
-        return source.share(("tensor", *wanted), lambda: self._batch_tensor(source, *wanted))
+        parameters = self._tensor_parameters(source, params)
+        return source.compute_once(("tensor", *parameters), lambda: self._batch_tensor(source, *parameters))
 
     @staticmethod
-    def _wanted(source: SourceFields | BatchFields, params: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What the tensor depends on: origin, widths, reach and classes."""
+    def _tensor_parameters(source: SourceFields | BatchFields, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the parameters on which the tensor depends: origin, widths, reach and classes."""
         classes = params["classes"]
         return (
             params["compute_from"],
@@ -214,9 +214,9 @@ class StructureTensor(_TensorTask):
     Keys: `compute_from` "sdt" (signed distance) or "binary" (mask); `grad_sigma`, the smoothing before the
     gradient, and `tensor_sigma`, after the product, both in voxels of the smallest spacing; `reach`.
     Channels (yy, yx, xx) or (zz, zy, zx, yy, yx, xx). Invalid and 0 where the distance is cut at `reach`, and
-    where the trace is below 1e-3: no surface within the filters, so nothing to learn.
-    `ignore_index` is accepted: invalid voxels are told by the mask, and losses that want the number may have
-    it.
+    where the trace is below 1e-3, because there is no surface within the filters' width.
+    The key `ignore_index` is accepted: the mask marks invalid voxels, but losses may still need the
+    number.
     """
 
     type_name = "structure_tensor"
@@ -238,8 +238,8 @@ class StructureTensor(_TensorTask):
 class InplaneDirection(_TensorTask):
     """Axis of least change: eigenvector of the smallest eigenvalue of the structure tensor, without sign.
 
-    Keys as `structure_tensor`. Channels (x, y[, z]). Also invalid where the two smallest eigenvalues are
-    nearer than 0.1 % of the largest: on a flat sheet in 3D every direction within it is as good.
+    Keys as in `structure_tensor`. Channels (x, y[, z]). Also invalid where the two smallest eigenvalues
+    differ by less than 0.1 % of the largest: on a flat sheet in 3D all directions within it fit equally well.
     """
 
     type_name = "inplane_direction"
@@ -264,10 +264,10 @@ class InplaneDirection(_TensorTask):
 
 @register_task
 class NearestComponent(DerivedTask):
-    """Where the nearest component is, seen from the background, see `components.nearest_component`.
+    """Direction and distance from the background to the nearest foreground, see `components.nearest_component`.
 
     Key: `reach`. Channels (x, y[, z], distance): the unit vector to the nearest foreground voxel, and the
-    distance to the boundary in the unit of the spacing. Invalid within the foreground and where none is
+    distance to the boundary in the unit of the spacing. Invalid within the foreground and where no foreground is
     within reach.
     """
 
@@ -312,8 +312,8 @@ class Skeleton(DerivedTask):
     """Medial surface of sheets and centreline of tubes, see `skeletons.skeleton`.
 
     Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing; `angle`, in
-    degrees, how far apart the directions must be from which surfaces meet; `reach`, at least half the
-    thickness of what has a skeleton: where the distance is cut, nothing is known of it.
+    degrees, the smallest angle between the directions to the surfaces that meet; `reach`, at least half the
+    thickness of the structures: where the distance is cut, the skeleton is not known.
     """
 
     type_name = "skeleton"

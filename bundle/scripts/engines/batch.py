@@ -1,4 +1,4 @@
-"""From a collated batch to what the network and the losses take."""
+"""Prepares a collated batch for the network and the losses."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def prepare_batch(
     channels_last: bool = False,
     **_: Any,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Split a batch into the image and everything that losses look at, on the device.
+    """Split a batch into the image and all tensors that losses use, and copy them to the device.
 
     Args:
         batch: "image" (B, C, *spatial), and per target its values (B, Ct, *spatial) and "<target>_mask"
-            (B, 1, *spatial). What is not a tensor (names) stays in `engine.state.batch`.
-        device: where to.
+            (B, 1, *spatial). Entries that are not tensors (names) stay in `engine.state.batch`.
+        device: the device to copy to.
         non_blocking: do not wait for copies from pinned memory.
-        channels_last: lay the image out with the channel axis innermost.
+        channels_last: store the image with the channel axis innermost.
 
     Returns:
         The image (B, C, *spatial), and the targets and masks by name.
@@ -48,11 +48,11 @@ def prepare_batch(
 
 
 class PrepareBatch:
-    """`prepare_batch`, after which targets are derived on the device.
+    """Run `prepare_batch`, then derive targets on the device.
 
     Args:
-        channels_last: lay the image out with the channel axis innermost.
-        derive: makes targets of packed labels; None where the workers make all of them.
+        channels_last: store the image with the channel axis innermost.
+        derive: derives targets from packed labels; None if the workers derive all targets.
     """
 
     def __init__(self, channels_last: bool = False, derive: DeriveBatch | None = None) -> None:

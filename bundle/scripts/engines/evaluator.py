@@ -17,7 +17,7 @@ from volumen.networks.placement import local_network
 
 
 class EvaluateStep:
-    """Prediction by the evaluator's inferer under the device's number format, on CPU too.
+    """Predict with the evaluator's inferer in the device's number format, also on a CPU.
 
     No step waits for another process, so each may have its own number of batches.
 
@@ -26,7 +26,7 @@ class EvaluateStep:
 
     Args:
         amp: number format.
-        loss_function: computes the validation loss; None leaves it out.
+        loss_function: computes the validation loss; None computes no loss.
     """
 
     def __init__(self, amp: AmpPolicy | None = None, *, loss_function: Callable | None = None) -> None:
@@ -34,7 +34,7 @@ class EvaluateStep:
         self.loss_function = loss_function
 
     def __call__(self, engine: SupervisedEvaluator, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one iteration; see the class for what is returned."""
+        """Run one iteration; the class describes the result."""
         image, targets = engine.prepare_batch(
             batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
         )
@@ -54,7 +54,7 @@ class EvaluateStep:
 
 @contextmanager
 def _eval_mode(loss_function: Callable) -> Iterator[None]:
-    """Keep a loss that balances its targets from learning from validation."""
+    """Prevent a loss that balances its targets from learning from validation data."""
     if not isinstance(loss_function, torch.nn.Module):
         yield
         return

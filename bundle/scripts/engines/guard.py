@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not a finite number."""
+"""Reports a loss or gradient that is not a finite number, and stops the training after too many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteGuard:
-    """Name the place of a NaN or infinity, skip that step, and stop training after too many.
+    """Report the patches with a NaN or infinity, skip that step, and stop training after too many skipped steps.
 
     Args:
         max_skipped: steps that may be skipped in the whole run; the next one stops it. 0 stops at once.
@@ -31,21 +31,21 @@ class NonFiniteGuard:
     def report_loss(
         self, engine: Any, batch: Mapping[str, Any], losses: Mapping[str, float], predictions: Any
     ) -> None:
-        """Tell of a loss that is not finite, in this process or in another; every process is to call this.
+        """Report a loss that is not finite, in this process or in another; every process must call this.
 
         Raises:
             VolumenError: more steps than allowed were skipped.
         """
         bad = [(name, value) for name, value in losses.items() if not math.isfinite(value)]
-        # A target's sum is bad whenever one of its losses is: the single losses say more.
+        # A target's sum is not finite if one of its losses is not, so the single losses are more informative.
         named = [item for item in bad if "/" in item[0]] or [item for item in bad if item[0] != "loss"] or bad
         what = ", ".join(_describe(name, value) for name, value in named)
-        # Of several processes those whose losses are finite have nothing to tell, and skip the step all the same.
-        told = distributed.gather(f"{what} ({describe_patches(batch, predictions)})" if named else "")
-        self._skip(engine, "; ".join(filter(None, told)))
+        # Processes whose own losses are finite have nothing to report, but must skip the step too.
+        messages = distributed.gather(f"{what} ({describe_patches(batch, predictions)})" if named else "")
+        self._skip(engine, "; ".join(filter(None, messages)))
 
     def report_gradient(self, engine: Any, batch: Mapping[str, Any]) -> None:
-        """Tell of a gradient that is not finite although the loss is; every process is to call this.
+        """Report a gradient that is not finite although the loss is; every process must call this.
 
         Raises:
             VolumenError: more steps than allowed were skipped.
@@ -71,7 +71,7 @@ class NonFiniteGuard:
         )
 
     def state_dict(self) -> dict[str, int]:
-        """The number of steps skipped so far."""
+        """Return the number of steps skipped so far."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -80,7 +80,7 @@ class NonFiniteGuard:
 
 
 def describe_patches(batch: Mapping[str, Any], predictions: Any) -> str:
-    """Name volume and position of the samples with a value that is not finite, or of all when none has."""
+    """Name volume and position of the samples with a value that is not finite, or of all samples if all are finite."""
     names, starts = batch.get("volume_name"), batch.get("start")
     if names is None:
         return "patch unknown"

@@ -1,4 +1,4 @@
-"""Any optimizer of torch by its name."""
+"""Builds any optimizer of torch by its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from volumen.utils.suggest import closest
 
 KEY = "tr_config.optimizer"
 
-# They need a closure or sparse gradients, which training here does not have.
+# These need a closure or sparse gradients, which this training does not have.
 _UNUSABLE = ("LBFGS", "SparseAdam")
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     name: value
@@ -36,21 +36,21 @@ def build_optimizer(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> torch.optim.Optimizer:
-    """Make an optimizer of `torch.optim`.
+    """Build an optimizer of `torch.optim`.
 
     Args:
         name: the class's name, in any case: "AdamW", "SGD", "RAdam", ...
         params: a network or its parameters.
         lr: learning rate.
-        weight_decay: passed on where the optimizer knows it.
-        decay_norm_and_bias: False leaves parameters with one axis (biases, normalisation) without weight
+        weight_decay: passed on if the optimizer has this argument.
+        decay_norm_and_bias: False exempts parameters with one axis (biases, normalisation) from weight
             decay.
-        undecayed: more parameters, without weight decay whatever is set.
+        undecayed: further parameters that are always exempt from weight decay.
         options: the optimizer's other arguments as a mapping, e.g. `tr_config.optimizer_kwargs`.
         kwargs: the same as keywords, e.g. `momentum=0.99, nesterov=True`.
 
     Raises:
-        VolumenError: no such optimizer, or it does not take one of the arguments.
+        VolumenError: the optimizer does not exist, or it does not have one of the arguments.
     """
     kwargs = {**(options or {}), **kwargs}
     kind = _CLASSES.get(_match(name))

@@ -1,7 +1,7 @@
-"""Learning-rate schedules as pure functions of how far training is.
+"""Learning-rate schedules as pure functions of the progress of the training.
 
 Every schedule here is `lr = initial lr * factor(step / total)`, so a resumed run with another number of
-epochs is on the new curve at the right place: nothing of the old curve is carried over.
+epochs continues at the right place of the new curve: no state of the old curve is carried over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Curve = Callable[[float], float]
 
 
 def cosine(*, eta_min: float = 0.0) -> Curve:
-    """Half a cosine from 1 to `eta_min` (a share of the initial rate); torch's CosineAnnealingLR.
+    """Half a cosine from 1 to `eta_min` (a fraction of the initial rate); torch's CosineAnnealingLR.
 
     Loshchilov and Hutter, "SGDR", 2017, equation 5 without restarts.
     """
@@ -32,7 +32,7 @@ def cosine(*, eta_min: float = 0.0) -> Curve:
 
 
 def poly(*, power: float = 0.9) -> Curve:
-    """`(1 - t) ** power`; with 0.9 that of nnU-Net and DeepLab."""
+    """`(1 - t) ** power`; with 0.9 it is the schedule of nnU-Net and DeepLab."""
     return lambda t: max(0.0, 1 - t) ** power
 
 
@@ -42,14 +42,14 @@ def linear(*, end: float = 0.0) -> Curve:
 
 
 def constant() -> Curve:
-    """1 throughout."""
+    """The constant 1."""
     return lambda t: 1.0
 
 
 def onecycle(*, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> Curve:
-    """Cosine from 1 / `div_factor` up to 1 at `pct_start`, then cosine down to 1 / (div * final_div).
+    """A cosine from 1 / `div_factor` up to 1 at `pct_start`, then a cosine down to 1 / (div * final_div).
 
-    The initial rate is the peak. Smith and Topin, "Super-convergence", 2018, as torch's OneCycleLR, without
+    The initial rate is the maximum. Smith and Topin, "Super-convergence", 2018, like torch's OneCycleLR, without
     its cycling of momentum.
     """
 
@@ -88,10 +88,10 @@ class Schedule(LRScheduler):
     """A curve over a run of `total` steps, after a linear warm-up.
 
     Args:
-        optimizer: whose learning rates to set; their values now are the initial ones.
+        optimizer: the optimizer whose learning rates are set; their current values are the initial ones.
         curve: factor as a function of progress from 0 to 1.
-        total: steps of the whole run (epochs, or iterations if it is stepped so).
-        warmup: steps of linear warm-up from `1 / (warmup + 1)` of the initial rate; the curve takes the rest.
+        total: number of steps of the whole run (epochs, or iterations if it is stepped per iteration).
+        warmup: steps of linear warm-up from `1 / (warmup + 1)` of the initial rate; the curve covers the rest.
     """
 
     def __init__(self, optimizer: Optimizer, curve: Curve, total: int, warmup: int = 0) -> None:
@@ -107,23 +107,23 @@ class Schedule(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
-        """The share of the initial learning rate at a step, 0 for the first; constant after the last."""
+        """Return the fraction of the initial learning rate at a step, 0 for the first; constant after the last."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         return self.curve(min(1.0, (step - self.warmup) / (self.total - self.warmup)))
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The learning rate of each parameter group now."""
+        """Return the current learning rate of each parameter group."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Only the position: the curve belongs to the configuration."""
+        """Return only the position: the curve belongs to the configuration."""
         return {"last_epoch": self.last_epoch, "total": self.total}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to the position of a checkpoint on this run's own curve."""
+        """Move to the position of a checkpoint on this run's own curve."""
         self.last_epoch = int(state["last_epoch"])
-        # Torch warns at a first step before the optimizer's; the optimizer stepped before the checkpoint.
+        # Torch warns if the schedule steps before the optimizer; here the optimizer stepped before the checkpoint.
         self._step_count = self.last_epoch + 2
         self._set_rates()
 
@@ -146,18 +146,18 @@ def build_scheduler(
     warmup: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Schedule:
-    """Make a schedule by name.
+    """Build a schedule by name.
 
     Args:
-        name: "cosine" (also "CosineAnnealingLR"), "poly", "linear", "onecycle", "constant" (also None), any
-            case; "warmup_" before a name warms up for a twentieth of the run unless `warmup` says otherwise.
-        optimizer: whose learning rates it sets.
+        name: "cosine" (also "CosineAnnealingLR"), "poly", "linear", "onecycle", "constant" (also None), in any
+            case; "warmup_" before a name warms up for a twentieth of the run unless `warmup` is set.
+        optimizer: the optimizer whose learning rates are set.
         total: steps of the whole run.
         warmup: steps of warm-up.
         options: the curve's own arguments.
 
     Raises:
-        VolumenError: no such schedule, or it does not take one of the arguments.
+        VolumenError: the schedule does not exist, or it does not have one of the arguments.
     """
     key = str(name or "constant").lower()
     if key.startswith("warmup_"):

@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class TrainStep:
-    """Forward, loss, backward and, where a group of accumulated batches is complete, an optimizer step.
+    """Forward pass, loss, backward pass and, at the end of a group of accumulated batches, an optimizer step.
 
     The step reads `network`, `optimizer`, `loss_function`, `inferer`, `prepare_batch` and
-    `accumulation_steps` of the trainer that runs it. Gradients are averaged over the group: equal to one big
-    batch for losses that are means over samples or voxels when each batch of the group has as many valid
-    voxels (a mean of means otherwise). A group ends with the epoch, and a partial group is averaged over its
-    own size.
+    `accumulation_steps` of the trainer that runs it. Gradients are averaged over the group. The average equals the
+    gradient of one large batch for losses that are means over samples or voxels, if each batch of the group has the
+    same number of valid voxels (otherwise it is a mean of means). A group ends with the epoch, and a partial group is
+    averaged over its own size.
 
     `engine.state.output` holds MONAI's keys `image`, `label`, `pred` (detached) and `loss` (detached scalar),
     and
@@ -42,8 +42,8 @@ class TrainStep:
 
     Args:
         amp: number format and gradient scaler.
-        gradient_clip: largest allowed norm of the whole gradient; None or 0 does not clip.
-        guard: what to do about a loss or gradient that is not finite; by default ten steps are skipped before
+        gradient_clip: maximum norm of the whole gradient; None or 0 does not clip.
+        guard: handles a loss or gradient that is not finite; by default ten steps are skipped before
             training stops.
     """
 
@@ -60,7 +60,7 @@ class TrainStep:
         self._group_failed = False
 
     def __call__(self, engine: SupervisedTrainer, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one iteration; see the class for what is returned."""
+        """Run one iteration; the class describes the result."""
         image, targets = engine.prepare_batch(
             batch, engine.state.device, engine.non_blocking, **engine.to_kwargs
         )
@@ -99,7 +99,7 @@ class TrainStep:
 
         output["losses"] = loss_values(loss, engine.loss_function)
         finite = math.isfinite(output["losses"]["loss"])
-        # All processes must agree, or those that go on would wait for the gradients of the one that does not.
+        # All processes must agree; otherwise some would wait forever for the gradients of the one that skips.
         if distributed.any_rank(not finite, engine.state.device):
             self._group_failed = True
             self.guard.report_loss(engine, batch, output["losses"], predictions)
@@ -123,24 +123,24 @@ class TrainStep:
             engine.optimizer.zero_grad(set_to_none=True)
             self.guard.report_gradient(engine, batch)
             return
-        # A scaler leaves out a step whose float16 gradients overflowed, and lowers its scale: that is no
-        # fault.
+        # A scaler skips a step whose float16 gradients overflowed, and lowers its scale: this is normal and no
+        # error.
         scaler.step(engine.optimizer)
         scaler.update()
         output["stepped"] = math.isfinite(norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scaler's state and the number of skipped steps."""
+        """Return the scaler's state and the number of skipped steps."""
         return {"scaler": self.amp.state_dict(), "guard": self.guard.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.amp.load_state_dict(state["scaler"])
         self.guard.load_state_dict(state["guard"])
 
 
 def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> tuple[bool, bool, int]:
-    """Where an iteration stands in its group of accumulated batches.
+    """Return the position of an iteration in its group of accumulated batches.
 
     Args:
         iteration: the engine's count, 1 for the first of the run.
@@ -148,7 +148,7 @@ def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> 
         steps: batches per group.
 
     Returns:
-        Whether it is the first of its group, whether it is the last, and how many batches the group has.
+        Whether it is the first of its group, whether it is the last, and the number of batches in the group.
     """
     if epoch_length is None:
         position = iteration - 1
@@ -159,9 +159,9 @@ def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> 
 
 
 def loss_values(total: torch.Tensor, loss_function: Any) -> dict[str, float]:
-    """The total and every component of a loss as floats, fetched from the device in one transfer.
+    """Return the total and every component of a loss as floats, fetched from the device in one transfer.
 
-    A target without a valid voxel has no components: its loss of 0 would be taken for a perfect one.
+    A target without a valid voxel has no components, because a loss of 0 would look like a perfect one.
     """
     components: dict[str, torch.Tensor] = dict(getattr(loss_function, "components", None) or {})
     present: dict[str, torch.Tensor] = dict(getattr(loss_function, "present", None) or {})
@@ -176,7 +176,7 @@ def loss_values(total: torch.Tensor, loss_function: Any) -> dict[str, float]:
 
 
 def detach(predictions: Any) -> Any:
-    """The same nest of dictionaries and lists with tensors that hold no graph."""
+    """Return the same nested dictionaries and lists with tensors that are detached from the graph."""
     if isinstance(predictions, torch.Tensor):
         return predictions.detach()
     if isinstance(predictions, Mapping):

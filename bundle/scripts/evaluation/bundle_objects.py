@@ -11,7 +11,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
-from volumen.evaluation.score import EvaluateRequest, Evaluation, evaluate, find_cases, score
+from volumen.evaluation.cases import EvaluateRequest, Evaluation
+from volumen.evaluation.pairing import find_cases
+from volumen.evaluation.score import evaluate, score
 from volumen.inference.jobs import volume_name
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError

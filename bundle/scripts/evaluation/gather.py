@@ -10,13 +10,29 @@ import torch.distributed as dist
 from volumen.utils import distributed
 
 if TYPE_CHECKING:
-    from volumen.evaluation.score import ScoredCase
+    from volumen.evaluation.cases import ScoredCase
     from volumen.metrics.target_metrics import TargetMetrics
 
 
 def own_share(scored: Sequence[ScoredCase]) -> Sequence[ScoredCase]:
     """Return the cases of this process: every one is of exactly one, and alone it has all."""
     return scored[distributed.rank() :: distributed.world_size()]
+
+
+def gather(details: dict[str, Any], seconds: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the details of the cases of all processes by case and target, and the CPU seconds of all."""
+    if not distributed.is_distributed():
+        return details, seconds
+    states: list[Any] = [None] * distributed.world_size()
+    dist.all_gather_object(states, (details, seconds))
+    together: dict[str, Any] = {}
+    total: dict[str, float] = {}
+    for found, costs in states:
+        for case, targets in found.items():
+            together.setdefault(case, {}).update(targets)
+        for part, cost in costs.items():
+            total[part] = total.get(part, 0.0) + cost
+    return together, total
 
 
 def unite(metrics: TargetMetrics, scored: Sequence[ScoredCase]) -> None:

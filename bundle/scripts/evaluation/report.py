@@ -10,24 +10,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from volumen.evaluation.report_drawing import COLOURS, colour_bar, draw_scale_bar, in_columns, ramp_colours
 from volumen.inference.windows.heads import PROBABILITIES
-from volumen.metrics.target_metrics import smaller_is_better
+from volumen.metrics.score_names import direction_of, score_of, smaller_is_better
 from volumen.metrics.units import metric_unit, short_unit
 from volumen.utils.errors import VolumenError
 from volumen.version import __version__
 
 if TYPE_CHECKING:
-    from volumen.evaluation.score import Evaluation, ScoredCase
+    from volumen.evaluation.cases import Evaluation, ScoredCase
 
 logger = logging.getLogger(__name__)
 
 PICTURE_SIDE = 480
+LISTED = 5
+"""Wrong objects of each kind in the table of a case, target and class."""
 MOST_ANGLE = 90.0
 """Angular error in degrees at the upper end of the colour bar."""
 _STYLE = """
@@ -64,7 +66,6 @@ _LEGEND = {
     "value": "Left the image, right the error; black where nothing is known.",
 }
 MOST_COLUMNS = 7
-_BETWEEN_0_AND_1 = ("dice", "iou", "surface_dice", "cldice", "mean_dice", "adapted_rand_error")
 
 
 def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
@@ -84,6 +85,7 @@ def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
         _missing(evaluation),
         _summary(evaluation),
         _case_table(evaluation),
+        _wrong_objects(evaluation),
         _pictures(evaluation, worst),
         "</body></html>",
     ]
@@ -140,8 +142,17 @@ def _summary(evaluation: Evaluation) -> str:
         "<th scope=col>95 % interval<td><th scope=col>cases<th scope=col>better"
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
         "<p class=note>Intervals by bootstrap over cases. A value that is undefined, as with truth and prediction both "
-        "empty, is left out of means and shown as –.</p>"
+        f"empty, is left out of means and shown as –. {_cost(evaluation)}</p>"
     )
+
+
+def _cost(evaluation: Evaluation) -> str:
+    """Return what the scores took."""
+    if not evaluation.seconds:
+        return ""
+    parts = sorted(evaluation.seconds.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{html.escape(part)} {cost:.1f}" for part, cost in parts)
+    return f"Scoring took {sum(evaluation.seconds.values()):.1f} CPU seconds: {told}."
 
 
 def _metric(key: str) -> str:
@@ -150,7 +161,9 @@ def _metric(key: str) -> str:
 
 def direction(key: str, unit: str = "") -> str:
     """Return which way a metric is better, and its unit where it has one."""
-    return ("smaller" if smaller_is_better(key) else "larger") + (f"; {html.escape(unit)}" if unit else "")
+    smaller = direction_of(key)
+    word = "" if smaller is None else "smaller" if smaller else "larger"
+    return "; ".join(part for part in (word, html.escape(unit)) if part)
 
 
 def unit_of(key: str, evaluation: Evaluation) -> str:
@@ -173,7 +186,8 @@ def _length_unit(case: ScoredCase, spacing: Sequence[float] | None) -> str | Non
 
 def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> str:
     """Return a bar from 0 to 1 with the mean and its interval, for metrics that have this range."""
-    if _metric(key) not in _BETWEEN_0_AND_1 or math.isnan(value):
+    score = score_of(_metric(key))
+    if (score is not None and score.top != 1) or math.isnan(value):
         return ""
     low, high = bounds or (value, value)
     return (
@@ -216,12 +230,42 @@ def _cases_by(evaluation: Evaluation, target: str, keys: Sequence[str]) -> str:
     )
 
 
+def _wrong_objects(evaluation: Evaluation) -> str:
+    """Return a table of the largest wrong objects of each case, target and class."""
+    rows = []
+    for case, targets in evaluation.details.items():
+        for target, classes in targets.items():
+            for label, found in classes.items():
+                name = f"{target}, class {label}" if label else target
+                for kind in ("merged", "broken", "missed", "added"):
+                    errors = [row for row in found["objects"] if row["error"] == kind][:LISTED]
+                    rows += [_object_row(case, name, row) for row in errors]
+    if not rows:
+        return ""
+    return (
+        "<h2>Wrong objects</h2><div class=scroll><table><thead><tr><th>case<th>target<th>error<th>voxels"
+        "<th>first voxel<th>last voxel<th>parts</thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div><p class=note>Up to {LISTED} of each kind, those with the most "
+        "wrong voxels first; objects.csv lists more. Places are in voxels of the label's volume, the slowest axis "
+        "first.</p>"
+    )
+
+
+def _object_row(case: str, target: str, row: dict[str, Any]) -> str:
+    low, high = (", ".join(map(str, place)) for place in (row["low"], [stop - 1 for stop in row["high"]]))
+    parts = str(len(row["parts"])) if row["parts"] else "–"
+    return (
+        f"<tr><td>{html.escape(case)}<td>{html.escape(target)}<td>{row['error']}<td>{row['voxels']}<td>{low}"
+        f"<td>{high}<td>{parts}"
+    )
+
+
 def _worst_of(evaluation: Evaluation, key: str) -> str | None:
     """Return the case with the worst value, None below two different values."""
     values = {
         name: row[key] for name, row in evaluation.cases.items() if not math.isnan(row.get(key, math.nan))
     }
-    if len(set(values.values())) < 2:
+    if len(set(values.values())) < 2 or direction_of(key) is None:
         return None
     return (max if smaller_is_better(key) else min)(values, key=lambda name: values[name])
 

@@ -2,222 +2,51 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumen.data.geometry import Geometry
-from volumen.data.placement import aligned_to_grid, common_spacings, refuse_impossible
-from volumen.data.validity import (
-    binary_truth,
-    class_truth,
-    known_voxels,
-    labelled_voxels,
-    refuse_negative,
-    without_ignored,
-)
-from volumen.inference.jobs import image_paths, is_stack, volume_name
-from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
-from volumen.inference.output.ome_zarr import find_target
-from volumen.inference.postprocess.blocks import block_box, block_counts
+from volumen.evaluation.cases import EvaluateRequest, Evaluation, ScoredCase
+from volumen.evaluation.pairing import find_pairs
+from volumen.evaluation.results import csv_text, json_text
 from volumen.inference.windows.heads import PROBABILITIES
+from volumen.metrics.objects.contingency import PRED, TRUTH, objects_of
+from volumen.metrics.score_names import checked_names, family_of, measures, names_of
+from volumen.metrics.topology.counts import CONNECTIVITIES
 from volumen.utils.atomic import write_atomically
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import counted
 
 if TYPE_CHECKING:
-    from volumen.data.formats.volumes import Volume
-    from volumen.evaluation.derived_truth import DerivedTruth
+    from volumen.evaluation.cases import Details
 
 logger = logging.getLogger(__name__)
 
-PIECE_VOXELS = 1 << 27
-"""A larger case is scored slab by slab: its surface metrics then leave out what crosses a slab's end."""
-DERIVED_SIDE = 128
-"""Derived targets and instances are scored in blocks of this many voxels an axis."""
-MANY_LABELS = 255
-"""A label map without a record that has more values than this numbers instances."""
-WHITE = 255
-"""Foreground in a picture of black and white; no class, and no number of an instance."""
 RESAMPLES = 2000
+
+
 MOST_NAMED = 10
 """So many names of what is missing are told; all are in `metrics.json`."""
 
 
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What to score.
-
-    Args:
-        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`, or of the
-            slices of one volume.
-        labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
-            a single prediction, also as a folder of its slices.
-        output: folder of the report.
-        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where above 0; of a single image also
-            one mask of any name, or its slices. None: `masks` beside `labels`.
-        targets: targets to score; None for all that have labels.
-        metrics: dice, iou, surface_dice, hd95, cldice; angular_error, mae; adapted_rand_error, vi_split, vi_merge;
-            None for all that make sense.
-        tolerance: of the surface Dice in units of the spacing; None for one voxel.
-        threshold: probability from which on a voxel is foreground.
-        spacing: voxel size; None for that of the predictions or labels.
-        worst: cases with pictures in the report.
-        seed: of the bootstrap.
-        instances: targets whose predictions number instances; those of `--instances`, and label maps with more than
-            255 values, are known.
-        ignore_label: label value that means unknown; None: as the record of a prediction says.
-    """
-
-    predictions: str
-    labels: str
-    output: str
-    masks: str | None = None
-    targets: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] | None = None
-    tolerance: float | None = None
-    threshold: float = 0.5
-    spacing: tuple[float, ...] | None = None
-    worst: int = 3
-    seed: int = 0
-    instances: tuple[str, ...] = ()
-    ignore_label: int | None = None
-
-
-@dataclass(frozen=True)
-class ScoredCase:
-    """A prediction with its label.
-
-    Args:
-        name: the image's name.
-        target: the target's name.
-        kind: binary, multiclass or multilabel; distance, vector, axis, tensor or field; instances.
-        prediction: probabilities or labels.
-        label: the truth.
-        mask: scored where above 0, or None.
-        region: place of the prediction in the label, per axis.
-        channels: channels of the head.
-        scale: what stored values are divided by to be probabilities; 0 for labels.
-        ignore: label value that means unknown, or None.
-        image: path of the image, or None.
-        classes: names of the classes, or None.
-        source: the labelled target that a derived one is made from; None where the target itself is labelled.
-        labelled_only: only voxels with a label above 0 count, as in a training with `compute_loss_on_labeled_only`.
-        truth: makes the truth of a derived target from the label; None where the label itself is it.
-        spacing: voxel size in `unit`, which is the same for all cases; None where no file states it.
-        unit: unit of the spacing, or None.
-        model: file name and epoch of the model that predicted, or None.
-    """
-
-    name: str
-    target: str
-    kind: str
-    prediction: Volume
-    label: Volume
-    mask: Volume | None
-    region: tuple[slice, ...]
-    channels: int
-    scale: float
-    ignore: int | None = None
-    image: str | None = None
-    classes: tuple[str, ...] | None = None
-    source: str | None = None
-    labelled_only: bool = False
-    truth: DerivedTruth | None = None
-    spacing: tuple[float, ...] | None = None
-    unit: str | None = None
-    model: str | None = None
-
-    def pieces(self) -> Iterator[tuple[slice, ...]]:
-        """Yield boxes of the prediction that fit in memory, slabs along the first axis."""
-        shape = self.prediction.shape
-        if self.truth is not None or self.kind == "instances":
-            block = (DERIVED_SIDE if len(shape) == 3 else 8 * DERIVED_SIDE,) * len(shape)
-            for number in range(math.prod(block_counts(shape, block))):
-                yield block_box(number, shape, block)
-            return
-        depth = max(1, PIECE_VOXELS // max(1, math.prod(shape[1:])))
-        for start in range(0, shape[0], depth):
-            yield (slice(start, min(start + depth, shape[0])), *(slice(0, n) for n in shape[1:]))
-
-    def read(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return prediction (C, *box), truth (Ct, *box) and known voxels, bool (*box)."""
-        there = tuple(
-            slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
-        )
-        found = self.prediction.read(box)
-        if self.scale:
-            found = found.astype(np.float32) / self.scale
-        if self.truth is not None:
-            truth, known = self.truth.read(there, self.label, self.mask, self.ignore)
-        else:
-            truth, known = self._label(there)
-        if self.labelled_only:
-            known = labelled_voxels(without_ignored(self.label.read(there), self.ignore), known)
-        return found, truth, known
-
-    def _label(self, there: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the label (Ct, *there) as training reads it, and where it is known, bool (*there)."""
-        label = self.label.read(there)
-        mask = None if self.mask is None else self.mask.read(there)
-        trusted = known_voxels(label, mask, self.ignore)
-        known = np.ones(label.shape[1:], bool) if trusted is None else trusted
-        label = without_ignored(label, self.ignore)
-        place, remedy = self.label.path, "give the value that means unknown as --ignore-label"
-        if self.kind in ("binary", "multilabel"):
-            return binary_truth(label, known, self.target, place, remedy=remedy), known
-        if self.kind == "multiclass":
-            remedy += f", or --instances {self.target} where the values number objects"
-            return class_truth(label, known, self.target, self.channels, place, remedy=remedy), known
-        refuse_negative(label, known, self.target, place, remedy=remedy)
-        return label, known
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores.
-
-    Args:
-        mean: metric to its mean over cases.
-        interval: metric to its 95 % bootstrap interval over cases, None below two cases.
-        cases: case to metric to value; NaN where undefined.
-        scored: what was compared.
-        settings: what shapes the scores.
-        unpredicted: names of labels of the scored targets that have no prediction; they enter no mean.
-        unlabelled: names of predictions that have no label.
-    """
-
-    mean: dict[str, float]
-    interval: dict[str, tuple[float, float] | None]
-    cases: dict[str, dict[str, float]]
-    scored: tuple[ScoredCase, ...] = field(repr=False)
-    settings: dict[str, Any]
-    unpredicted: tuple[str, ...] = ()
-    unlabelled: tuple[str, ...] = ()
-
-    @property
-    def coverage(self) -> str:
-        """How many of the labelled cases were scored: "2 of 3 cases", or "3 cases" where none is missing."""
-        targets = {case.source or case.target for case in self.scored}
-        images = {_image_of(name, targets) for name in self.unpredicted} | set(self.cases)
-        every = counted(len(images), "case")
-        return every if len(images) == len(self.cases) else f"{len(self.cases)} of {every}"
+ALL = "all"
+"""Stands for every score, with the parameters that are usual."""
 
 
 def evaluate(request: EvaluateRequest) -> Evaluation:
-    """Score predictions and write `metrics.json`, `metrics.csv` and `report.html` (of several processes, the first).
+    """Score predictions and write the report (of several processes, the first).
+
+    It is `metrics.json`, `metrics.csv`, `objects.csv` and `report.html`.
 
     Raises:
         VolumenError: nothing to score, shapes that differ, or an unknown metric.
     """
+    from volumen.evaluation.case_scores import objects_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
 
@@ -237,6 +66,7 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "metrics.json", json_text(evaluation).encode())
     write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
+    write_atomically(output / "objects.csv", objects_csv(evaluation.details).encode())
     write_atomically(output / "report.html", render_report(evaluation, worst=request.worst).encode())
     return evaluation
 
@@ -251,6 +81,12 @@ def _check(request: EvaluateRequest) -> None:
         raise VolumenError("--tolerance", expected="a length of at least 0", found=request.tolerance)
     if request.spacing is not None and not all(size > 0 for size in request.spacing):
         raise VolumenError("--spacing", expected="sizes above 0", found=", ".join(map(str, request.spacing)))
+    if request.connectivity not in CONNECTIVITIES:
+        raise VolumenError(
+            "--connectivity", expected=" or ".join(CONNECTIVITIES), found=str(request.connectivity)
+        )
+    if request.metrics is not None:
+        checked_names([name for name in request.metrics if name != ALL], "--metrics")
     output = Path(request.output)
     if output.exists() and not output.is_dir():
         raise VolumenError(
@@ -260,9 +96,11 @@ def _check(request: EvaluateRequest) -> None:
 
 def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     """Return the scores of cases, read piece by piece; of several processes each reads its share."""
-    from volumen.evaluation.gather import own_share, unite
+    from volumen.evaluation.case_scores import instance_details, score_regions
+    from volumen.evaluation.gather import gather, own_share, unite
     from volumen.metrics.target_metrics import build_metrics
 
+    names = _wanted(scored, request.metrics)
     targets = {
         case.target: {
             "kind": case.kind,
@@ -276,23 +114,48 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     metrics = build_metrics(
         targets,
         spacing,
-        names=request.metrics,
+        names=names,
         tolerance=request.tolerance,
         threshold=request.threshold,
+        connectivity=request.connectivity,
+        border=request.surface_border,
     )
+    details: dict[str, dict[str, dict[str, Details]]] = {}
+    seconds: dict[str, float] = {}
     for case in own_share(scored):
+        size = request.spacing or case.spacing
+        before = time.process_time()
         for box in case.pieces():
             found, truth, known = case.read(box)
+            _check_values(case, truth, known)
             metrics.update(
                 {case.target: found[None]},
                 {case.target: truth[None]},
                 {case.target: known[None, None]},
                 cases=[case.name],
-                spacing=case.spacing,
+                spacing=size,
+                regions=False,
             )
+        costs = {"voxels": time.process_time() - before}
+        if case.kind in PROBABILITIES:
+            behind, regions = score_regions(case, metrics, size)
+            costs |= regions
+        else:
+            table = metrics.tables(case.target).get(case.name)
+            behind = {} if table is None else {"": instance_details(case, table)}
+            if table is not None and _is_one_class(table):
+                logger.warning(
+                    "%s: the value 1 alone where numbers of instances are expected: it looks like a class",
+                    case.label.path,
+                )
+        if behind:
+            details.setdefault(case.name, {})[case.target] = behind
+        for part, cost in costs.items():
+            seconds[part] = seconds.get(part, 0.0) + cost
     unite(metrics, scored)
+    details, seconds = gather(details, seconds)
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
-    mean = metrics.compute()
+    mean = _measured(metrics.compute(), cases)
     interval = {
         key: bootstrap([row.get(key, math.nan) for row in cases.values()], request.seed) for key in mean
     }
@@ -300,12 +163,66 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         "predictions": request.predictions,
         "labels": request.labels,
         "threshold": request.threshold,
-        "tolerance": metrics.tolerance,
+        "tolerance": metrics.tolerance or min(spacing or (1.0,)),
+        "connectivity": request.connectivity,
+        "surface_border": request.surface_border,
         "spacing": None if spacing is None else list(spacing),
         "resamples": RESAMPLES,
         "seed": request.seed,
     }
-    return Evaluation(mean, interval, dict(sorted(cases.items())), tuple(scored), settings)
+    return Evaluation(
+        mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds
+    )
+
+
+def _wanted(scored: Sequence[ScoredCase], names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the names of the scores to measure, None for those that are measured unasked.
+
+    Raises:
+        VolumenError: a score that none of the targets can have.
+    """
+    if names is None:
+        return None
+    families = {case.target: family_of(case.kind) for case in scored}
+    given = checked_names([name for name in names if name != ALL], "--metrics")
+    for name in given:
+        if not any(measures(name, family) for family in families.values()):
+            told = ", ".join(f"{target} ({family})" for target, family in sorted(families.items()))
+            known = dict.fromkeys(score for family in families.values() for score in names_of(family))
+            raise VolumenError(
+                "--metrics", expected=f"scores of {told}: {', '.join(known)}", found=name,
+                remedy="leave it out, or score a target of its kind",
+            )  # fmt: skip
+    every = (name for family in families.values() for name in names_of(family, default=False))
+    return tuple(dict.fromkeys([*(every if ALL in names else ()), *given]))
+
+
+def _is_one_class(table: np.ndarray) -> bool:
+    """Whether the truth has one object, of number 1, where the prediction has several."""
+    true, found = (objects_of(table, column)[0] for column in (TRUTH, PRED))
+    return true.tolist() == [1] and len(found) > 1
+
+
+def _check_values(case: ScoredCase, truth: np.ndarray, known: np.ndarray) -> None:
+    """Refuse labels with more classes than the prediction can have.
+
+    Raises:
+        VolumenError: a label above the highest class.
+    """
+    if case.kind != "multiclass" or case.truth is not None or case.channels < 2:
+        return
+    highest = int(truth[0].max(initial=0, where=known))
+    if highest >= case.channels:
+        raise VolumenError(
+            case.label.path, expected=f"classes 0 to {case.channels - 1}, as the prediction's", found=highest,
+            remedy=f"give --instances {case.target} where both number instances, or the ignore label or a mask",
+        )  # fmt: skip
+
+
+def _measured(mean: dict[str, float], cases: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the means without scores of probabilities where labels were predicted."""
+    found = {key for row in cases.values() for key in row}
+    return {key: value for key, value in mean.items() if key == "mean_dice" or key in found or not cases}
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
@@ -327,78 +244,6 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float] | N
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Predictions with their labels, and the names of what has no counterpart; see `Evaluation`."""
-
-    cases: list[ScoredCase]
-    unpredicted: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-
-
-def find_cases(request: EvaluateRequest) -> list[ScoredCase]:
-    """Return the predictions with their labels, see `find_pairs`."""
-    return find_pairs(request).cases
-
-
-def find_pairs(request: EvaluateRequest) -> Pairs:
-    """Pair predictions with labels.
-
-    Raises:
-        VolumenError: no pair, or shapes that differ.
-    """
-    for path in (request.predictions, request.labels, request.masks):
-        if path is not None and "://" not in path and not Path(path).exists():
-            raise VolumenError(path, "no such file or folder")
-    predictions = find_predictions(Path(request.predictions))
-    folder = _labels_folder(Path(request.labels))
-    predictions, labels = _join_slices(
-        request.predictions, str(folder), predictions, _volumes_by_name(folder)
-    )
-    masks = _masks(request, folder)
-    # One label for one prediction need not be named like it.
-    sources = {found.source for found in predictions}
-    names = {found.name for found in predictions}
-    alone = next(iter(labels.values())) if len(labels) == 1 and len(names) == 1 else None
-    lone_source = next(iter(sources)) if len(sources) == 1 else None
-    lone_mask = _only_mask(request, masks) if len(names) == 1 else None
-    cases, unlabelled, used = [], [], set()
-    predictions = [
-        found for found in predictions if request.targets is None or found.target in request.targets
-    ]
-    for found in predictions:
-        wanted, source = f"{found.name}_{found.target}", found.source
-        path = labels.get(wanted) if found.is_label else None
-        if path is None:
-            wanted = f"{found.name}_{source}"
-            path = labels.get(wanted) or (alone if source == lone_source else None)
-        if path is None:
-            unlabelled.append(wanted)
-            continue
-        used.add(path)
-        named = (masks[name] for name in (wanted, f"{found.name}_mask", found.name) if name in masks)
-        mask = next(named, lone_mask)
-        cases.append(_pair(found, path, mask, request))
-    if not cases:
-        raise VolumenError(
-            request.labels,
-            expected=f"labels named like {predictions[0].name}_{predictions[0].target}",
-            found=", ".join(sorted(labels)[:3]) or "none",
-        )
-    _tell_unmasked(request, cases, masks)
-    targets = {found.source for found in predictions}
-    unpredicted = [
-        name for name, path in labels.items() if path not in used and _image_of(name, targets) is not None
-    ]
-    return Pairs(_in_one_unit(_agreed(cases)), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
-
-
-def _image_of(label: str, targets: Collection[str]) -> str | None:
-    """Return the image that a label `<image>_<target>` is of; None where it is of none of the targets."""
-    named = [target for target in targets if label.endswith(f"_{target}") and label != f"_{target}"]
-    return label.removesuffix(f"_{max(named, key=len)}") if named else None
-
-
 def _warn_of_missing(evaluation: Evaluation, request: EvaluateRequest) -> None:
     """Warn of labels without a prediction and predictions without a label: they are in no mean."""
     for names, what, where in (
@@ -415,402 +260,3 @@ def _warn_of_missing(evaluation: Evaluation, request: EvaluateRequest) -> None:
                 more,
                 evaluation.coverage,
             )
-
-
-def _in_one_unit(cases: list[ScoredCase]) -> list[ScoredCase]:
-    """Give the voxel sizes of all cases in the unit of the first."""
-    if all(case.spacing is None for case in cases):
-        return cases
-    names = [case.prediction.path for case in cases]
-    sizes, unit = common_spacings(
-        names, [case.spacing for case in cases], [case.unit for case in cases], "--spacing"
-    )
-    return [replace(case, spacing=size, unit=unit) for case, size in zip(cases, sizes, strict=True)]
-
-
-def _stated(image: Geometry, volumes: Sequence[Volume]) -> Geometry:
-    """Return the first geometry with a voxel size: the image's, else that of a volume.
-
-    Raises:
-        VolumenError: a volume states a size that cannot be.
-    """
-    if image.spacing is not None:
-        return image
-    for volume in volumes:
-        refuse_impossible(volume, "correct the file, or give --spacing")
-        if volume.geometry.spacing is not None:
-            return volume.geometry
-    return Geometry()
-
-
-def _masks(request: EvaluateRequest, labels: Path) -> dict[str, str]:
-    """Return the paths of the masks by name: of those that were asked for, else of those beside the labels."""
-    folder = Path(request.masks) if request.masks else labels.parent / "masks"
-    return _volumes_by_name(folder) if request.masks or folder.is_dir() else {}
-
-
-def _only_mask(request: EvaluateRequest, masks: Mapping[str, str]) -> str | None:
-    """Return what holds for a single image whatever its name: one mask that was asked for, or its slices."""
-    if request.masks and is_stack(request.masks):
-        return request.masks
-    return next(iter(masks.values())) if request.masks and len(masks) == 1 else None
-
-
-def _tell_unmasked(request: EvaluateRequest, cases: Sequence[ScoredCase], masks: Mapping[str, str]) -> None:
-    """Warn of cases that masks were asked for and that have none.
-
-    Raises:
-        VolumenError: none has one.
-    """
-    without = [f"{case.name}_{case.target}" for case in cases if case.mask is None]
-    if request.masks is None or not without:
-        return
-    if len(without) == len(cases):
-        raise VolumenError(
-            request.masks,
-            expected=f"masks named like {without[0]}, {cases[0].name}_mask or {cases[0].name}",
-            found=", ".join(sorted(masks)[:3]) or "none",
-        )
-    logger.warning("%s: no mask for %s, scored everywhere", request.masks, ", ".join(without))
-
-
-def _join_slices(
-    source: str, folder: str, predictions: list[Found], labels: dict[str, str]
-) -> tuple[list[Found], dict[str, str]]:
-    """Take a folder of slices for one volume, unless its files are images in 2D, each with a label of its own.
-
-    Args:
-        source: where the predictions are.
-        folder: where the labels are.
-        predictions: what `source` holds, a slice each where it is such a folder.
-        labels: path by name of what `folder` holds, likewise.
-    """
-    from volumen.data.formats.volumes import open_volume
-
-    paired = any(f"{found.name}_{found.target}" in labels for found in predictions)
-    numbered = all(found.target.isdigit() for found in predictions)  # "scan_001": no target called 001
-    recorded = any(found.recipe for found in predictions)
-    if len(predictions) > 1 and not recorded and (numbered or not paired) and is_stack(source):
-        predictions = [_unrecorded(source)]
-    elif paired:
-        return predictions, labels
-    alone = len({found.name for found in predictions}) == 1
-    if alone and is_stack(folder) and len(open_volume(predictions[0].path, labels=True).shape) == 3:
-        labels = {volume_name(folder): folder}
-    return predictions, labels
-
-
-def _agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
-    """Read label maps of one target alike: one without the classes of the others is none of another kind."""
-    most = {
-        case.target: max(
-            (other.kind != "binary", other.channels) for other in cases if other.target == case.target
-        )
-        for case in cases
-    }
-    kinds = {case.target: case.kind for case in cases if case.kind != "binary"}
-    return [
-        replace(case, kind=kinds[case.target], channels=most[case.target][1])
-        if case.kind in ("binary", "multiclass") and case.target in kinds
-        else case
-        for case in cases
-    ]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A predicted target of an image: where it lies and what its prediction says of it."""
-
-    name: str
-    target: str
-    path: str
-    recipe: Mapping[str, Any] | None = None
-
-    @property
-    def entry(self) -> Mapping[str, Any]:
-        """What the record says of the array; empty without a record."""
-        return self.recipe["targets"][self.target] if self.recipe else {}
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The settings of the network's training; empty without a record."""
-        return self.recipe.get("made_of", {}) if self.recipe else {}
-
-    @property
-    def task(self) -> Mapping[str, Any] | None:
-        """The auxiliary task that the head learned, or None for a labelled target."""
-        return self.config.get("auxiliary_tasks", {}).get(self.target)
-
-    @property
-    def source(self) -> str:
-        """The labelled target that the truth comes from."""
-        if self.entry.get("kind") == "instances" and self.recipe is not None:
-            rules = self.recipe["instances"]
-            head = rules["foreground"] or rules["affinities"] or rules["boundary"]
-            return str(self.config.get("auxiliary_tasks", {}).get(head, {}).get("source_target", head))
-        return str(self.task["source_target"]) if self.task else self.target
-
-    @property
-    def is_label(self) -> bool:
-        """Whether a label of the prediction's own name may be the truth."""
-        return self.task is None
-
-
-def find_predictions(path: Path) -> list[Found]:
-    """Return the predicted targets under a path of which a truth can be had.
-
-    Raises:
-        VolumenError: there are none.
-    """
-    found: list[Found] = []
-    if read_recipe(path) is not None or (path / STATE_FOLDER).is_dir():
-        found = _of_group(path)
-    elif path.is_file():
-        found = [_unrecorded(str(path))]
-    elif path.is_dir():
-        records = sorted(path.glob("*.volumen.json"))
-        known: set[str] = set()
-        for record in records:
-            content = json.loads(record.read_text())
-            name = record.name[: -len(".volumen.json")]
-            for target, file in zip(content["recipe"]["targets"], content["files"], strict=True):
-                known.add(str(path / file))
-                found.append(Found(name, target, str(path / file), content["recipe"]))
-        for image in image_paths(str(path)):
-            if image in known:
-                continue
-            group = _of_group(Path(image))
-            found += group or [_unrecorded(image)]
-    found = [item for item in found if _has_truth(item)]
-    if not found:
-        raise VolumenError(
-            path,
-            "no prediction found that a label could be compared with",
-            remedy="give the output of volumen predict",
-        )
-    return found
-
-
-def _of_group(path: Path) -> list[Found]:
-    if (path / STATE_FOLDER).is_dir():
-        raise VolumenError(
-            path, "the prediction is not finished", remedy="give the same volumen predict command again"
-        )
-    recipe = read_recipe(path)
-    if recipe is None:
-        return []
-    name = volume_name(recipe["input"]["path"])
-    return [Found(name, target, str(find_target(path, target)), recipe) for target in recipe["targets"]]
-
-
-def _has_truth(item: Found) -> bool:
-    kind = item.entry.get("kind", "binary")
-    return item.task is not None or kind in (*PROBABILITIES, "instances") or _instance_mode(item) is not None
-
-
-def _instance_mode(item: Found) -> str | None:
-    targets = item.config.get("dataset_config", {}).get("targets", {})
-    return targets.get(item.source, {}).get("instances")
-
-
-def _unrecorded(path: str) -> Found:
-    """Return what the name of a volume without a record says: `<image>_<target>`."""
-    stem = volume_name(path)
-    name, _, target = stem.rpartition("_")
-    return Found(name, target, path) if name and target else Found(stem, "label", path)
-
-
-def _labels_folder(path: Path) -> Path:
-    return path / "labels" if (path / "labels").is_dir() else path
-
-
-def _volumes_by_name(path: Path) -> dict[str, str]:
-    return {volume_name(entry): entry for entry in image_paths(str(path))}
-
-
-def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
-    from volumen.data.label_channels import label_rule, open_label, open_mask_file
-    from volumen.data.layout import fit_label
-
-    prediction = _open_prediction(found)
-    ndim = len(prediction.shape)
-    source = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
-    label = open_label(label_path, ndim=ndim, rule=label_rule(found.source, source))
-    _tell(label)
-    region = tuple(slice(0, n) for n in label.shape)
-    entry: Mapping[str, Any] = {}
-    target: Mapping[str, Any] = {}
-    image = None
-    if found.recipe is not None:
-        entry = found.recipe["targets"][found.target]
-        region = tuple(slice(start, stop) for start, stop in found.recipe["region"])
-        target = source
-        image = found.recipe["input"].get("array") or found.recipe["input"]["path"]
-        whole = tuple(found.recipe["input"]["shape"])
-    else:
-        whole = prediction.shape
-    place = _place(found, prediction, region)
-    label = aligned_to_grid(label, place, whole, found.path)
-    if label.shape != whole:
-        raise VolumenError(
-            label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
-        )
-    mask = None if mask_path is None else fit_label(label, open_mask_file(mask_path, ndim=ndim), mask=True)
-    ignore = target.get("ignore_label") if request.ignore_label is None else request.ignore_label
-    kind, channels, scale = _reading(found, entry, prediction)
-    if kind == "multiclass" and found.recipe is None and not scale:
-        channels = max(channels, _classes_of(label, ignore))
-    numbers = found.target in request.instances and kind in ("binary", "multiclass")
-    if numbers or (kind == "multiclass" and found.recipe is None and _number_instances(label, channels)):
-        kind, channels = "instances", 1
-    # What a prediction states beside its record is made up where its image states nothing.
-    others = (label,) if found.recipe and "geometry" in found.recipe["input"] else (prediction, label)
-    stated = Geometry(request.spacing) if request.spacing else _stated(place, others)
-    spacing = stated.spacing or (1.0,) * ndim
-    classes = None if found.task else target.get("classes")
-    return ScoredCase(
-        found.name, found.target, kind, prediction, label, mask, region, channels, scale,
-        ignore=ignore, image=image, classes=tuple(classes) if classes else None,
-        source=found.source if found.task else None,
-        labelled_only=bool(found.config.get("tr_setup", {}).get("compute_loss_on_labeled_only")),
-        truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
-        spacing=stated.spacing, unit=stated.unit, model=_model_of(found.recipe),
-    )  # fmt: skip
-
-
-def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometry:
-    """Return where the predicted image lies: as recorded, since an OME-Zarr states no flips, else by the prediction."""
-    recorded = found.recipe["input"].get("geometry") if found.recipe else None
-    if recorded is not None:
-        return Geometry.from_plain(recorded)
-    return prediction.geometry.moved([-part.start for part in region])
-
-
-def _open_prediction(found: Found) -> Volume:
-    """Open a prediction; label maps of other programs are read as labels are, grey saved as RGB among them."""
-    from volumen.data.formats.volumes import open_volume
-    from volumen.data.label_channels import LabelRule, one_channel
-
-    prediction = open_volume(found.path, labels=found.recipe is None)
-    if found.recipe is None and np.issubdtype(prediction.dtype, np.integer):
-        prediction = one_channel(prediction, LabelRule(f"targets.{found.target}"))
-        _tell(prediction)
-    return prediction
-
-
-def _tell(volume: Volume) -> None:
-    if remark := getattr(volume, "remark", ""):
-        logger.warning("%s: %s", volume.path, remark)
-
-
-def _number_instances(label: Volume, channels: int) -> bool:
-    """Whether label maps without a record number instances: many values, or values of one piece each."""
-    from volumen.config.detection import LEAST_INSTANCES
-    from volumen.data.instance_labels import look_like_instances
-
-    if channels > MANY_LABELS:
-        return True
-    if channels <= LEAST_INSTANCES or label.channels > 1 or not look_like_instances([label]):
-        return False
-    logger.warning(
-        "%s: each of its values is one connected piece, so they are scored as instances; give a model's prediction "
-        "with its record if they are classes",
-        label.path,
-    )
-    return True
-
-
-def _model_of(recipe: Mapping[str, Any] | None) -> str | None:
-    """Return what a prediction's record says of the model: the end of its path, which names the run, and its epoch."""
-    model = (recipe or {}).get("model", {})
-    if not model.get("path"):
-        return None
-    name = "/".join(Path(model["path"]).parts[-2:])
-    return name if model.get("epoch") is None else f"{name} (epoch {model['epoch']})"
-
-
-def _derivation(found: Found, source: Mapping[str, Any], spacing: tuple[float, ...]) -> DerivedTruth | None:
-    """Return what makes the truth of the source's label, or None where that is it already."""
-    from volumen.evaluation.derived_truth import DerivedTruth
-
-    mode = source.get("instances")
-    if found.task is None and mode in (None, "foreground"):
-        return None
-    return DerivedTruth(found.target, found.task, mode, source.get("kind", "binary") == "binary", spacing)
-
-
-def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tuple[str, int, float]:
-    """Return (kind, channels, divisor of stored values or 0 for labels)."""
-    if found.recipe is not None:
-        labels = found.recipe["dtype"] == "labels" or found.recipe["threshold"] is not None
-        if entry["kind"] == "instances":
-            return "instances", 1, 0.0
-        if entry["kind"] not in PROBABILITIES:
-            return entry["kind"], int(entry["channels"]), 1.0
-        # Heads that instances came from stay probabilities where the others became labels.
-        labels = labels and found.target not in (found.recipe.get("instances") or {}).values()
-        scale = 0.0 if labels else (255.0 if entry["dtype"] == "uint8" else 1.0)
-        return entry["kind"], int(entry["channels"]), scale
-    if np.issubdtype(prediction.dtype, np.floating):
-        return ("multiclass", prediction.channels, 1.0) if prediction.channels > 1 else ("binary", 1, 1.0)
-    highest = max(int(prediction.read(box).max()) for box in _slabs(prediction))
-    if highest == WHITE and all(
-        np.isin(prediction.read(box), (0, WHITE)).all() for box in _slabs(prediction)
-    ):
-        return "binary", 1, 0.0
-    return ("binary", 1, 0.0) if highest <= 1 else ("multiclass", highest + 1, 0.0)
-
-
-def _classes_of(label: Volume, ignore: int | None) -> int:
-    """Return one more than a label's highest class; values from `WHITE` on are none.
-
-    A class that no prediction has is missed, so it counts.
-    """
-    from volumen.data.index.label_values import label_values
-
-    values = set(label_values(label)) - {ignore}
-    return 1 + max((value for value in values if value < WHITE), default=0)
-
-
-def _slabs(volume: Volume) -> Iterator[tuple[slice, ...]]:
-    depth = max(1, PIECE_VOXELS // max(1, math.prod(volume.shape[1:])))
-    for start in range(0, volume.shape[0], depth):
-        stop = min(start + depth, volume.shape[0])
-        yield (slice(start, stop), *(slice(0, n) for n in volume.shape[1:]))
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
-
-
-def json_text(evaluation: Evaluation) -> str:
-    """Return the scores as JSON; an undefined value is null."""
-    content = {
-        "settings": evaluation.settings,
-        "mean": {key: _finite(value) for key, value in evaluation.mean.items()},
-        "interval_95": {key: bounds and list(bounds) for key, bounds in evaluation.interval.items()},
-        "cases": {name: {k: _finite(v) for k, v in row.items()} for name, row in evaluation.cases.items()},
-        "scored": evaluation.coverage,
-        "labels_without_prediction": list(evaluation.unpredicted),
-        "predictions_without_label": list(evaluation.unlabelled),
-    }
-    return json.dumps(content, indent=1)
-
-
-def csv_text(evaluation: Evaluation) -> str:
-    """Return the scores as CSV: a row per case, then their mean and the interval's ends."""
-    keys = [key for key in evaluation.mean if key != "mean_dice"]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", *keys])
-    for name, row in evaluation.cases.items():
-        table.writerow([name, *(_cell(row.get(key)) for key in keys)])
-    table.writerow(["mean", *(_cell(evaluation.mean[key]) for key in keys)])
-    for place, name in enumerate(("low_95", "high_95")):
-        bounds = [evaluation.interval[key] for key in keys]
-        table.writerow([name, *(_cell(b[place]) if b else "" for b in bounds)])
-    return text.getvalue()
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""Saving and resuming a run."""
+"""Saves the state of a training in checkpoint files, and resumes a training from one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FORMAT = 1
 
 
 class Checkpointer:
-    """Write `<model_name>_<epoch>.pth` after each epoch, and start from one when resuming.
+    """Write `<model_name>_<epoch>.pth` after each epoch, and load a checkpoint when a run resumes.
 
     The file holds `model`, `optimizer`, `scheduler`, `epoch` and `model_config`, and what an exact resume
     needs: `iteration`, `scaler`, `rng`, `best_metric`, the state of every registered handler, and the
@@ -51,15 +51,15 @@ class Checkpointer:
         optimizer: its optimizer.
         scheduler: its schedule.
         step: the training step, for the gradient scaler and the count of skipped steps.
-        config: the resolved experiment; saved whole, compared on resuming.
+        config: the resolved experiment; it is saved in full and compared on resuming.
         data: a digest of each volume by name; compared on resuming.
         key_metric: decides which epochs are best.
-        keep: how many epoch checkpoints stay.
-        best: how many of the best stay besides: `<model_name>_best.pth`, and with more than one also
+        keep: number of epoch checkpoints to retain.
+        best: number of best epochs to retain in addition: `<model_name>_best.pth`, and with more than one also
             `<model_name>_best_<epoch>.pth` for each.
-        every: epochs between checkpoints; the last is always saved.
-        resume: "latest" or True continues from the newest whole checkpoint, a path from that file, None or
-            False starts anew.
+        every: epochs between checkpoints; the last epoch is always saved.
+        resume: "latest" or True continues from the newest complete checkpoint, a path continues from that file,
+            None or False starts from the beginning.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Checkpointer:
         self.best = best
         self.every = every
         self.resume = resume
-        #: The best epochs, best first: [metric, epoch].
+        #: The best epochs, the best one first: [metric, epoch].
         self.ranking: list[list[float]] = []
         self._saved_iteration = -1
         self._restored = False
@@ -116,10 +116,10 @@ class Checkpointer:
         last = self.directory.file(f"{engine.state.epoch}.pth")
         if distributed.is_main() and last.is_file():
             link_atomically(last, self.directory.file("final.pth"))
-        self._tell_best(engine)
+        self._log_best(engine)
 
-    def _tell_best(self, engine: SupervisedTrainer) -> None:
-        """Say where the model is that one would predict with."""
+    def _log_best(self, engine: SupervisedTrainer) -> None:
+        """Log the path of the best checkpoint, which is the one to predict with."""
         path = self.directory.file("best.pth")
         if self.ranking and distributed.is_main() and path.is_file():
             value, epoch = self.ranking[0]
@@ -133,10 +133,13 @@ class Checkpointer:
             self.save(engine)
 
     def save(self, engine: SupervisedTrainer) -> Path | None:
-        """Save the epoch that has just ended, in the first process; None in the others, which tell it their part.
+        """Save the epoch that has just ended. The first process writes; every process must call this.
+
+        Returns:
+            The file; None in the other processes, which send their part of the state to the first one.
 
         Raises:
-            VolumenError: the disk is full or cannot be written; older checkpoints are whole.
+            VolumenError: the disk is full or cannot be written; older checkpoints remain complete.
         """
         self._saved_iteration = engine.state.iteration
         handlers = saved_states(engine)
@@ -152,11 +155,11 @@ class Checkpointer:
     def save_interrupted(self, engine: SupervisedTrainer) -> Path | None:
         """Save the state after the last step as `<model_name>_interrupted.pth`, in the first process.
 
-        After the last step of an epoch whose end (validation, logs) has not come, the resumed run begins with
-        that.
+        If the last step of an epoch is done but the epoch's end (validation, logs) is not, the resumed run begins
+        with that end.
 
         Returns:
-            The file, or None when there is nothing that is not saved already.
+            The file, or None when everything is saved already.
         """
         if engine.state.iteration in (0, self._saved_iteration):
             return None
@@ -168,12 +171,12 @@ class Checkpointer:
     def content(
         self, engine: SupervisedTrainer, handlers: Mapping[str, Any], *, interrupted: bool = False
     ) -> dict[str, Any]:
-        """Everything that a checkpoint holds.
+        """Return everything that a checkpoint holds.
 
         Args:
             engine: the trainer.
-            handlers: `saved_states` of it.
-            interrupted: whether the epoch's end is still to come.
+            handlers: the result of `saved_states(engine)`.
+            interrupted: whether the current epoch has not ended yet.
         """
         state = engine.state
         done = (state.iteration - 1) // state.epoch_length if interrupted else state.epoch
@@ -208,10 +211,10 @@ class Checkpointer:
         )
 
     def restore(self, engine: SupervisedTrainer) -> None:
-        """Continue from the checkpoint that `resume` means; with "latest" and none there, start anew.
+        """Continue from the checkpoint that `resume` names; with "latest" and no checkpoint, start from the beginning.
 
         Raises:
-            VolumenError: the checkpoint is damaged, or of another architecture or data set.
+            VolumenError: the checkpoint is damaged, or it belongs to another architecture or data set.
         """
         path, content = self._find()
         if content is None:
@@ -242,7 +245,7 @@ class Checkpointer:
             "resumed from %s: epoch %d, iteration %d", path, engine.state.epoch, engine.state.iteration
         )
         if content["sampler"]["batch"] == content["epoch_length"]:
-            # After the other handlers' start, since it runs all of them.
+            # This must run after the STARTED handlers of all other objects, because it runs their epoch's end.
             engine.add_event_handler(Events.STARTED, self._end_interrupted_epoch)
         elif not content["sampler"]["batch"]:
             self._saved_iteration = engine.state.iteration
@@ -250,7 +253,7 @@ class Checkpointer:
                 logger.info("all %d epochs are done; train on with a larger max_epoch", content["epoch"])
 
     def _end_interrupted_epoch(self, engine: SupervisedTrainer) -> None:
-        """Run what an epoch that was interrupted after its last step lacks: validation, logs, checkpoint."""
+        """Run the end of an epoch that was interrupted after its last step: validation, logs, checkpoint."""
         engine.remove_event_handler(self._end_interrupted_epoch, Events.STARTED)
         engine.fire_event(Events.EPOCH_COMPLETED)
 
@@ -278,7 +281,7 @@ class Checkpointer:
         value, epoch = self.key_metric.value(engine), engine.state.epoch
         if value is None or not self.best:
             return
-        # An epoch that is trained again after resuming replaces what it was.
+        # An epoch that is trained again after resuming replaces its earlier entry.
         ranking = [[value, epoch]] + [entry for entry in self.ranking if entry[1] < epoch]
         sign = 1 if self.key_metric.smaller_is_better(engine) else -1
         self.ranking = sorted(ranking, key=lambda entry: (sign * entry[0], entry[1]))[: self.best]
@@ -287,9 +290,9 @@ class Checkpointer:
         return any(entry[1] == epoch for entry in self.ranking)
 
     def tidy(self) -> None:
-        """Bring the folder to the checkpoints that belong there: the newest and the best.
+        """Delete epoch checkpoints until only the newest and the best remain.
 
-        It may be repeated after a crash at any point. The best are linked before any epoch's file goes.
+        The method can be repeated after a crash at any point. The best are linked before any epoch's file is deleted.
         """
         self._link_best()
         checkpoints = self.directory.checkpoints()
@@ -297,7 +300,7 @@ class Checkpointer:
             path.unlink(missing_ok=True)
 
     def _set_aside_newer(self, epoch: int, resumed: Path) -> None:
-        """Rename the checkpoints of a history that is left by resuming from before them; none is lost."""
+        """Rename the checkpoints of later epochs than the resumed one, which do not belong to the new history."""
         newer = [path for number, path in self.directory.checkpoints() if number > epoch]
         interrupted = self.directory.interrupted
         if interrupted.is_file() and interrupted.resolve() != resumed.resolve():
@@ -307,18 +310,18 @@ class Checkpointer:
             path.replace(path.with_name(f"{path.name}.old"))
 
     def _link_best(self) -> None:
-        wanted: dict[Path, Path] = {}
+        links: dict[Path, Path] = {}
         for place, (_, epoch) in enumerate(self.ranking):
             source = self.directory.file(f"{int(epoch)}.pth")
             if place == 0:
-                wanted[self.directory.file("best.pth")] = source
+                links[self.directory.file("best.pth")] = source
             if self.best > 1:
-                wanted[self.directory.file(f"best_{int(epoch)}.pth")] = source
-        for target, source in wanted.items():
+                links[self.directory.file(f"best_{int(epoch)}.pth")] = source
+        for target, source in links.items():
             if source.is_file():
                 link_atomically(source, target)
         for path in self.directory.path.glob(f"{self.directory.model_name}_best_*.pth"):
-            if path not in wanted:
+            if path not in links:
                 path.unlink(missing_ok=True)
 
 
@@ -338,12 +341,12 @@ def link_atomically(source: Path, target: Path) -> None:
 
 
 def find_resumable(directory: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run and its content; None when the run has no checkpoint at all.
+    """Return the newest complete checkpoint of a run and its content; None when the run has no checkpoint.
 
-    Damaged files are skipped with a warning. A checkpoint of an interrupted epoch counts by its iteration.
+    Damaged files are skipped with a warning. A checkpoint of an interrupted epoch is compared by its iteration.
 
     Raises:
-        VolumenError: there are checkpoints, and all are damaged.
+        VolumenError: checkpoints exist, and all of them are damaged.
     """
     candidates = [path for _, path in reversed(directory.checkpoints())]
     damaged: list[str] = []
@@ -371,18 +374,18 @@ def check_resumable(
     network: torch.nn.Module,
     data: Mapping[str, str],
 ) -> None:
-    """Tell of a checkpoint of another architecture or data set before the data are searched, which may take minutes.
+    """Refuse a checkpoint of another architecture or data set before the data are searched, which can take minutes.
 
-    Reads no weights; a file that cannot be read is told of when the run starts.
+    It reads no weights. A file that cannot be read raises its error later, when the run starts.
 
     Args:
         directory: the run's folder.
-        resume: as the `Checkpointer` takes it.
+        resume: the argument `resume` of `Checkpointer`.
         network: the network, which may be on the "meta" device.
         data: a digest of each volume by name.
 
     Raises:
-        VolumenError: there is no such file, or the architecture or the data set differs.
+        VolumenError: the file does not exist, or the architecture or the data set differs.
     """
     newest = resume is True or resume == "latest"
     path = newest_checkpoint(directory) if newest else Path(resume)  # type: ignore[arg-type]
@@ -401,7 +404,7 @@ def check_resumable(
 
 
 def newest_checkpoint(directory: RunDirectory) -> Path | None:
-    """The checkpoint of the latest epoch, by its number rather than by the file's time; None without any."""
+    """Return the checkpoint of the highest epoch number (not the newest file time); None if there is none."""
     saved = directory.checkpoints()
     if saved:
         return saved[-1][1]
@@ -420,10 +423,10 @@ def _load_or_warn(path: Path, damaged: list[str]) -> dict[str, Any] | None:
 def differences(
     content: Mapping[str, Any], network: torch.nn.Module, data: Mapping[str, str], path: Path
 ) -> list[str]:
-    """Compare a checkpoint with the run that wants to resume from it.
+    """Compare a checkpoint with the run that resumes from it.
 
     Returns:
-        Lines about what differs and does no harm.
+        Lines about harmless differences.
 
     Raises:
         VolumenError: the architecture or the data set differs.
@@ -467,10 +470,10 @@ def differences(
 
 
 def changed_data(old: Mapping[str, str], new: Mapping[str, str], names: int = 3) -> str:
-    """Say which volumes are different, gone or new, by name; empty where all are the same or one side knows none."""
+    """Name the volumes that changed, are missing or are new; empty if none did or one side has no digests."""
     if not old or not new:
         return ""
-    told = []
+    parts = []
     for what, found in (
         ("of other content", [name for name in old if name in new and old[name] != new[name]]),
         ("missing", [name for name in old if name not in new]),
@@ -478,12 +481,12 @@ def changed_data(old: Mapping[str, str], new: Mapping[str, str], names: int = 3)
     ):
         if found:
             more = f" and {len(found) - names} more" if len(found) > names else ""
-            told.append(f"{', '.join(found[:names])}{more} {what}")
-    return "; ".join(told)
+            parts.append(f"{', '.join(found[:names])}{more} {what}")
+    return "; ".join(parts)
 
 
 def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any]:
-    """The first key in two nests at which they differ, with both values ("absent" for a missing key)."""
+    """Return the first key at which two nested mappings differ, with both values ("absent" for a missing key)."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             here = f"{prefix}.{key}" if prefix else str(key)
@@ -495,7 +498,7 @@ def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, An
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every setting that differs, as "tr_config.batch_size: 2, now 4"."""
+    """Return one line for every setting that differs, such as "tr_config.batch_size: 2, now 4"."""
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, now = old.get(key, "absent"), new.get(key, "absent")
@@ -507,11 +510,11 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
-    """Restore an optimizer's memory, with the options (learning rate, decay, ...) of this run's
+    """Restore an optimizer's state, but with the options (learning rate, decay, ...) of this run's
     configuration.
 
     Raises:
-        VolumenError: it was another optimizer, or one over other parameters.
+        VolumenError: the state belongs to another optimizer, or to one over other parameters.
     """
     fresh = optimizer.state_dict()
     if _layout(saved) != _layout(fresh):
@@ -524,10 +527,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 
 
 def restore_loss(loss: torch.nn.Module, saved: Mapping[str, Any], path: Path) -> None:
-    """Restore what a loss has learned, such as the weights of its targets.
+    """Restore the learned state of a loss, such as the weights of its targets.
 
     Raises:
-        VolumenError: it was another balancing, or one over other targets.
+        VolumenError: the state belongs to another balancing, or to one over other targets.
     """
     try:
         loss.load_state_dict(saved)
@@ -540,5 +543,5 @@ def restore_loss(loss: torch.nn.Module, saved: Mapping[str, Any], path: Path) ->
 
 
 def _layout(state: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
-    """The number of parameters and the names of the options in each group."""
+    """Return the number of parameters and the names of the options of each parameter group."""
     return [(len(group["params"]), sorted(group)) for group in state["param_groups"]]

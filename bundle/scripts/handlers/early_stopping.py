@@ -1,4 +1,4 @@
-"""Stop when the key metric no longer gets better."""
+"""Stops the training when the key metric no longer improves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping:
-    """End training after `patience` validations without a better key metric. It must stand after `Validate`.
+    """End training after `patience` validations without a better key metric. It must follow `Validate` in the list.
 
     Args:
         key_metric: the metric.
-        patience: validations to wait; None never stops.
+        patience: number of validations without improvement before training stops; None never stops.
     """
 
     def __init__(self, key_metric: KeyMetric | None = None, patience: int | None = None) -> None:
@@ -32,7 +32,7 @@ class EarlyStopping:
         self._engine: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Look at the metric when an epoch of the trainer ends."""
+        """Check the metric when an epoch of the trainer ends."""
         if self.patience is None:
             return
         self._engine = engine
@@ -62,7 +62,7 @@ class EarlyStopping:
         return self.patience is not None and self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and the validations since."""
+        """Return the best value and the number of validations since then."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

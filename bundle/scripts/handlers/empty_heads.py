@@ -1,4 +1,4 @@
-"""Heads that validation has nothing to compare with."""
+"""Warns of heads for which the validation data have no valid voxel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmptyHeads:
-    """Warn once of every head without a valid voxel in a whole validation, and say why; it then has no scores.
+    """Warn once of every head without a valid voxel in a complete validation, and name the cause; it has no scores.
 
     Args:
         targets: name -> {"source_target": name of the labelled target that it is derived from, or None}.
@@ -27,10 +27,10 @@ class EmptyHeads:
         self.sources = {name: target.get("source_target") for name, target in targets.items()}
         self.blocks = blocks
         self._valid: dict[str, torch.Tensor] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
-        """Look at the masks of every batch of the evaluator."""
+        """Check the masks of every batch of the evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._warn)
@@ -44,15 +44,15 @@ class EmptyHeads:
         for name in self.sources:
             mask = labels.get(f"{name}_mask")
             if mask is not None:
-                # Stays on the device, where asking would wait.
+                # The result stays on the device, because copying it to the host would wait for the device.
                 found = mask.any()
                 self._valid[name] = self._valid[name] | found if name in self._valid else found
 
     def _warn(self, engine: Engine) -> None:
         counted = distributed.sum_over_ranks({name: float(value) for name, value in self._valid.items()})
         for name, ranks in counted.items():
-            if not ranks and name not in self._told:
-                self._told.add(name)
+            if not ranks and name not in self._warned:
+                self._warned.add(name)
                 logger.warning(
                     "validation: %s has no valid voxel, so it has no scores: %s",
                     name,

@@ -1,4 +1,4 @@
-"""What must be told that an epoch begins, and the schedule that steps when it ends."""
+"""Notifies samplers, data sets and losses when an epoch begins, and steps the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class EpochStart:
-    """Tell samplers, data sets and losses which epoch begins.
+    """Notify samplers, data sets and losses which epoch begins.
 
     They count epochs from 0. When a run resumes in the middle of an epoch, the trainer's data loader starts
     after the batches that were already used, without loading them.
 
     Args:
-        sampler: has `set_epoch(epoch)`; None when there is none.
-        others: have it too.
+        sampler: an object with `set_epoch(epoch)`; None when there is none.
+        others: further objects with `set_epoch(epoch)`.
     """
 
     def __init__(self, sampler: Any = None, others: Sequence[Any] = ()) -> None:
@@ -30,7 +30,7 @@ class EpochStart:
         self._shortened = False
 
     def attach(self, engine: Workflow) -> None:
-        """Call at the start of each epoch of the trainer."""
+        """Call this handler at the start of each epoch of the trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Workflow) -> None:
@@ -48,7 +48,7 @@ class EpochStart:
 
 
 def remaining_batches(loader: Iterable[Any], done: int) -> Iterable[Any]:
-    """A data loader like another, that gives an epoch's batches without the first `done`."""
+    """Return a copy of a data loader that yields an epoch's batches without the first `done`."""
     if not isinstance(loader, DataLoader):
         return list(itertools.islice(loader, done, None))
     return DataLoader(
@@ -82,7 +82,7 @@ class StepSchedule:
         self.interval = interval
 
     def attach(self, engine: Workflow) -> None:
-        """Step with the trainer."""
+        """Step when an epoch or an iteration of the trainer completes."""
         event = Events.EPOCH_COMPLETED if self.interval == "epoch" else Events.ITERATION_COMPLETED
         engine.add_event_handler(event, self)
         engine.add_event_handler(Events.STARTED, self._fit)

@@ -1,4 +1,4 @@
-"""Errors from a data loader's workers, told as what happened rather than as a traceback in a message."""
+"""Turns errors from a data loader's workers into one-line messages without the worker's traceback."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _DIED = ("DataLoader worker", "exited unexpectedly", "is killed by signal")
 
 
 def explain(error: BaseException) -> BaseException:
-    """The error that a person should see in place of one that a data loader raised.
+    """Return the error to show to the user in place of one that a data loader raised.
 
-    A worker's exception arrives with its traceback inside its message, and a worker that dies as a
+    A worker's exception arrives with its traceback inside its message, and a worker that died arrives as a
     `RuntimeError`.
 
     Args:
         error: any exception.
 
     Returns:
-        A one-line `VolumenError` for a worker's mistake in the input, failed reading or death; else the same
+        A one-line `VolumenError` for wrong input, failed reading or the death of a worker; otherwise the same
         exception.
     """
     text = str(error)

@@ -1,4 +1,4 @@
-"""The last and the best epoch, scored on everything when training ends."""
+"""Scores the last and the best epoch on the whole validation part when training ends."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ FILE = "scores.json"
 
 
 class FinalScores:
-    """Score the last and the best epoch on the whole validation part, where every epoch was scored on a draw of it.
+    """Score the last and the best epoch on the whole validation part; each epoch was scored on a random subset of it.
 
-    The scores go to the log and to `<model_name>_scores.json`: by epoch, what was scored and every metric. Weights,
-    checkpoints and the choice of the best epoch stay as they are.
+    The scores go to the log and to `<model_name>_scores.json`: for each epoch, what was scored and every metric.
+    Weights, checkpoints and the choice of the best epoch do not change.
 
     Args:
         directory: the run's folder.
         network: the network, wrapped or not.
         validator: the evaluator.
         blocks: its data set.
-        checkpointer: knows the best epoch, and which of its metrics decides.
+        checkpointer: holds the best epoch and the metric that decides it.
     """
 
     def __init__(
@@ -56,25 +56,25 @@ class FinalScores:
         self.blocks, self.checkpointer = blocks, checkpointer
 
     def attach(self, engine: Workflow) -> None:
-        """Score when the trainer has ended; a signal before that leaves it to the resumed run."""
+        """Score when the trainer has ended; after a signal before that, the resumed run does it."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _forget(self, engine: Engine) -> None:
-        """Remove the scores of epochs that training is about to leave behind."""
+        """Delete the file of scores, because further training makes it outdated."""
         if distributed.is_main():
             self.directory.file(FILE).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
-        """Score what is not scored yet."""
+        """Score the epochs that have no scores yet."""
         if not self.blocks.is_drawn or not engine.state.epoch:
             return
         last = engine.state.epoch
         best = int(self.checkpointer.ranking[0][1]) if self.checkpointer.ranking else last
-        # All processes must agree on what is still to be scored, and need not see the first one's disk.
-        known = distributed.broadcast(read_scores(self.directory.path) if distributed.is_main() else None)
+        # All processes must agree on which epochs remain to be scored, and may not see the first one's disk.
+        scored = distributed.broadcast(read_scores(self.directory.path) if distributed.is_main() else None)
         rows = {
-            epoch: known.get(epoch) or self._score(engine, epoch, last)
+            epoch: scored.get(epoch) or self._score(engine, epoch, last)
             for epoch in dict.fromkeys((best, last))
         }
         if not distributed.is_main():
@@ -92,7 +92,7 @@ class FinalScores:
         self._compare(engine, rows, best, last)
 
     def _compare(self, engine: Engine, rows: Mapping[int, Mapping[str, Any]], best: int, last: int) -> None:
-        """Say so where the last epoch turns out to be better than the one that the draw called best."""
+        """Log it if the last epoch scores better than the epoch that the random subset called best."""
         metric = self.checkpointer.key_metric
         name = metric.resolve(engine)
         values = [rows[epoch]["metrics"].get(name.removeprefix(PREFIX)) for epoch in (best, last)]
@@ -115,7 +115,7 @@ class FinalScores:
 
     @contextmanager
     def _weights(self, engine: Engine, epoch: int | None) -> Iterator[None]:
-        """Have the weights of an epoch's checkpoint in the network meanwhile; None: those that are there."""
+        """Load the weights of an epoch's checkpoint into the network for a `with` block; None leaves the weights."""
         if epoch is None:
             yield
             return
@@ -134,13 +134,13 @@ class FinalScores:
                 average.load_state_dict(own_average)
 
     def _best(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Return the weights of the best epoch, and the state of their average where there is one."""
+        """Return the weights of the best epoch, and the state of their average or None."""
         content = load_checkpoint(self.directory.file("best.pth"))
         return content["model"], content["handlers"].get(AVERAGE)
 
     @contextmanager
     def _all_blocks(self) -> Iterator[None]:
-        """Have the evaluator run over all blocks meanwhile, and forget afterwards that it did."""
+        """Let the evaluator run over all blocks within a `with` block, and restore its state afterwards."""
         state, loader = self.validator.state, cast(Sized, self.validator.data_loader)
         before = state.epoch_length, state.best_metric, state.best_metric_epoch
         self.blocks.final = True
@@ -155,7 +155,7 @@ class FinalScores:
 
 
 def read_scores(run_folder: Path) -> dict[int, dict[str, Any]]:
-    """Return what `FinalScores` found in a run's folder, by epoch; nothing where there is no such file."""
+    """Return the scores that `FinalScores` wrote into a run's folder, by epoch; empty without such a file."""
     for path in run_folder.glob(f"*_{FILE}"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

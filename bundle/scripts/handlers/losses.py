@@ -1,4 +1,4 @@
-"""Averages of losses over an epoch, for training and validation."""
+"""Averages the losses over an epoch, for training and validation."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class LossAverages:
-    """Mean over an epoch of the total loss, each target's and each single loss, into `engine.state.metrics`.
+    """Average the total loss, each target's loss and each single loss over an epoch, into `engine.state.metrics`.
 
-    The keys are "loss", "loss/<target>" and "loss/<target>/<LossName>", the weights the batch sizes, in validation the
-    blocks that a batch stands for. Steps whose loss is not finite are left out. A component that is absent from a
-    batch, as of a target without a valid voxel, does not count there, and one absent from all has no value. With
-    several processes the mean is over all of them. The trainer's also averages "gradient_norm" over its
-    optimizer steps, and warns once of a target of which no voxel counted in a whole epoch: its head learns nothing.
+    The keys are "loss", "loss/<target>" and "loss/<target>/<LossName>". The weights are the batch sizes; in validation
+    they are the number of blocks that a batch represents. Steps whose loss is not finite are left out. A component
+    that is absent from a batch, for example of a target without a valid voxel, does not count in that batch; one that
+    is absent from all batches has no value. With several processes the mean is over all of them. The trainer's
+    instance also averages "gradient_norm" over the optimizer steps, and warns once of a target of which no voxel
+    counted in a complete epoch: its head learns nothing.
 
     Args:
-        save_as: the name under which an unfinished epoch's sums are kept in checkpoints; None (for the
-            evaluator) keeps none.
+        save_as: the name under which checkpoints store an unfinished epoch's sums; None (for the
+            evaluator) stores none.
     """
 
     def __init__(self, save_as: str | None = None) -> None:
@@ -38,11 +39,11 @@ class LossAverages:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
         self._counted: dict[str, torch.Tensor | bool] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._averaged: set[str] = set()
 
     def attach(self, engine: Workflow) -> None:
-        """Add after each iteration of a trainer or evaluator, average when its epoch ends."""
+        """Add the losses after each iteration of a trainer or evaluator, and average them when its epoch ends."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
@@ -62,17 +63,17 @@ class LossAverages:
             self._count("gradient_norm", norm, 1)
 
     def _notice(self, labels: Mapping[str, torch.Tensor]) -> None:
-        """Remember which targets had a voxel that counts; stays on the device, where asking would wait."""
+        """Record which targets had a voxel that counts; the result stays on the device to avoid waiting for it."""
         for name in labels:
             mask = labels.get(mask_key(name))
             if mask is not None:
                 self._counted[name] = self._counted.get(name, False) | mask.any()
 
-    def _warn_of_untaught(self, engine: Workflow) -> None:
+    def _warn_of_targets_without_voxels(self, engine: Workflow) -> None:
         counted = distributed.sum_over_ranks({name: float(value) for name, value in self._counted.items()})
         for name, ranks in counted.items():
-            if not ranks and name not in self._told:
-                self._told.add(name)
+            if not ranks and name not in self._warned:
+                self._warned.add(name)
                 logger.warning(
                     "epoch %d: no voxel of target %s counted, so its head learned nothing: check its labels, masks/, "
                     "ignore_label and compute_loss_on_labeled_only",
@@ -90,25 +91,25 @@ class LossAverages:
             engine.state.metrics.pop(name, None)
         self._averaged = set(sums)
         engine.state.metrics.update({name: sums[name] / counts[name] for name in sums})
-        self._warn_of_untaught(engine)
+        self._warn_of_targets_without_voxels(engine)
 
     def _clear(self, engine: Workflow) -> None:
-        # Not at the epoch's end: a signal during validation saves the epoch as it stands before that.
+        # This is not done at the epoch's end: a signal during validation saves the epoch's sums as they are.
         if between_epochs(engine):
             self._sums, self._counts, self._counted = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums and counts of the epoch so far."""
+        """Return the sums and counts of the epoch so far."""
         counted = {name: bool(value) for name, value in self._counted.items()}
         return {"sums": dict(self._sums), "counts": dict(self._counts), "counted": counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Continue with the sums of a checkpoint."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
         self._counted = dict(state.get("counted", {}))
 
     def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The sums and counts of several processes in one."""
+        """Add the sums and counts of several processes."""
         together: dict[str, Any] = {"sums": {}, "counts": {}, "counted": {}}
         for state in states:
             for part, values in together.items():
@@ -118,7 +119,7 @@ class LossAverages:
 
 
 def _weight(engine: Workflow) -> float:
-    """Return how much the engine's batch counts: its samples, or the blocks that they stand for."""
+    """Return the weight of the engine's batch: its number of samples, or of the blocks that they represent."""
     batch = engine.state.batch
     if isinstance(batch, Mapping) and BLOCK_WEIGHT in batch:
         return float(batch[BLOCK_WEIGHT].sum())

@@ -1,4 +1,4 @@
-"""The number by which epochs are compared."""
+"""Names the metric by which epochs are compared, and whether larger or smaller values are better."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from volumen.metrics.target_metrics import ALL_METRICS, smaller_is_better
+from volumen.metrics.score_names import is_score, smaller_is_better
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -16,16 +16,16 @@ SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "hd95", "hausdorff", "distan
 
 
 class KeyMetric:
-    """A metric's name and which way is better.
+    """The name of a metric and the direction in which it improves.
 
     Args:
-        name: as in `metrics.csv`, e.g. "val/membrane/dice"; None is `default`.
-        mode: "max", "min", or "auto" to tell from the name.
-        default: None is the evaluator's own key metric, or "val/loss" where it has none.
-        names: every metric that validation can measure, without "val/"; None where that is not known beforehand.
+        name: a column of `metrics.csv`, e.g. "val/membrane/dice"; None uses `default`.
+        mode: "max", "min", or "auto" to decide from the name.
+        default: None is the evaluator's own key metric, or "val/loss" if it has none.
+        names: every metric that validation can measure, without "val/"; None if they are not known in advance.
 
     Raises:
-        VolumenError: there is no such metric.
+        VolumenError: the metric does not exist.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class KeyMetric:
             raise VolumenError("tr_config.key_metric_mode", expected="auto, max or min", found=repr(mode))
         self.name = name or default
         self.mode = mode
-        self._known = None if names is None else [f"val/{known}" for known in names]
+        self._known = None if names is None else [f"val/{metric}" for metric in names]
         if name is not None and self._known is not None and name not in self._known:
             raise VolumenError(
                 "tr_config.key_metric",
@@ -50,10 +50,10 @@ class KeyMetric:
             )
 
     def value(self, engine: Any) -> float | None:
-        """This epoch's value from the trainer's `state.metrics`; None where it was not measured or is NaN.
+        """Return this epoch's value from the trainer's `state.metrics`; None if it was not measured or is NaN.
 
         Raises:
-            VolumenError: the epoch was validated, and there is no such metric, which was not known beforehand.
+            VolumenError: the epoch was validated, `names` is None, and the metric does not exist.
         """
         name, measured = self.resolve(engine), engine.state.metrics
         value = measured.get(name)
@@ -64,7 +64,7 @@ class KeyMetric:
         return None if math.isnan(value) else value
 
     def _check_is_measured(self, name: str, measured: Mapping[str, Any]) -> None:
-        """Refuse a name that validation does not measure, at the first validation rather than never."""
+        """Raise at the first validation if validation does not measure a metric of this name."""
         if self._known is not None:
             return  # it exists, and was undefined this time
         validated = sorted(other for other in measured if other.startswith("val/"))
@@ -74,20 +74,20 @@ class KeyMetric:
             )
 
     def resolve(self, engine: Any) -> str:
-        """The metric's name; the evaluator's when none was given."""
+        """Return the metric's name; the evaluator's key metric when no name was given."""
         return self.name or getattr(engine.state, "key_metric", None) or "val/loss"
 
     def better(self, new: float, old: float, engine: Any) -> bool:
-        """Whether one value is better than another."""
+        """Return whether the value `new` is better than `old`."""
         return new < old if self.smaller_is_better(engine) else new > old
 
     def smaller_is_better(self, engine: Any) -> bool:
-        """Which way is better."""
+        """Return whether smaller values of the metric are better."""
         if self.mode != "auto":
             return self.mode == "min"
-        # A target's or class's own name says nothing of the metric.
+        # The name of a target or class must not decide the direction of the metric.
         parts = self.resolve(engine).removeprefix("val/").split("/")
-        if len(parts) > 1 and parts[1] in ALL_METRICS:
+        if len(parts) > 1 and is_score(parts[1]):
             return smaller_is_better("/".join(parts))
         words = re.split(r"[^a-z0-9]+", self.resolve(engine).lower())
         return any(word in SMALLER_IS_BETTER for word in words)

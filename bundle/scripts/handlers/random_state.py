@@ -1,4 +1,4 @@
-"""Random numbers that do not depend on how a run was interrupted."""
+"""Seeds and stores the random generators, so that a resumed run draws the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from volumen.utils import distributed
 class SeedIterations:
     """Seed every generator at each iteration from (seed, process, iteration).
 
-    What is drawn in a step (dropout, stochastic depth, a user's own handler) is then the same in a resumed
-    run, whatever the workers, the validation or the making of a data iterator drew in between.
+    A resumed run then draws the same numbers in a step (dropout, stochastic depth, a user's own handler), no matter
+    what the workers, the validation or the construction of a data iterator drew before.
 
     Args:
         seed: the experiment's seed.
@@ -44,7 +44,7 @@ def seed_everything(*key: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all global generators as plain values and tensors."""
+    """Return the states of all global generators as plain values and tensors."""
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
@@ -58,7 +58,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` gave; GPUs only where there are as many."""
+    """Restore the result of `random_state`; GPU states only if their number matches the number of GPUs."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

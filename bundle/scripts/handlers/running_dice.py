@@ -1,4 +1,4 @@
-"""Dice of the training patches: beside the validation's it tells fitting from overfitting."""
+"""Computes the Dice of the training patches, which reveals overfitting when compared with the validation's."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from volumen.utils.sample_keys import mask_key
 
 
 class RunningDice(Metric):
-    """Mean over labelled targets of the Dice of an epoch's patches, each class's voxels of all patches pooled.
+    """Mean over labelled targets of the Dice of an epoch's patches; each class's voxels of all patches are pooled.
 
-    Patches are augmented and drawn by the sampler, and the network changes meanwhile, so the number lags behind the
-    validation's and is no measure of quality. Classes neither present nor found do not count; with none the value is
-    NaN. It needs `decisions` in the engine's output, as `DecideLabelsd` leaves them. Counts stay on the device.
+    Patches are augmented and drawn by the sampler, and the network changes during the epoch, so the number lags behind
+    the validation's and is no measure of quality. Classes that are neither present nor predicted do not count; if no
+    class counts, the value is NaN. The engine's output must hold `decisions` from `DecideLabelsd`. Counts stay on the
+    device.
 
     Args:
         kinds: target to kind.
-        save_as: the name under which an unfinished epoch's counts are kept in checkpoints.
+        save_as: the name under which checkpoints store an unfinished epoch's counts.
     """
 
-    # Ignite sums tensors named here over processes; ours are dictionaries and go their own way.
+    # Ignite sums the tensors named here over processes; our dictionaries are summed in `_summed`.
     _state_dict_all_req_keys: tuple[str, ...] = ()
 
     def __init__(self, kinds: Mapping[str, str], save_as: str = "train_dice") -> None:
@@ -47,12 +48,12 @@ class RunningDice(Metric):
         register_state(engine, self.save_as, self)
 
     def _begin(self, engine: Engine) -> None:
-        # An epoch that is resumed in its middle goes on with its counts.
+        # An epoch that is resumed in its middle continues with its counts.
         if between_epochs(engine):
             self.reset()
 
     def reset(self) -> None:
-        """Forget all patches."""
+        """Clear the counts."""
         self._counts = {}
 
     def update(self, output: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> None:
@@ -61,8 +62,8 @@ class RunningDice(Metric):
         for name, found in decisions.items():
             if name not in self.kinds or name not in labels:
                 continue
-            known = labels.get(mask_key(name))
-            counts = label_counts(found, labels[name], known, self.kinds[name])
+            valid = labels.get(mask_key(name))
+            counts = label_counts(found, labels[name], valid, self.kinds[name])
             self._counts[name] = _widened(self._counts.get(name), counts)
 
     def compute(self) -> float:
@@ -81,15 +82,15 @@ class RunningDice(Metric):
         engine.state.metrics[name] = self.compute()
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """The counts of the epoch so far."""
+        """Return the counts of the epoch so far."""
         return {name: counts.cpu() for name, counts in self._counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the counts of a checkpoint."""
+        """Continue with the counts of a checkpoint."""
         self._counts = dict(state)
 
     def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The counts of several processes in one."""
+        """Add the counts of several processes."""
         together: dict[str, Any] = {}
         for state in states:
             for name, counts in state.items():
@@ -110,13 +111,13 @@ class RunningDice(Metric):
         return {name: _table(entries) for name, entries in summed.items()}
 
 
-def label_counts(found: Tensor, truth: Tensor, known: Tensor | None, kind: str) -> Tensor:
-    """Count voxels found and true, found, and true.
+def label_counts(found: Tensor, truth: Tensor, valid: Tensor | None, kind: str) -> Tensor:
+    """Count, for each class, the voxels that are both predicted and true, predicted, and true.
 
     Args:
-        found: what `decide` gives.
+        found: the result of `decide`.
         truth: class indices (B, 1, *space), or 0 and 1 (B, C, *space).
-        known: bool (B, 1, *space), or None for all.
+        valid: bool (B, 1, *space), the valid voxels, or None for all.
         kind: binary, multiclass or multilabel.
 
     Returns:
@@ -124,28 +125,28 @@ def label_counts(found: Tensor, truth: Tensor, known: Tensor | None, kind: str) 
     """
     if kind != "multiclass":
         true = truth > 0
-        if known is not None:
-            found, true = found & (known > 0), true & (known > 0)
+        if valid is not None:
+            found, true = found & (valid > 0), true & (valid > 0)
         axes = (0, *range(2, found.ndim))
         return torch.stack([(found & true).sum(axes), found.sum(axes), true.sum(axes)], dim=1)
     classes = int(torch.maximum(found.max(), truth.max())) + 1
     pairs = truth.long() * classes + found.long()
-    if known is not None:
-        pairs = torch.where(known > 0, pairs, classes * classes)
+    if valid is not None:
+        pairs = torch.where(valid > 0, pairs, classes * classes)
     table = torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[: classes * classes]
     table = table.reshape(classes, classes)
     return torch.stack([table.diagonal(), table.sum(0), table.sum(1)], dim=1)[1:]
 
 
 def dice(counts: Tensor) -> float:
-    """Return the mean Dice over the classes that are found or true; NaN where there is none."""
+    """Return the mean Dice over the classes that are predicted or true; NaN if there is none."""
     both, found, true = counts.double().unbind(dim=1)
     values = (2 * both / (found + true))[found + true > 0]
     return float(values.mean()) if len(values) else math.nan
 
 
 def _widened(total: Tensor | None, counts: Tensor) -> Tensor:
-    """Add counts of as many classes as either has."""
+    """Add two tables of counts that may have different numbers of classes."""
     if total is None:
         return counts
     total = total.to(counts.device)

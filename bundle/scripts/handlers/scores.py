@@ -1,4 +1,4 @@
-"""The metrics of every target as the evaluator's key metric."""
+"""Computes the metrics of every target and the evaluator's key metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ignite.metrics import Metric
 from monai.utils.enums import CommonKeys as Keys
 
 from volumen.data.sampling.regions import BLOCK_WEIGHT
-from volumen.metrics.target_metrics import CHEAP_METRICS, REGION_METRICS, build_metrics
+from volumen.metrics.score_names import LABELS, checked_names, names_of
+from volumen.metrics.target_metrics import CHEAP_METRICS, build_metrics
 from volumen.metrics.whole_regions import WholeRegions
 from volumen.transforms.decide import DECISIONS, DecideLabelsd
 from volumen.utils import distributed
@@ -22,21 +23,21 @@ from volumen.utils.sample_keys import mask_key
 class TargetScores(Metric):
     """Dice and IoU of labels, angles of directions, absolute errors of values, per target and class.
 
-    The engine's output needs `pred` and `label` as `EvaluateStep` leaves them, its batch `volume_name`:
-    blocks of a volume count as parts of one case, each as many times as its `block_weight` says. Labels are scored as
-    `decisions` in the output says, which is made of `pred` where no `DecideLabelsd` left it. Its own value, the key
-    metric, is the mean Dice over the labelled targets, or NaN where none is labelled; all others go to
-    `engine.state.metrics` by their names.
+    The engine's output needs `pred` and `label` from `EvaluateStep`, its batch `volume_name`. Blocks of a volume count
+    as parts of one case, each as many times as its `block_weight`. Labels are scored from `decisions` in the output;
+    if no `DecideLabelsd` wrote them, they are computed from `pred`. The metric's own value, the key metric, is the
+    mean Dice over the labelled targets, or NaN if no target is labelled; all other metrics go to
+    `engine.state.metrics` under their names.
 
     Args:
         targets: name -> {"kind", "out_channels", "classes"}, as `build_metrics` takes them.
-        spacing: voxel size in spatial order.
-        names: of metrics besides those that cost one pass over the arrays: "surface_dice", "hd95", "cldice". They are
-            measured on whole validation regions, whose labels are kept until the end of the validation.
+        spacing: voxel size in spatial order of volumes whose batches do not say theirs.
+        names: of metrics besides those that cost one pass over the arrays, such as "hd95", "b1_error" or "voi_merge".
+            They are measured on whole validation regions, whose labels are stored until the end of the validation.
         tolerance: of the surface Dice in units of the spacing; None: one voxel.
     """
 
-    # Ignite sums tensors named here over processes; ours are dictionaries and go their own way.
+    # Ignite sums the tensors named here over processes; our dictionaries are gathered in `compute`.
     _state_dict_all_req_keys: tuple[str, ...] = ()
 
     def __init__(
@@ -49,13 +50,14 @@ class TargetScores(Metric):
         self._kinds = {name: str(target["kind"]) for name, target in targets.items()}
         self._decide = DecideLabelsd(self._kinds)
         self._scores = build_metrics(targets, spacing, names=CHEAP_METRICS)
-        wanted = [name for name in names or () if name in REGION_METRICS]
+        given = checked_names(names or (), "tr_config.validation_metrics")
+        wanted = [name for name in given if name not in names_of(LABELS, pieces=True)]
         self._regions = WholeRegions(targets, spacing, wanted, tolerance) if wanted else None
         self.values: dict[str, float] = {}
         super().__init__()
 
     def reset(self) -> None:
-        """Forget all cases."""
+        """Clear all cases."""
         self._scores.reset()
         if self._regions is not None:
             self._regions.reset()
@@ -66,7 +68,7 @@ class TargetScores(Metric):
         self._scores.update(predictions, labels, masks, cases=volumes, weights=weights)
 
     def compute(self) -> float:
-        """Return the mean Dice; leaves all values in `values`."""
+        """Return the mean Dice and store all values in `values`."""
         if distributed.is_distributed():
             states: list[Any] = [None] * distributed.world_size()
             dist.all_gather_object(states, self._scores.state())
@@ -75,13 +77,13 @@ class TargetScores(Metric):
                 self._scores.merge(state)
         self.values = self._scores.compute()
         if self._regions is not None:
-            self._share_regions(self._regions)
+            self._gather_regions(self._regions)
             self.values.update(self._regions.compute())
         return self.values.get("mean_dice", math.nan)
 
     @staticmethod
-    def _share_regions(regions: WholeRegions) -> None:
-        """Give every process the blocks of all."""
+    def _gather_regions(regions: WholeRegions) -> None:
+        """Send the blocks of all processes to every process."""
         if not distributed.is_distributed():
             return
         states: list[Any] = [None] * distributed.world_size()
@@ -91,7 +93,7 @@ class TargetScores(Metric):
             regions.merge(state)
 
     def running(self) -> dict[str, float]:
-        """Every metric over the blocks so far, of this process alone."""
+        """Return every metric over the blocks so far, of this process alone."""
         return self._scores.compute()
 
     def iteration_completed(self, engine: Engine, *_: Any) -> None:
@@ -111,16 +113,16 @@ class TargetScores(Metric):
             )
         )
         if self._regions is not None:
-            self._keep(self._regions, decisions, labels, batch)
+            self._store_labels(self._regions, decisions, labels, batch)
 
     @staticmethod
-    def _keep(
+    def _store_labels(
         regions: WholeRegions,
         decisions: Mapping[str, Any],
         labels: Mapping[str, Any],
         batch: Mapping[str, Any],
     ) -> None:
-        """Keep the decided labels of a batch's blocks."""
+        """Store the decided labels of a batch's blocks."""
         for name in regions.targets:
             if name not in decisions or name not in labels:
                 continue
@@ -133,6 +135,7 @@ class TargetScores(Metric):
                     decisions[name][i].cpu().numpy(),
                     labels[name][i].cpu().numpy(),
                     None if mask is None else mask[i, 0].cpu().numpy(),
+                    [float(side[i]) for side in batch["spacing"]] if "spacing" in batch else None,
                 )
 
     def completed(self, engine: Engine, name: str, *_: Any) -> None:

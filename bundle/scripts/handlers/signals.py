@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave; a second one leaves at once."""
+"""Handles Ctrl-C and SIGTERM: the first finishes the step, saves and exits; a second one exits at once."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: Seconds in which a second signal is the first one's echo: torchrun hands on a terminal's Ctrl-C, which its processes
-#: get from the terminal too.
+#: Seconds within which a second signal counts as a copy of the first: torchrun forwards a terminal's Ctrl-C, which its
+#: processes also receive from the terminal.
 ECHO = 1.0
 
-#: Seconds that a data loader's worker lives on after SIGTERM, at most; it ends earlier when its trainer does.
+#: Maximum seconds that a data loader's worker lives after SIGTERM; it ends earlier when its trainer ends.
 WORKER_GRACE = 60.0
 _LOOK = 0.5
 
@@ -36,17 +36,17 @@ _LOOK = 0.5
 class StopOnSignal:
     """Save and exit with 130 (Ctrl-C) or 143 (SIGTERM) at the first signal.
 
-    The step under way is finished, and with gradient accumulation its group, so that what is saved is a state
-    between two optimizer steps. A signal while the trainer waits for data saves at once, one during
-    validation leaves the rest of the validation to the resumed run. The second signal exits at once;
-    checkpoints are atomic, so it harms none.
+    The current step is finished, and with gradient accumulation its group, so that the saved state lies
+    between two optimizer steps. A signal while the trainer waits for data saves at once; after one during
+    validation the resumed run does the rest of the validation. The second signal exits at once; it damages no
+    checkpoint, since checkpoints are written atomically.
 
-    The workers of the data loaders, which get a terminal's Ctrl-C too, are kept from ending before the
+    The workers of the data loaders, which receive a terminal's Ctrl-C too, do not end before the
     trainer.
 
     Args:
-        checkpointer: saves.
-        validator: the evaluator, to be left when a signal comes during validation.
+        checkpointer: saves the state.
+        validator: the evaluator, which stops when a signal comes during validation.
     """
 
     def __init__(self, checkpointer: Checkpointer, validator: Workflow | None = None) -> None:
@@ -60,11 +60,11 @@ class StopOnSignal:
         self._save_at_end = False
         self._common = 0
         self._received_at = 0.0
-        # In memory that the workers share: whether the trainer needs them no more.
+        # Shared with the workers: whether the trainer no longer needs them.
         self._finished = multiprocessing.RawValue("b", 0)
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Listen while the trainer runs."""
+        """Handle signals while the trainer runs."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._wait)
         engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._work)
@@ -136,15 +136,15 @@ class StopOnSignal:
         self._common = distributed.smallest(engine.state.epoch_length or 0, engine.state.device)
 
     def _validating(self, engine: Workflow) -> None:
-        # Processes need not validate equally many batches: they ask each other while all of them have one.
+        # Processes may validate different numbers of batches, so they agree only while all of them have one.
         if engine.state.iteration <= self._common and self._agreed():
             assert self.received is not None
-            # Saved when the trainer hears of it: until then the network may hold averaged weights.
+            # The trainer saves when it receives the exit: until then the network may hold averaged weights.
             self._save_at_end = True
             raise SystemExit(128 + self.received)
 
     def _agreed(self) -> bool:
-        """Whether to stop here: all processes at the same step."""
+        """Return whether to stop here; the result is the same in all processes at the same step."""
         assert self._trainer is not None
         stop = distributed.any_rank(self.received is not None, self._trainer.state.device)
         if stop and self.received is None:
@@ -170,28 +170,28 @@ class StopOnSignal:
         path = self.checkpointer.save_interrupted(engine)
         if path is not None:
             logger.warning("saved %s; go on with --resume", path)
-        # Where one process ends, the launcher ends the others, also one that is still saving.
+        # When one process ends, the launcher ends the others, even one that is still saving.
         distributed.barrier()
 
 
 def protect_workers(loader: Any, finished: Any) -> None:
-    """Have a data loader's workers outlive signals that are meant for the trainer.
+    """Let a data loader's workers ignore signals that are meant for the trainer.
 
     Args:
-        loader: changed in place, before it starts its workers; anything but a `DataLoader` is left alone.
-        finished: a shared value that is not 0 once the trainer needs them no more.
+        loader: changed in place, before it starts its workers; anything but a `DataLoader` is not changed.
+        finished: a shared value that is not 0 once the trainer no longer needs the workers.
     """
     if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _StartWorker):
         loader.worker_init_fn = _StartWorker(loader.worker_init_fn, finished)
 
 
 class _StartWorker:
-    """What a worker does first: the loader's own `worker_init_fn`, and what it does at signals.
+    """The first function that a worker runs: it sets signal handlers, then calls the loader's `worker_init_fn`.
 
-    A terminal's Ctrl-C is ignored. SIGTERM is what a cluster sends to every process: the worker lives on while its
-    trainer does, which has to fetch what the last step needs, however slow the machine, and must not take the worker
-    for crashed. When the trainer is done or gone the worker ends at once, and one that hangs, which gets a SIGTERM from
-    its loader too, after `WORKER_GRACE`.
+    The worker ignores a terminal's Ctrl-C. A cluster sends SIGTERM to every process: the worker lives on while its
+    trainer does, because the trainer must fetch the data of its last step, however slow the machine, and must not
+    take the worker for crashed. When the trainer has finished or ended, the worker ends at once. A worker that hangs,
+    which receives a SIGTERM from its loader too, ends after `WORKER_GRACE`.
     """
 
     def __init__(self, then: Callable[[int], None] | None, finished: Any) -> None:

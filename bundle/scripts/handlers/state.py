@@ -1,4 +1,4 @@
-"""How a handler's memory gets into checkpoints: it registers itself on the trainer it is attached to."""
+"""Stores the state of handlers in checkpoints: a handler registers itself on its trainer."""
 
 from __future__ import annotations
 
@@ -10,80 +10,81 @@ from ignite.engine import Engine
 from volumen.utils import distributed
 
 _ATTRIBUTE = "stateful_handlers"
-# Under this key a checkpoint keeps a list: what each of several processes remembered.
+# Under this key a checkpoint stores a list with the state of each process.
 _BY_PROCESS = "by_process"
 
 
 class Stateful(Protocol):
-    """Anything with a memory that a resumed run must have again."""
+    """Any object with a state that a resumed run must restore."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Return plain values and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         ...
 
 
 @runtime_checkable
-class Divided(Stateful, Protocol):
-    """A memory of which each of several processes has its own part, such as sums over its own patches."""
+class PerProcessState(Stateful, Protocol):
+    """A state of which each process holds its own part, such as sums over its own patches."""
 
     def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The state of one process that has several processes' parts."""
+        """Combine the states of several processes into one."""
         ...
 
 
 def between_epochs(engine: Engine) -> bool:
-    """Whether no epoch is under way, so that its memory is to begin anew; a resumed one may be in its middle."""
+    """Return whether the engine is at the start of an epoch, not in the middle of a resumed one."""
     length = engine.state.epoch_length
     return length is None or engine.state.iteration % length == 0
 
 
 def register_state(engine: Engine, name: str, item: Stateful) -> None:
-    """Have an object's state saved in every checkpoint of this trainer and restored on resuming.
+    """Save an object's state in every checkpoint of this trainer and restore it on resuming.
 
     Args:
         engine: the trainer.
         name: the key in the checkpoint; the same in every run.
-        item: what has the state.
+        item: the object with the state.
 
     Raises:
         ValueError: the name is taken by another object.
     """
-    known = registered_state(engine)
-    if known.get(name, item) is not item:
+    registered = registered_state(engine)
+    if registered.get(name, item) is not item:
         raise ValueError(f"two handlers want to save their state as {name!r}")
-    known[name] = item
+    registered[name] = item
 
 
 def registered_state(engine: Engine) -> dict[str, Stateful]:
-    """All that is registered, by name."""
+    """Return all registered objects by name."""
     if not hasattr(engine, _ATTRIBUTE):
         setattr(engine, _ATTRIBUTE, {})
     return getattr(engine, _ATTRIBUTE)
 
 
 def saved_states(engine: Engine) -> dict[str, dict[str, Any]]:
-    """The state of all that is registered, as checkpoints keep it. Every process must ask at the same time."""
+    """Return the states of all registered objects for a checkpoint. Every process must call it at the same time."""
     states = {}
     for name, item in registered_state(engine).items():
         states[name] = item.state_dict()
-        if isinstance(item, Divided) and distributed.is_distributed():
+        if isinstance(item, PerProcessState) and distributed.is_distributed():
             states[name] = {_BY_PROCESS: distributed.gather(states[name])}
     return states
 
 
 def restore_states(engine: Engine, saved: Mapping[str, dict[str, Any]]) -> None:
-    """Give all that is registered the state that a checkpoint has of it, or of each process its own.
+    """Restore all registered objects from a checkpoint; a state with a part per process goes to the processes.
 
-    A checkpoint of more processes than there are now is divided among them; of fewer, some begin with nothing.
+    If the checkpoint has more parts than there are processes, a process combines several; if it has fewer, some
+    processes start without a state.
     """
     for name, item in registered_state(engine).items():
         if name not in saved:
             continue
-        if not isinstance(item, Divided):
+        if not isinstance(item, PerProcessState):
             item.load_state_dict(saved[name])
             continue
         # Without a list it is the state of a single process, or of the first one alone in an older file.

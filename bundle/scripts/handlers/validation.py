@@ -1,4 +1,4 @@
-"""Validation every few epochs, its results handed to the trainer."""
+"""Validates every few epochs and copies the results to the trainer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from monai.handlers import ValidationHandler
 
 from volumen.handlers.state import register_state
 from volumen.networks.placement import unwrap
-from volumen.utils.distributed import share_buffers
+from volumen.utils.distributed import broadcast_buffers
 
 PREFIX = "val/"
 KEY_METRIC = "key_metric"
 FINAL = "scores_final_epochs"
-"""The evaluator's state has this attribute, and it is true, while the last and the best epoch are scored again."""
+"""Name of the evaluator's state attribute that is true while the last and the best epoch are scored again."""
 
 
 class Validate(ValidationHandler):
     """Run an evaluator and put its metrics into the trainer's `state.metrics` under "val/...".
 
-    After an epoch without validation those keys are absent. It must stand before the handlers that read
+    After an epoch without validation those keys are absent. It must precede the handlers that read
     metrics. With several processes each evaluates its own batches with the first one's buffers, and the evaluator's
     handlers reduce what they measure.
 
@@ -43,18 +43,18 @@ class Validate(ValidationHandler):
         engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         register_state(engine, "validation", self)
-        # When the evaluator has started, averaged weights are in place.
-        self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._share_buffers)
+        # Averaged weights are loaded when the evaluator starts, so the buffers are shared after that.
+        self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._broadcast_buffers)
 
-    def _share_buffers(self, evaluator: Engine) -> None:
-        share_buffers(unwrap(self.evaluator.network))  # type: ignore[attr-defined]
+    def _broadcast_buffers(self, evaluator: Engine) -> None:
+        broadcast_buffers(unwrap(self.evaluator.network))  # type: ignore[attr-defined]
 
     def _forget(self, engine: Engine) -> None:
         for name in [name for name in engine.state.metrics if name.startswith(PREFIX)]:
             del engine.state.metrics[name]
 
     def __call__(self, engine: Engine) -> None:
-        """Validate if it is this epoch's turn."""
+        """Validate if this epoch requires it."""
         epoch = engine.state.epoch
         if epoch % self.interval and epoch != engine.state.max_epochs:
             return
@@ -64,7 +64,7 @@ class Validate(ValidationHandler):
         setattr(engine.state, KEY_METRIC, PREFIX + name if name else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluator's best metric."""
+        """Return the evaluator's best metric."""
         state = self.evaluator.state
         return {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
 
@@ -75,11 +75,11 @@ class Validate(ValidationHandler):
 
 
 def run_validator(evaluator: Evaluator, epoch: int) -> dict[str, float]:
-    """Run an evaluator and return what it measured; of an earlier run nothing is left, as it may not be measured now.
+    """Run an evaluator and return its metrics. Metrics of an earlier run are removed first, as they may be absent now.
 
     Args:
         evaluator: runs once over its data.
-        epoch: the trainer's.
+        epoch: the trainer's epoch.
     """
     evaluator.state.metrics.clear()
     evaluator.run(epoch)
@@ -87,7 +87,7 @@ def run_validator(evaluator: Evaluator, epoch: int) -> dict[str, float]:
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of an evaluator that are numbers; one that is NaN was not measured, so it is absent."""
+    """Return the metrics of an evaluator that are numbers; NaN means not measured, so such metrics are left out."""
     found = {name: float(value) for name, value in metrics.items() if _is_number(value)}
     return {name: value for name, value in found.items() if not math.isnan(value)}
 

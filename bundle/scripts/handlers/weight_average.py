@@ -1,4 +1,4 @@
-"""A moving average of the weights, which validates and predicts better than the last weights."""
+"""Averages the weights over the optimizer steps; the average validates and predicts better than the last weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class WeightAverage:
     """Exponential moving average of the network's weights; validation runs with it.
 
     After optimizer step n the average moves by `1 - min(decay, (1 + n) / (10 + n))` towards the weights, so
-    that the first steps, far from anything good, are forgotten (as in TensorFlow's ExponentialMovingAverage).
-    Checkpoints hold it besides the weights that training goes on from.
+    that it quickly forgets the first, poor weights (as in TensorFlow's ExponentialMovingAverage).
+    Checkpoints hold the average in addition to the weights with which training continues.
 
     Args:
         network: the network.
-        decay: between 0 and 1; None averages nothing.
-        validator: the evaluator that shall run with the average.
+        decay: between 0 and 1; None disables the average.
+        validator: the evaluator that runs with the average.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class WeightAverage:
         """Average after each optimizer step of the trainer."""
         if self.decay is None:
             return
-        # When the first epoch starts, the weights to begin with (of another model, perhaps) are loaded.
+        # The initial weights (perhaps of another model) are loaded before the first epoch starts.
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
         register_state(engine, STATE, self)
@@ -88,7 +88,7 @@ class WeightAverage:
         raise error
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the number of steps in it."""
+        """Return the average and the number of steps in it."""
         return {"steps": self.steps, "weights": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

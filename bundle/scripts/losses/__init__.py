@@ -1,1 +1,1 @@
-"""Masked losses and their multi-task sum: tensors in, tensors out."""
+"""Masked losses and their multi-task sum; inputs and outputs are tensors."""

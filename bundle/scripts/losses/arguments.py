@@ -1,4 +1,4 @@
-"""Arguments of losses that people write: their types, and weights per class."""
+"""Checks the arguments of losses in the settings: their types, and weights per class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from volumen.utils.errors import VolumenError
 WEIGHT_KEYS = ("weight", "pos_weight", "channel_weights", "weights")
 """Arguments that hold a weight, or one for each class, channel or eigenvalue."""
 
-# What an annotation asks for, in words.
+# Names of the types in error messages.
 _WORDS = {
     "Sequence[float]": "a list of numbers",
     "float": "a number",
@@ -31,16 +31,16 @@ OLDER_KEYS: dict[str, str] = {
     "mask_channel": "masks come from masks/ and ignore labels, not from a channel of the target",
     "normalization": "the kind of the target decides between sigmoid and softmax",
 }
-"""Arguments of weighted and masked losses of other programs that do not exist here, with what to do instead."""
+"""Arguments of weighted and masked losses of other programs that do not exist here, each with its replacement."""
 
 
 def typed_kwargs(cls: type[nn.Module], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the arguments of one of our own losses, as the types that its constructor names.
+    """Convert the arguments of a loss of this project to the types in its constructor's annotations.
 
     Args:
         cls: a loss of this project.
-        kwargs: what the user gave, of known names.
-        where: configuration key to blame.
+        kwargs: the user's arguments; their names are already checked.
+        where: configuration key to name in errors.
 
     Raises:
         VolumenError: a value is of another type.
@@ -72,11 +72,11 @@ def check_weights(kwargs: Mapping[str, Any], channels: int | None, where: str) -
 
     Args:
         kwargs: the loss's arguments.
-        channels: channels of the prediction, or None where they are not known yet.
-        where: configuration key to blame.
+        channels: channels of the prediction, or None if they are not known yet.
+        where: configuration key to name in errors.
 
     Raises:
-        VolumenError: a weight is negative or no number, all are 0, or their number is another than that of the
+        VolumenError: a weight is negative or not a number, all are 0, or their number differs from that of the
             channels.
     """
     for key in WEIGHT_KEYS:
@@ -93,7 +93,7 @@ def check_weights(kwargs: Mapping[str, Any], channels: int | None, where: str) -
             )
         if key == "weights" or channels is None or not isinstance(given, Sequence):
             continue
-        # MONAI counts the foreground classes alone where the background is left out.
+        # MONAI counts only the foreground classes if the background is excluded.
         due = channels - (kwargs.get("include_background") is False)
         if len(weights) != due and not (key == "pos_weight" and len(weights) == 1):
             raise VolumenError(

@@ -1,4 +1,4 @@
-"""How targets are weighed against each other: fixed, by learned uncertainty, or by their gradients' norm."""
+"""Weights the targets against each other: fixed, by learned uncertainty, or by the norms of their gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FixedBalancing(nn.Module):
     def forward(
         self, values: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total and the factors worth logging.
+        """Return the total and the factors for the log.
 
         Args:
             values: target -> scalar loss.
@@ -44,10 +44,10 @@ class UncertaintyBalancing(nn.Module):
     """Weights by the learned uncertainty of each target, Kendall, Gal and Cipolla 2018.
 
     total = sum of weight * (exp(-s) L + s / 2) for label targets and weight * (exp(-s) L / 2 + s / 2) for
-    regression, s = log sigma^2 a parameter per target. It is least at exp(s) = 2 L, or exp(s) = L for
-    regression: there each target weighs in with the same exp(-s) L, whatever the scale of its loss. Give the
+    regression, s = log sigma^2 a parameter per target. Its minimum is at exp(s) = 2 L, or exp(s) = L for
+    regression: there each target contributes the same exp(-s) L, whatever the scale of its loss. Pass the
     parameters of the loss to the optimizer, without weight decay. A target without a valid voxel in the batch
-    leaves its s alone.
+    does not change its s.
 
     Args:
         kinds: target -> kind.
@@ -70,7 +70,7 @@ class UncertaintyBalancing(nn.Module):
             seen = (
                 global_sum(present[name].to(value.dtype)) > 0 if name in present else torch.ones_like(s) > 0
             )
-            # Ranks hold equal values and equal s, so the average of their gradients is the single one.
+            # All ranks have equal values and equal s, so the average of their gradients equals each of them.
             terms.append(torch.where(seen, term, value))
         return torch.stack(terms).sum(), factors
 
@@ -79,19 +79,19 @@ class GradNormBalancing(nn.Module):
     """Weights that give every target an equal, or rate-adjusted, gradient on shared parameters.
 
     GradNorm, Chen et al. 2018: with g_t = |grad of L_t on the shared parameters| and r_t the target's inverse
-    training rate (L_t / L_t at the start, over the mean of that), the factors f_t should make f_t g_t
-    proportional to r_t^alpha, with mean 1. Chen et al. get there by gradient steps on f; here the solution
-    f_t ~ r_t^alpha / g_t is taken directly, averaged over steps in the log domain with weight `momentum` on
-    the past: no second optimizer, nothing to tune. The factors are buffers, so checkpoints keep them. The
+    training rate (L_t / L_t at the start, divided by its mean), the factors f_t should make f_t g_t
+    proportional to r_t^alpha, with mean 1. Chen et al. reach this by gradient steps on f. Here the solution
+    f_t ~ r_t^alpha / g_t is computed directly and averaged over steps in the log domain, with weight `momentum` on
+    the past: this needs no second optimizer and no tuning. The factors are buffers, so checkpoints store them. The
     user's weights multiply them.
 
-    `set_shared_parameters` must name parameters that every target depends on (the last stage of the shared
-    encoder is the usual choice). Each update costs one partial backward pass per target.
+    `set_shared_parameters` must name parameters that every target depends on (usually the last stage of the shared
+    encoder). Each update costs one partial backward pass per target.
 
     Args:
         kinds: target -> kind.
         weights: target -> the user's weight.
-        alpha: how strongly slow targets are favoured; 0 equalises the gradients.
+        alpha: strength with which slow targets are favoured; 0 equalises the gradients.
         momentum: weight of the past, 0 to 1.
         interval: steps between updates.
     """
@@ -121,7 +121,7 @@ class GradNormBalancing(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def set_shared_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Name the parameters on which the gradients are compared."""
+        """Set the parameters on which the gradients are compared."""
         self._shared = [p for p in parameters if p.requires_grad]
         if not self._shared:
             raise ValueError("gradient-norm balancing needs at least one shared parameter that is trained")
@@ -149,19 +149,19 @@ class GradNormBalancing(nn.Module):
             )
         loss = torch.stack([value.detach() for value in values.values()])
         norm = torch.stack([self._norm(value) for value in values.values()])
-        # A target that is absent or already perfect says nothing about its factor.
-        known = (norm > 0) & torch.isfinite(norm) & (loss > 0)
-        if int(known.sum()) == 0:
+        # A target that is absent or already perfect contains no information about its factor.
+        comparable = (norm > 0) & torch.isfinite(norm) & (loss > 0)
+        if int(comparable.sum()) == 0:
             return
-        self.initial = torch.where(torch.isnan(self.initial) & known, loss, self.initial)
-        rate = torch.where(known, loss / self.initial, torch.ones_like(loss))
-        rate = rate / rate[known].mean()
-        wanted = self.alpha * rate.clamp_min(1e-6).log() - norm.clamp_min(1e-30).log()
-        # Only ratios among the targets of this step are known: keep the level that they have had so far.
-        wanted = wanted - wanted[known].mean() + self.log_factors[known].mean()
+        self.initial = torch.where(torch.isnan(self.initial) & comparable, loss, self.initial)
+        rate = torch.where(comparable, loss / self.initial, torch.ones_like(loss))
+        rate = rate / rate[comparable].mean()
+        proposed = self.alpha * rate.clamp_min(1e-6).log() - norm.clamp_min(1e-30).log()
+        # This step determines only ratios between its targets, so their previous mean level is retained.
+        proposed = proposed - proposed[comparable].mean() + self.log_factors[comparable].mean()
         momentum = 0.0 if int(self.step) == 0 else self.momentum
-        mixed = momentum * self.log_factors + (1 - momentum) * wanted
-        log_factors = torch.where(known, mixed, self.log_factors)
+        mixed = momentum * self.log_factors + (1 - momentum) * proposed
+        log_factors = torch.where(comparable, mixed, self.log_factors)
         self.log_factors = (
             log_factors - torch.logsumexp(log_factors, 0) + torch.log(norm.new_tensor(len(norm)))
         )
@@ -175,7 +175,7 @@ class GradNormBalancing(nn.Module):
             return value.new_zeros(())
         flat = torch.cat(parts)
         if synchronised():
-            # The norm of the averaged gradient, which is what the optimizer will see.
+            # The norm of the averaged gradient is used, because the optimizer receives that gradient.
             dist.all_reduce(flat)
             flat = flat / dist.get_world_size()
         return flat.norm()
@@ -196,7 +196,7 @@ def build_balancing(
     Args:
         name: "fixed", "uncertainty" or "gradnorm".
         kinds: target -> kind.
-        weights: target -> the user's weight, which multiplies whatever the balancing finds.
+        weights: target -> the user's weight, which multiplies the balancing's factor.
         kwargs: further arguments of the balancing.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The two shapes of a loss: one value per voxel, or one value per sample; and what a target may be."""
+"""Base classes of losses: with one value per voxel or one value per sample; and the kinds of targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def encode_target(target: Tensor, kind: str, channels: int, dtype: torch.dtype) 
 
     Args:
         target: (B, 1, *spatial) class indices for kind "multiclass", else (B, C, *spatial).
-        kind: see the contract of `Loss`.
+        kind: see `Loss`.
         channels: C of the prediction.
         dtype: floating type of the result.
 
@@ -38,23 +38,24 @@ def probabilities(logits: Tensor, kind: str) -> Tensor:
 
 
 class Loss(nn.Module):
-    """What every loss here keeps to.
+    """The contract of every loss in this package.
 
     `forward(pred, target, mask=None)` takes logits (B, C, *spatial), a target (B, Ct, *spatial) and a bool
     mask (B, 1, *spatial), and returns a scalar float32 (float64 for a float64 prediction), reduced with
     autocast off. An ignored voxel gets a gradient of exactly zero, a sample without valid voxels changes
-    nothing, and a batch without any gives 0.0.
+    nothing, and a batch without any valid voxel returns 0.0.
 
-    A forward may also name `source_pred` (logits of the source target), `source_mask`, or `scale` (size of a
-    voxel at this level of deep supervision, in voxels of the full resolution); they are passed if it names
+    A forward may also declare `source_pred` (logits of the source target), `source_mask`, or `scale` (size of a
+    voxel at this level of deep supervision, in voxels of the full resolution); they are passed if it declares
     them.
 
     Args:
-        kind: what the target is: "binary" (one logit, target 0/1), "multiclass" (K logits, class index),
+        kind: kind of the target: "binary" (one logit, target 0/1), "multiclass" (K logits, class index),
             "multilabel" (C logits, C binary maps), "distance", "vector" (unit, signed), "axis" (unit, sign
             meaningless), "tensor" (symmetric, upper triangle), "field" (any other regression).
 
     Raises:
+        VolumenError: this loss does not support the kind.
         VolumenError: this loss makes no sense for the kind.
     """
 
@@ -73,7 +74,7 @@ class Loss(nn.Module):
             )
 
     def prepare(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return prediction and target as real tensors of one shape, 0 outside the mask, and the mask."""
+        """Return prediction and target as floating-point tensors of one shape, 0 outside the mask, and the mask."""
         mask = full_mask(mask, pred)
         pred = guard(as_real(pred), mask)
         target = encode_target(guard(target, mask), self.kind, pred.shape[1], pred.dtype)
@@ -86,10 +87,10 @@ class Loss(nn.Module):
 
 
 class ClassLoss(Loss):
-    """A loss of the probability of every class, in which the background may not count.
+    """A loss of the probability of every class; the background can be excluded.
 
     Args:
-        include_background: count class 0 as well; None: no for "multiclass", else yes.
+        include_background: count class 0 as well; None: excluded for "multiclass", included for other kinds.
         kind: "binary", "multilabel" or "multiclass".
     """
 
@@ -105,7 +106,7 @@ class ClassLoss(Loss):
     def prepare(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return probabilities and target of the classes that count, 0 outside the mask, and the mask."""
         pred, target, mask = super().prepare(pred, target, mask)
-        # Guarded once more: an ignored voxel's sigmoid is not 0, and its class index was made one-hot.
+        # Masked again here: an ignored voxel's sigmoid is not 0, and its class index became one-hot.
         prob, target = guard(probabilities(pred, self.kind), mask), guard(target, mask)
         if not self.include_background and prob.shape[1] > 1:
             prob, target = prob[:, 1:], target[:, 1:]
@@ -116,7 +117,7 @@ def direction_groups(x: Tensor) -> Tensor:
     """Return (B, C, *spatial) as (B, C / d, d, *spatial), d spatial dimensions: one vector per group.
 
     Raises:
-        ValueError: C is no multiple of d.
+        ValueError: C is not a multiple of d.
     """
     size = x.dim() - 2
     if x.shape[1] % size:
@@ -127,7 +128,7 @@ def direction_groups(x: Tensor) -> Tensor:
 class VoxelLoss(Loss):
     """Mean over all valid voxels of the batch of one value per voxel.
 
-    For kind "axis" the value is the smaller of the two for target and -target, decided per voxel and vector.
+    For kind "axis" the value is the smaller of those for target and -target, per voxel and vector.
     """
 
     def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class VoxelLoss(Loss):
         raise NotImplementedError
 
     def valid(self, target: Tensor, mask: Tensor) -> Tensor:
-        """Return the mask (B, 1, *spatial), narrowed by what this loss reads in the raw target."""
+        """Return the mask (B, 1, *spatial), reduced by voxels that the raw target marks as ignored."""
         return mask
 
     def weights(self, target: Tensor) -> Tensor | None:
@@ -158,7 +159,7 @@ def smaller_sign(plus: Tensor, minus: Tensor, channels: int) -> Tensor:
     Args:
         plus: loss against the target, per component or per direction.
         minus: loss against its opposite.
-        channels: channels of the prediction, which tell components from directions.
+        channels: channels of the prediction, which distinguish components from directions.
     """
     if plus.shape[1] != channels:
         return torch.minimum(plus, minus)

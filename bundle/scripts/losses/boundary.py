@@ -1,4 +1,4 @@
-"""A loss that weighs errors by how far they are from the true surface."""
+"""A loss that weights errors by their distance from the true surface."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from volumen.losses.masking import full_precision, masked_mean
 
 
 def surface_distance(
-    inside: np.ndarray, known: np.ndarray, spacing: Sequence[float], reach: float
+    inside: np.ndarray, valid: np.ndarray, spacing: Sequence[float], reach: float
 ) -> np.ndarray:
-    """Return the distance of each voxel to the nearest known voxel on the other side, cut at `reach`.
+    """Return the distance of each voxel to the nearest valid voxel on the other side, cut at `reach`.
 
     Args:
         inside: bool, spatial.
-        known: bool; an unknown voxel is on neither side.
+        valid: bool; an invalid voxel is on neither side.
         spacing: voxel size in spatial order.
-        reach: largest value, also where the other side is nowhere known.
+        reach: largest value, also used if no voxel of the other side is valid.
     """
     import edt
 
     distance = np.empty(inside.shape, dtype=np.float32)
     for side in (inside, ~inside):
-        other = known & ~side
-        # edt measures to the nearest zero; without one it measures to the border, which is no surface.
+        other = valid & ~side
+        # edt measures to the nearest zero; without any zero it would measure to the border, which is no surface.
         to_other = edt.edt(~other, anisotropy=tuple(spacing)) if other.any() else np.float32(np.inf)
         distance[side] = np.broadcast_to(to_other, inside.shape)[side]
     return np.minimum(distance, reach)
@@ -38,13 +38,13 @@ class BoundaryLoss(ClassLoss):
     """Mean over valid voxels and classes of |p - t| min(d, reach) / reach, d the distance to the surface.
 
     Kervadec et al. 2019: sum of p * phi with phi the signed distance of the truth. Here the part of phi that
-    p does not touch is added, which leaves the gradient as it is and makes the loss 0 at the truth; and phi
+    does not depend on p is added, which does not change the gradient and makes the loss 0 at the truth; and phi
     is cut and scaled by its reach, so that a patch without the class costs its mean probability. Use it
-    beside an overlap loss. Unknown voxels make no surface. The distance is computed on the CPU at each call,
+    together with an overlap loss. Invalid voxels form no surface. The distance is computed on the CPU at each call,
     with `edt`.
 
     Args:
-        reach: distance beyond which errors weigh the same, in units of `spacing`.
+        reach: distance beyond which all errors have the same weight, in units of `spacing`.
         include_background: count class 0 of a "multiclass" target too.
         spacing: voxel size in spatial order; None is 1.
         kind: "binary", "multilabel" or "multiclass".
@@ -79,9 +79,9 @@ class BoundaryLoss(ClassLoss):
     def _weights(self, target: Tensor, mask: Tensor, scale: Sequence[float] | None) -> Tensor:
         ones = (1.0,) * (target.dim() - 2)
         step = [s * f for s, f in zip(self.spacing or ones, scale or ones, strict=True)]
-        inside, known = (target > 0.5).cpu().numpy(), mask[:, 0].cpu().numpy()
+        inside, valid = (target > 0.5).cpu().numpy(), mask[:, 0].cpu().numpy()
         maps = [
-            [surface_distance(channel, known[i], step, self.reach) for channel in sample]
+            [surface_distance(channel, valid[i], step, self.reach) for channel in sample]
             for i, sample in enumerate(inside)
         ]
         return torch.from_numpy(np.asarray(maps)).to(target) / self.reach

@@ -1,4 +1,4 @@
-"""Cross-entropies, sigmoid and softmax."""
+"""Cross-entropy losses with sigmoid and softmax."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def over_channels(vector: Tensor, like: Tensor) -> Tensor:
 
 
 class BCEWithLogitsLoss(VoxelLoss):
-    """Binary cross-entropy of logits, mean over valid voxels and channels; class indices are made one-hot.
+    """Binary cross-entropy of logits, mean over valid voxels and channels; class indices are converted to one-hot.
 
-    l = -(pos_weight t log sigmoid(x) + (1 - t) log(1 - sigmoid(x))), as torch.nn.BCEWithLogitsLoss.
+    l = -(pos_weight t log sigmoid(x) + (1 - t) log(1 - sigmoid(x))), like torch.nn.BCEWithLogitsLoss.
 
     Args:
         pos_weight: weight of the positive class, one number or one per channel.
-        label_smoothing: e moves targets from {0, 1} to {e / 2, 1 - e / 2}.
+        label_smoothing: a value e changes targets from {0, 1} to {e / 2, 1 - e / 2}.
         kind: "binary", "multilabel" or "multiclass".
     """
 
@@ -57,12 +57,12 @@ class BCEWithLogitsLoss(VoxelLoss):
 class CrossEntropyLoss(VoxelLoss):
     """Softmax cross-entropy of K logits against class indices, mean over valid voxels.
 
-    l = -w_c log softmax(x)_c; with class weights the mean is divided by their sum, as
+    l = -w_c log softmax(x)_c; with class weights the mean is divided by their sum, like
     torch.nn.CrossEntropyLoss.
 
     Args:
         weight: one weight per class, optional.
-        label_smoothing: e puts e / K on every class and 1 - e more on the true one.
+        label_smoothing: a value e puts e / K on every class and a further 1 - e on the true one.
         kind: "multiclass".
     """
 
@@ -79,7 +79,7 @@ class CrossEntropyLoss(VoxelLoss):
         super().__init__(kind=kind)
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", channel_vector(weight), persistent=False)
-        # A class of weight 0 does not count, but with smoothing its weight is divided by.
+        # A class of weight 0 does not count, but with smoothing the code divides by its weight.
         self.least_weight = 1e-6 * max(weight) if weight and label_smoothing else 0.0
         self.label_smoothing = label_smoothing
 
@@ -91,7 +91,7 @@ class CrossEntropyLoss(VoxelLoss):
         if self.class_weight is None:
             smooth = -log_prob.mean(dim=1, keepdim=True)
         else:
-            # The mean multiplies by the weight of the true class, which this part must not have.
+            # The mean multiplies by the weight of the true class, which does not belong in this part.
             smooth = -(log_prob * over_channels(self.class_weight, pred)).mean(dim=1, keepdim=True)
             smooth = smooth / self._true_weight(target)
         return (1 - self.label_smoothing) * hard + self.label_smoothing * smooth
@@ -100,20 +100,20 @@ class CrossEntropyLoss(VoxelLoss):
         return None if self.class_weight is None else self._true_weight(target)
 
     def _true_weight(self, target: Tensor) -> Tensor:
-        """Return the weight of the true class; of a class that does not count, nearly 0 where it is divided by."""
+        """Return the weight of the true class; nearly 0 instead of 0 where the code divides by it."""
         assert self.class_weight is not None
         weight = (target * over_channels(self.class_weight, target)).sum(dim=1, keepdim=True)
         return weight.clamp_min(self.least_weight) if self.least_weight else weight
 
 
 class FocalLoss(VoxelLoss):
-    """Cross-entropy that fades where the prediction is right: -a (1 - p)^gamma log(p), p of the true class.
+    """Cross-entropy with less weight on correct predictions: -a (1 - p)^gamma log(p), p of the true class.
 
     Sigmoid per channel for "binary" and "multilabel" (mean over valid voxels and channels), softmax for
     "multiclass" (mean over valid voxels). Lin et al. 2017.
 
     Args:
-        gamma: how fast it fades; 0 is cross-entropy.
+        gamma: strength of the reduction; 0 is cross-entropy.
         alpha: weight of the positives, 1 - alpha that of the negatives (for "multiclass" of the foreground
             classes and the background); None: no weights.
         kind: "binary", "multilabel" or "multiclass".
@@ -136,7 +136,7 @@ class FocalLoss(VoxelLoss):
         else:
             log_prob = F.logsigmoid(pred) * target + F.logsigmoid(-pred) * (1 - target)
             positive = target
-        # 1 - p straight from log p keeps its digits where p is near 1; a power below 1 has no slope at 0.
+        # 1 - p is computed from log p, which is accurate for p near 1; a power below 1 has no slope at 0.
         miss = (-torch.expm1(log_prob)).clamp_min(torch.finfo(pred.dtype).tiny)
         cost = -(miss**self.gamma) * log_prob
         return cost if self.alpha is None else cost * torch.lerp(1 - positive, positive, self.alpha)

@@ -1,4 +1,4 @@
-"""Targets for outputs below full resolution."""
+"""Computes targets for outputs at less than full resolution."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from volumen.derived.batches.axes import largest_axis
 from volumen.losses.base import DIRECTION_KINDS, LABEL_KINDS, direction_groups
 from volumen.losses.masking import as_real, full_mask, guard
 
-# A block whose directions nearly cancel has no direction of its own.
+# A block whose mean direction is shorter than this has no valid direction, because its directions cancel.
 SHORTEST_MEAN_DIRECTION = 0.1
-# The relative gap of the two largest eigenvalues below which rounding decides on an axis.
+# If the relative gap of the two largest eigenvalues is below this, rounding errors would decide the axis.
 LEAST_PROMINENCE = 0.01
 INTERPOLATIONS = ("nearest", "linear")
 
 
 def level_weights(levels: int) -> list[float]:
-    """Return one weight per level, halving from full resolution on, with sum 1."""
+    """Return one weight per level; each is half of the one before, and their sum is 1."""
     raw = [0.5**level for level in range(levels)]
     return [weight / sum(raw) for weight in raw]
 
@@ -32,7 +32,7 @@ def block_size(full: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
     """Return the fine voxels per coarse voxel and axis: the smallest f with ceil(full / f) == size.
 
     Raises:
-        ValueError: no whole f leads from one size to the other.
+        ValueError: no integer f fulfils this.
     """
     factors = []
     for fine, coarse in zip(full, size, strict=True):
@@ -52,14 +52,14 @@ def downsample(
         target: (B, C, *spatial).
         mask: (B, 1, *spatial) bool or None.
         size: spatial size of the output.
-        kind: kind of the target; directions are brought back to unit length, those without sign are averaged
+        kind: kind of the target; directions are normalised to unit length, those without sign are averaged
             as outer products.
         interpolation: "nearest" takes the voxel nearest the middle of each block (the lower of two),
             "linear" the mean over the block.
 
     Returns:
         target and bool mask at `size`. A coarse voxel is valid if every fine voxel of its block is, so no
-        ignored value enters an average; invalid ones hold 0. A block whose directions cancel is invalid too.
+        ignored value enters an average; invalid ones are 0. A block whose directions cancel is invalid too.
     """
     mask = full_mask(mask, target)
     if tuple(target.shape[2:]) == tuple(size):
@@ -91,7 +91,7 @@ def _pool_all(mask: Tensor, factor: tuple[int, ...]) -> Tensor:
 
 
 def _pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
-    """Return the voxel nearest the middle of each block; of a cut block at the end, its last one at most."""
+    """Return the voxel nearest the middle of each block, or its last one if the volume's end cuts the block."""
     for axis, f in enumerate(factor, start=2):
         index = torch.arange(0, x.shape[axis], f, device=x.device) + (f - 1) // 2
         x = x.index_select(axis, index.clamp_max(x.shape[axis] - 1))
@@ -101,8 +101,8 @@ def _pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
 def _mean_axis(x: Tensor, factor: tuple[int, ...]) -> Tensor:
     """Return each block's mean axis: the leading eigenvector of its mean outer product.
 
-    Its length is how much the largest eigenvalue stands out, which in 2D is the length of the mean of the directions
-    with their angles doubled: 1 where all agree, 0 where the two largest are equal and no axis leads.
+    Its length is the gap between the two largest eigenvalues, which in 2D is the length of the mean of the directions
+    with their angles doubled: 1 if all agree, 0 if the two largest are equal and the axis is undefined.
     """
     groups = direction_groups(x)
     size = groups.shape[2]

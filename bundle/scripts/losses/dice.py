@@ -1,4 +1,4 @@
-"""Overlap losses."""
+"""Overlap losses: Dice, Tversky, and Dice with cross-entropy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from volumen.losses.masking import (
 
 
 class OverlapLoss(ClassLoss):
-    """Sums over the valid voxels of each sample and class, of which overlap losses are made.
+    """Base class: sums over the valid voxels of each sample and class, from which overlap losses are computed.
 
     Args:
-        smooth: added to numerator and denominator, so that an empty class predicted empty costs nothing.
+        smooth: added to numerator and denominator, so that an empty class predicted as empty costs nothing.
         batch: sum over the whole batch (all ranks) before the ratio, instead of a ratio per sample.
-        include_background: count class 0 as well; None: no for "multiclass" (nnU-Net's choice), else yes.
+        include_background: count class 0 as well; None: no for "multiclass" (as in nnU-Net), else yes.
         kind: "binary", "multilabel" (sigmoid) or "multiclass" (softmax).
     """
 
@@ -49,7 +49,7 @@ class OverlapLoss(ClassLoss):
             numerator, denominator = self.score(prob, target)
             if not self.batch:
                 return sample_mean(self.cost(numerator, denominator).mean(dim=1), mask)
-            # One ratio for the joined batch; without a valid voxel anywhere it must cost nothing.
+            # One ratio for the batch of all ranks; without any valid voxel the loss must be 0.
             sums = global_sum(torch.stack([numerator.sum(0), denominator.sum(0)]))
             anything = global_sum(present_samples(mask).sum().to(sums.dtype)) > 0
             return guard(self.cost(sums[0], sums[1]).mean(), anything)
@@ -94,8 +94,8 @@ class TverskyLoss(OverlapLoss):
     """Tversky: (1 - (TP + s) / (TP + alpha FP + beta FN + s))^gamma of soft counts.
 
     Mean over classes, then over the samples with a valid voxel. alpha = beta = 0.5 is Dice; beta > alpha
-    prefers recall, for thin or rare structures. Salehi et al. 2017; gamma below 1 as in the focal Tversky
-    loss, Abraham and Khan 2019 (gamma there is 1 over theirs).
+    favours recall, for thin or rare structures. Salehi et al. 2017; gamma below 1 as in the focal Tversky
+    loss, Abraham and Khan 2019 (their gamma is 1 over this one).
 
     Args:
         alpha: weight of false positives.
@@ -128,12 +128,12 @@ class TverskyLoss(OverlapLoss):
 
     def cost(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         cost = super().cost(numerator, denominator)
-        # A root has no slope at 0, where a perfect sample stands.
+        # A root has no slope at 0, the value of a perfect sample.
         return cost if self.gamma == 1 else cost.clamp_min(1e-7) ** self.gamma
 
 
 class DiceCELoss(Loss):
-    """nnU-Net's pair: weight_dice * Dice + weight_ce * cross-entropy.
+    """nnU-Net's combination: weight_dice * Dice + weight_ce * cross-entropy.
 
     Softmax Dice without background and softmax cross-entropy for "multiclass"; sigmoid Dice and binary
     cross-entropy per channel (nnU-Net's region-based pair) for "binary" and "multilabel". nnU-Net's own value

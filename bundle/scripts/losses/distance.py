@@ -11,7 +11,7 @@ from torch import Tensor
 from volumen.losses.base import Loss
 from volumen.losses.masking import full_mask, full_precision, guard, masked_mean
 
-# How far the norm of the target's own gradient may be from 1 where the eikonal term applies.
+# The eikonal term applies where the norm of the target's own gradient differs from 1 by at most this.
 EIKONAL_TOLERANCE = 0.25
 
 
@@ -28,7 +28,7 @@ def central_gradient_squared(x: Tensor, spacing: Sequence[float]) -> Tensor:
 
 
 def interior(mask: Tensor) -> Tensor:
-    """Return the voxels of the mask (B, C, *spatial) whose neighbours along every axis are in it too."""
+    """Return the voxels of the mask (B, C, *spatial) whose neighbours along every axis are in the mask too."""
     inner = mask
     for axis in range(2, mask.dim()):
         size = mask.shape[axis]
@@ -47,26 +47,26 @@ def _one_at_each_end(axis: int, dims: int) -> list[int]:
 
 
 class SignedDistanceLoss(Loss):
-    """Huber loss of a signed distance, heavier near the surface, and optionally the eikonal equation.
+    """Huber loss of a signed distance with more weight near the surface, and optionally the eikonal equation.
 
     L = sum(w h) / sum(w) + eikonal_weight * mean((|grad pred| - 1)^2), where h is the Huber (smooth L1) loss
     of pred - target with threshold beta, and w = far_weight + (1 - far_weight) * max(0, 1 - |target| / rho).
 
-    What is read off a distance field is its zero level, so voxels within rho of it must not drown among the
-    many far ones; the weight falls linearly, so no step of w draws a false contour. Beyond rho a small weight
-    stays, without which the far field is arbitrary and new zero crossings appear in it. Huber (1964), since
-    the target is cut at its reach and wrong labels make large outliers.
+    Users of a distance field read its zero level, so voxels within rho of it must not be outweighed by the
+    many far ones; the weight falls linearly, so no step of w creates a false contour. Beyond rho a small weight
+    remains, without which the far field is arbitrary and new zero crossings appear in it. Huber's loss (1964) is used,
+    since the target is cut at its reach and wrong labels cause large outliers.
 
     A distance has a gradient of norm 1 (Gropp et al. 2020), except on its ridges and where it is cut at its
-    reach. So the eikonal term holds where the voxel and its neighbours on every axis are valid and the
+    reach. So the eikonal term applies where the voxel and its neighbours on every axis are valid and the
     target's own gradient has a norm within 0.25 of 1. Gradients are central differences.
 
     Args:
-        rho: half-width of the heavier band, in units of the target.
+        rho: half-width of the band with more weight, in units of the target.
         beta: Huber threshold, in units of the target.
         eikonal: add the eikonal term.
         eikonal_weight: its weight.
-        far_weight: weight of a voxel farther than rho, against 1 on the surface.
+        far_weight: weight of a voxel farther than rho; the weight on the surface is 1.
         spacing: voxel size in spatial order (Z, Y, X), in units of the target; None is 1.
         kind: "distance".
     """

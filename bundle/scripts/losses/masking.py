@@ -1,7 +1,7 @@
-"""Masks and reductions that every loss shares.
+"""Masks and reductions that all losses share.
 
-One rule: a voxel outside the mask must not be seen. Its prediction and target are replaced before any
-arithmetic, since NaN times zero is NaN, and the values are replaced once more before they are summed.
+One rule: a voxel outside the mask must have no effect. Its prediction and target are replaced before any
+arithmetic, since NaN times zero is NaN, and the values are replaced again before they are summed.
 `torch.where` passes an exact zero back to the branch that was not taken, so the gradient there is exactly 0.
 """
 
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_apart = False
+_this_rank_alone = False
 
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
-    """Switch autocast off on the device of `x`: a sum over a million voxels needs a long mantissa."""
+    """Switch autocast off on the device of `x`: a sum over a million voxels needs float32 precision."""
     kind = x.device.type
     off = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with off:
@@ -35,7 +35,7 @@ def full_mask(mask: Tensor | None, like: Tensor) -> Tensor:
     """Return the mask as bool (B, 1, *spatial) on the device of `like` (B, C, *spatial); all True for None.
 
     Raises:
-        ValueError: the mask fits neither (B, 1, *spatial) nor (B, *spatial).
+        ValueError: the mask has neither the shape (B, 1, *spatial) nor (B, *spatial).
     """
     shape = (like.shape[0], 1, *like.shape[2:])
     if mask is None:
@@ -54,25 +54,25 @@ def guard(x: Tensor, mask: Tensor, value: float = 0.0) -> Tensor:
 
 
 def zero_of(pred: Tensor) -> Tensor:
-    """Return 0.0 that hangs on the graph of `pred` with a gradient of exactly zero, whatever `pred` holds."""
+    """Return a 0.0 on the graph of `pred` with a gradient of exactly zero, also if `pred` holds NaN."""
     return guard(as_real(pred), torch.zeros((), dtype=torch.bool, device=pred.device)).sum()
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """Take sums over this rank alone, so that a step in here waits for no other rank, whatever becomes of that one."""
-    global _apart
-    former, _apart = _apart, True
+def this_rank_alone() -> Iterator[None]:
+    """Compute sums on this rank alone within a `with` block, so that it waits for no other rank, even a failed one."""
+    global _this_rank_alone
+    former, _this_rank_alone = _this_rank_alone, True
     try:
         yield
     finally:
-        _apart = former
+        _this_rank_alone = former
 
 
 def synchronised() -> bool:
-    """Tell whether sums run over all ranks: only while gradients are recorded; rank 0 may validate alone."""
+    """Return whether sums run over all ranks: only while gradients are recorded, as rank 0 may validate alone."""
     return (
-        not _apart
+        not _this_rank_alone
         and dist.is_available()
         and dist.is_initialized()
         and dist.get_world_size() > 1
@@ -81,12 +81,12 @@ def synchronised() -> bool:
 
 
 def global_sum(x: Tensor) -> Tensor:
-    """Return the sum of `x` over all ranks, with a gradient that DDP turns into the right one.
+    """Return the sum of `x` over all ranks, with a gradient that is correct after DDP has averaged it.
 
-    DDP averages the ranks' gradients, so each rank's own share is scaled by the world size. Then
+    DDP averages the ranks' gradients, so each rank's own part is multiplied by the world size. Then
     `global_sum(a) / global_sum(b)`, or any other function of such sums, has on every rank the value of the
-    joined batch, and the averaged gradient is the one that a single process would compute on it. Every rank
-    must make the same calls in the same order, which is why no loss skips a batch without valid voxels.
+    batch of all ranks, and the averaged gradient equals that of a single process on this batch. Every rank
+    must make the same calls in the same order; therefore no loss skips a batch without valid voxels.
     """
     if not synchronised():
         return x
@@ -96,7 +96,7 @@ def global_sum(x: Tensor) -> Tensor:
 
 
 def ratio(total: Tensor, count: Tensor) -> Tensor:
-    """Return total / count over all ranks, and 0.0 (still on the graph) where nothing was counted."""
+    """Return total / count over all ranks, and 0.0 (still on the graph) if the count is 0."""
     total, count = global_sum(total), global_sum(count.to(total.dtype))
     return total / torch.where(count > 0, count, torch.ones_like(count))
 

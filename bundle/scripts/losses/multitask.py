@@ -1,4 +1,4 @@
-"""The sum that is trained on: every target, every loss, every level of deep supervision."""
+"""Computes the loss of the training: the sum over targets, their losses and the levels of deep supervision."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import mask_key
 
 LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
-# Other systems' names for the same two.
+# Other programs' names for the two interpolations.
 INTERPOLATION_ALIASES = {"bilinear": "linear", "trilinear": "linear", "area": "linear"}
 
 
 @dataclass
 class _Entry:
-    """One line of a target's `losses`."""
+    """One entry of a target's `losses`."""
 
     label: str
     weight: float
@@ -38,7 +38,7 @@ class _Entry:
 
 
 class _Pyramid:
-    """A target and its mask at the sizes asked for, each made once per step."""
+    """A target and its mask at the requested sizes, each computed once per step."""
 
     def __init__(self, target: Tensor, mask: Tensor | None, kind: str, interpolation: str) -> None:
         self._source = (target, mask)
@@ -57,32 +57,32 @@ class MultiTaskLoss(nn.Module):
     """total = sum over targets of weight_t * sum over its losses of weight_l * loss_l.
 
     Under deep supervision a loss is the sum over levels of its value against the target downsampled to the
-    output's own size, weighted 1, 1/2, 1/4, ... normalised to sum 1; an entry with `skip_deep_supervision`
-    reads the full resolution alone, with weight 1.
+    output's own size, with weights 1, 1/2, 1/4, ... normalised to sum 1; an entry with `skip_deep_supervision`
+    uses only the full resolution, with weight 1.
 
     Args:
         targets: name -> {"kind", "losses": [{name, weight=1, kwargs={}, start_epoch=0,
             skip_deep_supervision=False}], "weight"=1, "ds_interpolation"=nearest for labels, linear else,
             "source_target"=None, "activation"=None}; other keys are ignored. With activation "sigmoid", exclusive
-            classes (kind "multiclass") are trained as a yes or no per class, background included. An entry takes
-            part from epoch `start_epoch` on, epochs counted from 0.
+            classes (kind "multiclass") are trained as one binary decision per class, including the background. An entry
+            is active from epoch `start_epoch` on; epochs are counted from 0.
         balancing: "fixed", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
-        spacing: voxel size in spatial order, for losses that measure distances. With it, every loss of a target
-            with "out_channels" is tried on a tiny batch at once.
+        spacing: voxel size in spatial order, for losses that measure distances. If it is set, every loss of a target
+            with "out_channels" is tested on a tiny batch at once.
         balancing_kwargs: arguments of the balancing.
         shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.
-        device: where the outputs will be; without it the first step moves what is elsewhere.
+        device: the device of the outputs; without it the first step moves the parameters to the right device.
 
     Attributes:
         components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
-            per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor where there is one
+            per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor if it has one
             ("membrane/weight").
         present: whether a target has a valid voxel in the last step, for targets with a mask: bool tensors. The
-            components of one without are 0 and mean nothing.
+            components of a target without a valid voxel are 0 and have no meaning.
 
     Raises:
         VolumenError: a target without losses, an unknown loss, key, kind or interpolation, or a source that
-            is no target.
+            is not a target.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class MultiTaskLoss(nn.Module):
         self._how: dict[str, tuple[str, str]] = {}
         self._source: dict[str, str | None] = {}
         self._channels: dict[str, int | None] = {}
-        #: Targets whose class indices become one map per class.
+        #: Targets whose class indices are converted to one map per class.
         self._encoded: dict[str, bool] = {}
         self._modules_of: dict[str, list[nn.Module]] = {}
         self.losses = nn.ModuleList()
@@ -153,7 +153,7 @@ class MultiTaskLoss(nn.Module):
             self._entries[name].append(parsed)
             built.append(loss)
             self.losses.append(loss)
-        # A plain dict of lists: the modules are already registered in self.losses.
+        # A plain dict of lists, because the modules are already registered in self.losses.
         self._modules_of[name] = built
 
     def _balancing(self, balancing: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -161,12 +161,12 @@ class MultiTaskLoss(nn.Module):
         return build_balancing(balancing, kinds, self.target_weights, kwargs)
 
     def set_shared_parameters(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Tell a balancing that compares gradients ("gradnorm") on which parameters; others need none."""
+        """Set the parameters on which a balancing compares gradients ("gradnorm"); other balancings ignore them."""
         if isinstance(self.balancing, GradNormBalancing):
             self.balancing.set_shared_parameters(list(parameters))
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch, counted from 0, that `start_epoch` is compared with."""
+        """Set the epoch, counted from 0, to which `start_epoch` refers."""
         self.epoch = int(epoch)
 
     def forward(self, outputs: Mapping[str, Tensor | Sequence[Tensor]], batch: Mapping[str, Any]) -> Tensor:
@@ -178,9 +178,9 @@ class MultiTaskLoss(nn.Module):
                 voxels are valid).
 
         Raises:
-            VolumenError: an output or a batch entry of a target is missing, or labels are no classes of it.
+            VolumenError: an output or a batch entry of a target is missing, or labels are not among its classes.
         """
-        self._follow(outputs)
+        self._move_to_device_of(outputs)
         self.components = {}
         self.present = present = {}
         values: dict[str, Tensor] = {}
@@ -197,8 +197,8 @@ class MultiTaskLoss(nn.Module):
             self.components[f"{name}/weight"] = factor.detach()
         return total
 
-    def _follow(self, outputs: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
-        """Move class weights and balancing to where the outputs are."""
+    def _move_to_device_of(self, outputs: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+        """Move class weights and balancing to the device of the outputs."""
         first = next(iter(outputs.values()), None)
         if first is None:
             return
@@ -226,7 +226,7 @@ class MultiTaskLoss(nn.Module):
         pyramids: Mapping[str, _Pyramid],
         batch: Mapping[str, Any],
     ) -> Tensor:
-        # Without an active loss a head still belongs to the graph, or DDP would wait for its gradients.
+        # Without an active loss a head must still belong to the graph, or DDP would wait for its gradients.
         total = zero_of(levels[name][0])
         for entry, loss in zip(self._entries[name], self._modules_of[name], strict=True):
             if self.epoch < entry.start_epoch:
@@ -263,7 +263,7 @@ class MultiTaskLoss(nn.Module):
         except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             if isinstance(error, VolumenError) or "memory" in str(error).lower():
                 raise
-            # What the trial could not see: the size of a level.
+            # The test on a tiny batch does not cover the size of a level.
             remedy = (
                 "choose another loss, or set skip_deep_supervision: true where a coarse level is too small"
             )
@@ -271,7 +271,7 @@ class MultiTaskLoss(nn.Module):
 
 
 def trained_kind(target: Mapping[str, Any]) -> str:
-    """Return the kind that a target's losses see: exclusive classes under a sigmoid are independent ones."""
+    """Return the kind that a target's losses receive: with a sigmoid, exclusive classes count as independent ones."""
     kind = target["kind"]
     independent = (
         kind == "multiclass" and target.get("activation") == "sigmoid" and target.get("out_channels")
@@ -280,14 +280,14 @@ def trained_kind(target: Mapping[str, Any]) -> str:
 
 
 def _check_labels(name: str, target: Tensor, mask: Tensor | None, kind: str, channels: int | None) -> None:
-    """Refuse class indices that the head has no channel for; on a GPU it would have to wait for the answer."""
+    """Raise for class indices without a channel of the head; only on a CPU, as a GPU would have to synchronise."""
     if kind not in LABEL_KINDS or target.device.type != "cpu" or target.numel() == 0:
         return
     if kind == "multiclass" and channels is None:
         return
     highest = channels - 1 if kind == "multiclass" and channels is not None else 1
-    known = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
-    low, high = (value.item() for value in known.aminmax())
+    labels = target if mask is None else torch.where(mask, target, torch.zeros_like(target))
+    low, high = (value.item() for value in labels.aminmax())
     if low < 0 or high > highest:
         raise VolumenError(
             f"labels of {name}",
@@ -346,7 +346,7 @@ def _entry(
 
 
 def component_labels(losses: Sequence[Mapping[str, Any] | str]) -> list[str]:
-    """Return the names of a target's losses in `components`: without their modules, a second one of a name as "#2"."""
+    """Return the names of a target's losses in `components`: without module names; repeated names get "#2"."""
     labels: list[str] = []
     for entry in losses:
         name = str(entry if isinstance(entry, str) else entry["name"]).rpartition(".")[2]
@@ -378,12 +378,12 @@ def _levels(outputs: Mapping[str, Tensor | Sequence[Tensor]], name: str) -> list
     if name not in outputs:
         raise VolumenError(f"outputs[{name!r}]", "the network has no such output", found=", ".join(outputs))
     output = outputs[name]
-    # In float32 once, for all the losses that read it.
+    # Converted to float32 once for all losses.
     return [as_real(level) for level in ([output] if isinstance(output, Tensor) else output)]
 
 
 def _at_size(levels: list[Tensor], size: tuple[int, ...]) -> Tensor:
-    """Return the level of this size, or the full resolution resized where the source has none."""
+    """Return the level of this size, or the full resolution resized if the source has no such level."""
     for level in levels:
         if tuple(level.shape[2:]) == size:
             return level

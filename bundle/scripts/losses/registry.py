@@ -1,4 +1,4 @@
-"""Losses by name: ours, those a user registers, and any of torch.nn or monai.losses."""
+"""Finds losses by name: those of this project, those a user registers, and any of torch.nn or monai.losses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
 ENTRY_POINT_GROUP = "volumen.losses"
-# What a loss may ask for in `forward` beyond prediction and target.
+# Arguments that a loss may declare in `forward` besides prediction and target.
 EXTRAS = ("mask", "source_pred", "source_mask", "scale")
-# What a constructor may ask for that the experiment knows and the user need not write.
+# Constructor arguments that the program fills in from the experiment.
 CONTEXT = ("kind", "source_kind", "spacing")
 
 _OWN = {
@@ -47,7 +47,7 @@ _registered: dict[str, type[nn.Module]] = {}
 
 
 def register_loss(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Make a class available by name in `losses:`; `volumen.losses.base.Loss` says what it has to keep to.
+    """Make a class available by name in `losses:`; `volumen.losses.base.Loss` describes the required interface.
 
     Example:
         >>> @register_loss("TripleL1Loss")
@@ -64,19 +64,19 @@ def register_loss(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
 
 
 def loss_names() -> list[str]:
-    """Return the names of our own and the registered losses, sorted."""
+    """Return the names of this project's and the registered losses, sorted."""
     return sorted({*_OWN, *_registered, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def loss_class(name: str, *, where: str = "losses") -> type[nn.Module]:
-    """Find the class of a loss: ours, registered, an entry point, then torch.nn, then monai.losses.
+    """Find the class of a loss: in this project, registered, an entry point, then torch.nn, then monai.losses.
 
     Args:
-        name: a bare name, or "torch.nn.X" / "monai.losses.X" to name the library.
-        where: configuration key to blame.
+        name: a name alone, or "torch.nn.X" / "monai.losses.X" to select the library.
+        where: configuration key to name in errors.
 
     Raises:
-        VolumenError: no such loss; names the closest one.
+        VolumenError: the loss does not exist; the message names the closest one.
     """
     if name in _registered:
         return _registered[name]
@@ -112,7 +112,7 @@ def _library_names() -> list[str]:
 
 
 def accepted_extras(loss: nn.Module) -> frozenset[str]:
-    """Return which of `EXTRAS` the loss declares in `forward`: read from its signature, never by trial."""
+    """Return which of `EXTRAS` the loss declares in `forward`; only its signature is read."""
     return frozenset(inspect.signature(loss.forward).parameters) & frozenset(EXTRAS)
 
 
@@ -126,26 +126,26 @@ def build_loss(
     spacing: tuple[float, ...] | None = None,
     channels: int | None = None,
 ) -> nn.Module:
-    """Build a loss that takes (pred, target, mask, ...) and honours the mask.
+    """Build a loss that takes (pred, target, mask, ...) and ignores voxels outside the mask.
 
     Args:
         name: see `loss_class`.
         kwargs: constructor arguments of the user.
         kind: kind of the target, see `volumen.losses.base.Loss`.
-        where: configuration key to blame.
-        source_kind: kind of the source target, for losses that read its prediction.
-        spacing: voxel size in spatial order, for losses that measure distances and were given none.
-        channels: channels of the prediction, for the number of weights; None where they are not known.
+        where: configuration key to name in errors.
+        source_kind: kind of the source target, for losses that use its prediction.
+        spacing: voxel size in spatial order, for losses that measure distances, unless `kwargs` sets it.
+        channels: channels of the prediction, to check the number of weights; None if they are not known.
 
     Raises:
-        VolumenError: unknown name or argument, a value that the loss refuses, or a kind that it cannot take.
+        VolumenError: unknown name or argument, a value that the loss refuses, or a kind that it does not support.
     """
     from volumen.losses.base import Loss
     from volumen.losses.wrap import WrappedLoss
 
     cls = loss_class(name, where=where)
     kwargs = dict(kwargs or {})
-    # A `mask` of a library's own loss need not mean what it means here, and its defaults are not for logits.
+    # A `mask` argument of a library's loss may mean something else, and its defaults do not expect logits.
     foreign = cls.__module__.split(".")[0] in ("torch", "monai")
     own = issubclass(cls, Loss) or (not foreign and "mask" in inspect.signature(cls.forward).parameters)
     _check_kwargs(cls, name, kwargs, where, hidden=CONTEXT[:2] if own else ())

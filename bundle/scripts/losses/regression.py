@@ -13,9 +13,9 @@ from volumen.losses.cross_entropy import channel_vector, over_channels
 
 
 class MSELoss(VoxelLoss):
-    """Mean of (pred - target)^2 over valid voxels and channels; the better sign per voxel for kind "axis".
+    """Mean of (pred - target)^2 over valid voxels and channels; for kind "axis" with the better sign per voxel.
 
-    As torch.nn.MSELoss.
+    Like torch.nn.MSELoss.
     """
 
     kinds = VALUE_KINDS
@@ -27,11 +27,11 @@ class MSELoss(VoxelLoss):
 class MaskedMSELoss(MSELoss):
     """Mean of (pred - target)^2 over valid voxels and channels that no value of the target marks as ignored.
 
-    As torch.nn.MSELoss, with the `ignore_index` of torch.nn.CrossEntropyLoss.
+    Like torch.nn.MSELoss, with the `ignore_index` of torch.nn.CrossEntropyLoss.
 
     Args:
-        ignore_index: a voxel is left out where any channel of its target equals this value (or is NaN); None
-            leaves only the mask to decide.
+        ignore_index: a voxel is excluded if any channel of its target equals this value (or is NaN); with None
+            only the mask decides.
         kind: any regression kind; for "axis" the better sign is taken per voxel.
     """
 
@@ -47,9 +47,9 @@ class MaskedMSELoss(MSELoss):
 
 
 class L1Loss(VoxelLoss):
-    """Mean of |pred - target| over valid voxels and channels; the better sign per voxel for kind "axis".
+    """Mean of |pred - target| over valid voxels and channels; for kind "axis" with the better sign per voxel.
 
-    As torch.nn.L1Loss.
+    Like torch.nn.L1Loss.
     """
 
     kinds = VALUE_KINDS
@@ -61,10 +61,10 @@ class L1Loss(VoxelLoss):
 class SmoothL1Loss(VoxelLoss):
     """Mean of d^2 / (2 beta) for |d| < beta, else |d| - beta / 2, with d = pred - target, over valid voxels.
 
-    Girshick 2015; as torch.nn.SmoothL1Loss.
+    Girshick 2015; like torch.nn.SmoothL1Loss.
 
     Args:
-        beta: where the parabola turns into a line, in units of the target; 0 is L1.
+        beta: difference at which the parabola becomes a line, in units of the target; 0 is L1.
         kind: any regression kind; for "axis" the better sign is taken per voxel.
     """
 
@@ -81,15 +81,15 @@ class SmoothL1Loss(VoxelLoss):
 
 
 class WeightedSmoothL1Loss(SmoothL1Loss):
-    """Smooth L1 whose mean weighs channels and voxels: sum(w l) / sum(w) over valid voxels.
+    """Smooth L1 loss whose mean weights channels and voxels: sum(w l) / sum(w) over valid voxels.
 
-    l as of `SmoothL1Loss`; w the weight of the channel times that of the voxel. Made for the `inside` and
-    `outside` distances, which are 0 over most of a patch: the voxels where the target is not 0 can be given
+    l is the value of `SmoothL1Loss`; w the weight of the channel times that of the voxel. It suits the `inside` and
+    `outside` distances, which are 0 over most of a patch: voxels where the target is not 0 can have
     more weight.
 
     Args:
         beta: see `SmoothL1Loss`.
-        nonzero_weight: weight of the voxels where the target is not 0, against 1 elsewhere.
+        nonzero_weight: weight of the voxels where the target is not 0; the weight of all others is 1.
         channel_weights: one weight per channel, optional.
         kind: any regression kind.
     """

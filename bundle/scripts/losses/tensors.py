@@ -1,4 +1,4 @@
-"""Losses of symmetric tensor fields by their eigenvalues."""
+"""Losses of symmetric tensor fields, computed from their eigenvalues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def eigenvalues(x: Tensor, dims: int) -> Tensor:
     """Return the eigenvalues (..., d), ascending, of upper triangles (..., d (d + 1) / 2).
 
     The gradient of an eigenvalue is the outer product of its eigenvector, which stays bounded where
-    eigenvalues coincide; only gradients of eigenvectors blow up there.
+    eigenvalues coincide; only gradients of eigenvectors become infinite there.
     """
     return torch.linalg.eigvalsh(to_matrix(x, dims))
 
@@ -48,9 +48,9 @@ def _groups(x: Tensor, dims: int) -> Tensor:
 class EigenvalueLoss(Loss):
     """Mean over valid voxels of sum_i w_i |l_i(pred) - l_i(target)|^power / sum_i w_i, l the eigenvalues.
 
-    It sees how anisotropic and how strong the tensors are and not where they point, so it does not shift
-    their directions: use it beside an element-wise loss, which has no care for the small eigenvalues. Made
-    here.
+    It compares the anisotropy and strength of the tensors and not their directions, so it does not change
+    directions: use it together with an element-wise loss, which is not sensitive to small eigenvalues. Defined by
+    this project.
 
     Args:
         power: 1 or 2.
@@ -83,14 +83,14 @@ class EigenvalueLoss(Loss):
 
 
 class PlanarityLoss(Loss):
-    """Structures should be sheets: weighted mean of 1 - (l1 - l2) / l1 of the two largest eigenvalues.
+    """Penalise structures that are not sheets: weighted mean of 1 - (l1 - l2) / l1 of the two largest eigenvalues.
 
-    For kind "tensor", of the predicted tensors, weighted by the source target's predicted foreground
-    probability (without gradient). For label kinds, of the structure tensor of the predicted foreground
-    probability (outer products of its central differences under a Gaussian), weighted by the tensor's trace
-    (without gradient), since only where the probability changes is there a surface to be flat. In 2D the
+    For kind "tensor" these are eigenvalues of the predicted tensors, weighted by the source target's predicted
+    foreground probability (without gradient). For label kinds they belong to the structure tensor of the predicted
+    foreground probability (outer products of its central differences under a Gaussian), weighted by the tensor's trace
+    (without gradient), since a surface that could be flat exists only where the probability changes. In 2D the
     sheet is a line. The planarity of Westin et al. 2002, there c_p for diffusion tensors with the order of
-    eigenvalues reversed; negative ones count as 0. It reads no target.
+    eigenvalues reversed; negative ones count as 0. It uses no target.
 
     Args:
         sigma: Gaussian of the structure tensor, in voxels; for label kinds.
@@ -131,23 +131,23 @@ class PlanarityLoss(Loss):
                 tensor, mask = self._structure_tensor(pred, mask, sigma)
                 gate = self.strength(tensor, dims)
             values = eigenvalues(_groups(tensor, dims), dims)
-            # A tensor that is predicted may have negative eigenvalues, with which this would have no lower bound.
+            # Predicted tensors may have negative eigenvalues, for which the loss would have no lower bound.
             largest, second = values[..., -1].clamp_min(0), values[..., -2].clamp_min(0)
             flatness = (largest - second) / (largest + self.eps)
             return masked_mean((1 - flatness).movedim(-1, 1), mask, gate)
 
     def _structure_tensor(self, pred: Tensor, mask: Tensor, sigma: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Return tensors (B, C k, *spatial) of the class probabilities, and where they are known."""
+        """Return tensors (B, C k, *spatial) of the class probabilities, and where they are valid."""
         dims = pred.dim() - 2
         prob = probabilities(pred, self.kind)
         if self.kind == "multiclass":
             prob = prob[:, 1:]
-        known = interior(mask)
-        slopes = [guard(self._slope(prob, axis), known) for axis in range(2, pred.dim())]
+        valid = interior(mask)
+        slopes = [guard(self._slope(prob, axis), valid) for axis in range(2, pred.dim())]
         rows, columns = torch.triu_indices(dims, dims)
         products = torch.stack([slopes[r] * slopes[c] for r, c in zip(rows, columns, strict=True)], dim=2)
-        smooth = gaussian_sum(torch.cat([products.flatten(1, 2), known.to(prob.dtype)], dim=1), sigma)
-        return smooth[:, :-1] / smooth[:, -1:].clamp_min(1e-6), known
+        smooth = gaussian_sum(torch.cat([products.flatten(1, 2), valid.to(prob.dtype)], dim=1), sigma)
+        return smooth[:, :-1] / smooth[:, -1:].clamp_min(1e-6), valid
 
     @staticmethod
     def _slope(x: Tensor, axis: int) -> Tensor:

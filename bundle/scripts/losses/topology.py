@@ -1,4 +1,4 @@
-"""Losses that care whether thin structures stay whole: clDice and skeleton recall."""
+"""Losses that reward unbroken thin structures: clDice and skeleton recall."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from volumen.losses.masking import full_precision, guard, sample_mean, spatial_d
 def _highest_of_three(x: Tensor, axis: int) -> Tensor:
     """Return the maximum of a voxel and its two neighbours along an axis; the border has one neighbour less.
 
-    Where no gradient is wanted, in two passes over shifted views: on a CPU four times faster than pooling,
-    whose backward pass, however, is the faster one.
+    Without a gradient it uses two passes over shifted views, which on a CPU are four times faster than pooling;
+    with a gradient it uses pooling, whose backward pass is faster.
     """
     size = x.shape[axis]
     if x.requires_grad or size < 2:
@@ -49,18 +49,18 @@ def soft_skeleton(x: Tensor, mask: Tensor, iterations: int) -> Tensor:
 
     Args:
         x: (B, C, *spatial) in 0..1.
-        mask: (B, 1, *spatial) bool, known voxels.
+        mask: (B, 1, *spatial) bool, valid voxels.
         iterations: erosions; at least the largest radius of the structures in voxels.
 
     Returns:
-        (B, C, *spatial), 0 in ignored voxels. Of a binary image, its morphological skeleton: the medial
+        (B, C, *spatial), 0 in ignored voxels. For a binary image it is the morphological skeleton: the medial
         surface of a sheet, the centreline of a tube.
     """
     x = guard(x, mask)
     skeleton = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
     for _ in range(iterations):
         x = soft_erode(x, mask)
-        # Asking would make a GPU wait for the answer.
+        # On a GPU this check would wait for the device.
         if x.device.type == "cpu" and not x.requires_grad and not x.any():
             break
         delta = F.relu(x - soft_dilate(soft_erode(x, mask), mask))
@@ -98,7 +98,7 @@ class SoftClDiceLoss(_SkeletonLoss):
 
     P = (sum(S(p) t) + s) / (sum(S(p)) + s), S = (sum(S(t) p) + s) / (sum(S(t)) + s), S(.) the soft skeleton.
     Mean over classes, then over samples with a valid voxel. Ignored voxels neither end nor break a skeleton.
-    Use it beside an overlap loss. Shit et al. 2021.
+    Use it together with an overlap loss. Shit et al. 2021.
 
     Args:
         iterations: erosions of the soft skeleton; at least the radius of the structures in voxels.
@@ -117,15 +117,15 @@ class SoftClDiceLoss(_SkeletonLoss):
 
 
 class SkeletonRecallLoss(_SkeletonLoss):
-    """1 - (sum(p K) + s) / (sum(K) + s), K the truth's skeleton thickened by `radius` and kept inside it.
+    """1 - (sum(p K) + s) / (sum(K) + s), K the truth's skeleton, dilated by `radius` within the truth.
 
-    Mean over classes, then over samples with a valid voxel. No soft skeleton of the prediction, so it costs a
-    fraction of clDice. It only rewards recall: use it beside an overlap loss. Kirchhoff et al. 2024.
+    Mean over classes, then over samples with a valid voxel. It computes no soft skeleton of the prediction, so it
+    costs a fraction of clDice. It only rewards recall: use it together with an overlap loss. Kirchhoff et al. 2024.
 
     Args:
-        iterations: erosions when the skeleton is made; at least the radius of the structures in voxels.
+        iterations: erosions for computing the skeleton; at least the radius of the structures in voxels.
         radius: dilations of the skeleton.
-        precomputed: the target is a skeleton already (the auxiliary task `skeleton`): it is used as it is.
+        precomputed: the target is a skeleton already (the derived target `skeleton`) and is used unchanged.
         smooth, include_background, kind: see `SoftClDiceLoss`.
     """
 

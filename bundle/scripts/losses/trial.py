@@ -1,4 +1,4 @@
-"""A loss tried on a tiny batch before the training: what would fail at the first step fails here, with its key."""
+"""Tests a loss on a tiny batch before the training, so that errors of the first step appear here, with their key."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volumen.losses.base import LABEL_KINDS
-from volumen.losses.masking import apart
+from volumen.losses.masking import this_rank_alone
 from volumen.losses.wrap import WrappedLoss
 from volumen.utils.errors import VolumenError
 
-# Different primes, so that an array which fits the wrong axis by chance is found out.
+# Different primes, so that an array whose axes are in the wrong order never fits by chance.
 SIZES = {2: (19, 23), 3: (11, 13, 17)}
 SURE = 3.0
-"""A logit of which the sigmoid and the softmax are sure; more would cost with label smoothing."""
+"""A logit for which sigmoid and softmax are nearly 0 or 1; a larger one would cost with label smoothing."""
 
 Call = Callable[[Tensor, Tensor], Any]
 
@@ -34,21 +34,21 @@ def try_loss(
     extras: frozenset[str] = frozenset(),
     source_channels: int = 1,
 ) -> None:
-    """Call a loss as the training does, on random predictions of two samples.
+    """Call a loss as the training does, with random predictions of two samples.
 
     Args:
         loss: the loss, not changed.
-        name: as the user wrote it.
-        kind: kind of the target that the loss sees.
+        name: its name in the user's settings.
+        kind: kind of the target that the loss receives.
         channels: channels of the prediction.
-        ndim: spatial axes.
-        where: configuration key to blame.
+        ndim: number of spatial axes.
+        where: configuration key to name in errors.
         extras: further arguments of its forward, see `registry.EXTRAS`.
         source_channels: channels of the source target's prediction.
 
     Raises:
-        VolumenError: the loss fails, gives no finite scalar, has no finite gradient, counts voxels that the mask
-            leaves out, or (a loss of another library, on labels) does not read logits.
+        VolumenError: the loss fails, returns no finite scalar, has no finite gradient, counts voxels outside the
+            mask, or (a loss of another library, on labels) does not take logits.
     """
     loss = copy.deepcopy(loss)
     random = torch.Generator().manual_seed(0)
@@ -65,8 +65,8 @@ def try_loss(
         given["scale"] = (1.0,) * ndim
 
     def call(pred: Tensor, target: Tensor) -> Any:
-        # Losses that draw numbers must not change those of the training.
-        with torch.random.fork_rng(devices=[]), apart():
+        # Losses that draw random numbers must not change those of the training.
+        with torch.random.fork_rng(devices=[]), this_rank_alone():
             return _call(loss, name, pred, target, given, where)
 
     with torch.enable_grad():
@@ -86,7 +86,7 @@ def try_loss(
 
 
 def tiny_target(kind: str, channels: int, size: tuple[int, ...], random: torch.Generator) -> Tensor:
-    """Return a target of two samples as `MultiTaskLoss` passes it on; every class occurs."""
+    """Return a target of two samples in the form that `MultiTaskLoss` passes; every class occurs."""
     if kind == "multiclass":
         return torch.randint(0, channels, (2, 1, *size), generator=random).to(torch.uint8)
     if kind in LABEL_KINDS:
@@ -98,22 +98,22 @@ def tiny_target(kind: str, channels: int, size: tuple[int, ...], random: torch.G
 def _call(loss: nn.Module, name: str, pred: Tensor, target: Tensor, given: dict[str, Any], where: str) -> Any:
     try:
         return loss(pred, target, **given)
-    except Exception as error:  # code of other people, which may raise anything
+    except Exception as error:  # code of other people, which may raise any error
         raise failure(name, pred, error, where, "correct its kwargs or choose another loss") from error
 
 
 def failure(name: str, pred: Tensor, error: Exception, where: str, remedy: str) -> VolumenError:
-    """Return what to say of a loss that raised an error for a prediction."""
-    said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Return the error for a loss that raised an exception for a prediction."""
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return VolumenError(
         where,
-        f"{name} fails on a prediction of shape {tuple(pred.shape)}: {said}",
+        f"{name} fails on a prediction of shape {tuple(pred.shape)}: {reason}",
         remedy=remedy,
     )
 
 
 def _with_gradient(call: Call, pred: Tensor, target: Tensor, name: str, where: str) -> tuple[Tensor, bool]:
-    """Return a loss's value, and whether the prediction gets a gradient, after checking both."""
+    """Check a loss's value and gradient; return the value, and whether the prediction has a gradient."""
     pred = pred.clone().requires_grad_()
     value = call(pred, target)
     if not isinstance(value, Tensor) or value.dim() != 0:
@@ -139,11 +139,11 @@ def _with_gradient(call: Call, pred: Tensor, target: Tensor, name: str, where: s
 
 
 def _check_reads_logits(call: Call, target: Tensor, kind: str, channels: int, name: str, where: str) -> None:
-    """Refuse a loss of labels that takes no logits.
+    """Raise for a loss of labels that does not take logits.
 
-    The truth as sure logits must cost less than an undecided prediction and than every class everywhere (a loss of
-    targets -1 and 1 finds both as good), and a wrong prediction must have a gradient (a loss of probabilities cuts
-    values off outside 0 to 1).
+    The truth as large logits must cost less than an undecided prediction and than every class everywhere (a loss for
+    targets -1 and 1 rates both as equally good), and a wrong prediction must have a gradient (a loss of probabilities
+    clips values outside 0 to 1).
     """
     classes = torch.arange(channels).view(1, -1, *[1] * (target.dim() - 2))
     truth = (target == classes if kind == "multiclass" else target > 0).float()

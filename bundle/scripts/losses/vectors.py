@@ -21,13 +21,13 @@ def normalised(x: Tensor, dim: int, eps: float) -> Tensor:
 class CosineSimilarityLoss(VoxelLoss):
     """1 - cos(pred, target), mean over valid voxels; for kind "axis" 1 - |cos|. It normalises both arguments.
 
-    cos(a, b) = a . b / (|a| |b|), as torch.nn.CosineSimilarity. With more than one vector per voxel (channels
-    a multiple of the dimension) each counts by itself.
+    cos(a, b) = a . b / (|a| |b|), like torch.nn.CosineSimilarity. With more than one vector per voxel (channels
+    a multiple of the dimension) each vector counts separately.
 
     Args:
         dim: channel axis; only 1 is meaningful for (B, C, *spatial).
-        eps: shortest length that is divided by; shorter predictions are pulled outward with bounded gradient.
-        kind: "vector", "axis", or "field" (then all channels make one vector).
+        eps: lower bound of the length in the division; it bounds the gradient of shorter predictions.
+        kind: "vector", "axis", or "field" (then all channels form one vector).
     """
 
     kinds = DIRECTION_KINDS | {"field"}
@@ -49,9 +49,9 @@ class CosineSimilarityLoss(VoxelLoss):
 
 
 class SignInvariantCosineLoss(CosineSimilarityLoss):
-    """1 - |cos(pred, target)|, mean over valid voxels, whatever the kind: a direction without sign.
+    """1 - |cos(pred, target)|, mean over valid voxels, for every kind: a direction without sign.
 
-    As `CosineSimilarityLoss` of kind "axis".
+    Like `CosineSimilarityLoss` of kind "axis".
     """
 
     def voxelwise(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -70,35 +70,35 @@ def gaussian_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
 def gaussian_sum(x: Tensor, sigma: Sequence[float]) -> Tensor:
     """Return the Gaussian-weighted sum of neighbours, per channel; sigma in voxels, one per spatial axis.
 
-    Products with banded matrices: depth-wise 3D convolutions are several times slower on a CPU.
+    It uses products with banded matrices: depth-wise 3D convolutions are several times slower on a CPU.
     """
     for axis, width in enumerate(sigma, start=2):
         shape, size = x.shape, x.shape[axis]
         matrix = gaussian_matrix(size, width, x)
         after = math.prod(shape[axis + 1 :])
-        # Products on views of the contiguous array; moving the axis first would copy it twice.
+        # Products on views of the contiguous array; moving the axis to the front would copy the array twice.
         rows = x.reshape(-1, size) @ matrix if after == 1 else matrix @ x.reshape(-1, size, after)
         x = rows.reshape(shape)
     return x
 
 
 class NormalSmoothnessLoss(Loss):
-    """Predicted directions should agree with their neighbours: sum(g (1 - n . m)^q) / sum(g).
+    """Penalise predicted directions that differ from their neighbours: sum(g (1 - n . m)^q) / sum(g).
 
-    n is the prediction brought to unit length, m = G(g n) / G(g) the mean direction around it under a
+    n is the prediction normalised to unit length, m = G(g n) / G(g) the mean direction around it under a
     Gaussian G of width sigma, and g the mask times the source target's predicted foreground probability, so
-    that only directions on the structure count and the two faces of a gap do not mix. Since n is unit,
-    1 - n . m is half the mean squared difference to the neighbours: not renormalising m keeps the gradient
-    finite where they cancel. For kind "axis", n . m becomes n' T n with T the mean of the outer products
+    that only directions on the structure count and the two faces of a gap do not mix. Since n has unit length,
+    1 - n . m is half the mean squared difference to the neighbours; m is not normalised, so that the gradient
+    stays finite where neighbours cancel. For kind "axis", n . m becomes n' T n with T the mean of the outer products
     n n', which has no sign.
 
-    It reads no target. The gate carries no gradient: else the source would learn to vanish where normals are
-    rough. Made here.
+    It uses no target. The gate g carries no gradient; otherwise the source would learn to vanish where normals are
+    rough. Defined by this project.
 
     Args:
         sigma: width of the neighbourhood, in voxels of the full resolution.
-        q: exponent, at least 1; 2 punishes sharp flips more than gentle curvature.
-        eps: shortest length that is divided by.
+        q: exponent, at least 1; 2 penalises sharp changes more than slight curvature.
+        eps: lower bound of the length in the division.
         kind: "vector" or "axis".
         source_kind: kind of the source target: softmax foreground for "multiclass", else the largest sigmoid.
     """
@@ -158,24 +158,24 @@ class NormalSmoothnessLoss(Loss):
 
 
 def foreground(logits: Tensor, kind: str) -> Tensor:
-    """Return the probability (B, 1, *spatial) that a voxel belongs to any class but the background."""
+    """Return the probability (B, 1, *spatial) that a voxel belongs to any class except the background."""
     if kind == "multiclass":
         return 1 - logits.softmax(dim=1)[:, :1]
     return logits.sigmoid().amax(dim=1, keepdim=True)
 
 
 class NormalGatedRepulsionLoss(Loss):
-    """Two surfaces that face each other across a gap should not both reach into it.
+    """Penalise two surfaces that face each other across a gap and both extend into it.
 
     For steps s = min_distance..max_distance along each voxel's outward normal n: L = sum_s sum_x g p(x) p(x +
     s n) / sum_s sum_x g, p the source target's predicted foreground probability and g = max(0, -n(x) . n(x +
-    s n)) the gate: walking outward from a sheet one meets opposite normals on the next sheet, and never on
-    one's own. So merged sheets are pushed apart and the thickness of one is left alone. For kind "axis" there
-    is no outward: both ways are walked and g = (n . n')^2. Made here.
+    s n)) the gate: a path outward from a sheet meets opposite normals on the next sheet, and never on the same
+    sheet. So merged sheets are separated and the thickness of a single sheet does not change. For kind "axis"
+    "outward" is not defined: both directions are used and g = (n . n')^2. Defined by this project.
 
-    The normals are the target's (exact, and no loss can be lowered by turning them); p = sigmoid or softmax
-    foreground of `source_pred`, which alone gets a gradient. Values between voxels are linear; x + s n must
-    be inside the patch and among valid voxels only.
+    The normals are those of the target (they are exact, and turning normals cannot lower the loss); p = sigmoid or
+    softmax foreground of `source_pred`, which alone gets a gradient. Values between voxels are interpolated linearly;
+    x + s n must be inside the patch and surrounded by valid voxels.
 
     Args:
         min_distance: first step, in voxels.
@@ -241,7 +241,7 @@ class NormalGatedRepulsionLoss(Loss):
 def sample_at(fields: Tensor, offset: Tensor) -> Tensor:
     """Return `fields` (B, C, *spatial) at each voxel plus `offset` (B, d, *spatial), linear, 0 outside.
 
-    The offset is in voxels and in vector order (x, y[, z]), as grid_sample wants it.
+    The offset is in voxels and in vector order (x, y[, z]), as grid_sample requires.
     """
     size = fields.shape[2:]
     axes = [torch.arange(n, device=fields.device, dtype=fields.dtype) for n in size]

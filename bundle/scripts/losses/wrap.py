@@ -1,4 +1,4 @@
-"""Masks for losses that know none: any of torch.nn and monai.losses."""
+"""Adds masks to losses without mask support: any of torch.nn and monai.losses."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from volumen.losses.masking import (
 )
 from volumen.utils.errors import VolumenError
 
-# These take class indices (B, *spatial) where all others take a target of the prediction's shape.
+# These take class indices (B, *spatial); all others take a target of the prediction's shape.
 INDEX_LOSSES = frozenset({"CrossEntropyLoss", "MultiMarginLoss"})
-# These take the logarithms of probabilities; of logits they have no least value, and the training would run away.
+# These take logarithms of probabilities; for logits they have no lower bound, and the training would diverge.
 LOG_LOSSES = frozenset({"NLLLoss", "NLLLoss2d", "KLDivLoss", "PoissonNLLLoss"})
-# Arguments by which a loss of labels is known.
+# Arguments that identify a loss of labels.
 LABEL_ARGUMENTS = frozenset({"sigmoid", "softmax", "use_softmax", "to_onehot_y", "pos_weight"})
-# exp(-60) is below the rounding of any sum, yet far from overflow in float32.
+# exp(-60) is below the rounding of any sum, and far from overflow in float32.
 CERTAIN = 60.0
 
 
 class WrappedLoss(Loss):
-    """A foreign loss made to honour the mask.
+    """Make a loss of another library ignore voxels outside the mask.
 
-    Ignored voxels are blanked before the loss sees them (label targets: logits of -60 against 0, the
+    Ignored voxels are replaced before the loss is computed (label targets: logits of -60 against 0, the
     background class against itself when softmax is applied; regression: 0 against 0), so their gradient is
-    exactly zero. What is averaged depends on what the loss returns with reduction="none":
+    exactly zero. The average depends on what the loss returns with reduction="none":
 
-    - a value per voxel: mean over valid voxels, so a blank voxel does not count at all, and neither
+    - a value per voxel: mean over valid voxels, so a replaced voxel does not count at all, and neither
       does one with the loss's `ignore_index`; class weights do not enter the divisor;
     - a value per sample, or a loss without reduction="none": mean over the samples with a valid voxel. Sums
-      inside, as in Dice, then see blank voxels as certain background, which adds nothing to a foreground
-      class.
+      inside the loss, as in Dice, then include replaced voxels as certain background, which adds nothing to a
+      foreground class.
 
-    MONAI losses with `sigmoid`, `softmax` or `use_softmax` get the value that the target's kind asks for,
-    unless the user set it, since networks here return logits; classes come one-hot unless the user sets
+    MONAI losses with `sigmoid`, `softmax` or `use_softmax` get the value that suits the target's kind,
+    unless the user set it, since networks here return logits; classes are passed as one-hot unless the user sets
     `to_onehot_y`. For kind "axis" the better sign is taken per voxel, or per sample.
 
     Args:
-        cls: the foreign class.
+        cls: the other library's class.
         kwargs: its constructor arguments; lists become tensors for `weight` and `pos_weight`.
         kind: kind of the target.
-        where: configuration key to blame.
+        where: configuration key to name in errors.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class WrappedLoss(Loss):
         try:
             return cls(**built)
         except ValueError:
-            # A few losses know "mean" and "sum" alone.
+            # A few losses support only "mean" and "sum".
             if built.pop("reduction", None) is None:
                 raise
             return cls(**built)
@@ -95,10 +95,10 @@ class WrappedLoss(Loss):
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         with full_precision(pred):
-            mask = self._known(target, full_mask(mask, pred))
+            mask = self._without_ignored(target, full_mask(mask, pred))
             blank_pred, blank_target = self._blank(pred, target, mask)
             present = present_samples(mask)
-            # Whatever the loss sums over the batch must not see an absent sample.
+            # The loss may sum over the batch, so samples without a valid voxel are removed.
             keep = present.nonzero().flatten()
             if len(keep) == 0:
                 return ratio(zero_of(pred), present.sum())
@@ -116,8 +116,8 @@ class WrappedLoss(Loss):
             return smaller_sign(values, opposite, pred.shape[1])
         return torch.minimum(values, opposite)
 
-    def _known(self, target: Tensor, mask: Tensor) -> Tensor:
-        """Narrow the mask by the loss's own `ignore_index`, whose voxels would else count in the mean."""
+    def _without_ignored(self, target: Tensor, mask: Tensor) -> Tensor:
+        """Remove voxels with the loss's own `ignore_index` from the mask, as they would count in the mean."""
         index = getattr(self.loss, "ignore_index", None)
         return mask if index is None else mask & (target != index).all(dim=1, keepdim=True)
 
@@ -151,7 +151,7 @@ class WrappedLoss(Loss):
 
 
 def _check_kind(name: str, kind: str, arguments: frozenset[str], where: str) -> None:
-    """Refuse a loss of labels for a regression, and one of log-probabilities for the logits of labels."""
+    """Raise for a loss of labels on a regression target, and for one of log-probabilities on logits of labels."""
     if kind not in LABEL_KINDS and (name in INDEX_LOSSES or arguments & LABEL_ARGUMENTS):
         raise VolumenError(
             where,
@@ -169,7 +169,7 @@ def _check_kind(name: str, kind: str, arguments: frozenset[str], where: str) -> 
 
 
 def _check_forward(cls: type[nn.Module], where: str) -> None:
-    """Refuse a loss whose forward needs more, or less, than a prediction and a target."""
+    """Raise if a loss's forward takes more, or fewer, arguments than a prediction and a target."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(needed) != 2:

@@ -1,122 +1,146 @@
-"""Distances between the surfaces of two binary masks."""
+"""Distances between the surfaces of two masks, as exact counts that add up over blocks, and scores of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from volumen.utils.boxes import bounding_box
 
-
-def surface_voxels(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def surface_voxels(
+    mask: np.ndarray, known: np.ndarray | None = None, border: bool = False, axes: Sequence[int] | None = None
+) -> np.ndarray:
     """Return the voxels of a mask with a face neighbour outside it.
-
-    Neither the array's border nor an unknown neighbour is an outside: a structure cut there has no surface.
 
     Args:
         mask: bool, spatial.
-        known: bool, same shape; None: all.
+        known: bool, same shape; an unknown neighbour is not outside. None: all are known.
+        border: whether beyond the array's border lies outside, as MONAI takes it. False: a structure that the border
+            cuts has no surface there.
+        axes: axes along which neighbours lie; None for all.
 
     Returns:
         bool, same shape; within `known`.
     """
     outside = ~mask if known is None else ~mask & known
     surface = np.zeros_like(mask)
-    for axis in range(mask.ndim):
+    for axis in range(mask.ndim) if axes is None else axes:
         low = [slice(None)] * mask.ndim
         high = list(low)
         low[axis], high[axis] = slice(None, -1), slice(1, None)
         surface[tuple(low)] |= outside[tuple(high)]
         surface[tuple(high)] |= outside[tuple(low)]
+        if border:
+            ends = np.moveaxis(surface, axis, 0)
+            ends[0] = ends[-1] = True
     surface &= mask
     return surface if known is None else surface & known
 
 
 @dataclass(frozen=True)
-class SurfaceDistances:
-    """Distances from each surface voxel of one mask to the nearest of the other, in units of the spacing.
-
-    Attributes:
-        to_truth: float32, one per surface voxel of the prediction.
-        to_pred: float32, one per surface voxel of the truth.
-        diagonal: length of the array's diagonal, the most that a distance can be; it also stands for the
-            distance to a mask that is empty.
-    """
-
-    to_truth: np.ndarray
-    to_pred: np.ndarray
-    diagonal: float
-
-
-def surface_distances(
-    pred: np.ndarray,
-    truth: np.ndarray,
-    spacing: Sequence[float] | None = None,
-    known: np.ndarray | None = None,
-    counted: np.ndarray | None = None,
-) -> SurfaceDistances:
-    """Measure the distances between two surfaces, voxel centre to voxel centre.
+class DistanceCounts:
+    """How many surface voxels lie at each distance; exact, as no distance is rounded to a bin.
 
     Args:
-        pred: bool, spatial.
-        truth: bool, same shape.
-        spacing: voxel size in spatial order; None is 1.
-        known: bool; voxels outside it have no label, and no surface.
-        counted: bool; surface voxels outside it are measured to but do not count, as in the halo of a block.
-
-    Returns:
-        the distances. Where one surface is empty, those to it are the array's diagonal.
+        squared: float64 (n,), squared distances, ascending, each once.
+        counts: int64 (n,), surface voxels at each.
     """
-    import edt
 
-    step = tuple(float(s) for s in (spacing or (1.0,) * pred.ndim))
-    if len(step) != pred.ndim:
-        raise ValueError(f"spacing must have {pred.ndim} entries, got {step}")
-    diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(pred.shape, step, strict=True)))
-    surfaces = [surface_voxels(mask, known) for mask in (pred, truth)]
-    box = tuple(slice(*side) for side in bounding_box(surfaces[0] | surfaces[1]))
-    of_pred, of_truth = (surface[box] for surface in surfaces)
-    wanted = None if counted is None else counted[box]
-    found = []
-    for here, there in ((of_pred, of_truth), (of_truth, of_pred)):
-        picked = here if wanted is None else here & wanted
-        if there.any() and picked.any():
-            # edt measures to the nearest zero, and takes the border for one only with black_border.
-            found.append(edt.edt(~there, anisotropy=step)[picked])
-        else:
-            found.append(np.full(np.count_nonzero(picked), diagonal, dtype=np.float32))
-    return SurfaceDistances(found[0], found[1], diagonal)
+    squared: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def of(cls, squared: np.ndarray, counts: np.ndarray | None = None) -> DistanceCounts:
+        """Count squared distances in any order, each as often as `counts` says (None: once)."""
+        values, group = np.unique(squared, return_inverse=True)
+        total = np.zeros(len(values), np.int64)
+        np.add.at(total, group.reshape(-1), 1 if counts is None else counts)
+        return cls(values, total)
+
+    def __add__(self, other: DistanceCounts) -> DistanceCounts:
+        return self.of(
+            np.concatenate([self.squared, other.squared]), np.concatenate([self.counts, other.counts])
+        )
+
+    @property
+    def total(self) -> int:
+        """Surface voxels."""
+        return int(self.counts.sum())
+
+    @property
+    def length(self) -> float:
+        """Sum of all distances."""
+        return float((np.sqrt(self.squared) * self.counts).sum())
+
+    def within(self, tolerance: float) -> int:
+        """Return the surface voxels up to a distance; a part in 10^9 is rounding."""
+        limit = (tolerance * (1 + 1e-9)) ** 2
+        return int(self.counts[: np.searchsorted(self.squared, limit, side="right")].sum())
+
+    def percentile(self, percent: float) -> float:
+        """Return a percentile of the distances, between two of them by linear interpolation, as NumPy does."""
+        place = percent / 100 * (self.total - 1)
+        ends = np.cumsum(self.counts)
+        low, high = (
+            math.sqrt(self.squared[np.searchsorted(ends, index, side="right")])
+            for index in (math.floor(place), math.ceil(place))
+        )
+        return low + (high - low) * (place - math.floor(place))
 
 
-def surface_dice_counts(distances: SurfaceDistances, tolerance: float) -> np.ndarray:
-    """Return float64 (2,): surface voxels of both masks within the tolerance, and all of them. They add up."""
-    near = np.count_nonzero(distances.to_truth <= tolerance) + np.count_nonzero(
-        distances.to_pred <= tolerance
-    )
-    return np.array([near, distances.to_truth.size + distances.to_pred.size], dtype=np.float64)
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """Distances from each surface voxel of one mask to the nearest of the other, voxel centre to voxel centre.
+
+    Lengths are in units of the spacing. Where one mask has no surface, every distance to it is the diagonal of the
+    volume: a finite penalty that a mean can hold.
+
+    Args:
+        to_truth: of the surface voxels of the prediction.
+        to_pred: of the surface voxels of the truth.
+        diagonal: length of the volume's diagonal, the most that a distance can be.
+    """
+
+    to_truth: DistanceCounts
+    to_pred: DistanceCounts
+    diagonal: float
+
+    def __add__(self, other: SurfaceDistances) -> SurfaceDistances:
+        return SurfaceDistances(self.to_truth + other.to_truth, self.to_pred + other.to_pred, self.diagonal)
 
 
-def surface_dice(counts: np.ndarray) -> float:
-    """Return the share of both surfaces that lies within the tolerance; NaN without any surface.
+def surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
+    """Return the share of both surfaces that lies within the tolerance of the other; NaN without any surface.
 
     The normalised surface distance of Nikolov et al. 2018, each surface voxel with the same area, as MONAI's
     SurfaceDiceMetric counts it.
     """
-    return float(counts[0] / counts[1]) if counts[1] else math.nan
+    both = (distances.to_truth, distances.to_pred)
+    total = sum(counts.total for counts in both)
+    return sum(counts.within(tolerance) for counts in both) / total if total else math.nan
 
 
-def hausdorff(distances: SurfaceDistances, percentile: float = 95.0) -> float:
+def hausdorff(distances: SurfaceDistances, percent: float = 95.0) -> float:
     """Return the larger of the two directed Hausdorff distances, each as a percentile.
 
-    Where one mask is empty and the other not, the array's diagonal: a finite penalty that a mean can hold.
-    NaN without any surface. MONAI's HausdorffDistanceMetric takes the same percentiles and directions.
+    The volume's diagonal where one mask has no surface; NaN where both have none. MONAI's HausdorffDistanceMetric
+    takes the same percentiles and directions.
     """
     both = (distances.to_truth, distances.to_pred)
-    if not any(d.size for d in both):
+    if not any(counts.total for counts in both):
         return math.nan
-    if not all(d.size for d in both):
+    if not all(counts.total for counts in both):
         return distances.diagonal
-    return float(max(np.percentile(d, percentile) for d in both))
+    return max(counts.percentile(percent) for counts in both)
+
+
+def mean_distance(*counts: DistanceCounts) -> float:
+    """Return the mean over the surface voxels of one direction or of both together; NaN without any.
+
+    Of both together it is the average symmetric surface distance (Heimann et al. 2009), as MONAI's
+    SurfaceDistanceMetric with `symmetric=True` counts it.
+    """
+    total = sum(part.total for part in counts)
+    return sum(part.length for part in counts) / total if total else math.nan

@@ -9,55 +9,62 @@ from typing import Any
 
 import numpy as np
 
-from volumen.metrics.centreline import cldice, cldice_counts
+from volumen.metrics.label_scores import LabelSettings, score_masks
+from volumen.metrics.objects.contingency import add_overlaps, overlaps
+from volumen.metrics.objects.errors import object_errors
+from volumen.metrics.objects.scores import object_score
 from volumen.metrics.overlap import dice, iou, overlap_counts
-from volumen.metrics.partition import adapted_rand_error, add_pairs, pair_counts, vi_merge, vi_split
+from volumen.metrics.probabilities import (
+    average_precision,
+    best_threshold,
+    expected_calibration_error,
+    probability_counts,
+)
 from volumen.metrics.regression import absolute_sums, angle_sums, mean
-from volumen.metrics.surface import hausdorff, surface_dice, surface_dice_counts, surface_distances
+from volumen.metrics.score_names import (
+    DIRECTIONS,
+    INSTANCES,
+    LABELS,
+    VALUES,
+    checked_names,
+    family_of,
+    is_score,
+    measures,
+    names_of,
+    score_of,
+    smaller_is_better,
+)
+from volumen.metrics.topology.counts import Connectivity
 from volumen.utils.errors import VolumenError
-from volumen.utils.suggest import closest
 
-LABEL_METRICS = ("dice", "iou", "surface_dice", "hd95", "cldice")
-DIRECTION_METRICS = ("angular_error",)
-VALUE_METRICS = ("mae",)
-INSTANCE_METRICS = ("adapted_rand_error", "vi_split", "vi_merge")
-ALL_METRICS = LABEL_METRICS + DIRECTION_METRICS + VALUE_METRICS + INSTANCE_METRICS
+__all__ = ["CHEAP_METRICS", "TargetMetrics", "build_metrics", "is_score", "metrics_of", "smaller_is_better"]
+
 # Those that need one pass over the arrays, cheap enough for every validation.
 CHEAP_METRICS = ("dice", "iou", "angular_error", "mae")
-# Those that look around a voxel: only a whole region shows them, and they take seconds a volume.
-REGION_METRICS = ("surface_dice", "hd95", "cldice")
-SMALLER_IS_BETTER = ("hd95", *DIRECTION_METRICS, *VALUE_METRICS, *INSTANCE_METRICS)
+# What all scores of objects follow from, in place of a metric's name.
+_TABLE = "overlaps"
 # All cases go under one key when they are pooled.
 _POOL = "pooled"
+_OVERLAP = {"dice": dice, "iou": iou}
+_OF_PROBABILITIES: dict[str, Callable[[np.ndarray], float]] = {
+    "ece": expected_calibration_error,
+    "average_precision": average_precision,
+    "best_threshold": best_threshold,
+}
 
 
 def metrics_of(kind: str) -> tuple[str, ...]:
-    """Return the metrics that make sense for a kind of target; overlap is never measured on a regression."""
-    if kind in ("binary", "multiclass", "multilabel"):
-        return LABEL_METRICS
-    if kind == "instances":
-        return INSTANCE_METRICS
-    return DIRECTION_METRICS if kind in ("vector", "axis") else VALUE_METRICS
+    """Return the metrics that are measured unasked of a kind of target."""
+    return names_of(family_of(kind))
 
 
-def smaller_is_better(key: str) -> bool:
-    """Return which way is better for a key of `TargetMetrics.compute`, such as "membrane/hd95"."""
-    return "/" in key and key.split("/")[1] in SMALLER_IS_BETTER
-
-
-# How the sums of each metric become its value.
-_VALUE: dict[str, Callable[[np.ndarray], float]] = {
-    "dice": dice,
-    "iou": iou,
-    "surface_dice": surface_dice,
-    "hd95": mean,
-    "cldice": cldice,
-    "angular_error": mean,
-    "mae": mean,
-    "adapted_rand_error": adapted_rand_error,
-    "vi_split": vi_split,
-    "vi_merge": vi_merge,
-}
+def _value_of(metric: str, sums: np.ndarray) -> float:
+    """Return the value of a metric from its sums, NaN where it is undefined."""
+    if metric in _OVERLAP:
+        return _OVERLAP[metric](sums)
+    if metric in _OF_PROBABILITIES:
+        return _OF_PROBABILITIES[metric](sums)
+    return mean(sums)
 
 
 @dataclass(frozen=True)
@@ -68,15 +75,25 @@ class _Target:
     metrics: tuple[str, ...]
     labelled: bool = True
 
+    @property
+    def family(self) -> str:
+        return family_of(self.kind)
+
+    @property
+    def region_metrics(self) -> tuple[str, ...]:
+        """Metrics of labels that only a whole region shows."""
+        found = (score_of(name) for name in self.metrics) if self.family == LABELS else ()
+        return tuple(name for name, score in zip(self.metrics, found) if score and not score.pieces)
+
 
 class TargetMetrics:
     """Accumulates metrics per target and class over cases.
 
-    Each metric is a function of sums that add up over the parts of a case, so a case may come in pieces (HD95
-    of pieces is averaged over them, which a whole case is not). `compute` gives the mean over cases; a case
-    without any known voxel of a target does not count there, and neither does an undefined value (NaN: truth
-    and prediction both empty). With `pool` all cases are one, which suits random patches, where single ones
-    are often empty.
+    Most metrics are functions of sums that add up over the parts of a case, so a case may come in pieces. Scores of
+    labels that look around a voxel (surfaces, skeletons, topology, objects) are those of a whole array; of a case that
+    is too large for memory they come from `LabelScores`, by `put`. `compute` gives the mean over cases; a case without
+    any known voxel of a target does not count there, and neither does an undefined value (NaN: truth and prediction
+    both empty). With `pool` all cases are one, which suits random patches, where single ones are often empty.
 
     Keys of `compute`: "<target>/<metric>" (for several classes the mean over them),
     "<target>/<metric>/<class>" for each of several classes, and "mean_dice" over the labelled targets that have a
@@ -90,15 +107,19 @@ class TargetMetrics:
         targets: Sequence[_Target],
         spacing: Sequence[float] | None,
         *,
-        tolerance: float,
+        tolerance: float | None,
         threshold: float,
         pool: bool,
+        connectivity: Connectivity = "26/6",
+        border: bool = False,
     ) -> None:
         self.targets = {target.name: target for target in targets}
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
         self.tolerance = tolerance
         self.threshold = threshold
         self.pool = pool
+        self.connectivity = connectivity
+        self.border = border
         self.reset()
 
     def reset(self) -> None:
@@ -115,6 +136,7 @@ class TargetMetrics:
         cases: Sequence[Hashable] | None = None,
         spacing: Sequence[float] | None = None,
         weights: Sequence[float] | None = None,
+        regions: bool = True,
     ) -> None:
         """Add samples.
 
@@ -129,6 +151,8 @@ class TargetMetrics:
             spacing: voxel size of these samples, instead of the one given at construction.
             weights: how often each sample counts, such as the blocks that a drawn one stands for; None: once. HD95 and
                 instance scores are no sums over blocks, so they take no weight.
+            regions: whether the samples are whole regions. False: they are pieces, of which metrics that look around a
+                voxel are not taken.
         """
         masks = masks or {}
         sizes = {len(predictions[name]) for name in self.targets if name in predictions}
@@ -153,6 +177,7 @@ class TargetMetrics:
                     None if mask is None else _array(mask[i])[0].astype(bool),
                     spacing or self.spacing,
                     shares[i],
+                    regions,
                 )
 
     def _add(
@@ -164,40 +189,81 @@ class TargetMetrics:
         known: np.ndarray | None,
         spacing: Sequence[float] | None,
         weight: float,
+        regions: bool,
     ) -> None:
         if known is not None and not known.any():
             return
-        if target.metrics and target.metrics[0] in LABEL_METRICS:
-            for label, found, wanted in self._label_pairs(target, pred, truth):
-                for metric, sums in self._label_sums(target, found, wanted, known, spacing):
-                    self._store(target.name, metric, label, case, weight * sums)
-        elif "angular_error" in target.metrics:
+        if target.family == LABELS:
+            for label, found, wanted in self.label_masks(target.name, pred, truth):
+                for metric, sums in self._label_sums(
+                    target, found, wanted, known, spacing if regions else ()
+                ):
+                    # What looks around a voxel is a finished value, which does not add up.
+                    share = weight if metric in _OVERLAP else 1
+                    self._store(target.name, metric, label, case, share * sums)
+            self._add_probabilities(target, case, pred, truth, known)
+        elif target.family == DIRECTIONS and target.metrics:
             sums = angle_sums(pred, truth, known, signed=target.kind == "vector")
             self._store(target.name, "angular_error", "", case, weight * sums)
-        elif target.kind == "instances":
-            pairs = pair_counts(pred[0], truth[0], known)
-            for metric in target.metrics:
-                self._store(target.name, metric, "", case, pairs)
-        elif "mae" in target.metrics:
+        elif target.family == INSTANCES and target.metrics:
+            self._store(target.name, _TABLE, "", case, overlaps(pred[0], truth[0], known))
+        elif target.family == VALUES and target.metrics:
             self._store(target.name, "mae", "", case, weight * absolute_sums(pred, truth, known))
+
+    def put(self, name: str, label: str, case: Hashable, values: Mapping[str, float]) -> None:
+        """Add finished values of a case.
+
+        Args:
+            name: the target.
+            label: the class, "" where there is one.
+            case: the case.
+            values: metric to value, NaN where it is undefined.
+        """
+        for metric, value in values.items():
+            self._store(name, metric, label, _POOL if self.pool else case, _finished(value))
 
     def _store(self, name: str, metric: str, label: str, case: Hashable, sums: np.ndarray) -> None:
         cases = self._sums.setdefault((name, metric, label), {})
         if case not in cases:
             cases[case] = sums
+        elif self.targets[name].family == INSTANCES:
+            cases[case] = add_overlaps([cases[case], sums])
         else:
-            cases[case] = add_pairs(cases[case], sums) if metric in INSTANCE_METRICS else cases[case] + sums
+            cases[case] = cases[case] + sums
 
-    def _label_pairs(
-        self, target: _Target, pred: np.ndarray, truth: np.ndarray
+    def label_masks(
+        self, name: str, pred: np.ndarray, truth: np.ndarray
     ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Return (class name, predicted mask, true mask) for every class but a background."""
+        """Return (class name, predicted mask, true mask) for every class of a target but a background.
+
+        Args:
+            name: the target.
+            pred: (C, *spatial), probabilities, or class indices or masks.
+            truth: (Ct, *spatial), class indices or masks.
+        """
+        target = self.targets[name]
         if target.kind != "multiclass":
             return [
                 (label, pred[i] >= self.threshold, truth[i] > 0) for i, label in enumerate(target.classes)
             ]
         index = pred[0] if pred.shape[0] == 1 else pred.argmax(axis=0)
         return [(label, index == i, truth[0] == i) for i, label in enumerate(target.classes, start=1)]
+
+    def settings(self, name: str, ndim: int, spacing: Sequence[float] | None) -> LabelSettings:
+        """Return how the metrics of a target that look around a voxel are measured.
+
+        Args:
+            name: the target.
+            ndim: axes of its volumes.
+            spacing: voxel size; None is 1.
+        """
+        return LabelSettings(
+            self.targets[name].region_metrics,
+            tuple(float(side) for side in spacing or (1.0,) * ndim),
+            self.tolerance if self.tolerance is not None else min(spacing or (1.0,)),
+            self.connectivity,
+            border=self.border,
+        )
 
     def _label_sums(
         self,
@@ -207,42 +273,73 @@ class TargetMetrics:
         known: np.ndarray | None,
         spacing: Sequence[float] | None,
     ) -> list[tuple[str, np.ndarray]]:
+        """Return the sums of a class; an empty spacing stands for a piece of a region."""
         found: list[tuple[str, np.ndarray]] = []
-        wanted = target.metrics
-        if "dice" in wanted or "iou" in wanted:
-            counts = overlap_counts(pred, truth, known)
-            found += [(name, counts) for name in ("dice", "iou") if name in wanted]
-        if "surface_dice" in wanted or "hd95" in wanted:
-            distances = surface_distances(pred, truth, spacing, known)
-            if "surface_dice" in wanted:
-                found.append(("surface_dice", surface_dice_counts(distances, self.tolerance)))
-            if "hd95" in wanted:
-                value = hausdorff(distances)
-                found.append(("hd95", np.array([0.0, 0.0] if math.isnan(value) else [value, 1.0])))
-        if "cldice" in wanted:
-            found.append(("cldice", cldice_counts(pred, truth, known)))
+        counts = overlap_counts(pred, truth, known)
+        found += [(name, counts) for name in _OVERLAP if name in target.metrics]
+        if target.region_metrics and (spacing is None or len(spacing)):
+            settings = self.settings(target.name, pred.ndim, spacing)
+            values = score_masks(pred, truth, known, settings)
+            found += [(name, _finished(value)) for name, value in values.items()]
         return found
+
+    def _add_probabilities(
+        self,
+        target: _Target,
+        case: Hashable,
+        pred: np.ndarray,
+        truth: np.ndarray,
+        known: np.ndarray | None,
+    ) -> None:
+        """Count the probabilities of every class; decided labels have none."""
+        wanted = [name for name in _OF_PROBABILITIES if name in target.metrics]
+        if not wanted or not np.issubdtype(pred.dtype, np.floating):
+            return
+        first = 1 if target.kind == "multiclass" else 0
+        if len(pred) < first + len(target.classes):
+            return
+        for i, label in enumerate(target.classes):
+            positive = truth[0] == i + first if first else truth[i] > 0
+            counts = probability_counts(pred[i + first], positive, known)
+            for name in wanted:
+                self._store(target.name, name, label, case, counts)
 
     def per_case(self) -> dict[Hashable, dict[str, float]]:
         """Return the values of each case, NaN where undefined, keyed as in `compute`."""
         rows: dict[Hashable, dict[str, float]] = {}
-        for (name, metric, label), cases in self._sums.items():
-            for case, sums in cases.items():
-                key = self._key(name, metric, label)
-                rows.setdefault(case, {})[key] = _VALUE[metric](sums)
+        for (name, metric, label), cases in self._values().items():
+            for case, value in cases.items():
+                rows.setdefault(case, {})[self._key(name, metric, label)] = value
         for row in rows.values():
             self._add_class_means(row)
         return rows
 
+    def _values(self) -> dict[tuple[str, str, str], dict[Hashable, float]]:
+        """Return target, metric and class to the values of the cases."""
+        found: dict[tuple[str, str, str], dict[Hashable, float]] = {}
+        for (name, metric, label), cases in self._sums.items():
+            for case, sums in cases.items():
+                if metric != _TABLE:
+                    found.setdefault((name, metric, label), {})[case] = _value_of(metric, sums)
+                    continue
+                errors = object_errors(sums)
+                for score in self.targets[name].metrics:
+                    found.setdefault((name, score, label), {})[case] = object_score(score, sums, errors)
+        return found
+
+    def tables(self, name: str) -> dict[Hashable, np.ndarray]:
+        """Return the overlaps of the objects of a target by case, see `overlaps`; {} where it numbers none."""
+        return dict(self._sums.get((name, _TABLE, ""), {}))
+
     def compute(self) -> dict[str, float]:
         """Return every metric as its mean over cases; NaN where no case defines it. Keys: see the class."""
         result: dict[str, float] = {}
+        found = self._values()
         for target in self.targets.values():
             for metric in target.metrics:
                 for label in target.classes:
-                    cases = self._sums.get((target.name, metric, label), {})
-                    values = [_VALUE[metric](sums) for sums in cases.values()]
-                    result[self._key(target.name, metric, label)] = _nanmean(values)
+                    values = found.get((target.name, metric, label), {}).values()
+                    result[self._key(target.name, metric, label)] = _nanmean(list(values))
         self._add_class_means(result)
         dices = [
             result[f"{t.name}/dice"] for t in self.targets.values() if t.labelled and "dice" in t.metrics
@@ -282,7 +379,14 @@ class TargetMetrics:
         """
         for name, metric, label, case, sums in state["sums"]:
             key = case if prefix is None or case == _POOL else (prefix, case)
-            self._store(name, metric, label, key, np.asarray(sums, dtype=np.float64))
+            # Tables of objects hold integers beyond what floating point tells apart.
+            kind = np.int64 if self.targets[name].family == INSTANCES else np.float64
+            self._store(name, metric, label, key, np.asarray(sums, dtype=kind).reshape(np.shape(sums)))
+
+
+def _finished(value: float) -> np.ndarray:
+    """Return a finished value as a sum and a count, which add up to a mean; none where it is undefined."""
+    return np.array([0.0, 0.0] if math.isnan(value) else [value, 1.0])
 
 
 def _nanmean(values: Sequence[float]) -> float:
@@ -307,6 +411,8 @@ def build_metrics(
     tolerance: float | None = None,
     threshold: float = 0.5,
     pool: bool = False,
+    connectivity: Connectivity = "26/6",
+    border: bool = False,
 ) -> TargetMetrics:
     """Choose the metrics of each target by its kind.
 
@@ -315,33 +421,29 @@ def build_metrics(
             K classes, or of the K - 1 without the background ("multiclass"), or of the channels ("multilabel"); one
             with a source target is derived, so it does not enter the mean Dice.
         spacing: voxel size in spatial order, the unit of surface metrics; None is 1.
-        names: of `ALL_METRICS`; None: all that make sense. `CHEAP_METRICS` leaves out what takes seconds a
-            volume.
-        tolerance: of the surface Dice, in units of the spacing; None: the smallest spacing, one voxel.
+        names: of metrics, see `volumen.metrics.score_names`; None: those that are measured unasked. `CHEAP_METRICS`
+            leaves out what takes seconds a volume.
+        tolerance: of the surface Dice, in units of the spacing; None: the smallest side of a voxel.
         threshold: probability from which on a voxel of "binary" and "multilabel" is foreground.
         pool: see `TargetMetrics`.
+        connectivity: neighbourhoods of foreground and background in topology and objects.
+        border: whether a surface is where the volume's border cuts a structure, as MONAI takes it.
 
     Raises:
         VolumenError: an unknown metric, kind or number of class names.
     """
-    wanted = ALL_METRICS if names is None else tuple(names)
-    unknown = [name for name in wanted if name not in ALL_METRICS]
-    if unknown:
-        raise VolumenError(
-            "metrics",
-            expected=f"some of {', '.join(ALL_METRICS)}",
-            found=", ".join(unknown),
-            remedy=closest(unknown[0], ALL_METRICS),
-        )
+    wanted = None if names is None else checked_names(names)
     built = []
     for name, target in targets.items():
         kind = target["kind"]
-        metrics = tuple(metric for metric in metrics_of(kind) if metric in wanted)
+        family = family_of(kind)
+        metrics = names_of(family) if wanted is None else tuple(n for n in wanted if measures(n, family))
         labelled = target.get("source_target") is None
         built.append(_Target(name, kind, _class_names(name, kind, target), metrics, labelled))
-    if tolerance is None:
-        tolerance = min(spacing) if spacing else 1.0
-    return TargetMetrics(built, spacing, tolerance=tolerance, threshold=threshold, pool=pool)
+    return TargetMetrics(
+        built, spacing, tolerance=tolerance, threshold=threshold, pool=pool, connectivity=connectivity,
+        border=border,
+    )  # fmt: skip
 
 
 def _class_names(name: str, kind: str, target: Mapping[str, Any]) -> tuple[str, ...]:

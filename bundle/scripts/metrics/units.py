@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from volumen.metrics.score_names import LENGTH, score_of
+
 SHORT = {
     "nanometer": "nm",
     "micrometer": "µm",
@@ -25,11 +27,9 @@ def metric_unit(metric: str, kind: str, length: str = "voxels") -> str:
         kind: the target's kind: binary, distance, vector and so on.
         length: unit of surface distances.
     """
-    if metric == "angular_error":
-        return "degrees"
-    if metric == "hd95":
-        return length
-    if metric in ("vi_split", "vi_merge"):
-        return "bits"
-    # Distances are learned in units of the smallest voxel side.
-    return "voxels" if metric == "mae" and kind == "distance" else ""
+    if metric == "mae":
+        # Distances are learned in units of the smallest voxel side.
+        return "voxels" if kind == "distance" else ""
+    score = score_of(metric)
+    unit = score.unit if score else ""
+    return length if unit == LENGTH else unit

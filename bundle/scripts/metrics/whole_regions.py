@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from volumen.metrics.target_metrics import CHEAP_METRICS, LABEL_METRICS, REGION_METRICS, build_metrics
+from volumen.metrics.score_names import LABELS, family_of, measures, names_of
+from volumen.metrics.target_metrics import CHEAP_METRICS, build_metrics
 
 
 def measured_names(targets: Mapping[str, Mapping[str, Any]], names: Sequence[str] | None = None) -> list[str]:
@@ -19,19 +20,23 @@ def measured_names(targets: Mapping[str, Mapping[str, Any]], names: Sequence[str
         names: metrics besides those that cost one pass over the arrays.
     """
     found = list(build_metrics(targets, names=CHEAP_METRICS).compute())
-    wanted = [name for name in names or () if name in REGION_METRICS]
+    wanted = [name for name in names or () if name not in names_of(LABELS, pieces=True)]
     more = WholeRegions(targets, None, wanted).compute() if wanted else {}
     return [*found, *(name for name in more if name not in found)]
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block's labels: where it starts, predicted and true classes (C, *size), and known voxels (*size)."""
+    """A block's labels: where it starts, predicted and true classes (C, *size), and known voxels (*size).
+
+    And the voxel size of its volume, None for that of the others.
+    """
 
     start: tuple[int, ...]
     pred: np.ndarray
     truth: np.ndarray
     known: np.ndarray
+    spacing: tuple[float, ...] | None = None
 
 
 class WholeRegions:
@@ -42,7 +47,7 @@ class WholeRegions:
 
     Args:
         targets: as `build_metrics` takes them; those that are no labels are left out.
-        spacing: voxel size in spatial order; None is 1.
+        spacing: voxel size in spatial order of volumes that come without one; None is 1.
         names: metrics of labels.
         tolerance: of the surface Dice, in units of the spacing; None: one voxel.
     """
@@ -55,11 +60,9 @@ class WholeRegions:
         tolerance: float | None = None,
     ) -> None:
         labels = {
-            name: target
-            for name, target in targets.items()
-            if target["kind"] in ("binary", "multiclass", "multilabel")
+            name: target for name, target in targets.items() if family_of(str(target["kind"])) == LABELS
         }
-        wanted = [name for name in names if name in LABEL_METRICS]
+        wanted = [name for name in names if measures(name, LABELS)]
         self._metrics = build_metrics(labels, spacing, names=wanted, tolerance=tolerance)
         self.reset()
 
@@ -80,6 +83,7 @@ class WholeRegions:
         pred: np.ndarray,
         truth: np.ndarray,
         known: np.ndarray | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         """Add a block.
 
@@ -90,9 +94,16 @@ class WholeRegions:
             pred: decided labels (C, *size): class indices, or 0 and 1.
             truth: labels (C, *size).
             known: bool (*size), or None for all.
+            spacing: voxel size of the volume; None: that given at construction.
         """
         known = np.ones(pred.shape[1:], bool) if known is None else known.astype(bool)
-        block = _Block(tuple(int(s) for s in start), _small(pred), _small(truth), known)
+        block = _Block(
+            tuple(int(s) for s in start),
+            _small(pred),
+            _small(truth),
+            known,
+            tuple(spacing) if spacing else None,
+        )
         self._blocks.setdefault((target, case), []).append(block)
 
     def state(self) -> Any:
@@ -110,7 +121,11 @@ class WholeRegions:
         for (target, case), blocks in sorted(self._blocks.items(), key=lambda item: str(item[0])):
             pred, truth, known = _assembled(blocks)
             self._metrics.update(
-                {target: pred[None]}, {target: truth[None]}, {target: known[None, None]}, cases=[case]
+                {target: pred[None]},
+                {target: truth[None]},
+                {target: known[None, None]},
+                cases=[case],
+                spacing=blocks[0].spacing,
             )
         return self._metrics.compute()
 

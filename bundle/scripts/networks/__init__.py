@@ -1,1 +1,1 @@
-"""The multi-head residual U-Net, its planning from patch and spacing, and its placement on devices."""
+"""The multi-head residual U-Net, its plan from patch and spacing, and its placement on devices."""

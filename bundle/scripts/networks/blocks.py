@@ -1,4 +1,4 @@
-"""Building blocks of the residual U-Net, made of MONAI's convolutions."""
+"""Building blocks of the residual U-Net, built from MONAI's convolutions."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def conv_unit(
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around which the input is added; the "D" form of He et al. 2019 (arXiv:1812.01187).
+    """Two convolutions with a skip connection; the "D" form of He et al. 2019 (arXiv:1812.01187).
 
-    The skip is average pooling where there is a stride and a 1x1 convolution where the channels change.
+    The skip is average pooling if there is a stride, followed by a 1x1 convolution if the channels change.
     Shape (B, in_channels, *spatial) to (B, out_channels, *(spatial / stride)).
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: channels in.
-        out_channels: channels out.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         kernel_size: of both convolutions, per axis.
         stride: of the first convolution, per axis.
         operations: normalisation, activation, dropout.
         stochastic_depth_p: probability that a sample skips the two convolutions in training.
-        squeeze_excitation_ratio: width of the squeeze-and-excitation's hidden layer as a share of the
-            channels; None leaves it out.
+        squeeze_excitation_ratio: width of the squeeze-and-excitation's hidden layer as a fraction of the
+            channels; None omits it.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class ResidualEncoder(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         features: channels of each stage.
-        strides: stride on entering each stage, per axis.
+        strides: stride at the start of each stage, per axis.
         kernel_sizes: kernel of each stage, per axis.
         blocks: residual blocks of each stage.
         operations: normalisation, activation, dropout.
-        stem_channels: channels of the first convolution; None leaves the stem out.
-        pool_type: how a stage is entered: "conv" (strided), "avg" or "max".
+        stem_channels: channels of the first convolution; None omits the stem.
+        pool_type: downsampling at the start of a stage: "conv" (strided), "avg" or "max".
         stochastic_depth_p: see `ResidualBlock`.
         squeeze_excitation_ratio: see `ResidualBlock`.
     """
@@ -179,7 +179,7 @@ class ResidualEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transposed convolutions up, each joined with the encoder's features of that resolution.
+    """Transposed convolutions that upsample; each output is concatenated with the encoder's features of that size.
 
     Args:
         spatial_dims: 2 or 3.
@@ -233,9 +233,9 @@ class Decoder(nn.Module):
 
 
 class Pointwise2d(nn.Conv2d):
-    """A 1x1 convolution whose gradient on a CPU is a matrix product, in about a third of the time.
+    """A 1x1 convolution whose gradient on a CPU is a matrix product, which takes about a third of the time.
 
-    Outside training it is the plain convolution, for exports too.
+    Outside training it is the plain convolution, also in exports.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class Head(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         features: channels of the decoder's levels that have logits, full resolution first. Levels that are
-            not supervised must be left out: weights that get no gradient break distributed training.
+            not supervised must be left out: weights without a gradient break distributed training.
         out_channels: channels of the target.
     """
 

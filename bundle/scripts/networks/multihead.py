@@ -1,4 +1,4 @@
-"""One residual encoder, and a decoder or a head for every target."""
+"""A network with one residual encoder, and a decoder or a head for every target."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POOL_TYPES = ("conv", "avg", "max")
 
 
 def resolve_out_channels(target: Mapping[str, Any], in_channels: int) -> int:
-    """Return the output channels of a target: `channels` or `out_channels` if it says so, else the input's.
+    """Return the output channels of a target: its `channels` or `out_channels`, or else the input's channels.
 
     Args:
         target: a target's settings.
@@ -53,14 +53,14 @@ class MultiHeadDynUNet(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        heads: target to {"out_channels": int, "separate_decoder": bool}; heads that do not have a decoder of
-            their own share one.
+        heads: target to {"out_channels": int, "separate_decoder": bool}; all heads without a separate decoder
+            share one decoder.
         features_per_stage: channels of each stage, full resolution first.
-        strides: stride on entering each stage, per axis (or one number); the first is 1.
+        strides: stride at the start of each stage, per axis (or one number); the first is 1.
         kernel_sizes: kernel of each stage, per axis (or one number for all); odd.
         n_blocks_per_stage: residual blocks of each encoder stage; None: 1, 3, 4, 6, 6, ...
         n_conv_per_stage_decoder: convolutions of each decoder stage, lowest resolution first, or one number.
-        norm_op: see `Operations`, as the next six.
+        norm_op: see `Operations`, also for the next six arguments.
         norm_op_kwargs: arguments of the normalisation.
         nonlin: activation.
         nonlin_kwargs: arguments of the activation.
@@ -71,12 +71,12 @@ class MultiHeadDynUNet(nn.Module):
         stem_channels: its channels; None: those of the first stage.
         stochastic_depth_p: probability that a sample skips a residual block in training.
         squeeze_excitation: whether residual blocks end in squeeze and excitation.
-        squeeze_excitation_reduction_ratio: hidden width of it as a share of the channels.
-        pool_type: how the encoder goes down: "conv" (strided), "avg" or "max".
+        squeeze_excitation_reduction_ratio: its hidden width as a fraction of the channels.
+        pool_type: downsampling of the encoder: "conv" (strided), "avg" or "max".
         deep_supervision: whether there are heads at every resolution, used in training.
 
     Raises:
-        ValueError: for settings that contradict each other; the message has the setting and its value.
+        ValueError: for settings that contradict each other; the message names the setting and its value.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class MultiHeadDynUNet(nn.Module):
 
     @classmethod
     def from_config(cls, final_config: Mapping[str, Any]) -> MultiHeadDynUNet:
-        """Return a new network of the architecture that `final_config` describes.
+        """Return a new network with the architecture that `final_config` describes.
 
         Raises:
-            VolumenError: a setting of it cannot be.
+            VolumenError: a setting in it is not possible.
         """
         try:
             return cls(**final_config)
@@ -210,7 +210,7 @@ class MultiHeadDynUNet(nn.Module):
         return tuple(self._decoder_of)
 
     def forward(self, x: Tensor, targets: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the logits of `targets`, or of all; only their decoders run."""
+        """Return the logits of `targets`, or of all targets; only their decoders run."""
         names = self.targets if targets is None else tuple(targets)
         self._check(x, names)
         skips = self.encoder(x)
@@ -246,7 +246,7 @@ class MultiHeadDynUNet(nn.Module):
 
 
 class _HeadsView(nn.Module):
-    """A view of a `MultiHeadDynUNet` of which TorchScript can read every line; see the two that follow."""
+    """A view of a `MultiHeadDynUNet` that TorchScript can compile; base of the two classes below."""
 
     def __init__(self, network: MultiHeadDynUNet, targets: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class _HeadsView(nn.Module):
 
     @classmethod
     def from_config(cls, final_config: Mapping[str, Any], targets: Sequence[str] | None = None) -> Self:
-        """Return the view of a new network of the architecture that `final_config` describes."""
+        """Return the view of a new network with the architecture that `final_config` describes."""
         return cls(MultiHeadDynUNet.from_config(final_config), targets)
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
@@ -281,14 +281,14 @@ class _HeadsView(nn.Module):
 
 
 class ConcatenatedHeads(_HeadsView):
-    """A view of a `MultiHeadDynUNet` that returns one tensor: the targets' logits, joined on channels.
+    """A view of a `MultiHeadDynUNet` that returns one tensor: the targets' logits, concatenated on channels.
 
-    It shares the network's modules under the same names, so either loads the other's state_dict. It has no
-    dictionary and no list in its outputs, as MONAI's exports and ONNX want it.
+    It shares the network's modules under the same names, so either loads the other's state_dict. Its outputs
+    contain no dictionary and no list, which MONAI's exports and ONNX require.
 
     Args:
         network: the network to view.
-        targets: the outputs to give, in this order; None: all, in the order of the heads.
+        targets: the outputs to return, in this order; None: all, in the order of the heads.
     """
 
     __constants__ = ("joined",)
@@ -300,11 +300,11 @@ class ConcatenatedHeads(_HeadsView):
 
 
 class NamedHeads(_HeadsView):
-    """A view of a `MultiHeadDynUNet` that returns the logits by target, and that TorchScript can hold.
+    """A view of a `MultiHeadDynUNet` that returns the logits by target, and that TorchScript can compile.
 
     Args:
         network: the network to view.
-        targets: the outputs to give, in this order; None: all, in the order of the heads.
+        targets: the outputs to return, in this order; None: all, in the order of the heads.
     """
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -313,7 +313,7 @@ class NamedHeads(_HeadsView):
 
 
 def key_of(name: str) -> str:
-    """Return the module name of a target's parts: modules cannot be called "train", "keys" or "a.b"."""
+    """Return the module name for a target: modules cannot be called "train", "keys" or "a.b"."""
     return "for_" + name.replace(".", "_")
 
 
@@ -353,7 +353,7 @@ def _counts(values: Sequence[int] | int, stages: int, key: str) -> list[int]:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw convolutions as He et al. 2015 for a leaky ReLU of slope 0.01, biases 0."""
+    """Initialise convolutions as He et al. 2015 for a leaky ReLU of slope 0.01, biases with 0."""
     if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Turn the names that people write for a network's operations into MONAI's layer factories."""
+"""Translates the names of a network's operations in the settings into MONAI's layer factories."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ NORMS = {
     "layer": "layer",
     "layernorm": "layer",
 }
-# Names that differ from the ones of MONAI's factory, and those that it has under another spelling.
+# Names that differ from those of MONAI's factory, or that the factory spells differently.
 ACTIVATIONS = {"leakyrelu": "leakyrelu", "silu": "swish", "swiglu": "swiglu", "glu": "glu"}
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What every convolution of a network is followed by.
+    """The operations that follow every convolution of a network: normalisation, activation, dropout.
 
     Args:
-        norm_op: "instance", "batch", "syncbatch", "group" or "layer", short or as the class's name
+        norm_op: "instance", "batch", "syncbatch", "group" or "layer", in short or as the class's name
             (`nn.InstanceNorm3d`), or None.
         norm_op_kwargs: arguments of the normalisation; instance: eps 1e-5 and affine.
-        nonlin: "LeakyReLU", "ReLU", "SwiGLU", "GLU" or an activation of MONAI's factory, short or as the
+        nonlin: "LeakyReLU", "ReLU", "SwiGLU", "GLU" or an activation of MONAI's factory, in short or as the
             class's name, or None.
         nonlin_kwargs: arguments of the activation; LeakyReLU: slope 0.01.
         dropout_op: None, a probability, "dropout" (whole channels) or the name of a class (`nn.Dropout3d`;
@@ -53,7 +53,7 @@ class Operations:
         conv_bias: whether convolutions have a bias.
 
     Raises:
-        ValueError: for a name that is not known, with the closest one.
+        ValueError: for an unknown name; the message suggests the closest one.
     """
 
     norm_op: str | None = "instance"
@@ -70,7 +70,7 @@ class Operations:
         self.dropout(3)
 
     def norm(self, channels: int) -> tuple[str, dict[str, Any]] | None:
-        """Return MONAI's name and arguments of the normalisation of so many channels."""
+        """Return MONAI's name and arguments of the normalisation for this number of channels."""
         name = norm_name(self.norm_op)
         if name is None:
             return None
@@ -84,7 +84,7 @@ class Operations:
         return name, kwargs
 
     def activation(self, channels: int, spatial_dims: int = 3) -> nn.Module | None:
-        """Return a new activation for so many channels."""
+        """Return a new activation for this number of channels."""
         name = activation_name(self.nonlin)
         if name is None:
             return None
@@ -114,16 +114,16 @@ class Operations:
 class InstanceNorm(nn.GroupNorm):
     """Instance normalisation, computed by the kernel that is fastest on the input's device.
 
-    On a CPU that is PyTorch's group normalisation with a group per channel: forward and backward take about 0.6
-    of the time of `nn.InstanceNorm3d`, whose output is a view, which an activation in place must first copy.
-    On CUDA autocast would run it in float32, and for channels-last inputs its variance is inexact (0.2 off at a
-    mean of 100 standard deviations), hence the kernel of `nn.InstanceNorm3d` there. The weights have the names
-    of either. Shape (B, num_features, *spatial), any number of spatial axes.
+    On a CPU this is PyTorch's group normalisation with one group per channel: forward and backward take about 0.6
+    of the time of `nn.InstanceNorm3d`, whose output is a view that an in-place activation must copy first.
+    On CUDA, autocast would run group normalisation in float32, and its variance is inexact for channels-last inputs
+    (0.2 off at a mean of 100 standard deviations), so there the kernel of `nn.InstanceNorm3d` is used. The weights
+    have the same names in both. Shape (B, num_features, *spatial), any number of spatial axes.
 
     Args:
         num_features: channels.
         eps: added to the variance.
-        affine: whether each channel has a learnt scale and shift.
+        affine: whether each channel has a learned scale and shift.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
@@ -139,12 +139,12 @@ Norm.add_factory_callable(INSTANCE, lambda spatial_dims: InstanceNorm)
 
 
 class GatedUnit(nn.Module):
-    """A gated linear unit: a 1x1 convolution to twice the channels, half of which gate the rest.
+    """A gated linear unit: a 1x1 convolution to twice the channels; one half of them gates the other half.
 
     SwiGLU gates with SiLU, GLU with a sigmoid (Shazeer 2020, arXiv:2002.05202). Shape (B, C, *spatial).
 
     Args:
-        channels: channels in and out.
+        channels: channels of input and output.
         spatial_dims: 2 or 3.
         gate: "swiglu" or "glu".
     """
@@ -171,19 +171,19 @@ def short_name(name: object) -> str | None:
 def norm_name(name: object) -> str | None:
     """Return the normalisation's key in `NORMS`' values."""
     short = short_name(name)
-    return None if short is None else _known(short, NORMS, "norm_op", name)
+    return None if short is None else _look_up(short, NORMS, "norm_op", name)
 
 
 def activation_name(name: object) -> str | None:
     """Return the activation's name in MONAI's factory, or "swiglu" or "glu"."""
     short = short_name(name)
-    known = {key.lower(): key.lower() for key in Act.names} | ACTIVATIONS
-    return None if short is None else _known(short.replace("_", ""), known, "nonlin", name)
+    names = {key.lower(): key.lower() for key in Act.names} | ACTIVATIONS
+    return None if short is None else _look_up(short.replace("_", ""), names, "nonlin", name)
 
 
-def _known(short: str, known: Mapping[str, str], key: str, given: object) -> str:
-    if short in known:
-        return known[short]
-    meant = closest(short, known)
+def _look_up(short: str, names: Mapping[str, str], key: str, given: object) -> str:
+    if short in names:
+        return names[short]
+    meant = closest(short, names)
     hint = f", {meant}" if meant else ""
-    raise ValueError(f"{key} must be one of {', '.join(sorted(set(known.values())))}, got {given!r}{hint}")
+    raise ValueError(f"{key} must be one of {', '.join(sorted(set(names.values())))}, got {given!r}{hint}")

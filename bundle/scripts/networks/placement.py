@@ -1,4 +1,4 @@
-"""How a network is placed on a device, wrapped and unwrapped again."""
+"""Places a network on a device, wraps it for training, and unwraps it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def prepare_network(
     compile_kwargs: dict[str, Any] | None = None,
     find_unused_parameters: bool = False,
 ) -> torch.nn.Module:
-    """Move a network to its device and wrap it as the settings say.
+    """Move a network to its device and wrap it as the settings require.
 
     Args:
         network: the network; its parameters move in place.
-        device: where it trains.
-        channels_last: keep convolution weights with the channel axis innermost in memory, which tensor cores
-            and oneDNN prefer. `prepare_batch` must then do the same for the images.
+        device: the device of the training.
+        channels_last: store convolution weights with the channel axis innermost in memory, which is faster on tensor
+            cores and with oneDNN. `prepare_batch` must then do the same for the images.
         compile: compile with `torch.compile`.
         compile_kwargs: its arguments.
-        find_unused_parameters: for several processes when a step leaves some heads out.
+        find_unused_parameters: for several processes, if a step leaves out some heads.
 
     Returns:
-        The network, inside `DistributedDataParallel` when there are several processes, and compiled if asked.
+        The network, inside `DistributedDataParallel` when there are several processes, and compiled if required.
     """
     device = torch.device(device)
     network = network.to(device)
@@ -48,7 +48,7 @@ def prepare_network(
 
 
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:
-    """The network itself, without the wrappers that would put a prefix on the names in its state."""
+    """Return the network without the wrappers that would add a prefix to the names in its state."""
     while True:
         if isinstance(network, torch.nn.parallel.DistributedDataParallel):
             network = network.module
@@ -59,7 +59,7 @@ def unwrap(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def local_network(network: torch.nn.Module) -> torch.nn.Module:
-    """The network for passes that not every process makes, such as those of a validation that is divided.
+    """Return the network for passes that not every process runs, such as those of a divided validation.
 
     `DistributedDataParallel` may exchange buffers in a forward pass and would then wait for the other processes.
     """
@@ -69,7 +69,7 @@ def local_network(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def spatial_dims(network: torch.nn.Module) -> int:
-    """2 or 3, from the first weight of a convolution."""
+    """Return 2 or 3, from the first weight of a convolution."""
     for parameter in network.parameters():
         if parameter.ndim in (4, 5):
             return parameter.ndim - 2
@@ -77,5 +77,5 @@ def spatial_dims(network: torch.nn.Module) -> int:
 
 
 def memory_format(spatial: int) -> torch.memory_format:
-    """The memory format with the channel axis innermost for 2 or 3 spatial axes."""
+    """Return the memory format with the channel axis innermost for 2 or 3 spatial axes."""
     return torch.channels_last if spatial == 2 else torch.channels_last_3d

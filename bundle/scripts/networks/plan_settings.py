@@ -1,4 +1,4 @@
-"""A plan with the parts that a person fixed put in its place."""
+"""Replaces parts of a network plan by the user's settings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def apply_settings(
     max_features: int = 320,
     adjust_patch: bool = True,
 ) -> NetworkPlan:
-    """Replace parts of a plan; what is None stays planned.
+    """Replace parts of a plan; arguments that are None leave the planned values.
 
-    The number of stages is that of the settings, which must agree with each other. Fewer stages than planned
-    drop the deepest ones; more repeat the deepest one without further pooling, unless strides are given.
+    The settings decide the number of stages and must agree with each other. With fewer stages than planned
+    the deepest ones are dropped; with more the deepest one is repeated without further pooling, unless strides are set.
 
     Args:
         plan: the network's plan.
@@ -36,10 +36,10 @@ def apply_settings(
         strides: stride per stage, a number or one per axis; the first must be 1.
         kernel_sizes: convolution kernel per stage, a number or one per axis.
         blocks_per_stage: residual blocks per stage.
-        n_stages: number of stages where no list says it.
+        n_stages: number of stages if no list determines it.
         base_features: channels at full resolution when features are planned.
-        max_features: most channels when features are planned.
-        adjust_patch: grow the patch to the next size the strides divide; otherwise a patch they do not divide
+        max_features: maximum number of channels when features are planned.
+        adjust_patch: enlarge the patch to the next size that the strides divide; otherwise a patch they do not divide
             is an error.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Plan the shape of a residual U-Net from the size and spacing of its patches."""
+"""Plans the architecture of a residual U-Net from the size and spacing of its patches."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from volumen.utils.text import aligned, by
 
-# The smallest spacing a pooled axis may be away from: two axes this far apart count as different resolutions.
+# Two axes whose spacings differ by at least this factor count as different resolutions.
 ANISOTROPY = 2.0
-# Spacings come from headers as float32; a ratio this close to 2 is a tie, and a tie is not "less than 2".
+# Spacings come from headers as float32; a ratio this close to 2 counts as 2, and so is not "less than 2".
 TIE = 1e-5
 FIRST_STAGES_BLOCKS = (1, 3, 4)
 LATER_STAGES_BLOCKS = 6
@@ -19,13 +19,13 @@ LATER_STAGES_BLOCKS = 6
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """What a patch and its spacing decide about a network.
+    """The properties of a network that follow from a patch and its spacing.
 
     Tuples of axes are in spatial order (Z, Y, X) or (Y, X); tuples of stages start at full resolution.
 
     Args:
-        patch_size: voxels per axis, made divisible by the product of the strides.
-        requested_patch_size: voxels per axis before that.
+        patch_size: voxels per axis, enlarged to be divisible by the product of the strides.
+        requested_patch_size: voxels per axis before the enlargement.
         spacing: physical size of a voxel per axis.
         pools_per_axis: how often each axis is halved.
         strides: pooling kernel of each stage; the first is all ones.
@@ -45,7 +45,7 @@ class NetworkPlan:
 
     @property
     def stages(self) -> int:
-        """Number of resolutions, the full one included."""
+        """Return the number of resolutions, including the full one."""
         return len(self.strides)
 
     def table(self) -> str:
@@ -79,12 +79,12 @@ class NetworkPlan:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return lists and numbers only, fit for JSON and YAML."""
+        """Return only lists and numbers, as JSON and YAML require."""
         return {key: _listed(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkPlan:
-        """Return the plan that `to_dict` wrote."""
+        """Return the plan from the result of `to_dict`."""
         return cls(**{key: _tupled(value) for key, value in values.items()})
 
 
@@ -107,11 +107,11 @@ def plan_network(
 
     Args:
         patch_size: voxels per axis, two or three axes.
-        spacing: physical size of a voxel per axis, in the same order, any one unit.
+        spacing: physical size of a voxel per axis, in the same order, in any unit.
         base_features: channels at full resolution; stage i has min(base_features * 2^i, max_features).
-        max_features: most channels of any stage.
+        max_features: maximum number of channels of any stage.
         min_feature_size: smallest size of a feature map along an axis that was pooled.
-        max_pools: most poolings per axis; None is no limit.
+        max_pools: maximum number of poolings per axis; None is no limit.
 
     Returns:
         The plan.

@@ -1,1 +1,1 @@
-"""A phantom to try everything on: rolled sheets whose geometry is known exactly."""
+"""A test data set of rolled sheets whose geometry is known exactly."""

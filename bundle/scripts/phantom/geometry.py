@@ -1,4 +1,4 @@
-"""The exact shape of a rolled sheet: an involute spiral, wobbling, with a spacing that varies.
+"""The exact shape of a rolled sheet: an involute spiral with a moving axis and varying spacing.
 
 In a plane across the roll the sheet follows the involute of a circle of radius b: its turns are 2 pi b apart.
 The function
@@ -6,11 +6,11 @@ The function
     u(x, y) = sqrt(r^2 - b^2) - b * arccos(b / r) - b * theta
 
 has a gradient of norm 1, and all turns together are the points where u is a multiple of 2 pi b. Adding smooth
-functions of space moves and squeezes the turns and keeps them one sheet: its middle surface is where
+functions of space displaces and squeezes the turns, which remain one sheet: its middle surface is where
 
     F(x, y, z) = u(x - cx(z), y - cy(z)) + squeeze(r, theta, z)
 
-is a multiple of the pitch. The distance to it is found to 1e-2 voxels or better by closest-point iterations.
+is a multiple of the pitch. The distance to it is computed to 1e-2 voxels or better by closest-point iterations.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Roll:
     """A rolled sheet. Lengths are in voxels, (x, y, z) relative to the volume's first voxel.
 
     Args:
-        centre: x and y of the roll's axis, before it wobbles.
+        centre: x and y of the roll's axis, without its wobble.
         pitch: mean distance between turns.
         thickness: of the sheet.
         first_turn: index of the innermost turn.
         last_turn: index of the outermost turn.
-        wobble: how far the axis moves away from its place.
-        wobble_length: period of that along z.
-        squeeze: how far turns are displaced; with its wavelength it makes their spacing vary.
+        wobble: amplitude of the axis's displacement.
+        wobble_length: period of this displacement along z.
+        squeeze: amplitude of the turns' displacement; with its wavelength it makes their spacing vary.
         squeeze_length: period of the displacement along the radius.
-        phases: three angles, drawn at random, of wobble and squeeze.
+        phases: three random angles, of wobble and squeeze.
     """
 
     centre: tuple[float, float]
@@ -79,7 +79,7 @@ class Roll:
         )
 
     def parameters(self) -> np.ndarray:
-        """Return the numbers that the compiled functions take."""
+        """Return the parameters of the compiled functions."""
         return np.array(
             [
                 *self.centre,
@@ -97,13 +97,13 @@ class Roll:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is known exactly about every voxel; spatial axes (Z, Y, X), lengths in voxels.
+    """The exact geometry at every voxel; spatial axes (Z, Y, X), lengths in voxels.
 
     Args:
         distance: float32, signed distance to the sheet's boundary, negative inside, cut at the reach.
         normals: float32 (3, Z, Y, X), unit vectors (x, y, z) away from the sheet's middle; 0 beyond reach.
         valid: bool, False near the roll's axis and near the two ends of the sheet, where the distance to the
-            middle surface is not that to the sheet, and beyond the reach.
+            middle surface differs from the distance to the sheet, and beyond the reach.
         along: float32, length along the sheet from its start, for textures.
     """
 
@@ -119,7 +119,7 @@ def sheet_geometry(roll: Roll, shape: tuple[int, int, int], reach: float = 12.0)
     Args:
         roll: the sheet.
         shape: voxels (Z, Y, X).
-        reach: voxels from the sheet's boundary at which the distance is cut.
+        reach: maximum distance from the sheet's boundary, in voxels.
     """
     distance = np.empty(shape, np.float32)
     normals = np.empty((3, *shape), np.float32)
@@ -139,7 +139,7 @@ def sheet_geometry(roll: Roll, shape: tuple[int, int, int], reach: float = 12.0)
 
 @compiled
 def _field(p, x, y, z, side, out):
-    """Put F, its gradient (x, y, z), r and theta of a point into `out`; theta is the nearest to `side`."""
+    """Write F, its gradient (x, y, z), r and theta of a point into `out`; theta is the one nearest to `side`."""
     b = p[2] / (2 * math.pi)
     angle = 2 * math.pi * z / p[4] + p[7]
     dx = x - p[0] - p[3] * math.sin(angle)
@@ -153,10 +153,10 @@ def _field(p, x, y, z, side, out):
     u_r, u_t = root / r, -b / r
     wave = 2 * math.pi / p[6]
     phase = wave * r + 2 * theta + p[8] + math.sin(2 * math.pi * z / 150 + p[9])
-    # The displacement fades towards the axis, where its angular part would fold the sheet.
+    # The displacement decreases towards the axis, where its angular part would fold the sheet.
     fade = 1 - math.exp(-((r / 30) ** 2))
     fade_r = 2 * r / 900 * math.exp(-((r / 30) ** 2))
-    # The second harmonic makes squeezed stretches short and strong: turns nearly touch there.
+    # The second harmonic makes the squeezed parts short and strong, so that turns nearly touch there.
     h = p[5] * (math.sin(phase) + 0.35 * math.sin(2 * phase))
     h_phase = p[5] * (math.cos(phase) + 0.70 * math.cos(2 * phase))
     f_r = u_r + fade_r * h + fade * h_phase * wave
@@ -172,7 +172,7 @@ def _field(p, x, y, z, side, out):
 
 @compiled
 def _closest(p, x, y, z, side, level, out):
-    """Return the signed distance to F = level; leave F's values at the foot point in `out`."""
+    """Return the signed distance to F = level; F's values at the foot point remain in `out`."""
     fx, fy, fz = x, y, z
     distance = 0.0
     for _ in range(ITERATIONS):
@@ -180,7 +180,7 @@ def _closest(p, x, y, z, side, level, out):
         norm2 = out[1] ** 2 + out[2] ** 2 + out[3] ** 2
         norm = math.sqrt(norm2)
         step = (out[0] - level) / norm2
-        # Along the normal at the foot point: the voxel's offset from the tangent plane.
+        # The voxel's offset from the tangent plane, along the normal at the foot point.
         nx, ny, nz = out[1] / norm, out[2] / norm, out[3] / norm
         gap = (x - fx) * nx + (y - fy) * ny + (z - fz) * nz + step * norm
         moved = abs(gap - distance) + abs(step) * norm
@@ -206,7 +206,7 @@ def _measure(p, thickness, reach, first_z, distance, normals, valid, along):
                 turn = min(max(math.floor(value / pitch + 0.5), first), last)
                 best = reach + thickness
                 nx = ny = nz = 0.0
-                # The nearest value of F first; a turn beside it may be nearer where the roll is squeezed.
+                # The nearest value of F comes first; where the roll is squeezed, a neighbouring turn may be nearer.
                 for offset in (0, 1, -1):
                     near = turn + offset
                     guess = abs(value - near * pitch) / slope
@@ -225,7 +225,7 @@ def _measure(p, thickness, reach, first_z, distance, normals, valid, along):
                 normals[1, row, y, x] = sign * ny if known else 0.0
                 normals[2, row, y, x] = sign * nz if known else 0.0
                 along[row, y, x] = b / 2 * (theta + 2 * math.pi * turn) ** 2
-                # The sheet begins and ends on the half-plane theta = pi, where the turns change their index.
+                # The sheet begins and ends on the half-plane theta = pi, where the index of the turns changes.
                 across = r * abs(math.pi - abs(theta))
                 outermost = value < (first + 1) * pitch or value > (last - 1) * pitch
                 at_an_end = outermost and across < reach + thickness

@@ -1,4 +1,4 @@
-"""A phantom to try everything on: a rolled thin sheet, scanned with noise, whose geometry is known exactly.
+"""Writes a phantom data set: a rolled thin sheet in a simulated noisy scan, whose geometry is known exactly.
 
 python -m volumen.phantom -o FOLDER --size 192
 """
@@ -39,15 +39,15 @@ def write_phantom(
     """Write a phantom as OME-Zarr 0.5 in the layout that training reads.
 
     `images/scroll.zarr` (uint8), `labels/scroll_surface.zarr` (1: sheet) and `masks/scroll_surface.zarr` (1:
-    labelled; only some slabs along z). `truth/` has what is known exactly for every voxel of it:
+    labelled; only some slabs along z). `truth/` holds the exact values for every voxel:
     `scroll_surface` (the full labels), `scroll_distance` (float32, signed, physical units, cut at 12 voxels),
     `scroll_normals` (float32, channels x, y, z) and `scroll_valid` (where these two are exact). `heldout/` is
-    another roll in the same layout, labelled everywhere, with a `truth/` of its own: for scoring.
+    another roll in the same layout, labelled everywhere, with its own `truth/`; it serves for scoring.
 
     Args:
-        folder: where to write; made if absent.
+        folder: the folder to write; it is created if it does not exist.
         shape: voxels (Z, Y, X), at least 48 each.
-        seed: everything random follows from it.
+        seed: seed of all random numbers.
         heldout_shape: of the held-out roll; None: half of `shape`, but at least 96 voxels or `shape`'s.
         spacing: size of a voxel.
         unit: unit of the spacing.
@@ -89,21 +89,21 @@ def labelled_slabs(shape: Sequence[int]) -> np.ndarray:
 
 
 def scan(distance: np.ndarray, along: np.ndarray, seed: int, noise: float = 0.10) -> np.ndarray:
-    """Return the scan of a sheet as uint8 (Z, Y, X).
+    """Return a simulated scan of a sheet as uint8 (Z, Y, X).
 
-    The sheet is brighter than air, soft at its border, worn thin in places until it nearly disappears,
-    streaked by fibres along its length; the whole is lit unevenly and has grainy noise.
+    The sheet is brighter than air, soft at its border, thin in places until it nearly disappears, and
+    striped by fibres along its length; the whole image has uneven brightness and grainy noise.
 
     Args:
         distance: signed distance to the sheet's boundary in voxels, negative inside.
         along: length along the sheet.
-        seed: of everything random.
+        seed: seed of all random numbers.
         noise: see `write_phantom`.
     """
     generator = np.random.default_rng((seed, 1))
     shape = distance.shape
     height = np.arange(shape[0], dtype=np.float32)[:, None, None]
-    # The profile of a thin sheet through a scanner's blur of about 0.7 voxels.
+    # The profile of a thin sheet after a scanner's blur of about 0.7 voxels.
     image = 1 / (1 + np.exp(np.clip(distance, -8, 8) / 0.45))
     worn = np.clip(1.35 + 0.55 * _clouds(shape, generator, cell=28), 0.25, 1)
     fibres = 1 + 0.10 * np.sin(along * 0.9 + 0.3 * height) + 0.08 * np.sin(height * 0.8 + along * 0.05)
@@ -126,7 +126,7 @@ def _clouds(shape: tuple[int, ...], generator: np.random.Generator, cell: float)
 
 
 def _grain(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    """Return noise of unit variance, correlated between neighbours as a reconstruction's is."""
+    """Return noise of unit variance, correlated between neighbours like the noise of a reconstruction."""
     from scipy.ndimage import gaussian_filter
 
     white = generator.standard_normal(shape, dtype=np.float32)

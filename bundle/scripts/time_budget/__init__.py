@@ -1,1 +1,1 @@
-"""Training within a given time: network, patch and number of steps chosen by measuring this machine."""
+"""Training within a given time: measures this machine, then chooses network, patch and number of steps."""

@@ -1,4 +1,4 @@
-"""The networks and patches that a time budget chooses from, from the cheapest step to the dearest."""
+"""The networks and patches from which a time budget chooses, from the cheapest step to the most expensive."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from volumen.config.manager import ConfigManager
 
-# Residual blocks per stage: half as deep as the default at the same resolutions learns more in a short time.
+# Residual blocks per stage: half the default depth at the same resolutions learns more in a short time.
 # Deep stages hold most weights and learn slowest, so light networks do not widen beyond the fourth stage.
 LIGHT_BLOCKS, LIGHT_WIDENING = (1, 2, 2, 2), 8
-# Where one learning rate serves AdamW at 16 features; wider networks take smaller steps.
+# A learning rate that suits AdamW at 16 features; wider networks use smaller rates.
 BASE_RATE, BASE_WIDTH = 0.003, 16
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One rung of the ladder before what the person fixed is put in its place.
+class Preset:
+    """One preset of network and patch, before the user's own settings replace parts of it.
 
     Args:
-        voxels: of a patch.
+        voxels: number of voxels of a patch.
         features: channels at full resolution.
-        light: few residual blocks rather than the default number, and one decoder for all targets.
+        light: few residual blocks instead of the default number, and one decoder for all targets.
         batch: patches per step.
     """
 
@@ -33,30 +33,30 @@ class Rung:
     batch: int
 
 
-LADDER: dict[int, tuple[Rung, ...]] = {
+PRESETS: dict[int, tuple[Preset, ...]] = {
     3: (
-        Rung(48**3, 16, True, 2),
-        Rung(64**3, 16, True, 2),
-        Rung(64**3, 24, True, 2),
-        Rung(96**3, 32, True, 2),
-        Rung(96**3, 32, False, 2),
-        Rung(128**3, 32, False, 2),
-        Rung(192**3, 32, False, 2),
+        Preset(48**3, 16, True, 2),
+        Preset(64**3, 16, True, 2),
+        Preset(64**3, 24, True, 2),
+        Preset(96**3, 32, True, 2),
+        Preset(96**3, 32, False, 2),
+        Preset(128**3, 32, False, 2),
+        Preset(192**3, 32, False, 2),
     ),
     2: (
-        Rung(128**2, 16, True, 4),
-        Rung(256**2, 16, True, 2),
-        Rung(256**2, 32, True, 4),
-        Rung(512**2, 32, True, 4),
-        Rung(512**2, 32, False, 8),
-        Rung(512**2, 64, False, 12),
+        Preset(128**2, 16, True, 4),
+        Preset(256**2, 16, True, 2),
+        Preset(256**2, 32, True, 4),
+        Preset(512**2, 32, True, 4),
+        Preset(512**2, 32, False, 8),
+        Preset(512**2, 64, False, 12),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A complete choice of what the budget may choose.
+    """Values for all settings that the budget may choose.
 
     Args:
         patch_size: voxels per axis.
@@ -64,7 +64,7 @@ class Candidate:
         features_per_stage: channels per stage.
         blocks_per_stage: residual blocks per stage.
         learning_rate: initial learning rate.
-        separate_decoders: a decoder per target; otherwise one that all targets share.
+        separate_decoders: True: one decoder per target; False: one decoder that all targets share.
     """
 
     patch_size: tuple[int, ...]
@@ -75,7 +75,7 @@ class Candidate:
     separate_decoders: bool = True
 
     def applied_to(self, config: ConfigManager) -> ConfigManager:
-        """The configuration with this choice in it."""
+        """Return the configuration with this candidate's values."""
         return config.variant(
             tr_config=replace(
                 config.tr_config,
@@ -93,25 +93,25 @@ class Candidate:
 
 
 def candidates(config: ConfigManager) -> list[Candidate]:
-    """List the choices for an experiment, cheapest first.
+    """List the candidates for an experiment, cheapest first.
 
-    What the user gave stays: a patch, features, blocks, number of stages, a batch size, a learning rate, one decoder
-    or several. Without `tr_setup.autoconfigure` the network stays as it
-    is set, and only the steps are chosen.
+    Settings of the user do not change: a patch, features, blocks, number of stages, a batch size, a learning rate, one
+    decoder or several. Without `tr_setup.autoconfigure` the network does not change either, and only the number of
+    steps is chosen.
 
     Args:
-        config: the run's configuration; asking it opens the data.
+        config: the run's configuration; reading it opens the data.
 
     Returns:
         At least one candidate, each once.
     """
     found: list[Candidate] = []
     if config.tr_setup.autoconfigure:
-        found = [_fill(config, rung) for rung in LADDER[config.spatial_dims]]
+        found = [_fill(config, preset) for preset in PRESETS[config.spatial_dims]]
     return list(dict.fromkeys(found)) or [_as_set(config)]
 
 
-def _fill(config: ConfigManager, rung: Rung) -> Candidate:
+def _fill(config: ConfigManager, preset: Preset) -> Candidate:
     from volumen.config.detection import default_patch_size
     from volumen.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
 
@@ -119,28 +119,28 @@ def _fill(config: ConfigManager, rung: Rung) -> Candidate:
     given = config.given["tr_config"]
     decoders_are_given = "separate_decoders" in config.given["model_config"]
     patch = training.patch_size or default_patch_size(
-        config.cases, config.spacing, config.device.type, voxels=rung.voxels
+        config.cases, config.spacing, config.device.type, voxels=preset.voxels
     )
-    width = model.features_per_stage[0] if model.features_per_stage else rung.features
-    most = min(model.max_features, LIGHT_WIDENING * width) if rung.light else model.max_features
+    width = model.features_per_stage[0] if model.features_per_stage else preset.features
+    most = min(model.max_features, LIGHT_WIDENING * width) if preset.light else model.max_features
     planned = config.variant(
         tr_config=replace(training, patch_size=list(patch)),
         model_config=replace(model, base_features=width, max_features=most),
     ).plan
     blocks = planned.blocks_per_stage
-    if rung.light and not model.n_blocks_per_stage:
+    if preset.light and not model.n_blocks_per_stage:
         shallow = LIGHT_BLOCKS + LIGHT_BLOCKS[-1:] * max(0, planned.stages - len(FIRST_STAGES_BLOCKS))
         blocks = tuple(min(a, b) for a, b in zip(shallow, plan_blocks(planned.stages)))
     return Candidate(
         patch_size=tuple(planned.patch_size),
-        batch_size=training.batch_size if "batch_size" in given else rung.batch,
+        batch_size=training.batch_size if "batch_size" in given else preset.batch,
         features_per_stage=tuple(planned.features_per_stage),
         blocks_per_stage=tuple(blocks),
         learning_rate=training.initial_lr if "initial_lr" in given else _rate(width),
         # Five decoders make a step about twice as long as one; with one target there is nothing to share.
         separate_decoders=model.separate_decoders
         if decoders_are_given
-        else not (rung.light and len(config.targets) > 1),
+        else not (preset.light and len(config.targets) > 1),
     )
 
 

@@ -1,4 +1,4 @@
-"""Durations as people write them: `35m`, `12h`, `1h30m`."""
+"""Reads and writes durations in the form `35m`, `12h`, `1h30m`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse_duration(text: str) -> float:
         Seconds, above 0.
 
     Raises:
-        ValueError: it is not such a text, or the duration is 0.
+        ValueError: the text is not a duration, or the duration is 0.
     """
     words = str(text).strip().lower()
     parts = _PART.findall(words)
@@ -31,7 +31,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds in the two largest units that fit: `2h05m`, `35m00s`, `12.3s`."""
+    """Format seconds in the two largest suitable units: `2h05m`, `35m00s`, `12.3s`."""
     if seconds < 60:
         return f"{seconds:.3g}s"
     if seconds < 3600:

@@ -1,4 +1,4 @@
-"""From a time budget to a network, a patch, a number of steps and a schedule."""
+"""Derives a network, a patch, a number of steps and a schedule from a time budget."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEY = "tr_config.time_budget"
-# Of the budget: for measuring, for what is not foreseen (checkpoints, previews, start), for validation.
+# Fractions of the budget for measuring, for unforeseen work (checkpoints, previews, start), and for validation.
 MEASURING, RESERVE, VALIDATION = 0.06, 0.06, 0.08
-# Of the validation's share: for scoring the last and the best epoch on everything.
+# Fraction of the validation's time for scoring the last and the best epoch on the whole validation part.
 FINAL = 0.4
 MOST_MEASURING = 120.0
-# Scores, losses, derived targets and the preview cost about as much as the windows of a validation.
+# Scores, losses, derived targets and the preview cost about as much time as the windows of a validation.
 VALIDATION_FACTOR = 2.0
-# Times that a run sees each voxel up to which flips and quarter turns are augmentation enough, and from which on
-# nnU-Net's full probabilities pay. On fib25, at 26 passes, full augmentation cost 0.02 of Dice.
+# A run sees each voxel this many times. Up to the first number, flips and quarter turns are enough augmentation; from
+# the second on, nnU-Net's full probabilities help. On fib25, at 26 passes, full augmentation cost 0.02 of Dice.
 FEW_PASSES, MANY_PASSES = 25, 1000
 FEWEST_VALIDATIONS, EPOCHS, MOST_STEPS_PER_EPOCH = 3, 20, 250
-# What a budget decides, and a resumed run takes from its snapshot.
+# The settings that a budget decides, and that a resumed run reads from its snapshot.
 DECIDED = {
     "tr_config": (
         "augment_strength",
@@ -57,13 +57,13 @@ DECIDED = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate with its cost and the steps that fit.
+    """A candidate with its measured cost and the number of steps that fit.
 
     Args:
         candidate: the choice.
-        cost: what it costs.
-        seconds: between two steps.
-        steps: that fit into the budget.
+        cost: its measured cost.
+        seconds: time between two steps.
+        steps: number of steps that fit into the budget.
     """
 
     candidate: Candidate
@@ -73,19 +73,19 @@ class Measured:
 
     @property
     def needed(self) -> int:
-        """Steps that a network of this size needs to be better than a smaller one."""
+        """The number of steps that a network of this size needs to be better than a smaller one."""
         return enough_steps(self.cost.parameters)
 
 
 def enough_steps(parameters: int) -> int:
-    """Steps below which a network of so many parameters learns less than a smaller one in the same time.
+    """Return the number of steps below which a network of this size learns less than a smaller one in the same time.
 
     400 times the square root of the millions of parameters, at least 300. The constant is fitted to runs on
     electron microscopy of neural tissue on one core: 2.4 million parameters and 796 steps reached Dice 0.75, while
     16.5 million and 279 steps reached 0.61 in more than twice the time.
 
     Args:
-        parameters: of the whole network.
+        parameters: number of parameters of the whole network.
 
     Returns:
         Number of optimizer steps.
@@ -94,7 +94,7 @@ def enough_steps(parameters: int) -> int:
 
 
 def choose(measured: Sequence[Measured]) -> Measured:
-    """Enough steps before capacity: the dearest candidate that gets enough steps, else the one nearest to it.
+    """Choose the most expensive candidate that gets enough steps; if none does, the one that comes closest.
 
     Args:
         measured: at least one, cheapest first.
@@ -106,7 +106,7 @@ def choose(measured: Sequence[Measured]) -> Measured:
 
 
 def within_budget(config: ConfigManager) -> ConfigManager:
-    """Apply `tr_config.time_budget`: choose what fits, tell the choice, and return the configuration with it.
+    """Apply `tr_config.time_budget`: choose a candidate that fits, log it, and return the configuration with it.
 
     The time counts from this call. Without a budget the configuration is returned as it is. A resumed run keeps the
     choice of its snapshot: nothing is measured again; a larger budget adds epochs, see `extended`. Several processes
@@ -116,7 +116,7 @@ def within_budget(config: ConfigManager) -> ConfigManager:
         config: the checked configuration.
 
     Returns:
-        A configuration in which everything the budget decides is settled, and which has no budget any more.
+        A configuration in which all settings that the budget decides have values, and which has no budget any more.
 
     Raises:
         VolumenError: the budget is too short for a run.
@@ -129,7 +129,7 @@ def within_budget(config: ConfigManager) -> ConfigManager:
         seconds = parse_duration(text)
     except ValueError:
         raise VolumenError(KEY, expected="a time above 0, such as 35m or 12h", found=repr(text)) from None
-    kept = distributed.broadcast(_kept(config) if distributed.is_main() else None)
+    kept = distributed.broadcast(_decided_before(config) if distributed.is_main() else None)
     if kept is not None:
         kept = extended(kept, seconds)
         logger.info(
@@ -148,7 +148,7 @@ def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
     if chosen.steps < chosen.needed:
         logger.warning("%s", too_short(chosen, budget))
     # What the first process finds out about the patches of the choice is in the cache when the others ask.
-    return distributed.broadcast(_settle(config, chosen, budget, started) if distributed.is_main() else None)
+    return distributed.broadcast(_resolve(config, chosen, budget, started) if distributed.is_main() else None)
 
 
 def too_short(chosen: Measured, budget: float) -> str:
@@ -166,14 +166,14 @@ def too_short(chosen: Measured, budget: float) -> str:
     )
 
 
-def _settle(
+def _resolve(
     config: ConfigManager, chosen: Measured, budget: float, started: float
 ) -> dict[str, dict[str, Any]]:
-    """The settings of a run with this choice in the time that is left since `started`."""
+    """Return the settings of a run with this choice in the time that remains since `started`."""
     training, plan = config.tr_config, chosen.candidate
-    settled = plan.applied_to(config)
-    voxels = covered_voxels(settled)  # builds the index of patches that the run needs anyway
-    schedule = plan_schedule(settled, chosen, budget - (time.perf_counter() - started))
+    resolved = plan.applied_to(config)
+    voxels = covered_voxels(resolved)  # builds the index of patches that the run needs anyway
+    schedule = plan_schedule(resolved, chosen, budget - (time.perf_counter() - started))
     patches = schedule["max_epoch"] * schedule["max_steps_per_epoch"] * plan.batch_size * config.world_size
     strength = augment_strength(patches * math.prod(plan.patch_size) / voxels)
     where = f"{config.world_size} x {config.device.type}" if config.world_size > 1 else str(config.device)
@@ -204,20 +204,20 @@ def _settle(
 
 
 def augment_strength(passes: float) -> float:
-    """How strongly to augment when each voxel is seen so often: 0 up to 25 times, 1 from 1000 times on.
+    """Return the strength of augmentation for a number of passes: 0 up to 25 passes, 1 from 1000 passes on.
 
     Args:
-        passes: patches' voxels of the whole run over the voxels there are to learn from.
+        passes: patches' voxels of the whole run, divided by the number of voxels to learn from.
 
     Returns:
-        Share of the full probabilities, rising with the logarithm of the passes.
+        Fraction of the full probabilities; it rises with the logarithm of the passes.
     """
     share = math.log(max(passes, FEW_PASSES) / FEW_PASSES) / math.log(MANY_PASSES / FEW_PASSES)
     return round(min(1.0, share), 2)
 
 
 def covered_voxels(config: ConfigManager) -> int:
-    """Voxels of the training part that valid patches cover: each stands for one step of their grid."""
+    """Return the voxels of the training part that valid patches cover; each patch counts one step of the grid."""
     index = training_objects(config).get_parsed_content("train#index")
     whole = sum(
         math.prod(stop - start for start, stop in box)
@@ -229,7 +229,7 @@ def covered_voxels(config: ConfigManager) -> int:
 
 
 def _measure_all(config: ConfigManager, budget: float, started: float) -> list[Measured]:
-    """Climb the ladder until a candidate gets too few steps or the time for measuring is over."""
+    """Measure candidates until one gets too few steps or the time for measuring is over."""
     limit = min(MOST_MEASURING, MEASURING * budget)
     measured: list[Measured] = []
     here = cores() / distributed.processes_here()
@@ -264,12 +264,12 @@ def _measure_all(config: ConfigManager, budget: float, started: float) -> list[M
 
 
 def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> dict[str, Any]:
-    """Divide the time left between epochs and validations.
+    """Divide the remaining time between epochs and validations.
 
     Args:
-        config: with the choice in it.
+        config: the configuration with the chosen candidate.
         chosen: the choice and its cost.
-        seconds: left of the budget.
+        seconds: remaining time of the budget.
 
     Returns:
         The values of `max_epoch`, `max_steps_per_epoch`, `max_val_steps_per_epoch`, `final_val_steps`, `val_every_n`
@@ -284,7 +284,7 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
     final = config.tr_config.final_val_steps
     ending = 0.0
     if config.validates and batches < whole:
-        # The last and the best epoch are scored on everything, as far as the time allows.
+        # The last and the best epoch are scored on the whole validation part if the time allows it.
         affordable = max(batches, int(share * FINAL / 2 / max(each, 1e-9)))
         final = min(affordable, final or affordable) if affordable < whole else final
         scored = whole if final is None else min(whole, final)
@@ -305,7 +305,7 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
 
 
 def _validation_batches(config: ConfigManager) -> tuple[int, float, int]:
-    """Batches of windows in the validation part: as many as the setting allows, one process's part, and all."""
+    """Return the batches of a validation within the setting's limit, one process's fraction, and all batches."""
     from volumen.data.validation_blocks import fitting_size, part_windows
 
     most, batch = config.tr_config.max_val_steps_per_epoch, config.tr_config.batch_size
@@ -322,7 +322,7 @@ def _validation_batches(config: ConfigManager) -> tuple[int, float, int]:
 
 
 def table(measured: Sequence[Measured], chosen: Measured) -> str:
-    """The candidates for people: sizes, time per step, steps that fit and steps that are enough."""
+    """Format the candidates as a table: sizes, time per step, steps that fit and steps that are enough."""
     header = (
         "patch",
         "batch",
@@ -361,8 +361,8 @@ def _threads(config: ConfigManager) -> int:
     return 0 if config.device.type == "cuda" else torch.get_num_threads()
 
 
-def _kept(config: ConfigManager) -> dict[str, dict[str, Any]] | None:
-    """What the budget of the resumed run decided, by its snapshot."""
+def _decided_before(config: ConfigManager) -> dict[str, dict[str, Any]] | None:
+    """Return the settings that the resumed run's budget decided, from its snapshot; None without such a snapshot."""
     snapshot = config.resumed_file("config.yaml")
     if snapshot is None:
         return None

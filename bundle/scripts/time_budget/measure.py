@@ -1,7 +1,7 @@
-"""What a training step of a candidate costs on this machine, measured on the run's own data and objects.
+"""Measures the cost of a candidate's training step on this machine, with the run's own data and objects.
 
 Several processes measure together: each on its own GPU, or on the cores that it shares with the others, and with the
-exchange of gradients, as they will train. All of them learn the same numbers, those of the slowest.
+exchange of gradients, as in the training. All of them receive the same numbers, those of the slowest process.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MOST_PATCHES = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and the size of the network.
+    """Times in seconds, and the size of the network.
 
     Args:
-        step: one optimizer step on a batch that is ready: forward, losses, backward, update.
-        patch: one patch read, augmented and given its derived targets.
+        step: one optimizer step on a prepared batch: forward, losses, backward, update.
+        patch: reading, augmenting and deriving the targets of one patch.
         forward: one batch through the network without gradients.
-        parameters: of the network, all heads.
+        parameters: number of parameters of the network with all heads.
     """
 
     step: float
@@ -45,36 +45,36 @@ class Cost:
     parameters: int
 
     def per_step(self, batch: int, *, workers: int, cpu_threads: int, cores: float) -> float:
-        """Seconds between two steps of a run, the patches' preparation included.
+        """Return the seconds between two steps of a run, including the preparation of patches.
 
         Args:
             batch: patches per step.
             workers: processes that prepare patches; 0: the training process itself.
             cpu_threads: threads in which the network runs; 0 on a GPU, which shares no core with the workers.
-            cores: CPU cores that all of them share; of several processes, this one's part of the machine's, which
-                may be less than one.
+            cores: CPU cores that all of them share; with several processes, this process's part of the machine's
+                cores, which may be less than one.
         """
         patches = batch * self.patch
         if not workers:
             return self.step + patches
-        # Where there are fewer cores than processes, a patch was measured as slow as that makes it.
+        # With fewer cores than processes, the measured time of a patch already includes the slowdown.
         prepared = patches / max(1.0, min(workers, cores))
         if not cpu_threads or cpu_threads + workers <= cores:
             return max(self.step, prepared)
-        # The network's threads wait for each other, so that a worker on one of their cores delays them all.
+        # The network's threads wait for each other, so a worker on one of their cores delays them all.
         return self.step + prepared
 
 
 def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0) -> Cost | None:
-    """Time a candidate. All processes do it at the same time.
+    """Measure a candidate's cost. All processes do it at the same time.
 
     Args:
         config: the run's configuration.
-        candidate: what to time.
-        enough: seconds after which no more steps are taken; at least one is. The same in all processes.
+        candidate: the candidate to measure.
+        enough: seconds after which no further step starts; at least one step runs. The same in all processes.
 
     Returns:
-        Its cost, the same in all processes, or None where the memory of one's device cannot hold it.
+        Its cost, the same in all processes, or None if it does not fit into the memory of some process's device.
     """
     import torch
 
@@ -82,7 +82,7 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
     from volumen.utils.device import time_convolutions
     from volumen.utils.memory import freed_memory_kept
 
-    time_convolutions(config.device, config.tr_setup.deterministic)  # as in the training that is foretold
+    time_convolutions(config.device, config.tr_setup.deterministic)  # as the training will do
     devices = [config.device] if config.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
@@ -93,7 +93,7 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
             return _measure(candidate.applied_to(config), enough)
         except torch.OutOfMemoryError:
             if distributed.is_distributed():
-                raise  # after the step that tries the memory, in which the others count on this process
+                raise  # after the step that tests the memory the other processes wait for this one
             return None
         finally:
             gc.collect()
@@ -103,14 +103,14 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Keep what a logger tells of a run from being told of every candidate."""
-    told = logging.getLogger(name)
-    level = told.level
-    told.setLevel(logging.WARNING)
+    """Suppress a logger's messages about each candidate's data."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        told.setLevel(level)
+        log.setLevel(level)
 
 
 def _measure(config: ConfigManager, enough: float) -> Cost | None:
@@ -124,7 +124,7 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
     samples, seconds = [], []
     for number in range(max(batch_size, PATCHES) + 1):  # the first one opens files and compiles
         started = time.perf_counter()
-        # An epoch of one step may have fewer samples.
+        # The data set may have fewer samples than are measured here.
         samples.append(dataset[(0, (number * config.world_size + config.rank) % len(dataset))])
         seconds.append(time.perf_counter() - started)
         if not number:
@@ -143,7 +143,7 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
 
 
 def training_objects(config: ConfigManager) -> Any:
-    """A parser of the bundle's `train.yaml` whose objects are those of a configuration.
+    """Return a parser of the bundle's `train.yaml` whose objects use a configuration.
 
     Args:
         config: the configuration.
@@ -159,10 +159,10 @@ def training_objects(config: ConfigManager) -> Any:
 
 
 def _anywhere(config: ConfigManager) -> ConfigManager:
-    """The configuration with patches from anywhere, whether they hold labels or not."""
+    """Return the configuration with patches from everywhere, with or without labels."""
     from volumen.data.sampling.split import make_split
 
-    # Which patches are valid and which part validates changes no time, and may take long to find out.
+    # Finding the valid patches and the validation part may take long, and does not change the time of a step.
     anywhere = config.variant(
         dataset_config=replace(
             config.dataset_config,
@@ -195,7 +195,7 @@ def _time_network(
 
     from volumen.engines.amp import AmpPolicy
     from volumen.engines.optimizers import build_optimizer
-    from volumen.losses.masking import apart
+    from volumen.losses.masking import this_rank_alone
     from volumen.networks.placement import memory_format, prepare_network
     from volumen.utils import distributed
 
@@ -229,11 +229,11 @@ def _time_network(
         with torch.no_grad(), amp.autocast():
             alone(image)
 
-    # The first step allocates memory and chooses algorithms. No process waits for another in it, so that one whose
-    # memory is too small can tell the others.
+    # The first step allocates memory and chooses algorithms. In it no process waits for another, so that a process
+    # whose memory is too small can report it to the others.
     first, full = 0.0, False
     try:
-        with apart():
+        with this_rank_alone():
             first = _seconds(step, config.device)
     except torch.OutOfMemoryError:
         full = True

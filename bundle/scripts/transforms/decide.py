@@ -1,4 +1,4 @@
-"""From logits to decided labels: what the metrics of training and validation count, as `volumen evaluate` does."""
+"""Turns logits into decided labels, which the metrics of training and validation score, like `volumen evaluate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DECISIONS = "decisions"
 
 
 def decide(logits: Tensor, kind: str) -> Tensor:
-    """Return the labels of the largest probability.
+    """Return the labels with the largest probability.
 
     Args:
         logits: (B, C, *space).
@@ -21,7 +21,7 @@ def decide(logits: Tensor, kind: str) -> Tensor:
 
     Returns:
         uint8 (int16 above 256 classes) class indices (B, 1, *space) of a multiclass target; else bool (B, C, *space):
-        a probability in float32 from one half on, as a stored prediction holds it.
+        True for probabilities of at least one half in float32, the type in which a prediction stores them.
     """
     if kind == "multiclass":
         return logits.argmax(dim=1, keepdim=True).to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)
@@ -29,20 +29,21 @@ def decide(logits: Tensor, kind: str) -> Tensor:
 
 
 class DecideLabelsd:
-    """Add `decisions` to an engine's output: target to decided labels, of the labelled targets.
+    """Add `decisions` to an engine's output: target to decided labels, for the labelled targets.
 
-    It is the `postprocessing` of trainer and evaluator: MONAI calls it with the batch and the output joined after each
-    step. Under deep supervision the finest output counts. Other targets have values, which need no decision.
+    It is the `postprocessing` of trainer and evaluator: MONAI calls it after each step with a dictionary that holds the
+    batch and the output. Under deep supervision the finest output is used. Other targets are values and need no
+    decision.
 
     Args:
-        kinds: target to kind, as of `ConfigManager.kinds`.
+        kinds: target to kind, as in `ConfigManager.kinds`.
     """
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
         self.kinds = {name: kind for name, kind in kinds.items() if kind in LABEL_KINDS}
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the data with `decisions`; shapes as of `decide`."""
+        """Return the data with `decisions`; `decide` describes the shapes."""
         return {**data, DECISIONS: self.decisions(data["pred"])}
 
     def decisions(self, predictions: Mapping[str, Any]) -> dict[str, Tensor]:

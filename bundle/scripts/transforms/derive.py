@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FIELDS_KEY = "derived_fields"
-"""Where a sample keeps the fields that tasks of one source share."""
+"""Key under which a sample stores the fields that the tasks of one source use together."""
 
 
 UNITS = ("physical", "voxel")
@@ -39,8 +39,8 @@ UNITS = ("physical", "voxel")
 class DeriveTargetsd(Transform):
     """Derive targets from labels: after augmentation, on a patch with its halo.
 
-    Reads `sample[source]` integer (Ct, *(patch + 2 halo)), `sample[source + "_mask"]` bool (1, ...) if there,
-    `sample["in_volume"]` bool (1, ...) or None, and `sample["spacing"]` if there. Writes for every task
+    Reads `sample[source]` integer (Ct, *(patch + 2 halo)), `sample[source + "_mask"]` bool (1, ...) if it exists,
+    `sample["in_volume"]` bool (1, ...) or None, and `sample["spacing"]` if it exists. Writes for every task
     `sample[task]` float32 (C, *patch) and `sample[task + "_mask"]` bool (1, *patch). With a halo of at least
     `derive_halo(tasks, spacing)` a value equals the one derived from the whole volume wherever the mask is
     True.
@@ -48,11 +48,11 @@ class DeriveTargetsd(Transform):
     Args:
         tasks: entries of `auxiliary_tasks` by name, each with `type`, `source_target` and the type's keys.
         halo: voxels per axis to crop from the results on every side.
-        spacing: voxel size per axis where the sample has none.
-        unit: "physical", that of the spacing, or "voxel": distances count in the smallest voxel size of the
+        spacing: voxel size per axis for samples without one.
+        unit: "physical", the unit of the spacing, or "voxel": distances are in the smallest voxel size of the
             sample, so that settings such as a loss's `rho` mean the same for nanometres and millimetres.
-        keep_fields: leave the shared fields in the sample (for single transforms in a row).
-        instances: sources whose labels number instances: what touches is apart, see `instance_distance`.
+        keep_fields: leave the computed fields in the sample (for several single transforms in a row).
+        instances: sources whose labels number instances; touching instances are separated, see `instance_distance`.
 
     Raises:
         VolumenError: an entry is not valid, see `validate_task`.
@@ -109,7 +109,7 @@ class DeriveTargetsd(Transform):
             spacing = in_voxels(spacing)
         reach, margin = served_extent(self._tasks.values(), source, spacing)
         if self.keep_fields:
-            # Transforms that follow may need more around the patch than this one.
+            # Following transforms may need more voxels around the patch than this one.
             margin = (self.halo,) * (labels.ndim - 1) if isinstance(self.halo, int) else tuple(self.halo)
         return SourceFields(
             labels,
@@ -124,7 +124,7 @@ class DeriveTargetsd(Transform):
 
 
 class _SingleTaskd(DeriveTargetsd):
-    """One derived target as a transform of its own; transforms in a row share the source's fields."""
+    """A transform for a single derived target; several in a row use the same fields of the source."""
 
     type_name: ClassVar[str]
 

@@ -1,7 +1,7 @@
-"""Derived targets of a batch on the training device: labels with their halo go there, and no derived array.
+"""Derives targets of a batch on the training device, so that only labels with their halo are transferred.
 
-A worker packs labels, masks and what is known of them (`PackSourcesd`); after the transfer `DeriveBatch` makes the
-targets of them, equal to those of `DeriveTargetsd`.
+A worker packs labels, masks and the state of voxels (`PackSourcesd`). After the transfer `DeriveBatch` derives the
+targets from them; they equal those of `DeriveTargetsd`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ OUTSIDE, UNKNOWN, KNOWN = range(3)
 
 
 def packed_keys(source: str) -> tuple[str, str, str]:
-    """Return where a sample holds a source's labels, the state of their voxels, and flags of the whole patch.
+    """Return the keys of a source's labels, the state of their voxels, and flags of the whole patch.
 
-    A name of a target is part of a file's name and holds no slash, so that these meet no target.
+    A target's name is part of a file's name and holds no slash, so these keys never equal a target's name.
     """
     return f"{PACKED}{source}", f"{PACKED}{source}/state", f"{PACKED}{source}/flags"
 
 
 class PackSourcesd(Transform):
-    """Keeps what `DeriveBatch` reads of a sample, under keys of its own. Stands before `CropHalod`.
+    """Copy the entries that `DeriveBatch` needs to separate keys of the sample. It must precede `CropHalod`.
 
     Writes for every source: labels int32 (Ct, *(patch + 2 halo)); the state of every voxel, uint8
     (1, *(patch + 2 halo)), 0 outside the volume, 1 unknown, 2 known; flags bool (2,): there are unknown voxels,
     there are voxels outside. And the spacing, float64 (D,).
 
     Args:
-        sources: labelled targets from which something is derived on the device.
+        sources: labelled targets from which a target is derived on the device.
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
@@ -72,9 +72,9 @@ class PackSourcesd(Transform):
 
 
 class DeriveBatch:
-    """Derives targets of a collated batch, on the device where its labels are.
+    """Derive targets of a collated batch, on the device of its labels.
 
-    Tasks whose class has no `derive_batch` (see `DerivedTask`) cannot be derived here; `DeriveTargetsd` makes them in
+    Tasks whose class has no `derive_batch` (see `DerivedTask`) cannot be derived here; `DeriveTargetsd` derives them in
     the workers.
 
     Args:
@@ -82,7 +82,7 @@ class DeriveBatch:
         halo: voxels per axis to crop from the results on every side.
         unit: "physical" or "voxel", as for `DeriveTargetsd`.
         instances: sources whose labels number instances, as for `DeriveTargetsd`.
-        labelled_only: keep the masks to voxels whose label is above 0, as `RestrictToLabelledd`.
+        labelled_only: restrict the masks to voxels whose label is above 0, like `RestrictToLabelledd`.
 
     Raises:
         VolumenError: an entry is not valid, or its task cannot be derived for a batch.
@@ -114,11 +114,11 @@ class DeriveBatch:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The labelled targets that are read."""
+        """The labelled targets that the derivation reads."""
         return tuple(dict.fromkeys(params["source_target"] for _, params in self._tasks.values()))
 
     def host_facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what must be known before the first launch, read of the batch while it is on the host.
+        """Return values that are needed before the first launch, read from the batch while it is on the host.
 
         Args:
             batch: collated samples of `PackSourcesd`.
@@ -135,18 +135,18 @@ class DeriveBatch:
 
     @torch.no_grad()
     def __call__(self, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the batch with its derived targets in place of what was packed.
+        """Replace the packed entries of the batch by its derived targets.
 
         Args:
             tensors: the batch on the device.
-            facts: of `host_facts`.
+            facts: the result of `host_facts`.
 
         Returns:
             For every task float32 (B, C, *patch) and "<task>_mask" bool (B, 1, *patch), and the other entries.
         """
-        kept = {key: value for key, value in tensors.items() if not key.startswith(PACKED)}
+        others = {key: value for key, value in tensors.items() if not key.startswith(PACKED)}
         if not self._tasks:
-            return kept
+            return others
         spacings = [in_voxels(size) if self.unit == "voxel" else size for size in facts[SPACING_KEY]]
         device = tensors[packed_keys(self.sources[0])[0]].device
         with exact_products(device):
@@ -155,10 +155,10 @@ class DeriveBatch:
                 for spacing in dict.fromkeys(spacings)
             ]
         if len(parts) == 1:
-            return {**kept, **parts[0]}
+            return {**others, **parts[0]}
         order = [row for spacing in dict.fromkeys(spacings) for row in _rows(spacings, spacing)]
         back = torch.tensor(np.argsort(order), device=device)
-        return {**kept, **{key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}}
+        return {**others, **{key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}}
 
     def _derive(
         self,
@@ -167,7 +167,7 @@ class DeriveBatch:
         spacing: tuple[float, ...],
         rows: list[int],
     ) -> dict[str, Tensor]:
-        """Derive everything of the samples `rows`, which have one voxel size."""
+        """Derive all targets of the samples `rows`, which have the same voxel size."""
         fields = {source: self._fields(tensors, facts, source, spacing, rows) for source in self.sources}
         out: dict[str, Tensor] = {}
         for name, (task, params) in self._tasks.items():
@@ -210,7 +210,7 @@ def _rows(spacings: Sequence[tuple[float, ...]], spacing: tuple[float, ...]) -> 
 
 
 def _int32(values: np.ndarray) -> np.ndarray:
-    """Return labels as int32; numbers too large for it are counted anew, background staying 0."""
+    """Return labels as int32; numbers too large for it are renumbered, and the background stays 0."""
     if values.dtype.itemsize >= 4 and values.size and values.max() > np.iinfo(np.int32).max:
         numbers, compact = np.unique(np.where(values > 0, values, 0), return_inverse=True)
         return (compact.reshape(values.shape) + int(numbers[0] > 0)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The last steps of a sample: halo off, masks restricted, tensors out."""
+"""The last steps of a sample: crop the halo, restrict masks, convert to tensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from volumen.utils.sample_keys import PACKED, labelled_key, mask_key
 
 
 class CropHalod(Transform):
-    """Crops labels and masks (C, *(patch + 2 halo)) of primary targets to the patch, drops "in_volume".
+    """Crop labels and masks (C, *(patch + 2 halo)) of labelled targets to the patch, and remove "in_volume".
 
-    Where `InstancesToTargetd` left `<target>_labelled`, that too.
+    If `InstancesToTargetd` wrote `<target>_labelled`, that entry is cropped too.
 
     Args:
-        targets: primary targets, present with their masks.
-        halo: voxels per axis to take off on every side.
+        targets: labelled targets, present with their masks.
+        halo: voxels per axis to remove on every side.
     """
 
     def __init__(self, targets: Sequence[str], halo: Sequence[int] | int = 0) -> None:
@@ -45,12 +45,12 @@ class CropHalod(Transform):
 
 
 class RestrictToLabelledd(Transform):
-    """Keeps the loss to labelled voxels: those whose label is above 0 (`loss_on_label_only`).
+    """Restrict the masks to labelled voxels: those whose label is above 0 (`loss_on_label_only`).
 
-    Stands after the derived targets, so that these still know what lies beside a label.
+    It must follow the derivation of targets, which needs the labels of all voxels.
 
     Args:
-        targets: primary targets.
+        targets: labelled targets.
         derived: derived target to its source, whose label restricts it as well.
     """
 
@@ -66,15 +66,15 @@ class RestrictToLabelledd(Transform):
 
 
 class FinalizePatchd(Transform):
-    """Turns a sample into plain tensors and keeps nothing that a batch cannot hold.
+    """Convert a sample to plain tensors and remove all entries that a batch cannot hold.
 
     Args:
-        targets: primary targets: int16 class indices (Ct, *patch), or float32 where they are distances.
+        targets: labelled targets: int16 class indices (Ct, *patch), or float32 if they are distances.
         derived: derived targets: float32 (C, *patch).
 
     Returns:
         image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str,
-        "start" int64 (n,), and what is packed for the device.
+        "start" int64 (n,), "spacing" n floats (in a batch n tensors (B,)), and what is packed for the device.
 
     Raises:
         VolumenError: a label exceeds int16, as instance labels may.
@@ -96,6 +96,8 @@ class FinalizePatchd(Transform):
                 final[key] = torch.from_numpy(np.ascontiguousarray(data[key]))
         final["volume_name"] = data["volume_name"]
         final["start"] = torch.tensor([int(first) for first in data["start"]], dtype=torch.int64)
+        # No tensor, which would go to the device: some devices have no float64.
+        final["spacing"] = tuple(float(side) for side in data["spacing"])
         return final
 
 

@@ -1,7 +1,7 @@
 """Random changes of image intensity, with nnU-Net's published probabilities as defaults.
 
-All are MONAI dictionary transforms over float32 images (C, *spatial), 2D or 3D, and leave labels alone.
-Strengths are relative to the image's own spread, so that they mean the same for [0, 1] images as for
+All are MONAI dictionary transforms of float32 images (C, *spatial), 2D or 3D, and do not change labels.
+Strengths are relative to the image's own standard deviation or range, so that they mean the same for [0, 1] images and
 z-scores.
 """
 
@@ -22,11 +22,11 @@ _SEEDS = 2**32
 
 
 class RandIntensityd(RandomizableTransform, MapTransform):
-    """Base of the transforms below: with `prob`, calls `alter` for every channel.
+    """Base class of the transforms below: with probability `prob` it calls `alter` for every channel.
 
     Args:
         keys: images to change.
-        prob: probability of changing a sample at all.
+        prob: probability of changing a sample.
         prob_per_channel: probability for each channel of a changed sample.
     """
 
@@ -55,15 +55,15 @@ class RandIntensityd(RandomizableTransform, MapTransform):
         return sample
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        """Writes one changed channel (*spatial) into `out`; axis `frozen` is too coarse to be filtered."""
+        """Write one changed channel (*spatial) into `out`; axis `frozen` is too coarse to be filtered."""
         raise NotImplementedError
 
 
 class RandNoised(RandIntensityd):
-    """Adds Gaussian noise whose deviation is a random share of the channel's own deviation.
+    """Add Gaussian noise whose standard deviation is a random fraction of the channel's.
 
     Args:
-        sigma_range: smallest and largest share.
+        sigma_range: smallest and largest fraction.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class RandNoised(RandIntensityd):
         self.sigma_range = _span("sigma_range", sigma_range, 0.0)
 
     def alter(self, image: np.ndarray, out: np.ndarray, frozen: int | None) -> None:
-        share = self.R.uniform(*self.sigma_range)
+        fraction = self.R.uniform(*self.sigma_range)
         # SFC64 draws float32 normals several times faster than the Mersenne twister behind self.R.
         generator = np.random.Generator(np.random.SFC64(self.R.randint(_SEEDS, dtype=np.uint64)))
-        filters.add_noise(image, share, generator, out)
+        filters.add_noise(image, fraction, generator, out)
 
 
 class RandBlurd(RandIntensityd):
-    """Gaussian blur, its sigma drawn for each axis.
+    """Apply a Gaussian blur, with a random sigma for each axis.
 
     Args:
-        sigma_range: voxels.
+        sigma_range: smallest and largest sigma, in voxels.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class RandBlurd(RandIntensityd):
 
 
 class RandBrightnessd(RandIntensityd):
-    """Multiplies by a random factor.
+    """Multiply by a random factor.
 
     Args:
-        factor_range: of the factor.
+        factor_range: smallest and largest factor.
     """
 
     def __init__(
@@ -124,10 +124,10 @@ class RandBrightnessd(RandIntensityd):
 
 
 class RandContrastd(RandIntensityd):
-    """Stretches intensities about their mean, and clips them to their former range.
+    """Stretch intensities about their mean, and clip them to their previous range.
 
     Args:
-        factor_range: of the stretch.
+        factor_range: smallest and largest factor of the stretch.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class RandContrastd(RandIntensityd):
 
 
 class RandLowResolutiond(RandIntensityd):
-    """Shows the image as if taken at a lower resolution: nearest samples, linearly interpolated back.
+    """Simulate a lower resolution: take nearest samples and interpolate them back linearly.
 
     Args:
-        zoom_range: of the lower resolution as a share of the present one.
+        zoom_range: range of the lower resolution as a fraction of the original one.
     """
 
     def __init__(
@@ -167,11 +167,11 @@ class RandLowResolutiond(RandIntensityd):
 
 
 class RandGammad(RandIntensityd):
-    """Raises intensities, brought to [0, 1], to a random power; range, mean and deviation are kept.
+    """Raise intensities, scaled to [0, 1], to a random power; range, mean and deviation are preserved.
 
     Args:
-        gamma_range: of the exponent.
-        invert: apply it to the negative image.
+        gamma_range: smallest and largest exponent.
+        invert: apply it to the inverted image.
         retain_stats: restore the mean and deviation.
     """
 

@@ -35,14 +35,14 @@ def sample_intensity_properties(
     foreground: bool = True,
     most_cases: int | None = None,
 ) -> dict[str, Any]:
-    """Statistics of image intensities from a reproducible sample of storage blocks.
+    """Return statistics of image intensities from a reproducible sample of storage blocks.
 
     Args:
-        cases: `OpenCase` objects; their labels tell the foreground (any label above 0).
-        boxes: case name to regions (start, stop per axis) that may be looked at, as the training part of a
+        cases: `OpenCase` objects; their labels determine the foreground (any label above 0).
+        boxes: case name to the regions (start, stop per axis) to sample, such as the training part of a
             split; None: everything.
-        max_regions: blocks read, shared among the cases (at least one each).
-        values_per_region: values kept per block and channel, evenly strided.
+        max_regions: number of blocks to read, divided among the cases (at least one each).
+        values_per_region: number of values per block and channel, evenly strided.
         seed: of the choice of blocks.
         ignore_labels: target to the label value that means "unknown", which is no foreground.
         per_volume: let `Normalizer` use each volume's own statistics, as for MRI in arbitrary units; None: where
@@ -57,7 +57,7 @@ def sample_intensity_properties(
         Values that are not finite are left out, with a warning.
 
     Raises:
-        VolumenError: no value sampled is finite.
+        VolumenError: no sampled value is finite.
     """
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
@@ -77,9 +77,9 @@ def sample_intensity_properties(
             if labelled is not None and labelled.any():
                 inside.append(_strided(image[:, labelled], values_per_region))
         if len(everywhere) > before:
-            _tell_nonfinite(case.image.path, everywhere[before:])
+            _warn_of_nonfinite(case.image.path, everywhere[before:])
             channels = _statistics(everywhere[before:])
-            _tell_constant(case.image.path, channels)
+            _warn_of_constant(case.image.path, channels)
             by_case[case.name] = channels
     if not everywhere:
         raise ValueError(f"no region to sample in {len(cases)} cases with boxes {boxes!r}")
@@ -130,7 +130,7 @@ def volume_ranges(volumes: Sequence[Sequence[Mapping[str, float]]]) -> list[dict
 
 
 def volume_properties(volume: Any) -> dict[str, Any]:
-    """Statistics of one volume's intensities: a function of its content alone, so that prediction repeats it.
+    """Return statistics of one volume's intensities, which depend only on its content, so that prediction repeats them.
 
     Args:
         volume: a `Volume`.
@@ -149,16 +149,16 @@ def sample_values(volume: Any, max_regions: int) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def _tell_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
-    """Warn of the share of NaN and infinity among the values sampled from a volume."""
+def _warn_of_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:
+    """Warn of NaN and infinity among the values sampled from a volume."""
     total = sum(values.size for values in parts)
     wrong = total - sum(int(np.isfinite(values).sum()) for values in parts)
     if wrong:
         _LOGGER.warning("%s: %d of %d values sampled are NaN or infinite", path, wrong, total)
 
 
-def _tell_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of channels in which there is nothing to see."""
+def _warn_of_constant(path: str, channels: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of channels in which all sampled values are equal."""
     for number, channel in enumerate(channels):
         if channel["count"] > 1 and channel["min"] == channel["max"]:
             where = f"channel {number}: " if len(channels) > 1 else ""

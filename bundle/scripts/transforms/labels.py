@@ -1,4 +1,4 @@
-"""Labels as the losses read them: foreground or not, or a class index within the configured classes."""
+"""Prepares labels for the losses: foreground or background, or a class index within the configured classes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from volumen.utils.sample_keys import mask_key
 
 
 class PrepareLabelsd(Transform):
-    """Makes binary labels 0 or 1 and checks that class indices lie within the classes, negative ones nowhere.
+    """Convert binary labels to 0 or 1, and check that class indices lie within the classes and are not negative.
 
     Args:
-        classes: labelled target to its number of classes (background included) where its values are exclusive
-            classes, or to None where every value but 0 means foreground. Others stay as they are, such as
+        classes: labelled target to its number of classes (including the background) if its values are exclusive
+            classes, or to None if every value except 0 means foreground. Other labels are not changed, such as
             instance numbers.
 
     Raises:
-        VolumenError: a known voxel has a class beyond the configured ones, or, in a binary label, a negative value,
-            which is hardly ever meant as foreground.
+        VolumenError: a valid voxel has a class beyond the configured ones, or, in a binary label, a negative value,
+            which hardly ever means foreground.
     """
 
     def __init__(self, classes: Mapping[str, int | None]) -> None:
@@ -30,9 +30,9 @@ class PrepareLabelsd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, classes in self.classes.items():
-            known, volume = sample.get(mask_key(target)), sample["volume_name"]
+            valid, volume = sample.get(mask_key(target)), sample["volume_name"]
             if classes is None:
-                sample[target] = binary_truth(sample[target], known, target, volume)
+                sample[target] = binary_truth(sample[target], valid, target, volume)
             else:
-                sample[target] = class_truth(sample[target], known, target, classes, volume)
+                sample[target] = class_truth(sample[target], valid, target, classes, volume)
         return sample

@@ -1,4 +1,4 @@
-"""Intensity normalisation: a clip and a linear map per channel, the same in training and prediction."""
+"""Normalises intensities by a clip and a linear map per channel, the same in training and prediction."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from volumen.utils.jit import compiled
 
 SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")
-_BY_TYPE = ("bool", "uint8")  # the scheme "unit" takes their range from the type
-_MIN_RANGE = 1e-8  # a constant image must map to a constant, not to infinity
+_BY_TYPE = ("bool", "uint8")  # the scheme "unit" uses the range of these types
+_MIN_RANGE = 1e-8  # avoids division by zero for a constant image
 
 
 class Normalizer:
-    """Maps raw intensities to the values that the network sees: `(clip(v, low, high) - shift) / width`.
+    """Map raw intensities to the network's input values: `(clip(v, low, high) - shift) / width`.
 
     Schemes:
         unit: [0, 1]: 8-bit unsigned images by their type's range; others by the sampled minimum and maximum,
             or, without properties, by the range of their integer type.
         percentile: [0, 1] between the sampled percentiles 0.5 and 99.5, clipped there.
         zscore: sampled mean 0, standard deviation 1.
-        ct: clipped to the percentiles 0.5 and 99.5 of the sampled foreground, then by the foreground's mean
+        ct: clipped to the percentiles 0.5 and 99.5 of the sampled foreground, then normalised by the foreground's mean
             and standard deviation (nnU-Net's CTNormalization).
         none: the raw values.
 
@@ -36,7 +36,7 @@ class Normalizer:
 
     Args:
         scheme: one of the schemes above.
-        properties: what `volumen.transforms.intensity_properties.sample_intensity_properties` returned.
+        properties: the result of `volumen.transforms.intensity_properties.sample_intensity_properties`.
 
     Raises:
         VolumenError: the scheme is unknown, or needs properties that were not sampled.
@@ -63,14 +63,14 @@ class Normalizer:
 
     @classmethod
     def from_config(cls, scheme: str, properties: Mapping[str, Any] | None) -> Normalizer:
-        """The normaliser of a snapshot's `normalization_scheme` and `intensity_properties`."""
+        """Return the normaliser of a snapshot's `normalization_scheme` and `intensity_properties`."""
         return cls(scheme, properties)
 
     def for_volume(self, volume: Any) -> Normalizer:
-        """The normaliser for images read from `volume`: this one, unless statistics are per volume.
+        """Return the normaliser for images read from `volume`: this one, unless statistics are per volume.
 
         Args:
-            volume: a `Volume`; the statistics sampled from it are kept under its path.
+            volume: a `Volume`; the statistics sampled from it are cached under its path.
         """
         if not self.goes_by_volume(volume.dtype):
             return self
@@ -81,7 +81,7 @@ class Normalizer:
         return self._volumes[volume.path]
 
     def for_array(self, image: np.ndarray) -> Normalizer:
-        """The normaliser for an image in memory: this one, unless statistics are per volume.
+        """Return the normaliser for an image in memory: this one, unless statistics are per volume.
 
         Args:
             image: (C, *spatial), the whole volume.
@@ -113,12 +113,12 @@ class Normalizer:
         return bool(self.properties and self.properties.get("per_volume"))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Normalises an image (C, *spatial) of any real dtype into a new, contiguous float32 array."""
+        """Normalise an image (C, *spatial) of any real dtype into a new, contiguous float32 array."""
         return self.apply(image, self.coefficients(image.dtype, len(image)))
 
     @staticmethod
     def apply(image: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-        """As a call, with coefficients made for another dtype, as for an image resampled from raw values.
+        """Normalise with given coefficients, which may belong to another dtype, as for an image that was resampled.
 
         Args:
             image: (C, *spatial), any real dtype.
@@ -139,15 +139,15 @@ class Normalizer:
 
     @staticmethod
     def zero_level(coefficients: np.ndarray) -> np.ndarray:
-        """Raw value per channel (C,) float32 that normalises to zero, from `coefficients`."""
+        """Return the raw value per channel (C,) float32 that normalises to zero, from `coefficients`."""
         return coefficients[:, 2]
 
     def coefficients(self, dtype: np.dtype, channels: int) -> np.ndarray:
-        """Rows (low, high, shift, width) per channel, float32, for images of `dtype`.
+        """Return rows (low, high, shift, width) per channel, float32, for images of `dtype`.
 
         Raises:
             VolumenError: the properties describe another number of channels.
-            ValueError: statistics are per volume, and this normaliser belongs to none.
+            ValueError: statistics are per volume, and this normaliser does not belong to a volume.
         """
         dtype = np.dtype(dtype)
         if self.goes_by_volume(dtype):
@@ -166,29 +166,29 @@ class Normalizer:
             low, high = self._unit_range(dtype, channel, channels)
             return -np.inf, np.inf, low, max(high - low, _MIN_RANGE)
         if self.scheme == "percentile":
-            known = self._known("channels", channel, channels)
-            low, high = known["percentile_00_5"], known["percentile_99_5"]
+            statistics = self._statistics_of("channels", channel, channels)
+            low, high = statistics["percentile_00_5"], statistics["percentile_99_5"]
             return low, high, low, max(high - low, _MIN_RANGE)
         if self.scheme == "zscore":
-            known = self._known("channels", channel, channels)
-            return -np.inf, np.inf, known["mean"], max(known["std"], _MIN_RANGE)
-        known = self._known("foreground", channel, channels)
+            statistics = self._statistics_of("channels", channel, channels)
+            return -np.inf, np.inf, statistics["mean"], max(statistics["std"], _MIN_RANGE)
+        statistics = self._statistics_of("foreground", channel, channels)
         return (
-            known["percentile_00_5"],
-            known["percentile_99_5"],
-            known["mean"],
-            max(known["std"], _MIN_RANGE),
+            statistics["percentile_00_5"],
+            statistics["percentile_99_5"],
+            statistics["mean"],
+            max(statistics["std"], _MIN_RANGE),
         )
 
     def _unit_range(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float]:
         if dtype == np.bool_:
             return 0.0, 1.0
         if self.every_type:
-            known = self._known("channels", channel, channels)
+            known = self._statistics_of("channels", channel, channels)
             return known["percentile_00_5"], known["percentile_99_5"]
         if dtype.name not in _BY_TYPE and self.properties:
-            known = self._known("channels", channel, channels)
-            return known["min"], known["max"]
+            statistics = self._statistics_of("channels", channel, channels)
+            return statistics["min"], statistics["max"]
         if np.issubdtype(dtype, np.integer):
             return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
         raise VolumenError(
@@ -198,28 +198,28 @@ class Normalizer:
             remedy="leave normalization to the training command, or use normalization_scheme: none",
         )
 
-    def _known(self, region: str, channel: int, channels: int) -> Mapping[str, float]:
+    def _statistics_of(self, region: str, channel: int, channels: int) -> Mapping[str, float]:
         assert self.properties is not None
-        known = self.properties.get(region) or self.properties.get("channels")
-        if not known:
+        statistics = self.properties.get(region) or self.properties.get("channels")
+        if not statistics:
             raise VolumenError(
                 "dataset_config.intensity_properties",
                 expected="statistics under channels, as a run's own snapshot holds them",
                 found=", ".join(map(str, self.properties)),
                 remedy="leave it out: the training samples them",
             )
-        if len(known) != channels:
+        if len(statistics) != channels:
             raise VolumenError(
                 "dataset_config.intensity_properties",
                 expected=f"{channels} channels, as the image has",
-                found=len(known),
+                found=len(statistics),
                 remedy="sample them again from these images",
             )
-        return known[channel]
+        return statistics[channel]
 
 
 class NormalizeImaged(MapTransform):
-    """Dictionary form of `Normalizer`, for samples that were read raw.
+    """`Normalizer` as a dictionary transform, for samples with raw intensities.
 
     Args:
         keys: images (C, *spatial) to replace by float32.

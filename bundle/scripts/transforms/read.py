@@ -20,32 +20,32 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class ReadPatchd(Transform):
-    """Reads image, labels and masks of `sample["location"]`, carrying out `sample["spatial"]` on the way.
+    """Read image, labels and masks of `sample["location"]`, and apply `sample["spatial"]` while reading.
 
     Only the region that the drawn transform needs is read, clipped to `location.bounds`. Without rotation or
-    scaling the patch is a plain crop, bitwise; else one resampling does all: linear for the image, nearest
+    scaling the patch is an exact crop; otherwise it is resampled once: linearly for the image, nearest
     for labels and masks.
 
     Args:
         targets: names of the targets to read.
         patch_size: voxels per axis; None: the location's size.
-        halo: voxels per axis by which labels and masks reach beyond the patch on every side.
+        halo: voxels per axis by which labels and masks extend beyond the patch on every side.
         normalization_scheme, intensity_properties: as for `Normalizer`.
         image_order: 1 for linear interpolation; 3 for cubic splines (SciPy, about ten times slower).
         ignore_labels: target to the label value that means "unknown".
-        label_channels: channels of the targets' labels, for a case that lacks one; 1 where not named.
-        nonfinite: what to do with NaN and infinity in an image: "zero" (0 after normalisation, one warning
+        label_channels: target to the channels of its label, for a case without that label; default 1.
+        nonfinite: treatment of NaN and infinity in an image: "zero" (0 after normalisation, one warning
             per volume) or "refuse".
 
     Writes, for C image channels and Ct label channels:
-        image: float32 (C, *patch), reflected at the bounds; no label is known there.
+        image: float32 (C, *patch), reflected at the bounds; labels beyond the bounds are not known.
         <target>: integer (Ct, *(patch + 2 halo)), 0 where unknown.
         <target>_mask: bool (1, *(patch + 2 halo)): the label is known.
         in_volume: bool (1, *(patch + 2 halo)), or None when every voxel lies inside the volume.
         spacing, volume_name, start (of the patch before augmentation).
 
     Raises:
-        VolumenError: a setting is not valid, or an image holds NaN or infinity and they are refused.
+        VolumenError: a setting is not valid, or an image holds NaN or infinity and `nonfinite` is "refuse".
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class ReadPatchd(Transform):
         zero = normalizer.zero_level(coefficients)
         if raw.dtype.kind == "f":
             raw = self._finite(raw, volume, region, zero)
-        # A constant beyond the border would change what instance normalisation sees.
+        # The image is reflected, because a constant beyond the border would change the instance normalisation.
         raw, region = grid.reflect(raw, region)
-        # Interpolating raw values moves less memory than interpolating normalised ones, and is the same map.
+        # Interpolating raw values moves less memory than interpolating normalised ones, and has the same result.
         return normalizer.apply(grid.sample(raw, region, zero, self.image_order), coefficients)
 
     def _finite(self, raw: np.ndarray, volume: Any, region: Region, zero: np.ndarray) -> np.ndarray:
@@ -146,9 +146,9 @@ class ReadPatchd(Transform):
         mask = reader.read(case.masks[target]) if target in case.masks else None
         ignore = self.ignore_labels.get(target)
         trusted = known_voxels(label, mask, ignore)
-        known = reader.known
+        valid = reader.inside
         if trusted is not None:
-            known = trusted[None] if known is None else known & trusted
-        if known is None:
-            known = np.ones((1, *label.shape[1:]), dtype=bool)
-        return without_ignored(label, ignore), known
+            valid = trusted[None] if valid is None else valid & trusted
+        if valid is None:
+            valid = np.ones((1, *label.shape[1:]), dtype=bool)
+        return without_ignored(label, ignore), valid

@@ -1,4 +1,4 @@
-"""Draws the spatial augmentation of a sample; `ReadPatchd` carries it out while it reads."""
+"""Draws the spatial augmentation of a sample; `ReadPatchd` applies it while reading."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from monai.transforms import RandomizableTransform
 
 from volumen.utils.errors import VolumenError
 
-ANISOTROPY_LIMIT = 3.0  # nnU-Net's: beyond it a rotation out of the plane would mix unlike axes
+ANISOTROPY_LIMIT = (
+    3.0  # as in nnU-Net: above it a rotation out of the plane would mix axes of unequal resolution
+)
 _AXIS_NAMES = "zyx"
 
 
 @dataclass(frozen=True, eq=False)
 class SpatialTransform:
-    """Where each voxel of a patch comes from.
+    """A mapping from each voxel of a patch to its position in the volume.
 
-    The patch is first sampled on a grid turned and scaled about its centre, then its axes are permuted and
+    The patch is first sampled on a grid rotated and scaled about its centre, then its axes are permuted and
     flipped: `patch = flip(transpose(sampled, permutation), axes with flips)`.
 
     Args:
         permutation: axis of the sampled grid that becomes each axis of the patch.
         flips: for each axis of the patch, whether it is mirrored.
         matrix: (n, n) physical matrix in spatial order from offsets in the patch to offsets in the volume,
-            both from the patch's centre; None is the identity, and keeps the patch a plain crop.
+            both from the patch's centre; None is the identity, with which the patch is an exact crop.
     """
 
     permutation: tuple[int, ...]
@@ -36,7 +38,7 @@ class SpatialTransform:
 
     @classmethod
     def identity(cls, ndim: int) -> SpatialTransform:
-        """The transform that changes nothing in `ndim` dimensions."""
+        """Return the transform that changes nothing in `ndim` dimensions."""
         return cls(tuple(range(ndim)), (False,) * ndim)
 
     @property
@@ -44,23 +46,23 @@ class SpatialTransform:
         return len(self.permutation)
 
     def permute(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array (C, *sampled) with its axes in the patch's order."""
+        """Return a view of an array (C, *sampled) with its axes in the patch's order."""
         return array.transpose(0, *(axis + 1 for axis in self.permutation))
 
     def orient(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array (C, *sampled) with axes permuted and flipped: (C, *patch)."""
+        """Return a view of an array (C, *sampled) with axes permuted and flipped: (C, *patch)."""
         mirror = (slice(None, None, -1 if flip else None) for flip in self.flips)
         return self.permute(array)[(slice(None), *mirror)]
 
     def before_permutation(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """Values per axis of the patch, in the order of the sampled grid's axes."""
+        """Reorder values per axis of the patch to the order of the sampled grid's axes."""
         inner: list[Any] = [None] * self.ndim
         for value, axis in zip(values, self.permutation):
             inner[axis] = value
         return tuple(inner)
 
     def mirrored_matrix(self, spacing: Sequence[float]) -> np.ndarray:
-        """(n, n) matrix from voxel offsets in the sampled grid, mirrored already, to those in the volume."""
+        """Return the (n, n) matrix from voxel offsets in the sampled grid, flips included, to those in the volume."""
         assert self.matrix is not None, "a plain crop is mirrored as a view"
         signs = np.where(self.before_permutation(self.flips), -1.0, 1.0)
         scale = np.asarray(spacing, dtype=float)
@@ -68,19 +70,19 @@ class SpatialTransform:
 
 
 class RandSpatialTransformd(RandomizableTransform):
-    """Draws rotation, scaling, flips and axis swaps into `sample["spatial"]` and touches no voxel.
+    """Draw rotation, scaling, flips and axis swaps into `sample["spatial"]`, without changing any voxel.
 
-    Probabilities and ranges default to nnU-Net's (`nnUNetTrainer.get_training_transforms`). Rotation takes
-    place in physical space. When the spacing or the patch is anisotropic by more than 3, rotation and scaling
-    stay in the plane across the thin axis, as in nnU-Net.
+    Probabilities and ranges default to nnU-Net's (`nnUNetTrainer.get_training_transforms`). Rotation is
+    defined in physical space. When the spacing or the patch is anisotropic by more than 3, rotation and scaling
+    are restricted to the plane perpendicular to the thin axis, as in nnU-Net.
 
     Args:
         prob_rotation: probability of a rotation about every allowed axis.
         rotation_degrees: largest angle, degrees; None: 30 about three axes, 180 in a plane.
         prob_scale: probability of an isotropic scaling.
-        scale_range: factors on the sampled extent: above 1 the patch shows more of the volume, smaller.
-        prob_flip: probability of mirroring, for each axis on its own.
-        rotate90: permute axes at random where patch size and spacing agree.
+        scale_range: factors of the sampled extent: above 1 the patch shows more of the volume, smaller.
+        prob_flip: probability of mirroring, for each axis independently.
+        rotate90: randomly permute axes with equal patch size and spacing.
         rotation_axes: axes to rotate about, 'z', 'y', 'x' or indices in spatial order (in 2D only 'z'); None:
             all, or the thin one; an empty list: no rotation.
         no_spatial: draw the identity.
@@ -119,7 +121,7 @@ class RandSpatialTransformd(RandomizableTransform):
         self.no_spatial = no_spatial
 
     def draw(self, size: Sequence[int], spacing: Sequence[float]) -> SpatialTransform:
-        """One random transform for a patch of `size` voxels with `spacing` (both in spatial order)."""
+        """Draw one random transform for a patch of `size` voxels with `spacing` (both in spatial order)."""
         ndim = len(size)
         if self.no_spatial:
             return SpatialTransform.identity(ndim)
@@ -139,7 +141,7 @@ class RandSpatialTransformd(RandomizableTransform):
         return SpatialTransform(permutation, flips, None if np.array_equal(matrix, np.eye(ndim)) else matrix)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Adds "spatial" to a sample with "case" and "location"."""
+        """Add "spatial" to a sample with "case" and "location"."""
         sample = dict(data)
         sample["spatial"] = self.draw(sample["location"].size, sample["case"].spacing)
         return sample
@@ -167,14 +169,14 @@ class RandSpatialTransformd(RandomizableTransform):
 
 
 def thin_axis(size: Sequence[int], spacing: Sequence[float]) -> int | None:
-    """The axis across which a 3D patch is too coarse to be turned, or None.
+    """Return the axis along which a 3D patch is too coarse for rotations out of the plane, or None.
 
     Args:
         size: patch size, voxels.
         spacing: voxel size per axis.
 
     Returns:
-        The axis of largest spacing where spacings differ by more than 3 times, else the shortest axis of a
+        The axis of largest spacing if spacings differ by more than 3 times, else the shortest axis of a
         patch whose sizes differ by more than 3 times.
     """
     if len(size) < 3:
@@ -238,7 +240,7 @@ def _interchangeable(
 
 
 def about_one(random: np.random.RandomState, span: Sequence[float]) -> float:
-    """Draw a factor in `span`: below 1 as often as above, however the span lies about it, as in batchgenerators."""
+    """Draw a factor in `span` that is below 1 as often as above, for any span around 1, as in batchgenerators."""
     low, high = span
     if low < 1.0 < high:
         low, high = (low, 1.0) if random.uniform() < 0.5 else (1.0, high)

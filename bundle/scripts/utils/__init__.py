@@ -1,1 +1,1 @@
-"""What every part may use: errors, text, threads, atomic files, devices, processes, boxes."""
+"""Helpers for every part: errors, text, threads, atomic files, devices, processes, boxes."""

@@ -1,4 +1,4 @@
-"""Files that are under their name whole or not at all, whatever stops the process or the machine."""
+"""Writes files atomically: after any interruption of process or machine a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".*.tmp"
-"""Pattern of the names of files that a killed process was writing."""
+"""Pattern of the temporary file names that a killed process leaves."""
 
 
 def write_atomically(
@@ -21,8 +21,8 @@ def write_atomically(
 ) -> None:
     """Write a file under a temporary name, flush it to the disk, rename it and flush the folder.
 
-    A crash or power cut at any moment leaves the file that was there before or the new one. Several processes
-    may write the same file at once; the last one's stays.
+    A crash or power cut at any moment leaves either the previous file or the new one. Several processes
+    may write the same file at once; the last one's content remains.
 
     Args:
         path: the final name.
@@ -31,7 +31,7 @@ def write_atomically(
             the same, but after a power cut it may hold anything: for what can be recomputed.
 
     Raises:
-        OSError: the disk is full or cannot be written. Nothing is left behind.
+        OSError: the disk is full or cannot be written. No partial file remains.
     """
     with replacing(path, durable=durable) as temporary, temporary.open("wb") as file:
         if isinstance(content, bytes):
@@ -47,14 +47,14 @@ def write_atomically(
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary name for a file to be made, which gets its own name where the block ends without an error.
 
-    What the block makes must have reached the disk by then; `sync_file` does that.
+    The block must flush the file to the disk; `sync_file` does that.
 
     Args:
         path: the final name.
         durable: wait until the folder has reached the disk.
 
     Yields:
-        A name in the same folder that no other process uses; nothing is left under it.
+        A name in the same folder that no other process uses; no file of this name remains.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:16]}.tmp")
     try:
@@ -74,7 +74,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, where the system allows it."""
+    """Flush a folder's list of names to the disk, if the system allows it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

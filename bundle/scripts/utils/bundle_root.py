@@ -1,4 +1,4 @@
-"""Where the bundle's files are: beside the code in a checkout, inside the package in a wheel."""
+"""Finds the bundle's files: beside the code in a checkout, inside the package in a wheel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bundle_root() -> Path:
 
 
 def bundle_folder() -> str:
-    """Return that folder as text: the `bundle_root` of the bundle's configs, wherever they are run from."""
+    """Return that folder as text: the `bundle_root` of the bundle's configs, from any working directory."""
     return str(bundle_root())
 
 

@@ -1,7 +1,7 @@
-"""What commands print: tables with lines and colours on a terminal, plain columns in a pipe or a file.
+"""Formats the output of commands: tables with lines and colours on a terminal, plain columns in a pipe or a file.
 
-`NO_COLOR` (https://no-color.org) takes the colours away, `FORCE_COLOR` keeps them where no terminal is; the first goes
-before the second.
+`NO_COLOR` (https://no-color.org) disables the colours, `FORCE_COLOR` enables them without a terminal; `NO_COLOR` takes
+precedence over `FORCE_COLOR`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-#: Width of what goes to a file, where nothing needs to be cut to fit.
+#: Width of output to a file, where no text needs to be cut.
 _FILE_WIDTH = 10_000
 
 _CODES = {"red": "31", "yellow": "33", "bold red": "1;31"}
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Return whether what is written to a stream may be coloured."""
+    """Return whether output to a stream may be coloured."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR", "0") != "0":
@@ -31,18 +31,18 @@ def has_colours(stream: TextIO) -> bool:
 
 
 def coloured(text: str, colour: str, stream: TextIO) -> str:
-    """Return a text in a colour, or as it is where the stream has none.
+    """Return a text in a colour, or unchanged if the stream has no colours.
 
     Args:
         text: one line.
         colour: "red", "yellow" or "bold red".
-        stream: where it goes.
+        stream: the output stream.
     """
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if has_colours(stream) else text
 
 
 def make_console(stream: TextIO | None = None) -> Console:
-    """Return a console for tables; paths and names in texts are never taken for markup.
+    """Return a console for tables; it does not interpret paths and names as markup.
 
     Args:
         stream: standard output by default.
@@ -67,9 +67,9 @@ def make_table(title: str, columns: Sequence[str], stream: TextIO | None = None)
     """Return an empty table: with lines on a terminal, columns alone elsewhere. It breaks no word.
 
     Args:
-        title: above it.
+        title: text above the table.
         columns: headings.
-        stream: where it will go; standard output by default.
+        stream: the output stream; standard output by default.
     """
     from rich import box
 

@@ -1,4 +1,4 @@
-"""Which device the network runs on."""
+"""Chooses the device on which the network runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from volumen.utils.errors import VolumenError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name; `auto` is CUDA where there is one, else the CPU.
+    """Return the device of this name; `auto` is CUDA if it is available, else the CPU.
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:N` or any other device of torch.
 
     Raises:
-        VolumenError: the name is no device's, or the device is not on this machine.
+        VolumenError: the name is not a device, or the device does not exist on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,14 +38,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def time_convolutions(device: torch.device, deterministic: bool) -> None:
-    """Let cuDNN time its algorithms at the first patch of each shape and keep the fastest, where that is allowed.
+    """Let cuDNN measure its algorithms at the first patch of each shape and use the fastest, unless `deterministic`.
 
-    Patches of one size make this worth its time, as in nnU-Net. Which algorithm is the fastest may change from run to
+    With patches of one size this saves time, as in nnU-Net. The fastest algorithm may differ from run to
     run, and with it the last bits of the sums.
 
     Args:
-        device: where the network trains; nothing changes unless it is a CUDA device.
-        deterministic: whether two runs are to give the same bits.
+        device: the device of the training; nothing changes unless it is a CUDA device.
+        deterministic: whether two runs must have bit-identical results.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic

@@ -1,4 +1,4 @@
-"""Several processes: start from torchrun's environment, agree on values, and do nothing when alone."""
+"""Starts several processes from torchrun's environment and exchanges values; does nothing with a single process."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
-#: A rank that waits this long for another takes it for dead. Torchrun ends the others at once when one dies;
+#: A rank that waits this long for another one assumes that it is dead. Torchrun ends the others at once when one dies;
 #: this is for a rank that hangs.
 TIMEOUT = timedelta(minutes=30)
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several."""
+    """Return whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """Return this process's number, 0 with a single process."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes, 1 when alone."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def processes_here() -> int:
-    """The number of processes on this machine, as torchrun tells it; 1 when alone."""
+    """Return the number of processes on this machine, from torchrun's environment; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files."""
+    """Return whether this process is the one that writes files."""
     return rank() == 0
 
 
@@ -50,11 +50,11 @@ def initialize(device: str | torch.device = "cpu", *, timeout: timedelta = TIMEO
     """Join the process group that torchrun's environment names, if it names one.
 
     Args:
-        device: what the user asked for; "cuda" becomes this rank's own GPU.
-        timeout: how long a collective operation waits for a rank that does not come.
+        device: the requested device; "cuda" becomes this rank's own GPU.
+        timeout: maximum time that a collective operation waits for another rank.
 
     Returns:
-        The device this process trains on.
+        The device on which this process trains.
     """
     device = torch.device(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -82,18 +82,18 @@ def finalize() -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this call."""
     if is_distributed():
         dist.barrier()
 
 
 def any_rank(flag: bool, device: torch.device | None = None) -> bool:
-    """Whether `flag` is true in at least one process."""
+    """Return whether `flag` is true in at least one process."""
     return bool(_reduced(float(flag), dist.ReduceOp.MAX, device))
 
 
 def sum_over_ranks(values: Mapping[str, float], device: torch.device | None = None) -> dict[str, float]:
-    """Each value's sum over all processes. Keys may differ between processes; a missing one counts as 0."""
+    """Return each value's sum over all processes. Keys may differ between processes; a missing one counts as 0."""
     if not is_distributed():
         return dict(values)
     total: dict[str, float] = {}
@@ -104,7 +104,7 @@ def sum_over_ranks(values: Mapping[str, float], device: torch.device | None = No
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value in the order of their numbers, in every process; it must be picklable."""
+    """Return every process's value in the order of their numbers, in every process; it must be picklable."""
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * world_size()
@@ -113,7 +113,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """The first process's value, in every process; it must be picklable."""
+    """Return the first process's value in every process; it must be picklable."""
     if not is_distributed():
         return value
     box = [value]
@@ -122,25 +122,25 @@ def broadcast(value: Any) -> Any:
 
 
 def smallest(count: int, device: torch.device | None = None) -> int:
-    """The smallest of a number over all processes."""
+    """Return the minimum of a number over all processes."""
     return int(_reduced(count, dist.ReduceOp.MIN, device))
 
 
 def largest(value: float, device: torch.device | None = None) -> float:
-    """The largest of a number over all processes: what all of them know alike, such as the time of the slowest."""
+    """Return the maximum of a number over all processes, the same in all of them, such as the time of the slowest."""
     return _reduced(value, dist.ReduceOp.MAX, device)
 
 
 def _reduced(value: float, how: Any, device: torch.device | None) -> float:
     if not is_distributed():
         return value
-    told = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(told, op=how)
-    return float(told.item())
+    reduced = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(reduced, op=how)
+    return float(reduced.item())
 
 
-def share_buffers(network: torch.nn.Module) -> None:
-    """Give every process the first one's buffers, such as running means, which are what checkpoints hold."""
+def broadcast_buffers(network: torch.nn.Module) -> None:
+    """Copy the first process's buffers, such as running means, to all processes; checkpoints hold these buffers."""
     if is_distributed():
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 class VolumenError(ValueError):
-    """A mistake in the input, the configuration or the environment, told in one line.
+    """A mistake in the input, the configuration or the environment, reported in one line.
 
     Args:
-        where: the file, folder or configuration key that is at fault.
-        problem: what is wrong, when `expected` and `found` alone do not say it.
-        expected: what would have been right.
-        found: what is there instead.
-        remedy: what to do about it.
+        where: the file, folder or configuration key with the error.
+        problem: what is wrong, unless `expected` and `found` already state it.
+        expected: the correct value or state.
+        found: the actual value or state.
+        remedy: what the user can do.
 
     Example:
         >>> print(VolumenError("labels/a_ink.tif", expected="shape (8, 8)", found="(8, 9)", remedy="resample it"))
@@ -100,7 +100,7 @@ def _rebuild(cls: type[VolumenError], arguments: tuple) -> VolumenError:
 
 
 def find_cause(error: BaseException) -> BaseException:
-    """Return the error a person should see: ours, or the innermost one, of a chain of wrapped errors."""
+    """Return the error to show to the user: ours, or the innermost one, of a chain of wrapped errors."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, VolumenError):

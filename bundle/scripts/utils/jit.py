@@ -1,4 +1,4 @@
-"""How the inner loops of the derived targets are compiled."""
+"""Compiles the inner loops of the derived targets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import numba
 
-# NumPy's error model: a division by zero gives inf; a check for it would keep loops from vectorising.
-# A cached kernel is renewed when its own file changes: touch the kernels after a change here.
+# NumPy's error model: a division by zero is inf; a check for it would prevent vectorisation.
+# numba rebuilds a cached kernel only when the kernel's own file changes: touch the kernels after a change here.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba at the first call, keeping the machine code on disk where some folder can be
-    written.
+    """Compile with numba at the first call, and cache the machine code on disk if a folder for it is
+    writable.
 
     The code is compiled once per machine, so that a data-loading worker loads it in milliseconds. numba tries
-    the folder of the source file, then NUMBA_CACHE_DIR or the user's cache folder. Where none of them is
-    writable (a read-only container) it refuses to make a cache, and every process compiles for itself.
+    the folder of the source file, then NUMBA_CACHE_DIR or the user's cache folder. If none of them is
+    writable (a read-only container) numba refuses to create a cache, and every process compiles separately.
     The global interpreter lock is released, and arithmetic is strict IEEE: a sum does not depend on how a
     loop was vectorised, and hence not on where an array was cropped.
     """
@@ -31,6 +31,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Copy a small function into every compiled one that calls it.
 
-    In inner loops: a call that gives a view of an array costs up to 15 % of a distance transform otherwise.
+    It is for inner loops: otherwise a call that returns a view of an array costs up to 15 % of a distance transform.
     """
     return numba.njit(inline="always", **_OPTIONS)(function)

@@ -1,4 +1,4 @@
-"""Have the C library keep the memory of freed tensors for the next ones, on a CPU."""
+"""Lets the C library keep the memory of freed tensors for later tensors, on a CPU."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch.utils.data import get_worker_info
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-# What glibc comes to by itself in a process that has freed a large block.
+# The value that glibc itself chooses in a process that has freed a large block.
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 _MMAPS = 65536
-#: Settings of malloc that a user may have made, which then stand.
+#: Settings of malloc that a user may have made; they take precedence.
 _ENVIRONMENT = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
-# Steps in which a process takes what it needs, and the share of that which it may hold from then on.
+# Number of steps in which a process allocates what it needs, and the multiple of that which it may hold afterwards.
 _SETTLING, _ROOM = 3, 1.02
-# Steps within which memory that is short again was not short by what was left lying, but is needed.
+# If memory exceeds the limit again within this many steps, it is needed and not merely unused.
 _SOON = 10
 
 
 @dataclass
-class _Kept:
-    """What this process keeps: for how many, what it may hold, and how it came to that."""
+class _RetainedMemory:
+    """The state of the memory that this process retains: number of callers, limit, and how it was measured."""
 
     holders: int = 0
     limit: float = 0.0
@@ -39,68 +39,68 @@ class _Kept:
     steps: int = 0
 
 
-_kept = _Kept()
+_retained = _RetainedMemory()
 _lock = threading.Lock()
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Keep what is freed from now on, until `return_freed_memory` has been called as often as this.
+    """Retain freed memory from now on, until `return_freed_memory` has been called equally often.
 
-    glibc takes each block of more than 32 MiB from the system and gives it back when freed, and the system
-    clears every page of it at its first use. A training step frees and takes the same gigabytes each time:
-    clearing them can be a third of its time (benchmarks/train_step.py). With CUDA, whose allocator keeps
-    memory by itself, with another C library, and where the environment sets malloc up, nothing changes.
-    Call `limit_kept_memory` after each step meanwhile.
+    glibc requests each block of more than 32 MiB from the system and returns it when it is freed, and the system
+    clears every page of it at its first use. A training step frees and allocates the same gigabytes each time:
+    clearing them can be a third of its time (benchmarks/train_step.py). Nothing changes with CUDA, whose allocator
+    retains memory itself, with another C library, and if environment variables configure malloc.
+    Call `limit_kept_memory` after each step in the meantime.
 
     Args:
         device: where the network runs.
     """
-    global _kept
+    global _retained
     library = _glibc()
     if device.type != "cpu" or library is None:
         return
     with _lock:
-        if not _kept.holders:
-            _kept = _Kept()
+        if not _retained.holders:
+            _retained = _RetainedMemory()
             library.mallopt(_MMAP_MAX, 0)
             library.mallopt(_TRIM_THRESHOLD, -1)
-        _kept.holders += 1
+        _retained.holders += 1
 
 
 def limit_kept_memory() -> None:
-    """Give what is free back to the system if the process has outgrown what its first steps took.
+    """Return unused memory to the system if the process holds more than its first steps needed.
 
-    Where that does not help for long, the process may hold more from then on.
+    If the memory soon grows again, the process may hold more from then on.
 
-    Until 2.38 glibc finds no room for an aligned block where one of the same size was freed alone, and takes
-    more from the system instead: without this, a pattern of sizes that does so at each step would fill the memory.
+    Before 2.38 glibc cannot place an aligned block where a single block of the same size was freed, and requests
+    more from the system instead: without this function, sizes that cause this at each step would fill the memory.
     """
-    if not _kept.holders:
+    if not _retained.holders:
         return
     with _lock:
         resident = _resident()
-        _kept.steps += 1
-        if _kept.settling:
-            _kept.settling -= 1
-            if _kept.rising:
-                _kept.limit = max(_kept.limit, _ROOM * resident)
-        elif resident > _kept.limit:
+        _retained.steps += 1
+        if _retained.settling:
+            _retained.settling -= 1
+            if _retained.rising:
+                _retained.limit = max(_retained.limit, _ROOM * resident)
+        elif resident > _retained.limit:
             ctypes.CDLL(None).malloc_trim(0)
-            _kept.rising, _kept.steps, _kept.settling = _kept.steps < _SOON, 0, _SETTLING
+            _retained.rising, _retained.steps, _retained.settling = _retained.steps < _SOON, 0, _SETTLING
 
 
 def return_freed_memory(device: torch.device) -> None:
-    """Give the freed memory back to the system, and what is freed later as well.
+    """Return the freed memory to the system, also memory that is freed later.
 
     Args:
-        device: as given to `keep_freed_memory`.
+        device: the argument of `keep_freed_memory`.
     """
     library = _glibc()
     if device.type != "cpu" or library is None:
         return
     with _lock:
-        _kept.holders = max(_kept.holders - 1, 0)
-        if not _kept.holders:
+        _retained.holders = max(_retained.holders - 1, 0)
+        if not _retained.holders:
             library.mallopt(_MMAP_MAX, _MMAPS)
             library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
             library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
@@ -108,20 +108,20 @@ def return_freed_memory(device: torch.device) -> None:
 
 
 def keep_in_worker() -> None:
-    """Keep freed memory, and limit it, in a process that loads data; to be called there before each sample.
+    """Retain freed memory, and limit it, in a process that loads data; call it there before each sample.
 
     In any other process nothing changes.
     """
     if get_worker_info() is None:
         return
-    if not _kept.holders:
+    if not _retained.holders:
         keep_freed_memory(torch.device("cpu"))
     limit_kept_memory()
 
 
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
-    """Keep what is freed inside the block, and give it back at its end; see `keep_freed_memory`."""
+    """Retain memory that is freed inside the block, and return it at its end; see `keep_freed_memory`."""
     keep_freed_memory(device)
     try:
         yield
@@ -130,9 +130,9 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
 
 def _after_fork() -> None:
-    """A child has its parent's settings of malloc and not its needs; a lock that was held would stay so."""
-    global _kept, _lock
-    _kept, _lock = _Kept(holders=_kept.holders), threading.Lock()
+    """Reset the state in a child process, which inherits malloc's settings only, and replace a lock that was held."""
+    global _retained, _lock
+    _retained, _lock = _RetainedMemory(holders=_retained.holders), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -145,7 +145,7 @@ def _resident() -> int:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """Return the C library if it is glibc on Linux, and its malloc as it comes."""
+    """Return the C library if it is glibc on Linux with the default settings of malloc."""
     if sys.platform != "linux" or any(name in os.environ for name in _ENVIRONMENT):
         return None
     library = ctypes.CDLL(None)

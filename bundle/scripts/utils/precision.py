@@ -1,4 +1,4 @@
-"""The number format in which a network computes: one decision for training and prediction."""
+"""Chooses the number format in which a network computes, for training and prediction."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ AMP_SETTINGS = ("auto", "off", "float16", "bfloat16")
 
 
 def choose_dtype(setting: str, device: torch.device) -> torch.dtype | None:
-    """Return the number format that a setting means on a device; None is full float32.
+    """Return the number format of a setting on a device; None is full float32.
 
-    "auto" is bfloat16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16, AMX or Arm's
-    BF16), float16 on older CUDA devices, and float32 elsewhere. bfloat16 has the range of float32, so instance norms
-    of bright volumes do not overflow.
+    "auto" is bfloat16 if the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16, AMX or Arm's
+    BF16), float16 on older CUDA devices, and float32 on all others. bfloat16 has the range of float32, so instance
+    norms of bright volumes do not overflow.
 
     Args:
         setting: "auto", "off", "float16" or "bfloat16".
-        device: where the network runs.
+        device: the device on which the network runs.
     """
     if setting == "off":
         return None
     if setting != "auto":
         return {"float16": torch.float16, "bfloat16": torch.bfloat16}[setting]
     if device.type == "cuda":
-        # `is_bf16_supported()` is also true where bfloat16 is only emulated, hence the compute capability.
+        # `is_bf16_supported()` is also true if bfloat16 is only emulated, so the compute capability is checked.
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     if device.type == "cpu" and cpu_computes_bfloat16():
         return torch.bfloat16
@@ -40,7 +40,7 @@ def choose_precision(setting: str, device: torch.device) -> str:
     """Return the same decision as "float32", "bfloat16" or "float16".
 
     Raises:
-        VolumenError: the setting is none of the four.
+        VolumenError: the setting is not one of the four.
     """
     if setting not in AMP_SETTINGS:
         raise VolumenError("--amp", expected=f"one of {', '.join(AMP_SETTINGS)}", found=repr(setting))

@@ -1,4 +1,4 @@
-"""Progress bars for long reading: shown on a terminal, with a length that becomes known bit by bit."""
+"""Progress bars for long reading: shown on a terminal, with a total that grows as it becomes known."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def growing_bar(what: str, unit: str = "block") -> Iterator[Any]:
 
 
 def hidden(progress: bool) -> bool | None:
-    """Return tqdm's `disable`: hidden if not wanted or `TQDM_DISABLE` is set, None (shown on a terminal) else."""
+    """Return tqdm's `disable`: True if not `progress` or `TQDM_DISABLE` is set, else None (shown on a terminal)."""
     return True if not progress or os.environ.get("TQDM_DISABLE") else None

@@ -1,7 +1,7 @@
-"""The keys of a training sample: a target's values lie under its own name, what belongs to it under names made of that.
+"""The keys of a training sample: a target's values have its name as key; related entries have keys derived from it.
 
-Every part that reads or writes a sample spells its keys here, and `check_names` refuses names of targets that would
-overwrite each other.
+Every module that reads or writes a sample takes its keys from here, and `check_names` refuses names of targets that
+would overwrite each other.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ RESERVED = frozenset(
         "volume_name",
     }
 )
-"""Keys that a sample, or what an engine makes of it, uses for something else than a target."""
+"""Keys that a sample, or the output of an engine, uses for other things than a target."""
 PACKED = "wide/"
-"""Prefix of what travels to the training device to be derived there."""
+"""Prefix of entries that are transferred to the training device to derive targets there."""
 _MASK, _LABELLED = "_mask", "_labelled"
 
 
@@ -37,19 +37,19 @@ def mask_key(target: str) -> str:
 
 
 def labelled_key(target: str) -> str:
-    """Return the key of the labels that a target was made from, where they are not its values any more."""
+    """Return the key of the labels from which a target was computed, if its values are not these labels any more."""
     return f"{target}{_LABELLED}"
 
 
 def check_names(names: Iterable[str], where: str) -> None:
-    """Refuse names of targets that a sample cannot hold beside each other.
+    """Refuse names of targets that a sample cannot hold together.
 
     Args:
         names: names of all targets, labelled and derived.
-        where: the file they come from, for the error.
+        where: the file that declares them, for the error.
 
     Raises:
-        VolumenError: a name is reserved, or is that of another target's mask or labels.
+        VolumenError: a name is reserved, or equals the key of another target's mask or labels.
     """
     targets = set(names)
     for name in sorted(targets):

@@ -1,4 +1,4 @@
-"""Sizes and tables the way people read them."""
+"""Formats sizes, counts and tables for people."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Iterable, Sequence
 
 
 def by(values: Iterable[object]) -> str:
-    """Return sizes the way people write them: 8x256x256."""
+    """Format sizes as people write them: 8x256x256."""
     return "x".join(map(str, values))
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number of things: "1 region", "2 patches"."""
+    """Format a number with its noun: "1 region", "2 patches"."""
     ending = "es" if noun.endswith("tch") else "s"
     return f"{count} {noun}{'' if count == 1 else ending}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, ruled: bool = False) -> list[str]:
-    """Return a table's lines, the cells of each column as wide as its widest one.
+    """Return a table's lines; the cells of each column are as wide as its widest one.
 
     Args:
-        rows: the header and the others, equally many cells in each.
-        ruled: whether a line of dashes stands under the header.
+        rows: the header and the other rows, with the same number of cells in each.
+        ruled: whether a line of dashes follows the header.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

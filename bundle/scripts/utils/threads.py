@@ -1,4 +1,4 @@
-"""Work shared by threads of this process."""
+"""Runs work in threads of this process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _AHEAD = 4
-"""Items handed out per thread, so that none waits while the caller looks at a result."""
+"""Items queued per thread, so that no thread waits while the caller processes a result."""
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -24,11 +24,11 @@ def in_threads(job: Callable[[Item], Result], items: Iterable[Item], num_threads
 
     Args:
         job: called with each item.
-        items: what there is to do.
+        items: the items to process.
         num_threads: 1 works in the calling thread.
 
     Raises:
-        Exception: the first that a job raises. Items that have not begun then, or when the caller leaves, are dropped.
+        Exception: the first error of a job. Items that have not started then, or when the caller stops, are dropped.
     """
     if num_threads <= 1 or (isinstance(items, Sized) and len(items) <= 1):
         yield from map(job, items)

@@ -10,14 +10,14 @@ import numpy as np
 def affinities(
     labels: np.ndarray, known: np.ndarray, offsets: Sequence[Sequence[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a voxel and the one at an offset have the same label above 0.
+    """Return whether a voxel and the one at an offset have the same label above 0.
 
     a_o(p) = [label(p) = label(p + o) > 0] (Turaga et al., "Convolutional Networks Can Learn to Generate
     Affinity Graphs for Image Segmentation", 2010; long offsets: Lee et al. 2017).
 
     Args:
-        labels: integer (C, *spatial), 2 or 3 spatial axes, instance numbers; channels are compared all together.
-        known: bool (*spatial).
+        labels: integer (C, *spatial), 2 or 3 spatial axes, instance numbers; two voxels are equal if all channels are.
+        known: bool (*spatial), where the label is known.
         offsets: voxels per spatial axis, in the order of the axes.
 
     Returns:

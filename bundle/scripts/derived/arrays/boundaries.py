@@ -1,4 +1,4 @@
-"""Voxels at the boundary of a class or an instance."""
+"""Finds voxels at the boundary of a class or an instance."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ BOUNDARY_SIDES = ("both", "inner", "outer")
 def boundary(
     labels: np.ndarray, known: np.ndarray, side: str = "both", in_volume: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of which a face neighbour has another label.
+    """Return the voxels that have a face neighbour with another label.
 
-    B = { p : there is a neighbour q across a face with label(q) != label(p) }; "inner": of those the ones
-    with a label above 0, "outer": the background ones. Touching instances have a boundary between them. Such
-    maps part the cells of electron microscopy since Ciresan et al., "Deep Neural Networks Segment Neuronal
+    B = { p : there is a neighbour q across a face with label(q) != label(p) }; "inner": those of B
+    with a label above 0, "outer": those in the background. Touching instances have a boundary between them. Such
+    maps have separated the cells of electron microscopy since Ciresan et al., "Deep Neural Networks Segment Neuronal
     Membranes in Electron Microscopy Images", 2012.
 
     Args:
-        labels: integer (C, *spatial), 2 or 3 spatial axes; channels are compared all together.
-        known: bool (*spatial): False for unknown voxels, which make no boundary.
+        labels: integer (C, *spatial), 2 or 3 spatial axes; two voxels are equal if all channels are.
+        known: bool (*spatial): False for unknown voxels, which form no boundary.
         side: "both", "inner" or "outer".
-        in_volume: bool (*spatial), False outside the volume, where there is nothing to differ; default
+        in_volume: bool (*spatial), False outside the volume; neighbours there form no boundary; default
         everywhere.
 
     Returns:
         boundary bool (*spatial); valid bool (*spatial): the voxel is known, and so are its neighbours, unless
-        one that is known settles it.
+        a known neighbour already decides the value.
 
     Raises:
         ValueError: another `side`.

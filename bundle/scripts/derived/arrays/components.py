@@ -1,4 +1,4 @@
-"""Where the nearest component is: a direction and a distance."""
+"""Computes the direction to the nearest foreground voxel."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def nearest_component(
     reach: float | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Unit vectors from every voxel to the centre of the nearest foreground voxel.
+    """Return unit vectors from every voxel to the centre of the nearest foreground voxel.
 
     u(p) = (q - p) / |q - p|, q the foreground voxel whose body (see `fields.signed_distance`) is nearest to
-    p; of voxels as near, the first in the order (z, y, x).
+    p; of equally near voxels, the first in the order (z, y, x).
 
     Args:
-        foreground: bool, 2 or 3 axes; only what is known to be foreground.
+        foreground: bool, 2 or 3 axes; only voxels that are known to be foreground.
         spacing: voxel size per axis; default 1.
-        reach: how far to look, in the unit of the spacing; default 16 times the smallest spacing.
+        reach: maximum distance of the search, in the unit of the spacing; default 16 times the smallest spacing.
         region: the part to compute; default all.
 
     Returns:
-        float32 (ndim, *region), channel order (x, y[, z]); 0 in the foreground and where none is within
+        float32 (ndim, *region), channel order (x, y[, z]); 0 in the foreground and where no foreground is within
         reach.
     """
     steps = check_spacing(foreground.ndim, spacing)

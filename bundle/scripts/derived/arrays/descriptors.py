@@ -1,4 +1,4 @@
-"""Local shape descriptors of instances."""
+"""Computes local shape descriptors of instances."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from volumen.derived.extents import gaussian_radius
 
 
 def local_shape_descriptors(labels: np.ndarray, sigma: float, spacing: Sequence[float]) -> np.ndarray:
-    """Statistics of the part of its instance that a voxel sees through a Gaussian window.
+    """Return statistics of the part of a voxel's instance within a Gaussian window around the voxel.
 
     With m the mask of the voxel's instance, w the normalised Gaussian and k the offset in units of sigma:
     size S = sum w m, mean offset mu = sum w m k / S, covariance C = sum w m k k^T / S - mu mu^T (Sheridan et
     al., "Local shape descriptors for neuron segmentation", Nature Methods 2022; there offsets and
-    correlations are moved into [0, 1] besides). Outside the arrays there is no instance.
+    correlations are also shifted into [0, 1]). Outside the arrays there is no instance.
 
     Args:
         labels: integer (*spatial), 2 or 3 axes, instance numbers.
@@ -37,7 +37,7 @@ def local_shape_descriptors(labels: np.ndarray, sigma: float, spacing: Sequence[
     for number, box in zip(numbers, boxes):
         if number <= 0 or box is None:
             continue
-        # A voxel sees only its own instance, which lies within the box: nothing around it is needed.
+        # Only the voxel's own instance counts, and it lies within the box: nothing around the box is needed.
         mask = labels[box] == number
         moments = _moments(mask.astype(np.float32), windows)
         size = np.maximum(moments[(0,) * ndim], 1e-12)
@@ -50,7 +50,7 @@ def local_shape_descriptors(labels: np.ndarray, sigma: float, spacing: Sequence[
 
 
 def _moment_kernels(sigma: float, radius: int) -> list[np.ndarray]:
-    """The Gaussian times k^0, k^1 and k^2, k in units of sigma."""
+    """Return the Gaussian times k^0, k^1 and k^2, k in units of sigma."""
     steps = np.arange(-radius, radius + 1)
     scaled = steps / sigma if sigma > 0 else steps * 0.0
     weights = np.exp(-0.5 * scaled**2)
@@ -59,7 +59,7 @@ def _moment_kernels(sigma: float, radius: int) -> list[np.ndarray]:
 
 
 def _moments(mask: np.ndarray, windows: Sequence[Sequence[np.ndarray]]) -> dict[tuple[int, ...], np.ndarray]:
-    """Every moment up to order 2, by powers per axis; axis after axis, shared parts computed once."""
+    """Return every moment up to order 2, by powers per axis; common intermediate results are computed once."""
     parts: dict[tuple[int, ...], np.ndarray] = {(): mask}
     for axis, kernels in enumerate(windows):
         parts = {

@@ -1,14 +1,14 @@
-"""Signed distance and its smoothed gradient: the fields from which derived targets are made.
+"""Computes the signed distance and its smoothed gradient, from which derived targets are computed.
 
 Conventions
     Arrays have 2 or 3 spatial axes, (Y, X) or (Z, Y, X); spacing is in the same order, distances are in its
-    unit. A voxel is foreground, background, unknown (inside the volume, but no label is known there) or
-    outside the volume. Unknown voxels are neither class: they never make a surface, and they invalidate every
-    value that they could change. Outside the volume there is nothing: it makes no surface and invalidates
-    nothing. The border of the arrays is taken for the border of the volume. Filter widths ("sigma") count in
+    unit. A voxel is foreground, background, unknown (inside the volume, but without a known label) or
+    outside the volume. Unknown voxels belong to neither class: they never form a surface, and they invalidate every
+    value that they could change. The space outside the volume is empty: it forms no surface and invalidates
+    nothing. The border of the arrays counts as the border of the volume. Filter widths ("sigma") are in
     voxels of the smallest spacing, so that 1.0 means the same at spacing (1, 1, 1) and (45, 4.6, 4.6): 4.6
     units along every axis in the latter. `region`, slices with start and stop, restricts the output; the
-    input around it is still looked at.
+    input around it is still used.
 """
 
 from __future__ import annotations
@@ -53,36 +53,36 @@ def signed_distance(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Signed Euclidean distance to the boundary between foreground and background.
+    """Return the signed Euclidean distance to the boundary between foreground and background.
 
-    Let every voxel be the rounded box that touches the faces of its cell: the Minkowski sum of a box with
-    half widths (s_i - s_min) / 2 and a ball of radius s_min / 2. The distance is the one from a voxel's
-    centre to the nearest such body of the opposite class. With equal spacings that is "centre to centre minus
+    Every voxel is a rounded box that touches the faces of its cell: the Minkowski sum of a box with
+    half widths (s_i - s_min) / 2 and a ball of radius s_min / 2. The distance is measured from a voxel's
+    centre to the nearest such body of the opposite class. With equal spacings this is "centre to centre minus
     half a voxel"; with unequal ones neighbours across a face are half *their* spacing from it (-s_i / 2, +s_i
     / 2), so that the gradient has norm 1 there along every axis.
 
-    Computed exactly up to `reach` by minima of parabolas along one axis after the other (Felzenszwalb and
+    It is exact up to `reach`: minima of parabolas along one axis after the other (Felzenszwalb and
     Huttenlocher, "Distance Transforms of Sampled Functions", 2012), each over the steps that `reach` allows.
 
     Args:
         foreground: bool, 2 or 3 axes.
         spacing: voxel size per axis; default 1.
-        reach: distances are cut there, in the unit of the spacing; default 16 times the smallest spacing.
+        reach: maximum distance, in the unit of the spacing; default 16 times the smallest spacing.
         known: bool, False where no label is known; default everywhere.
         in_volume: bool, False outside the volume; default everywhere inside.
         region: the part to compute; default all.
 
     Returns:
         distance float32, negative in the foreground, positive in the background, -reach or reach where
-        nothing is nearer, 0 where invalid; valid bool: the voxel's class is known, and no unknown voxel is as
+        the boundary is farther, 0 where invalid; valid bool: the voxel's class is known, and no unknown voxel is as
         near as the nearest voxel of the other class (or as `reach`).
 
     Raises:
-        ValueError: shapes or spacing do not fit.
+        ValueError: shapes or spacing do not match.
     """
     foreground = np.asarray(foreground, dtype=bool)
     check_masks(foreground.shape, known=known, in_volume=in_volume)
-    # Only what lies within reach of the region matters.
+    # Only voxels within reach of the region matter.
     window = distance_window(foreground.shape, check_spacing(foreground.ndim, spacing), reach, region)
     foreground = foreground[window.around]
     known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
@@ -94,7 +94,7 @@ def signed_distance(
             kind[unknown] = 2
         squared = _opposite_squared(kind, window.costs, window.part)
     else:
-        # Voxels outside have no class of their own, so that one signed pass cannot lead through them.
+        # Voxels outside the volume have no class, so a signed pass, which serves both classes, must not cross them.
         towards, away = foreground & in_volume, ~foreground & in_volume
         if unknown is not None:
             towards, away = towards | unknown, away | unknown
@@ -107,10 +107,10 @@ def signed_distance(
 
 
 def distance_transform(signed: np.ndarray, distance_type: str = "signed") -> np.ndarray:
-    """Return the signed distance, or the unsigned half of it that is asked for.
+    """Return the signed distance, or its unsigned part inside or outside.
 
     Args:
-        signed: float32, as of `signed_distance`.
+        signed: float32, the result of `signed_distance`.
         distance_type: "signed"; "inside": max(-d, 0), the depth within the foreground; "outside": max(d, 0).
 
     Raises:
@@ -132,13 +132,13 @@ def smooth(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Gaussian filter; near the border of the volume a local linear regression with Gaussian weights.
+    """Apply a Gaussian filter; near the border of the volume, a local linear regression with Gaussian weights.
 
     Along every axis in turn, G(p) is the value at p of the line that fits the field best with Gaussian
     weights over the voxels inside the volume within 4 sigma (Fan and Gijbels, "Local Polynomial Modelling",
-    1996). Where the kernel is complete that is `scipy.ndimage.gaussian_filter`; near the border ramps stay
-    ramps, and no value from outside the volume takes part, so that a crop with enough around it gives the
-    same.
+    1996). Where the kernel is complete this equals `scipy.ndimage.gaussian_filter`; near the border ramps stay
+    ramps, and no value from outside the volume is used, so that a crop with enough voxels around it has the
+    same result.
 
     Args:
         field: float32, 2 or 3 axes.
@@ -161,7 +161,7 @@ def smooth(
 
 
 def _regress_axis(field: np.ndarray, inside: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
-    # The kernel runs fast along the last axis: lines along that one are laid across it.
+    # The kernel is fast if lines lie side by side, so lines along the last axis are transposed.
     order = (field.ndim - 1, *range(field.ndim - 1)) if axis == field.ndim - 1 else tuple(range(field.ndim))
     moved, mask = field.transpose(order), np.ascontiguousarray(inside.transpose(order))
     axis = order.index(axis)
@@ -188,14 +188,14 @@ def smooth_products(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Gaussian filter of every product slope[i] * slope[j], i <= j, normalised over the volume.
+    """Apply a Gaussian filter to every product slope[i] * slope[j], i <= j, normalised over the volume.
 
     sum_q w(q - p) f(q) / sum_q w(q - p) over the q inside the volume within 4 sigma (normalised convolution,
     Knutsson and Westin 1993): weights stay positive, so that a tensor stays positive semi-definite.
 
     Args:
         slope: float32 (D, *spatial), D = 2 or 3; 0 outside the volume.
-        sigma, spacing, in_volume, region: as of `smooth`.
+        sigma, spacing, in_volume, region: see `smooth`.
 
     Returns:
         float32 (D (D + 1) / 2, *region).
@@ -222,7 +222,7 @@ def gradient(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Central differences; one-sided at the border of the volume; 0 along an axis of one voxel.
+    """Return central differences; one-sided at the border of the volume; 0 along an axis of one voxel.
 
     Args:
         field: float32, 2 or 3 axes.
@@ -249,7 +249,7 @@ def gradient(
 def surface_normals(
     slope: np.ndarray, signed: np.ndarray, valid: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unit gradient of the signed distance, pointing out of the foreground.
+    """Return the unit gradient of the signed distance, which points out of the foreground.
 
     n = g / |g| with g the gradient of the Gaussian-smoothed signed distance. Undefined, hence invalid and 0,
     where the distance is cut at `reach`, and where |g| < 0.1: between surfaces that face each other (the
@@ -277,7 +277,7 @@ def erode(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Return where every voxel of the volume within a box of `radii` is True: the support of a filter is
+    """Return where every voxel of the volume within a box of `radii` is True, so that the support of a filter is
     valid.
 
     Args:
@@ -370,7 +370,7 @@ def _axis_filters(
     region: Region | None,
     border: Border,
 ) -> list[tuple[np.ndarray, int]]:
-    """Weights and first position for z, y and x (transposed for x); a single 1 along z in 2D."""
+    """Return weights and first position for z, y and x (transposed for x); a single 1 along z in 2D."""
     finest = min(spacing)
     radii = gaussian_radius(sigma, spacing)
     region = region or tuple(slice(0, size) for size in shape)
@@ -384,7 +384,7 @@ def _axis_filters(
 
 
 def _gradient_inside(field: np.ndarray, spacing: Sequence[float], in_volume: np.ndarray) -> np.ndarray:
-    """Mean of the differences to the one or two neighbours that are inside the volume."""
+    """Return the mean of the differences to the one or two neighbours that are inside the volume."""
     out = np.zeros((field.ndim, *field.shape), np.float32)
     for axis, size in enumerate(spacing):
         lines, inside = np.moveaxis(field, axis, 0), np.moveaxis(in_volume, axis, 0)

@@ -1,4 +1,4 @@
-"""Signed distance to the boundary of instances, touching ones parted."""
+"""Computes the signed distance to the boundary of instances, which also separates touching instances."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def instance_distance(
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Signed Euclidean distance to the nearest voxel of another instance or, in one, of the background.
+    """Return the signed Euclidean distance to the nearest voxel of another instance or the background.
 
-    As `fields.signed_distance`, of which it is the generalisation from two classes to any number: where
+    It generalises `fields.signed_distance` from two classes to any number: where
     instances touch it is negative on both sides of the face and rises to half a voxel's spacing below 0.
-    Axis after axis, a voxel of another instance is at distance 0 and one of the same stands for its own line,
-    which is exact: were the way to the nearest other voxel to leave the instance before, it would end there.
+    Axis after axis, a voxel of another instance is at distance 0, and one of the same instance stands for its own line.
+    This is exact: if the path to the nearest other voxel left the instance earlier, it would end there.
 
     Args:
         labels: integer, 2 or 3 axes; 0 and below is background.
-        spacing, reach, known, in_volume, region: as of `fields.signed_distance`.
+        spacing, reach, known, in_volume, region: see `fields.signed_distance`.
 
     Returns:
-        distance float32, negative within instances; valid bool, as of `fields.signed_distance`.
+        distance float32, negative within instances; valid bool, as in `fields.signed_distance`.
 
     Raises:
-        ValueError: shapes or spacing do not fit.
+        ValueError: shapes or spacing do not match.
     """
     check_masks(labels.shape, known=known, in_volume=in_volume)
     window = distance_window(labels.shape, check_spacing(labels.ndim, spacing), reach, region)
@@ -66,7 +66,7 @@ def instance_distance(
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:
-    """Return the labels as new int32: as they are where they fit, else counted anew; 0 for background."""
+    """Return the labels as a new int32 array; values too large for int32 are renumbered; 0 for background."""
     if labels.size and labels.max() > np.iinfo(np.int32).max:
         values, compact = np.unique(labels, return_inverse=True)
         first = int(np.searchsorted(values, 1))
@@ -75,7 +75,7 @@ def _numbers(labels: np.ndarray) -> np.ndarray:
 
 
 def _squared(numbers: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    """Squared distance from a voxel to the nearest one of another number."""
+    """Return the squared distance from a voxel to the nearest one with another number."""
     volume = np.ascontiguousarray(numbers).reshape(three_axes(numbers.shape))
     squared = differing_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
     volume = np.ascontiguousarray(volume[:, :, part[-1]])
@@ -89,9 +89,9 @@ def _squared(numbers: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> 
 def _squared_inside(
     numbers: np.ndarray, in_volume: np.ndarray, costs: Sequence[np.ndarray], part: Region
 ) -> np.ndarray:
-    """As `_squared`, where voxels outside the volume are of no number: one instance after the other.
+    """Compute `_squared` where voxels outside the volume have no number, for one instance after the other.
 
-    Only a patch that was turned at the volume's border needs it. No line may lead through voxels outside,
+    Only a patch that was rotated at the volume's border needs it. No line may pass through voxels outside,
     which have no class of their own.
     """
     radii = [len(cost) - 1 for cost in costs]

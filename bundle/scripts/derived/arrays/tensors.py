@@ -7,7 +7,7 @@ import numpy as np
 from volumen.derived.kernels import eigen as eigen_kernels
 
 PLAIN_TRACE = 1e-3
-"""A tensor of a smaller trace says "nothing here": there is no surface to speak of within the filters."""
+"""A tensor with a smaller trace is invalid: there is no surface within the filters' width."""
 MIN_GAP = 1e-3
 """Relative gap between the two smallest eigenvalues below which the axis of the smallest is undefined."""
 
@@ -22,15 +22,15 @@ def tensor_trace(tensor: np.ndarray) -> np.ndarray:
 def smallest_axis(
     tensor: np.ndarray, valid: np.ndarray, min_gap: float = MIN_GAP
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unit eigenvector of the smallest eigenvalue: the direction in which the structure changes least.
+    """Return the unit eigenvector of the smallest eigenvalue: the direction in which the structure changes least.
 
-    The axis has no sign; the one with a positive first non-zero component in the order (z, y, x) is given.
+    The axis has no sign; the result has a positive first non-zero component in the order (z, y, x).
 
     Args:
         tensor: float32 (3 or 6, *spatial), channel order of `structure_tensor`.
-        valid: bool (*spatial); nothing is computed elsewhere.
-        min_gap: where the two smallest eigenvalues differ by less than this part of the largest (a flat sheet
-            in 3D), every direction between them serves as well: invalid.
+        valid: bool (*spatial); other voxels are not computed.
+        min_gap: a voxel is invalid if its two smallest eigenvalues differ by less than this fraction of the largest
+            (a flat sheet in 3D), because then every direction between their axes fits equally well.
 
     Returns:
         axes float32 (ndim, *spatial), channel order (x, y[, z]), 0 where invalid; valid bool (*spatial).

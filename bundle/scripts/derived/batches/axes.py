@@ -1,4 +1,4 @@
-"""Eigenvectors of symmetric tensors on the training device: `eigen_kernels` in torch."""
+"""Computes eigenvectors of symmetric tensors on the training device: `eigen_kernels` in torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from volumen.derived.arrays.tensors import MIN_GAP
 
 CHUNK = 1 << 19
-"""Voxels solved at once: about forty float64 arrays of that length live at a time."""
+"""Voxels per block: about forty float64 arrays of this length exist at the same time."""
 
 
 def tensor_trace(tensor: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def tensor_trace(tensor: Tensor) -> Tensor:
 
 
 def smallest_axis(tensor: Tensor, valid: Tensor, min_gap: float = MIN_GAP) -> tuple[Tensor, Tensor]:
-    """`tensors.smallest_axis` of a batch.
+    """Compute `tensors.smallest_axis` for a batch.
 
     Args:
         tensor: float32 (B, 3 or 6, *spatial), channel order of `structure_tensor`.
@@ -44,7 +44,7 @@ def smallest_axis(tensor: Tensor, valid: Tensor, min_gap: float = MIN_GAP) -> tu
 
 
 def largest_axis(products: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit eigenvector of the largest eigenvalue of mean outer products, and how much it stands out.
+    """Return the unit eigenvector of the largest eigenvalue of mean outer products, and its relative prominence.
 
     Args:
         products: float (B, 3 or 6, *spatial), order (yy, yx, xx) or (zz, zy, zx, yy, yx, xx).
@@ -54,13 +54,13 @@ def largest_axis(products: Tensor) -> tuple[Tensor, Tensor]:
         difference of the two largest eigenvalues over their sum (B, *spatial), in [0, 1].
     """
     everywhere = torch.ones((len(products), *products.shape[2:]), dtype=torch.bool, device=products.device)
-    # The largest eigenvalue is the smallest of the negative; whatever the gap, here it is returned.
+    # The largest eigenvalue is the smallest one of the negated tensor; it is returned whatever the gap.
     axes, _ = smallest_axis(-products, everywhere, min_gap=0.0)
     return axes, _prominence(products.double(), axes.double()).float()
 
 
 def _prominence(a: Tensor, axes: Tensor) -> Tensor:
-    """Return how much the largest eigenvalue stands out, from the trace, the square sum and its eigenvector."""
+    """Return the prominence of the largest eigenvalue, from the trace, the square sum and its eigenvector."""
     letters = "yx" if a.shape[1] == 3 else "zyx"
     component = dict(zip("xyz", axes.unbind(dim=1)))
     largest, squares = torch.zeros_like(a[:, 0]), torch.zeros_like(a[:, 0])
@@ -81,7 +81,7 @@ def _prominence(a: Tensor, axes: Tensor) -> Tensor:
 
 
 def _smallest_3d(a: Tensor, min_gap: float) -> tuple[Tensor, Tensor]:
-    """The method of `eigen_kernels.smallest_axis_3d`, step by step: float64 (6, N) in, (3, N) in (z, y, x) out."""
+    """Apply the method of `eigen_kernels.smallest_axis_3d`: float64 (6, N) in, (3, N) in (z, y, x) out."""
     a00, a01, a02, a11, a12, a22 = a
     mean = (a00 + a11 + a22) / 3
     b00, b11, b22 = a00 - mean, a11 - mean, a22 - mean
@@ -122,7 +122,7 @@ def _smallest_3d(a: Tensor, min_gap: float) -> tuple[Tensor, Tensor]:
 
 
 def _isolated(r00: Tensor, r11: Tensor, r22: Tensor, b01: Tensor, b02: Tensor, b12: Tensor) -> list[Tensor]:
-    """The unit vector that the matrix of rank 2 maps to 0: the largest cross product of two of its rows."""
+    """Return the unit vector that a matrix of rank 2 maps to 0: the largest cross product of two of its rows."""
     crosses = torch.stack(
         [
             torch.stack([b01 * b12 - b02 * r11, b02 * b01 - r00 * b12, r00 * r11 - b01 * b01]),
@@ -137,7 +137,7 @@ def _isolated(r00: Tensor, r11: Tensor, r22: Tensor, b01: Tensor, b02: Tensor, b
 
 
 def _across(v: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """An orthonormal basis of the plane across v."""
+    """Return an orthonormal basis of the plane perpendicular to v."""
     swap = v[0].abs() > v[1].abs()
     planar = torch.where(swap, v[0] * v[0], v[1] * v[1]) + v[2] * v[2]
     scale = torch.where(planar > 1e-30, planar, 1.0).rsqrt()
@@ -155,7 +155,7 @@ def _across(v: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _smaller_of_two(delta: Tensor, off: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvector of the smaller value of [[delta, off], [off, -delta]], in the form that does not cancel."""
+    """Return the eigenvector of the smaller eigenvalue of [[delta, off], [off, -delta]], without cancellation."""
     steep = delta > 0
     c = torch.where(steep, -off, spread - delta)
     s = torch.where(steep, delta + spread, -off)
@@ -165,7 +165,7 @@ def _smaller_of_two(delta: Tensor, off: Tensor, spread: Tensor) -> tuple[Tensor,
 
 
 def _smallest_2d(a: Tensor, min_gap: float) -> tuple[Tensor, Tensor]:
-    """The method of `eigen_kernels.smallest_axis_2d`: float64 (3, N) in, (2, N) in (y, x) out."""
+    """Apply the method of `eigen_kernels.smallest_axis_2d`: float64 (3, N) in, (2, N) in (y, x) out."""
     yy, yx, xx = a
     delta, mean = 0.5 * (yy - xx), 0.5 * (yy + xx)
     spread = (delta * delta + yx * yx).sqrt()

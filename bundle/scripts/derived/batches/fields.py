@@ -1,9 +1,9 @@
-"""The fields of `fields`, for a batch on the training device, in torch.
+"""Computes the fields of `fields` for a batch on the training device, in torch.
 
-Conventions, arguments and results are those of `fields`, with a batch axis in front: (B, *spatial) where there are
-(*spatial), (B, D, *spatial) where there are (D, *spatial). Every filter along an axis is one product with a banded
-matrix that holds the weights of each output position, borders included: one kernel launch an axis, in float32 on a
-GPU too. Nothing here reads a value back from the device.
+Conventions, arguments and results are those of `fields`, with a batch axis in front: (B, *spatial) instead of
+(*spatial), (B, D, *spatial) instead of (D, *spatial). Every filter along an axis is one product with a banded
+matrix that holds the weights of each output position, including borders: one kernel launch per axis, in float32 also
+on a GPU. No function here copies a value from the device to the host.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from volumen.derived.extents import gaussian_radius
 from volumen.derived.kernels import filter_weights
 
 FAR = 1e30
-"""Squared distance of what is not within reach, from which sums stay finite."""
+"""Squared distance of voxels that are not within reach; sums of it stay finite."""
 
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Let float32 products be float32: TensorFloat-32 keeps 10 bits, autocast fewer."""
+    """Compute float32 products in full precision: TensorFloat-32 has 10 bits of mantissa, autocast fewer."""
     available = torch.amp.is_autocast_available(device.type)
     precision = torch.get_float32_matmul_precision()
     with torch.autocast(device.type, enabled=False) if available else nullcontext():
@@ -52,9 +52,9 @@ def signed_distance(
     in_volume: Tensor | None = None,
     region: Region | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fields.signed_distance` of bool (B, *spatial): distance float32 and valid bool (B, *region).
+    """Compute `fields.signed_distance` of bool (B, *spatial): distance float32 and valid bool (B, *region).
 
-    Equal to it bit by bit: the same sums of the same numbers in the same order.
+    The result is equal bit by bit: it computes the same sums of the same numbers in the same order.
     """
     window = distance_window(foreground.shape[1:], spacing, reach, region)
     foreground, known, in_volume = (_crop(x, window) for x in (foreground, known, in_volume))
@@ -81,7 +81,7 @@ def instance_distance(
     in_volume: Tensor | None = None,
     region: Region | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`instance_distance.instance_distance` of integer (B, *spatial): distance and valid (B, *region)."""
+    """Compute `instance_distance.instance_distance` of integer (B, *spatial): distance and valid (B, *region)."""
     window = distance_window(numbers.shape[1:], spacing, reach, region)
     numbers, known, in_volume = (_crop(x, window) for x in (numbers.clamp_min(0), known, in_volume))
     here = numbers[(slice(None), *window.part)] > 0
@@ -109,7 +109,7 @@ def _signed_and_valid(
     in_volume: Tensor | None,
     nearest_unknown: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`distance_window.signed_and_valid` of squared distances to the nearest other; negative where `here`."""
+    """Apply `distance_window.signed_and_valid` to squared distances to the nearest other; negative where `here`."""
     distance = torch.clamp(squared.sqrt() - float(np.float32(window.half)), max=float(np.float32(window.cut)))
     distance = torch.where(here & (squared > 0), -distance, distance)
     valid = torch.ones_like(here)
@@ -124,9 +124,9 @@ def _signed_and_valid(
 
 
 def _nearest_other(numbers: Tensor, costs: Sequence[np.ndarray], part: Region) -> Tensor:
-    """Squared distance to the nearest voxel of another number, (B, *spatial) in, (B, *part) out.
+    """Return the squared distance to the nearest voxel of another number, (B, *spatial) in, (B, *part) out.
 
-    A voxel of another number is at distance 0, one of the same stands for its own line, see `distance_kernels`.
+    A voxel of another number is at distance 0, one of the same number stands for its own line, see `distance_kernels`.
     """
     squared = torch.where(numbers < 0, 0.0, FAR)
     for axis in reversed(range(len(costs))):
@@ -145,7 +145,7 @@ def _nearest_other(numbers: Tensor, costs: Sequence[np.ndarray], part: Region) -
 
 
 def _ends(x: Tensor, k: int, axis: int) -> tuple[Tensor, Tensor]:
-    """All but the last `k`, and all but the first `k`, along an axis: every pair of voxels that are `k` apart."""
+    """Return all but the last `k`, and all but the first `k`, along an axis: the pairs of voxels at distance `k`."""
     length = x.shape[axis] - k
     return x.narrow(axis, 0, length), x.narrow(axis, k, length)
 
@@ -153,10 +153,10 @@ def _ends(x: Tensor, k: int, axis: int) -> tuple[Tensor, Tensor]:
 def _nearest_other_inside(
     numbers: Tensor, in_volume: Tensor, costs: Sequence[np.ndarray], part: Region
 ) -> Tensor:
-    """`_nearest_other` where voxels outside the volume have no number.
+    """Compute `_nearest_other` where voxels outside the volume have no number.
 
-    A line that leads through those cannot stand for one instance: every voxel keeps the nearest number and the
-    nearest other one, which is all that any instance may ask of it.
+    A line through such voxels cannot stand for one instance. So every voxel stores the nearest number and the
+    nearest other one; this suffices for every instance.
     """
     own = numbers[(slice(None), *part)]
     far = torch.full(numbers.shape, FAR, device=numbers.device)
@@ -183,7 +183,7 @@ def _nearest_other_inside(
 def _insert(
     first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], value: Tensor, number: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Put a candidate among the nearest and the nearest of another number."""
+    """Insert a candidate into the nearest and the nearest of another number."""
     nearer, same = value < first[0], number == first[1]
     middle = ~nearer & ~same & (value < second[0])
     pushed = nearer & ~same
@@ -195,11 +195,11 @@ def _insert(
 
 
 def nearest_squared(feature: Tensor, costs: Sequence[np.ndarray], part: Region) -> Tensor:
-    """Squared distance to the nearest True voxel: bool (B, N, *spatial) in, float32 (B, N, *part) out.
+    """Return the squared distance to the nearest True voxel: bool (B, N, *spatial) in, float32 (B, N, *part) out.
 
     Args:
-        feature: where there is something.
-        costs: per axis, the squared distance of a step of 0..K voxels; nothing lies further.
+        feature: the voxels to which distances are measured.
+        costs: per axis, the squared distance of a step of 0..K voxels; farther voxels are ignored.
         part: the region to compute.
     """
     squared = torch.where(feature, 0.0, FAR)
@@ -209,7 +209,7 @@ def nearest_squared(feature: Tensor, costs: Sequence[np.ndarray], part: Region) 
 
 
 def _nearest_along(squared: Tensor, cost: Sequence[float], axis: int, part: slice) -> Tensor:
-    """Minimum over steps k along an axis of `squared + cost[|k|]`: three launches for each k."""
+    """Return the minimum over steps k along an axis of `squared + cost[|k|]`, with three launches for each k."""
     reach, size = len(cost) - 1, part.stop - part.start
     padded = pad_axis(squared, reach, axis, FAR)
     best = padded.narrow(axis, part.start + reach, size).clone()
@@ -221,7 +221,7 @@ def _nearest_along(squared: Tensor, cost: Sequence[float], axis: int, part: slic
 
 
 def nearest_vectors(foreground: Tensor, *, spacing: Sequence[float], reach: float, region: Region) -> Tensor:
-    """`components.nearest_component` of bool (B, *spatial): float32 (B, D, *region), order (x, y[, z])."""
+    """Compute `components.nearest_component` of bool (B, *spatial): float32 (B, D, *region), order (x, y[, z])."""
     ndim = foreground.dim() - 1
     window = distance_window(foreground.shape[1:], spacing, reach, region)
     squared = torch.where(_crop(foreground, window), 0.0, FAR)
@@ -237,14 +237,14 @@ def nearest_vectors(foreground: Tensor, *, spacing: Sequence[float], reach: floa
 def _nearest_steps(
     squared: Tensor, steps: Tensor, cost: Sequence[float], axis: int, part: slice
 ) -> tuple[Tensor, Tensor]:
-    """`_nearest_along` of (B, *spatial) with the steps (D, B, *spatial) that lead there; the first of equals."""
+    """Compute `_nearest_along` of (B, *spatial) and the steps (D, B, *spatial) to the nearest; the first of equals."""
     reach, size = len(cost) - 1, part.stop - part.start
     padded, led = pad_axis(squared, reach, axis + 1, FAR), pad_axis(steps, reach, axis + 2, 0)
     best = torch.full_like(padded.narrow(axis + 1, 0, size), FAR)
     chosen = torch.zeros_like(led.narrow(axis + 2, 0, size))
     for k in range(-reach, reach + 1):
         value = padded.narrow(axis + 1, part.start + reach + k, size) + cost[abs(k)]
-        # What is far adds up to more than FAR at most by rounding: it is never nearer.
+        # Sums of far values exceed FAR by rounding at most, so a far voxel is never nearer.
         nearer = value < best
         best = torch.where(nearer, value, best)
         candidate = led.narrow(axis + 2, part.start + reach + k, size).clone()
@@ -268,7 +268,7 @@ def smooth(
     in_volume: Tensor | None = None,
     region: Region | None = None,
 ) -> Tensor:
-    """`fields.smooth` of float32 (B, *spatial): float32 (B, *region)."""
+    """Compute `fields.smooth` of float32 (B, *spatial): float32 (B, *region)."""
     region = region or _whole(field.shape[1:])
     field = field if in_volume is None else field * in_volume
     for axis, (radius, width) in enumerate(zip(gaussian_radius(sigma, spacing), _widths(sigma, spacing))):
@@ -288,7 +288,7 @@ def smooth(
 
 
 def _regress(field: Tensor, inside: Tensor, width: float, radius: int, axis: int, part: slice) -> Tensor:
-    """Local linear regression along an axis, see `filter_kernels.regress_lines`."""
+    """Apply local linear regression along an axis, see `filter_kernels.regress_lines`."""
     length, size = field.shape[axis], part.stop - part.start
     powers = [_matrix(length, width, radius, part, "keep", field, power) for power in range(3)]
     pair = torch.stack([inside.to(field.dtype), field])
@@ -307,7 +307,7 @@ def smooth_products(
     in_volume: Tensor | None = None,
     region: Region | None = None,
 ) -> Tensor:
-    """`fields.smooth_products` of float32 (B, D, *spatial): float32 (B, D (D + 1) / 2, *region)."""
+    """Compute `fields.smooth_products` of float32 (B, D, *spatial): float32 (B, D (D + 1) / 2, *region)."""
     ndim = slope.shape[1]
     region = region or _whole(slope.shape[2:])
     rows, columns = zip(*((i, j) for i in range(ndim) for j in range(i, ndim)))
@@ -326,7 +326,7 @@ def gradient(
     in_volume: Tensor | None = None,
     region: Region | None = None,
 ) -> Tensor:
-    """`fields.gradient` of float32 (B, *spatial): float32 (B, D, *region), in the order of the spatial axes."""
+    """Compute `fields.gradient` of float32 (B, *spatial): float32 (B, D, *region), in the order of the spatial axes."""
     region = region or _whole(field.shape[1:])
     slopes = []
     for axis, size in enumerate(spacing):
@@ -345,7 +345,7 @@ def gradient(
 
 
 def _difference_inside(lines: Tensor, inside: Tensor, size: float, axis: int) -> Tensor:
-    """Mean of the differences to the one or two neighbours that are inside the volume."""
+    """Return the mean of the differences to the one or two neighbours that are inside the volume."""
     length = lines.shape[axis]
     both = inside.narrow(axis, 1, length - 1) & inside.narrow(axis, 0, length - 1)
     rise = pad_axis(torch.diff(lines, dim=axis) * both, 1, axis, 0.0)
@@ -356,7 +356,7 @@ def _difference_inside(lines: Tensor, inside: Tensor, size: float, axis: int) ->
 
 
 def surface_normals(slope: Tensor, signed: Tensor, valid: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """`fields.surface_normals` of (B, D, *spatial), (B, *spatial) and bool (B, *spatial)."""
+    """Compute `fields.surface_normals` of (B, D, *spatial), (B, *spatial) and bool (B, *spatial)."""
     norm = (slope * slope).sum(dim=1).sqrt()
     good = valid & (signed.abs() < float(np.float32(reach))) & (norm >= float(np.float32(MIN_GRADIENT)))
     factor = torch.where(good, 1 / torch.where(good, norm, 1.0), 0.0)
@@ -369,12 +369,12 @@ def erode(
     in_volume: Tensor | None = None,
     region: Region | None = None,
 ) -> Tensor:
-    """`fields.erode` of bool (B, *spatial): bool (B, *region)."""
+    """Compute `fields.erode` of bool (B, *spatial): bool (B, *region)."""
     region = region or _whole(valid.shape[1:])
     bad = ~valid if in_volume is None else ~valid & in_volume
     count = bad.to(torch.float32)
     for axis, (radius, part) in enumerate(zip(radii, region)):
-        # 0 or 1 in, so that sums are exact; and 0 or 1 again before the next axis.
+        # The input is 0 or 1, so that sums are exact; the result is again 0 or 1 before the next axis.
         count = along(count, _box_matrix(count.shape[axis + 1], radius, part, count), axis + 1)
         count = count.clamp_max(1.0)
     good = count < 0.5
@@ -392,7 +392,7 @@ def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 def _filter(x: Tensor, sigma: float, spacing: Sequence[float], region: Region, border: str) -> Tensor:
-    """Gaussian filter of (B, C, *spatial)."""
+    """Apply a Gaussian filter to (B, C, *spatial)."""
     for axis, (radius, width) in enumerate(zip(gaussian_radius(sigma, spacing), _widths(sigma, spacing))):
         matrix = _matrix(x.shape[axis + 2], width, radius, region[axis], border, x)
         x = along(x, matrix, axis + 2)
@@ -410,7 +410,7 @@ def _whole(shape: Sequence[int]) -> Region:
 def _matrix(
     length: int, width: float, radius: int, part: slice, border: str, like: Tensor, power: int = 0
 ) -> Tensor:
-    """Weights of `filter_weights.border_weights`, times the step to `power`, as a matrix on the device."""
+    """Return the weights of `filter_weights.border_weights`, times the step to `power`, as a matrix on the device."""
     return _gaussian_matrix(length, width, radius, part.start, part.stop, border, power, like.device)
 
 
@@ -445,7 +445,7 @@ def _difference_matrix(length: int, size: float, part: slice, like: Tensor) -> T
 
 @lru_cache(maxsize=256)
 def _differences(length: int, size: float, start: int, stop: int, device: torch.device) -> Tensor:
-    """Central differences; one-sided at the ends of the line; 0 for a line of one voxel."""
+    """Return central differences as a matrix; one-sided at the ends of the line; 0 for a line of one voxel."""
     matrix = np.zeros((stop - start, length), np.float32)
     for row, position in enumerate(range(start, stop)):
         before, behind = max(position - 1, 0), min(position + 1, length - 1)
@@ -458,7 +458,7 @@ def _differences(length: int, size: float, start: int, stop: int, device: torch.
 
 
 def _banded(rows: np.ndarray, start: int, length: int, device: torch.device) -> Tensor:
-    """Put one row of weights per position, from `start` on, into a matrix (outputs, length)."""
+    """Arrange one row of weights per position, from `start` on, in a matrix (outputs, length)."""
     radius = rows.shape[1] // 2
     matrix = np.zeros((len(rows), length), np.float32)
     for row, weights in enumerate(rows):

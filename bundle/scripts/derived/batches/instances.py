@@ -1,6 +1,6 @@
-"""Targets that compare neighbouring labels, for a batch on the training device, in torch.
+"""Computes targets that compare neighbouring labels, for a batch on the training device, in torch.
 
-As in `affinities` and `boundaries`, with a batch axis in front.
+It corresponds to `affinities` and `boundaries`, with a batch axis in front.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from volumen.derived.batches.fields import pad_axis
 
 
 def affinities(labels: Tensor, known: Tensor, offsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """`affinities.affinities` of integer (B, C, *spatial) and bool (B, *spatial).
+    """Compute `affinities.affinities` of integer (B, C, *spatial) and bool (B, *spatial).
 
     Returns:
         affinities bool (B, len(offsets), *spatial); valid bool (B, *spatial).
@@ -34,7 +34,7 @@ def affinities(labels: Tensor, known: Tensor, offsets: Sequence[Sequence[int]]) 
 
 
 def boundary(labels: Tensor, known: Tensor, side: str, in_volume: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`boundaries.boundary` of integer (B, C, *spatial) and bool (B, *spatial).
+    """Compute `boundaries.boundary` of integer (B, C, *spatial) and bool (B, *spatial).
 
     Returns:
         boundary bool (B, *spatial); valid bool (B, *spatial).

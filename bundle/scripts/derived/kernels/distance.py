@@ -1,7 +1,7 @@
 """Compiled loops of the distance transform: minima of parabolas along the lines of one axis.
 
-Squared distances are float32. "Nothing within reach" is 1e30, from which sums stay finite. Arrays have three
-axes; every function gives the part [start, stop) of the axis along which it works.
+Squared distances are float32. The value 1e30 means "nothing within reach"; sums of it stay finite. Arrays have three
+axes; every function returns the part [start, stop) of the axis along which it works.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from volumen.utils.jit import compiled, inlined
 
 @compiled
 def nearest_in_row(feature, cost, start, stop):
-    """Squared distance to the nearest True voxel of the same row.
+    """Return the squared distance to the nearest True voxel of the same row.
 
     Args:
         feature: bool (Z, Y, X).
-        cost: float32 (K + 1,), squared distance of a step of 0..K voxels, ascending; nothing lies further.
+        cost: float32 (K + 1,), squared distance of a step of 0..K voxels, ascending; farther voxels are ignored.
         start, stop: columns to compute.
 
     Returns:
@@ -45,13 +45,13 @@ def nearest_in_row(feature, cost, start, stop):
 
 @inlined
 def _row(array, along, other, axis):
-    """Return the row at a position along axis 0 or 1 and one of the other of the two."""
+    """Return one row: its position along axis 0 or 1 (`axis`), and its position along the other of the two."""
     return array[along, other] if axis == 0 else array[other, along]
 
 
 @inlined
 def _result(array, extent, axis):
-    """Return an empty float32 array of the same shape but for the extent of axis 0 or 1."""
+    """Return an empty float32 array of the same shape except for the extent of axis 0 or 1."""
     nz, ny, nx = array.shape
     shape = (extent, ny, nx) if axis == 0 else (nz, extent, nx)
     return np.empty(shape, np.float32)
@@ -59,10 +59,10 @@ def _result(array, extent, axis):
 
 @compiled
 def nearest_across(squared, cost, start, stop, axis):
-    """Minimum over steps k along axis 0 or 1 of `squared + cost[|k|]`.
+    """Return the minimum over steps k along axis 0 or 1 of `squared + cost[|k|]`.
 
     Args:
-        squared: float32 (Z, Y, X), squared distances within the lines of the axes done before.
+        squared: float32 (Z, Y, X), squared distances along the axes that are done already.
         cost: float32 (K + 1,), as above, for this axis.
         start, stop: positions to compute.
         axis: 0 or 1.
@@ -90,11 +90,11 @@ def nearest_across(squared, cost, start, stop, axis):
 
 @compiled
 def _costs_to_change(row, costs, ahead, out):
-    """Squared distance from every entry of a row to the nearest one of another value.
+    """Compute the squared distance from every entry of a row to the nearest one of another value.
 
     Args:
         row: integer (X,).
-        costs: float32 (K + 2,), of 0..K steps; the last says "nothing within reach".
+        costs: float32 (K + 2,), of 0..K steps; the last one means "nothing within reach".
         ahead: int32 (X,), overwritten.
         out: float32 (X,), overwritten.
     """
@@ -115,7 +115,7 @@ def _costs_to_change(row, costs, ahead, out):
 
 @compiled
 def opposite_in_row(kind, cost, start, stop):
-    """Signed squared distance to the nearest voxel of another kind in the same row.
+    """Return the signed squared distance to the nearest voxel of another kind in the same row.
 
     Args:
         kind: uint8 (Z, Y, X): 0 background, 1 foreground, 2 opposite to both.
@@ -141,14 +141,14 @@ def opposite_in_row(kind, cost, start, stop):
 
 @compiled
 def opposite_across(signed, cost, start, stop, axis):
-    """`nearest_across` for both classes at once.
+    """Compute `nearest_across` for both classes at once.
 
-    A voxel of the one class is at distance 0 for a voxel of the other, and stands for its own line otherwise:
-    for background the value at q is max(signed(q), 0), for foreground max(-signed(q), 0). One pass then
-    serves inside and outside.
+    For a voxel of one class, a voxel of the other is at distance 0, and one of the same class stands for its own line:
+    for background the value at q is max(signed(q), 0), for foreground max(-signed(q), 0). So one pass
+    computes the distances inside and outside.
 
     Args:
-        signed: float32 (Z, Y, X), as of `opposite_in_row`.
+        signed: float32 (Z, Y, X), the result of `opposite_in_row`.
         cost: float32 (K + 1,), as above, for this axis.
         start, stop: positions to compute.
         axis: 0 or 1.
@@ -186,10 +186,10 @@ def opposite_across(signed, cost, start, stop, axis):
 
 @compiled
 def differing_in_row(numbers, cost, start, stop):
-    """Squared distance to the nearest voxel of another number in the same row.
+    """Return the squared distance to the nearest voxel of another number in the same row.
 
     Args:
-        numbers: int32 (Z, Y, X); negative ones differ from all, themselves included.
+        numbers: int32 (Z, Y, X); a negative number differs from every number, also from itself.
         cost: float32 (K + 1,), as above.
         start, stop: columns to compute.
 
@@ -211,11 +211,11 @@ def differing_in_row(numbers, cost, start, stop):
 
 @compiled
 def differing_across(squared, numbers, cost, start, stop, axis):
-    """Carry `differing_in_row` over axis 0 or 1: a voxel of another number is at distance 0, one of the same
+    """Continue `differing_in_row` along axis 0 or 1: a voxel of another number is at distance 0, one of the same
     number stands for its own line.
 
     Args:
-        squared: float32 (Z, Y, X), as of `differing_in_row` or of this function for the other axis.
+        squared: float32 (Z, Y, X), the result of `differing_in_row` or of this function for the other axis.
         numbers: int32, same shape.
         cost: float32 (K + 1,), as above, for this axis.
         start, stop: positions to compute.
@@ -247,7 +247,7 @@ def differing_across(squared, numbers, cost, start, stop, axis):
 
 @compiled
 def signed_root(signed, half, cut):
-    """In place: sign(s) * min(sqrt(|s|) - half, cut) for a C-contiguous float32 array of any shape
+    """Compute, in place, sign(s) * min(sqrt(|s|) - half, cut) for a C-contiguous float32 array of any shape
     (flattened)."""
     for i in range(signed.size):
         value = np.sqrt(abs(signed[i])) - half
@@ -257,16 +257,16 @@ def signed_root(signed, half, cut):
 
 @compiled
 def nearest_offsets(feature, cost_z, cost_y, cost_x):
-    """Steps to the nearest True voxel, as `nearest_in_row` and `nearest_across` measure it.
+    """Return the steps to the nearest True voxel, by the distances of `nearest_in_row` and `nearest_across`.
 
-    Of voxels as near, the one with the smallest z, then y, then x counts, wherever the array was cropped.
+    Of equally near voxels, the one with the smallest z, then y, then x counts, wherever the array was cropped.
 
     Args:
         feature: bool (Z, Y, X).
         cost_z, cost_y, cost_x: float32 (K + 1,), squared distance of a step of 0..K voxels along an axis.
 
     Returns:
-        int16 (3, Z, Y, X), steps along (z, y, x); 0 where nothing lies within reach.
+        int16 (3, Z, Y, X), steps along (z, y, x); 0 where no True voxel lies within reach.
     """
     nz, ny, nx = feature.shape
     far = np.float32(1e30)

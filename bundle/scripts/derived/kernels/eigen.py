@@ -10,15 +10,15 @@ from volumen.utils.jit import compiled
 
 @compiled
 def smallest_axis_3d(tensor, valid, min_gap, out):
-    """Unit eigenvector of the smallest eigenvalue of symmetric 3 x 3 tensors, in float64.
+    """Compute the unit eigenvector of the smallest eigenvalue of symmetric 3 x 3 tensors, in float64.
 
     With A = mean I + p B (B of zero trace, |B|^2 = 6) the eigenvalues of B are the roots of
-    t^3 - 3 t - det B = 0 (Smith, "Eigenvalues of a symmetric 3 x 3 matrix", 1961). The root that stands
-    furthest from the two others lies within [sqrt 3, 2] up to sign and is simple, so that Newton's iteration
+    t^3 - 3 t - det B = 0 (Smith, "Eigenvalues of a symmetric 3 x 3 matrix", 1961). The root that is
+    farthest from the two others lies within [sqrt 3, 2] up to sign and is simple, so that Newton's iteration
     from a quadratic guess (off by 1e-3 at most) is exact to 1e-13 after two steps. Its eigenvector is the
     largest cross product of two rows of A - lambda I, well conditioned for an isolated root; the other two
-    are solved as a 2 x 2 problem in the plane across it (Eberly, "A Robust Eigensolver for 3 x 3 Symmetric
-    Matrices", 2014), so that nearly equal eigenvalues do no harm.
+    are solved as a 2 x 2 problem in the plane perpendicular to it (Eberly, "A Robust Eigensolver for 3 x 3 Symmetric
+    Matrices", 2014), so that nearly equal eigenvalues cause no loss of accuracy.
 
     Args:
         tensor: float32 (6, N), order (zz, zy, zx, yy, yx, xx).
@@ -30,16 +30,16 @@ def smallest_axis_3d(tensor, valid, min_gap, out):
             is not 0 is positive.
     """
     count = tensor.shape[1]
-    # Blocks pass through one small buffer, within which the compiler sees that reads and writes do not
-    # overlap: it vectorises.
+    # Blocks pass through one small buffer, in which the compiler sees that reads and writes do not
+    # overlap; so it vectorises.
     work = np.zeros((10, 64), np.float64)
     for begin in range(0, count, 64):
         size = min(64, count - begin)
-        wanted = False
+        any_valid = False
         for i in range(size):
-            wanted |= valid[begin + i]
+            any_valid |= valid[begin + i]
             work[9, i] = 1.0 if valid[begin + i] else 0.0
-        if not wanted:
+        if not any_valid:
             out[:, begin : begin + size] = np.float32(0)
             continue
         for row in range(6):
@@ -56,7 +56,7 @@ def smallest_axis_3d(tensor, valid, min_gap, out):
             b00, b11, b22 = a00 - mean, a11 - mean, a22 - mean
             off = a01 * a01 + a02 * a02 + a12 * a12
             square = (b00 * b00 + b11 * b11 + b22 * b22 + 2.0 * off) * (1.0 / 6.0)
-            # Float32 input: anything smaller is rounding of a multiple of the identity (or no tensor at all).
+            # The input is float32: smaller values are rounding of a multiple of the identity (or a zero tensor).
             good = square > 1e-14 * mean * mean + 1e-60
             p = np.sqrt(square) if good else np.float64(1)
             inverse = 1.0 / p
@@ -89,7 +89,7 @@ def smallest_axis_3d(tensor, valid, min_gap, out):
             norm = norm if norm > 1e-30 else np.float64(1)
             scale = 1.0 / np.sqrt(norm)
             v0, v1, v2 = v0 * scale, v1 * scale, v2 * scale
-            # Orthonormal basis (u, w) of the plane across v: cross v with the axis of its smaller component.
+            # Orthonormal basis (u, w) of the plane perpendicular to v: cross v with the axis of its smaller component.
             swap = abs(v0) > abs(v1)
             planar = (v0 * v0 if swap else v1 * v1) + v2 * v2
             planar = planar if planar > 1e-30 else np.float64(1)
@@ -108,7 +108,7 @@ def smallest_axis_3d(tensor, valid, min_gap, out):
             delta = 0.5 * (m00 - m11)
             spread = np.sqrt(delta * delta + m01 * m01)
             low = -0.5 * root - spread
-            # Eigenvector of the smaller value of the 2 x 2 block, in the form that does not cancel.
+            # Eigenvector of the smaller eigenvalue of the 2 x 2 block, in the form without cancellation.
             steep = delta > 0.0
             c = -m01 if steep else spread - delta
             s = delta + spread if steep else -m01
@@ -137,7 +137,7 @@ def smallest_axis_3d(tensor, valid, min_gap, out):
 
 @compiled
 def smallest_axis_2d(tensor, valid, min_gap, out):
-    """`smallest_axis_3d` for 2 x 2 tensors (yy, yx, xx): float32 (3, N) in, (2, N) out in the order (x,
+    """Compute `smallest_axis_3d` for 2 x 2 tensors (yy, yx, xx): float32 (3, N) in, (2, N) out in the order (x,
     y)."""
     count = tensor.shape[1]
     for i in range(count):

@@ -1,6 +1,6 @@
-"""Weights of the separable filters: one row per output position, completed where the line ends.
+"""Computes the weights of the separable filters: one row per output position, adapted at the ends of a line.
 
-Shared by the compiled filters and by those on a training device, so that both do the same at borders.
+The compiled filters and those on a training device both use them, so both do the same at borders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def gaussian(sigma: float, radius: int) -> np.ndarray:
 
 
 def border_weights(kernel: np.ndarray, length: int, part: slice, border: Border) -> np.ndarray:
-    """Return one row of weights per position of `part`: the kernel within a line, completed by `border`.
+    """Return one row of weights per position of `part`: the kernel inside the line, adapted at its ends by `border`.
 
     Args:
         kernel: (2 r + 1,).
@@ -40,17 +40,17 @@ def border_weights(kernel: np.ndarray, length: int, part: slice, border: Border)
 
 
 def keep(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Leave the weights as they are: beyond the end there are zeros."""
+    """Return the weights unchanged: beyond the end the field counts as 0."""
     return weights
 
 
 def scale_to_one(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Scale every row to sum 1: a weighted mean over what is there."""
+    """Scale every row to sum 1: a weighted mean over the existing positions."""
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def fit_line(weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Make every row the value at 0 of the line that fits best, see `filter_kernels.regress_lines`."""
+    """Turn every row into the value at 0 of the line of best fit, see `filter_kernels.regress_lines`."""
     total, first, second = ((weights * steps**power).sum(axis=1, keepdims=True) for power in range(3))
     spread = total * second - first**2
     fitted = weights * (second - first * steps) / np.where(spread > 1e-6, spread, 1)

@@ -1,7 +1,7 @@
 """Compiled separable filters, gradients and tensor products.
 
 Arrays are float32 (Z, Y, X). A filter along one axis has a row of weights for every output position:
-`weights` (outputs, 2 r + 1) with `first`, the input position of the first output; weights that would meet no
+`weights` (outputs, 2 r + 1) with `first`, the input position of the first output; weights at positions without a
 voxel are 0. Positions outside the input are never read.
 """
 
@@ -14,16 +14,16 @@ from volumen.utils.jit import compiled
 
 @compiled
 def _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, out):
-    """Filter one (Y, X) plane along y, then x, into `out`; `lines` is scratch with r_x zeros on the left.
+    """Filter one (Y, X) plane along y, then x, into `out`; `lines` is a buffer with r_x zeros on the left.
 
-    Four taps at a time, so that sums stay in registers; the order of additions is the same at every position.
+    It processes four taps at a time, so that sums stay in registers; the order of additions is the same everywhere.
     """
     ny, nx = plane.shape
     taps_y = weights_y.shape[1]
     taps_x = weights_x.shape[0]
     rx = taps_x // 2
     width = out.shape[1]
-    # Columns where the whole kernel fits share their weights.
+    # All columns at which the whole kernel lies inside use the same weights.
     begin = min(max(rx - first_x, 0), width)
     end = max(min(nx - rx - first_x, width), begin)
     last = ny - 1
@@ -36,7 +36,7 @@ def _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, out):
             w1 = weights_y[j, k + 1] if k + 1 < taps_y else np.float32(0)
             w2 = weights_y[j, k + 2] if k + 2 < taps_y else np.float32(0)
             w3 = weights_y[j, k + 3] if k + 3 < taps_y else np.float32(0)
-            # Rows that are not there have weight 0: any row serves.
+            # Rows outside the plane have weight 0, so any row can be read instead.
             r0 = plane[min(max(top + k, 0), last)]
             r1 = plane[min(max(top + k + 1, 0), last)]
             r2 = plane[min(max(top + k + 2, 0), last)]
@@ -68,7 +68,7 @@ def _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, out):
 
 @compiled
 def _border_sum(weights, lines, k, count, x, first):
-    """Four taps of the row filter at one column, added in the order of the columns within."""
+    """Add four taps of the row filter at one column, in the same order as at the inner columns."""
     zero = np.float32(0)
     at = first + k + x
     p0 = weights[k, x] * lines[at]
@@ -86,7 +86,7 @@ def filter_planes(field, weights_y, first_y, weights_x, first_x, out):
         field: float32 (Z, Y, X).
         weights_y: float32 (outputs, 2 r_y + 1); first_y: input position of the first output.
         weights_x: float32 (2 r_x + 1, outputs), transposed; first_x: the same for x.
-        out: float32 (Z, outputs_y, outputs_x), overwritten. The caller allocates it: NumPy asks for huge
+        out: float32 (Z, outputs_y, outputs_x), overwritten. The caller allocates it, since NumPy requests huge
         pages.
     """
     nz, _, nx = field.shape
@@ -128,7 +128,7 @@ def filter_depth(field, weights, first, out):
 
 @compiled
 def filter_product_planes(slope, weights_y, first_y, weights_x, first_x, out):
-    """`filter_planes` of every product slope[i] * slope[j], i <= j, made plane by plane.
+    """Compute `filter_planes` of every product slope[i] * slope[j], i <= j, which is computed plane by plane.
 
     Args:
         slope: float32 (D, Z, Y, X), D = 2 or 3.
@@ -154,7 +154,7 @@ def filter_product_planes(slope, weights_y, first_y, weights_x, first_x, out):
 
 @compiled
 def regress_lines(field, inside, kernel):
-    """Local linear regression along the middle axis: reproduces ramps up to the border of any volume.
+    """Apply local linear regression along the middle axis; it reproduces ramps up to the border of any volume.
 
     The value at 0 of the line a + b k that fits f(k) best with weights w(k), over the k inside the volume:
     (M2 S0 - M1 S1) / (M0 M2 - M1^2) with Mn = sum w k^n, Sn = sum w k^n f; S0 / M0 where that is undefined.
@@ -178,12 +178,12 @@ def regress_lines(field, inside, kernel):
                 step = np.float32(m - n)
                 weight = kernel[m - n + radius]
                 for b in range(nb):
-                    share = weight if inside[a, m, b] else np.float32(0)
-                    first = share * step
-                    moments[0, b] += share
+                    weight_here = weight if inside[a, m, b] else np.float32(0)
+                    first = weight_here * step
+                    moments[0, b] += weight_here
                     moments[1, b] += first
                     moments[2, b] += first * step
-                    moments[3, b] += share * field[a, m, b]
+                    moments[3, b] += weight_here * field[a, m, b]
                     moments[4, b] += first * field[a, m, b]
             for b in range(nb):
                 if inside[a, n, b]:
@@ -198,7 +198,7 @@ def regress_lines(field, inside, kernel):
 
 @compiled
 def central_differences(field, starts, stops, inverse, out):
-    """Gradient of a part of the field: central differences, one-sided at the ends of the array.
+    """Compute the gradient of a part of the field: central differences, one-sided at the ends of the array.
 
     Args:
         field: float32 (Z, Y, X).
@@ -243,7 +243,7 @@ def central_differences(field, starts, stops, inverse, out):
 
 @compiled
 def unit_vectors(slope, valid, minimum, out):
-    """Divide vectors by their norm and reverse their components.
+    """Divide vectors by their norm and reverse the order of their components.
 
     Args:
         slope: float32 (D, N), order (z, y, x).
@@ -276,7 +276,7 @@ def unit_vectors(slope, valid, minimum, out):
 
 @compiled
 def all_within(valid, radius, start, stop):
-    """Whether all voxels up to `radius` away along the middle axis are True (those beyond the ends count as
+    """Return whether all voxels up to `radius` away along the middle axis are True (those beyond the ends count as
     True).
 
     Args:
@@ -301,7 +301,7 @@ def all_within(valid, radius, start, stop):
 
 @compiled
 def all_within_row(valid, radius, start, stop):
-    """`all_within` along the last axis of uint8 (A, N)."""
+    """Compute `all_within` along the last axis of uint8 (A, N)."""
     na, nn = valid.shape
     out = np.empty((na, stop - start), np.uint8)
     bad = np.empty(nn + 1, np.int64)

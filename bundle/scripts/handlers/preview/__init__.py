@@ -1,1 +1,1 @@
-"""The picture of a validation batch: drawing, colours, and the handler that writes it."""
+"""Draws a picture of a validation batch: drawing, colours, and the handler that writes it."""

@@ -1,10 +1,10 @@
-"""Colours for what a target may be: classes, distances, directions, tensors."""
+"""Colours for the values of targets: classes, distances, directions, tensors."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Classes in the order of their index, distinct for most kinds of colour vision (after Okabe and Ito 2008).
+# One colour per class index; most kinds of colour vision can distinguish them (after Okabe and Ito 2008).
 PALETTE = np.array(
     [
         (255, 176, 0),
@@ -18,7 +18,7 @@ PALETTE = np.array(
     ],
     np.float32,
 )
-# Blue below, white at, red above zero (ColorBrewer RdBu, reversed).
+# Blue is below zero, white is zero, red is above zero (ColorBrewer RdBu, reversed).
 DIVERGING = np.array(
     [
         (5, 48, 97),
@@ -31,25 +31,25 @@ DIVERGING = np.array(
     ],
     np.float32,
 )
-# Dark to light with an even rise in lightness (anchors of viridis).
+# From dark to light; the lightness rises evenly (anchors of viridis).
 SEQUENTIAL = np.array(
     [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)],
     np.float32,
 )
 AXES = ((255, 60, 60), (60, 220, 60), (90, 110, 255))
-UNKNOWN, UNKNOWN_STRIPE = 24.0, 58.0
+INVALID, INVALID_STRIPE = 24.0, 58.0
 OVERLAY = 0.75
 
 
 def through(anchors: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return colours (*values.shape, 3) float32 of values in [0, 1] along a list of anchors (n, 3)."""
+    """Interpolate along colour anchors (n, 3); returns float32 (*values.shape, 3) for values in [0, 1]."""
     position = np.clip(np.nan_to_num(values), 0, 1) * (len(anchors) - 1)
     steps = np.arange(len(anchors))
     return np.stack([np.interp(position, steps, anchors[:, c]) for c in range(3)], axis=-1).astype(np.float32)
 
 
 def key_colours() -> np.ndarray:
-    """Return the colours (n, 3) that keys are made of."""
+    """Return the colours (n, 3) that occur in colour keys."""
     ramps = [through(anchors, np.linspace(0, 1, 24)) for anchors in (DIVERGING, SEQUENTIAL)]
     return np.concatenate([*ramps, PALETTE, np.array(AXES, np.float32)])
 
@@ -61,7 +61,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 
 def overlay(base: np.ndarray, weights: np.ndarray, first: int = 0) -> np.ndarray:
-    """Lay class colours over an image, by their weights (C, *spatial) in [0, 1]."""
+    """Blend class colours over an image, with their weights (C, *spatial) in [0, 1]."""
     colours = base * 0.8
     for index, weight in enumerate(np.clip(np.nan_to_num(weights), 0, 1)):
         share = OVERLAY * weight[..., None]
@@ -77,7 +77,7 @@ def diverging(values: np.ndarray, below: float, above: float) -> np.ndarray:
 def directions(vectors: np.ndarray, *, signed: bool) -> np.ndarray:
     """Return the colours of vectors (2 or 3, *spatial) in the order x, y[, z]: red, green, blue.
 
-    Signed components go from 0 (dark) at -1 to 255 at +1; without a sign, from 0 at 0 to 255 at +-1. Vectors
+    A signed component is drawn from 0 (dark) at -1 to 255 at +1, an unsigned one from 0 at 0 to 255 at +-1. Vectors
     are drawn at unit length.
     """
     length = np.sqrt(np.sum(np.square(vectors), axis=0, keepdims=True))
@@ -104,17 +104,17 @@ def tensor_diagonal(components: np.ndarray, limit: float) -> np.ndarray:
     )
 
 
-def dim_unknown(colours: np.ndarray, known: np.ndarray, base: np.ndarray | None = None) -> np.ndarray:
-    """Return the colours with a dark, striped look where nothing is known.
+def dim_invalid(colours: np.ndarray, valid: np.ndarray, base: np.ndarray | None = None) -> np.ndarray:
+    """Return the colours with dark stripes where no voxel is valid.
 
     Args:
         colours: (H, W, 3).
-        known: bool (H, W).
-        base: image colours to shine through, or None.
+        valid: bool (H, W), the valid pixels.
+        base: colours of the image that remains visible below the stripes, or None.
     """
-    rows, columns = np.indices(known.shape)
+    rows, columns = np.indices(valid.shape)
     stripes = (rows + columns) % 6 < 2
-    dark = np.where(stripes, UNKNOWN_STRIPE, UNKNOWN)[..., None]
+    dark = np.where(stripes, INVALID_STRIPE, INVALID)[..., None]
     if base is not None:
         dark = 0.35 * base + dark * 0.65
-    return np.where(known[..., None], colours, dark)
+    return np.where(valid[..., None], colours, dark)

@@ -1,4 +1,4 @@
-"""Pictures of the validation's first batch: `<model_name>_debug.gif` in 3D, `.png` in 2D."""
+"""Draws the validation's first batch: `<model_name>_debug.gif` in 3D, `.png` in 2D."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ NEAREST = Image.Resampling.NEAREST
 class PreviewHandler:
     """Draw one patch of the evaluator's first batch after each validation.
 
-    The patch is the one of that batch with the most labelled foreground; batches of validation are the same
-    every epoch, so the pictures of a run show the same place. A preview that cannot be written is a warning,
-    never the end of a run.
+    The patch is the one with the most labelled foreground in that batch. The batches of validation are the same
+    every epoch, so the pictures of a run show the same place. A preview that cannot be written causes a warning
+    and does not end the run.
 
     Args:
         directory: the run's folder.
         kinds: target to kind (binary, multiclass, multilabel, distance, vector, axis, tensor, field).
-        history: how many pictures of earlier validations are kept as `<model_name>_debug_<epoch>`.
-        tensorboard: gets the middle slice too.
+        history: number of pictures of earlier validations to retain as `<model_name>_debug_<epoch>`.
+        tensorboard: also receives the middle slice.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class PreviewHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Draw if this is the first batch."""
-        # The last and the best epoch have had their previews when they are scored once more.
+        """Draw if this is the first batch of a validation."""
+        # The last and the best epoch already have previews when they are scored again.
         if engine.state.iteration != 1 or not distributed.is_main() or getattr(engine.state, FINAL, False):
             return
         if not self.directory.path.is_dir():
@@ -80,7 +80,7 @@ class PreviewHandler:
             self.tensorboard.add_image("preview", np.asarray(frames[len(frames) // 2]))
 
     def frames(self, engine: Engine) -> list[Image.Image]:
-        """Return the frames for the evaluator's present batch."""
+        """Return the frames for the evaluator's current batch."""
         output: Any = engine.state.output
         batch = engine.state.batch
         labels, predictions = output["label"], output["pred"]
@@ -113,7 +113,7 @@ class PreviewHandler:
 
 
 def most_foreground(labels: Mapping[str, torch.Tensor], names: Sequence[str], batch_size: int) -> int:
-    """Return the index in the batch of the sample with the most known voxels that are not 0, over all targets."""
+    """Return the batch index of the sample with the most valid voxels that are not 0, over all targets."""
     scores = torch.zeros(batch_size)
     for name in names:
         if name in labels:
@@ -127,7 +127,7 @@ def most_foreground(labels: Mapping[str, torch.Tensor], names: Sequence[str], ba
 def encode(frames: Sequence[Image.Image], max_bytes: int = MAX_BYTES) -> tuple[str, bytes]:
     """Return ("png", bytes) of one frame or ("gif", bytes) of several, the latter below `max_bytes`.
 
-    A GIF that is too large loses every other slice, then half its size, until it fits.
+    A GIF that is too large loses every second slice; with few slices left it is scaled down until it fits.
     """
     if len(frames) == 1:
         buffer = io.BytesIO()
@@ -146,10 +146,10 @@ def encode(frames: Sequence[Image.Image], max_bytes: int = MAX_BYTES) -> tuple[s
 
 
 def _gif(frames: Sequence[Image.Image]) -> bytes:
-    """Return an endless GIF; all frames share one palette, so that nothing flickers."""
+    """Encode frames as an endless GIF; all frames share one palette, so the colours do not flicker."""
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)]
     width, height = frames[0].size
-    # A strip of the keys' colours, so that small swatches do not lose theirs to the pictures.
+    # The palette is computed with a strip of the keys' colours, so that small keys do not lose their colours.
     strip = Image.fromarray(key_colours().astype(np.uint8)[None]).resize((width, height // 8), NEAREST)
     sheet = Image.new("RGB", (width, height * len(chosen) + strip.height))
     sheet.paste(strip, (0, height * len(chosen)))

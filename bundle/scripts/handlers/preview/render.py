@@ -1,4 +1,4 @@
-"""Draw a patch, its targets and the network's answers as a titled grid, one frame per slice."""
+"""Draws a patch, its targets and the network's predictions as a titled grid, one frame per slice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_WIDTH, MAX_CELL, MIN_COLUMN = 1600, 224, 120
 MAX_COLUMNS = 7
 MAX_FRAMES = 24
 MARGIN, GAP, ROW_TITLE, HEADER, TITLE = 14, 10, 22, 34, 24
-# What explains the colours has two lines at most.
+# The colour key below a column has at most two lines.
 KEY, KEY_LINE = 38, 14
 BACKGROUND, TEXT, FAINT = (18, 20, 24), (232, 234, 237), (140, 146, 156)
 INK, WIDTH = (45, 49, 57), 1
@@ -24,10 +24,10 @@ INK, WIDTH = (45, 49, 57), 1
 
 @dataclass
 class Panel:
-    """One column: two slices and what explains them.
+    """One column of the grid: truth, prediction and the key of their colours.
 
     Args:
-        title: above the column.
+        title: text above the column.
         rows: two arrays (Z, H, W, 3) of colours, truth and prediction.
         key: what is drawn below: ("bar", low, high), ("ball", axes), ("axes", axes), ("classes", names) or ().
         has_unknown: whether the truth is unknown somewhere, hence striped.
@@ -52,19 +52,19 @@ def render_preview(
 ) -> list[Image.Image]:
     """Return the frames of a preview: one for a 2D patch, slices along Z for a 3D one.
 
-    The first column has the image, and below it the image with all predicted classes. Each further column has a
-    target's truth above its prediction. Where a truth is unknown it is dark and striped. Predictions are the
-    network's raw outputs; probabilities, classes and unit vectors are made here.
+    The first column shows the image, and below it the image with all predicted classes. Each further column shows a
+    target's truth above its prediction. Voxels that are not valid are dark and striped. Predictions are the
+    network's raw outputs; this function computes probabilities, classes and unit vectors.
 
     Args:
         image: (C, *spatial).
         truths: target to (C, *spatial); class indices or values. A target without truth may be absent.
         predictions: target to the network's output (C, *spatial).
-        masks: target to bool (1, *spatial), where the truth is known; absent: everywhere.
+        masks: target to bool (1, *spatial), the valid voxels; if absent, all are valid.
         kinds: target to binary, multiclass, multilabel, distance, vector, axis, tensor or field.
-        title: in the headline.
-        max_frames: most slices of a 3D patch, evenly spaced.
-        max_width: most pixels from left to right.
+        title: text of the headline.
+        max_frames: maximum number of slices of a 3D patch, evenly spaced.
+        max_width: maximum width in pixels.
 
     Returns:
         Frames of one size, RGB.
@@ -84,12 +84,12 @@ def render_preview(
     panels = [_input_panel(base, {name: sliced(predictions[name]) for name in names}, kinds)]
     for name in names:
         truth = sliced(truths[name]) if name in truths else None
-        known = np.ones(base.shape[:3], bool)
+        valid = np.ones(base.shape[:3], bool)
         if truth is None:
-            known[:] = False
+            valid[:] = False
         elif name in masks:
-            known = sliced(masks[name])[0] > 0
-        panels.append(_target_panel(name, kinds[name], base, truth, sliced(predictions[name]), known))
+            valid = sliced(masks[name])[0] > 0
+        panels.append(_target_panel(name, kinds[name], base, truth, sliced(predictions[name]), valid))
     captions = [""] if flat else [f"z {z + 1} / {depth}" for z in slices]
     return [_frame(panels, index, title, caption, max_width) for index, caption in enumerate(captions)]
 
@@ -121,9 +121,9 @@ def _target_panel(
     base: np.ndarray,
     truth: np.ndarray | None,
     prediction: np.ndarray,
-    known: np.ndarray,
+    valid: np.ndarray,
 ) -> Panel:
-    """Return the column of one target; arrays are (C, Z, H, W), `known` (Z, H, W)."""
+    """Return the column of one target; arrays are (C, Z, H, W), `valid` (valid voxels) is (Z, H, W)."""
     predicted = _finite(prediction)
     given = predicted if truth is None else _finite(truth)
     key: tuple[Any, ...] = ()
@@ -148,15 +148,15 @@ def _target_panel(
         rows = colours.directions(given, signed=signed), colours.directions(predicted, signed=signed)
         key = ("ball", axes) if signed else ("axes", axes)
     elif kind == "tensor":
-        limit = _limit(given, known)
+        limit = _limit(given, valid)
         rows = colours.tensor_diagonal(given, limit), colours.tensor_diagonal(predicted, limit)
         key = ("axes", ("xx", "yy", "zz")[: 3 if len(predicted) == 6 else 2])
     elif kind == "distance":
-        limits = _distance_limits(given[0], known)
+        limits = _distance_limits(given[0], valid)
         rows = colours.diverging(given[0], *limits), colours.diverging(predicted[0], *limits)
         key = ("bar", f"-{limits[0]:.2g}", f"+{limits[1]:.2g}", colours.DIVERGING, "in | out, voxels")
     else:
-        low, high = np.percentile(given[0][known] if known.any() else given[0], (1, 99))
+        low, high = np.percentile(given[0][valid] if valid.any() else given[0], (1, 99))
         span = max(high - low, 1e-6)
         above, below = ((part[0] - low) / span for part in (given, predicted))
         rows = colours.through(colours.SEQUENTIAL, above), colours.through(colours.SEQUENTIAL, below)
@@ -164,26 +164,26 @@ def _target_panel(
     through = base if kind in LABELS else None
     shown = np.stack(
         [
-            colours.dim_unknown(rows[0][z], known[z], None if through is None else through[z])
-            for z in range(len(known))
+            colours.dim_invalid(rows[0][z], valid[z], None if through is None else through[z])
+            for z in range(len(valid))
         ]
     )
-    return Panel(name, (shown, rows[1]), key, has_unknown=not known.all())
+    return Panel(name, (shown, rows[1]), key, has_unknown=not valid.all())
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values.astype(np.float32), posinf=1e6, neginf=-1e6)
 
 
-def _limit(values: np.ndarray, known: np.ndarray) -> float:
-    """Return a round-off-proof largest magnitude of the known values."""
-    shown = np.abs(values[:, known])
+def _limit(values: np.ndarray, valid: np.ndarray) -> float:
+    """Return the largest magnitude of the valid values; at least a small number, which avoids division by 0."""
+    shown = np.abs(values[:, valid])
     return max(float(np.percentile(shown, 99)), 1e-6) if shown.size else 1.0
 
 
-def _distance_limits(distance: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-    """Return the depths inside and outside at which colours saturate, so that thin sheets have an inside."""
-    sides = (-distance[known], distance[known])
+def _distance_limits(distance: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """Return the depths inside and outside at which colours saturate, separately, so that thin sheets are visible."""
+    sides = (-distance[valid], distance[valid])
     inside, outside = (
         float(np.percentile(side[side > 0], 99)) if (side > 0).any() else 0.0 for side in sides
     )
@@ -232,7 +232,7 @@ def _draw_unknown(canvas: Image.Image, draw: ImageDraw.ImageDraw, right: float, 
             break
     else:
         return
-    stripes = colours.dim_unknown(np.zeros((swatch, swatch, 3)), np.zeros((swatch, swatch), bool))
+    stripes = colours.dim_invalid(np.zeros((swatch, swatch, 3)), np.zeros((swatch, swatch), bool))
     corner = round(left), round(HEADER / 2 - swatch / 2)
     canvas.paste(Image.fromarray(stripes.astype(np.uint8)), corner)
     draw.rectangle((*corner, corner[0] + swatch, corner[1] + swatch), outline=FAINT, width=WIDTH)

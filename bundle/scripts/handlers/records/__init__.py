@@ -1,1 +1,1 @@
-"""What a run writes beside its checkpoints: folder, settings, split, logs, tracking."""
+"""Writes the records of a run other than its checkpoints: folder, settings, split, logs, tracking."""

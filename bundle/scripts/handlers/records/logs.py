@@ -1,4 +1,4 @@
-"""Where an epoch's numbers go: the console, `metrics.csv`, TensorBoard, progress bars."""
+"""Writes an epoch's numbers to the console, `metrics.csv`, TensorBoard and progress bars."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FEWEST_BLOCKS = 4
 
 
 def epoch_numbers(engine: Workflow, learning_rate: float) -> dict[str, float]:
-    """The learning rate and every number in `state.metrics`, sorted, the losses first."""
+    """Return the learning rate and every number in `state.metrics`, sorted, the losses first."""
     metrics = {name: float(value) for name, value in engine.state.metrics.items()}
     names = sorted(metrics, key=lambda name: (not name.startswith("loss"), name))
     return {"learning_rate": learning_rate, **{name: metrics[name] for name in names}}
 
 
 class _EpochLog:
-    """Remembers the learning rate that an epoch was trained with, since schedules step when it ends."""
+    """Stores the learning rate that an epoch was trained with, since schedules step when the epoch ends."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -53,16 +53,16 @@ class _EpochLog:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
 
     def _remember(self, engine: Workflow) -> None:
-        # An epoch that is resumed in its middle keeps the rate that it began with.
+        # An epoch that is resumed in its middle retains the learning rate of its start.
         if between_epochs(engine):
             self._learning_rate = float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, float]:
-        """The learning rate at the epoch's start."""
+        """Return the learning rate at the epoch's start."""
         return {"learning_rate": self._learning_rate}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._learning_rate = float(state["learning_rate"])
 
     def _epoch(self, engine: Workflow) -> None:
@@ -76,8 +76,8 @@ class _EpochLog:
 class MetricsFile(_EpochLog):
     """Append each epoch's numbers to `metrics.csv`: epoch, iteration, learning rate, losses, metrics.
 
-    It holds no times, so that the file of a resumed run equals that of an uninterrupted one byte for byte.
-    Resuming drops the rows after the checkpoint's epoch. A new column makes the file be rewritten with it.
+    The file holds no times, so that the file of a resumed run equals that of an uninterrupted one byte for byte.
+    Resuming removes the rows after the checkpoint's epoch. A new column causes the whole file to be rewritten.
 
     Args:
         directory: the run's folder.
@@ -90,7 +90,7 @@ class MetricsFile(_EpochLog):
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Return the path of the file."""
         return self.directory.path / "metrics.csv"
 
     def attach(self, engine: Workflow) -> None:
@@ -112,7 +112,7 @@ class MetricsFile(_EpochLog):
         self._write([*self.read(), row])
 
     def read(self) -> list[dict[str, str]]:
-        """The rows so far; none when there is no file."""
+        """Return the rows of the file; empty when there is no file."""
         if not self.path.is_file():
             return []
         with self.path.open(newline="") as file:
@@ -131,10 +131,10 @@ class MetricsFile(_EpochLog):
 
 
 class TensorBoardLog(_EpochLog):
-    """Every loss, metric, learning rate, gradient norm and the patches per second, for TensorBoard.
+    """Log every loss, metric, learning rate, gradient norm and the patches per second to TensorBoard.
 
-    Per iteration: the losses and the gradient norm ("iteration/..."). Per epoch: all that `metrics.csv` has, and
-    "patches_per_second"; pictures as a `PreviewHandler` gives them. Resuming hides what was logged after the
+    Per iteration: the losses and the gradient norm ("iteration/..."). Per epoch: all columns of `metrics.csv`, and
+    "patches_per_second". A `PreviewHandler` adds its pictures. Resuming hides what was logged after the
     checkpoint.
 
     Args:
@@ -166,7 +166,7 @@ class TensorBoardLog(_EpochLog):
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Opened with the first number, when a resumed run knows where it is.
+            # Opened at the first number, because a resumed run knows its iteration only then.
             self.writer = SummaryWriter(
                 str(self.directory.path / "tensorboard"), purge_step=max(1, engine.state.iteration)
             )
@@ -180,14 +180,14 @@ class TensorBoardLog(_EpochLog):
             writer.add_scalar("iteration/gradient_norm", output["gradient_norm"], engine.state.iteration)
 
     def log(self, engine: Workflow, numbers: dict[str, float]) -> None:
-        """Write an epoch's points, placed by iteration."""
+        """Write an epoch's points at its iteration."""
         writer = self._open(engine)
         for name, value in {**numbers, "patches_per_second": self._speed.epoch}.items():
             writer.add_scalar(name, value, engine.state.iteration)
         writer.flush()
 
     def add_image(self, tag: str, image: np.ndarray) -> None:
-        """Show an image, placed by the trainer's iteration like every curve; nothing before the trainer is followed.
+        """Log an image at the trainer's iteration, like every curve; does nothing before training has started.
 
         Args:
             tag: its name in TensorBoard.
@@ -203,13 +203,13 @@ class TensorBoardLog(_EpochLog):
         try:
             self.writer.close()
         except OSError as error:
-            # A full disk: the run has ended or is ending with its own message.
+            # The disk is full; the run has ended, or ends with its own message.
             logger.warning("%s: the last points could not be written (%s)", self.directory.path, error)
         self.writer = None
 
 
 class Speed:
-    """Patches per second: over the epoch, and smoothed over the last iterations.
+    """Patches per second: the mean over the epoch, and a moving average over the last iterations.
 
     Only the time from an epoch's start to its last iteration counts, so validation and saving do not.
     """
@@ -230,7 +230,7 @@ class Speed:
         self._patches = 0
 
     def _count(self, engine: Workflow) -> None:
-        # A monotonic clock: setting the computer's time does not matter.
+        # A monotonic clock is used, so that setting the computer's time has no effect.
         now, patches = time.perf_counter(), len(engine.state.output["image"]) * distributed.world_size()
         self._patches += patches
         self.epoch = self._patches / max(now - self._began, 1e-9)
@@ -240,7 +240,7 @@ class Speed:
 
 
 class Progress(_EpochLog):
-    """Bars for training and validation on a terminal, and two lines per epoch in the log.
+    """Show bars for training and validation on a terminal, and log two lines per epoch.
 
     The bar tells the epoch, how far it is and the time it still takes, and, as far as the terminal has room, the loss
     (smoothed over some ten steps), the Dice of the last validation and patches per second; during validation the loss
@@ -249,9 +249,9 @@ class Progress(_EpochLog):
 
     Args:
         optimizer: for the learning rate.
-        validator: the evaluator, to show its progress too.
-        running: gives the validation's metrics so far by name, of which "mean_dice" is shown.
-        stream: where the bars go; standard error by default.
+        validator: the evaluator, whose progress is shown too.
+        running: returns the validation's metrics so far by name, of which "mean_dice" is shown.
+        stream: the output stream of the bars; standard error by default.
         show: True or False to force or forbid the bars; None shows them on a terminal.
         kinds: target to kind, for the units of errors.
         length: unit of surface distances.
@@ -289,7 +289,7 @@ class Progress(_EpochLog):
         self._speed.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        # The bar ends before the epoch's other handlers write their lines.
+        # The bar must end before the epoch's other handlers log their lines.
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_bar)
         engine.add_event_handler(Events.COMPLETED, self._end_bar)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _engine, _error: self._end_bar())
@@ -333,18 +333,18 @@ class Progress(_EpochLog):
     def _advance(self, engine: Workflow) -> None:
         self._loss.add(engine.state.output["losses"]["loss"])
         if self._bar is not None:
-            self._tell([*self._loss_and_dice(self._last_dice), f"{self._speed.now:.3g} patches/s"])
+            self._show_numbers([*self._loss_and_dice(self._last_dice), f"{self._speed.now:.3g} patches/s"])
 
     def _advance_validation(self, validator: Workflow) -> None:
         if self._bar is not None:
             self._loss.add(validator.state.output.get("losses", {}).get("loss", math.nan))
-            self._tell(self._loss_and_dice(self.running().get("mean_dice") if self.running else None))
+            self._show_numbers(self._loss_and_dice(self.running().get("mean_dice") if self.running else None))
 
     def _loss_and_dice(self, dice: float | None) -> list[str]:
-        told = [] if math.isnan(self._loss.value) else [f"loss {self._loss.value:.4f}"]
-        return told if dice is None or math.isnan(dice) else [*told, f"Dice {dice:.3f}"]
+        parts = [] if math.isnan(self._loss.value) else [f"loss {self._loss.value:.4f}"]
+        return parts if dice is None or math.isnan(dice) else [*parts, f"Dice {dice:.3f}"]
 
-    def _tell(self, parts: Sequence[str]) -> None:
+    def _show_numbers(self, parts: Sequence[str]) -> None:
         self._bar.set_postfix_str(", ".join(fitting(parts, self._bar)), refresh=False)
         self._bar.update()
 
@@ -370,7 +370,7 @@ class Progress(_EpochLog):
             logger.info("  validation: %s", scores)
 
     def _rest(self, engine: Workflow) -> float:
-        """Seconds that the rest of the run takes at the pace since this process began; 0 where none is known."""
+        """Return the estimated seconds for the rest of the run, at the mean speed of this process; 0 if unknown."""
         state = engine.state
         steps = state.iteration - self._began[1] if self._began else 0
         if not self._began or not steps:
@@ -399,10 +399,10 @@ def fitting(parts: Sequence[str], bar: Any) -> list[str]:
 
 
 class Smoothed:
-    """A mean in which a value counts less the longer ago it was; NaN before the first; leaves out NaN.
+    """An exponential moving average, which ignores NaN; NaN before the first value.
 
     Args:
-        share: of the newest value; None is the plain mean.
+        share: weight of the newest value; None is the plain mean.
     """
 
     def __init__(self, share: float | None = 0.1) -> None:
@@ -411,7 +411,7 @@ class Smoothed:
         self._count = 0
 
     def add(self, value: float) -> None:
-        """Take in a value."""
+        """Include a value."""
         if math.isfinite(value):
             self._count += 1
             share = max(self.share or 0.0, 1 / self._count)
@@ -419,7 +419,7 @@ class Smoothed:
 
 
 def span(seconds: float) -> str:
-    """Return a time as a person says it: "40 s", "12 min", "3 h 20 min", "2 d 4 h"."""
+    """Format a duration for people: "40 s", "12 min", "3 h 20 min", "2 d 4 h"."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -434,12 +434,12 @@ def _epoch_name(engine: Workflow) -> str:
 
 
 def training_line(numbers: Mapping[str, float]) -> str:
-    """Return what an epoch's training gave: the loss, each target's, the learning rate."""
+    """Return the log line of an epoch's training: the loss, each target's loss, the learning rate."""
     targets = {name.split("/")[1]: value for name, value in numbers.items() if _is_target_loss(name)}
-    told = ", ".join(f"{_words(name)} {value:.4g}" for name, value in targets.items())
+    losses = ", ".join(f"{_words(name)} {value:.4g}" for name, value in targets.items())
     loss = f"loss {numbers.get('loss', math.nan):.4g}"
     return (
-        f"{loss} ({told}), learning rate {numbers['learning_rate']:.3g}"
+        f"{loss} ({losses}), learning rate {numbers['learning_rate']:.3g}"
         if len(targets) > 1
         else (f"{loss}, learning rate {numbers['learning_rate']:.3g}")
     )
@@ -455,17 +455,17 @@ def validation_line(
         kinds: target to kind, for the units of errors.
         length: unit of surface distances.
     """
-    told = []
+    texts = []
     if "val/loss" in numbers:
-        told.append(f"loss {numbers['val/loss']:.4g}")
+        texts.append(f"loss {numbers['val/loss']:.4g}")
     scores: dict[str, list[str]] = {}
     for name, value in numbers.items():
         parts = name.split("/")
         if parts[0] == "val" and len(parts) == 3 and parts[1] != "loss":
             unit = metric_unit(parts[2], (kinds or {}).get(parts[1], ""), length)
             scores.setdefault(parts[1], []).append(f"{_words(parts[2])} {value:.3g} {unit}".rstrip())
-    told += [f"{_words(target)} {' '.join(values)}" for target, values in scores.items()]
-    return ", ".join(told)
+    texts += [f"{_words(target)} {' '.join(values)}" for target, values in scores.items()]
+    return ", ".join(texts)
 
 
 def _is_target_loss(name: str) -> bool:

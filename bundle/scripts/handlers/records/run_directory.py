@@ -1,4 +1,4 @@
-"""The folder of one run: who may write there, and that a failed start leaves nothing behind."""
+"""Creates and locks the folder of one run, and removes it again after a failed start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _locked_here: set[Path] = set()
 
 
 class RunDirectory:
-    """`<output_dir>/<model_name>`, created when training starts and never before.
+    """`<output_dir>/<model_name>`, which is created when training starts and not earlier.
 
     As the first handler of the trainer it makes the folder and locks it against a second writer. When the run
     fails before its first checkpoint, everything that it made is removed again. A trainer that runs again, as in a
@@ -37,7 +37,7 @@ class RunDirectory:
     Args:
         output_dir: the folder for all runs.
         model_name: the run's name, also the beginning of its files' names.
-        resume: whether an existing run of this name is to be continued; otherwise one is refused.
+        resume: whether to continue an existing run of this name; otherwise such a run is refused.
     """
 
     def __init__(self, output_dir: str | os.PathLike, model_name: str, *, resume: bool = False) -> None:
@@ -55,11 +55,11 @@ class RunDirectory:
         self._is_own = False
 
     def file(self, suffix: str) -> Path:
-        """The path of `<model_name>_<suffix>` in this folder."""
+        """Return the path of `<model_name>_<suffix>` in this folder."""
         return self.path / f"{self.model_name}_{suffix}"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """The epoch checkpoints that exist, (epoch, path), oldest first."""
+        """Return the epoch checkpoints that exist, as (epoch, path), oldest first."""
         pattern = re.compile(re.escape(self.model_name) + r"_(\d+)\.pth")
         found = []
         if self.path.is_dir():
@@ -71,18 +71,18 @@ class RunDirectory:
 
     @property
     def interrupted(self) -> Path:
-        """The checkpoint that a signal in the middle of an epoch leaves."""
+        """The path of the checkpoint that is saved after a signal in the middle of an epoch."""
         return self.file("interrupted.pth")
 
     def has_checkpoint(self) -> bool:
-        """Whether there is anything to resume from."""
+        """Return whether a checkpoint to resume from exists."""
         return bool(self.checkpoints()) or self.interrupted.is_file()
 
     def check(self) -> None:
-        """Say whether training may write here; touches nothing.
+        """Raise if training must not write here; changes nothing on disk.
 
         Raises:
-            VolumenError: the folder holds something else, or a run that was not asked to be continued.
+            VolumenError: the folder holds other files, or a run while `resume` is False.
         """
         for folder in (self.output_dir, self.path):
             if folder.exists() and not folder.is_dir():
@@ -109,7 +109,7 @@ class RunDirectory:
         """Create the folder and lock it, in the first process; the others wait.
 
         Raises:
-            VolumenError: as `check`, another process writes here, or the folder cannot be made.
+            VolumenError: as in `check`, or another process writes here, or the folder cannot be created.
         """
         if self._lock is not None:
             return
@@ -126,7 +126,7 @@ class RunDirectory:
         distributed.barrier()
 
     def close(self, *, failed: bool = False) -> None:
-        """Release the lock; after a failure without any checkpoint, remove what this run made."""
+        """Release the lock; after a failure without any checkpoint, remove what this run created."""
         if self._lock is None:
             return
         keep = self.has_checkpoint() or not failed
@@ -138,13 +138,13 @@ class RunDirectory:
             self._is_own = False
 
     def attach(self, engine: Workflow) -> None:
-        """Open when the trainer starts and close when it ends, however it ends."""
+        """Open the folder when the trainer starts and close it when the trainer ends, also after an error."""
         engine.add_event_handler(Events.STARTED, self._on_start)
         engine.add_event_handler(Events.COMPLETED, self._on_end)
 
     def _on_start(self, engine: Workflow) -> None:
-        # Added now so that it comes after the other handlers' clean-up: it ends the chain by raising. Before opening,
-        # since ignite drops an exception that has handlers of which none raises.
+        # Added only now, so that it runs after the other handlers' clean-up: it ends the chain by raising. It is added
+        # before opening, since ignite drops an exception if no handler of EXCEPTION_RAISED raises.
         if not engine.has_event_handler(self._on_exception, Events.EXCEPTION_RAISED):
             engine.add_event_handler(Events.EXCEPTION_RAISED, self._on_exception)
         self.open()
@@ -155,10 +155,10 @@ class RunDirectory:
     def _on_exception(self, engine: Workflow, error: BaseException) -> None:
         self.close(failed=True)
         forget_failed_run(engine)
-        told = explain(error)
-        if told is error:
+        explained = explain(error)
+        if explained is error:
             raise error
-        raise told from error
+        raise explained from error
 
     def _content(self) -> list[Path]:
         return list(self.path.iterdir()) if self.path.is_dir() else []
@@ -190,7 +190,7 @@ class RunDirectory:
         return lock
 
     def _remove_half_written(self) -> None:
-        """Remove what a killed process was writing; the lock says that nobody writes now."""
+        """Remove the unfinished files of a killed process; the lock ensures that no process writes now."""
         for path in self.path.glob(UNFINISHED):
             path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The experiment as it was resolved, in a file that trains the same model again."""
+"""Writes the resolved experiment to a file that can train the same model again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from volumen.utils import distributed
 
 
 class ConfigSnapshot:
-    """Write `<model_name>_config.yaml` when training starts; the single latest one.
+    """Write `<model_name>_config.yaml` when training starts; it replaces an earlier file.
 
     It stands after the `Checkpointer` in the list, so that a run that is refused does not change the file.
 
     Args:
         directory: the run's folder.
-        config: the sections, or a function that gives them when training starts.
+        config: the sections, or a function that returns them when training starts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The run's split in a file, so that a resumed run validates on what it never trained on."""
+"""Writes the run's split to a file, so that a resumed run never validates on regions it was trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SplitRecord:
 
     Args:
         directory: the run's folder.
-        text: gives the file's text when training starts.
+        text: returns the file's text when training starts.
     """
 
     def __init__(self, directory: RunDirectory, text: Callable[[], str]) -> None:

@@ -1,4 +1,4 @@
-"""What MONAI's experiment tracking (`--tracking mlflow`) needs to read this program's outputs."""
+"""Adapts MONAI's experiment tracking (`--tracking mlflow`) to the outputs of this program."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from volumen.handlers.records.run_directory import RunDirectory
 
 
 def stay_local() -> None:
-    """Keep MLflow from sending usage statistics, unless the environment says otherwise.
+    """Disable MLflow's usage statistics, unless the environment variable is set already.
 
-    It asks at every event, so it is not too late when MLflow is imported already.
+    MLflow reads the variable at every event, so this also works after MLflow is imported.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def adapt_tracking(trainer: Sequence[Any], evaluator: Sequence[Any], directory: RunDirectory) -> None:
-    """Have MONAI's `MLFlowHandler`s among some handlers log this program's runs; others are left alone.
+    """Adapt the MONAI `MLFlowHandler`s among some handlers to this program's runs; other handlers are not changed.
 
-    MONAI's settings are made for outputs that are lists, mix the validation's loss with the training's, and take any
-    unfinished run for the one to go on with. Here every loss is logged at every step, validation has names of its own,
-    a run bears the model's name, so that a resumed one goes on where it was, and what is kept with it is the
-    experiment's settled configuration.
+    MONAI's defaults expect outputs that are lists, mix the validation's loss with the training's, and continue any
+    unfinished run. Here every loss is logged at every step, validation has its own metric names, a run has the
+    model's name, so that a resumed run continues its own record, and the stored artifact is the experiment's resolved
+    configuration.
 
     Args:
         trainer: the trainer's handlers, before it starts.
@@ -49,10 +49,10 @@ def _nothing(engine: Any) -> None:
 
 
 def step_numbers(output: Mapping[str, Any]) -> dict[str, float]:
-    """Return a step's losses and gradient norm by the names that TensorBoard has.
+    """Return a step's losses and gradient norm under their TensorBoard names.
 
     Args:
-        output: what `TrainStep` leaves.
+        output: the output of `TrainStep`.
     """
     numbers = {f"iteration/{name}": value for name, value in output["losses"].items()}
     if output.get("gradient_norm") is not None:

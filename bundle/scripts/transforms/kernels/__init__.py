@@ -1,1 +1,1 @@
-"""Compiled resampling and filters behind the spatial and intensity augmentation."""
+"""Compiled resampling and filters for the spatial and intensity augmentation."""

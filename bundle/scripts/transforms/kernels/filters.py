@@ -1,4 +1,4 @@
-"""Compiled single-channel image filters behind the intensity augmentations. Arrays in, arrays out."""
+"""Compiled single-channel image filters for the intensity augmentations, from arrays to arrays."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 from volumen.transforms.kernels.resample import as_box, blend_separably, linear_taps
 from volumen.utils.jit import compiled
 
-_TRUNCATE = 3.0  # standard deviations; 99.7 % of a Gaussian's weight
+_TRUNCATE = 3.0  # standard deviations, which contain 99.7 % of a Gaussian's weight
 _TINY = np.float32(1e-7)
 
 
-def add_noise(image: np.ndarray, share: float, generator: np.random.Generator, out: np.ndarray) -> None:
-    """Adds Gaussian noise whose deviation is `share` of the image's own.
+def add_noise(image: np.ndarray, fraction: float, generator: np.random.Generator, out: np.ndarray) -> None:
+    """Add Gaussian noise whose standard deviation is `fraction` of the image's own.
 
     Args:
         image: (*spatial) float32.
-        share: of the image's standard deviation.
+        fraction: fraction of the image's standard deviation.
         generator: source of the noise.
-        out: like `image`, contiguous, overwritten.
+        out: same shape and type as `image`, contiguous, overwritten.
     """
-    sigma = share * _mean_std(image, out)[1]
+    sigma = fraction * _mean_std(image, out)[1]
     generator.standard_normal(dtype=np.float32, out=out)
     np.multiply(out, np.float32(sigma), out=out)
     np.add(out, image, out=out)
 
 
 def contrast(image: np.ndarray, factor: float, out: np.ndarray) -> None:
-    """Stretches a float32 image about its mean by `factor`, clipped to its range, into `out`."""
+    """Stretch a float32 image about its mean by `factor`, clipped to its range, into `out`."""
     mean, low, high = image.mean(), image.min(), image.max()
     _stretch(image.reshape(-1), np.float32(factor), mean, low, high, out.reshape(-1))
 
@@ -41,14 +41,14 @@ def _stretch(image, factor, mean, low, high, out):
 
 
 def gamma(image: np.ndarray, exponent: float, invert: bool, retain_stats: bool, out: np.ndarray) -> None:
-    """Gamma correction of a float32 image within its own range, into `out`.
+    """Apply a gamma correction to a float32 image within its own range, into `out`.
 
     Args:
         image: (*spatial) float32.
-        exponent: of intensities brought to [0, 1].
-        invert: apply it to the negative.
-        retain_stats: restore mean and standard deviation, which may leave the former range.
-        out: like `image`, contiguous, overwritten.
+        exponent: applied to intensities scaled to [0, 1].
+        invert: apply it to the inverted image.
+        retain_stats: restore mean and standard deviation, which may exceed the previous range.
+        out: same shape and type as `image`, contiguous, overwritten.
     """
     low, high = image.min(), image.max()
     if high - low < _TINY:
@@ -82,12 +82,12 @@ def _mean_square(values: np.ndarray) -> float:
 
 
 def gaussian(image: np.ndarray, sigmas: Sequence[float], out: np.ndarray) -> None:
-    """Gaussian blur of a 2D or 3D float32 image into `out`, the border repeated.
+    """Apply a Gaussian blur to a 2D or 3D float32 image, into `out`; values at the border are repeated.
 
     Args:
         image: (*spatial) float32.
-        sigmas: voxels per axis; 0 leaves an axis alone.
-        out: like `image`, contiguous, overwritten.
+        sigmas: voxels per axis; 0 leaves an axis unchanged.
+        out: same shape and type as `image`, contiguous, overwritten.
     """
     kernels = [_half_kernel(sigma) for sigma in (0.0,) * (3 - image.ndim) + tuple(sigmas)]
     _convolve(as_box(np.ascontiguousarray(image)), *kernels, as_box(out))
@@ -135,12 +135,12 @@ def _convolve(source, kernel_z, kernel_y, kernel_x, out):
 
 
 def low_resolution(image: np.ndarray, zooms: Sequence[float], out: np.ndarray) -> None:
-    """Samples a float32 image at lower resolution (nearest) and back (linear), in one pass, into `out`.
+    """Sample a float32 image at lower resolution (nearest) and back (linear), in one pass, into `out`.
 
     Args:
         image: (*spatial) float32.
-        zooms: per axis, lower resolution as a share of the present one, in (0, 1].
-        out: like `image`, contiguous, overwritten.
+        zooms: per axis, lower resolution as a fraction of the original one, in (0, 1].
+        out: same shape and type as `image`, contiguous, overwritten.
     """
     taps = [_low_resolution_taps(size, zoom) for size, zoom in zip(image.shape, zooms)]
     z, y, x = [linear_taps(np.zeros(1), 1)] * (3 - image.ndim) + taps
@@ -149,7 +149,7 @@ def low_resolution(image: np.ndarray, zooms: Sequence[float], out: np.ndarray) -
 
 def _low_resolution_taps(size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     coarse = max(1, round(size * zoom))
-    kept = np.minimum(((np.arange(coarse) + 0.5) * size / coarse).astype(np.int64), size - 1)
+    nearest = np.minimum(((np.arange(coarse) + 0.5) * size / coarse).astype(np.int64), size - 1)
     positions = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
     first, second, weight = linear_taps(positions, coarse)
-    return kept[first], kept[second], weight
+    return nearest[first], nearest[second], weight

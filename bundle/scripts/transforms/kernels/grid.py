@@ -1,4 +1,4 @@
-"""Where the voxels of an augmented patch lie in a volume, and how they are fetched."""
+"""Computes where the voxels of an augmented patch lie in a volume, and reads them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Grid:
 
     Args:
         spatial: the drawn transform.
-        matrix: (n, n) from voxels of the grid to voxels of the volume, flips included; None for a plain crop,
-            whose flips are left to `SpatialTransform.orient`.
+        matrix: (n, n) from voxels of the grid to voxels of the volume, including flips; None for a plain crop,
+            which `SpatialTransform.orient` flips afterwards.
         offset: (n,) position of the grid's voxel 0 in the volume.
         shape: voxels per axis of the grid.
     """
@@ -42,7 +42,7 @@ class Grid:
         spatial: SpatialTransform,
         spacing: Sequence[float],
     ) -> Grid:
-        """The grid of a patch of `size` at `start`, widened by `halo`, after `spatial` about its centre.
+        """Return the grid of a patch of `size` at `start`, enlarged by `halo`, with `spatial` applied about its centre.
 
         Args:
             start: first voxel per axis of the patch in the volume.
@@ -62,11 +62,11 @@ class Grid:
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
-        """Voxels per axis of the patch, halo included."""
+        """The voxels per axis of the patch, including the halo."""
         return tuple(self.shape[axis] for axis in self.spatial.permutation)
 
     def region(self, bounds: Box) -> Region:
-        """The voxels of the volume that the grid touches, clipped to `bounds`."""
+        """Return the region of the volume that the grid needs, clipped to `bounds`."""
         spans = []
         for (low, high), (start, stop) in zip(self._extent(), bounds):
             first = min(max(low, start), stop)
@@ -74,14 +74,14 @@ class Grid:
         return tuple(spans)
 
     def reflect(self, raw: np.ndarray, region: Region) -> tuple[np.ndarray, Region]:
-        """Extend an image by reflection to all voxels that the grid touches, so that none has to be made up.
+        """Extend an image by reflection to all voxels that the grid needs, so that all of them have a value.
 
         Args:
             raw: (C, *region), any dtype; not empty.
-            region: of the volume, from `region`.
+            region: region of the volume, the result of `region`.
 
         Returns:
-            The extended image and its region, whose starts may be negative; the arguments themselves where the grid
+            The extended image and its region, whose starts may be negative; the arguments themselves if the grid
             lies inside.
         """
         extent = tuple(slice(*span) for span in self._extent())
@@ -94,11 +94,11 @@ class Grid:
         return reflect(raw, starts, [w.stop - w.start for w in wide]), wide
 
     def sample(self, raw: np.ndarray, region: Region, outside: np.ndarray, order: int = 1) -> np.ndarray:
-        """An image on the grid, oriented as the patch.
+        """Return an image on the grid, oriented like the patch.
 
         Args:
             raw: (C, *region), any real dtype.
-            region: of the volume, from `region`.
+            region: region of the volume, the result of `region`.
             outside: (C,) values for voxels outside the region.
             order: 1 for linear, 3 for cubic spline interpolation.
 
@@ -116,20 +116,20 @@ class Grid:
         return np.ascontiguousarray(self.spatial.permute(out))
 
     def nearest(self, region: Region) -> np.ndarray:
-        """Flat index into `region` of the voxel nearest to each of the grid, -1 outside: (nz, ny, nx)."""
+        """Return the flat index into `region` of the voxel nearest to each of the grid, -1 outside: (nz, ny, nx)."""
         matrix, offset = self._in_three(region)
         ones = (1,) * (3 - len(self.shape))
         source = ones + tuple(span.stop - span.start for span in region)
         return resample.nearest_index(source, matrix, offset, ones + self.shape)
 
     def inside(self, bounds: Box) -> np.ndarray | None:
-        """Voxels (1, *patch_shape) that lie in `bounds`; None if all do."""
+        """Return which voxels (1, *patch_shape) lie in `bounds`; None if all do."""
         if all(start <= low and high <= stop for (low, high), (start, stop) in zip(self._extent(), bounds)):
             return None
         if self.matrix is None:
             region = self.region(bounds)
-            known = np.ones((1, *(span.stop - span.start for span in region)), dtype=bool)
-            return self._crop(known, region, np.zeros(1))
+            inside = np.ones((1, *(span.stop - span.start for span in region)), dtype=bool)
+            return self._crop(inside, region, np.zeros(1))
         index = self.nearest(tuple(slice(*span) for span in bounds))
         return np.ascontiguousarray(self.spatial.permute((index >= 0).reshape(1, *self.shape)))
 
@@ -138,7 +138,7 @@ class Grid:
             return [(int(first), int(first) + size) for first, size in zip(self.offset, self.shape)]
         reach = self.matrix * (np.asarray(self.shape) - 1)
         low = np.floor(self.offset + np.minimum(reach, 0).sum(axis=1))
-        # Linear interpolation also takes the voxel after the last position.
+        # Linear interpolation also needs the voxel after the last position.
         high = np.floor(self.offset + np.maximum(reach, 0).sum(axis=1)) + 2
         return [(int(first), int(last)) for first, last in zip(low, high)]
 
@@ -153,7 +153,7 @@ class Grid:
             whole[(slice(None), *spans)] = raw
             raw = whole
         if self.spatial.permutation != tuple(range(len(self.shape))):
-            # A slice of a large array in memory is packed first: exchanging its axes in one go would touch a
+            # A slice of a large array in memory is copied first: swapping its axes in one step would touch a
             # page per voxel.
             raw = np.ascontiguousarray(raw)
         return np.ascontiguousarray(self.spatial.orient(raw))
@@ -168,21 +168,21 @@ class Grid:
 
 
 class LabelReader:
-    """Reads label volumes of one case on the same grid, sharing the geometry.
+    """Reads label volumes of one case on the same grid; the positions of voxels are computed once.
 
     Args:
-        grid: where the voxels lie.
+        grid: positions of the voxels.
         bounds: the part of the volumes that may be read.
     """
 
     def __init__(self, grid: Grid, bounds: Box) -> None:
         self.grid = grid
         self.region = grid.region(bounds)
-        self.known = grid.inside(bounds)
+        self.inside = grid.inside(bounds)
         self._index: np.ndarray | None = None
 
     def read(self, volume: Any) -> np.ndarray:
-        """Nearest values (Ct, *patch_shape) in the volume's own dtype, zero outside the bounds."""
+        """Return the nearest values (Ct, *patch_shape) in the volume's own dtype, zero outside the bounds."""
         if is_empty(self.region):
             return np.zeros((volume.channels, *self.grid.patch_shape), dtype=volume.dtype)
         raw = np.asarray(volume.read(self.region))
@@ -196,5 +196,5 @@ class LabelReader:
 
 
 def is_empty(region: Region) -> bool:
-    """Whether a region holds no voxel."""
+    """Return whether a region holds no voxel."""
     return any(span.start == span.stop for span in region)

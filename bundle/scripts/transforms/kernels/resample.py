@@ -11,23 +11,23 @@ import numpy as np
 from volumen.utils.jit import compiled
 
 OUTSIDE = -1
-_TILE = 32  # edge of the output tiles: the part of the source that a tile needs stays in the cache
-_EXACT = 1e-9  # voxels; rounding of a matrix product, far below what changes a value
+_TILE = 32  # edge of the output tiles, so that the source of one tile fits into the cache
+_EXACT = 1e-9  # voxels; above the rounding of a matrix product, far below what changes a value
 _INTERPOLATED = ("uint8", "uint16", "int16", "float32")
 
 
 def as_box(array: np.ndarray) -> np.ndarray:
-    """A 2D or 3D array as a view with three axes."""
+    """Return a 2D or 3D array as a view with three axes."""
     return array.reshape((1,) * (3 - array.ndim) + array.shape)
 
 
 def linear(
     source: np.ndarray, matrix: np.ndarray, offset: np.ndarray, outside: float, out: np.ndarray
 ) -> np.ndarray:
-    """Samples a box on a grid by linear interpolation, by the cheapest of three equal ways.
+    """Sample a box on a grid by linear interpolation, by the cheapest of three equivalent methods.
 
-    A position up to half a voxel beyond the box takes the value at its border, farther out `outside`; so a
-    voxel is outside exactly where `nearest_index` says so.
+    A position up to half a voxel beyond the box gets the value at its border, a farther one gets `outside`; so a
+    voxel is outside exactly where `nearest_index` is -1.
 
     Args:
         source: (z, y, x), any real dtype.
@@ -58,7 +58,7 @@ def linear(
 def spline(
     source: np.ndarray, matrix: np.ndarray, offset: np.ndarray, outside: float, out: np.ndarray
 ) -> np.ndarray:
-    """As `linear`, by cubic splines (SciPy); arguments and result are the same."""
+    """Do the same as `linear`, by cubic splines (SciPy); arguments and result are the same."""
     from scipy.ndimage import affine_transform
 
     shape = source.shape
@@ -68,7 +68,7 @@ def spline(
 
 
 def linear_taps(positions: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two source voxels, and the weight of the second, that interpolate at `positions` along an axis.
+    """Return the two source voxels, and the weight of the second, that interpolate at `positions` along an axis.
 
     Args:
         positions: (n,) float64, voxels.
@@ -85,7 +85,7 @@ def linear_taps(positions: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarra
 
 
 def gather(source: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Values of a box at flat indices, zero where the index is -1.
+    """Return the values of a box at flat indices, zero where the index is -1.
 
     Args:
         source: (C, z, y, x), any dtype of 1, 2, 4 or 8 bytes.
@@ -95,7 +95,7 @@ def gather(source: np.ndarray, index: np.ndarray) -> np.ndarray:
         (C, nz, ny, nx) of the source's dtype.
     """
     out = np.empty((source.shape[0], *index.shape), dtype=source.dtype)
-    # Bit patterns are copied whatever they mean, so that one compiled version per width serves every dtype.
+    # Bit patterns are copied without interpretation, so that one compiled version per width serves every dtype.
     width = np.dtype(f"u{source.dtype.itemsize}")
     for channel in range(source.shape[0]):
         flat = np.ascontiguousarray(source[channel]).reshape(-1).view(width)
@@ -106,7 +106,7 @@ def gather(source: np.ndarray, index: np.ndarray) -> np.ndarray:
 def nearest_index(
     source_shape: tuple[int, ...], matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Flat index into a box of the voxel nearest to each voxel of a grid, -1 outside.
+    """Return the flat index into a box of the voxel nearest to each voxel of a grid, -1 outside.
 
     Args:
         source_shape: (z, y, x) of the box.
@@ -127,7 +127,7 @@ def _taps(step: float, offset: float, size: int, source: int) -> tuple[np.ndarra
 
 
 def _in_plane(matrix: np.ndarray, offset: np.ndarray) -> bool:
-    # The first axis is at most mirrored, and planes fall on planes.
+    # True if the first axis is at most mirrored, and planes are mapped to planes.
     apart = not matrix[0, 1:].any() and not matrix[1:, 0].any()
     return bool(
         apart and abs(abs(matrix[0, 0]) - 1) < _EXACT and abs(offset[0] - np.rint(offset[0])) < _EXACT
@@ -189,7 +189,7 @@ def blend_separably(source, z0, z1, wz, y0, y1, wy, x0, x1, wx, outside, out):
             for x in range(size_x):
                 row[x] = upper[x] + wy[y] * (lower[x] - upper[x])
             for x in range(line.size):
-                # Unsigned indices spare the test for a negative one.
+                # Unsigned indices avoid the check for a negative one.
                 first = row[np.uintp(max(x0[x], 0))]
                 value = first + wx[x] * (row[np.uintp(x1[x])] - first)
                 line[x] = value if x0[x] >= 0 else outside
@@ -274,7 +274,7 @@ def _trilinear(source, matrix, offset, outside, out):
                         base_y + step_y * last,
                         base_x + step_x * last,
                     )
-                    # A line is straight: with both ends inside, no voxel of it needs a check.
+                    # A line is straight: if both ends are inside, no voxel of it needs a check.
                     if not (
                         min(base_z, base_y, base_x, end_z, end_y, end_x) >= 0.0
                         and max(base_z, end_z) < top_z
@@ -294,7 +294,7 @@ def _trilinear(source, matrix, offset, outside, out):
 
 @compiled
 def _blend_corners(flat, corner, width, area, weight_z, weight_y, weight_x, line):
-    # Unsigned indices spare the test for a negative one.
+    # Unsigned indices avoid the check for a negative one.
     row, plane, one = np.uintp(width), np.uintp(area), np.uintp(1)
     for x in range(line.size):
         near = np.uintp(corner[x])

@@ -31,6 +31,7 @@ from volumen.data.formats.zarr_arrays.remote_chunks import chunks_in, fetch_regi
 from volumen.data.geometry import Geometry, stated_geometry
 from volumen.data.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault, is_defect
+from volumen.utils.text import counted
 
 _MOST_NAMED, _DEEPEST = 6, 4
 """Images of a nested group that a message names, and how many levels of groups are looked into."""
@@ -179,9 +180,7 @@ def _array_of(path: str, group: Any, level: int) -> tuple[str, Any, LevelInfo | 
     raise VolumenError(
         path,
         expected="one array or OME-Zarr multiscales metadata",
-        found=f"a group of several: {', '.join(inside)}"
-        if len(inside) > 1
-        else f"a group with {inside[0]} in it",
+        found=f"{counted(len(inside), 'array')}: {', '.join(inside)}",
         remedy=f"give the path of one, such as {_join(path, inside[0])}, or put a link to it in the group's place",
     )
 

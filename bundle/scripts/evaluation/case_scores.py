@@ -1,0 +1,201 @@
+"""Scores that look around a voxel, of a case that is read block by block, and where its errors are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from volumen.evaluation.cases import Details
+from volumen.metrics.grid import Region, inside
+from volumen.metrics.label_scores import LabelDetails, LabelScores
+from volumen.metrics.objects.errors import ObjectErrors, object_errors
+
+if TYPE_CHECKING:
+    from volumen.evaluation.cases import ScoredCase
+    from volumen.metrics.target_metrics import TargetMetrics
+    from volumen.metrics.topology.blocks import Topology
+
+logger = logging.getLogger(__name__)
+
+LISTED = 50
+"""Errors of each kind that are listed for a case, target and class, those of the most voxels first."""
+
+
+class MaskReader:
+    """Masks of one class of a case, in regions with three axes.
+
+    The last region stays in memory, decided, so that other classes and smaller regions within it cost no reading.
+
+    Args:
+        case: what is read.
+        metrics: decides which voxels are of a class.
+    """
+
+    def __init__(self, case: ScoredCase, metrics: TargetMetrics) -> None:
+        self._case, self._metrics = case, metrics
+        self._region: Region | None = None
+        self._arrays: tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]
+
+    def of_class(self, label: str, region: Region) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return prediction, truth and known voxels of a class, each bool (Z, Y, X)."""
+        if self._region is None or not _holds(self._region, region):
+            masks, known = self._read(region)
+            if self._region is None or _size(region) >= _size(self._region) // 2:
+                self._region, self._arrays = region, (masks, known)
+            return (*masks[label], known)
+        part = inside(region, self._region)
+        masks, known = self._arrays
+        pred, truth = masks[label]
+        return pred[part], truth[part], known[part]
+
+    def _read(self, region: Region) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        axes = len(self._case.prediction.shape)
+        shape = tuple(part.stop - part.start for part in region)
+        found, truth, known = self._case.read(region[3 - axes :])
+        masks = self._metrics.label_masks(self._case.target, found, truth)
+        wide = {label: (pred.reshape(shape), true.reshape(shape)) for label, pred, true in masks}
+        return wide, known.reshape(shape)
+
+
+def _size(region: Region) -> int:
+    return int(np.prod([part.stop - part.start for part in region]))
+
+
+def _holds(outer: Region, region: Region) -> bool:
+    return all(a.start <= b.start and b.stop <= a.stop for a, b in zip(outer, region, strict=True))
+
+
+def score_regions(
+    case: ScoredCase, metrics: TargetMetrics, spacing: Sequence[float] | None
+) -> tuple[dict[str, Details], dict[str, float]]:
+    """Put the scores of a case into the metrics.
+
+    Args:
+        case: a case of labels.
+        metrics: what is measured.
+        spacing: voxel size.
+
+    Returns:
+        class to details, {} without a known voxel; part of the work to its CPU seconds.
+    """
+    shape = case.prediction.shape
+    settings = metrics.settings(case.target, len(shape), spacing)
+    if not settings.names:
+        return {}, {}
+    reader = MaskReader(case, metrics)
+    scores = {label: LabelScores(shape, settings) for label in metrics.targets[case.target].classes}
+    grid = next(iter(scores.values())).grid
+    for number in grid:
+        for label, tally in scores.items():
+            tally.add(number, partial(reader.of_class, label))
+    found: dict[str, Details] = {}
+    seconds: dict[str, float] = {}
+    for label, tally in scores.items():
+        if not tally.voxels["known"]:
+            continue
+        values, details = tally.result(partial(reader.of_class, label))
+        metrics.put(case.target, label, case.name, values)
+        found[label] = _label_details(case, details)
+        for part, cost in tally.seconds.items():
+            seconds[part] = seconds.get(part, 0.0) + cost
+    _warn_of_nothing(case, scores)
+    return found, seconds
+
+
+def _warn_of_nothing(case: ScoredCase, scores: Mapping[str, LabelScores]) -> None:
+    """Say that there is nothing to score, once a case."""
+    name = f"{case.name}_{case.target}"
+    if not any(tally.voxels["known"] for tally in scores.values()):
+        logger.warning("%s: every voxel is masked out or ignored, so it is not scored", name)
+    elif not any(tally.voxels["pred"] or tally.voxels["truth"] for tally in scores.values()):
+        logger.warning("%s: prediction and label are empty, so most scores are undefined", name)
+
+
+def _label_details(case: ScoredCase, details: LabelDetails) -> Details:
+    found = {
+        "topology": {"prediction": _topology(details.pred), "truth": _topology(details.truth)},
+        "objects": _objects(case, details.errors),
+        "cavities": {
+            side: [
+                {"voxels": int(row[0]), "low": _place(case, row[1:4]), "high": _place(case, row[4:7])}
+                for row in topology.cavity_boxes[:LISTED]
+            ]
+            for side, topology in (("prediction", details.pred), ("truth", details.truth))
+        },
+        "windows": {
+            str(side): [
+                {
+                    "low": _place(case, row[:3]),
+                    "prediction": [int(v) for v in row[3:6]],
+                    "truth": [int(v) for v in row[6:9]],
+                }
+                for row in details.worst_windows(side, LISTED)
+            ]
+            for side in details.windows
+        },
+    }
+    return found
+
+
+def instance_details(case: ScoredCase, table: np.ndarray) -> Details:
+    """Return the wrong objects of a case of instances.
+
+    Args:
+        case: what was scored.
+        table: overlaps of its objects, see `overlaps`.
+    """
+    return {"objects": _objects(case, object_errors(table))}
+
+
+def _topology(topology: Topology) -> dict[str, int]:
+    return {"b0": topology.b0, "b1": topology.b1, "b2": topology.b2, "euler": topology.euler}
+
+
+def _objects(case: ScoredCase, errors: ObjectErrors) -> list[Details]:
+    return [
+        {
+            "error": error.error,
+            "number": error.number,
+            "voxels": error.voxels,
+            "wrong": error.wrong,
+            "low": _place(case, error.low),
+            "high": _place(case, error.high),
+            "parts": list(error.parts[:LISTED]),
+        }
+        for error in errors.worst(LISTED)
+    ]
+
+
+def _place(case: ScoredCase, voxel: Sequence[int] | np.ndarray) -> list[int]:
+    """Return a place of the prediction as one of the label's volume, in its own axes."""
+    axes = len(case.region)
+    start = [part.start for part in case.region]
+    return [int(v) + s for v, s in zip(list(voxel)[3 - axes :], start, strict=True)]
+
+
+def objects_csv(details: Mapping[str, Mapping[str, Mapping[str, Details]]]) -> str:
+    """Return the wrong objects of all cases as CSV: a row each, its box in voxels of the label's volume.
+
+    Args:
+        details: case to target to class to details.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    ends = [f"{end}_{axis}" for end in ("low", "high") for axis in "zyx"]
+    table.writerow(["case", "target", "class", "error", "number", "voxels", "wrong", *ends, "parts"])
+    for name, targets in details.items():
+        for target, classes in targets.items():
+            for label, found in classes.items():
+                for row in found["objects"]:
+                    box = [
+                        value for end in ("low", "high") for value in [""] * (3 - len(row[end])) + row[end]
+                    ]
+                    values = (row[key] for key in ("error", "number", "voxels", "wrong"))
+                    table.writerow([name, target, label, *values, *box, " ".join(map(str, row["parts"]))])
+    return text.getvalue()

@@ -1,0 +1,211 @@
+"""What an evaluation compares and what it finds: plain values, and the reading of one case piece by piece."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from volumen.data.validity import (
+    binary_truth,
+    class_truth,
+    known_voxels,
+    labelled_voxels,
+    refuse_negative,
+    without_ignored,
+)
+from volumen.inference.postprocess.blocks import block_box, block_counts
+from volumen.metrics.topology.counts import Connectivity
+from volumen.utils.text import counted
+
+if TYPE_CHECKING:
+    from volumen.data.formats.volumes import Volume
+    from volumen.evaluation.derived_truth import DerivedTruth
+
+logger = logging.getLogger(__name__)
+
+Details = dict[str, Any]
+"""What stands behind the scores of a class of a case, as JSON has it."""
+PIECE_VOXELS = 1 << 24
+"""A larger case is read block by block for what adds up over voxels."""
+
+
+DERIVED_SIDE = 128
+"""Large cases, derived targets and instances are scored in blocks of this many voxels an axis."""
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to score.
+
+    Args:
+        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`, or of the
+            slices of one volume.
+        labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
+            a single prediction, also as a folder of its slices.
+        output: folder of the report.
+        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where above 0; of a single image also
+            one mask of any name, or its slices. None: `masks` beside `labels`.
+        targets: targets to score; None for all that have labels.
+        metrics: names of scores, see docs/scores.md; None for all that make sense, but for a few that are expensive.
+            "all" takes these in.
+        tolerance: of the surface Dice in units of the spacing; None for one voxel.
+        threshold: probability from which on a voxel is foreground.
+        spacing: voxel size; None for that of the predictions or labels.
+        worst: cases with pictures in the report.
+        seed: of the bootstrap.
+        instances: targets whose predictions number instances; those of `--instances`, and label maps with more than
+            255 values, are known.
+        ignore_label: label value that means unknown; None: as the record of a prediction says.
+        connectivity: neighbours of foreground and background in topology and objects of labels, 26/6 or 6/26.
+        surface_border: a surface is where the volume's border cuts a structure, as MONAI takes it; else it is not.
+    """
+
+    predictions: str
+    labels: str
+    output: str
+    masks: str | None = None
+    targets: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None
+    tolerance: float | None = None
+    threshold: float = 0.5
+    spacing: tuple[float, ...] | None = None
+    worst: int = 3
+    seed: int = 0
+    instances: tuple[str, ...] = ()
+    ignore_label: int | None = None
+    connectivity: Connectivity = "26/6"
+    surface_border: bool = False
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A prediction with its label.
+
+    Args:
+        name: the image's name.
+        target: the target's name.
+        kind: binary, multiclass or multilabel; distance, vector, axis, tensor or field; instances.
+        prediction: probabilities or labels.
+        label: the truth.
+        mask: scored where above 0, or None.
+        region: place of the prediction in the label, per axis.
+        channels: channels of the head.
+        scale: what stored values are divided by to be probabilities; 0 for labels.
+        ignore: label value that means unknown, or None.
+        image: path of the image, or None.
+        classes: names of the classes, or None.
+        source: the labelled target that a derived one is made from; None where the target itself is labelled.
+        labelled_only: only voxels with a label above 0 count, as in a training with `compute_loss_on_labeled_only`.
+        truth: makes the truth of a derived target from the label; None where the label itself is it.
+        spacing: voxel size in `unit`, which is the same for all cases; None where no file states it.
+        unit: unit of the spacing, or None.
+        model: file name and epoch of the model that predicted, or None.
+    """
+
+    name: str
+    target: str
+    kind: str
+    prediction: Volume
+    label: Volume
+    mask: Volume | None
+    region: tuple[slice, ...]
+    channels: int
+    scale: float
+    ignore: int | None = None
+    image: str | None = None
+    classes: tuple[str, ...] | None = None
+    source: str | None = None
+    labelled_only: bool = False
+    truth: DerivedTruth | None = None
+    spacing: tuple[float, ...] | None = None
+    unit: str | None = None
+    model: str | None = None
+
+    def pieces(self) -> Iterator[tuple[slice, ...]]:
+        """Yield boxes of the prediction that fit in memory."""
+        shape = self.prediction.shape
+        large = math.prod(shape) > PIECE_VOXELS
+        if self.truth is not None or self.kind == "instances" or large:
+            block = (DERIVED_SIDE if len(shape) == 3 else 8 * DERIVED_SIDE,) * len(shape)
+            for number in range(math.prod(block_counts(shape, block))):
+                yield block_box(number, shape, block)
+            return
+        yield tuple(slice(0, n) for n in shape)
+
+    def read(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return prediction (C, *box), truth (Ct, *box) and known voxels, bool (*box)."""
+        there = tuple(
+            slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
+        )
+        found = self.prediction.read(box)
+        if self.scale:
+            found = found.astype(np.float32) / self.scale
+        if self.truth is not None:
+            truth, known = self.truth.read(there, self.label, self.mask, self.ignore)
+        else:
+            truth, known = self._label(there)
+        if self.labelled_only:
+            known = labelled_voxels(without_ignored(self.label.read(there), self.ignore), known)
+        return found, truth, known
+
+    def _label(self, there: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the label (Ct, *there) as training reads it, and where it is known, bool (*there)."""
+        label = self.label.read(there)
+        mask = None if self.mask is None else self.mask.read(there)
+        trusted = known_voxels(label, mask, self.ignore)
+        known = np.ones(label.shape[1:], bool) if trusted is None else trusted
+        label = without_ignored(label, self.ignore)
+        place, remedy = self.label.path, "give the value that means unknown as --ignore-label"
+        if self.kind in ("binary", "multilabel"):
+            return binary_truth(label, known, self.target, place, remedy=remedy), known
+        if self.kind == "multiclass":
+            remedy += f", or --instances {self.target} where the values number objects"
+            return class_truth(label, known, self.target, self.channels, place, remedy=remedy), known
+        refuse_negative(label, known, self.target, place, remedy=remedy)
+        return label, known
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores.
+
+    Args:
+        mean: metric to its mean over cases.
+        interval: metric to its 95 % bootstrap interval over cases, None below two cases.
+        cases: case to metric to value; NaN where undefined.
+        scored: what was compared.
+        settings: what shapes the scores.
+        unpredicted: names of labels of the scored targets that have no prediction; they enter no mean.
+        unlabelled: names of predictions that have no label.
+        details: case to target to class to counts and places of errors.
+        seconds: part of the scoring to its CPU seconds.
+    """
+
+    mean: dict[str, float]
+    interval: dict[str, tuple[float, float] | None]
+    cases: dict[str, dict[str, float]]
+    scored: tuple[ScoredCase, ...] = field(repr=False)
+    settings: dict[str, Any]
+    unpredicted: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    details: dict[str, dict[str, dict[str, Details]]] = field(default_factory=dict, repr=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> str:
+        """How many of the labelled cases were scored: "2 of 3 cases", or "3 cases" where none is missing."""
+        targets = {case.source or case.target for case in self.scored}
+        images = {image_of(name, targets) for name in self.unpredicted} | set(self.cases)
+        every = counted(len(images), "case")
+        return every if len(images) == len(self.cases) else f"{len(self.cases)} of {every}"
+
+
+def image_of(label: str, targets: Collection[str]) -> str | None:
+    """Return the image that a label `<image>_<target>` is of; None where it is of none of the targets."""
+    named = [target for target in targets if label.endswith(f"_{target}") and label != f"_{target}"]
+    return label.removesuffix(f"_{max(named, key=len)}") if named else None

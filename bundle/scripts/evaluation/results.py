@@ -1,0 +1,55 @@
+"""The scores of an evaluation as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from volumen.evaluation.cases import Evaluation
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+def json_text(evaluation: Evaluation) -> str:
+    """Return the scores as JSON; an undefined value is null."""
+    content = {
+        "settings": evaluation.settings,
+        "mean": {key: _finite(value) for key, value in evaluation.mean.items()},
+        "interval_95": {key: bounds and list(bounds) for key, bounds in evaluation.interval.items()},
+        "cases": {name: {k: _finite(v) for k, v in row.items()} for name, row in evaluation.cases.items()},
+        "scored": evaluation.coverage,
+        "labels_without_prediction": list(evaluation.unpredicted),
+        "predictions_without_label": list(evaluation.unlabelled),
+        "details": evaluation.details,
+    }
+    return json.dumps(content, indent=1)
+
+
+def csv_text(evaluation: Evaluation) -> str:
+    """Return the scores as CSV: a row per case, then their mean and the interval's ends."""
+    keys = [key for key in evaluation.mean if key != "mean_dice"]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["case", *keys])
+    for name, row in evaluation.cases.items():
+        table.writerow([name, *(_cell(row.get(key)) for key in keys)])
+    table.writerow(["mean", *(_cell(evaluation.mean[key]) for key in keys)])
+    for place, name in enumerate(("low_95", "high_95")):
+        bounds = [evaluation.interval[key] for key in keys]
+        table.writerow([name, *(_cell(b[place]) if b else "" for b in bounds)])
+    return text.getvalue()
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,1 @@
+"""Scores of objects: overlaps, splits and merges, matched objects, run length."""
