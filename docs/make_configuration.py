@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import types
 import typing
@@ -16,6 +15,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
+from volumen.config.described import Described, setting_fields  # noqa: E402
 from volumen.config.sections import ALIASES, RETIRED, SECTIONS, LossSpec, TargetConfig  # noqa: E402
 
 INTRODUCTION = """# Configuration
@@ -92,6 +92,16 @@ These keys of `bundle/configs/evaluate.yaml` configure the scores. `volumen eval
 | key | type | default | effect |
 | --- | --- | --- | --- |
 {predict}
+
+## A request of a prediction
+
+The fields of `PredictRequest` in Python that `inference_config` does not have, or has under another key or in another
+type. The other keys of [`inference_config`](#inference_config) but `load_strict` are fields too. `volumen predict` has
+a flag for each field.
+
+| field | key | type | default | effect |
+| --- | --- | --- | --- | --- |
+{request}
 """
 
 
@@ -139,12 +149,17 @@ def describe(hint: Any) -> tuple[str, str]:
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         ranges = [text for extra in extras for text in limits(extra)]
-        effect = next(
-            (extra.description for extra in extras if isinstance(extra, FieldInfo) and extra.description), ""
-        )
+        effect = next(filter(None, map(description, extras)), "")
         text, inner = describe(base)
         return ", ".join([text, *ranges]), effect or inner
     return type_text(hint), ""
+
+
+def description(extra: Any) -> str:
+    """Return what something beside a type says of the field; empty where it is something else."""
+    if isinstance(extra, FieldInfo):
+        return extra.description or ""
+    return extra.text if isinstance(extra, Described) else ""
 
 
 def type_text(hint: Any) -> str:
@@ -176,7 +191,7 @@ def type_text(hint: Any) -> str:
 def limits(extra: Any) -> list[str]:
     """Return the bounds that an annotation sets."""
     said = []
-    for constraint in getattr(extra, "metadata", []):
+    for constraint in extra.metadata if isinstance(extra, FieldInfo) else [extra]:
         for name, text in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
             value = getattr(constraint, name, None)
             if value is not None:
@@ -223,8 +238,8 @@ def requests() -> str:
     """Return the tables of the keys that the bundle's other configs have beyond the sections of an experiment."""
     import yaml
 
-    from volumen.config.sections import InferenceConfig
-    from volumen.evaluation.cases import EvaluateRequest
+    from volumen.config.prediction import InferenceConfig, PredictionSettings
+    from volumen.evaluation.request import EvaluateRequest
     from volumen.inference.request import PredictRequest
 
     def keys(name: str) -> list[str]:
@@ -232,25 +247,34 @@ def requests() -> str:
         return list(config[f"{name}_config"])
 
     known = {item.name for item in fields(InferenceConfig)}
+    shared = {item.name for item in fields(PredictionSettings)}
     return REQUESTS.format(
-        evaluate=arguments(EvaluateRequest, keys("evaluate")),
-        predict=arguments(PredictRequest, [key for key in keys("inference") if key not in known]),
+        evaluate=rows(EvaluateRequest, keys("evaluate")),
+        predict=rows(PredictRequest, [key for key in keys("inference") if key not in known]),
+        request=request_rows(PredictRequest, shared),
     )
 
 
-def arguments(cls: Any, names: list[str]) -> str:
-    """Return the rows of a dataclass's fields, their effect from its docstring."""
-    said = re.sub(r"\n {9,}", " ", cls.__doc__)
-    hints = typing.get_type_hints(cls)
-    rows = []
+def rows(cls: type, names: list[str]) -> str:
+    """Return the rows of some of a dataclass's fields."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    lines = []
     for item in fields(cls):
         if item.name in names:
-            effect = re.search(rf"^ +{item.name}: (.*)$", said, re.MULTILINE)
-            text = effect[1].replace("None", "null") if effect else ""
-            rows.append(
-                f"| `{item.name}` | {type_text(hints[item.name])} | {default(item)} | {text[:1].upper()}{text[1:]} |"
-            )
-    return "\n".join(rows)
+            kind, effect = describe(hints[item.name])
+            lines.append(f"| `{item.name}` | {kind} | {default(item)} | {effect} |")
+    return "\n".join(lines)
+
+
+def request_rows(cls: type, left_out: set[str]) -> str:
+    """Return the rows of a request's fields, with the key by which YAML gives each."""
+    hints, items = typing.get_type_hints(cls), {item.name: item for item in fields(cls)}
+    return "\n".join(
+        f"| `{item.name}` | {f'`{item.key}`' if item.key != item.name else ''} | {type_text(hints[item.name])} "
+        f"| {default(items[item.name])} | {item.described.text} |"
+        for item in setting_fields(cls)
+        if item.name not in left_out
+    )
 
 
 if __name__ == "__main__":

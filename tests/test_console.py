@@ -20,6 +20,9 @@ table = make_table("volumes", ("volume", "shape"))
 table.add_row("scroll [1]", "64x64x64")
 table.add_row("a_name_of_a_volume_" * 8, "64x64x64")
 make_console().print(table)
+narrow = make_table("sizes", ("volume", "shape"))
+narrow.add_row("scroll [1]", "64x64x64")
+make_console().print(narrow)
 """
 
 

@@ -17,7 +17,7 @@ from prediction import save_checkpoint
 from volumen.cli.evaluate import add_evaluate_arguments, run_evaluate
 from volumen.cli.main import main
 from volumen.evaluation import cases as cases_module
-from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import bootstrap, evaluate
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest

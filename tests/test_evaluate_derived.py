@@ -14,9 +14,8 @@ from prediction import save_checkpoint
 
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.derived.derivation import derive_target
-from volumen.evaluation import score as module
-from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.derived_truth import DerivedTruth
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest
@@ -108,7 +107,7 @@ def test_the_truth_scores_perfectly_and_known_errors_score_as_they_are(truths, m
         "fibre": (-arrays["fibre"][0], "axis"),
     }
     record(folder / "found", "a", wrong, TASKS)
-    monkeypatch.setattr(module, "DERIVED_SIDE", 16)
+    monkeypatch.setattr("volumen.evaluation.cases.DERIVED_SIDE", 16)
     found = scores(folder)
     assert found.mean["sdt/mae"] == pytest.approx(2, abs=1e-4)
     assert found.mean["normals/angular_error"] == pytest.approx(180, abs=0.05)

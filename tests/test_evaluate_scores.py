@@ -13,7 +13,7 @@ import zarr
 from test_label_scores import phantom, volumes
 
 from volumen.cli.main import main
-from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.metrics import label_scores
 from volumen.metrics.label_scores import LabelSettings, score_masks

@@ -37,12 +37,16 @@ def _trained(scheme: str, dtype: str = "uint8"):
     )
 
 
+def check(predictor, image) -> None:
+    check_intensities(predictor.config, predictor.normalizer, image)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("gain", [4.0, 0.25])
 def test_four_times_brighter_or_darker_is_warned_of_with_both_figures(scheme, dtype, gain, caplog):
     image = _tissue(gain, dtype)
-    check_intensities(_trained(scheme, dtype), ArrayVolume(image))
+    check(_trained(scheme, dtype), ArrayVolume(image))
     (line,) = caplog.messages
     seen, trained = line.split("but the network was trained on")
     for values, text in ((image, seen), (_tissue(dtype=dtype), trained)):
@@ -59,7 +63,7 @@ def test_images_like_the_training_volumes_are_not_warned_of(scheme, caplog):
     background = _tissue(seed=3)
     background[:, :10] = 0
     for image in (_tissue(seed=2), _tissue(1.1), crop, background):
-        check_intensities(predictor.config, predictor.normalizer, ArrayVolume(image))
+        check(predictor, ArrayVolume(image))
     assert not caplog.messages
 
 
@@ -86,7 +90,7 @@ def test_volumes_normalised_by_themselves_are_the_same_at_any_brightness(scheme,
     np.testing.assert_allclose(dark, bright, atol=0.06)
     caplog.clear()
     predictor = replace(_trained(scheme), normalizer=normalizer)
-    check_intensities(predictor.config, predictor.normalizer, ArrayVolume(_tissue(4.0)))
+    check(predictor, ArrayVolume(_tissue(4.0)))
     assert not caplog.messages
 
 

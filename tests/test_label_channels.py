@@ -19,7 +19,7 @@ from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.instance_labels import components_per_value
 from volumen.data.label_channels import LabelRule, open_label, open_mask_file
-from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.jobs import open_mask
 from volumen.utils.errors import VolumenError

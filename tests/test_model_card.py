@@ -139,4 +139,4 @@ def test_the_pip_line_names_every_package_with_the_version_in_use(predictor):
     line = pip_line(build_metadata(predictor, name="m"))
     assert line.startswith("pip install torch==")
     assert f"torch=={torch.__version__.partition('+')[0]} monai==" in line
-    assert re.fullmatch(r"pip install( [a-z0-9-]+==[0-9][0-9a-z.]*)+", line)
+    assert re.fullmatch(r"pip install( [a-z0-9.-]+==[0-9][0-9a-z.]*)+", line)

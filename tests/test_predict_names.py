@@ -10,7 +10,7 @@ import tifffile
 import zarr
 from prediction import save_checkpoint
 
-from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.jobs import volume_name
 from volumen.inference.predict import predict

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_evaluate import write
 
-from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

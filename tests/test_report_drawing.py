@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from test_evaluate import write
 
-from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.report_drawing import (
     COLOURS,
     RAMP,
@@ -20,6 +19,7 @@ from volumen.evaluation.report_drawing import (
     nice_length,
     ramp_colours,
 )
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.

@@ -18,7 +18,7 @@ import zarr
 from volumen.checkpoints.file import load_checkpoint
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
-from volumen.evaluation.cases import EvaluateRequest
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.handlers.final_scores import read_scores
 from volumen.handlers.scores import TargetScores

@@ -111,7 +111,7 @@ def test_every_part_follows_the_rule(kind, ignore):
 
     found["derived_truth"] = _read_around(region, (0, 0), volume, limit, ignore)[1][0]
 
-    foreground = read_for_statistics(case, region, ignored)[1]
+    foreground = read_for_statistics(case, region, ignored, True)[1]
     assert np.array_equal(foreground, expected & (label[0] > 0))
 
     # Where it is known, a prediction of foreground meets a truth of foreground or not.

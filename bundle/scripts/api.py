@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from volumen.evaluation.cases import EvaluateRequest, Evaluation
+from volumen.evaluation.cases import Evaluation
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate as _evaluate
 from volumen.inference.predict import predict as _predict
 from volumen.inference.predictor import Predictor, load_predictor

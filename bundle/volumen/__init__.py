@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from volumen import losses, transforms
     from volumen.api import derive, evaluate, load, predict, predict_array, train
     from volumen.config.manager import ConfigManager
-    from volumen.evaluation.cases import EvaluateRequest, Evaluation
+    from volumen.evaluation.cases import Evaluation
+    from volumen.evaluation.request import EvaluateRequest
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictReport, PredictRequest
     from volumen.networks.multihead import MultiHeadDynUNet

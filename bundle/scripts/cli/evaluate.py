@@ -7,7 +7,8 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from volumen.cli.flags import Once
+from volumen.cli.flags import add_field_flags, given_fields
+from volumen.evaluation.request import EvaluateRequest
 from volumen.utils.console import make_console, make_table
 
 if TYPE_CHECKING:
@@ -19,91 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `volumen evaluate` to a parser."""
-    parser.add_argument(
-        "-p",
-        "--predictions",
-        action=Once,
-        required=True,
-        help="output of volumen predict, or IMAGE_TARGET files",
-    )
-    parser.add_argument(
-        "-l",
-        "--labels",
-        action=Once,
-        required=True,
-        help="dataset, folder of IMAGE_TARGET labels, or a label",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        action=Once,
-        metavar="REPORT",
-        required=True,
-        help="folder for metrics.json, metrics.csv, report.html",
-    )
-    parser.add_argument(
-        "--masks",
-        action=Once,
-        metavar="PATH",
-        help="folder of masks, or one mask; scored where above 0 (default: masks/ beside labels/)",
-    )
-    parser.add_argument(
-        "--targets", metavar="NAMES", help="targets to score, by commas (default: all with labels)"
-    )
-    parser.add_argument(
-        "--metrics",
-        metavar="NAMES",
-        help="scores by commas, such as dice,hd95,b1_error,voi_merge,f1@0.75, or all; names are in docs/scores.md "
-        "(default: all that make sense but for a few that are expensive)",
-    )
-    parser.add_argument(
-        "--instances",
-        help="targets whose predictions number instances, by commas (default: those of volumen predict --instances)",
-    )
-    parser.add_argument(
-        "--threshold",
-        metavar="P",
-        type=float,
-        default=0.5,
-        help="foreground from this probability on (default: 0.5)",
-    )
-    parser.add_argument(
-        "--tolerance",
-        metavar="LENGTH",
-        type=float,
-        help="surface Dice tolerance, in the spacing's unit (default: one voxel)",
-    )
-    parser.add_argument(
-        "--spacing", metavar="Z,Y,X", help="voxel size per axis, by commas (default: from the files)"
-    )
-    parser.add_argument(
-        "--worst", metavar="N", type=int, default=3, help="cases with a picture, per target (default: 3)"
-    )
-    parser.add_argument(
-        "--ignore-label",
-        metavar="VALUE",
-        type=int,
-        help="label value that means unknown (default: as the record of a prediction says)",
-    )
+    """Add the flags of `volumen evaluate` to a parser: one for each field of `EvaluateRequest`."""
+    add_field_flags(parser, EvaluateRequest)
     parser.add_argument(
         "--require-all",
         action="store_true",
         help="exit with 1 if a label has no prediction or a prediction no label",
     )
-    parser.add_argument(
-        "--connectivity",
-        metavar="F/B",
-        default="26/6",
-        help="neighbours of foreground/background voxels in topology and objects of labels: 26/6 or 6/26 "
-        "(default: 26/6)",
-    )
-    parser.add_argument(
-        "--surface-border",
-        action="store_true",
-        help="count a surface where the volume's border cuts a structure, as MONAI does (default: none there)",
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -112,35 +35,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    from volumen.evaluation.cases import EvaluateRequest
     from volumen.evaluation.score import evaluate
-    from volumen.utils.errors import VolumenError
 
-    spacing = None
-    if arguments.spacing:
-        try:
-            spacing = tuple(float(part) for part in arguments.spacing.split(","))
-        except ValueError:
-            raise VolumenError("--spacing", expected="numbers by commas", found=arguments.spacing) from None
-    evaluation = evaluate(
-        EvaluateRequest(
-            predictions=arguments.predictions,
-            labels=arguments.labels,
-            output=arguments.output,
-            masks=arguments.masks,
-            targets=_names(arguments.targets),
-            metrics=_names(arguments.metrics),
-            tolerance=arguments.tolerance,
-            threshold=arguments.threshold,
-            spacing=spacing,
-            worst=arguments.worst,
-            seed=arguments.seed,
-            instances=_names(arguments.instances) or (),
-            ignore_label=arguments.ignore_label,
-            connectivity=arguments.connectivity,
-            surface_border=arguments.surface_border,
-        )
-    )
+    evaluation = evaluate(EvaluateRequest(**given_fields(arguments, EvaluateRequest)))
     if not arguments.quiet:
         make_console().print(_table(evaluation))
     logger.info("report: %s/report.html", arguments.output)
@@ -164,7 +61,3 @@ def _table(evaluation: Evaluation) -> Table:
             direction(key),
         )
     return table
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part for part in text.replace(",", " ").split())

@@ -12,13 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from volumen.config.prediction import InferenceConfig
+from volumen.config.value_types import NAMES_FILE, Amount, AmpMode, Count, PatchSize, Positive, Share
 from volumen.metrics.score_names import VALIDATION_PATTERN, VALIDATION_SCORES
 
-PatchSize = list[Annotated[int, Field(ge=1)]]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Amount = Annotated[float, Field(ge=0.0)]
 _DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
 _FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Duration = Annotated[
@@ -28,14 +25,6 @@ Duration = Annotated[
     Field(pattern=_DURATION),
 ]
 Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
-# YAML 1.1 reads a bare `off` as false.
-AmpMode = Annotated[
-    Literal["auto", "off", "float16", "bfloat16"],
-    BeforeValidator(lambda value: "off" if value is False else value),
-]
-
-NAMES_FILE = "names a file or folder"
-"""Beside a type: the text names a file or folder and is never taken for an expression."""
 
 _STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
 # What an error says instead of a pattern.
@@ -429,66 +418,6 @@ class DatasetConfig:
         list[Literal["x", "y", "z"]] | None,
         Field(description="Axes to rotate about (x, y, z); null: all, or the thin one."),
     ] = None
-
-
-@dataclass(frozen=True)
-class InferenceConfig:
-    """`inference_config`: how a trained network is run on whole volumes."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
-
-    checkpoint_path: Annotated[str | None, NAMES_FILE, Field(description="Checkpoint to predict with.")] = (
-        None
-    )
-    patch_size: Annotated[
-        PatchSize | None, Field(description="Window in voxels; null: the training patch.")
-    ] = None
-    batch_size: Annotated[Positive, Field(description="Windows per forward pass.")] = 1
-    output_targets: Annotated[list[str] | None, Field(description="Targets to predict; null: all.")] = None
-    overlap: Annotated[
-        Annotated[float, Field(ge=0.0, lt=1.0)], Field(description="Overlap of neighbouring windows.")
-    ] = 0.5
-    load_strict: Annotated[bool, Field(description="Refuse a checkpoint that lacks or adds weights.")] = True
-    num_dataloader_workers: Annotated[
-        Positive, Field(description="Threads that read, and as many that write.")
-    ] = 2
-    amp: Annotated[AmpMode, Field(description="Precision; auto: the device's fast one.")] = "auto"
-    tta: Annotated[
-        Literal["none", "mirror", "rotate"],
-        Field(description="Average over flips (mirror), or flips and 90-degree rotations (rotate)."),
-    ] = "none"
-    mask: Annotated[
-        str | None,
-        NAMES_FILE,
-        Field(description="Volume, or folder with one per image: predicted where it is above 0."),
-    ] = None
-    skip_empty: Annotated[bool, Field(description="Leave windows without contrast at 0.")] = True
-    dtype: Annotated[
-        Literal["uint8", "float16", "float32", "labels"],
-        Field(description="Probabilities as uint8 (255 is 1), float16 or float32, or labels."),
-    ] = "uint8"
-    threshold: Annotated[Share | None, Field(description="Labels from this probability on; null: none.")] = (
-        None
-    )
-    min_size: Annotated[Count, Field(description="Remove smaller components of labels, in voxels.")] = 0
-    keep_largest: Annotated[
-        Positive | None, Field(description="Components of each class that stay; null: all.")
-    ] = None
-    fill_holes: Annotated[Count, Field(description="Fill holes of labels up to this many voxels.")] = 0
-    instances: Annotated[
-        dict[str, Any] | str | None,
-        Field(
-            description="Instances from `boundary`, `foreground`, `affinities` (targets); also `threshold`, "
-            "`merge_threshold`, `min_size`, `block`, `halo`; null: none."
-        ),
-    ] = None
-    compress: Annotated[
-        Literal["zstd", "lz4", "gzip", "none"], Field(description="Compression of the output's chunks.")
-    ] = "zstd"
-    pyramid: Annotated[bool, Field(description="Coarser levels too.")] = True
-    on_corrupt: Annotated[
-        Literal["stop", "skip"], Field(description="A chunk of the image that cannot be read.")
-    ] = "stop"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
-from volumen.evaluation.cases import EvaluateRequest, Evaluation
+from volumen.evaluation.cases import Evaluation
 from volumen.evaluation.pairing import find_cases
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate, score
 from volumen.inference.jobs import volume_name
 from volumen.utils import distributed

@@ -19,7 +19,6 @@ from volumen.data.validity import (
     without_ignored,
 )
 from volumen.inference.postprocess.blocks import block_box, block_counts
-from volumen.metrics.topology.counts import Connectivity
 from volumen.utils.text import counted
 
 if TYPE_CHECKING:
@@ -36,50 +35,6 @@ PIECE_VOXELS = 1 << 24
 
 DERIVED_SIDE = 128
 """Large cases, derived targets and instances are scored in blocks of this many voxels an axis."""
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What to score.
-
-    Args:
-        predictions: output of a prediction, or a folder of them, or of files named `<image>_<target>`, or of the
-            slices of one volume.
-        labels: folder with `<image>_<target>`, or a dataset with a `labels` folder; a single label volume for
-            a single prediction, also as a folder of its slices.
-        output: folder of the report.
-        masks: folder with `<image>_<target>`, `<image>_mask` or `<image>`, scored where above 0; of a single image also
-            one mask of any name, or its slices. None: `masks` beside `labels`.
-        targets: targets to score; None for all that have labels.
-        metrics: names of scores, see docs/scores.md; None for all that make sense, but for a few that are expensive.
-            "all" takes these in.
-        tolerance: of the surface Dice in units of the spacing; None for one voxel.
-        threshold: probability from which on a voxel is foreground.
-        spacing: voxel size; None for that of the predictions or labels.
-        worst: cases with pictures in the report.
-        seed: of the bootstrap.
-        instances: targets whose predictions number instances; those of `--instances`, and label maps with more than
-            255 values, are known.
-        ignore_label: label value that means unknown; None: as the record of a prediction says.
-        connectivity: neighbours of foreground and background in topology and objects of labels, 26/6 or 6/26.
-        surface_border: a surface is where the volume's border cuts a structure, as MONAI takes it; else it is not.
-    """
-
-    predictions: str
-    labels: str
-    output: str
-    masks: str | None = None
-    targets: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] | None = None
-    tolerance: float | None = None
-    threshold: float = 0.5
-    spacing: tuple[float, ...] | None = None
-    worst: int = 3
-    seed: int = 0
-    instances: tuple[str, ...] = ()
-    ignore_label: int | None = None
-    connectivity: Connectivity = "26/6"
-    surface_border: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 
 from volumen.data.geometry import Geometry
 from volumen.data.placement import aligned_to_grid, common_spacings, refuse_impossible
-from volumen.evaluation.cases import PIECE_VOXELS, EvaluateRequest, ScoredCase, image_of
+from volumen.evaluation.cases import PIECE_VOXELS, ScoredCase, image_of
+from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import image_paths, is_stack, volume_name
 from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
 from volumen.inference.output.ome_zarr import find_target

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumen.evaluation.cases import EvaluateRequest, Evaluation, ScoredCase
+from volumen.evaluation.cases import Evaluation, ScoredCase
 from volumen.evaluation.pairing import find_pairs
+from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.results import csv_text, json_text
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.objects.contingency import PRED, TRUTH, objects_of

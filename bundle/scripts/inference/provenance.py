@@ -10,6 +10,7 @@ from volumen.inference.machine import Machine
 from volumen.inference.output.exports import format_of
 from volumen.inference.output.stored import Stored, instance_stored
 from volumen.inference.reproduce import content_of
+from volumen.inference.settings import recorded_settings
 from volumen.inference.windows.plan import PredictPlan
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def make_recipe(
 ) -> dict[str, Any]:
     """Return everything that shapes the result, as plain values."""
     image, mask = job.image, job.mask
+    settings = plain(recorded_settings(request))
     return {
+        **settings,
         "input": {"path": image.source, "array": image.path,
                   "fingerprint": image.fingerprint(), "content": content_of(image), "axes": request.axes,
                   "level": request.level, "dtype": str(image.dtype), "shape": list(image.shape),
@@ -39,24 +42,15 @@ def make_recipe(
         "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
                                   "kind": s.head.kind, "dtype": str(s.dtype)}
                     for s in [*stored, *instance_stored(request.instances)]},
-        "windows": {"patch_size": list(plan.patch_size), "overlap": plan.overlap, "count": len(plan),
-                    "batch_size": plan.batch_size, "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
+        "windows": {**settings["windows"], "patch_size": list(plan.patch_size), "count": len(plan),
+                    "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
         "region": [list(bounds) for bounds in plan.box],
         "blocks": list(plan.block_shape),
-        "tta": request.tta,
         "precision": machine.precision,
         "device": machine.device,
-        "skip_empty": request.skip_empty,
-        "on_corrupt": request.on_corrupt,
         "nonfinite": nonfinite_rule(request, predictor),
-        "dtype": request.dtype,
-        "threshold": request.threshold,
         "format": format_of(request.output, request.format)[0],
-        "clean": {"min_size": request.min_size, "keep_largest": request.keep_largest,
-                  "fill_holes": request.fill_holes},
         "instances": None if request.instances is None else request.instances.plain(),
-        "compress": request.compress,
-        "pyramid": request.pyramid,
         "versions": dict(machine.versions),
         "machine": {"threads": machine.threads, "device": machine.name},
         "made_of": plain(predictor.config),

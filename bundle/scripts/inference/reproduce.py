@@ -16,6 +16,7 @@ from volumen.data.damage import UNREADABLE
 from volumen.inference.block_maker import LEAST_CACHE_BYTES, block_cache_of
 from volumen.inference.output.block_log import differences, identity, read_recipe
 from volumen.inference.rules import read_rules
+from volumen.inference.settings import settings_of_record
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
@@ -57,22 +58,13 @@ def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "input": recipe["input"]["path"],
         "checkpoint": recipe["model"]["path"],
         "targets": tuple(name for name, entry in recipe["targets"].items() if entry["kind"] != "instances"),
-        "overlap": recipe["windows"]["overlap"],
-        "batch_size": recipe["windows"]["batch_size"],
+        **settings_of_record(recipe),
         "patch_size": tuple(recipe["windows"]["patch_size"]),
         "device": recipe["device"],
         "amp": {"float32": "off"}.get(recipe["precision"], recipe["precision"]),
-        "tta": recipe["tta"],
         "mask": None if mask is None else mask["path"],
         "region": tuple((start, stop) for start, stop in recipe["region"]),
-        "skip_empty": recipe["skip_empty"],
-        "dtype": recipe["dtype"],
-        "threshold": recipe["threshold"],
-        "compress": recipe["compress"],
-        **recipe["clean"],
         "instances": read_rules(recipe.get("instances")),
-        "pyramid": recipe["pyramid"],
-        "on_corrupt": recipe["on_corrupt"],
         "nonfinite": recipe.get("nonfinite"),
         "axes": recipe["input"]["axes"],
         "level": recipe["input"]["level"],

@@ -4,88 +4,101 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from volumen.inference.gain import AugmentationReport
+from volumen.config.described import Described, FromKey, document_fields
+from volumen.config.prediction import HOW, RESULT, WHAT, InferenceConfig, PredictionSettings
 from volumen.inference.rules import InstanceRules
-from volumen.inference.windows.plan import Box
+
+if TYPE_CHECKING:
+    from volumen.inference.gain import AugmentationReport
+    from volumen.inference.windows.plan import Box
 
 logger = logging.getLogger(__name__)
 
 OpenBox = tuple[tuple[int | None, int | None], ...]
 """Start and stop of each spatial axis, None for the volume's own."""
+SEVERAL = "several processes or machines (needs volumen[dask])"
 
 
+@document_fields
 @dataclass(frozen=True)
-class PredictRequest:
-    """What to predict and how.
+class PredictRequest(PredictionSettings):
+    """What to predict, where, and how: the fields here, and those of `PredictionSettings` as keywords.
 
-    Args:
-        input: an image or a folder of images.
-        checkpoint: the trained network.
-        output: for one image `NAME.zarr`, `NAME.tif` or `NAME.nii.gz`; else a folder that gets
-            `<image name>.zarr` per image, or `<image name>_<target>.tif` and such per target.
-        targets: outputs wanted; None for all.
-        overlap: share of a window that the next one covers, in [0, 1).
-        batch_size: windows given to the network at once.
-        patch_size: shape of a window; None for that of the training.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        amp: "auto", "off", "bfloat16" or "float16".
-        tta: "none", "mirror" or "rotate".
-        mask: volume of the image's shape, or a folder with one per image; predicted where above 0.
-        region: start and stop per spatial axis, None for the volume's own; None for all.
-        skip_empty: whether windows without contrast are left at 0.
-        dtype: "uint8", "float16", "float32" or "labels".
-        threshold: probability from which on a label is 1; setting it asks for labels.
-        min_size: label components of fewer voxels are removed.
-        keep_largest: label components kept of each class; None for all.
-        fill_holes: holes of up to this many voxels are filled in label maps of one class.
-        instances: what instances are made from and how; None for none. Their heads are stored as probabilities.
-        compress: "zstd", "lz4", "gzip" or "none".
-        pyramid: whether coarser levels are made.
-        format: "zarr", "tif" or "nifti"; None to go by the output's name.
-        overwrite: whether an earlier prediction in the output may be removed.
-        on_corrupt: "stop" or "skip", for chunks of the image that cannot be read.
-        nonfinite: "zero" or "refuse", for NaN and infinity in the image; None as in training.
-        axes: letters of the image's axes where its metadata leave them open.
-        level: resolution level of an OME-Zarr image.
-        workers: threads that read, and as many that write.
-        like: earlier prediction of which this one is a repetition: its network and image are compared.
-        nworkers: processes that share the work, each with a GPU of its own where there are several; with a scheduler,
-            how many of its workers to wait for.
-        scheduler: address of a Dask scheduler whose workers do the work, such as "tcp://node:8786".
+    Each field's type and description stand beside it; `docs/configuration.md` lists them, the settings under
+    `inference_config` and the others under `A request of a prediction`. Values are checked when the prediction starts.
     """
 
-    input: str
-    checkpoint: str
-    output: str
-    targets: tuple[str, ...] | None = None
-    overlap: float = 0.5
-    batch_size: int = 1
-    patch_size: tuple[int, ...] | None = None
-    device: str = "auto"
-    amp: str = "auto"
-    tta: str = "none"
-    mask: str | None = None
-    region: OpenBox | None = None
-    skip_empty: bool = True
-    dtype: str = "uint8"
-    threshold: float | None = None
-    min_size: int = 0
-    keep_largest: int | None = None
-    fill_holes: int = 0
-    instances: InstanceRules | None = None
-    compress: str = "zstd"
-    pyramid: bool = True
-    format: str | None = None
-    overwrite: bool = False
-    on_corrupt: str = "stop"
-    nonfinite: str | None = None
-    axes: str | None = None
-    level: int = 0
-    workers: int = 2
-    like: str | None = None
-    nworkers: int = 1
-    scheduler: str | None = None
+    input: Annotated[
+        str,
+        Described(
+            "Image, or folder of images (its images/ folder if it has one).", "IMAGES", WHAT, "-i", once=True
+        ),
+    ]
+    checkpoint: Annotated[
+        str,
+        FromKey(InferenceConfig, "checkpoint_path"),
+        Described(
+            "Trained network: a .pth file, or a bundle's model.pt.", "MODEL.pth", WHAT, "-m", once=True
+        ),
+    ]
+    output: Annotated[
+        str,
+        Described(
+            "NAME.zarr, NAME.tif or NAME.nii.gz for one image; else a folder that gets IMAGE.zarr each, or "
+            "IMAGE_TARGET.tif and such.",
+            "OUT",
+            WHAT,
+            "-o",
+            once=True,
+        ),
+    ]
+    targets: Annotated[tuple[str, ...] | None, FromKey(InferenceConfig, "output_targets")] = None
+    patch_size: Annotated[tuple[int, ...] | None, FromKey(InferenceConfig, "patch_size")] = None
+    instances: Annotated[InstanceRules | None, FromKey(InferenceConfig, "instances")] = None
+    like: Annotated[
+        str | None,
+        Described("Repeat this prediction: its image, network and settings.", "OLD.zarr", WHAT, once=True),
+    ] = None
+    region: Annotated[
+        OpenBox | None,
+        Described(
+            "Start:stop per spatial axis in voxels, such as 0:64,100:300,:; null: all.", "Z:Z,Y:Y,X:X", WHAT
+        ),
+    ] = None
+    axes: Annotated[
+        str | None,
+        Described("Axes of the image, such as czyx; null: by its metadata and shape.", "LETTERS", WHAT),
+    ] = None
+    level: Annotated[int, Described("Resolution level of an OME-Zarr image.", "N", WHAT)] = 0
+    device: Annotated[str, Described("Device: auto, cpu, cuda or cuda:N.", "NAME", HOW)] = "auto"
+    workers: Annotated[int, FromKey(InferenceConfig, "num_dataloader_workers")] = (
+        InferenceConfig.num_dataloader_workers
+    )
+    nonfinite: Annotated[
+        Literal["zero", "refuse"] | None,
+        Described("NaN or infinity in the image: replace by 0, or stop; null: as in training.", group=HOW),
+    ] = None
+    nworkers: Annotated[
+        int,
+        Described(
+            "Worker processes on this machine, one per GPU; with a scheduler: workers to wait for.",
+            "N",
+            SEVERAL,
+        ),
+    ] = 1
+    scheduler: Annotated[
+        str | None,
+        Described(
+            "Address of a Dask scheduler whose workers predict, such as tcp://node:8786.", "ADDRESS", SEVERAL
+        ),
+    ] = None
+    format: Annotated[
+        Literal["zarr", "tif", "nifti"] | None,
+        Described("Format of the output; null: by its name.", group=RESULT),
+    ] = None
+    overwrite: Annotated[bool, Described("Remove an earlier prediction in the output.", group=RESULT)] = False
 
     @property
     def is_shared(self) -> bool:

@@ -33,6 +33,8 @@ REQUIRED_PACKAGES = (
     "numba",
     "connected-components-3d",
     "pydantic",
+    "annotated-types",
+    "filelock",
     "pyyaml",
     "ruamel.yaml",
     "pillow",

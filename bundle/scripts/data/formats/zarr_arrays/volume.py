@@ -140,6 +140,10 @@ def _open_node(path: str) -> Any:
     try:
         return zarr.open(zarr_store(path), mode="r")
     except (FileNotFoundError, KeyError) as error:
+        if isinstance(error, KeyError) and not is_url(path):  # a key of its metadata is missing
+            raise file_fault(
+                error, path, "its zarr metadata cannot be read", remedy="write it again"
+            ) from error
         slices = "check the URL; a folder of slices is found only on a server that lists it"
         remedy = slices if is_url(path) else "check the path"
         raise VolumenError(path, "no zarr array or group there", remedy=remedy) from error
