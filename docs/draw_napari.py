@@ -68,13 +68,13 @@ def main() -> int:
 
 
 def wait(widget: Any) -> None:
-    """Wait until nothing runs."""
+    """Wait until no job runs."""
     wait_for(lambda: widget.train_button.isEnabled(), seconds=3600)
     logging.info("%s", widget.status.text())
 
 
 def wait_for(done: Any, seconds: float) -> None:
-    """Let Qt work until something is true, at most so long."""
+    """Process Qt events until a condition is true, up to a time limit."""
     from qtpy.QtWidgets import QApplication
 
     end = time.monotonic() + seconds

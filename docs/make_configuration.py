@@ -27,11 +27,11 @@ from volumen.config.sections import (  # noqa: E402
 
 INTRODUCTION = """# Configuration
 
-An experiment is a YAML file with any part of the sections below; what it leaves out takes the default.
-A value on the command line goes before the file, the file before the defaults. The file is data: an expression
-(`$...`), a reference (`@...`, `%...`) or a `_target_` in it is refused.
+An experiment is a YAML file with any part of the sections below; missing keys have their default.
+A value on the command line takes precedence over the file, and the file over the defaults. The file is data: an
+expression (`$...`), a reference (`@...`, `%...`) or a `_target_` in it is refused.
 
-Every run writes `<model_name>_config.yaml` with all values settled; given with `--config-path`, it trains the
+Every run writes `<model_name>_config.yaml` with all resolved values; passed to `--config-path`, it trains the
 same model again.
 
 *This page is generated from the program's own definitions by `docs/make_configuration.py`.*
@@ -40,7 +40,7 @@ same model again.
 TASKS = """
 ## `auxiliary_tasks`
 
-Targets derived from labels, by name: [what each type computes](targets.md). Keys of every task:
+Derived targets by name; [Derived targets](targets.md) defines each type. Keys of every derived target:
 
 {common}
 
@@ -54,7 +54,7 @@ LENGTH, SIGMA = "number, above 0", "number, at least 0"
 TASK_KEYS = {
     "reach": (
         f"{LENGTH}; or null",
-        "Distances are cut there, in the smallest voxel size; null: 16. It makes the halo, so smaller is faster.",
+        "Largest distance, in the smallest voxel size; null: 16. It determines the halo, so smaller is faster.",
     ),
     "grad_sigma": (SIGMA, "Width of the Gaussian before the gradient, in voxels of the smallest spacing."),
     "tensor_sigma": (SIGMA, "Width of the Gaussian over the products of the gradient, in the same unit."),
@@ -62,7 +62,7 @@ TASK_KEYS = {
     "angle": ("number, 0 to 180 degrees", "Smallest angle between the directions of two nearest surfaces."),
     "offsets": (
         "list of lists of integer, or null",
-        "Partners in voxels, in the order of the axes, a channel each; null: the previous voxel along each axis.",
+        "Offsets in voxels, in the order of the axes, one channel each; null: the previous voxel along each axis.",
     ),
     "compute_from": ("", "The signed distance, or the 0/1 mask."),
     "distance_type": (
@@ -71,21 +71,21 @@ TASK_KEYS = {
     ),
     "side": ("", "Which voxels at a boundary are 1: on both sides, of labels above 0, or of the background."),
 }
-"""Type and effect of the tasks' keys; the type of one with a set of values is that set."""
+"""Type and effect of the keys of derived targets; an empty type stands for the key's set of values."""
 
 REQUESTS = """
 ## `evaluate_config`
 
-Of `bundle/configs/evaluate.yaml`: how predictions are scored. `volumen evaluate` has a flag for each.
+These keys of `bundle/configs/evaluate.yaml` configure the scores. `volumen evaluate` has a flag for each.
 
 | key | type | default | effect |
 | --- | --- | --- | --- |
 {evaluate}
 
-## More of `inference_config` in `inference.yaml`
+## Further keys of `inference_config` in `inference.yaml`
 
-`bundle/configs/inference.yaml` has the keys of [`inference_config`](#inference_config) but `checkpoint_path` and
-`load_strict` (`checkpoint` names the network), and these:
+`bundle/configs/inference.yaml` has the keys of [`inference_config`](#inference_config) except `checkpoint_path` and
+`load_strict` (`checkpoint` names the network), and these keys:
 
 | key | type | default | effect |
 | --- | --- | --- | --- |
@@ -104,7 +104,7 @@ a flag for each field.
 
 
 def main() -> None:
-    """Write the page, or with --check say whether it is up to date."""
+    """Write the page, or with --check report whether it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if the page is not up to date"
@@ -167,7 +167,7 @@ def description(extra: Any) -> str:
 
 
 def type_text(hint: Any) -> str:
-    """Return a type as a reader of YAML says it."""
+    """Return a type in words for readers of YAML."""
     origin = get_origin(hint)
     if origin is Annotated:
         return describe(hint)[0]
@@ -239,7 +239,7 @@ def tasks() -> str:
 
 
 def requests() -> str:
-    """Return the tables of what the bundle's other configs take beyond the sections of an experiment."""
+    """Return the tables of the keys that the bundle's other configs have beyond the sections of an experiment."""
     import yaml
 
     from volumen.config.prediction import InferenceConfig, PredictionSettings

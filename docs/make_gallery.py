@@ -27,25 +27,25 @@ SIDE, GAP = 192, 6
 
 HEAD = """# Gallery
 
-Made by `docs/make_gallery.py` from the phantom, a scan of rolled sheets that the program computes, and from the
-model that the bundle ships.
+`docs/make_gallery.py` draws these pictures from the phantom, a scan of rolled sheets that the program computes, and
+from the model in the bundle.
 
-The derived targets are shown with their definitions, on [their page](targets.md#distance_transform).
+[Derived targets](targets.md#distance_transform) shows the derived targets with their definitions.
 
 """
 MODEL = """## A trained model
 
-The bundle's own model on a roll that it was not trained on: truth above, prediction below.
+The model of the bundle on a roll that is not in its training data: truth above, prediction below.
 
 ![Truth and prediction of every target](images/gallery/model.png)
 
-As a film through the volume, made by `make demo`:
+`make demo` makes this film through the volume:
 
 ![Truth and prediction, slice by slice](images/demo.gif)
 
 ## Losses
 
-Each [loss](losses.md) of one prediction after another.
+Each curve is the value of a [loss](losses.md) for a series of predictions.
 
 """
 
@@ -163,7 +163,7 @@ def grey_of(image: np.ndarray) -> np.ndarray:
 
 
 def label_of(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return the image with its label, or its instances, laid over."""
+    """Return the image overlaid with its label or its instances."""
     from volumen.handlers.preview.colours import overlay
 
     if label.max() <= 1:
@@ -211,7 +211,7 @@ def save(panels: Sequence[np.ndarray], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """Losses that are drawn against the same thing.
+    """Losses that are drawn against the same quantity.
 
     Args:
         title: heading on the page.

@@ -20,7 +20,7 @@ PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DO
 
 
 def main() -> None:
-    """Write the tables, or with --check say whether they are up to date."""
+    """Write the tables, or with --check report whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a table is out of date"
@@ -97,7 +97,7 @@ def losses() -> str:
 
 
 def loss_definitions() -> str:
-    """What every loss is, with formula, reduction and source: its docstring up to the arguments, and its chart."""
+    """The definition of every loss (formula, reduction, source): its docstring up to the arguments, and its chart."""
     from volumen.losses.registry import loss_class, loss_names
 
     parts = []
@@ -182,7 +182,7 @@ def flags() -> str:
 
 
 def old_keys() -> str:
-    """Keys of earlier files that are called differently here, have no effect, or are refused."""
+    """Keys of earlier files that have another name here, have no effect, or are refused."""
     from volumen.config.sections import ALIASES, RETIRED
     from volumen.losses.arguments import OLDER_KEYS
 

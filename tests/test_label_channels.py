@@ -17,7 +17,7 @@ from volumen.cli.train import shipped_sections
 from volumen.config.manager import ConfigManager
 from volumen.data.formats.volumes import ArrayVolume, open_volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
-from volumen.data.instance_labels import pieces_per_value
+from volumen.data.instance_labels import components_per_value
 from volumen.data.label_channels import LabelRule, open_label, open_mask_file
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
@@ -409,11 +409,11 @@ def test_pieces_are_those_of_a_plain_count():
 
     for label in (nuclei(20), tissue(6)):
         counts = [ndimage.label(label == k, np.ones((3, 3)))[1] for k in np.unique(label[label > 0])]
-        assert pieces_per_value(ArrayVolume(label)) == pytest.approx(np.mean(counts))
-    assert pieces_per_value(ArrayVolume(nuclei(1))) is None
+        assert components_per_value(ArrayVolume(label)) == pytest.approx(np.mean(counts))
+    assert components_per_value(ArrayVolume(nuclei(1))) is None
     without_background = tissue(6) + 1
     counts = [ndimage.label(without_background == k, np.ones((3, 3)))[1] for k in range(1, 7)]
-    assert pieces_per_value(ArrayVolume(without_background)) == pytest.approx(np.mean(counts))
+    assert components_per_value(ArrayVolume(without_background)) == pytest.approx(np.mean(counts))
 
 
 def test_numbered_objects_without_a_record_are_scored_as_instances(tmp_path, caplog):

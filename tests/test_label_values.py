@@ -53,8 +53,8 @@ def test_chunks_that_are_not_stored_are_not_read(tmp_path, monkeypatch):
 
 
 def kept_values(folder, *labels):
-    with Records.of(folder / "cache", "label values", labels) as kept:
-        return [label_values(label, kept=kept) for label in labels]
+    with Records.of(folder / "cache", "label values", labels) as records:
+        return [label_values(label, records=records) for label in labels]
 
 
 def test_values_are_kept_until_the_label_changes(tmp_path, monkeypatch):
@@ -147,15 +147,15 @@ def test_what_was_found_before_an_error_is_kept(tmp_path, monkeypatch):
     label = ArrayVolume(np.ones((3, 4), np.uint8))
 
     def stopped():
-        with Records.of(tmp_path, "label values", [label]) as kept:
-            label_values(label, kept=kept)
+        with Records.of(tmp_path, "label values", [label]) as records:
+            label_values(label, records=records)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
     monkeypatch.setattr(ArrayVolume, "read", lambda *_: pytest.fail("read again"))
-    with Records.of(tmp_path, "label values", [label]) as kept:
-        assert label_values(label, kept=kept) == (1,)
+    with Records.of(tmp_path, "label values", [label]) as records:
+        assert label_values(label, records=records) == (1,)
 
 
 def test_records_of_all_shapes_come_back(tmp_path):
@@ -164,12 +164,12 @@ def test_records_of_all_shapes_come_back(tmp_path):
         "b": np.zeros(0, np.uint8),
         "c": np.array(2.5),
     }
-    with Records(tmp_path, {"of": "test"}) as kept:
-        kept.put({"x": 1}, written)
-        kept.put({"x": 2}, {"a": np.array([True, False])})
-    with Records(tmp_path, {"of": "test"}) as kept:
-        found = kept.get({"x": 1})
-        assert kept.get({"x": 3}) is None
+    with Records(tmp_path, {"of": "test"}) as records:
+        records.put({"x": 1}, written)
+        records.put({"x": 2}, {"a": np.array([True, False])})
+    with Records(tmp_path, {"of": "test"}) as records:
+        found = records.get({"x": 1})
+        assert records.get({"x": 3}) is None
     for name, array in written.items():
         np.testing.assert_array_equal(found[name], array)
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)

@@ -19,7 +19,14 @@ from data_folders import image_of, shells
 
 from volumen.napari_plugin import jobs
 from volumen.napari_plugin.jobs import Job, follow, free_name
-from volumen.napari_plugin.layers import PREDICTION, describe, stand_in, store, take, trainable_layers
+from volumen.napari_plugin.layers import (
+    PREDICTION,
+    describe,
+    store,
+    take,
+    trainable_layers,
+    viewer_substitute,
+)
 from volumen.napari_plugin.session import Progress, TrainingForm, best_checkpoint, fields_of
 from volumen.utils.errors import VolumenError
 
@@ -95,7 +102,7 @@ def test_layers_are_stored_as_they_are(tmp_path, shape, dtype, rgb):
     np.testing.assert_array_equal(back[...], array)
     assert shares[-1] == ("a", 1.0)
     assert sorted(shares) == shares
-    (again,) = stand_in([json.loads(json.dumps(file.to_dict()))]).layers
+    (again,) = viewer_substitute([json.loads(json.dumps(file.to_dict()))]).layers
     assert (again.name, again.scale, again.rgb) == ("a", one.scale, rgb)
 
 

@@ -21,13 +21,13 @@ def test_as_numpy_counts(tmp_path, monkeypatch, threads, chunks):
     zarr.create_array(tmp_path / "a.zarr", data=image, chunks=chunks)
     monkeypatch.setattr("volumen.data.index.label_values._BLOCK_VOXELS", 200)
     volume = open_volume(tmp_path / "a.zarr", axes="czyx")
-    with Records.of(tmp_path / "cache", "nonfinite values", [volume]) as kept:
-        found = count_nonfinite(volume, num_threads=threads, kept=kept)
+    with Records.of(tmp_path / "cache", "nonfinite values", [volume]) as records:
+        found = count_nonfinite(volume, num_threads=threads, records=records)
     assert found.total == len(places[0])
     assert found.first == tuple(np.argwhere(~np.isfinite(image).all(axis=0))[0])
     monkeypatch.setattr(type(volume), "read", lambda *_: pytest.fail("read again"))
-    with Records.of(tmp_path / "cache", "nonfinite values", [volume]) as kept:
-        assert count_nonfinite(volume, kept=kept) == found
+    with Records.of(tmp_path / "cache", "nonfinite values", [volume]) as records:
+        assert count_nonfinite(volume, records=records) == found
 
 
 def test_whole_numbers_are_not_read(monkeypatch):

@@ -140,7 +140,7 @@ def test_an_index_by_pieces_equals_that_of_the_whole(problem):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("volumen.data.index.patches.WHOLE_CELLS", 0)
         patched.setattr("volumen.data.index.patch_grid.WHOLE_CELLS", 0)
-        patched.setattr("volumen.data.index.patch_grid._PIECE_CELLS", 30)
+        patched.setattr("volumen.data.index.patch_grid._SUBREGION_CELLS", 30)
         pieces = find(case, patch, [box], allow_empty=True, **options)
     assert_same_index(pieces, whole)
 

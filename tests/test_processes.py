@@ -19,7 +19,7 @@ from training_toys import same_weights
 
 from volumen.checkpoints.file import load_checkpoint
 from volumen.cli.execution import run_guarded
-from volumen.cli.processes import Told, conclude
+from volumen.cli.processes import LastMessage, conclude
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
 
@@ -32,18 +32,33 @@ LOST = "RuntimeError: connection closed by peer"
     [
         ({}, {}, 0, ""),
         # All make the same mistake.
-        ({0: 2, 1: 2}, {0: Told(1.1, 2, "b"), 1: Told(1.0, 2, "a")}, 2, "a"),
+        ({0: 2, 1: 2}, {0: LastMessage(1.1, 2, "b"), 1: LastMessage(1.0, 2, "a")}, 2, "a"),
         # One makes it, and the others miss it.
-        ({0: 1, 1: 2}, {0: Told(1.1, 1, LOST), 1: Told(1.0, 2, "no such file")}, 2, "no such file"),
-        ({0: CLOSED, 1: 2}, {1: Told(1.0, 2, "no such file")}, 2, "no such file"),
-        ({0: 1, 1: 1}, {0: Told(1.1, 1, LOST), 1: Told(1.0, 1, "KeyError: 'a'")}, 1, "KeyError: 'a'"),
+        (
+            {0: 1, 1: 2},
+            {0: LastMessage(1.1, 1, LOST), 1: LastMessage(1.0, 2, "no such file")},
+            2,
+            "no such file",
+        ),
+        ({0: CLOSED, 1: 2}, {1: LastMessage(1.0, 2, "no such file")}, 2, "no such file"),
+        (
+            {0: 1, 1: 1},
+            {0: LastMessage(1.1, 1, LOST), 1: LastMessage(1.0, 1, "KeyError: 'a'")},
+            1,
+            "KeyError: 'a'",
+        ),
         # One was killed; the other may have noticed before it was told to end.
         ({0: CLOSED, 1: KILLED}, {}, 1, "process 1 was ended by SIGKILL"),
-        ({0: 1, 1: KILLED}, {0: Told(1.0, 1, LOST)}, 1, f"(process 0: {LOST})"),
+        ({0: 1, 1: KILLED}, {0: LastMessage(1.0, 1, LOST)}, 1, f"(process 0: {LOST})"),
         # Signals that came to the processes alone.
         ({0: 143, 1: 143}, {}, 143, ""),
         ({0: CLOSED, 1: 143}, {}, 143, ""),
-        ({0: 130, 1: 130}, {0: Told(1.0, 130, "stopped"), 1: Told(1.1, 130, "stopped")}, 130, "stopped"),
+        (
+            {0: 130, 1: 130},
+            {0: LastMessage(1.0, 130, "stopped"), 1: LastMessage(1.1, 130, "stopped")},
+            130,
+            "stopped",
+        ),
     ],
 )
 def test_the_cause_is_told_rather_than_its_consequences(codes, told, code, words):

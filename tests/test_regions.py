@@ -17,7 +17,7 @@ from volumen.data.layout import OpenCase
 from volumen.data.sampling.dataset import PatchDataset
 from volumen.data.sampling.regions import BLOCK_WEIGHT, RegionDataset
 from volumen.data.validation_blocks import (
-    FEWEST_DRAWN,
+    MIN_DRAWN_BLOCKS,
     block_size,
     cut,
     draw_blocks,
@@ -257,7 +257,7 @@ def test_the_limit_is_kept_fixed_by_the_seed_and_said(caplog):
     for most in (40, 60, 100):
         windows = [window_count(location.size, (8, 8)) for location in data(most).locations]
         assert most <= sum(windows) < most + max(windows)
-        assert len(windows) >= FEWEST_DRAWN
+        assert len(windows) >= MIN_DRAWN_BLOCKS
     assert starts(18) == starts(18)
     assert len({tuple(starts(18, seed)) for seed in range(5)}) > 1
     caplog.clear()
@@ -278,5 +278,5 @@ def test_the_limit_is_kept_fixed_by_the_seed_and_said(caplog):
 def test_blocks_are_small_enough_that_a_draw_holds_some(patch, most):
     size = block_size(patch, most)
     assert all(one in (extent, 2 * extent) for one, extent in zip(size, patch))
-    assert size == tuple(patch) or FEWEST_DRAWN * window_count(size, patch) <= most
+    assert size == tuple(patch) or MIN_DRAWN_BLOCKS * window_count(size, patch) <= most
     assert block_size(patch, 10**9) == block_size(patch)

@@ -249,7 +249,7 @@ def test_stored_chunks_at_a_url_are_those_on_the_disk(
 ):
     url, handler = server
     handler.listing = listing
-    monkeypatch.setattr(remote_listing, "_FEWEST_ASKED", 10)
+    monkeypatch.setattr(remote_listing, "_MIN_PROBED", 10)
     write_sparse(tmp_path / "a.zarr", side=128, **options)
     local, remote = open_volume(tmp_path / "a.zarr"), open_volume(f"{url}/a.zarr")
     handler.asked.clear()
@@ -272,7 +272,7 @@ def test_stored_chunks_at_a_url_are_those_on_the_disk(
 def test_a_server_that_fails_is_not_taken_for_one_without_chunks(tmp_path, server, monkeypatch):
     url, handler = server
     handler.listing = False
-    monkeypatch.setattr(remote_listing, "_FEWEST_ASKED", 100)
+    monkeypatch.setattr(remote_listing, "_MIN_PROBED", 100)
     write_sparse(tmp_path / "a.zarr", side=256)
     volume = open_volume(f"{url}/a.zarr")
     handler.do_GET = lambda self: self.send_error(503, "busy")

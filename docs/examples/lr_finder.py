@@ -1,4 +1,4 @@
-"""Find a learning rate: raise it from step to step, note the loss, stop where it explodes."""
+"""Finds a learning rate: raises it at every step, records the loss, and stops when the loss diverges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LearningRateFinder:
 
     The rate grows by the same factor at every step from `lowest` to `highest`; the loss is smoothed
     exponentially. Training ends after `steps` steps, or when the loss is over `explode` times its lowest value.
-    The rate at which it fell fastest is a good `initial_lr`. Use it in a run of its own: it moves the weights.
+    The rate at which it decreased fastest is a good `initial_lr`. Use a separate run, since this changes the weights.
 
     Args:
         optimizer: the trainer's optimizer.
@@ -28,7 +28,7 @@ class LearningRateFinder:
         lowest, highest: range of the learning rate.
         steps: length of the test; an epoch must have at least as many steps.
         smoothing: weight of the past in the smoothed loss.
-        explode: see above.
+        explode: ratio of the loss to its lowest value that ends the test.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class LearningRateFinder:
         self._told = False
 
     def attach(self, engine: Engine) -> None:
-        """Set the rate before each step, note the loss after it."""
+        """Set the rate before each step, and record the loss after it."""
         engine.add_event_handler(Events.ITERATION_STARTED, self._raise_rate)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._note)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._tell)
 
     @property
     def suggestion(self) -> float | None:
-        """The rate at which the smoothed loss fell fastest; None where it never fell.
+        """The rate at which the smoothed loss decreased fastest; None if it never decreased.
 
-        Falls are taken over a tenth of the steps, without the first tenth: single steps fall by chance.
+        Decreases are measured over a tenth of the steps, without the first tenth, since single steps vary by chance.
         """
         tenth = len(self.rows) // 10
         width = max(1, tenth)
@@ -80,7 +80,7 @@ class LearningRateFinder:
     def _note(self, engine: Engine) -> None:
         loss = engine.state.output["losses"]["loss"]
         self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
-        # Without the division the first averages would be pulled towards the 0 that it began with.
+        # Without the division the first averages would be biased towards their initial value 0.
         smooth = self._average / (1 - self.smoothing ** (len(self.rows) + 1))
         self.rows.append((self.optimizer.param_groups[0]["lr"], smooth))
         best = min(row[1] for row in self.rows)

@@ -1,4 +1,4 @@
-"""Keep what the network was trained on: image, truth and prediction of one patch every few steps."""
+"""Stores training samples: image, truth and prediction of one patch every few steps."""
 
 from __future__ import annotations
 

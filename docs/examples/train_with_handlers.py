@@ -1,4 +1,4 @@
-"""Train with handlers that are Python objects, by a call."""
+"""Trains with handlers that are Python objects, by a call."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(
         device_name=device,
         **merge(shipped_sections(), settings or {}),
     )
-    # Before `initialize` the parser holds the plain config; a list in it may hold objects besides.
+    # Before `initialize` the parser contains the plain config; its lists may also contain objects.
     workflow.parser["train#handlers"].extend(handlers)
     workflow.initialize()
     workflow.run()

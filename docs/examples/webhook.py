@@ -1,4 +1,4 @@
-"""Tell a chat or any other service of every validation: one POST of JSON per epoch."""
+"""Notifies a chat or any other service after every validation: one POST of JSON per epoch."""
 
 from __future__ import annotations
 

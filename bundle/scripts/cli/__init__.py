@@ -1,1 +1,1 @@
-"""The command `volumen`: one module per command, flags in, settings out; running it so that a mistake is one line."""
+"""The command `volumen`: one module per command converts flags to settings; errors are reported in one line."""

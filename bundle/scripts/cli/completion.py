@@ -1,4 +1,4 @@
-"""`volumen completion`: the line by which a shell completes commands, options and their values, with argcomplete."""
+"""`volumen completion`: prints the shell code that completes commands, options and values with argcomplete."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_completion(options: argparse.Namespace) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks what may follow, and end the process; return at once where none asks.
+    """Write the completions that a shell requests and end the process; return at once without such a request.
 
     Args:
         parser: the program's parser, with a sub-parser for every command.

@@ -1,4 +1,4 @@
-"""A picture of every volume with its labels over it, so that a wrong axis, spacing or label shows at a glance."""
+"""Draws every volume with its labels, so that a wrong axis, spacing or label is visible at a glance."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _COLOURS = np.array(
 )
 _BACKGROUND, _TEXT = (24, 24, 27), (228, 228, 231)
 _GAP, _CAPTION, _LETTERS = 10, 22, 14
-# A wider plane is shown in part, where the labels are: its chunks would take minutes to decode.
+# Of a wider plane only the part with labels is shown, since decoding all of its chunks would take minutes.
 _WINDOW = 1024
-# A plane longer than this many times its width is shown in part: a few thin slices would be a line.
+# Of a plane longer than this multiple of its width only a part is shown: a few thin slices would be a line.
 _LONGEST = 4
 _UNKNOWN_DIMMED = 0.4
-# Up to so many volumes are shown without their labels too.
-_MOST_TWICE = 6
+# Up to this number of volumes, each is also shown without its labels.
+_MAX_SHOWN_TWICE = 6
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class View:
 
     Args:
         region: slices of the volume, one of them a single voxel thick for 3D volumes.
-        caption: what it shows.
+        caption: description of the plane.
         step: voxel size along its rows and columns.
         cut: the axis that is one voxel thick, None in 2D.
     """
@@ -59,21 +59,21 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows and columns in voxels."""
+        """Numbers of rows and columns, in voxels."""
         return tuple(part.stop - part.start for axis, part in enumerate(self.region) if axis != self.cut)
 
 
 def write_sheet(config: ConfigManager, path: Path, *, most: int = 24, tile: int = 320) -> Path:
     """Write a contact sheet: planes of each volume with the labels over the image, and a legend.
 
-    Of a 3D volume the XY and the XZ plane with most labels are shown, in the proportions of the spacing. What is
-    outside every mask, or ignored, is dimmed. Of a few volumes the image alone stands before the one with labels.
+    Of a 3D volume the XY and the XZ plane with most labels are shown, in the proportions of the spacing. Voxels outside
+    every mask, and ignored ones, are dimmed. If there are few volumes, each image is also shown without labels.
 
     Args:
         config: the experiment.
         path: a PNG to write.
-        most: volumes shown.
-        tile: width and height of a picture in pixels, at most.
+        most: largest number of volumes.
+        tile: largest width and height of a picture in pixels.
 
     Returns:
         The path.
@@ -85,7 +85,7 @@ def write_sheet(config: ConfigManager, path: Path, *, most: int = 24, tile: int 
         raise VolumenError("--sheet", expected="a .png file", found=str(path))
     targets = config.primary_targets
     colours = target_colours(targets)
-    twice = len(config.cases) <= _MOST_TWICE
+    twice = len(config.cases) <= _MAX_SHOWN_TWICE
     tiles = [
         (f"{case.name}  {view.caption}", draw_view(case, view, shown, colours, tile))
         for case in config.cases[:most]
@@ -106,7 +106,7 @@ def write_sheet(config: ConfigManager, path: Path, *, most: int = 24, tile: int 
 
 
 def views(case: OpenCase, profiles: Mapping[str, Sequence[np.ndarray]]) -> list[View]:
-    """Choose what is shown of a volume: the planes with most labels, at most `_WINDOW` voxels wide.
+    """Choose the views of a volume: the planes with most labels, at most `_WINDOW` voxels wide.
 
     Args:
         case: the volume.
@@ -139,12 +139,12 @@ def views(case: OpenCase, profiles: Mapping[str, Sequence[np.ndarray]]) -> list[
         ]
         step = (case.spacing[rows], case.spacing[columns])
         chosen.append(View(tuple(region), ", ".join([f"{planes} at {name} {at}", *parts]), step, axis))
-    # The second plane of a few slices shows nothing.
+    # With only a few slices, the second plane would show nothing.
     return chosen if shape[0] > 4 else chosen[:1]
 
 
 def _densest(count: np.ndarray, width: int) -> slice:
-    """The window of a width that holds most; the middle one of equals."""
+    """Return the window of a width with the largest count; the middle one if several are equal."""
     sums = np.convolve(count, np.ones(width), mode="valid")
     best = np.flatnonzero(sums >= sums.max() - 1e-9)
     start = int(best[len(best) // 2])
@@ -164,7 +164,7 @@ def draw_view(
         uint8 (height, width, 3), neither side longer than `size`, in the proportions of the spacing.
     """
     height, width = _fitting(view.shape, view.step, size)
-    # Where the picture grows its pixels are repeated first, so that the borders of labels are thin lines.
+    # An enlarged picture repeats its pixels first, so that the borders of labels are thin lines.
     rows, columns = _repeated(view.shape[0], height), _repeated(view.shape[1], width)
     plane = (len(rows), len(columns))
 
@@ -190,17 +190,17 @@ def draw_view(
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """Stretch an image (C, Y, X) to float32 (Y, X, 3) from 0 to 255: of three channels a hint of their colours."""
+    """Scale an image (C, Y, X) to float32 (Y, X, 3) from 0 to 255; three channels become muted colours."""
     channels = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     values = np.nan_to_num(channels.astype(np.float32), posinf=0, neginf=0)
     low, high = np.percentile(values, (0.5, 99.5))
     picture = np.clip((values - low) / max(high - low, 1e-6), 0, 1).transpose(1, 2, 0) * np.float32(255)
-    # Full colours would hide those of the labels.
+    # Full colours would hide the colours of the labels.
     return 0.3 * picture + 0.7 * picture.mean(axis=2, keepdims=True)
 
 
 def _overlay(picture: np.ndarray, label: np.ndarray, target: Target, colours: np.ndarray) -> None:
-    """Draw labels (C, Y, X) into a picture: their borders in full colour, their inside as a tint."""
+    """Draw labels (C, Y, X) into a picture: borders in full colour, the inside as a tint."""
     if target.instances is not None:
         _tint(picture, label[0], _scattered(label[0]) % len(colours), colours)
     elif target.kind == "multiclass":
@@ -219,12 +219,12 @@ def _tint(picture: np.ndarray, numbers: np.ndarray, picks: np.ndarray, colours: 
 
 
 def _scattered(numbers: np.ndarray) -> np.ndarray:
-    """Hash instance numbers, so that those of neighbours, which are often next to each other, get far apart."""
+    """Hash instance numbers, so that neighbours, which often have consecutive numbers, get different colours."""
     return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)).astype(np.int64)
 
 
 def _edges(numbers: np.ndarray) -> np.ndarray:
-    """Pixels beside one of another number."""
+    """Return the pixels beside a pixel with another number."""
     edge = np.zeros(numbers.shape, bool)
     across, down = numbers[:, 1:] != numbers[:, :-1], numbers[1:] != numbers[:-1]
     edge[:, 1:] |= across
@@ -235,14 +235,14 @@ def _edges(numbers: np.ndarray) -> np.ndarray:
 
 
 def _fitting(shape: Sequence[int], step: Sequence[float], size: int) -> tuple[int, int]:
-    """Height and width of a plane in pixels, the longer one `size`, in the proportions of the spacing."""
+    """Return height and width of a plane in pixels, the longer one `size`, in the proportions of the spacing."""
     extent = [length * width for length, width in zip(shape, step)]
     height, width = (max(1, round(side * size / max(extent))) for side in extent)
     return height, width
 
 
 def _repeated(length: int, pixels: int) -> np.ndarray:
-    """Which voxel each pixel shows along an axis that grows to some pixels; every voxel where it shrinks."""
+    """Return the voxel of each pixel along an axis that is enlarged; every voxel if the axis is reduced."""
     pixels = max(pixels, length)
     return np.arange(pixels) * length // pixels
 
@@ -255,7 +255,7 @@ def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def target_colours(targets: Mapping[str, Target]) -> dict[str, np.ndarray]:
-    """Return the colours of each target, (n, 3): one, or one for each class, or seven to tell instances apart."""
+    """Return the colours of each target, (n, 3): one, or one per class, or seven to distinguish instances."""
     colours, used = {}, 0
     for name, target in targets.items():
         classes = target.out_channels - (target.kind == "multiclass")
@@ -292,7 +292,7 @@ def _class_names(target: Target) -> Sequence[str]:
 def _arrange(
     tiles: Sequence[tuple[str, np.ndarray]], legend: Sequence[tuple[str, Any]], tile: int, per_row: int
 ) -> Any:
-    """Put the pictures into rows, each row as high as its highest picture, and the legend below."""
+    """Arrange the pictures in rows, each as high as its highest picture, with the legend below."""
     from PIL import Image, ImageDraw, ImageFont
 
     rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
@@ -337,7 +337,7 @@ def _legend_lines(legend: Sequence[tuple[str, Any]], width: int, font: Any) -> l
 
 
 def _shorten(text: str, width: int, font: Any) -> str:
-    """Leave out the middle of a caption that is too wide: both the name's start and the plane tell volumes apart."""
+    """Omit the middle of a caption that is too wide, since the start of the name and the plane identify the view."""
     if font.getlength(text) <= width:
         return text
     head, tail = text[: len(text) // 2], text[len(text) // 2 :]

@@ -1,4 +1,4 @@
-"""`make demo`: make a phantom, train on it, predict a roll never seen, score it, leave pictures to look at."""
+"""`make demo`: makes a phantom, trains on it, predicts and scores another roll, and writes pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from volumen.config.experiment_file import SECTION_NAMES
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.sample_keys import mask_key
 
-# By name: as the main module it would be called otherwise and be as quiet as other libraries.
+# An explicit name: as the main module it would have another name and be as quiet as other libraries.
 logger = logging.getLogger("volumen.cli.demo")
 
 
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Run the steps one after the other, each as the command that a user would type.
+    """Run the steps in sequence, each as the command that a user would type.
 
-    A second run finds the phantom, the finished training and the finished prediction, and leaves them as they are.
+    A second run reuses the phantom, the finished training and the finished prediction.
 
     Returns:
         0, or the exit code of the first command that failed.
@@ -72,13 +72,13 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) -> Path:
-    """Draw truth and prediction of every target in the middle of a volume that was never trained on.
+    """Draw truth and prediction of every target in the middle of a volume that was not trained on.
 
     Args:
-        data: a data folder, labelled everywhere.
+        data: a data folder with labels everywhere.
         checkpoint: the trained network.
         path: the GIF to write.
-        size: voxels along each side of what is drawn.
+        size: voxels along each side of the drawn part.
 
     Returns:
         The path.
@@ -97,7 +97,7 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
     image = case.image.read(whole)
     labels: dict[Hashable, Any] = {name: label.read(whole) for name, label in case.labels.items()}
     truths = DeriveTargetsd(config.derived_tasks, unit="voxel")({**labels, "spacing": case.spacing})
-    # Drawing takes what the network gives; a probability's logit stands for it.
+    # The drawing code expects the network's outputs, so probabilities are converted to logits.
     found = predict_array(predictor, image)
     found = {
         name: np.log(values + 1e-6) - np.log1p(1e-6 - values) if config.kinds[name] == "binary" else values
@@ -119,7 +119,7 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
 
 
 def run_command(words: list[str], options: argparse.Namespace) -> int:
-    """Run one command of `volumen` in this process, saying what would be typed."""
+    """Run one command of `volumen` in this process, and log the equivalent command line."""
     from volumen.cli.main import main as volumen
 
     logger.info("$ volumen %s", shlex.join(words))

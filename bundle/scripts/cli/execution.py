@@ -1,4 +1,4 @@
-"""Running a command so that a mistake is one line, a defect a short one, and a signal an exit code."""
+"""Runs a command and reports a user error or a defect in one line, and a signal by the exit code."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from volumen.utils.errors import VolumenError, find_cause
 logger = logging.getLogger(__name__)
 
 EXIT_DEFECT, EXIT_USER_ERROR, EXIT_INTERRUPT = 1, 2, 130
-#: Names the folder in which each of several processes leaves its last line for their parent, `engines.processes`.
-TOLD = "VOLUMEN_TOLD"
+#: Environment variable: folder in which each of several processes writes its last line for the parent,
+#: `volumen.cli.processes`.
+MESSAGE_FOLDER = "VOLUMEN_TOLD"
 
 
 def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """Run a command and turn what it raises into a line on stderr and an exit code.
+    """Run a command and convert an exception to one line on stderr and an exit code.
 
     Args:
-        command: takes the options, returns an exit code.
-        options: has `verbose` and `quiet`.
+        command: called with the options, returns an exit code.
+        options: options with `verbose` and `quiet`.
 
     Returns:
-        The command's exit code; 2 for a mistake the user can mend, 1 for a defect, 130 for Ctrl-C.
+        The command's exit code; 2 for an error that the user can correct, 1 for a defect, 130 for Ctrl-C.
     """
     set_up_logging(verbose=options.verbose, quiet=options.quiet)
     try:
         return command(options)
     except KeyboardInterrupt:
-        _tell(EXIT_INTERRUPT, "stopped by Ctrl-C")
+        _report(EXIT_INTERRUPT, "stopped by Ctrl-C")
         return EXIT_INTERRUPT
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_DEFECT
@@ -47,15 +48,15 @@ def run_guarded(command: Callable[[argparse.Namespace], int], options: argparse.
         if options.verbose:
             traceback.print_exc()
         code, line = explain(error)
-        _tell(code, line)
+        _report(code, line)
         return code
 
 
 def leave(code: int) -> None:
     """End this process with an exit code.
 
-    One of several processes that did not succeed ends at once: what it shares with the others may be gone, and tidying
-    up would wait for it. Its files are written.
+    If one of several processes failed, it ends at once: cleaning up would wait for resources shared with the other
+    processes, which may have ended. All files are written by then.
     """
     if code and "RANK" in os.environ:
         sys.stdout.flush()
@@ -65,8 +66,8 @@ def leave(code: int) -> None:
 
 
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Send our messages to stderr in a short form, and keep the libraries' own quiet unless asked."""
-    # Of several processes that train together the first one tells what they do and what they find.
+    """Log our messages to stderr in a short form, and silence those of libraries unless `verbose`."""
+    # Of several processes that train together, only the first one logs.
     other = os.environ.get("RANK", "0") != "0"
     quiet = quiet or other
     level = logging.ERROR if other else logging.WARNING if quiet else logging.INFO
@@ -79,21 +80,21 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     root.setLevel(level if verbose else logging.WARNING)
     logging.getLogger("volumen").setLevel(level)
     logging.captureWarnings(True)
-    # What tifffile logs of a damaged file, the reader raises as an error of ours.
+    # The reader raises an error of ours for the damage that tifffile logs.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     if quiet:
-        # What tqdm reads as its default for `disable`.
+        # tqdm reads its default of `disable` from this variable.
         os.environ["TQDM_DISABLE"] = "1"
     if not verbose:
         warnings.filterwarnings("ignore")
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
-        # Ignite and MONAI log every exception that passes through them; we report it in one line.
+        # Ignite and MONAI log every exception that passes through them, but we report it in one line.
         logging.getLogger("ignite").setLevel(logging.CRITICAL)
         logging.getLogger("monai").setLevel(logging.CRITICAL)
 
 
 class _Formatter(logging.Formatter):
-    """Time and message; the level too where it is a warning or worse."""
+    """Formats time and message, with the level from warnings on."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -108,10 +109,10 @@ class _Formatter(logging.Formatter):
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code for an error, and the line that tells a person what is wrong.
+    """Return the exit code for an error, and the line that describes it.
 
     Args:
-        error: what a command raised, as it came through the libraries.
+        error: exception of a command, possibly wrapped by libraries.
     """
     cause = find_cause(error)
     if isinstance(cause, VolumenError):
@@ -138,17 +139,17 @@ def _explain_os_error(error: OSError) -> str:
     return f"{where}: {error.strerror or error}"
 
 
-def _tell(code: int, line: str) -> None:
-    """Say a line, or have the parent of several processes say it, once for all of them."""
-    folder = os.environ.get(TOLD)
+def _report(code: int, line: str) -> None:
+    """Report an error line, or let the parent of several processes report it once for all of them."""
+    folder = os.environ.get(MESSAGE_FOLDER)
     if folder and "RANK" in os.environ:
         entry = json.dumps([time.monotonic(), code, line])
         with suppress(OSError):
             Path(folder, os.environ["RANK"]).write_text(entry)
             return
-    say(line)
+    print_error(line)
 
 
-def say(line: str) -> None:
-    """Write the one line that a command which failed has for a person."""
+def print_error(line: str) -> None:
+    """Write the error line of a failed command to stderr."""
     sys.stderr.write(f"volumen: {coloured('error:', 'bold red', sys.stderr)} {line}\n")

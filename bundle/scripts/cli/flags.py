@@ -12,7 +12,7 @@ from volumen.utils.errors import VolumenError
 
 
 class Once(argparse.Action):
-    """Stores a value that may be given once: of two paths, argparse would take the last and say nothing."""
+    """Stores a value and refuses a second one, because argparse would silently use the last."""
 
     def __call__(
         self,

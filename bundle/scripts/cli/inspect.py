@@ -1,4 +1,4 @@
-"""`volumen inspect`: what a data folder holds, and what would be trained on it."""
+"""`volumen inspect`: shows the content of a data folder, and the training that would run on it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from volumen.data.index.patch_index import PatchIndex
     from volumen.data.layout import OpenCase
 
-# Volumes listed one by one; a larger folder is summed up in a last line.
-_MOST_ROWS = 40
+# Largest number of listed volumes; a last line summarises the others.
+_MAX_ROWS = 40
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Print the tables, and write the contact sheet if one is asked for.
+    """Print the tables, and write the contact sheet if requested.
 
     Returns:
         0.
 
     Raises:
-        VolumenError: for anything wrong in the data or the settings.
+        VolumenError: the data or the settings are wrong.
     """
     from volumen.cli.contact_sheet import write_sheet
 
     sections, origin = experiment_sections(options)
     settings: dict[str, Any] = dict(sections)
-    # No run is continued here: what there is to resume lies in an output folder, which is not asked for.
+    # No run is resumed here: that would require an output folder, which is no argument of this command.
     nothing = {"resume": False, "checkpoint_path": None, "load_weights_only": False}
     settings["tr_setup"] = {**settings["tr_setup"], **nothing}
     config = ConfigManager(
@@ -68,7 +68,7 @@ def _try_losses(config: ConfigManager) -> None:
     """Try every loss on a tiny batch.
 
     Raises:
-        VolumenError: a loss cannot be trained on, with its key.
+        VolumenError: a loss cannot be trained; names its key.
     """
     from volumen.losses.multitask import MultiTaskLoss
 
@@ -82,10 +82,10 @@ def _try_losses(config: ConfigManager) -> None:
 
 
 def _check(config: ConfigManager, console: Console) -> None:
-    """Read all images, labels and masks, and say so.
+    """Read all images, labels and masks, and print the result.
 
     Raises:
-        VolumenError: some of it cannot be read; the parts are printed first.
+        VolumenError: some parts cannot be read; they are printed first.
     """
     from volumen.data.damage import find_damage
     from volumen.data.index.label_counts import default_threads
@@ -122,7 +122,7 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
     table = make_table(f"{config.layout.root} ({config.layout.format})", columns)
     rows = np.array([case for case, _ in index.regions], int)[index.foreground.region]
     patches = np.bincount(rows, minlength=len(config.cases))
-    for number, case in enumerate(config.cases[:_MOST_ROWS]):
+    for number, case in enumerate(config.cases[:_MAX_ROWS]):
         shares = [
             f"{target} {_share(axes, case):.1%}"
             + f" (mask {_share(config.labelled_profiles[case.name][target], case):.1%})"
@@ -139,9 +139,9 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
             _part(config, case.name),
             str(patches[number]),
         )
-    if len(config.cases) > _MOST_ROWS:
-        rest = str(patches[_MOST_ROWS:].sum())
-        table.add_row(f"... and {len(config.cases) - _MOST_ROWS} more", *[""] * (len(columns) - 2), rest)
+    if len(config.cases) > _MAX_ROWS:
+        rest = str(patches[_MAX_ROWS:].sum())
+        table.add_row(f"... and {len(config.cases) - _MAX_ROWS} more", *[""] * (len(columns) - 2), rest)
     return table
 
 
@@ -180,7 +180,7 @@ def _target_table(config: ConfigManager) -> Any:
 
 
 def _labelled_share(config: ConfigManager, target: str, cases: Sequence[OpenCase]) -> str:
-    """Return the share of the voxels whose label is known: the masks' part; without a mask 0 is background."""
+    """Return the share of the voxels whose label is known: those inside masks; without a mask 0 is background."""
     ignored = config.ignore_labels.get(target)
     if ignored is not None and any(target not in case.masks for case in cases):
         return f"all but {ignored}"
@@ -214,7 +214,7 @@ def _classes_text(target: Target) -> str:
 
 
 def _index(config: ConfigManager) -> PatchIndex:
-    """Build the index just as training does, which then finds it in the cache."""
+    """Build the index with the training's parameters, so that training finds it in the cache."""
     from volumen.data.index.patches import find_valid_patches
 
     settings = config.dataset_config
@@ -248,15 +248,15 @@ def _patch_summary(config: ConfigManager, index: PatchIndex) -> str:
     what = "labelled" if all(case.masks for case in config.cases) else "foreground"
     if what == "foreground" and any(case.masks for case in config.cases):
         what = "labelled, or foreground where there is no mask"
-    asked = f"at least {settings.min_labeled_ratio:.0%} {what}"
+    condition = f"at least {settings.min_labeled_ratio:.0%} {what}"
     if len(index) and least < settings.min_labeled_ratio - 1e-3:
-        asked = f"at least {least:.1%} {what}, as none reaches {settings.min_labeled_ratio:.0%}"
+        condition = f"at least {least:.1%} {what}, as none reaches {settings.min_labeled_ratio:.0%}"
     background = f", {len(index.background)} of background" if settings.bg_sampling_enabled else ""
-    return f"{found} ({asked}){background}"
+    return f"{found} ({condition}){background}"
 
 
 def _memory_summary(config: ConfigManager) -> str:
-    """Estimate what training needs, from a forward pass's feature maps: no allocation, a rough guide."""
+    """Estimate the training's memory roughly from the feature maps of a forward pass, without allocation."""
     import torch
 
     from volumen.networks.multihead import MultiHeadDynUNet
@@ -267,7 +267,7 @@ def _memory_summary(config: ConfigManager) -> str:
     activations = _activation_bytes(
         network, (config.tr_config.batch_size, config.in_channels, *config.patch_size)
     )
-    # Weights, gradients and AdamW's two moments in float32, plus the feature maps kept for the backward pass.
+    # Weights, gradients and AdamW's two moments in float32, plus the feature maps stored for the backward pass.
     total = parameters * 16 + activations
     return (
         f"network: {parameters / 1e6:.1f} M parameters; training at batch {config.tr_config.batch_size} in float32"
@@ -278,19 +278,19 @@ def _memory_summary(config: ConfigManager) -> str:
 def _activation_bytes(network: Any, shape: tuple[int, ...]) -> int:
     import torch
 
-    kept = 0
+    stored = 0
 
     def count(_module: Any, _inputs: Any, output: Any) -> None:
-        nonlocal kept
+        nonlocal stored
         if isinstance(output, torch.Tensor):
-            kept += output.numel() * 4
+            stored += output.numel() * 4
 
     leaves = [module for module in network.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(count) for module in leaves]
     network(torch.empty(shape, device="meta"))
     for hook in hooks:
         hook.remove()
-    return kept
+    return stored
 
 
 def _share(axes: list[np.ndarray], case: OpenCase) -> float:

@@ -1,4 +1,4 @@
-"""Running the processes of one training from a parent that only waits and passes signals on."""
+"""Runs the processes of one training from a parent that only waits and forwards signals."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 def run_passing_signals(command: Sequence[str]) -> int:
-    """Run a launcher of processes and hand Ctrl-C and SIGTERM on to it; a terminal that closes counts as SIGTERM.
+    """Run a launcher of processes and forward Ctrl-C and SIGTERM to it; a closed terminal counts as SIGTERM.
 
-    It runs in a session of its own, so that a terminal's Ctrl-C reaches the training processes once, by way of the
-    launcher, rather than twice: a second signal means to leave at once. That second one goes to all of them.
+    The launcher runs in a separate session, so that Ctrl-C in a terminal reaches the training processes once, through
+    the launcher, rather than twice: a second signal means to end at once. A second signal goes to all processes.
 
     Args:
         command: the program and its arguments.
@@ -36,14 +36,14 @@ def run_passing_signals(command: Sequence[str]) -> int:
         pass_on()
 
     def pass_on() -> None:
-        # A signal may come within this too, and then leave nothing for the rest of it.
+        # A signal may interrupt this function too; the inner call then handles all pending signals.
         with suppress(IndexError):
             while process is not None:
                 _send(process, *waiting.popleft())
 
-    # Under nohup a closed terminal is to be ignored.
+    # nohup requires that a closed terminal is ignored.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    # Before the launcher starts: what comes meanwhile is kept for it.
+    # Before the launcher starts, so that earlier signals are stored and forwarded to it.
     former = {number: signal.signal(number, receive) for number in heard}
     try:
         process = subprocess.Popen(command, start_new_session=True)
@@ -58,12 +58,12 @@ def run_passing_signals(command: Sequence[str]) -> int:
 def _send(process: subprocess.Popen, number: int, first: bool) -> None:
     """Send a signal to the launcher if it is the first one, else to all of its processes."""
     if not hasattr(os, "killpg"):
-        # On Windows a terminal's Ctrl-C reaches all of its processes without our help.
+        # On Windows, Ctrl-C in a terminal reaches all of its processes anyway.
         if not first:
             process.kill()
         return
     passed = signal.SIGTERM if number == signal.SIGHUP else number
-    with suppress(ProcessLookupError):  # it has just ended
+    with suppress(ProcessLookupError):  # the process has just ended
         if first:
             process.send_signal(passed)
         else:

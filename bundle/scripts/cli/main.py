@@ -1,4 +1,4 @@
-"""The command `volumen`: argument parsing only. Heavy imports wait until a command runs."""
+"""The command `volumen`: parses arguments only. Slow imports happen when a command runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMMANDS = (
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the longest command, which argparse counts without its indentation."""
+    """Help formatter with space for the longest command, whose indentation argparse ignores."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog)
@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code.
 
     Args:
-        arguments: the words after `volumen`; None takes them from the command line.
+        arguments: the words after `volumen`; None: those of the command line.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+    if "_ARGCOMPLETE" in os.environ:  # a shell requests completions
         from volumen.cli.completion import complete
 
         complete(parser)
@@ -83,7 +83,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_completers(parser: argparse.ArgumentParser) -> None:
-    """Say what a shell may offer as values of options that take any text."""
+    """Define the completions of options that accept any text."""
     from volumen.cli import completion
 
     offers = {
@@ -93,7 +93,7 @@ def _add_completers(parser: argparse.ArgumentParser) -> None:
     }
     for action in parser._actions:
         if action.dest in offers:
-            # argcomplete's own way to attach a completer.
+            # argcomplete's way to attach a completer.
             action.completer = offers[action.dest]  # type: ignore[attr-defined]
 
 
@@ -107,7 +107,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `volumen train`. Options left out take the experiment file's value, else the default."""
+    """Add the options of `volumen train`. A missing option has the experiment file's value, else the default."""
     data = parser.add_argument_group("data and output")
     data.add_argument(
         "-i",
@@ -220,7 +220,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_command(commands: argparse._SubParsersAction, name: str, module: str, text: str) -> None:
-    """Add a command whose module has `add_<name>_arguments` and `run_<name>`, and imports nothing heavy."""
+    """Add a command whose module has `add_<name>_arguments` and `run_<name>`, and no slow imports."""
     code = import_module(module)
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     getattr(code, f"add_{name}_arguments")(parser)

@@ -1,6 +1,6 @@
-"""The parent of a training's processes on one machine: starts them, waits, and says once why they ended.
+"""The parent of a training's processes on one machine: starts them, waits, and reports once why they ended.
 
-python -m volumen.cli.processes COUNT WORDS...      runs `volumen WORDS...` in so many processes
+python -m volumen.cli.processes COUNT WORDS...      runs `volumen WORDS...` in COUNT processes
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from volumen.cli.execution import EXIT_DEFECT, EXIT_INTERRUPT, TOLD, say
+from volumen.cli.execution import EXIT_DEFECT, EXIT_INTERRUPT, MESSAGE_FOLDER, print_error
 
-#: Seconds that processes have after a signal to finish their step and save; a second signal ends them at once.
+#: Seconds after a signal in which processes must finish their step and save; a second signal ends them at once.
 GRACE = 600
 
 
-class Told(NamedTuple):
-    """What a process said when it ended."""
+class LastMessage(NamedTuple):
+    """The last message of a process before it ended."""
 
     time: float
     code: int
@@ -39,39 +39,39 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit code that the command would have in one process.
     """
-    # Torch's launcher logs a table of every process that ended; what it tells is said here in one line.
+    # Torch's launcher logs a table of every process that ended, which is reported here in one line.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
     with tempfile.TemporaryDirectory(prefix="volumen-") as folder:
-        os.environ[TOLD] = folder
+        os.environ[MESSAGE_FOLDER] = folder
         try:
             code, codes = 0, _run(int(words[0]), words[1:])
         except KeyboardInterrupt:
             code, codes = EXIT_INTERRUPT, {}
         except _Signalled as stop:
             code, codes = 128 + stop.number, {}
-        told = _read(Path(folder))
-    found, line = conclude(codes, told)
+        messages = _read(Path(folder))
+    found, line = conclude(codes, messages)
     if line:
-        say(line)
+        print_error(line)
     return code or found
 
 
-def conclude(codes: Mapping[int, int], told: Mapping[int, Told]) -> tuple[int, str]:
-    """Tell the cause from its consequences: processes that are left alone by one that ended fail as well.
+def conclude(codes: Mapping[int, int], messages: Mapping[int, LastMessage]) -> tuple[int, str]:
+    """Find the process that failed first, since the other processes fail as a consequence.
 
     Args:
         codes: exit code of each process that failed, by its number; negative for the signal that ended it.
-        told: what processes said.
+        messages: last message of each process, by its number.
 
     Returns:
-        The exit code for all of them, and the line to say; empty where there is nothing to add.
+        The exit code for all of them, and the line to report, which is empty if there is nothing to add.
     """
-    by_time = sorted(told.values())
+    by_time = sorted(messages.values())
     for entry in by_time:
         if entry.code not in (EXIT_DEFECT, 0):
             return entry.code, entry.line
-    # The launcher ends those that are left with SIGTERM, and those that hang with SIGKILL.
+    # The launcher ends the other processes with SIGTERM, and those that hang with SIGKILL.
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if killed:
         rank, number = min(killed.items())
@@ -79,7 +79,7 @@ def conclude(codes: Mapping[int, int], told: Mapping[int, Told]) -> tuple[int, s
             f"process {rank} was ended by {signal.Signals(number).name}, perhaps for want of memory; "
             "go on with --resume"
         )
-        return EXIT_DEFECT, line + (f" (process {min(told)}: {by_time[0].line})" if told else "")
+        return EXIT_DEFECT, line + (f" (process {min(messages)}: {by_time[0].line})" if messages else "")
     if by_time:
         return by_time[0].code, by_time[0].line
     ended = [128 - code if code < 0 else code for _, code in sorted(codes.items())]
@@ -87,7 +87,7 @@ def conclude(codes: Mapping[int, int], told: Mapping[int, Told]) -> tuple[int, s
 
 
 class _Signalled(Exception):
-    """The launcher got a signal and has handed it on."""
+    """The launcher received a signal and forwarded it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -102,7 +102,7 @@ def _run(count: int, words: Sequence[str]) -> dict[int, int]:
 
     from volumen.utils.threads import cores
 
-    # Their threads share the cores.
+    # The cores are divided among the processes.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -122,8 +122,8 @@ def _run(count: int, words: Sequence[str]) -> dict[int, int]:
     return {}
 
 
-def _read(folder: Path) -> dict[int, Told]:
-    return {int(path.name): Told(*json.loads(path.read_text())) for path in folder.iterdir()}
+def _read(folder: Path) -> dict[int, LastMessage]:
+    return {int(path.name): LastMessage(*json.loads(path.read_text())) for path in folder.iterdir()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bar of `volumen predict`: what is being made of which volume, and how far it is."""
+"""The progress bar of `volumen predict`: current volume, current pass, and progress."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from volumen.utils.progress import hidden
 
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
 _BESIDE = 48
-"""Columns for all but the description, with a bar of some ten."""
+"""Columns for everything except the description, with a bar of about ten columns."""
 
 
 class ProgressBar:
-    """One line at the end of a terminal, which goes when all is done; nothing where no terminal is.
+    """One line at the end of a terminal, which disappears at the end; nothing without a terminal.
 
-    Messages logged meanwhile come above it.
+    Messages that are logged meanwhile appear above it.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class ProgressBar:
         self._above.__exit__(*error)
 
     def __call__(self, name: str, count: int, total: int) -> None:
-        """Show how far it is, as `volumen.inference.predict.predict` tells it.
+        """Show the progress; called by `volumen.inference.predict.predict`.
 
         Args:
-            name: the volume's, followed by a comma and the pass where blocks are counted, not windows.
-            count: what is done.
-            total: all of it.
+            name: name of the volume, followed by a comma and the pass if blocks are counted rather than windows.
+            count: number of finished windows or blocks.
+            total: number of all windows or blocks.
         """
         if name != self._shown:
             self._close()
@@ -70,7 +70,7 @@ def _open(name: str, total: int) -> Any:
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a name with dots for its middle where it is longer than some characters, at least 9."""
+    """Return a name whose middle is replaced by dots if it is longer than `width` characters, at least 9."""
     width = max(width, 9)
     if len(name) <= width:
         return name

@@ -1,4 +1,4 @@
-"""`volumen package` and `volumen export`: flags in, requests out."""
+"""`volumen package` and `volumen export`: convert flags to requests."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         license=arguments.license,
     )
     for one in report.agreement:
-        told = ", ".join(f"{name} {difference:.1e}" for name, difference in one.difference.items())
-        logger.info("input %s: differs from the network by %s", by(one.shape), told)
+        differences = ", ".join(f"{name} {difference:.1e}" for name, difference in one.difference.items())
+        logger.info("input %s: differs from the network by %s", by(one.shape), differences)
     logger.info("%s: %s, %.1f MB", report.path, report.to, report.size / 1e6)
     return 0

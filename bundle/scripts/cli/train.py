@@ -1,4 +1,4 @@
-"""`volumen train`: flags and experiment file become overrides of the bundle's `train.yaml`, which is then run."""
+"""`volumen train`: converts flags and experiment file to overrides of the bundle's `train.yaml`, and runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Flag -> where its value belongs.
+# Flag -> section and key of its value.
 _FLAGS: dict[str, tuple[str, str]] = {
     "format": ("dataset_config", "format"),
     "train_split": ("tr_setup", "tr_val_split"),
@@ -42,7 +42,7 @@ _FLAGS: dict[str, tuple[str, str]] = {
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train as the options say.
+    """Train with the given options.
 
     Args:
         options: the parsed options of `volumen train`.
@@ -51,7 +51,7 @@ def run_train(options: argparse.Namespace) -> int:
         Exit code: 0 when training finished, 130 or 143 when a signal stopped it.
 
     Raises:
-        VolumenError: for anything wrong in the options, the experiment file or the data.
+        VolumenError: the options, the experiment file or the data are wrong.
     """
     if options.nproc < 1:
         raise VolumenError("--nproc", expected="at least 1", found=options.nproc)
@@ -73,7 +73,7 @@ def run_train(options: argparse.Namespace) -> int:
             overrides[key] = value
     for overlay in options.config_file:
         _check_overlay(overlay)
-    # Without this the bundle would choose a folder of its own, which may be the installed package.
+    # Otherwise the bundle would choose a default folder, which may be the installed package.
     overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
     if options.tracking:
         check_tracking(options.tracking)
@@ -94,10 +94,10 @@ def check_early(sections: Mapping[str, Mapping[str, Any]], origin: str) -> None:
 
 
 def check_tracking(tracking: str) -> None:
-    """Refuse `--tracking` where the tracker is not installed or the file of its settings is not there.
+    """Refuse `--tracking` if the tracker is not installed or the file of its settings does not exist.
 
     Raises:
-        VolumenError: saying what to install.
+        VolumenError: the package or the file is missing; names what to install.
     """
     from importlib.util import find_spec
 
@@ -111,8 +111,8 @@ def check_tracking(tracking: str) -> None:
 
 
 def _check_overlay(overlay: str) -> None:
-    """Refuse an overlay with experiment settings, which would be overridden without a word, unknown objects, or
-    changes inside of a copy.
+    """Refuse an overlay with experiment settings, which would be overridden silently, unknown objects, or changes
+    inside of a copy.
     """
     from monai.bundle import ConfigParser
 
@@ -156,7 +156,7 @@ def _refuse_inside_copy(config: Any, places: Sequence[str], where: str) -> None:
 
 
 def _targets(nest: Any) -> Iterator[str]:
-    """Yield the dotted name of every object that a config declares; names without a dot are MONAI's own."""
+    """Yield the dotted name of every object that a config declares; names without a dot are those of MONAI."""
     if isinstance(nest, Mapping):
         target = nest.get("_target_")
         if isinstance(target, str) and "." in target and target[0] not in "$@%":
@@ -167,7 +167,7 @@ def _targets(nest: Any) -> Iterator[str]:
 
 
 def _check_importable(target: str, overlay: str) -> None:
-    """Say which object of an overlay cannot be found, before MONAI says it in forty lines."""
+    """Report the object of an overlay that cannot be found in one line, before MONAI reports it in forty."""
     import pydoc
 
     remedy = "correct the name, install its package, or put its folder on PYTHONPATH"
@@ -203,7 +203,7 @@ def experiment_sections(options: argparse.Namespace) -> tuple[dict[str, dict[str
         options: parsed options with any of the flags.
 
     Returns:
-        All sections, and the name of the file to blame in errors.
+        All sections, and the name of the file for error messages.
     """
     sections = shipped_sections()
     origin = "settings"
@@ -234,7 +234,7 @@ def parse_patch_size(text: str) -> list[int]:
     """Read `192,192,192` (also with x or spaces).
 
     Raises:
-        VolumenError: if it is not two or three positive whole numbers.
+        VolumenError: the text is not two or three positive whole numbers.
     """
     parts = text.replace("x", ",").replace(" ", ",").strip("[]()").split(",")
     try:
@@ -249,13 +249,13 @@ def parse_patch_size(text: str) -> list[int]:
 
 
 def _set_losses(sections: dict[str, dict[str, Any]], words: Sequence[str]) -> None:
-    """Give every labelled target the losses of `--loss`; those still to be found too."""
+    """Set the losses of `--loss` for every labelled target, including targets that are found later in the data."""
     names = [name.strip(" []'\"") for word in words for name in word.split(",")]
     losses = [{"name": name} for name in names if name]
     sections["tr_config"]["losses"] = losses
     for section in (sections["dataset_config"], sections["model_config"]):
         targets = section.get("targets") or {}
-        if isinstance(targets, Mapping):  # anything else is refused with the section
+        if isinstance(targets, Mapping):  # any other type is refused with the section
             section["targets"] = {name: _with_losses(entry, losses) for name, entry in targets.items()}
 
 

@@ -96,13 +96,13 @@ class OpenedData:
     def cases(self) -> list[OpenCase]:
         """The opened volumes, checked against each other."""
         from volumen.data.block_cache import BLOCKS
-        from volumen.data.layout import tell_remarks
+        from volumen.data.layout import log_remarks
 
         if self.given_cases is not None:
             return self.given_cases
         BLOCKS.resize(self.settings.chunk_cache_mib * 2**20)
         cases = self._open(self.settings.ome_zarr_resolution)
-        tell_remarks(cases)
+        log_remarks(cases)
         return cases
 
     def _open(self, level: int) -> list[OpenCase]:

@@ -113,7 +113,7 @@ def detect_label_kind(
         cases: the opened volumes.
         in_channels: image channels.
         origin: the file the entry comes from, for errors.
-        cache_dir: folder in which the values of labels are kept, or None.
+        cache_dir: folder that caches the values of labels, or None.
 
     Returns:
         Kind (binary, multiclass, multilabel, distance), channels, and what is learned of instances, if any.
@@ -251,7 +251,7 @@ def check_classes(
         reading: how its labels are read.
         config: its checked entry.
         cases: the opened volumes.
-        cache_dir: folder in which the values of labels are kept, or None.
+        cache_dir: folder that caches the values of labels, or None.
 
     Raises:
         VolumenError: names the label's file and the value.
@@ -298,11 +298,11 @@ def check_finite(images: Sequence[Volume], *, cache_dir: Path | None = None) -> 
 
     fractions = [image for image in images if np.dtype(image.dtype).kind == "f"]
     with (
-        Records.of(cache_dir, "nonfinite values", fractions) as kept,
+        Records.of(cache_dir, "nonfinite values", fractions) as records,
         growing_bar("finite values") as bar,
     ):
         for image in fractions:
-            found = count_nonfinite(image, num_threads=default_threads(), kept=kept, bar=bar)
+            found = count_nonfinite(image, num_threads=default_threads(), records=records, bar=bar)
             if found.total:
                 raise VolumenError(
                     image.path,
@@ -321,9 +321,12 @@ def _values_of_each(
     from volumen.data.records import Records
     from volumen.utils.progress import growing_bar
 
-    with Records.of(cache_dir, "label values", labels) as kept, growing_bar("label values") as bar:
+    with Records.of(cache_dir, "label values", labels) as records, growing_bar("label values") as bar:
         for label in labels:
-            yield label, label_values(label, most=most, num_threads=default_threads(), kept=kept, bar=bar)
+            yield (
+                label,
+                label_values(label, most=most, num_threads=default_threads(), records=records, bar=bar),
+            )
 
 
 def _classes(

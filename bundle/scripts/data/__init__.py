@@ -1,1 +1,1 @@
-"""Volumes as a user brings them: the folder's layout, names that belong together, damage, fingerprints, caches."""
+"""The user's volumes: folder layout, pairing by name, damaged data, fingerprints, caches."""

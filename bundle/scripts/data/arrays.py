@@ -1,4 +1,4 @@
-"""Cases from arrays that a Python program holds, without copying them."""
+"""Makes cases from arrays in memory, without copying them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def cases_from_arrays(
     Args:
         images: arrays by name: (Z, Y, X) or (Y, X), or with channels first, (C, Z, Y, X). An array of three axes is
             (Z, Y, X), unless its label has two.
-        labels: for each image's name its integer arrays by target, of the image's spatial shape.
-        masks: for each image's name its arrays by target; not 0 where the label counts.
+        labels: by image name, then by target: integer arrays with the image's spatial shape.
+        masks: by image name, then by target: arrays that are not 0 where the label is valid.
         spacing: voxel size per spatial axis; None: unknown.
-        targets: targets to use; None: all that some image has.
+        targets: targets to use; None: every target that at least one image has.
         allow_unlabeled: whether images may lack the label of a target.
-        rules: what the settings say of labels, by target.
+        rules: how the settings describe the storage of labels, by target.
 
     Raises:
-        VolumenError: no image, names without an image, a missing label, or shapes that do not fit.
+        VolumenError: there is no image, a name belongs to no image, a label is missing, or shapes do not fit.
     """
     if not images:
         raise VolumenError("images", expected="at least one array", found="none")

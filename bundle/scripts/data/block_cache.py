@@ -1,4 +1,4 @@
-"""A bounded store of decoded blocks, shared by all volumes of a process."""
+"""A cache of decoded blocks with a size limit, shared by all volumes of a process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ DEFAULT_BYTES = 128 * 2**20
 
 
 class BlockCache:
-    """Keeps the most recently used decoded blocks, up to a number of bytes.
+    """Stores the most recently used decoded blocks, up to a number of bytes.
 
     A patch rarely ends where a stored block ends, so its neighbours need the same blocks again.
-    Blocks are marked read-only: callers copy what they hand out.
+    Blocks are marked read-only, so callers must copy the values that they return.
 
     Args:
-        max_bytes: memory that the blocks may take together; 0 keeps none.
+        max_bytes: memory that all blocks together may take; 0 stores none.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -34,7 +34,7 @@ class BlockCache:
 
     @property
     def largest(self) -> int:
-        """Size of the largest block that is kept: half of the bound."""
+        """Size of the largest block that is stored: half of the limit."""
         return self._max_bytes // 2
 
     @property
@@ -42,9 +42,9 @@ class BlockCache:
         return self._bytes
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the block of a key, made by `make` where it is not kept.
+        """Return the block of a key; `make` computes it if it is not stored.
 
-        Two threads that miss at once both make it. A block larger than `largest` is not kept.
+        Two threads that miss the block at the same time both compute it. A block larger than `largest` is not stored.
         """
         block = self.find(key)
         if block is None:
@@ -53,7 +53,7 @@ class BlockCache:
         return block
 
     def find(self, key: Hashable) -> np.ndarray | None:
-        """Return the block of a key if it is kept."""
+        """Return the block of a key, or None if it is not stored."""
         with self._lock:
             block = self._blocks.get(key)
             if block is not None:
@@ -61,7 +61,7 @@ class BlockCache:
             return block
 
     def keep(self, key: Hashable, block: np.ndarray) -> None:
-        """Keep a block, unless it is larger than `largest`."""
+        """Store a block, unless it is larger than `largest`."""
         if block.nbytes > self.largest:
             return
         block.flags.writeable = False
@@ -75,7 +75,7 @@ class BlockCache:
                 self._bytes -= oldest.nbytes
 
     def resize(self, max_bytes: int) -> None:
-        """Change the bound; blocks beyond it are dropped."""
+        """Change the limit and drop the oldest blocks beyond it."""
         with self._lock:
             self._max_bytes = max_bytes
             while self._bytes > max_bytes:

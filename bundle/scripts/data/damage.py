@@ -1,4 +1,4 @@
-"""Stored data that cannot be read, found before a training or a prediction comes to them."""
+"""Finds stored data that cannot be read, before a training or a prediction needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from volumen.utils.errors import VolumenError
 from volumen.utils.progress import hidden
 from volumen.utils.threads import in_threads
 
-# What reading may raise: our own line, the system, and a library about content that it does not understand.
+# Errors that reading may raise: ours, those of the system, and those of a library that cannot decode the content.
 UNREADABLE = (VolumenError, OSError, ValueError, RuntimeError)
 
 
@@ -20,9 +20,9 @@ class Damage(NamedTuple):
     """A part of a volume that cannot be read.
 
     Attributes:
-        path: of the volume.
+        path: path of the volume.
         region: the part, in voxels.
-        reason: what reading it said, in one line.
+        reason: message of the error that reading it raised, in one line.
     """
 
     path: str
@@ -30,17 +30,17 @@ class Damage(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Return a line for people."""
+        """Return one readable line."""
         if self.path in self.reason:
             return self.reason
         return f"{self.path}: voxels {box_text(box_of(self.region))}: {self.reason}"
 
 
 def find_damage(volumes: Sequence[Volume], *, num_threads: int = 1, progress: bool = False) -> list[Damage]:
-    """Read all that is stored of some volumes, once, and return what of it cannot be read.
+    """Read every stored block of some volumes once, and return the parts that cannot be read.
 
-    Chunks that are not stored, which hold the fill value, are not damage. A damaged part is as small as the storage:
-    one chunk of a zarr array, one page or tile of a TIFF.
+    A chunk that is not stored holds the fill value and is not damage. A damaged part is as small as the storage
+    allows: one chunk of a zarr array, one page or tile of a TIFF.
 
     Args:
         volumes: opened volumes.
@@ -69,7 +69,7 @@ def find_damage(volumes: Sequence[Volume], *, num_threads: int = 1, progress: bo
 
 
 def _damage_in(volume: Volume, region: Region) -> Iterator[Damage]:
-    """Yield what cannot be read of a part of a volume that begins with a chunk: those of its chunks."""
+    """Yield the chunks that cannot be read of a part of a volume; the part begins at the border of a chunk."""
     try:
         volume.read(region)
         return

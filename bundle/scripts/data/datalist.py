@@ -1,7 +1,8 @@
-"""Images and labels as MONAI lists them: one dictionary a case, in place of a folder with `images/` and `labels/`.
+"""Lists of images and labels in MONAI's form: one dictionary per case, instead of a folder with `images/`, `labels/`.
 
-A case reads `{"image": path, "label": path}` for one target. Several targets have the keys `label_<target>`, masks
-`mask` (for all targets) or `mask_<target>`. MONAI Label, federated learning and Auto3DSeg know the first two keys.
+A case with one target is `{"image": path, "label": path}`. Several targets have the keys `label_<target>`. The key of a
+mask is `mask` (for all targets) or `mask_<target>`. MONAI Label, federated learning and Auto3DSeg use the keys `image`
+and `label`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ IMAGE, LABEL, MASK = "image", "label", "mask"
 
 
 class CaseItems(Sequence[dict[str, str]]):
-    """The cases of one part of an experiment's split as such dictionaries, found when they are first asked for.
+    """The cases of one part of an experiment's split as such dictionaries, computed at first use.
 
     Args:
-        find: gives the cases and the names of the targets.
+        find: returns the cases and the names of the targets.
     """
 
     def __init__(self, find: Callable[[], tuple[Sequence[Case], Sequence[str]]]) -> None:
@@ -57,7 +58,7 @@ class CaseItems(Sequence[dict[str, str]]):
 
 
 def case_item(case: Case, targets: Sequence[str]) -> dict[str, str]:
-    """Return a case as a dictionary; `label` is the first target that it has a label of."""
+    """Return a case as a dictionary; `label` is the label of the first target that has one."""
     labelled = [target for target in targets if target in case.labels]
     item = {IMAGE: case.image}
     if labelled:
@@ -78,13 +79,13 @@ def layout_of(
     """Return the layout that a list of dictionaries describes.
 
     Args:
-        items: see the module; other keys are passed over.
+        items: dictionaries as described in the module; other keys are ignored.
         root: folder of relative paths; None for the working directory.
-        target: what the target of the key `label` is called.
-        where: names the list in errors.
+        target: name of the target of the key `label`.
+        where: name of the list in errors.
 
     Raises:
-        VolumenError: an empty list, an entry without an image or a label, or two entries with one image.
+        VolumenError: the list is empty, an entry lacks an image or a label, or two entries have the same image.
     """
     if not items:
         raise VolumenError(where, expected="a list of {image: path, label: path}", found="an empty list")
@@ -134,7 +135,7 @@ def _path(value: Any, where: str, root: str | None) -> str:
 
 
 def _free_name(image: str, taken: Container[str]) -> str:
-    """Return an image's name, with a number where an image of another folder has the same."""
+    """Return an image's name, followed by a number if an image of another folder has the same name."""
     base = split_suffix(image.rstrip("/").rsplit("/", 1)[-1])[0]
     name, number = base, 2
     while name in taken:

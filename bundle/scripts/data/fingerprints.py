@@ -1,4 +1,4 @@
-"""Short hashes that change with the content of a file, folder or array, and one that knows a copy again."""
+"""Short hashes that change with the content of a file, folder or array, and a digest that is equal for a copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_ENTRIES = 200_000
 
 
 def digest(parts: Iterable[object]) -> str:
-    """Hash the text of some values, a line each, to 32 hexadecimal digits; they need not fit in memory."""
+    """Hash the text of some values, one per line, to 32 hexadecimal digits; they need not fit in memory."""
     hashed = hashlib.blake2b(digest_size=16)
     for number, part in enumerate(parts):
         hashed.update((f"\n{part}" if number else str(part)).encode())
@@ -28,7 +28,7 @@ def digest(parts: Iterable[object]) -> str:
 
 
 def file_fingerprint(path: Path, *details: object) -> str:
-    """Hash size, modification time and the first 64 KiB of a file; not its name, so a moved file keeps it."""
+    """Hash size, modification time and first 64 KiB of a file; not its name, so that moving it changes nothing."""
     # A file object would allocate the whole head for each of thousands of small files.
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -42,7 +42,7 @@ def file_fingerprint(path: Path, *details: object) -> str:
 def folder_fingerprint(folder: Path, *details: object) -> str:
     """Hash names, sizes and modification times of all files below a folder.
 
-    After 200,000 files the rest counts by the modification times of its folders only.
+    After 200,000 files, only the modification times and numbers of files of the remaining folders enter the hash.
     """
     return digest(chain(_entries(folder), details))
 
@@ -62,7 +62,7 @@ def _entries(folder: Path) -> Iterator[str]:
 
 
 def array_fingerprint(array: Any) -> str:
-    """Hash an array in memory whole; a lazy one by its token (dask), else never the same."""
+    """Hash all values of an array in memory, or the token of a lazy one (dask); another lazy array is never equal."""
     header = (array.shape, array.dtype)
     if isinstance(array, np.ndarray):
         checksum = 0
@@ -74,29 +74,29 @@ def array_fingerprint(array: Any) -> str:
 
 
 def fingerprint_of(volume: Any) -> str:
-    """Return `volume.fingerprint()`, found out once for each opened volume."""
+    """Return `volume.fingerprint()`, computed once for each opened volume."""
     with _LOCK:
-        known = _KNOWN.get(volume)
+        known = _FINGERPRINTS.get(volume)
     if known is None:
         known = volume.fingerprint()
         with _LOCK:
-            _KNOWN[volume] = known
+            _FINGERPRINTS[volume] = known
     return known
 
 
-_KNOWN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_FINGERPRINTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
 def content_digests(volumes: Mapping[str, Any], *, block: int = 32) -> dict[str, str]:
-    """Return digests by which volumes are known again wherever their files lie and whenever they were copied.
+    """Return digests that identify volumes independently of their paths and of the times of their files.
 
     Args:
         volumes: `Volume` by name.
         block: voxels per axis of the sample that is read from the middle of each volume.
 
     Returns:
-        SHA-256 in hexadecimal digits by name, of the shape, the type and the sample's bytes.
+        By name: SHA-256, in hexadecimal digits, of the shape, the type and the sample's bytes.
     """
     digests = {}
     for name, volume in sorted(volumes.items()):
@@ -104,9 +104,9 @@ def content_digests(volumes: Mapping[str, Any], *, block: int = 32) -> dict[str,
             slice(max(0, extent // 2 - block // 2), min(extent, extent // 2 + block // 2 + 1))
             for extent in volume.shape
         )
-        told = hashlib.sha256(f"{volume.channels} {volume.shape} {np.dtype(volume.dtype).name}".encode())
-        told.update(np.ascontiguousarray(volume.read(middle)).tobytes())
-        digests[name] = told.hexdigest()
+        hashed = hashlib.sha256(f"{volume.channels} {volume.shape} {np.dtype(volume.dtype).name}".encode())
+        hashed.update(np.ascontiguousarray(volume.read(middle)).tobytes())
+        digests[name] = hashed.hexdigest()
     return digests
 
 

@@ -1,4 +1,4 @@
-"""Where a grid of voxels lies in space: size, unit, place and direction of its axes."""
+"""The geometry of a voxel grid in space: voxel size, unit, origin and direction of its axes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LETTERS = ("IS", "PA", "LR")
 _SAME_SPACING = 1e-2
 _SAME_DEGREES = 0.5
 _SAME_VOXELS = 0.5 + 1e-3
-"""Half a voxel: levels of two pyramids of one volume differ by less where one takes means and one first voxels."""
+"""Half a voxel: levels of two pyramids differ by less if one averages voxels and the other takes the first one."""
 
 
 @dataclass(frozen=True)
 class AxisTurn:
-    """Array axes permuted, then reversed: axis `a` of the result is axis `order[a]` of the input.
+    """A permutation of array axes followed by reversals: axis `a` of the result is axis `order[a]` of the input.
 
     Args:
         order: a permutation of the spatial axes.
@@ -49,7 +49,7 @@ class AxisTurn:
         return tuple(values[self.order.index(axis)] for axis in range(len(self.order)))
 
     def source(self, region: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
-        """Return the region of the input that becomes a region of the result; `shape` is the input's."""
+        """Return the region of the input that becomes `region` of the result; `shape` is that of the input."""
         sizes = self.of_axes(shape)
         there = [
             slice(size - part.stop, size - part.start) if flip else part
@@ -58,14 +58,14 @@ class AxisTurn:
         return self.undo_axes(there)
 
     def apply(self, block: np.ndarray) -> np.ndarray:
-        """Return a view of a block (C, *space) with its axes turned."""
+        """Return a view of a block (C, *space) with its axes permuted and reversed."""
         turned = block.transpose(0, *(axis + 1 for axis in self.order))
         return turned[(slice(None), *(slice(None, None, -1 if flip else None) for flip in self.flips))]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The size of a grid's voxels and its place in space; axes are (Z, Y, X) or (Y, X) as in the array.
+    """The voxel size of a grid and its place in space; axes are (Z, Y, X) or (Y, X) as in the array.
 
     Args:
         spacing: size of a voxel per array axis, above 0, in `unit`; None where it is not known.
@@ -73,8 +73,8 @@ class Geometry:
         origin: centre of the first voxel, per axis of the space, in `unit`; None where it is not known.
         directions: (D, D), `directions[w][a]` is the component along axis w of the space of a unit step along
             array axis a; None where it is not known.
-        frame: what the axes of the space are, `GRID` or `PATIENT`. Places in two frames cannot be compared.
-        problem: what is wrong with the size that the file states, such as "a voxel size of 0 x 1 x 1", or None.
+        frame: meaning of the axes of the space, `GRID` or `PATIENT`. Places in different frames cannot be compared.
+        problem: the fault of the size that the file states, such as "a voxel size of 0 x 1 x 1", or None.
     """
 
     spacing: tuple[float, ...] | None = None
@@ -91,7 +91,7 @@ class Geometry:
 
     @property
     def orientation(self) -> str | None:
-        """Where each array axis runs to, such as "SAR" (superior, anterior, right); None outside patient space."""
+        """Direction of each array axis, such as "SAR" (superior, anterior, right); None outside patient space."""
         if self.directions is None or self.frame != PATIENT:
             return None
         ndim = len(self.directions)
@@ -103,7 +103,7 @@ class Geometry:
         return "".join(ends[axis] for axis in range(ndim))
 
     def matrix(self) -> np.ndarray:
-        """Return the (D + 1, D + 1) matrix from voxel indices to places; all must be known."""
+        """Return the (D + 1, D + 1) matrix from voxel indices to places; the grid must be placed (`is_placed`)."""
         ndim = len(self.spacing or ())
         result = np.eye(ndim + 1)
         result[:ndim, :ndim] = np.array(self.directions) * np.array(self.spacing)
@@ -111,14 +111,14 @@ class Geometry:
         return result
 
     def moved(self, start: Sequence[int]) -> Geometry:
-        """Return the geometry of a region that begins at a voxel, per array axis (may be negative)."""
+        """Return the geometry of a region whose first voxel is `start`, per array axis (may be negative)."""
         if not self.is_placed:
             return self
         there = self.matrix() @ np.array([*start, 1.0])
         return replace(self, origin=tuple(float(value) for value in there[:-1]))
 
     def turned(self, turn: AxisTurn, shape: Sequence[int]) -> Geometry:
-        """Return the geometry of the turned array; `shape` is that before."""
+        """Return the geometry of the array after `turn`; `shape` is its shape before."""
         if self.spacing is None:
             return self
         spacing = turn.of_axes(self.spacing)
@@ -130,7 +130,7 @@ class Geometry:
         return replace(self.moved(first), spacing=spacing, directions=_rows(columns))
 
     def in_unit(self, unit: str | None) -> Geometry:
-        """Return the geometry in another unit; unchanged where one of the two is not known."""
+        """Return the geometry in another unit; unchanged if one of the two units is not known."""
         if unit is None or self.unit is None or unit == self.unit:
             return self
         by = factor(self.unit, unit)
@@ -144,21 +144,21 @@ class Geometry:
         )
 
     def same_spacing(self, other: Geometry) -> bool:
-        """Whether the sizes agree to 1 %, or one is not known."""
+        """Return whether the voxel sizes agree to 1 %, or one of them is not known."""
         mine, its = self.spacing, other.in_unit(self.unit).spacing
         return mine is None or its is None or bool(np.allclose(mine, its, rtol=_SAME_SPACING, atol=0))
 
     def shift(self, other: Geometry) -> tuple[float, ...]:
-        """Return how far another grid's first voxel lies from this one's, in voxels per array axis."""
+        """Return the distance from this grid's first voxel to that of another grid, in voxels per array axis."""
         there = np.array([*(other.in_unit(self.unit).origin or ()), 1.0])
         return tuple(float(value) for value in (np.linalg.inv(self.matrix()) @ there)[:-1])
 
     def covers(self, other: Geometry) -> bool:
-        """Whether the first voxels of two grids with equal directions agree to half a voxel, and their sizes to 1 %."""
+        """Return whether two grids of equal directions agree: first voxels to half a voxel, voxel sizes to 1 %."""
         return self.same_spacing(other) and max(map(abs, self.shift(other))) <= _SAME_VOXELS
 
     def plain(self) -> dict[str, Any]:
-        """Return what is known as plain values, for `from_plain`."""
+        """Return the geometry as plain values, for `from_plain`."""
         return {
             "spacing": None if self.spacing is None else list(self.spacing),
             "unit": self.unit,
@@ -169,7 +169,7 @@ class Geometry:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Geometry:
-        """Return the geometry of `plain`."""
+        """Return the geometry that `plain` described."""
         spacing, origin, directions = (values.get(key) for key in ("spacing", "origin", "directions"))
         return cls(
             None if spacing is None else _floats(spacing),
@@ -197,14 +197,14 @@ def stated_geometry(
 ) -> Geometry:
     """Return the geometry that a file states, in one unit for all axes.
 
-    Sizes that are 0, negative, infinite or no numbers, and units that do not convert, count as unknown and are named in
-    `Geometry.problem`.
+    A size that is 0, negative, infinite or no number counts as unknown, and so does a unit that does not convert; the
+    fault is named in `Geometry.problem`.
 
     Args:
         sizes: size of a voxel per array axis; None where the file states none.
-        units: unit per axis, as of `unit_name`, or one for all.
+        units: unit per axis, as `unit_name` returns it, or one for all.
         origin: centre of the first voxel per axis of the space, in the units of the axes; None where not stated.
-        directions: (D, D), columns of length 1 per array axis; None for the array's own axes, where there is an origin.
+        directions: (D, D), one column of length 1 per array axis; None with an origin means the array's own axes.
         frame: `GRID` or `PATIENT`.
     """
     if sizes is None:
@@ -227,10 +227,10 @@ def stated_geometry(
 
 
 def directions_of(orientation: str) -> Geometry:
-    """Return a geometry of unit voxels whose array axes run as the letters of `Geometry.orientation` say.
+    """Return a geometry of unit voxels whose array axes have the directions of an orientation such as "SAR".
 
     Raises:
-        ValueError: no such letters.
+        ValueError: the letters are no orientation.
     """
     ndim = len(orientation)
     columns = np.zeros((ndim, ndim))
@@ -244,10 +244,10 @@ def directions_of(orientation: str) -> Geometry:
 
 
 def nearest_turn(reference: Geometry, other: Geometry) -> tuple[AxisTurn, float]:
-    """Return the turn after which another grid's axes run most nearly like those of a reference.
+    """Return the turn that aligns another grid's axes best with those of a reference.
 
     Returns:
-        The turn, and the largest angle in degrees that is left between two axes of the same number.
+        The turn, and the largest remaining angle between two corresponding axes, in degrees.
     """
     cosines = np.array(reference.directions).T @ np.array(other.directions)
     ndim = len(cosines)
@@ -257,8 +257,8 @@ def nearest_turn(reference: Geometry, other: Geometry) -> tuple[AxisTurn, float]
     return AxisTurn(order, tuple(value < 0 for value in chosen)), angle
 
 
-def runs_alike(angle: float) -> bool:
-    """Whether an angle of `nearest_turn` is that of rounded numbers."""
+def is_parallel(angle: float) -> bool:
+    """Return whether an angle of `nearest_turn` is small enough to be a rounding error."""
     return angle <= _SAME_DEGREES
 
 

@@ -1,7 +1,7 @@
-"""A folder of cached arrays: keyed by content, written atomically, rebuilt when damaged, bounded in size.
+"""A folder of cached arrays: keyed by content, written atomically, recomputed when damaged, limited in size.
 
-The folder is `$VOLUMEN_CACHE`, else `volumen/patches` in the user's cache folder; `VOLUMEN_CACHE=off` keeps
-nothing. What was not used for longest goes first once the folder holds more than `MAX_BYTES` or `MAX_FILES`.
+The folder is `$VOLUMEN_CACHE`, else `volumen/patches` in the user's cache folder; `VOLUMEN_CACHE=off` stores
+nothing. The least recently used files are removed once the folder holds more than `MAX_BYTES` or `MAX_FILES`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 2**30
 MAX_FILES = 1000
 _STALE_SECONDS = 86_400
-"""A temporary file this old was left by a process that was killed."""
+"""Age from which a temporary file counts as left by a killed process."""
 
 
 def default_cache_dir() -> Path | None:
-    """Return the user's folder for cached arrays, or None where `VOLUMEN_CACHE` says off or there is no home folder.
+    """Return the user's folder for cached arrays, or None if `VOLUMEN_CACHE` is off or there is no home folder.
 
-    A user without a home folder, as in a container that runs under a bare user id, is warned once.
+    Warns once if there is no home folder, as in a container that runs under a bare user id.
     """
     chosen = os.environ.get("VOLUMEN_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
@@ -47,7 +47,7 @@ def default_cache_dir() -> Path | None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Tell whether a folder is there, or can be made, and files can be written to it."""
+    """Return whether a folder exists or can be created, and files can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -66,7 +66,7 @@ def cache_path(folder: Path, key: Mapping[str, Any]) -> Path:
 
 
 def load_arrays(folder: Path, key: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    """Return the cached arrays, or None where there are none or the file is damaged (which is logged)."""
+    """Return the cached arrays, or None if there are none or the file is damaged (which is logged)."""
     path = cache_path(folder, key)
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -83,10 +83,10 @@ def load_arrays(folder: Path, key: Mapping[str, Any]) -> dict[str, np.ndarray] |
 
 
 def store_arrays(folder: Path, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays for a key: under a temporary name first, then renamed, so that no reader sees half a file.
+    """Write the arrays of a key: first under a temporary name, then renamed, so that no reader sees half a file.
 
-    Nothing waits for the disk: what a power cut damages is recomputed. A folder that cannot be written to, or a full
-    disk, is one warning: the index exists, only not on disk.
+    The file is not flushed to disk: one that a power cut damages is recomputed. A folder that cannot be written to,
+    or a full disk, causes one warning: the arrays then exist in memory only.
     """
     path = cache_path(folder, key)
     content: Any = {"key": np.frombuffer(_canonical(key), np.uint8), **arrays}
@@ -100,21 +100,21 @@ def store_arrays(folder: Path, key: Mapping[str, Any], arrays: Mapping[str, np.n
 
 @cache
 def _prune_once(folder: Path) -> None:
-    """Prune a folder once in this process: to look through it takes longer than to write a file to it."""
+    """Prune a folder once in this process, since listing it takes longer than writing a file to it."""
     prune(folder)
 
 
 def prune(
     folder: Path, *, keep: Path | None = None, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES
 ) -> None:
-    """Remove the files that were not used for longest until the folder is within its bounds.
+    """Remove the least recently used files until the folder is within its limits.
 
-    Files of other names stay. Another process may prune at the same time.
+    Files with other names are not touched. Another process may prune at the same time.
 
     Args:
-        folder: of cached arrays.
-        keep: a file that stays in any case.
-        max_bytes, max_files: the bounds.
+        folder: folder of cached arrays.
+        keep: a file that is never removed.
+        max_bytes, max_files: the limits.
     """
     now, total, count = time.time(), 0, 0
     entries = []
@@ -122,7 +122,7 @@ def prune(
         with suppress(OSError):
             status = path.stat()
             entries.append((status.st_mtime_ns, status.st_size, path))
-    # Newest first: what fits stays.
+    # Newest first: files within the limits stay.
     for modified, size, path in sorted(entries, reverse=True):
         if path.suffix == ".tmp":
             if now - modified / 1e9 > _STALE_SECONDS:
@@ -135,7 +135,7 @@ def prune(
 
 
 def _touch(path: Path) -> None:
-    with suppress(OSError):  # a folder that may only be read
+    with suppress(OSError):  # the folder is read-only
         os.utime(path)
 
 

@@ -1,4 +1,4 @@
-"""Whether the values of a label number objects, or classes."""
+"""Decides whether the values of a label are numbers of objects (instances) or classes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from volumen.data.formats.volumes import Volume
 from volumen.data.index.label_values import stored_regions
 
 _BLOCKS = 6
-"""Blocks of up to 4 million voxels that are looked at in a volume."""
-_MOST_PIECES = 1.5
-"""Pieces per value in a block up to which values number objects: some are cut by the block's border."""
+"""Number of blocks of up to 4 million voxels that are examined in a volume."""
+_MAX_COMPONENTS = 1.5
+"""Connected components per value in a block up to which values are instances; a block's border cuts some."""
 
 
-def pieces_per_value(label: Volume, ignore: int | None = None) -> float | None:
-    """Return the mean number of connected pieces of a value, in blocks all over a label.
+def components_per_value(label: Volume, ignore: int | None = None) -> float | None:
+    """Return the mean number of connected components per value, in blocks spread over a label.
 
-    An object is one piece; the voxels of a class lie in many places as a rule. Pieces are connected by faces, edges
-    or corners.
+    An object has one component; a class usually has many. Voxels are connected by faces, edges or corners.
 
     Args:
         label: integers of one channel.
-        ignore: value that means unknown.
+        ignore: label value that means unknown.
 
     Returns:
-        Pieces divided by values, both counted in each block and added up; None where no block has two values
-        besides 0.
+        Components divided by values, each summed over the blocks; None if no block has two values besides 0.
     """
     import cc3d
 
     regions, _ = stored_regions(label)
-    values = pieces = 0
+    values = components = 0
     step = max(1, len(regions) // _BLOCKS)
     for region in regions[: step * _BLOCKS : step]:
         block = label.read(region)[0]
@@ -46,17 +44,17 @@ def pieces_per_value(label: Volume, ignore: int | None = None) -> float | None:
         small = compact.reshape(block.shape).astype(np.uint32) + np.uint32(0 not in numbers)
         _, found = cc3d.connected_components(small, connectivity=8 if block.ndim == 2 else 26, return_N=True)
         values += foreground
-        pieces += found
-    return pieces / values if values else None
+        components += found
+    return components / values if values else None
 
 
 def look_like_instances(labels: Sequence[Volume], ignore: int | None = None, *, volumes: int = 3) -> bool:
-    """Tell whether each value of some labels is one connected piece: of the first ones that have two values."""
+    """Return whether each value is about one connected component, in the first labels that have two values."""
     found = []
     for label in labels:
-        pieces = pieces_per_value(label, ignore)
-        if pieces is not None:
-            found.append(pieces)
+        components = components_per_value(label, ignore)
+        if components is not None:
+            found.append(components)
         if len(found) == volumes:
             break
-    return bool(found) and max(found) <= _MOST_PIECES
+    return bool(found) and max(found) <= _MAX_COMPONENTS

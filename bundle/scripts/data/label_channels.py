@@ -1,7 +1,8 @@
-"""Labels and masks as programs save them: grey as RGB, with an alpha channel, in colours; read as one channel.
+"""Reads labels and masks that programs saved as RGB, with an alpha channel, or in colours, as one channel.
 
-What a label means must not depend on how its values were stored. A view of the stored volume is returned, with a
-`remark` that says what was recognised; it checks every region that it reads, since only a part is looked at before.
+The meaning of a label must not depend on how its values are stored. The functions return a view of the stored volume
+with a `remark` that describes the recognised form. The view checks every region that it reads, since recognition
+examines only a sample.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ logger = logging.getLogger(__name__)
 
 IGNORE_KEYS = ("ignore_label", "ignore_index", "ignore_value")
 _BLOCKS = 16
-"""Blocks of up to 4 million values that are looked at."""
+"""Number of blocks of up to 4 million values that are examined."""
 _COLOURS = 8
-"""Different colours that are listed at most."""
+"""Largest number of different colours that are listed."""
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What the settings say of how a target's labels are stored.
+    """How the labels of a target are stored, according to the settings.
 
     Args:
-        setting: name of the target's entry, for messages; "" for a mask.
-        separate: its channels are targets of their own, whatever they hold.
+        setting: name of the target's entry in the settings, for messages; "" for a mask.
+        separate: each channel is a separate target, whatever its values.
         channels: channels of the head, or None.
-        invert: 0 is the foreground.
-        unknown: label value that NaN stands for, or None.
+        invert: whether 0 is the foreground.
+        unknown: label value as which NaN is read, or None.
     """
 
     setting: str = ""
@@ -47,7 +48,7 @@ class LabelRule:
 
 
 def label_rule(name: str, entry: Mapping[str, Any]) -> LabelRule:
-    """Return what a target's entry, of an experiment or in a trained model's snapshot, says of its labels."""
+    """Return the rule of a target's entry, either of an experiment or of a trained model's snapshot."""
     return LabelRule(
         f"targets.{name}",
         separate=entry.get("kind") == "multilabel",
@@ -65,11 +66,11 @@ def open_label(
     ndim: int | None = None,
     rule: LabelRule | None = None,
 ) -> Volume:
-    """Open a label or a mask; one without levels may have been drawn at the image's level.
+    """Open a label or a mask; a volume without resolution levels is accepted, as it may match the image's level.
 
     Args:
         path, axes, level, ndim: see `open_volume`.
-        rule: what the settings say of it; None for a mask.
+        rule: how the settings describe its storage; None for a mask.
 
     Raises:
         VolumenError: as `open_volume` and `as_label`.
@@ -82,42 +83,42 @@ def open_label(
 
 
 def open_mask_file(path: Any, *, ndim: int | None = None) -> Volume:
-    """Open a mask of one channel, and say what was recognised; it counts where it is not 0.
+    """Open a mask of one channel and log the form that was recognised; voxels that are not 0 are inside the mask.
 
     Raises:
-        VolumenError: as `open_volume`, or its channels differ.
+        VolumenError: as `open_volume`, or the channels of the mask differ.
     """
     mask = one_channel(open_volume(path, ndim=ndim, labels=True), LabelRule())
     if mask.channels != 1:
         raise VolumenError(
             path, expected="a mask of 1 channel", found=f"{mask.channels}", remedy="save it as grey"
         )
-    mask = _said(mask, LabelRule())
+    mask = _with_file_remark(mask, LabelRule())
     if remark := getattr(mask, "remark", ""):
         logger.warning("%s: %s", path, remark)
     return NoNanMask(mask) if np.dtype(mask.dtype).kind == "f" else mask
 
 
 def as_label(volume: Volume, rule: LabelRule) -> Volume:
-    """Return a volume of integers with one channel for each target that the label holds.
+    """Return a volume of integers with one channel per target of the label.
 
     Args:
-        volume: what is stored.
-        rule: what the settings say of it.
+        volume: the stored volume.
+        rule: how the settings describe its storage.
 
     Raises:
-        VolumenError: colours, or an alpha channel that is not constant, of which nothing says what they mean.
+        VolumenError: it has colours, or an alpha channel that is not constant, and no setting states their meaning.
     """
     found = volume
     if volume.channels > 1 and not rule.separate:
         found = one_channel(volume, rule)
     if np.dtype(found.dtype).kind not in "ui":
         found = IntegralVolume(found, unknown=rule.unknown, setting=rule.setting)
-    return InvertedLabel(found, rule.unknown) if rule.invert else _said(found, rule)
+    return InvertedLabel(found, rule.unknown) if rule.invert else _with_file_remark(found, rule)
 
 
-def _said(volume: Volume, rule: LabelRule) -> Volume:
-    """Add what a file says of its values that may turn their meaning round."""
+def _with_file_remark(volume: Volume, rule: LabelRule) -> Volume:
+    """Add a remark if the file states that its values have an inverted meaning."""
     if getattr(volume, "samples", None) != "min-is-white":
         return volume
     setting = f"; {rule.setting}.invert: true reads it as foreground" if rule.setting else ""
@@ -125,30 +126,30 @@ def _said(volume: Volume, rule: LabelRule) -> Volume:
     return LabelView(volume, volume.channels, text)
 
 
-class _Follows(NamedTuple):
-    """What another channel must hold where the chosen one is not 0: None, the same; else this value, or 0 at 0."""
+class _ChannelRule(NamedTuple):
+    """Values that another channel must have: those of the chosen channel (None), or this value where it is not 0."""
 
     channel: int
     value: int | float | None
 
 
 class ChannelLabel(LabelView):
-    """One channel of a label whose other channels say nothing more.
+    """One channel of a label whose other channels contain no further information.
 
     Args:
-        volume: what is stored.
-        channel: the channel.
-        follows: what the colour channels beside it must hold.
-        constant: value that other channels must have everywhere, by channel.
-        remark: what was recognised.
-        rule: for the error where the channels do say more.
+        volume: the stored volume.
+        channel: index of the channel.
+        follows: the values that the other colour channels must have.
+        constant: by channel, the value that a channel must have everywhere.
+        remark: description of the recognised form.
+        rule: for the error if the channels do differ.
     """
 
     def __init__(
         self,
         volume: Volume,
         channel: int,
-        follows: Sequence[_Follows],
+        follows: Sequence[_ChannelRule],
         constant: dict[int, Any],
         remark: str,
         rule: LabelRule,
@@ -173,13 +174,13 @@ class ChannelLabel(LabelView):
         return block[self._channel : self._channel + 1].copy()
 
 
-class _Seen(NamedTuple):
-    """What a part of a volume holds.
+class _ValueSummary(NamedTuple):
+    """Summary of the values in a sample of a volume.
 
     Attributes:
-        colours: different values over all channels, at most one more than `_COLOURS`.
+        colours: distinct tuples of values over all channels, at most `_COLOURS` + 1.
         low, high: smallest and largest value per channel.
-        two_valued: per channel, whether it holds 0 and one other value at most.
+        two_valued: per channel, whether it has at most 0 and one other value.
     """
 
     colours: set[tuple[int | float, ...]]
@@ -189,11 +190,11 @@ class _Seen(NamedTuple):
 
 
 def one_channel(volume: Volume, rule: LabelRule) -> Volume:
-    """Return the one channel that says all, or the volume where its channels are targets of their own."""
+    """Return the channel that contains all information, or the volume if its channels are separate targets."""
     samples, channels = getattr(volume, "samples", None), volume.channels
     if channels not in (2, 3, 4) or (channels == 2 and samples != "grey+alpha"):
         return volume
-    seen = _look(volume)
+    seen = _summarize(volume)
     alpha = channels - 1 if samples in ("rgba", "grey+alpha") or _is_opaque(volume, seen) else None
     colour_channels = [channel for channel in range(channels) if channel != alpha]
     if len(colour_channels) > 3:
@@ -213,7 +214,7 @@ def one_channel(volume: Volume, rule: LabelRule) -> Volume:
         if len(colour_channels) > 1:
             keep = f" ({rule.setting}.kind: multilabel keeps them apart)" if rule.setting else ""
             remarks.append(f"grey saved as RGB: its 3 equal channels are read as one label{keep}")
-        follows = [_Follows(channel, None) for channel in colour_channels[1:]]
+        follows = [_ChannelRule(channel, None) for channel in colour_channels[1:]]
         return ChannelLabel(volume, 0, follows, constant, "; ".join(remarks), rule)
     declared = samples in ("rgb", "rgba")
     single = sorted(colour for colour in colours if any(colour))
@@ -232,7 +233,7 @@ def _one_colour(
 ) -> Volume:
     """Return the label of objects that are drawn in a single colour on black."""
     channel = int(np.argmax(colour))
-    follows = [_Follows(other, value) for other, value in enumerate(colour) if other != channel]
+    follows = [_ChannelRule(other, value) for other, value in enumerate(colour) if other != channel]
     remarks.append(f"drawn in one colour, {_text(colour)}, which is read as foreground")
     return ChannelLabel(volume, channel, follows, constant, "; ".join(remarks), rule)
 
@@ -260,21 +261,21 @@ def _choice(rule: LabelRule) -> str:
     )
 
 
-def _is_opaque(volume: Volume, seen: _Seen) -> bool:
-    """Whether the last of four channels without a name is an alpha channel: as large as its type can be, everywhere."""
+def _is_opaque(volume: Volume, seen: _ValueSummary) -> bool:
+    """Return whether the last of four unnamed channels is an alpha channel: the type's largest value everywhere."""
     dtype = np.dtype(volume.dtype)
     if volume.channels != 4 or getattr(volume, "samples", None) is not None or dtype.kind != "u":
         return False
     return bool(seen.low[-1] == seen.high[-1] == np.iinfo(dtype).max)
 
 
-def _look(volume: Volume) -> _Seen:
-    """Look at blocks all over a volume."""
+def _summarize(volume: Volume) -> _ValueSummary:
+    """Summarise the values in blocks spread over a volume."""
     from volumen.data.index.label_values import stored_regions
 
     regions, absent = stored_regions(volume)
     channels = volume.channels
-    # What is not stored holds the fill value in every channel.
+    # Blocks that are not stored have the fill value in every channel.
     fills = sorted(absent) if len(regions) or absent else [0]
     colours: set[tuple[int | float, ...]] = {(fill,) * channels for fill in fills}
     low: list[Any] = [fills[0] if fills else None] * channels
@@ -291,11 +292,11 @@ def _look(volume: Volume) -> _Seen:
                 values[channel] |= {least, most, *row[(row != least) & (row != most)][:1].tolist()}
         if len(colours) <= _COLOURS:
             colours |= _colours_of(flat)
-    return _Seen(colours, low, high, [len(found) <= 2 for found in values])
+    return _ValueSummary(colours, low, high, [len(found) <= 2 for found in values])
 
 
 def _colours_of(flat: np.ndarray) -> set[tuple[int | float, ...]]:
-    """Return different columns of (channels, voxels): all, or nine where there are more than eight."""
+    """Return the distinct columns of (channels, voxels): all, or nine if there are more than eight."""
     found: set[tuple[int | float, ...]] = set()
     left = flat
     while left.shape[1] and len(found) <= _COLOURS:

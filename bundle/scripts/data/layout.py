@@ -1,9 +1,9 @@
-"""The folder that a user brings, and the volumes in it.
+"""The user's data folder, and the volumes in it.
 
 data/
   images/  image1.zarr            one volume per image
   labels/  image1_ink.zarr        one volume per image and target
-  masks/   image1_ink.zarr        optional: where the target's label is to be believed
+  masks/   image1_ink.zarr        optional: where the target's label is valid
            image1_mask.zarr       (or image1.zarr) the same for all targets of the image
 """
 
@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from volumen.data.formats.axes import AmbiguousAxesError
-from volumen.data.formats.detection import SUFFIXES, is_hidden, is_url, local_path, unread_container
+from volumen.data.formats.detection import SUFFIXES, is_hidden, is_url, local_path, unsupported_container
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.volumes import Volume, open_volume
 from volumen.data.geometry import Geometry, nearest_turn
 from volumen.data.label_channels import LabelRule, open_label
 from volumen.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
-from volumen.data.pairing import Case, owner_of, pair_cases
-from volumen.data.placement import OBLIQUE_DEGREES, common_spacings, laid_over, refuse_impossible
+from volumen.data.pairing import Case, pair_cases, split_label_name
+from volumen.data.placement import OBLIQUE_DEGREES, aligned_to_grid, common_spacings, refuse_impossible
 from volumen.data.turned import TurnedVolume
 from volumen.utils.errors import VolumenError
 from volumen.utils.text import counted
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 FORMATS = (*SUFFIXES, "napari")
 _NAMED = "named <image>_<target>"
-UNLIKE_SIZES = 1.5
-"""Voxels of one folder that differ in size by more than this factor are a warning."""
+MAX_SIZE_RATIO = 1.5
+"""Voxel sizes within one folder that differ by more than this factor cause a warning."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class OpenCase:
-    """A case whose volumes are open (lazily) and have been checked against each other.
+    """A case whose volumes are open (lazily) and fit each other.
 
-    `spacing` has one value per spatial axis, (Z, Y, X) or (Y, X), in `unit`, the same for all cases of a folder; 1
-    where nothing is known.
+    `spacing` has one value per spatial axis, (Z, Y, X) or (Y, X), in `unit`, which is the same for all cases of a
+    folder; an unknown spacing is 1.
     """
 
     name: str
@@ -78,13 +78,13 @@ def discover(
 
     A label `<image>_<target>` belongs to the image with the longest name that fits, so both parts may contain
     underscores. Names are compared case-sensitively, after Unicode normalisation (NFC). An OME-Zarr image may
-    also carry labels in its own `labels/` group; a label of the same name in the folder comes first.
+    also contain labels in its own `labels/` group; a label of the same name in the folder takes precedence.
 
     Args:
         root: folder (or URL, for zarr) with `images/`, `labels/` and, optionally, `masks/`. With format
-            "napari" also a folder of layers that napari saved: `<image>.tif`, `<image>_<target>.tif`,
+            "napari" also a folder of layers saved by napari: `<image>.tif`, `<image>_<target>.tif`,
             `<image>_mask.tif`.
-        format: format of the images, "zarr", "tif", "nifti", "png" or "napari"; by default what `images/` holds.
+        format: format of the images, "zarr", "tif", "nifti", "png" or "napari"; by default that of `images/`.
         targets: targets to use; by default all that have a label.
         allow_unlabeled: accept images that lack the label of some target.
 
@@ -111,16 +111,16 @@ def open_cases(
 ) -> list[OpenCase]:
     """Open every volume of a layout and check that they fit each other.
 
-    Labels of a floating type are taken if their values are whole numbers, which is checked as they are read. A label
-    whose axes are stored in another order or direction than its image's is turned to it, and a case to the orientation
-    of the first one; what lies elsewhere in space is a warning.
+    Labels of a floating type are accepted if their values are whole numbers, which is checked when they are read. A
+    label whose axes have another order or direction than its image's is reoriented to the image, and each case to the
+    first case. A volume that lies elsewhere in space causes a warning.
 
     Args:
-        layout: what `discover` found.
+        layout: result of `discover`.
         axes: `dataset_config.axes`, see `open_volume`.
         level: `dataset_config.ome_zarr_resolution`.
-        spacing: voxel size per spatial axis, instead of the files' own.
-        rules: what the settings say of how labels are stored, by target.
+        spacing: voxel size per spatial axis, which overrides that of the files.
+        rules: how the settings describe the storage of labels, by target.
 
     Raises:
         VolumenError: a volume cannot be opened, or shapes, channels or spacing do not fit.
@@ -128,7 +128,7 @@ def open_cases(
     cases = [_open_case(case, axes, level, rules or {}) for case in layout.cases]
     check_same_kind(cases)
     cases = with_spacing(oriented(cases), spacing)
-    _tell_costs(cases)
+    _warn_of_costs(cases)
     return cases
 
 
@@ -136,7 +136,7 @@ def check_same_kind(cases: Sequence[OpenCase]) -> None:
     """Refuse cases that differ in dimensions or channels.
 
     Raises:
-        VolumenError: names the first image that differs from the first of all.
+        VolumenError: an image differs from the first one; names it.
     """
     first = cases[0].image
     for case in cases[1:]:
@@ -150,12 +150,12 @@ def check_same_kind(cases: Sequence[OpenCase]) -> None:
 
 
 def fit_label(image: Volume, label: Volume, *, mask: bool = False) -> Volume:
-    """Check a label or mask, as `as_label` returns them, against its image; return it turned to the image's axes.
+    """Check a label or mask from `as_label` against its image; return it reoriented to the image's axes.
 
     Raises:
-        VolumenError: its shape differs, or a mask has several channels.
+        VolumenError: the shape differs, or a mask has several channels.
     """
-    label = laid_over(label, image.geometry, image.shape, image.source)
+    label = aligned_to_grid(label, image.geometry, image.shape, image.source)
     if label.shape != image.shape:
         raise VolumenError(
             label.path,
@@ -174,8 +174,8 @@ def _kind(volume: Volume) -> str:
     return f"{len(volume.shape)}D with {counted(volume.channels, 'channel')}"
 
 
-def tell_remarks(cases: Sequence[OpenCase]) -> None:
-    """Say what was recognised in the labels and masks, such as grey saved as RGB: once for all that are alike."""
+def log_remarks(cases: Sequence[OpenCase]) -> None:
+    """Log the recognised forms of labels and masks, such as grey saved as RGB: one message per form."""
     files: dict[str, list[str]] = {}
     for case in cases:
         for volume in {id(v): v for v in (*case.labels.values(), *case.masks.values())}.values():
@@ -208,9 +208,9 @@ def _open_case(
 
 
 def oriented(cases: Sequence[OpenCase]) -> list[OpenCase]:
-    """Turn the cases whose axes run otherwise than those of the first one that says how its axes run.
+    """Reorient each case to the first one whose orientation is known.
 
-    Axes are permuted and reversed; what is left of a rotation is a warning from 10 degrees on.
+    Axes are permuted and reversed; a remaining rotation of 10 degrees or more causes a warning.
     """
     first = next((case.image for case in cases if case.image.geometry.is_placed), None)
     if first is None:
@@ -231,7 +231,7 @@ def oriented(cases: Sequence[OpenCase]) -> list[OpenCase]:
 
 
 def _oriented(case: OpenCase, first: Volume) -> OpenCase:
-    """Return a case with the axes of a volume; itself where they run alike, or nothing is known of them."""
+    """Return a case reoriented to a volume; unchanged if the orientations agree or one of them is not known."""
     own = case.image.geometry
     if not own.is_placed or own.frame != first.geometry.frame:
         return case
@@ -250,16 +250,16 @@ def _oriented(case: OpenCase, first: Volume) -> OpenCase:
 
 
 def with_spacing(cases: Sequence[OpenCase], spacing: Sequence[float] | None = None) -> list[OpenCase]:
-    """Give every case its voxel size: the setting, else what its image states, else what its labels state, else 1.
+    """Set the voxel size of every case: from the setting, else from its image, else from its labels, else 1.
 
     Sizes in different units are converted to that of the first case that states one.
 
     Args:
-        cases: the cases, turned alike.
+        cases: the cases, in the same orientation.
         spacing: `dataset_config.spacing`, or None.
 
     Raises:
-        VolumenError: the setting does not fit, or a file states a size of 0, below 0, infinite or no number.
+        VolumenError: the setting does not fit, or a size that a file states is 0, below 0, infinite or no number.
     """
     ndim = len(cases[0].image.shape)
     if spacing is not None:
@@ -276,12 +276,12 @@ def with_spacing(cases: Sequence[OpenCase], spacing: Sequence[float] | None = No
         [geometry.spacing for geometry in stated],
         [geometry.unit for geometry in stated],
     )
-    _warn_of_unlike(cases, sizes)
+    _warn_of_differing_sizes(cases, sizes)
     return [replace(case, spacing=size, unit=unit) for case, size in zip(cases, sizes, strict=True)]
 
 
 def _stated(case: OpenCase) -> Geometry:
-    """Return the geometry with the voxel size of a case, its image's before its labels'."""
+    """Return the geometry that states the voxel size of a case; that of the image takes precedence over the labels'."""
     for volume in (case.image, *case.labels.values()):
         refuse_impossible(volume, "correct the file, or set dataset_config.spacing")
         if volume.geometry.spacing is not None:
@@ -289,13 +289,13 @@ def _stated(case: OpenCase) -> Geometry:
     return Geometry()
 
 
-def _warn_of_unlike(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]]) -> None:
-    """Warn of volumes whose voxels have another size than those of the first: nothing is resampled."""
+def _warn_of_differing_sizes(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]]) -> None:
+    """Warn if voxel sizes differ from that of the first volume, since nothing is resampled."""
     first = np.array(sizes[0])
     unlike = [
         case.image.source
         for case, size in zip(cases, sizes, strict=True)
-        if max(max(first / size), max(size / first)) > UNLIKE_SIZES
+        if max(max(first / size), max(size / first)) > MAX_SIZE_RATIO
     ]
     if unlike:
         more = f" and {len(unlike) - 1} more" if len(unlike) > 1 else ""
@@ -304,24 +304,24 @@ def _warn_of_unlike(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]
             unlike[0],
             more,
             cases[0].image.source,
-            UNLIKE_SIZES,
+            MAX_SIZE_RATIO,
         )
 
 
 def _open_image(case: Case, axes: str | None, level: int) -> Volume:
-    """Open an image; where its shape can be read in two ways, its label may know the number of dimensions."""
+    """Open an image; if its shape is ambiguous, its label may determine the number of dimensions."""
     try:
         return open_volume(case.image, axes=axes, level=level)
     except AmbiguousAxesError:
         if not case.labels:
             raise
-        rule = LabelRule(separate=True)  # its shape alone is asked for
+        rule = LabelRule(separate=True)  # only its shape is required
         label = open_label(next(iter(case.labels.values())), level=level, rule=rule)
         return open_volume(case.image, level=level, ndim=len(label.shape))
 
 
-def _tell_costs(cases: Sequence[OpenCase]) -> None:
-    """Warn of what makes reading slow or images empty, though it is legal."""
+def _warn_of_costs(cases: Sequence[OpenCase]) -> None:
+    """Warn of legal properties of files that make reading slow or images empty."""
     from volumen.data.block_cache import BLOCKS
     from volumen.data.formats.nifti_volume import NiftiVolume
     from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
@@ -357,7 +357,7 @@ def _tell_costs(cases: Sequence[OpenCase]) -> None:
 
 
 def _stored(volume: Any) -> Any:
-    """Return the volume that a view reads from, or a volume itself."""
+    """Return the volume that a view reads from, or the volume itself if it is no view."""
     while isinstance(volume, IntegralVolume | TurnedVolume):
         volume = volume.volume
     return volume
@@ -372,11 +372,13 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
         refuse_file(root, f"give the folder that holds images/ and labels/, with labels {_NAMED}")
         refuse_file(images_folder, "put the images into a folder of this name")
         raise VolumenError(root, "has no images/ folder", remedy=_hint(root))
-    wanted = "tif" if format == "napari" else format
+    requested = "tif" if format == "napari" else format
     listed = list_volumes(images_folder)
-    images = _volumes(listed) if wanted is None else [entry for entry in listed if entry.format == wanted]
+    images = (
+        _volumes(listed) if requested is None else [entry for entry in listed if entry.format == requested]
+    )
     if not images:
-        _refuse_empty(images_folder, wanted, listed)
+        _refuse_empty(images_folder, requested, listed)
     kinds = sorted({entry.format for entry in images})
     if len(kinds) > 1:
         raise VolumenError(
@@ -385,7 +387,7 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
             found=" and ".join(kinds),
             remedy=f"pass --format {kinds[0]}, or convert the others",
         )
-    _refuse_twins(images)
+    _refuse_duplicate_names(images)
     labels, masks = (_prefer(_list(child(root, name)), kinds[0]) for name in ("labels", "masks"))
     taken = {entry.name for entry in labels}
     return images, labels + [entry for entry in _group_labels(images) if entry.name not in taken], masks
@@ -394,18 +396,18 @@ def _entries(root: str, format: str | None) -> tuple[list[Entry], list[Entry], l
 def _list(folder: str) -> list[Entry]:
     if folder_exists(folder):
         return _volumes(list_volumes(folder))
-    # Passing over what stands in its place would train without masks, and say nothing.
+    # Ignoring a file of that name would silently train without masks.
     refuse_file(folder, "put the volumes into a folder of this name")
     return []
 
 
 def _volumes(entries: list[Entry]) -> list[Entry]:
-    """Pass over PNG files beside volumes of other formats: they are pictures of them."""
+    """Ignore PNG files beside volumes of other formats: they are pictures of these volumes."""
     return [entry for entry in entries if entry.format != "png"] or entries
 
 
 def _prefer(entries: list[Entry], format: str) -> list[Entry]:
-    """Of two entries with one name, keep only those of the images' format, and say so."""
+    """Of two entries with one name, retain only those of the images' format, and log this."""
     preferred = {entry.name: entry.path for entry in entries if entry.format == format}
     left_out = [entry for entry in entries if entry.format != format and entry.name in preferred]
     for entry in left_out:
@@ -426,14 +428,14 @@ def _group_labels(images: list[Entry]) -> list[Entry]:
 
 
 def _split_layers(root: str) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Tell images, labels and masks apart in a folder of layers that napari saved: by their names alone."""
+    """Distinguish images, labels and masks by name in a folder of layers saved by napari."""
     listed = list_volumes(root)
     entries = [entry for entry in listed if entry.format == "tif"]
     if not entries:
         _refuse_empty(root, "tif", listed)
     names = {entry.name for entry in entries}
-    images = [entry for entry in entries if owner_of(entry.name, names) is None]
-    _refuse_twins(images)
+    images = [entry for entry in entries if split_label_name(entry.name, names) is None]
+    _refuse_duplicate_names(images)
     rest = [entry for entry in entries if entry not in images]
     masks = [entry for entry in rest if entry.name.endswith("_mask")]
     return images, [entry for entry in rest if entry not in masks], masks
@@ -455,19 +457,19 @@ def _hint(root: str) -> str:
     return f"put the images into images/ and their labels, {_NAMED}, into labels/"
 
 
-def _refuse_empty(folder: str, wanted: str | None, listed: list[Entry]) -> None:
+def _refuse_empty(folder: str, requested: str | None, listed: list[Entry]) -> None:
     names = [name for name in names_in(folder) if not is_hidden(name)]
-    kinds = [wanted] if wanted else list(SUFFIXES)
+    kinds = [requested] if requested else list(SUFFIXES)
     endings = ", ".join(ending for kind in kinds for ending in SUFFIXES[kind])
     found = f"only {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "an empty folder"
-    unread = next((error for error in map(unread_container, names) if error is not None), None)
-    if unread is not None and not listed:
-        raise VolumenError(folder, f"holds no image that is read: {unread}")
+    unsupported = next((error for error in map(unsupported_container, names) if error is not None), None)
+    if unsupported is not None and not listed:
+        raise VolumenError(folder, f"holds no image that is read: {unsupported}")
     remedy = f"pass --format {listed[0].format}" if listed else "add images, or convert them"
     raise VolumenError(folder, expected=f"images ({endings})", found=found, remedy=remedy)
 
 
-def _refuse_twins(images: Iterable[Entry]) -> None:
+def _refuse_duplicate_names(images: Iterable[Entry]) -> None:
     seen: dict[str, str] = {}
     for entry in images:
         if entry.name in seen:

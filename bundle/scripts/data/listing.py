@@ -1,4 +1,4 @@
-"""Which volumes a folder holds, on disk or at a URL."""
+"""Lists the volumes of a folder on disk or at a URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from volumen.data.formats.detection import (
     split_suffix,
     stack_files,
     stack_order,
-    unread_container,
+    unsupported_container,
 )
 from volumen.utils.errors import VolumenError, file_fault
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """A volume in a folder: its name without ending (Unicode NFC), its format, its path or URL."""
+    """A volume in a folder: its name without suffix (Unicode NFC), its format, and its path or URL."""
 
     name: str
     format: str
@@ -34,20 +34,20 @@ class Entry:
 
 
 def list_volumes(folder: str) -> list[Entry]:
-    """List what a folder holds that looks like a volume, sorted by name.
+    """List the volumes in a folder, sorted by name; suffix and content decide what is a volume.
 
-    Hidden files, what file servers add (`@eaDir`) and files of other kinds are passed over; a warning names zipped
-    zarr and N5 containers. Links are followed.
+    Hidden files, folders of file servers (`@eaDir`) and files of other kinds are ignored; a warning names zipped zarr
+    and N5 containers. Links are followed.
 
     Raises:
-        VolumenError: the folder or one of its volumes may not be read, or a link leads nowhere.
+        VolumenError: permission to read the folder or one of its volumes is missing, or a link is broken.
     """
     entries = _remote_entries(folder) if is_url(folder) else _local_entries(Path(folder))
     return sorted(entries, key=lambda entry: (entry.name, entry.path))
 
 
 def folder_exists(folder: str) -> bool:
-    """Tell whether there is such a folder."""
+    """Return whether a folder exists, on disk or at a URL."""
     if is_url(folder):
         return bool(_remote_names(folder))
     try:
@@ -57,10 +57,10 @@ def folder_exists(folder: str) -> bool:
 
 
 def refuse_file(folder: str, remedy: str) -> None:
-    """Refuse a file, or a link that leads nowhere, where a folder is expected; nothing at all is not refused here.
+    """Refuse a file or a broken link where a folder is expected; a missing folder is not refused here.
 
     Raises:
-        VolumenError: names it.
+        VolumenError: it is a file or a broken link; names it.
     """
     if not is_url(folder) and os.path.lexists(folder) and not Path(folder).is_dir():
         found = "a file" if Path(folder).exists() else "a link that leads nowhere"
@@ -102,7 +102,7 @@ def _local_entries(folder: Path) -> Iterator[Entry]:
 
 
 def _folder_entry(path: Path) -> tuple[str, str | None]:
-    """Return name and format of a folder without an ending: a zarr, or slices; no format for anything else."""
+    """Return name and format of a folder without suffix: a zarr or a stack of slices, else no format."""
     if path.is_dir():
         if is_zarr_folder(path):
             return path.name, "zarr"
@@ -112,11 +112,11 @@ def _folder_entry(path: Path) -> tuple[str, str | None]:
 
 
 def _is_left_out(name: str, path: str) -> bool:
-    """Tell whether an entry is a container that is not read, and warn of it."""
-    unread = unread_container(name)
-    if unread is not None:
-        logger.warning("%s is left out: %s", path, unread)
-    return unread is not None
+    """Return whether an entry is a container of an unsupported kind, and warn of it."""
+    unsupported = unsupported_container(name)
+    if unsupported is not None:
+        logger.warning("%s is left out: %s", path, unsupported)
+    return unsupported is not None
 
 
 def _forbidden(folder: object) -> VolumenError:
@@ -143,7 +143,7 @@ def _remote_names(folder: str) -> list[str]:
 
 
 def _remote_items(folder: str) -> list[tuple[str, bool]]:
-    """List the names at a URL, each with whether it is a folder."""
+    """List the names at a URL, each with a flag that is true for a folder."""
     try:
         import fsspec
     except ImportError:

@@ -1,4 +1,4 @@
-"""Cases from the layers of an open napari viewer, without copying their arrays."""
+"""Makes cases from the layers of an open napari viewer, without copying their arrays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cases_from_viewer(
         viewer: a napari viewer, or anything with `layers` that have `name`, `data` and `scale`.
         targets: targets to use; by default all that have a layer.
         allow_unlabeled: accept images that lack the layer of some target.
-        rules: what the settings say of labels, by target; the channels of a layer are always targets of their own.
+        rules: how the settings describe labels, by target; the channels of a layer are always separate targets.
 
     Raises:
         VolumenError: a layer is missing or its shape does not fit.
@@ -104,7 +104,7 @@ def _label_volume(layer: Any, image: Volume) -> Volume:
 
 
 def _geometry(layer: Any, ndim: int) -> Geometry:
-    """Return where a layer lies in the viewer, without what napari rotates or shears."""
+    """Return the geometry of a layer in the viewer, without napari's rotation and shear."""
     units = getattr(layer, "units", None)
     scale = getattr(layer, "scale", None)
     return viewer_geometry(
@@ -118,13 +118,13 @@ def _geometry(layer: Any, ndim: int) -> Geometry:
 def viewer_geometry(
     scale: Sequence[float], translate: Sequence[float] | None, unit: str | None, ndim: int
 ) -> Geometry:
-    """Return the geometry of a napari layer; an axis of negative scale runs backwards.
+    """Return the geometry of a napari layer; an axis of negative scale is reversed.
 
     Args:
         scale: voxel size per axis of the layer.
         translate: place of the first voxel per axis of the layer; None: 0.
-        unit: of both, as napari calls it.
-        ndim: spatial axes, the last ones of the layer.
+        unit: unit of both, as napari names it.
+        ndim: number of spatial axes, which are the last axes of the layer.
     """
     sizes = [float(value) for value in scale][-ndim:]
     place = [0.0] * ndim if translate is None else [float(value) for value in translate][-ndim:]

@@ -1,4 +1,4 @@
-"""How many values of an image are NaN or infinite, counted block by block."""
+"""Counts the NaN and infinite values of an image, block by block."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from volumen.utils.threads import in_threads
 
 
 class Nonfinite(NamedTuple):
-    """What was found.
+    """Result of the count.
 
     Attributes:
         total: values that are NaN or infinite, over all channels.
-        first: voxel of the first one in the order of reading, in spatial axes; empty where there is none.
+        first: spatial index of the first such voxel in reading order; empty if there is none.
     """
 
     total: int
@@ -31,7 +31,7 @@ def count_nonfinite(
     image: Volume,
     *,
     num_threads: int = 1,
-    kept: Records | None = None,
+    records: Records | None = None,
     bar: Any | None = None,
 ) -> Nonfinite:
     """Count the NaN and infinite values of an image in one pass; images of whole numbers are not read.
@@ -39,21 +39,21 @@ def count_nonfinite(
     Args:
         image: a volume; chunks that are not stored are not read.
         num_threads: threads that read.
-        kept: records of "nonfinite values" in which the result is kept until the image changes, or None.
+        records: records of "nonfinite values" that store the result until the image changes, or None.
         bar: progress bar whose total grows by the blocks to read, or None.
     """
     if np.dtype(image.dtype).kind != "f":
         return Nonfinite(0)
     key: dict[str, str] = {}
-    if kept is not None and kept.enabled:
+    if records is not None and records.enabled:
         key = {"nonfinite values": fingerprint_of(image)}
-        known = kept.get(key)
+        known = records.get(key)
         if known is not None:
             return Nonfinite(int(known["count"]), tuple(int(voxel) for voxel in known["first"]))
     count, first = 0, np.zeros(0, np.int64)
     regions, absent = stored_regions(image)
     if not all(math.isfinite(value) for value in absent):
-        regions = Blocks(image.shape, regions.size)  # what is not stored counts too
+        regions = Blocks(image.shape, regions.size)  # blocks that are not stored count too
     if bar is not None:
         grow(bar, len(regions))
     for found, voxel in in_threads(lambda region: _in_block(image, region), regions, num_threads):
@@ -62,8 +62,8 @@ def count_nonfinite(
         count += found
         if bar is not None:
             bar.update()
-    if kept is not None:
-        kept.put(key, {"count": np.array(count), "first": first})
+    if records is not None:
+        records.put(key, {"count": np.array(count), "first": first})
     return Nonfinite(count, tuple(int(voxel) for voxel in first))
 
 

@@ -1,4 +1,4 @@
-"""Which label and which mask belong to which image, told by their names."""
+"""Pairs labels and masks with images by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from volumen.utils.errors import VolumenError
 logger = logging.getLogger(__name__)
 
 _ALL = "mask"
-"""What follows the image's name in the name of a mask that holds for every target."""
+"""Suffix of the name of a mask that is valid for every target."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ def pair_cases(
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """Pair images, labels and masks by name; return the cases and the sorted targets.
 
-    A label is called `<image>_<target>`, a mask `<image>_<target>`, or `<image>` or `<image>_mask` if it is
-    for all targets. Of several images that fit, the longest name wins, given targets before others.
+    A label has the name `<image>_<target>`. A mask has the name `<image>_<target>`, or `<image>` or `<image>_mask`
+    if it is for all targets. If several images fit, those that leave a requested target take precedence, then the
+    longest name.
 
     Args:
-        where: what holds the labels, named in errors.
+        where: place of the labels, named in errors.
         images: all images, names unique.
         labels: all labels.
         masks: all masks.
@@ -48,7 +49,7 @@ def pair_cases(
         allow_unlabeled: accept images that lack the label of some target.
 
     Raises:
-        VolumenError: a label is missing or doubled, or a name fits nothing but nearly does.
+        VolumenError: a label is missing or occurs twice, or a name fits no image but is similar to one that does.
     """
     names = dict.fromkeys(image.name for image in images)
     paired = _pair_labels(labels, names, targets)
@@ -69,18 +70,18 @@ def pair_cases(
     return cases, chosen
 
 
-def owner_of(
+def split_label_name(
     name: str, images: Collection[str], targets: Sequence[str] | None = None
 ) -> tuple[str, str] | None:
     """Split the name of a label into image and target by the longest image name that fits.
 
     Args:
         name: name of the label.
-        images: names of the images; of many, a set or the keys of a dictionary.
+        images: names of the images; use a set or dictionary if there are many.
         targets: an image that leaves one of these as target is preferred.
 
     Returns:
-        Image and target, None if the name begins with no image's name and an underscore.
+        Image and target; None if the name does not begin with an image's name and an underscore.
     """
     ends = [position for position, letter in enumerate(name[:-1]) if letter == "_"]
     fits = [name[:end] for end in ends if name[:end] in images]
@@ -97,13 +98,13 @@ def _pair_labels(
 ) -> dict[str, dict[str, str]]:
     paired: dict[str, dict[str, str]] = {image: {} for image in images}
     for entry in entries:
-        if entry.name in paired and owner_of(entry.name, images) is None:
+        if entry.name in paired and split_label_name(entry.name, images) is None:
             raise VolumenError(
                 entry.path,
                 "names no target: a label is called <image>_<target>",
                 remedy=f"rename it {entry.name}_<target>",
             )
-        owner = owner_of(entry.name, images, targets)
+        owner = split_label_name(entry.name, images, targets)
         if owner is None:
             _report_orphan(entry, images)
         else:
@@ -114,11 +115,11 @@ def _pair_labels(
 def _pair_masks(
     entries: Sequence[Entry], images: Collection[str], found: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """Return each image's masks by target, under "" the one for all targets."""
+    """Return each image's masks by target; the key "" is the mask for all targets."""
     paired: dict[str, dict[str, str]] = {image: {} for image in images}
     known = [*found, _ALL, *(f"{target}_{_ALL}" for target in found)]
     for entry in entries:
-        owner = owner_of(entry.name, images, known)
+        owner = split_label_name(entry.name, images, known)
         if entry.name in paired and (owner is None or owner[1] not in known):
             _add(paired[entry.name], "", entry)
         elif owner is None:
@@ -150,7 +151,7 @@ def _add(paths: dict[str, str], target: str, entry: Entry) -> None:
 
 def _report_orphan(entry: Entry, images: Collection[str]) -> None:
     folded = {image.casefold(): image for image in images}
-    similar = owner_of(entry.name.casefold(), folded)
+    similar = split_label_name(entry.name.casefold(), folded)
     if similar is not None:
         image = folded[similar[0]]
         raise VolumenError(
@@ -174,7 +175,7 @@ def _choose(where: str, found: list[str], targets: Sequence[str] | None) -> tupl
 
 
 def _spread(paths: dict[str, str], targets: Sequence[str]) -> dict[str, str]:
-    """Give the mask for all targets to each that has none of its own."""
+    """Use the mask for all targets for each target that has no separate mask."""
     masks = {target: paths.get(target, paths.get("")) for target in targets}
     return {target: path for target, path in masks.items() if path is not None}
 

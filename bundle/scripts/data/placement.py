@@ -1,4 +1,4 @@
-"""Whether two volumes lie in the same place of space, and what is done where they do not."""
+"""Checks whether two volumes lie at the same place in space, and reorients or warns if they do not."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from statistics import median
 
 from volumen.data.formats.volumes import Volume
-from volumen.data.geometry import Geometry, nearest_turn, runs_alike
+from volumen.data.geometry import Geometry, is_parallel, nearest_turn
 from volumen.data.turned import TurnedVolume
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
 OBLIQUE_DEGREES = 10.0
-"""Scans of one kind may be inclined against each other by less than this, in degrees."""
+"""Rotation between two scans, in degrees, from which a warning is logged."""
 
 
-def laid_over(volume: Volume, geometry: Geometry, shape: Sequence[int], name: str) -> Volume:
-    """Return a volume as it lies over another one's grid, turned where its axes are stored otherwise.
+def aligned_to_grid(volume: Volume, geometry: Geometry, shape: Sequence[int], name: str) -> Volume:
+    """Return a volume reoriented to the axes of another grid, if their order or direction differs.
 
-    A volume that lies elsewhere, is turned by other angles, or has voxels of another size is returned as it is, with a
-    warning. Where one of the two does not say where it lies, only sizes are compared.
+    A volume that lies elsewhere, is rotated by other angles, or has another voxel size is returned unchanged, with a
+    warning. If the place of one of the two is not known, only voxel sizes are compared.
 
     Args:
         volume: a label, a mask or another prediction of the same image.
-        geometry: of the other grid.
-        shape: of the other grid.
-        name: of the other volume, for messages.
+        geometry: geometry of the other grid.
+        shape: shape of the other grid.
+        name: name of the other volume, for messages.
     """
     own = volume.geometry
     if not (own.is_placed and geometry.is_placed and own.frame == geometry.frame):
@@ -37,7 +37,7 @@ def laid_over(volume: Volume, geometry: Geometry, shape: Sequence[int], name: st
             )
         return volume
     turn, angle = nearest_turn(geometry, own)
-    if not runs_alike(angle):
+    if not is_parallel(angle):
         logger.warning(
             "%s lies elsewhere in space than %s: turned by %.1f degrees", volume.source, name, angle
         )
@@ -73,10 +73,10 @@ def _ways(one: Geometry, other: Geometry) -> str:
 
 
 def refuse_impossible(volume: Volume, remedy: str) -> None:
-    """Refuse a volume whose file states a voxel size that cannot be.
+    """Refuse a volume whose file states an impossible voxel size.
 
     Raises:
-        VolumenError: names the file and what it states.
+        VolumenError: the size is impossible; names the file and the size.
     """
     if volume.geometry.problem:
         raise VolumenError(
@@ -85,7 +85,7 @@ def refuse_impossible(volume: Volume, remedy: str) -> None:
 
 
 def warn_impossible(volume: Volume) -> None:
-    """Warn of a volume whose file states a voxel size that cannot be; it counts as unknown."""
+    """Warn of a volume whose file states an impossible voxel size; the size counts as unknown."""
     if volume.geometry.problem:
         logger.warning("%s: states %s, which counts as unknown", volume.source, volume.geometry.problem)
 
@@ -96,15 +96,15 @@ def common_spacings(
     units: Sequence[str | None],
     setting: str = "dataset_config.spacing",
 ) -> tuple[list[tuple[float, ...]], str | None]:
-    """Return the voxel sizes of several volumes in one unit, that of the first which states one.
+    """Return the voxel sizes of several volumes in the unit of the first volume that states one.
 
-    A volume that states no size is taken to have the median of the others, with a warning.
+    A volume without a size is assumed to have the median of the others, with a warning.
 
     Args:
-        names: what the volumes are called in warnings.
-        spacings: size per axis, or None where it is unknown; not of all of them.
-        units: unit of each, or None where it is unknown.
-        setting: what overrides the files.
+        names: names of the volumes in warnings.
+        spacings: size per axis, or None if it is unknown; at least one must be known.
+        units: unit of each volume, or None if it is unknown.
+        setting: name of the setting that overrides the files.
     """
     unit = next((unit for unit in units if unit is not None), None)
     converted: list[tuple[float, ...] | None] = []

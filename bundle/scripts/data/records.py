@@ -1,6 +1,7 @@
-"""Small cached arrays of many volumes, all of a data set in one file.
+"""Caches small arrays of many volumes in one file per data set.
 
-A file per volume costs more than reading a small image again: opening, renaming and flushing thousands of files.
+One file per volume would be slower than reading small images again, since thousands of files would be opened,
+renamed and flushed.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from volumen.data.formats.volumes import Volume
 from volumen.data.index_cache import load_arrays, store_arrays
 
 _SPARE = 1000
-"""Records of an earlier run that stay beside those of this one, at least."""
+"""Least number of records of earlier runs that are retained beside those of this run."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 class Records:
-    """Arrays by key, read from one file at first use and written back when the block ends, if some are new.
+    """Arrays by key, read from one file at first use; new ones are written to it at the end of the `with` block.
 
-    What an earlier run found and this one did not ask for stays, up to twice as many records as this one used.
+    Records of earlier runs that this run does not use are retained, up to twice as many as this run uses.
 
     Args:
-        folder: of the cache; None keeps nothing.
-        name: plain data that tells this file from others.
+        folder: folder of the cache; None stores nothing.
+        name: plain data that identifies the file.
 
     Example:
-        with Records.of(cache_dir, "label values", labels) as kept:
-            values = label_values(label, kept=kept)
+        with Records.of(cache_dir, "label values", labels) as records:
+            values = label_values(label, records=records)
     """
 
     def __init__(self, folder: Path | None, name: Mapping[str, Any]) -> None:
@@ -47,12 +48,12 @@ class Records:
 
     @classmethod
     def of(cls, folder: str | os.PathLike | None, what: str, volumes: Iterable[Volume]) -> Records:
-        """Return the records of one kind about the volumes of a data set, which is known by its folder.
+        """Return the records of one kind for the volumes of a data set, which is identified by its folder.
 
         Args:
-            folder: of the cache; None keeps nothing.
+            folder: folder of the cache; None stores nothing.
             what: kind of the records.
-            volumes: some of the data set, all of one kind (images, or labels).
+            volumes: some volumes of the data set, all of one kind (images, or labels).
         """
         paths = sorted({str(volume.source) for volume in volumes})
         return cls(None if folder is None else Path(folder), {"records": what, "of": _shared_folder(paths)})
@@ -63,12 +64,12 @@ class Records:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Also after an error or Ctrl-C: what was found until then need not be found again.
+        # Also after an error or Ctrl-C, so that the results until then need not be computed again.
         self.save()
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is kept, so that a key is worth making."""
+        """Whether records are stored; otherwise computing a key is useless."""
         return self.folder is not None
 
     def get(self, key: Mapping[str, Any]) -> Arrays | None:
@@ -86,13 +87,13 @@ class Records:
         return found
 
     def put(self, key: Mapping[str, Any], arrays: Arrays) -> None:
-        """Keep arrays for a key."""
+        """Store the arrays of a key."""
         if self.folder is not None:
             self._used[_text(key)] = dict(arrays)
             self._changed = True
 
     def save(self) -> None:
-        """Write the file, where something was put since the last time."""
+        """Write the file if `put` was called since the last time."""
         if self.folder is None or not self._changed:
             return
         earlier = [(key, arrays) for key, arrays in (self._earlier or {}).items() if key not in self._used]
@@ -117,7 +118,7 @@ def _shared_folder(paths: list[str]) -> str:
 
 
 def _pack(records: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
-    """Join records to two arrays: a table of contents as JSON, and the bytes of all arrays."""
+    """Join records into two arrays: a table of contents as JSON, and the bytes of all arrays."""
     contents = {
         key: [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
         for key, arrays in records.items()

@@ -1,7 +1,7 @@
-"""Voxels beyond the border of an image, as if a mirror stood in its outermost voxels.
+"""Pads an image beyond its border by reflection at its outermost voxels.
 
-Networks with instance normalisation divide by what they see: a window filled up with a constant has another mean and
-another deviation than the images that the network was trained on, a window filled up with reflected voxels has not.
+A network with instance normalisation divides by the statistics of its input. Padding with a constant changes mean and
+standard deviation compared with the training images; padding by reflection hardly does.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 
 
 def reflected_positions(start: int, count: int, size: int) -> np.ndarray:
-    """Return which voxel of an axis stands at each of `count` positions from `start` on.
+    """Return the index of the reflected voxel at each of `count` positions of an axis, beginning at `start`.
 
-    The outermost voxels are not repeated, as of `numpy.pad(mode="reflect")`; positions farther out than the axis is
-    long are reflected again. An axis of one voxel is constant.
+    The outermost voxels are not repeated, as in `numpy.pad(mode="reflect")`; positions farther out than the length of
+    the axis are reflected again. An axis of one voxel is constant.
 
     Args:
-        start: first position, maybe below 0.
+        start: first position; may be negative.
         count: number of positions.
         size: voxels of the axis, at least 1.
 
@@ -35,11 +35,11 @@ def reflect(values: np.ndarray, starts: Sequence[int], shape: Sequence[int]) -> 
 
     Args:
         values: the image (C, *space).
-        starts: first voxel of the box per spatial axis, in voxels of `values`, maybe below 0.
+        starts: first voxel of the box per spatial axis, in voxels of `values`; may be negative.
         shape: voxels of the box per spatial axis.
 
     Returns:
-        (C, *shape); a view of `values` where the box lies inside it.
+        (C, *shape); a view of `values` if the box lies inside it.
     """
     for axis, (start, count) in enumerate(zip(starts, shape, strict=True), start=1):
         size = values.shape[axis]

@@ -1,4 +1,4 @@
-"""A volume seen with its axes permuted and reversed, without a copy."""
+"""A view of a volume with its axes permuted and reversed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import copy
 
 import numpy as np
 
-from volumen.data.formats.volumes import Placed, Region, Volume, check_region, describe_volume
+from volumen.data.formats.volumes import HasGeometry, Region, Volume, check_region, describe_volume
 from volumen.data.geometry import AxisTurn
 
 
-class TurnedVolume(Placed):
-    """A view of a volume with its axes turned; every region is read from the volume and turned then.
+class TurnedVolume(HasGeometry):
+    """A view of a volume with its axes permuted and reversed; each region is read first and reoriented then.
 
     Args:
-        volume: what is read.
-        turn: what becomes of its axes.
+        volume: the volume that is read.
+        turn: permutation and reversal of its axes.
     """
 
     def __init__(self, volume: Volume, turn: AxisTurn) -> None:
@@ -31,7 +31,7 @@ class TurnedVolume(Placed):
 
     @property
     def path(self) -> str:
-        """Where the voxels lie."""
+        """Path of the volume."""
         return self.volume.path
 
     @path.setter
@@ -55,7 +55,7 @@ class TurnedVolume(Placed):
 
 
 def _turned_affine(affine: np.ndarray | None, turn: AxisTurn, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the (4, 4) affine over (X, Y, Z) indices of the turned array."""
+    """Return the (4, 4) affine over (X, Y, Z) indices of the reoriented array."""
     if affine is None or len(shape) != 3:
         return affine
     matrix = np.zeros((4, 4))

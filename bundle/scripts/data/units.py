@@ -1,4 +1,4 @@
-"""Names of the units of length that image files use, and how they convert."""
+"""Names of the units of length in image files, and their conversion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isclose
 
 COMMON = "micrometer"
-"""The unit in which sizes are given whose axes state different units."""
+"""The unit to which sizes are converted if the axes state different units."""
 
 _METRES = {
     "picometer": 1e-12,
@@ -60,9 +60,9 @@ OME_SYMBOLS = {
 
 
 def unit_name(text: object) -> str | None:
-    """Return the OME-Zarr name of a unit, the text itself where it is unknown, and None where there is no unit.
+    """Return the OME-Zarr name of a unit, the text itself if it is unknown, and None if there is no unit.
 
-    Pixels and voxels are no unit: they say nothing of the size.
+    Pixels and voxels are no units of length.
     """
     plain = str(text if text is not None else "").replace("\\u00B5", "µ").replace("μ", "µ").strip()
     short = plain.lower()
@@ -77,13 +77,13 @@ def unit_name(text: object) -> str | None:
 
 
 def factor(source: str, target: str) -> float | None:
-    """Return by what a size in one unit is multiplied to be in another one; None where a unit is unknown."""
+    """Return the factor that converts a size from one unit to another; None if a unit is unknown."""
     if source == target:
         return 1.0
     if source not in _METRES or target not in _METRES:
         return None
     quotient = _METRES[source] / _METRES[target]
-    # Powers of ten are exact, where the quotient of two rounded numbers is not.
+    # Powers of ten are exact; the quotient of two rounded numbers is not.
     for power in range(-18, 19):
         if isclose(quotient, 10.0**power, rel_tol=1e-12):
             return float(f"1e{power}")
@@ -97,10 +97,10 @@ def common_unit(
 
     Args:
         sizes: size of a voxel per axis.
-        units: unit per axis, as of `unit_name`.
+        units: unit per axis, as `unit_name` returns it.
 
     Returns:
-        The sizes unchanged where all units agree, else in micrometers; None where they cannot be converted.
+        The sizes, unchanged if all units agree, else in micrometers; None if they cannot be converted.
     """
     if len(set(units)) == 1:
         return tuple(sizes), units[0]

@@ -1,4 +1,4 @@
-"""The blocks that validation scores: all of the validation part, or an unbiased draw of them with weights."""
+"""The blocks that validation scores: the whole validation part, or an unbiased random sample of it with weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from volumen.data.index.patch_index import PatchLocation
 from volumen.utils.boxes import Box, whole_box
 from volumen.utils.progress import grow, hidden
 
-# A block's outputs are held for all heads at once: 16 MiB a channel.
-MOST_BLOCK_VOXELS = 1 << 22
-# With a limit that holds fewer blocks of two patches along every axis, smaller blocks spread it better.
-FEWEST_DRAWN = 4
+# The outputs of all heads for a block are in memory at the same time: 16 MiB per channel.
+MAX_BLOCK_VOXELS = 1 << 22
+# If the limit allows fewer blocks of the largest size, smaller blocks represent the validation part better.
+MIN_DRAWN_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class BlockTable:
-    """Blocks of N, as arrays with one row per block (D axes, T targets).
+    """N blocks as arrays with one row per block (D axes, T targets).
 
     Args:
         case: (N,) index into the cases.
@@ -51,7 +51,7 @@ class BlockTable:
         return len(self.case)
 
     def rows(self, chosen: np.ndarray) -> BlockTable:
-        """Return some of the blocks, by numbers or flags."""
+        """Return some of the blocks, by row numbers or boolean flags."""
         return BlockTable(
             self.case[chosen],
             self.start[chosen],
@@ -61,7 +61,7 @@ class BlockTable:
         )
 
     def location(self, row: int, shape: Sequence[int]) -> PatchLocation:
-        """Return a block of a volume of that shape; what lies around it in the volume may be read as halo."""
+        """Return the location of a block in a volume of that shape; the voxels around it may be read as halo."""
         start, size = (
             tuple(int(value) for value in row_values[row]) for row_values in (self.start, self.size)
         )
@@ -70,7 +70,7 @@ class BlockTable:
 
 @dataclass(frozen=True)
 class Draw:
-    """Blocks to score: (n,) rows of a table, and how many blocks of it each stands for, float64 (n,)."""
+    """Blocks to score: rows of a table, (n,), and the number of blocks that each represents, float64 (n,)."""
 
     rows: np.ndarray
     weights: np.ndarray
@@ -80,18 +80,18 @@ class Draw:
 
 
 def block_size(patch_size: Sequence[int], most_windows: int | None = None) -> tuple[int, ...]:
-    """Return the largest block for a patch: two patches along as many axes, from the last, as memory allows.
+    """Return the largest block size for a patch: two patches along as many axes, from the last, as memory allows.
 
     Args:
         patch_size: voxels per axis.
-        most_windows: how many windows all blocks together may hold. Blocks are smaller where fewer than `FEWEST_DRAWN`
-            of the largest hold as many.
+        most_windows: largest number of windows in all blocks together. Blocks are smaller if fewer than
+            `MIN_DRAWN_BLOCKS` blocks of the largest size have that many windows.
     """
     size = [int(extent) for extent in patch_size]
     for axis in reversed(range(len(size))):
         wide = [2 * extent if other == axis else extent for other, extent in enumerate(size)]
-        few = most_windows is not None and FEWEST_DRAWN * window_count(wide, patch_size) > most_windows
-        if math.prod(wide) <= MOST_BLOCK_VOXELS and not few:
+        few = most_windows is not None and MIN_DRAWN_BLOCKS * window_count(wide, patch_size) > most_windows
+        if math.prod(wide) <= MAX_BLOCK_VOXELS and not few:
             size = wide
     return tuple(size)
 
@@ -99,7 +99,7 @@ def block_size(patch_size: Sequence[int], most_windows: int | None = None) -> tu
 def fitting_size(
     boxes: Mapping[str, Sequence[Box]], patch_size: Sequence[int], most_windows: int | None
 ) -> tuple[int, ...]:
-    """Return the largest block for regions and a limit: as large as memory allows where all of them are within it."""
+    """Return the largest block size for regions: as large as memory allows if all blocks are within the limit."""
     largest = block_size(patch_size)
     if most_windows is None or int(part_windows(boxes, patch_size, largest).sum()) <= most_windows:
         return largest
@@ -116,7 +116,7 @@ def block_edges(box: Box, largest: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 
 def window_count(size: Sequence[int], patch_size: Sequence[int]) -> int:
-    """Return how many windows, each half over the next, a block takes."""
+    """Return the number of windows in a block, with an overlap of one half."""
     return int(window_counts(np.asarray(size)[None], patch_size)[0])
 
 
@@ -131,7 +131,7 @@ def window_counts(sizes: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
 def part_windows(
     boxes: Mapping[str, Sequence[Box]], patch_size: Sequence[int], largest: Sequence[int]
 ) -> np.ndarray:
-    """Return the windows of each block of regions, without reading labels: int64 (N,)."""
+    """Return the number of windows of each block of regions, without reading labels: int64 (N,)."""
     sizes = [_grid(block_edges(box, largest))[1] for parts in boxes.values() for box in parts]
     return np.concatenate([window_counts(size, patch_size) for size in sizes] or [np.zeros(0, np.int64)])
 
@@ -146,19 +146,19 @@ def find_blocks(
     objects_only: bool = False,
     progress: bool = True,
 ) -> list[BlockTable]:
-    """Cut regions into blocks and count what is known and labelled in each, reading each stored label chunk once.
+    """Cut regions into blocks and count known and labelled voxels in each, reading each stored label chunk once.
 
     Args:
         cases: opened cases (`OpenCase`).
         boxes: regions by case name.
-        sizes: largest block, voxels per axis, of each way to cut them.
+        sizes: for each way to cut the regions, the largest block in voxels per axis.
         targets: labelled targets.
         ignore_labels: label value that means unknown, by target.
         objects_only: only voxels with a label other than 0 count as known (`compute_loss_on_labeled_only`).
         progress: show a progress bar.
 
     Returns:
-        The blocks of each way.
+        The blocks of each way to cut the regions.
     """
     from tqdm import tqdm
 
@@ -190,7 +190,7 @@ def find_blocks(
 def _table(
     case: int, edges: Sequence[np.ndarray], counts: Sequence[CellCounts | None], objects_only: bool
 ) -> BlockTable:
-    """Return the blocks of one region, from the counts of each target; None where the case lacks its label."""
+    """Return the blocks of one region; the counts of a target are None if the case lacks its label."""
     start, size = _grid(edges)
     known = np.zeros((len(start), len(counts)), np.uint32)
     labelled = np.zeros_like(known)
@@ -216,7 +216,7 @@ def _joined(tables: Sequence[BlockTable], ndim: int, targets: int) -> BlockTable
 
 
 def _request(case: Any, target: str, ignore: Mapping[str, int | None]) -> CountRequest:
-    # Without a mask and an ignore label all is known, which takes no reading.
+    # Without a mask and an ignore label every voxel is known, so nothing must be counted.
     limited = target in case.masks or ignore.get(target) is not None
     return CountRequest(ignore=ignore.get(target), known=limited, foreground=True)
 
@@ -233,27 +233,27 @@ def _grid(edges: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_blocks(table: BlockTable, windows: np.ndarray, most: int | None, seed: int = 0) -> Draw:
-    """Choose blocks at random until they hold as many windows as allowed, each with the number that it stands for.
+    """Draw random blocks up to a number of windows, each with the number of blocks that it represents.
 
-    A volume's blocks are grouped by the targets that are labelled in them, background being a group too. Of each
-    group a simple random sample is drawn, so that rare labels are met; a block of n drawn out of N counts N / n
-    times. Weighted sums are then unbiased estimates of those over the whole volume (Horvitz and Thompson 1952). Where
+    The blocks of a volume are grouped by the targets that are labelled in them; background is a group too. From each
+    group a simple random sample is drawn, so that rare labels occur. Each of n blocks drawn out of N has the weight
+    N / n. Weighted sums are then unbiased estimates of the sums over the whole volume (Horvitz and Thompson 1952). If
     there are more volumes than the limit allows, a random subset of them is drawn, each with all of its groups.
 
     Args:
-        table: blocks with a known voxel each.
-        windows: (N,) windows of each block.
-        most: windows of all drawn blocks together; None: all blocks. At least one block of each group of one volume is
-            drawn.
-        seed: of the choice.
+        table: blocks, each with at least one known voxel.
+        windows: (N,) number of windows of each block.
+        most: largest number of windows of all drawn blocks; None: all blocks. At least one block of each group of one
+            volume is drawn.
+        seed: seed of the draw.
 
     Returns:
-        The blocks, first one with labels where there is one.
+        The blocks; the first one has labels if any block has.
     """
     if most is None or int(windows.sum()) <= most:
         order = np.argsort(~(table.labelled > 0).any(axis=1), kind="stable")
         return Draw(order, np.ones(len(order)))
-    # One number for a volume and the targets that are labelled: background first.
+    # One group number per volume and set of labelled targets; background is first.
     bits = np.left_shift(1, np.arange(table.labelled.shape[1], dtype=np.int64))
     kinds = ((table.labelled > 0) * bits).sum(axis=1)
     keys, group = np.unique(table.case.astype(np.int64) * (kinds.max() + 1) + kinds, return_inverse=True)
@@ -263,19 +263,19 @@ def draw_blocks(table: BlockTable, windows: np.ndarray, most: int | None, seed: 
     shuffled = shuffled[np.argsort(group[shuffled], kind="stable")]
     sizes = np.bincount(group)
     queues = np.split(shuffled, np.cumsum(sizes)[:-1])
-    taken = _deal(volumes, queues, windows, most, rng)
+    taken = _draw_in_turn(volumes, queues, windows, most, rng)
     drawn = np.bincount(group[taken], minlength=len(sizes))
     return Draw(taken, sizes[group[taken]] / drawn[group[taken]])
 
 
-def _deal(
+def _draw_in_turn(
     volume_of: np.ndarray,
     queues: Sequence[np.ndarray],
     windows: np.ndarray,
     most: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Take blocks in turn from every group of every volume, until their windows are as many as allowed."""
+    """Take blocks in turn from every group of every volume, until the number of windows reaches the limit."""
     volumes = rng.permutation(np.unique(volume_of))
     # Groups with labels first.
     of_volume = {
@@ -291,7 +291,7 @@ def _deal(
                 if turn < len(queues[number]):
                     taken.append(int(queues[number][turn]))
                     total += int(windows[taken[-1]])
-            # The first turn takes a volume whole: without its background its false alarms would not count.
+            # The first round takes all groups of a volume: without its background, false positives would not count.
             if total >= most:
                 return np.array(taken)
     raise AssertionError("unreachable")

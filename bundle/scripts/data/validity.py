@@ -1,4 +1,4 @@
-"""Where a label is valid: the one rule that training, validation, scores, statistics and pictures follow.
+"""Decides where a label is valid; training, validation, scores, statistics and pictures all follow this rule.
 
 A voxel of a label is known where its mask is above 0 in every channel and no channel of the label holds the ignore
 value. Without a mask and an ignore value every voxel is known, and 0 is background. A mask value that is negative or
@@ -30,7 +30,7 @@ def known_voxels(
     """Return where a label is known.
 
     Args:
-        label: (C, *space), or None where it is not read, which needs `ignore` to be None.
+        label: (C, *space), or None if it is not read; `ignore` must then be None.
         mask: (C, *space) of the same space, or None for everywhere.
         ignore: label value that means unknown, or None.
 
@@ -47,7 +47,7 @@ def known_voxels(
 
 
 def without_ignored(label: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Return a label (C, *space) with 0 at ignored voxels: a reserved value must not reach code that counts classes."""
+    """Return a label (C, *space) with 0 at ignored voxels, since code that counts classes must not see that value."""
     if ignore is None:
         return label
     return np.where(holds_value(label, ignore)[None], np.zeros((), dtype=label.dtype), label)
@@ -107,17 +107,17 @@ def class_truth(
     *,
     remedy: str | None = None,
 ) -> np.ndarray:
-    """Return a label of class indices with 0 for classes that do not exist, which only unknown voxels may hold.
+    """Return a label of class indices with 0 instead of values that are no class, which only unknown voxels may have.
 
     Args:
         label: (C, *space).
         known: bool (1, *space) or (*space), or None for all.
         target, volume: names for the error.
-        classes: how many there are, background included.
+        classes: number of classes, background included.
         remedy: for the error; None names the settings of the training.
 
     Raises:
-        VolumenError: a known voxel holds a value that is negative or no class.
+        VolumenError: a known voxel has a value that is negative or no class.
     """
     if not label.size or (label.min() >= 0 and label.max() < classes):
         return label

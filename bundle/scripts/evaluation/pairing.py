@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volumen.data.geometry import Geometry
-from volumen.data.placement import common_spacings, laid_over, refuse_impossible
+from volumen.data.placement import aligned_to_grid, common_spacings, refuse_impossible
 from volumen.evaluation.cases import PIECE_VOXELS, ScoredCase, image_of
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import image_paths, is_stack, volume_name
@@ -335,7 +335,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     else:
         whole = prediction.shape
     place = _place(found, prediction, region)
-    label = laid_over(label, place, whole, found.path)
+    label = aligned_to_grid(label, place, whole, found.path)
     if label.shape != whole:
         raise VolumenError(
             label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape

@@ -79,9 +79,9 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
 
 def _laid(volume: Volume, image: Volume) -> Volume:
     """Return a label or mask as it lies over its image."""
-    from volumen.data.placement import laid_over
+    from volumen.data.placement import aligned_to_grid
 
-    return laid_over(volume, image.geometry, image.shape, image.source)
+    return aligned_to_grid(volume, image.geometry, image.shape, image.source)
 
 
 class GainMeter:

@@ -89,10 +89,10 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
         VolumenError: it is unreadable, of another shape, or has several channels that differ.
     """
     from volumen.data.label_channels import open_mask_file
-    from volumen.data.placement import laid_over
+    from volumen.data.placement import aligned_to_grid
 
     mask = open_mask_file(path, ndim=len(image.shape))
-    mask = laid_over(mask, image.geometry, image.shape, image.source)
+    mask = aligned_to_grid(mask, image.geometry, image.shape, image.source)
     if mask.shape != image.shape:
         raise VolumenError(path, expected=f"shape {image.shape}, as the image", found=mask.shape)
     return mask
@@ -127,7 +127,7 @@ def image_paths(source: str) -> list[str]:
         is_hidden,
         is_zarr_folder,
         split_suffix,
-        unread_container,
+        unsupported_container,
     )
 
     path = Path(source)
@@ -142,7 +142,7 @@ def image_paths(source: str) -> list[str]:
             found.append((str(entry), detect_format(entry)))
         except VolumenError:
             # Another kind of file is passed over; a volume that is damaged would be missed only later.
-            if split_suffix(entry.name)[1] is not None or unread_container(entry.name) is not None:
+            if split_suffix(entry.name)[1] is not None or unsupported_container(entry.name) is not None:
                 raise
     # PNG files beside volumes of other formats are pictures of them.
     return [name for name, kind in found if kind != "png"] or [name for name, _ in found]

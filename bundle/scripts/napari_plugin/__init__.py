@@ -1,1 +1,1 @@
-"""A dock widget for napari: train on the open layers, watch the loss, predict into new layers."""
+"""A dock widget for napari that trains on the open layers, shows the loss, and predicts into new layers."""

@@ -15,7 +15,7 @@ LOSS, SCORE = QColor(86, 180, 233), QColor(230, 159, 0)
 
 
 class Chart(QWidget):
-    """The loss, thin as it is and thick smoothed, on a logarithmic scale; scores from 0 to 1 as points."""
+    """Draws the raw loss (thin), the smoothed loss (thick; logarithmic scale), and scores from 0 to 1 (points)."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -30,7 +30,7 @@ class Chart(QWidget):
         return QSize(320, 190)
 
     def show_curves(self, losses: Points, scores: Points, score_name: str) -> None:
-        """Draw these."""
+        """Draw these curves."""
         self.losses, self.scores, self.score_name = losses, scores, score_name
         self.update()
 
@@ -104,7 +104,7 @@ def _path(points: Points, area: QRectF) -> QPainterPath:
 
 
 def loss_range(losses: Points) -> tuple[float, float]:
-    """Return the lowest and highest loss to show: both above 0 where all are, for a logarithmic scale."""
+    """Return the lowest and highest loss to show; for a logarithmic scale both are above 0 if all losses are."""
     values = [value for _, value in losses]
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(abs(high), 1e-9):
@@ -113,14 +113,14 @@ def loss_range(losses: Points) -> tuple[float, float]:
 
 
 def place(value: float, low: float, high: float, area: QRectF) -> float:
-    """Return the height of a value in pixels from the top: logarithmic where all values are above 0."""
+    """Return the position of a value in pixels from the top: logarithmic if all values are above 0."""
     if low > 0:
         value, low, high = math.log(value), math.log(low), math.log(high)
     return area.bottom() - (value - low) / (high - low) * area.height()
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return up to six round numbers from `low` to `high`: 1, 2 and 5 times powers of ten, more where few fit."""
+    """Return up to six round numbers from `low` to `high`: 1, 2 and 5 times powers of ten, or more if few fit."""
     least = math.floor(math.log10(max(high - low if low <= 0 else low, 1e-12))) - 1
     most = math.ceil(math.log10(max(abs(high), abs(low), 1e-12)))
     inside: list[float] = []
@@ -136,7 +136,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(points: Points, share: float = 0.05) -> Points:
-    """Return an exponential moving average over about this share of the points, unbiased at its start."""
+    """Return an exponential moving average over about `share` of the points, unbiased at its start."""
     keep = 1 - 1 / max(1.0, share * len(points))
     total = weight = 0.0
     result = []
@@ -147,7 +147,7 @@ def smooth(points: Points, share: float = 0.05) -> Points:
 
 
 def thinned(points: Points, most: int = 2000) -> Points:
-    """Return at most so many of the points, the last one among them."""
+    """Return at most `most` of the points, including the last one."""
     if len(points) <= most:
         return points
     step = -(-len(points) // most)

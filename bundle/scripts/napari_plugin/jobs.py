@@ -1,7 +1,7 @@
-"""Training and prediction in a process of their own, told of by one JSON object a line.
+"""Runs training and prediction in a separate process that reports events, one JSON object per line.
 
-A process rather than a thread: the viewer keeps its time and memory, its unsaved labels outlive whatever happens to
-the training, and a stopped training is saved by the same code that a signal in a terminal runs.
+A process is used rather than a thread so that the viewer stays responsive and keeps its memory, a crash of the training
+cannot lose unsaved labels, and a stopped training is saved by the same code as after a signal in a terminal.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ _TAIL = 2000
 class Job:
     """One training or prediction.
 
-    The folder with the stored layers is removed by the process itself, so that it goes even when the viewer has
-    gone before.
+    The process removes the folder of the stored layers, so that it is removed even if the viewer ends first.
 
     Args:
         task: "train" or "predict".
-        layers: what to store for the process.
-        output: folder for what it makes; the layers are stored in it meanwhile.
-        options: what the task takes besides, plain values.
+        layers: layers to store for the process.
+        output: folder for the results; it also contains the stored layers while the process runs.
+        options: further options of the task, plain values.
     """
 
     def __init__(
@@ -49,10 +48,10 @@ class Job:
         self._stopped = False
 
     def events(self) -> Iterator[Event]:
-        """Do it, and yield what happens: blocks, so it belongs into a thread.
+        """Run the job and yield its events; the call blocks, so use a thread.
 
         Yields:
-            Events as `volumen.napari_plugin.worker` tells them; the last is "done", "stopped" or "failed".
+            Events as described in `volumen.napari_plugin.worker`; the last is "done", "stopped" or "failed".
         """
         try:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -72,7 +71,7 @@ class Job:
             shutil.rmtree(folder, ignore_errors=True)
 
     def stop(self) -> None:
-        """Ask it to save and end; asked again, end it at once."""
+        """Let the process save and end; a second call ends it at once."""
         process, again = self._process, self._stopped
         self._stopped = True
         if process is None:
@@ -124,10 +123,10 @@ def start(folder: Path, errors: IO[str]) -> subprocess.Popen[str]:
     """Start the process of a job.
 
     Args:
-        folder: holds `job.json`.
-        errors: gets its standard error.
+        folder: folder of `job.json`.
+        errors: file that receives its standard error.
     """
-    # -P: a folder `scripts` where the viewer was started is not ours.
+    # -P: modules in the viewer's working directory must not be imported.
     command = [sys.executable, "-P", "-m", "volumen.napari_plugin.worker", str(folder / "job.json")]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"}
     return subprocess.Popen(
@@ -138,7 +137,7 @@ def start(folder: Path, errors: IO[str]) -> subprocess.Popen[str]:
         env=environment,
         text=True,
         encoding="utf-8",
-        # A Ctrl-C in the terminal of the viewer is the viewer's.
+        # Ctrl-C in the viewer's terminal must reach the viewer only.
         start_new_session=os.name == "posix",
     )
 
@@ -146,7 +145,7 @@ def start(folder: Path, errors: IO[str]) -> subprocess.Popen[str]:
 def _kill(process: subprocess.Popen[str]) -> None:
     if os.name == "posix":
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with the workers of its data loaders
+            os.killpg(process.pid, signal.SIGKILL)  # includes the workers of its data loaders
     else:
         process.kill()
 
@@ -162,7 +161,7 @@ def _crash(code: int, errors: str) -> Event:
 
 
 def free_name(folder: Path, name: str, *, suffix: str = "") -> str:
-    """Return a name that nothing in a folder has yet: `name`, else `name_2`, `name_3` and so on."""
+    """Return a name that is not used in a folder: `name`, else `name_2`, `name_3` and so on."""
     number, candidate = 1, name
     while (folder / f"{candidate}{suffix}").exists():
         number += 1
@@ -171,7 +170,7 @@ def free_name(folder: Path, name: str, *, suffix: str = "") -> str:
 
 
 def follow(events: Iterator[Event], take: Callable[[Event], None]) -> Event:
-    """Give every event to a function, in this thread, and return the last one."""
+    """Call a function with every event, in this thread, and return the last event."""
     last: Event = {"event": "failed", "message": "nothing happened"}
     for last in events:
         take(last)

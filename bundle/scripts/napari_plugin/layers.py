@@ -1,4 +1,4 @@
-"""The viewer's layers as another process can read them: which ones, and where their arrays lie."""
+"""Selects the viewer's layers and stores them so that another process can read them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class LayerFile:
     """An Image or Labels layer, its finest array stored as zarr.
 
     Args:
-        name: the layer's.
+        name: name of the layer.
         kind: "image" or "labels".
         path: the zarr array.
         scale: voxel size per axis of the layer.
-        rgb: whether the last axis holds colours.
-        unit: of the scale, or None where the layer has none.
+        rgb: whether the last axis contains colours.
+        unit: unit of the scale, or None if the layer has none.
         translate: place of the first voxel per axis, in the unit; empty: 0.
     """
 
@@ -52,12 +52,12 @@ class LayerArray:
     """An Image or Labels layer with its finest array, taken from the viewer.
 
     Args:
-        name: the layer's.
+        name: name of the layer.
         kind: "image" or "labels".
-        array: anything that slices like an array.
+        array: any object that can be sliced like an array.
         scale: voxel size per axis of the layer.
-        rgb: whether the last axis holds colours.
-        unit: of the scale, or None where the layer has none.
+        rgb: whether the last axis contains colours.
+        unit: unit of the scale, or None if the layer has none.
         translate: place of the first voxel per axis, in the unit; empty: 0.
     """
 
@@ -77,12 +77,12 @@ class LayerArray:
 
 
 def layer_kind(layer: Any) -> str:
-    """Return "image", "labels" or another kind of napari layer."""
+    """Return the kind of a napari layer, such as "image" or "labels"."""
     return str(getattr(layer, "_type_string", type(layer).__name__)).lower()
 
 
 def is_prediction(layer: Any) -> bool:
-    """Return whether a layer is an untouched prediction: once renamed it is a layer as any other."""
+    """Return whether a layer is a prediction under its original name; a renamed one is a layer like any other."""
     marked = (getattr(layer, "metadata", None) or {}).get(PREDICTION)
     return bool(marked) and str(layer.name).startswith(str(marked))
 
@@ -90,10 +90,10 @@ def is_prediction(layer: Any) -> bool:
 def trainable_layers(viewer: Any) -> list[Any]:
     """Return the layers to train on: images that have a Labels layer, with their labels and masks.
 
-    Predictions and images without labels are left out.
+    Predictions and images without labels are excluded.
 
     Args:
-        viewer: anything with `layers`.
+        viewer: any object with `layers`.
     """
     layers = [layer for layer in viewer.layers if not is_prediction(layer)]
     labels = [layer for layer in layers if layer_kind(layer) == "labels"]
@@ -103,10 +103,10 @@ def trainable_layers(viewer: Any) -> list[Any]:
 
 
 def describe(viewer: Any) -> list[tuple[str, list[str], bool]]:
-    """Return what would be trained on: each image's name, its targets, and whether a mask limits them.
+    """Return the training data: the name of each image, its targets, and whether a mask limits them.
 
     Raises:
-        VolumenError: what is missing or does not fit, in one line.
+        VolumenError: a layer is missing or does not fit; one line.
     """
     from volumen.data.napari_layers import cases_from_viewer
 
@@ -124,13 +124,13 @@ def describe(viewer: Any) -> list[tuple[str, list[str], bool]]:
 
 
 def _labels(layers: Iterable[Any], image: str) -> list[str]:
-    """Return the names of an image's Labels layers, masks left out."""
+    """Return the names of an image's Labels layers, without masks."""
     names = [str(layer.name) for layer in layers if layer_kind(layer) == "labels"]
     return [name for name in names if name.startswith(f"{image}_") and not name.endswith("_mask")]
 
 
 def take(layers: Iterable[Any]) -> list[LayerArray]:
-    """Return what is needed of napari layers, so that a thread can go on without the viewer."""
+    """Return the required content of napari layers, so that a thread needs no access to the viewer."""
     return [
         LayerArray(
             str(layer.name),
@@ -146,7 +146,7 @@ def take(layers: Iterable[Any]) -> list[LayerArray]:
 
 
 def _unit(layer: Any) -> str | None:
-    """Return the unit of a layer's last axis; napari says "pixel" where it knows none."""
+    """Return the unit of a layer's last axis; napari uses "pixel" if it is not known."""
     units = getattr(layer, "units", None)
     return None if units is None or str(units[-1]) == "pixel" else str(units[-1])
 
@@ -157,15 +157,15 @@ def store(
     *,
     progress: Callable[[str, float], None] | None = None,
 ) -> list[LayerFile]:
-    """Store layers as zarr, slab by slab; a zarr array on disk stays where it is.
+    """Store layers as zarr, slab by slab; a zarr array on disk is not copied.
 
     Args:
         arrays: the layers.
-        folder: gets `<number>.zarr`.
-        progress: called with a layer's name and the share of it that is written, 0 to 1.
+        folder: destination folder of `<number>.zarr`.
+        progress: called with a layer's name and the written share of it, 0 to 1.
 
     Raises:
-        VolumenError: values that are no real numbers, or a disk without room for them.
+        VolumenError: values are no real numbers, or the disk has too little space.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored: list[LayerFile] = []
@@ -181,7 +181,7 @@ def store(
 
 
 def _stored_already(array: Any) -> Path | None:
-    """Return the folder of a zarr array on disk, or None for anything else."""
+    """Return the folder of a zarr array on disk, or None for any other array."""
     import zarr
 
     if not isinstance(array, zarr.Array):
@@ -205,7 +205,8 @@ def _write(layer: LayerArray, path: Path, progress: Callable[[str, float], None]
         size if letter == "c" else min(size, 64 if "z" in layer.axes else 512)
         for size, letter in zip(shape, layer.axes, strict=True)
     )
-    # Labels shrink a hundredfold at no cost; images of a scanner hardly shrink, and are read faster as they are.
+    # Compression shrinks labels a hundredfold at no cost; scanned images hardly shrink, and uncompressed ones are
+    # read faster.
     compressors: Any = "auto" if layer.kind == "labels" else None
     target = zarr.create_array(path, shape=shape, chunks=chunks, dtype=dtype, compressors=compressors)
     plane = math.prod(shape) * dtype.itemsize // max(1, shape[first])
@@ -227,11 +228,11 @@ def _check_room(name: str, folder: Path, needed: int) -> None:
         )
 
 
-def stand_in(files: Sequence[Mapping[str, Any]]) -> SimpleNamespace:
-    """Return what stands for the viewer in another process.
+def viewer_substitute(files: Sequence[Mapping[str, Any]]) -> SimpleNamespace:
+    """Return an object that replaces the viewer in another process.
 
     Args:
-        files: `LayerFile.to_dict()` each.
+        files: results of `LayerFile.to_dict()`.
 
     Returns:
         An object with `layers` for `volumen.napari_plugin.viewer.train_from_viewer`.

@@ -1,4 +1,4 @@
-"""A finished prediction as layers: lazily, each with what makes it readable."""
+"""Shows a finished prediction as lazy layers with suitable display settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from volumen.napari_plugin.layers import PREDICTION
 
 LayerData = tuple[Any, dict[str, Any], str]
 
-#: Label maps up to this size are read into memory, so that painting on them is quick and leaves the file alone.
+#: Label maps up to this size are read into memory, so that painting on them is fast and does not change the file.
 _EDITABLE_BYTES = 1 << 29
 
 _LABELLED = ("binary", "multiclass", "multilabel")
@@ -30,16 +30,16 @@ def read_prediction(
 ) -> list[LayerData]:
     """Return a prediction's layers as napari's layer tuples.
 
-    Label maps become Labels layers, everything else Image layers; a target of several channels has one layer per
-    channel. The first layer is shown, the others are hidden.
+    Label maps become Labels layers, all other targets Image layers; a target with several channels has one layer per
+    channel. The first layer is visible, the others are hidden.
 
     Args:
-        path: the OME-Zarr group that `volumen predict` wrote.
+        path: OME-Zarr group that `volumen predict` wrote.
         image: name of the predicted layer.
         kinds: kind of every target, such as "binary" or "vector".
         scale: voxel size per spatial axis.
         translate: position of the first voxel per spatial axis.
-        units: of both per spatial axis, as the layer has them; None where it has none.
+        units: unit of both per spatial axis, as in the layer; None if it has none.
     """
     import dask.array
     import zarr

@@ -1,4 +1,4 @@
-"""Sample data: a phantom to try the widget on."""
+"""Sample data: a phantom for trying the widget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Layer = tuple[Any, dict[str, Any], str]
 
 
 def phantom(size: int = 96) -> list[Layer]:
-    """Return a scanned roll, its partial labels and the mask of what is labelled, as napari's layer tuples.
+    """Return a scanned roll, its partial labels and the mask of the labelled part, as napari's layer tuples.
 
     Args:
         size: voxels along each side.

@@ -1,4 +1,4 @@
-"""What the widget knows, without Qt: the settings that its fields mean, and how far a job is."""
+"""State of the widget without Qt: the settings of its fields, and the progress of a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from volumen.napari_plugin.jobs import Event, free_name
 from volumen.utils.errors import VolumenError
 
-#: Targets that can be learned beside a labelled one by a tick: their name after the target's, and their settings.
+#: Derived targets that a checkbox adds to a labelled target: the suffix of their name, and their settings.
 ALSO: dict[str, dict[str, Any]] = {
     "distance": {
         "type": "distance_transform",
@@ -33,15 +33,15 @@ class TrainingForm:
 
     Args:
         output: folder for runs.
-        model_name: the run's name; where a new run of the name is there already, a number is appended.
-        start: "new", "resume" (go on with the run of this name) or "finetune" (from the weights of `checkpoint`).
+        model_name: the run's name; a number is appended if a new run's name is already used.
+        start: "new", "resume" (continue the run of this name) or "finetune" (from the weights of `checkpoint`).
         checkpoint: for "finetune".
         epochs: epochs.
         steps: steps per epoch.
         batch_size: patches per step.
         patch_size: "64,64,64", or "" for one that fits the data.
         also: keys of `ALSO`.
-        experiment: an experiment file whose settings go below those of the fields, or "".
+        experiment: an experiment file, or ""; the fields take precedence over its settings.
         device: auto, cpu, cuda or cuda:N.
     """
 
@@ -61,10 +61,10 @@ class TrainingForm:
         """Return the experiment's sections.
 
         Args:
-            targets: the labelled targets, each of which gets what is ticked.
+            targets: the labelled targets, each of which gets the ticked derived targets.
 
         Raises:
-            VolumenError: a field that cannot be, or an experiment file that is wrong.
+            VolumenError: the value of a field is impossible, or the experiment file is wrong.
         """
         from volumen.cli.train import parse_patch_size
         from volumen.config.experiment_file import merge, read_experiment
@@ -104,7 +104,7 @@ class TrainingForm:
 
 
 def fields_of(experiment: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what an experiment file says about the fields of `TrainingForm`, to show it in them."""
+    """Return the values that an experiment file has for the fields of `TrainingForm`, to show them there."""
     setup, training = experiment.get("tr_setup", {}), experiment.get("tr_config", {})
     found = {
         "model_name": setup.get("model_name"),
@@ -118,19 +118,19 @@ def fields_of(experiment: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass
 class Progress:
-    """How far a job is, and the curves of its training.
+    """Progress of a job, and the curves of its training.
 
     Args:
-        losses: steps done and the loss there.
-        scores: steps done and the score there, one per validation.
-        score_name: what the scores are.
+        losses: number of steps and loss at this point.
+        scores: number of steps and score at this point, one per validation.
+        score_name: name of the score.
         run: the run's folder.
-        path: the run's folder or the prediction, when it is done.
+        path: the run's folder or the prediction, when the job is done.
         text: the latest message.
         kinds: kind of every predicted target.
-        warnings: what was warned of.
+        warnings: logged warnings.
         state: "running", "done", "stopped" or "failed".
-        share: how much of it is done, 0 to 1.
+        share: finished share of the job, 0 to 1.
     """
 
     losses: list[tuple[float, float]] = field(default_factory=list)
@@ -145,7 +145,7 @@ class Progress:
     share: float = 0.0
 
     def take(self, event: Event) -> None:
-        """Take in what the job tells."""
+        """Process an event of the job."""
         getattr(self, f"_{event['event']}")(event)
 
     def _message(self, event: Event) -> None:
@@ -190,12 +190,12 @@ class Progress:
 
     @property
     def checkpoint(self) -> str:
-        """The run's best checkpoint, else its newest; "" without one."""
+        """The run's best checkpoint, else its newest; "" if there is none."""
         return best_checkpoint(Path(self.run)) if self.run else ""
 
 
 def score_of(numbers: Mapping[str, float | None]) -> str | None:
-    """Return the metric that is drawn: the mean Dice, else the first score of the validation; None without one."""
+    """Return the metric that is drawn: mean Dice, else the first score of the validation; None if there is none."""
     if numbers.get("val/mean_dice") is not None:
         return "val/mean_dice"
     scores = [

@@ -1,4 +1,4 @@
-"""Training on the layers of an open viewer, by a Python call."""
+"""Trains on the layers of an open viewer by a Python call."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def train_from_viewer(
 ) -> Path:
     """Train on the Image and Labels layers of an open napari viewer, without copying their arrays.
 
-    Layers are paired by name: Image `scroll`, Labels `scroll_ink`, and Labels `scroll_mask` where the loss counts.
+    Layers are paired by name: Image `scroll`, Labels `scroll_ink`, and Labels `scroll_mask` where labels are valid.
 
     Args:
-        viewer: a napari viewer, or anything with `layers` that have `name`, `data` and `scale`.
+        viewer: a napari viewer, or any object with `layers` that have `name`, `data` and `scale`.
         output_dir: folder for the run.
-        settings: any part of the experiment's sections, as an experiment file holds them.
+        settings: any part of the experiment's sections, as in an experiment file.
         device: auto, cpu, cuda or cuda:N.
-        handlers: objects with `attach(engine)`, which come after the trainer's own.
+        handlers: objects with `attach(engine)`, which are attached after the trainer's handlers.
 
     Returns:
         Folder of the run.
 
     Raises:
-        VolumenError: layers that do not fit each other, or a wrong setting.
+        VolumenError: layers do not fit each other, or a setting is wrong.
     """
 
     def open_layers(

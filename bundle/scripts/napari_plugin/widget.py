@@ -1,4 +1,4 @@
-"""The dock widget: train on the open layers, watch the loss, stop, predict into new layers."""
+"""The dock widget: trains on the open layers, shows the loss, stops a job, predicts into new layers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TrainAndPredict(QScrollArea):
     """Trains on Image layers and Labels layers named `<image>_<target>`, and predicts Image layers.
 
     Args:
-        napari_viewer: the viewer; napari gives it by this name.
+        napari_viewer: the viewer; napari passes it by this name.
     """
 
     def __init__(self, napari_viewer: Any) -> None:
@@ -77,7 +77,7 @@ class TrainAndPredict(QScrollArea):
         self._current = _Current()
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
             event.connect(self._watch_layers)
-        # A method of this object would not be called any more.
+        # A method of this object would no longer be called.
         self.destroyed.connect(self._current.stop)
         self._watch_layers()
 
@@ -199,7 +199,7 @@ class TrainAndPredict(QScrollArea):
         if path:
             self.checkpoint.setText(path)
 
-    # -- what is there -----------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------
 
     def _watch_layers(self, _event: Any = None) -> None:
         for layer in self.viewer.layers:
@@ -245,7 +245,7 @@ class TrainAndPredict(QScrollArea):
                 field.setText(str(value))
 
     def form(self) -> TrainingForm:
-        """Return what the fields of the training part say."""
+        """Return the content of the fields of the training part."""
         return TrainingForm(
             output=self.output.text().strip(),
             model_name=self.model_name.text(),
@@ -260,10 +260,10 @@ class TrainAndPredict(QScrollArea):
             device=self.device.currentText().strip() or "auto",
         )
 
-    # -- doing -------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Begin to train on the open layers."""
+        """Start training on the open layers."""
         form = self.form()
         try:
             labelled = sorted({target for _, targets, _ in describe(self.viewer) for target in targets})
@@ -276,7 +276,7 @@ class TrainAndPredict(QScrollArea):
         self._begin(job, self._trained)
 
     def predict(self) -> None:
-        """Begin to predict the chosen image layer."""
+        """Start the prediction of the chosen image layer."""
         checkpoint, name = self.checkpoint.text().strip(), self.image.currentText()
         if not Path(checkpoint).is_file() or name not in self.viewer.layers:
             what = "Choose a model (.pth) to predict with." if name else "Open an image to predict."
@@ -298,7 +298,7 @@ class TrainAndPredict(QScrollArea):
         self._begin(Job("predict", [layer], folder, options), self._predicted)
 
     def stop(self) -> None:
-        """Stop what runs: the first press saves, the second does not wait."""
+        """Stop the running job: the first press saves, the second does not wait."""
         if self._current.job is not None:
             self._current.stop()
             self.status.setText("Finishing this step and saving; press again to leave at once.")
@@ -336,50 +336,52 @@ class TrainAndPredict(QScrollArea):
         self.bar.setValue(0)
 
     def _trained(self) -> None:
-        told = self.progress
-        if told.checkpoint:
-            self.checkpoint.setText(told.checkpoint)
-        if told.state == "failed":
-            self.status.setText(told.text)
-        elif told.state == "stopped":
-            self.status.setText(f"Stopped. The run is in {told.run}." if told.checkpoint else "Stopped.")
+        progress = self.progress
+        if progress.checkpoint:
+            self.checkpoint.setText(progress.checkpoint)
+        if progress.state == "failed":
+            self.status.setText(progress.text)
+        elif progress.state == "stopped":
+            self.status.setText(
+                f"Stopped. The run is in {progress.run}." if progress.checkpoint else "Stopped."
+            )
         else:
-            self.status.setText(f"Trained. The model is {told.checkpoint}.")
+            self.status.setText(f"Trained. The model is {progress.checkpoint}.")
 
     def _predicted(self) -> None:
-        told = self.progress
-        if told.state != "done":
-            self.status.setText(told.text if told.state == "failed" else "Stopped.")
+        progress = self.progress
+        if progress.state != "done":
+            self.status.setText(progress.text if progress.state == "failed" else "Stopped.")
             return
         image = self._image
         spatial = 2 if len(take([image])[0].axes.replace("c", "")) == 2 else 3
         layers = read_prediction(
-            told.path,
+            progress.path,
             image.name,
-            told.kinds,
+            progress.kinds,
             scale=list(image.scale[-spatial:]),
             translate=list(image.translate[-spatial:]),
             units=list(image.units[-spatial:]) if getattr(image, "units", None) is not None else None,
         )
         for data, options, kind in layers:
             getattr(self.viewer, f"add_{kind}")(data, **options)
-        notes = "".join(f"\n{line}" for line in told.warnings[:3])
-        self.status.setText(f"Predicted: {told.path}{notes}")
+        notes = "".join(f"\n{line}" for line in progress.warnings[:3])
+        self.status.setText(f"Predicted: {progress.path}{notes}")
 
     def closeEvent(self, event: Any) -> None:
-        """Qt's: what runs is stopped and saved."""
+        """Qt event: the running job is stopped and saved."""
         self._current.stop()
         super().closeEvent(event)
 
 
 class _Current:
-    """The job that runs, if any; it outlives the widget."""
+    """The running job, if any; it outlives the widget."""
 
     def __init__(self) -> None:
         self.job: Job | None = None
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the running job."""
         if self.job is not None:
             self.job.stop()
 

@@ -1,9 +1,9 @@
-"""What trains or predicts for the viewer, in a process of its own.
+"""Trains or predicts for the viewer, in a separate process.
 
     python -m volumen.napari_plugin.worker JOB.json
 
-It tells what happens on standard output, one JSON object a line, and ends, saved, when its standard input is closed:
-by a press of Stop, or because the viewer is gone.
+The process reports events on standard output, one JSON object per line. It saves and ends when its standard input is
+closed, either by the Stop button or because the viewer has ended.
 
 | event | with |
 | --- | --- |
@@ -34,9 +34,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Tell = Callable[..., None]
+ReportEvent = Callable[..., None]
 
-#: Seconds between two events of the same kind, at least.
+#: Least number of seconds between two events of the same kind.
 PAUSE = 0.1
 
 
@@ -45,88 +45,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from volumen.cli.execution import explain, set_up_logging
 
     (path,) = sys.argv[1:] if arguments is None else arguments
-    tell = take_stdout()
+    report_event = reserve_stdout()
     watch_stdin()
     try:
         set_up_logging()
-        logging.getLogger("volumen").addHandler(_Messages(tell))
+        logging.getLogger("volumen").addHandler(_Messages(report_event))
         job = json.loads(Path(path).read_text(encoding="utf-8"))
-        result = {"train": train, "predict": predict}[job["task"]](job, tell)
-        tell("done", path=str(result))
+        result = {"train": train, "predict": predict}[job["task"]](job, report_event)
+        report_event("done", path=str(result))
         return 0
     except (KeyboardInterrupt, SystemExit) as stop:
-        tell("stopped")
+        report_event("stopped")
         return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
     except Exception as error:
         code, line = explain(error)
-        tell("failed", message=line)
+        report_event("failed", message=line)
         return code
     finally:
-        # The layers' copies; not left to the viewer, which may be gone.
+        # The copies of the layers; the viewer cannot remove them if it has ended.
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
-def take_stdout() -> Tell:
-    """Keep standard output for events, and send what else is printed to standard error."""
+def reserve_stdout() -> ReportEvent:
+    """Reserve standard output for events, and redirect all other output to standard error."""
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     lock = threading.Lock()
 
-    def tell(event: str, **values: Any) -> None:
+    def report_event(event: str, **values: Any) -> None:
         line = json.dumps({"event": event, **values}) + "\n"
         with lock:
             try:
                 stream.write(line)
                 stream.flush()
             except OSError:
-                pass  # nobody listens any more; standard input is closed too and ends us
+                pass  # the viewer has ended; standard input is closed too, which ends this process
 
-    return tell
+    return report_event
 
 
 def watch_stdin() -> None:
-    """Stop as by Ctrl-C when standard input ends."""
-    # A shell starts what it runs in the background with SIGINT ignored, and a viewer there hands that on to us.
+    """Stop this process like Ctrl-C when standard input ends."""
+    # A shell starts background processes with SIGINT ignored, and a viewer in the background passes this on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_wait_for_end, daemon=True).start()
 
 
 def _wait_for_end() -> None:
-    # Not through sys.stdin: its lock, held here, would be held for ever in the data loader's forked workers, which
-    # close sys.stdin first of all.
+    # Not through sys.stdin: the data loader's forked workers would inherit its lock in the locked state for ever, and
+    # the first thing they do is to close sys.stdin.
     while os.read(0, 1):
         pass
     if hasattr(signal, "pthread_kill"):
-        # To the main thread itself, so that it is woken where it waits.
+        # The signal goes to the main thread, so that it interrupts a wait there.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
         _thread.interrupt_main()
 
 
 class _Messages(logging.Handler):
-    """Log lines as events."""
+    """Sends log lines as events."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, report_event: ReportEvent) -> None:
         super().__init__(logging.INFO)
-        self.tell = tell
+        self.report_event = report_event
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.tell("message", text=record.getMessage(), level=record.levelname.lower())
+        self.report_event("message", text=record.getMessage(), level=record.levelname.lower())
 
 
 class Reporter:
-    """An Ignite handler that tells of steps and epochs.
+    """An Ignite handler that reports steps and epochs.
 
     Args:
-        tell: gets the events.
+        report_event: callback that receives the events.
     """
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
-        self._told = -math.inf
+    def __init__(self, report_event: ReportEvent) -> None:
+        self.report_event = report_event
+        self._last_report = -math.inf
 
     def attach(self, engine: Any) -> None:
-        """Follow the trainer."""
+        """Attach the handlers to the trainer."""
         from ignite.engine import Events
 
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
@@ -136,10 +136,10 @@ class Reporter:
         state = engine.state
         step = (state.iteration - 1) % state.epoch_length + 1
         now = time.monotonic()
-        if now - self._told < PAUSE and step < state.epoch_length:
+        if now - self._last_report < PAUSE and step < state.epoch_length:
             return
-        self._told = now
-        self.tell(
+        self._last_report = now
+        self.report_event(
             "step",
             epoch=state.epoch,
             epochs=state.max_epochs,
@@ -150,34 +150,34 @@ class Reporter:
 
     def _epoch(self, engine: Any) -> None:
         numbers = {name: _number(value) for name, value in engine.state.metrics.items()}
-        self.tell("epoch", epoch=engine.state.epoch, epochs=engine.state.max_epochs, numbers=numbers)
+        self.report_event("epoch", epoch=engine.state.epoch, epochs=engine.state.max_epochs, numbers=numbers)
 
 
 def _number(value: Any) -> float | None:
-    """Return a number that JSON knows; None for NaN and infinity."""
+    """Return a number that JSON can represent; None for NaN and infinity."""
     value = float(value)
     return value if math.isfinite(value) else None
 
 
-def train(job: Mapping[str, Any], tell: Tell) -> Path:
+def train(job: Mapping[str, Any], report_event: ReportEvent) -> Path:
     """Train on stored layers; return the run's folder."""
-    from volumen.napari_plugin.layers import stand_in
+    from volumen.napari_plugin.layers import viewer_substitute
     from volumen.napari_plugin.viewer import train_from_viewer
 
-    tell("message", text="loading the program")
+    report_event("message", text="loading the program")
     settings = job["settings"]
-    tell("started", run=str(Path(job["output"]) / settings["tr_setup"]["model_name"]))
+    report_event("started", run=str(Path(job["output"]) / settings["tr_setup"]["model_name"]))
     return train_from_viewer(
-        stand_in(job["layers"]),
+        viewer_substitute(job["layers"]),
         job["output"],
         settings,
         device=job["device"],
-        handlers=[Reporter(tell)],
+        handlers=[Reporter(report_event)],
     )
 
 
-def predict(job: Mapping[str, Any], tell: Tell) -> str:
-    """Predict a stored layer, with the voxel size that the viewer shows; return the OME-Zarr group."""
+def predict(job: Mapping[str, Any], report_event: ReportEvent) -> str:
+    """Predict a stored layer with the voxel size of the viewer; return the OME-Zarr group."""
     from volumen.data.formats.volumes import open_volume
     from volumen.data.napari_layers import viewer_geometry
     from volumen.inference.jobs import make_job
@@ -193,7 +193,7 @@ def predict(job: Mapping[str, Any], tell: Tell) -> str:
         nonlocal last
         if time.monotonic() - last >= PAUSE or done >= total:
             last = time.monotonic()
-            tell("progress", done=done, total=total)
+            report_event("progress", done=done, total=total)
 
     (layer,) = job["layers"]
     request = PredictRequest(
@@ -206,9 +206,9 @@ def predict(job: Mapping[str, Any], tell: Tell) -> str:
         dtype=job["dtype"],
         device=job["device"],
     )
-    tell("message", text="loading the model")
+    report_event("message", text="loading the model")
     predictor = load_predictor(request.checkpoint, choose_device(request.device))
-    tell("heads", kinds={head.name: head.kind for head in predictor.heads(request.targets)})
+    report_event("heads", kinds={head.name: head.kind for head in predictor.heads(request.targets)})
     image: Any = open_volume(layer["path"], axes=job["axes"])
     image.geometry = viewer_geometry(
         layer["scale"], layer.get("translate") or None, layer["unit"], len(image.shape)

@@ -1,1 +1,1 @@
-"""Passing a trained model on: bundles of one model, metadata, model cards, exports to other runtimes."""
+"""Shares a trained model: bundles of one model, metadata, model cards, exports to other runtimes."""

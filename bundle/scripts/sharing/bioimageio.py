@@ -1,8 +1,8 @@
-"""A trained network for the BioImage Model Zoo (bioimage.io): one zip that its tools run by themselves.
+"""Exports a trained network for the BioImage Model Zoo (bioimage.io): one zip that the tools of the zoo can run.
 
-It holds `rdf.yaml`, the weights as TorchScript and ONNX, a test input with the outputs it must give, a cover and a
-README. Normalisation and activation are steps of the description, so that images go in raw and probabilities come out.
-Directions are made unit inside the weights, since the description has no step for that.
+The zip contains `rdf.yaml`, the weights as TorchScript and ONNX, a test input with the expected outputs, a cover and a
+README. Normalisation and activation are steps of the description, so that inputs are raw images and outputs are
+probabilities. Directions are normalised to unit length inside the weights, since the description has no such step.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _NNUNET = (
 
 
 class SeparateHeads(nn.Module):
-    """A view of a network for the zoo: a tuple of outputs, directions made unit.
+    """Wraps a network for the zoo: returns a tuple of outputs, with directions normalised to unit length.
 
     Args:
         network: the network.
-        heads: its outputs, in order.
+        heads: outputs of the network, in order.
     """
 
     def __init__(self, network: MultiHeadDynUNet, heads: tuple[Head, ...]) -> None:
@@ -61,16 +61,16 @@ class SeparateHeads(nn.Module):
 
 
 def write_bioimageio(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write the zip, and run the zoo's own test on it.
+    """Write the zip, and run the zoo's test on it.
 
     Args:
-        predictor: the network and what its checkpoint says.
+        predictor: the network and the content of its checkpoint.
         path: the zip.
-        metadata: what `build_metadata` gave.
+        metadata: result of `build_metadata`.
         extras: sample image, licence, and the run's folder for a cover.
 
     Raises:
-        VolumenError: a missing package, a sample that does not fit, or the zoo's test fails.
+        VolumenError: a package is missing, the sample does not fit, or the zoo's test fails.
     """
     spec = need("bioimageio.spec", "--to bioimageio", _HINT)
     need("bioimageio.core", "--to bioimageio", _HINT)
@@ -95,33 +95,33 @@ def write_bioimageio(predictor: Predictor, path: Path, metadata: Mapping[str, An
 
 
 def check_packages(file: Path) -> None:
-    """Refuse packages that do not fit together: bioimageio.spec 0.5.12 cannot write anything with pydantic 2.14.
+    """Refuse incompatible package versions: bioimageio.spec 0.5.12 cannot write files with pydantic 2.14.
 
     Args:
         file: any file.
 
     Raises:
-        VolumenError: they do not.
+        VolumenError: the versions are incompatible.
     """
     v0_5 = need("bioimageio.spec.model.v0_5", "--to bioimageio", _HINT)
     try:
         v0_5.FileDescr(source=file).model_dump(mode="json")
-    except Exception as error:  # pydantic's own, and whatever a package raises in it
+    except Exception as error:  # errors of pydantic, and any error of a package that it calls
         raise VolumenError(
             "--to bioimageio", "the installed pydantic and bioimageio.spec do not fit together", remedy=_HINT
         ) from error
 
 
 def open_bioimageio(path: Path) -> Run:
-    """Return a function that runs the network inside the zip's TorchScript weights, without any step around it."""
+    """Return a function that runs the network of the zip's TorchScript weights, without pre- or postprocessing."""
     with zipfile.ZipFile(path) as archive, archive.open("weights.pt") as file, quiet():
         return torch.jit.load(file, map_location="cpu").named
 
 
 def halo(predictor: Predictor) -> tuple[int, ...]:
-    """Return how many voxels at each border consumers should crop: about an eighth of the training patch.
+    """Return the number of voxels that consumers should crop at each border: about an eighth of the training patch.
 
-    They pad the image by as much first, so twice the halo is a multiple of the divisor.
+    Consumers first pad the image by the same number, so twice the halo is a multiple of the divisor.
     """
     units = [step // 2 if step % 2 == 0 else step for step in predictor.divisor]
     return tuple(
@@ -130,7 +130,7 @@ def halo(predictor: Predictor) -> tuple[int, ...]:
 
 
 def least_size(predictor: Predictor) -> tuple[int, ...]:
-    """Return the smallest input: a multiple of the divisor of which the halo leaves something, at least twice it."""
+    """Return the smallest input size: a multiple of the divisor, at least twice it, that is larger than both halos."""
     return tuple(
         step * max(2, 2 * border // step + 1)
         for step, border in zip(predictor.divisor, halo(predictor), strict=True)
@@ -138,9 +138,9 @@ def least_size(predictor: Predictor) -> tuple[int, ...]:
 
 
 def test_input(predictor: Predictor, image: str | None) -> np.ndarray:
-    """Return a raw test image (1, C, *space): the middle of a given one, else smooth noise in the training's range.
+    """Return a raw test image (1, C, *space): the middle of `image`, else smooth noise in the training's range.
 
-    Sides differ, so that swapped axes would not go unnoticed.
+    The sides differ, so that swapped axes are noticed.
 
     Raises:
         VolumenError: the image does not fit the network or is too small.
@@ -166,14 +166,14 @@ def test_input(predictor: Predictor, image: str | None) -> np.ndarray:
 def expected_outputs(
     view: SeparateHeads, heads: tuple[Head, ...], steps: InputSteps, raw: np.ndarray
 ) -> list[np.ndarray]:
-    """Return what the network gives for raw images (B, C, *space), activated, float32."""
+    """Return the activated outputs of the network for raw images (B, C, *space), float32."""
     with torch.inference_mode():
         outputs = view(torch.from_numpy(steps.apply(raw)))
     return [_activated(head, output).numpy() for head, output in zip(heads, outputs, strict=True)]
 
 
 def tensor_ids(names: list[str]) -> dict[str, str]:
-    """Return identifiers as the zoo allows them, lower case, by target name; all different."""
+    """Return unique identifiers in the form that the zoo allows (lower case), by target name."""
     ids: dict[str, str] = {}
     for name in names:
         text = re.sub(r"\W", "_", name.lower(), flags=re.ASCII)
@@ -213,8 +213,8 @@ def _middle_of(image: str, predictor: Predictor, shape: tuple[int, ...]) -> np.n
     check_image(predictor, volume)
     if any(side < least for side, least in zip(volume.shape, shape, strict=True)):
         raise VolumenError(image, expected=f"at least {shape} voxels for the test input", found=volume.shape)
-    starts = [(side - wanted) // 2 for side, wanted in zip(volume.shape, shape, strict=True)]
-    values = volume.read(tuple(slice(a, a + wanted) for a, wanted in zip(starts, shape, strict=True)))
+    starts = [(side - extent) // 2 for side, extent in zip(volume.shape, shape, strict=True)]
+    values = volume.read(tuple(slice(a, a + extent) for a, extent in zip(starts, shape, strict=True)))
     native = values.astype(values.dtype.newbyteorder("="))
     return (native.astype(np.uint8) if native.dtype == np.bool_ else native)[None]
 
@@ -222,7 +222,7 @@ def _middle_of(image: str, predictor: Predictor, shape: tuple[int, ...]) -> np.n
 def _write_weights(
     view: SeparateHeads, network: MultiHeadDynUNet, ids: list[str], folder: Path
 ) -> dict[str, Any]:
-    """Write the weights; return what the description says of them."""
+    """Write the weights; return their entry for the description."""
     v0_5 = need("bioimageio.spec.model.v0_5", "--to bioimageio", _HINT)
     onnx = need("onnx", "--to bioimageio", _HINT)
     need("onnxscript", "--to bioimageio", _HINT)
@@ -288,10 +288,10 @@ def _describe(
                 volumen=json.loads(json.dumps(metadata["inference"])),
             ),
         )
-    except ValueError as error:  # pydantic's report, a line per fault
-        told = " ".join(str(error).split())[:400]
+    except ValueError as error:  # pydantic's report has one line per fault
+        message = " ".join(str(error).split())[:400]
         raise VolumenError(
-            "--to bioimageio", f"the description is not valid: {told}", remedy="correct the texts given"
+            "--to bioimageio", f"the description is not valid: {message}", remedy="correct the texts given"
         ) from error
 
 
@@ -366,13 +366,13 @@ def _scales(predictor: Predictor) -> tuple[float, ...]:
 
 
 def _name(text: str) -> str:
-    """Return a name as the zoo allows it: letters, digits and a few signs, 5 to 128 of them."""
+    """Return a name in the form that the zoo allows: 5 to 128 letters, digits and some other characters."""
     plain = re.sub(r"[^A-Za-z0-9_+\- ()]", " ", text)[:128].strip()
     return plain if len(plain) >= 5 else f"model {plain}"
 
 
 def _cover(extras: Extras, predictor: Predictor, folder: Path) -> Path:
-    """Draw the cover, twice as wide as high: the run's preview, else the test input beside the first test output."""
+    """Draw the cover, twice as wide as high: the run's preview, else the test input beside the first output."""
     from PIL import Image
 
     sheet = Image.new("RGB", (800, 400))
@@ -385,7 +385,7 @@ def _cover(extras: Extras, predictor: Predictor, folder: Path) -> Path:
         first = tensor_ids(list(predictor.targets))[next(iter(predictor.targets))]
         for number, name in enumerate(("test_input", f"test_{first}")):
             plane = np.load(folder / f"{name}.npy")[0].astype(np.float32)
-            plane = plane[-1]  # of a softmax the last class, not the background
+            plane = plane[-1]  # for a softmax, the last class rather than the background
             plane = plane[len(plane) // 2] if plane.ndim == 3 else plane
             grey = (255 * (plane - plane.min()) / max(float(np.ptp(plane)), 1e-8)).astype(np.uint8)
             sheet.paste(Image.fromarray(grey).resize((400, 400)), (400 * number, 0))
@@ -407,10 +407,10 @@ def _preview(extras: Extras, predictor: Predictor) -> Any:
 
 
 def _test(path: Path) -> None:
-    """Run the zoo's own test: the description's validity, outputs, other sizes and batches, every weight format.
+    """Run the zoo's test: validity of the description, outputs, other sizes and batches, every weight format.
 
     Raises:
-        VolumenError: it fails.
+        VolumenError: the test fails.
     """
     core = need("bioimageio.core", "--to bioimageio", _HINT)
     summary = core.test_model(path, devices=["cpu"])

@@ -1,4 +1,4 @@
-"""Changes of a YAML config that leave its comments, its order and its other lines as they are."""
+"""Edits a YAML config and preserves its comments, its order and its other lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 
 class ConfigText:
-    """A YAML config that is read, changed and written again with its comments.
+    """A YAML config that can be read, changed and written with its comments.
 
     Args:
         text: the YAML; its top level is a mapping.
@@ -24,22 +24,22 @@ class ConfigText:
         self._content: CommentedMap = self._yaml.load(text)
 
     def insert(self, key: str, value: Any, *, before: str) -> None:
-        """Put a new top-level entry in front of another one.
+        """Insert a new top-level entry before another one.
 
         Args:
-            key: the entry.
+            key: key of the new entry.
             value: plain data.
-            before: the entry that follows it.
+            before: key of the entry that follows it.
         """
         self._content.insert(list(self._content).index(before), key, _node(value))
 
     def update(self, key: str, values: Mapping[str, Any], *, only_known: bool = False) -> None:
-        """Set keys of a top-level mapping and keep the comments beside them.
+        """Set keys of a top-level mapping and retain the comments beside them.
 
         Args:
-            key: the mapping.
+            key: key of the mapping.
             values: plain data by key.
-            only_known: pass over keys that it does not have.
+            only_known: whether to ignore keys that the mapping does not have.
         """
         section = self._content[key]
         for name, value in values.items():
@@ -73,7 +73,7 @@ def _round_trip() -> YAML:
 
 
 def _node(value: Any) -> Any:
-    """Return plain data as the writer holds them: mappings by lines, lists of plain values in one line."""
+    """Return plain data as nodes of the writer: mappings over several lines, lists of plain values in one line."""
     if isinstance(value, Mapping):
         return CommentedMap((key, _node(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -87,6 +87,6 @@ def _node(value: Any) -> Any:
 
 
 def _is_read_as_another_type(text: str) -> bool:
-    """Return whether PyYAML, which reads YAML 1.1, takes a bare word for a truth value, a number or nothing."""
+    """Return whether PyYAML, which reads YAML 1.1, parses an unquoted word as a boolean, a number or null."""
     tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False))
     return str(tag) != "tag:yaml.org,2002:str"

@@ -1,4 +1,4 @@
-"""The exchange formats by name: what writes each, and what runs a file that was written."""
+"""The exchange formats by name: the writer of each format, and the function that opens a written file."""
 
 from __future__ import annotations
 

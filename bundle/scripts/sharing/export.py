@@ -1,4 +1,4 @@
-"""A trained network in a file that runs without this program."""
+"""Exports a trained network to a file that runs without this program."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 _CHECKED = (((3, 2, 2), 1), ((2, 3, 3), 3), ((2, 1, 1), 1))
-"""Multiples of the divisor per axis, and batches, that are not those of the tracing sample; the last is the smallest
-that a network takes."""
+"""Multiples of the divisor per axis, and batch sizes, that differ from the tracing sample; the last is the smallest
+valid input."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well an exported file agrees with the network, on one input.
+    """Agreement of an exported file with the network on one input.
 
     Args:
         shape: shape of the input.
-        difference: by target, the largest difference over the largest value, or over 1 where values are smaller.
+        difference: by target, the largest difference divided by the largest value, or by 1 if values are smaller.
     """
 
     shape: tuple[int, ...]
@@ -44,13 +44,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """Result of an export.
 
     Args:
         path: the file.
         to: its format.
-        size: bytes.
-        agreement: one per checked input.
+        size: its size in bytes.
+        agreement: one entry per checked input.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class ExportReport:
 
     @property
     def worst(self) -> float:
-        """The largest difference of all."""
+        """Largest difference over all inputs and targets."""
         return max(max(one.difference.values()) for one in self.agreement)
 
 
@@ -75,24 +75,24 @@ def export(
     sample_image: str | None = None,
     license: str = "",
 ) -> ExportReport:
-    """Export a checkpoint's network, and compare what the file computes with the network itself.
+    """Export a checkpoint's network, and compare the outputs of the file with those of the network.
 
-    The comparison runs on the CPU in float32, on inputs of other sizes and batches than the export was made with.
-    The file appears under its name only after it has passed.
+    The comparison runs on the CPU in float32, on inputs of other sizes and batches than the tracing sample. The file
+    appears under its name only after it has passed.
 
     Args:
         checkpoint: trained network.
         output: the file to write.
         to: "torchscript", "onnx", "pt2" or "bioimageio".
-        overwrite: whether a file there may be replaced.
-        description: what the model does; "" for a sentence made from its targets.
-        authors: who made it.
-        sample_image: an image whose middle becomes the test input, "bioimageio" only; None: made up.
+        overwrite: whether an existing file may be replaced.
+        description: purpose of the model; "" for a sentence generated from its targets.
+        authors: authors of the model.
+        sample_image: an image whose middle becomes the test input, "bioimageio" only; None: it is generated.
         license: SPDX identifier of the model's licence, "bioimageio" only; "": not stated.
 
     Raises:
-        VolumenError: an unknown format, a file that is in the way or cannot be written, a missing package, or
-            outputs that differ by more than 1e-4.
+        VolumenError: the format is unknown, the file exists or cannot be written, a package is missing, or outputs
+            differ by more than 1e-4.
     """
     if to not in WRITERS:
         raise VolumenError("--to", expected=f"one of {', '.join(WRITERS)}", found=repr(to))
@@ -122,10 +122,10 @@ def export(
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that is in the way or has no folder.
+    """Refuse an output that exists already or whose folder does not exist.
 
     Raises:
-        VolumenError: as said.
+        VolumenError: one of both is the case.
     """
     if output.is_dir():
         raise VolumenError(output, expected="a file's name", found="a folder", remedy="give another -o")
@@ -137,7 +137,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
-    """Give a folder beside the output, so that the finished file is moved by a rename; it goes afterwards.
+    """Provide a temporary folder beside the output, so that a rename moves the finished file; remove it afterwards.
 
     Raises:
         VolumenError: the disk is full or cannot be written.
@@ -154,7 +154,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 
 def publish(written: Path, output: Path) -> None:
-    """Give a finished file its name after its content has reached the disk."""
+    """Rename a finished file to its final name after its content has been flushed to disk."""
     sync_file(written)
     written.replace(output)
     sync_folder(output.absolute().parent)
@@ -184,7 +184,7 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
 def _refuse_disagreement(report: ExportReport) -> None:
     for one in report.agreement:
         for name, difference in one.difference.items():
-            # Written so that a NaN is refused too.
+            # This form of the comparison also refuses NaN.
             if not difference <= TOLERANCE:
                 raise VolumenError(
                     report.path,

@@ -1,7 +1,7 @@
-"""One writer per exchange format, and one reader that runs what was written.
+"""One writer per exchange format, and one function that runs a written file.
 
-Every writer gives a file that takes images (B, C, *space) of any batch and of any size that the network takes.
-The outputs are logits and values as the network gives them; the metadata inside the file say what they mean.
+Every written file accepts images (B, C, *space) of any batch size and of any size that the network accepts.
+The outputs are the network's logits and values; the metadata inside the file state their meaning.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ METADATA_FILE = "metadata.json"
 METADATA_KEY = "metadata"
 
 Run = Callable[[Tensor], dict[str, Tensor]]
-"""Images in, outputs by name out."""
+"""A function from images to outputs by name."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What only some formats hold.
+    """Content that only some formats have.
 
     Args:
         run_folder: the checkpoint's folder, for a picture; None: there is none.
-        sample: an image whose middle becomes the test input; None: made up.
+        sample: an image whose middle becomes the test input; None: it is generated.
         license: SPDX identifier of the model's licence; "": not stated.
     """
 
@@ -49,9 +49,9 @@ Writer = Callable[[Predictor, Path, Mapping[str, Any], Extras], None]
 
 
 def write_torchscript(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write a TorchScript module that gives a dictionary from target to tensor.
+    """Write a TorchScript module that returns a dictionary from target to tensor.
 
-    `monai.data.load_net_with_metadata` reads it, metadata included.
+    `monai.data.load_net_with_metadata` reads the module and its metadata.
     """
     from monai.data import save_net_with_metadata
 
@@ -69,12 +69,12 @@ def open_torchscript(path: Path) -> Run:
 
 
 def write_pt2(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write a program of `torch.export`; it gives a dictionary from target to tensor."""
+    """Write a program of `torch.export` that returns a dictionary from target to tensor."""
     from torch.fx.experimental import _config
 
-    tracing: Any = _config  # it gets `patch` as it is imported
+    tracing: Any = _config  # the import defines `patch`
     network = network_of(predictor)
-    # Otherwise the program refuses sides of one divisor: a size of 1 in the last stage is traced as a case of its own.
+    # Otherwise the program refuses sides of one divisor, because tracing specialises a size of 1 in the last stage.
     with quiet(), tracing.patch(backed_size_oblivious=True):
         program = torch.export.export(
             network, (sample(network),), dynamic_shapes={"x": dynamic_shape(network)}
@@ -89,7 +89,7 @@ def open_pt2(path: Path) -> Run:
 
 
 class TupleOfHeads(nn.Module):
-    """A view of a network that returns a tuple of the targets' logits, as ONNX names outputs by position."""
+    """Wraps a network to return a tuple of the targets' logits, since ONNX names outputs by position."""
 
     def __init__(self, network: MultiHeadDynUNet) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class TupleOfHeads(nn.Module):
 
 
 def write_onnx(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
-    """Write an ONNX model with the input `image` and one output per target, by its name."""
+    """Write an ONNX model with the input `image` and one output per target, named like the target."""
     onnx = need("onnx")
     need("onnxscript")
     network = network_of(predictor)
@@ -127,7 +127,7 @@ def write_onnx(predictor: Predictor, path: Path, metadata: Mapping[str, Any], ex
 
 
 def open_onnx(path: Path) -> Run:
-    """Return a function that runs an ONNX file by ONNX Runtime."""
+    """Return a function that runs an ONNX file with ONNX Runtime."""
     runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -151,7 +151,7 @@ def network_of(predictor: Predictor) -> MultiHeadDynUNet:
 def sample(network: MultiHeadDynUNet, factors: tuple[int, ...] = (2, 2, 2), batch: int = 2) -> Tensor:
     """Return random images whose sides are the network's divisors times `factors`.
 
-    A batch of 2, because a size of 1 would be taken for a constant by the tracing exporters.
+    The batch size is 2 because tracing exporters treat a size of 1 as a constant.
     """
     sides = [step * factor for step, factor in zip(network.divisor, factors)]
     generator = torch.Generator().manual_seed(batch)
@@ -159,7 +159,7 @@ def sample(network: MultiHeadDynUNet, factors: tuple[int, ...] = (2, 2, 2), batc
 
 
 def dynamic_shape(network: MultiHeadDynUNet) -> dict[int, Any]:
-    """Return what of the input's shape may vary: the batch, and the sides by multiples of the divisors."""
+    """Return the variable dimensions of the input: the batch, and the sides by multiples of the divisors."""
     from torch.export import Dim
 
     shape: dict[int, Any] = {0: Dim("batch")}
@@ -170,10 +170,10 @@ def dynamic_shape(network: MultiHeadDynUNet) -> dict[int, Any]:
 
 @contextmanager
 def quiet(*more: str) -> Iterator[None]:
-    """Keep the exporters' own messages back: deprecations and notes that a user can do nothing about.
+    """Suppress the exporters' messages: deprecations and notes about which a user can do nothing.
 
     Args:
-        more: further libraries.
+        more: further libraries to silence.
     """
     names = ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
@@ -191,7 +191,7 @@ def quiet(*more: str) -> Iterator[None]:
 
 
 def _loguru(action: str, packages: tuple[str, ...]) -> None:
-    """Turn what packages say through loguru, which knows nothing of logging's levels, on or off."""
+    """Switch the messages of packages that use loguru on or off, since loguru ignores the levels of logging."""
     if packages:
         import loguru
 
@@ -200,10 +200,10 @@ def _loguru(action: str, packages: tuple[str, ...]) -> None:
 
 
 def need(module: str, flag: str = "--to onnx", remedy: str = "pip install 'volumen[export]'") -> Any:
-    """Import a package of an extra.
+    """Import a package of an optional dependency group.
 
     Raises:
-        VolumenError: it is not installed.
+        VolumenError: the package is not installed.
     """
     import importlib
 

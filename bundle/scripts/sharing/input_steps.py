@@ -1,4 +1,4 @@
-"""The normalisation of a trained network as plain steps that other programs know by name."""
+"""Describes the normalisation of a trained network as simple steps that other programs implement."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from volumen.transforms.normalize import Normalizer
 
 @dataclass(frozen=True)
 class InputSteps:
-    """Steps from raw to normalised values, in this order; each is left out where it does nothing.
+    """Steps from raw to normalised values, in this order; a step without effect is omitted.
 
     Args:
         dtype: type of the raw images.
-        percentiles: stretch each image between these percentiles to [0, 1], channel by channel.
-        standardize: subtract each image's mean and divide by its standard deviation, channel by channel.
+        percentiles: scale the range between these percentiles of each image to [0, 1], per channel.
+        standardize: subtract each image's mean and divide by its standard deviation, per channel.
         first: factor and summand per channel.
-        clip: whether values are then clipped to [0, 1].
+        clip: whether to clip values to [0, 1] then.
         second: factor and summand per channel, after clipping.
     """
 
@@ -45,7 +45,7 @@ class InputSteps:
         return np.ascontiguousarray(_linear(values, self.second), dtype=np.float32)
 
     def described(self, v0_5: Any, axes: str) -> list[Any]:
-        """Return the steps as the BioImage Model Zoo describes them.
+        """Return the steps in the description format of the BioImage Model Zoo.
 
         Args:
             v0_5: the module `bioimageio.spec.model.v0_5`.
@@ -73,8 +73,8 @@ class InputSteps:
 def input_steps(normalizer: Normalizer, dtype: np.dtype, channels: int) -> InputSteps:
     """Return the steps of a normaliser for raw images of a type.
 
-    Where statistics are each volume's own, the steps take those of the image that is given, which is exact for whole
-    volumes; the percentiles of 0.5 and 99.5 and the extremes are then the image's.
+    If the normaliser uses the statistics of each volume, the steps use those of the given image (percentiles 0.5 and
+    99.5, or extremes), which is exact for whole volumes.
     """
     dtype = np.dtype(dtype)
     if normalizer.goes_by_volume(dtype):
@@ -87,7 +87,7 @@ def input_steps(normalizer: Normalizer, dtype: np.dtype, channels: int) -> Input
     if not np.isfinite(rows[:, :2]).all():
         first = tuple((1 / width, -shift / width) for _, _, shift, width in rows)
         return InputSteps(dtype, first=_unless_idle(first))
-    # To [0, 1], so that one pair of bounds clips every channel; then to what the network knows.
+    # First to [0, 1], so that one pair of bounds clips every channel; then to the range of the training.
     spans = [max(high - low, 1e-8) for low, high, _, _ in rows]
     first = tuple((1 / span, -low / span) for (low, _, _, _), span in zip(rows, spans, strict=True))
     second = tuple(

@@ -1,4 +1,4 @@
-"""The metadata of a trained model, as MONAI's bundle schema asks for them."""
+"""Builds the metadata of a trained model according to MONAI's bundle schema."""
 
 from __future__ import annotations
 
@@ -74,17 +74,17 @@ def build_metadata(
 ) -> dict[str, Any]:
     """Return the content of `metadata.json` for a trained network.
 
-    The network's output for MONAI's tools is `pred`, all targets joined on channels. `targets` describes each target by
-    itself, in the same form: listed as outputs, the Deploy SDK would ask the network for each of them.
+    The network's output for MONAI's tools is `pred`: all targets concatenated along channels. `targets` describes each
+    single target in the same form. If these were listed as outputs, the Deploy SDK would request each from the network.
 
     Args:
-        predictor: the network and what its checkpoint says.
+        predictor: the network and the content of its checkpoint.
         name: the model's name.
-        description: what it does; "" for a sentence made from its targets.
-        authors: who made it; "" where that is not stated.
+        description: purpose of the model; "" for a sentence generated from its targets.
+        authors: authors of the model; "" if they are not stated.
         metrics: validation metrics of the checkpoint's epoch.
         training: summary of the training data, see `training_summary`.
-        joined: whether the network gives `pred`; else, as an exported file, each target by its name.
+        joined: whether the network returns `pred`; otherwise, as in exported files, each target by its name.
     """
     heads = tuple(predictor.targets.values())
     listed = ", ".join(head.name for head in heads)
@@ -122,7 +122,7 @@ def build_metadata(
 
 
 def joined_output(predictor: Predictor) -> dict[str, Any]:
-    """Return the tensor of all targets that the bundle's `network_def` gives, as MONAI describes it."""
+    """Return MONAI's description of the output of the bundle's `network_def`, a tensor of all targets."""
     heads = tuple(predictor.targets.values())
     channels = [f"{head.name}: {text}" for head in heads for text in channel_names(head, predictor.config)]
     kinds = {_format(head) for head in heads}
@@ -131,7 +131,7 @@ def joined_output(predictor: Predictor) -> dict[str, Any]:
 
 
 def target_outputs(predictor: Predictor) -> dict[str, Any]:
-    """Return each target's own tensor, as MONAI describes it."""
+    """Return MONAI's description of each target's tensor."""
     shape = spatial_pattern(predictor.divisor)
     return {
         head.name: _tensor(_format(head), channel_names(head, predictor.config), shape)
@@ -140,15 +140,15 @@ def target_outputs(predictor: Predictor) -> dict[str, Any]:
 
 
 def spatial_pattern(divisor: tuple[int, ...]) -> list[str]:
-    """Return MONAI's patterns of the sizes that the network takes, in n: multiples of `divisor` from twice it on.
+    """Return MONAI's patterns, in n, of the valid input sizes: multiples of `divisor`, at least twice the divisor.
 
-    The divisor itself would leave the last stage a single voxel, over which nothing can be normalised.
+    With the divisor itself, the last stage would have a single voxel, over which normalisation is impossible.
     """
     return [f"{step}*(n+1)" for step in divisor]
 
 
 def channel_names(head: Head, config: Mapping[str, Any]) -> list[str]:
-    """Return what each channel of a head's output means."""
+    """Return the meaning of each channel of a head's output."""
     if head.layout is not None and any(part.kind != "scalars" for part in head.layout):
         names = [name for part in head.layout for name in part.names()]
         return [f"logit of {name}" for name in names] if head.is_probability else names
@@ -162,7 +162,7 @@ def channel_names(head: Head, config: Mapping[str, Any]) -> list[str]:
 
 
 def inference_facts(predictor: Predictor) -> dict[str, Any]:
-    """Return what a program needs to know to use the network by itself, as plain values."""
+    """Return the facts that another program needs to use the network, as plain values."""
     return {
         "patch_size": list(predictor.patch_size),
         "divisor": list(predictor.divisor),
@@ -184,11 +184,11 @@ def inference_facts(predictor: Predictor) -> dict[str, Any]:
 
 
 def training_summary(predictor: Predictor, run_folder: Path) -> dict[str, Any]:
-    """Return what the network was trained on, without any path: volumes, voxels, settings.
+    """Return a summary of the training data without paths: volumes, voxels, settings.
 
     Args:
         predictor: the network.
-        run_folder: folder of the run; its `*_split.json` is read if there is one.
+        run_folder: folder of the run; its `*_split.json` is read if it exists.
     """
     config = predictor.config
     training = config.get("tr_config", {})
@@ -213,17 +213,17 @@ def training_summary(predictor: Predictor, run_folder: Path) -> dict[str, Any]:
 
 
 def find_preview(run_folder: Path, predictor: Predictor) -> Path | None:
-    """Return the latest preview of the run that made a checkpoint, None where there is none."""
+    """Return the latest preview of the run that saved a checkpoint; None if there is none."""
     model_name = predictor.config.get("tr_setup", {}).get("model_name", "model")
     pictures = (run_folder / f"{model_name}_debug{suffix}" for suffix in (".gif", ".png"))
     return next((picture for picture in pictures if picture.is_file()), None)
 
 
 def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
-    """Return the validation metrics of an epoch: those on the whole validation part where the run has them, else those
-    of its row in `metrics.csv`; none where there is no such row.
+    """Return the validation metrics of an epoch: those on the whole validation part if the run has them, else those
+    of its row in `metrics.csv`; an empty result if there is no such row.
 
-    Losses are left out: they depend on the settings of the training and compare with nothing else.
+    Losses are excluded, since they depend on the settings of the training and cannot be compared.
     """
     path = run_folder / "metrics.csv"
     if epoch is None or not path.is_file():
@@ -239,9 +239,9 @@ def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
 
 
 def without_paths(value: Any) -> Any:
-    """Return nested plain data with paths replaced by None: they say where somebody's files are.
+    """Return nested plain data with paths replaced by None, since paths are private.
 
-    Settings that name files are cleared whatever they hold, all others where they hold an absolute path.
+    Settings that name files are always cleared; all others are cleared if they contain an absolute path.
     """
     if isinstance(value, Mapping):
         return {
@@ -256,7 +256,7 @@ def without_paths(value: Any) -> Any:
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """Return JSON text that any parser reads: no NaN and no infinity."""
+    """Return JSON text that any parser can read: without NaN and infinity."""
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -337,7 +337,7 @@ def _labels(head: Head) -> str:
 
 
 def meaning(head: Head, config: Mapping[str, Any]) -> str:
-    """Return what an activated output of a head is, in a line."""
+    """Return the meaning of a head's activated output, in one line."""
     if head.kind == "binary":
         return f"{head.name}: probability, by a sigmoid of the logit"
     if head.kind == "multiclass":
@@ -377,7 +377,7 @@ def _scheme(predictor: Predictor) -> str:
 
 
 def _installed(package: str) -> str:
-    """Return a package's version without the build's mark (2.13.0+cpu): nobody could install that elsewhere."""
+    """Return a package's version without the local build tag (2.13.0+cpu), which cannot be installed elsewhere."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The model card of a trained model, in the order of MONAI's model zoo."""
+"""Writes the model card of a trained model, in the order of MONAI's model zoo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def model_card(
 
     Args:
         predictor: the network and its settings.
-        metadata: what `build_metadata` gave.
+        metadata: result of `build_metadata`.
         picture: file name of the preview beside the card, or None.
         parameters: number of the network's weights.
     """
@@ -54,7 +54,7 @@ def model_card(
 
 
 def data_section(training: Mapping[str, Any]) -> str:
-    """Return what the network was trained and validated on, as a list."""
+    """Return the training and validation data as a list."""
     lines = []
     for part, word in (("train", "trained"), ("val", "validated")):
         if part in training:
@@ -144,14 +144,14 @@ network = monai.bundle.load(NAME, bundle_dir=FOLDER, workflow_type="inference")
 
 
 def pip_line(metadata: Mapping[str, Any]) -> str:
-    """Return the command that installs the versions that the metadata name."""
+    """Return the command that installs the package versions in the metadata."""
     versions = {
         "torch": metadata["pytorch_version"],
         "monai": metadata["monai_version"],
         "numpy": metadata["numpy_version"],
         **metadata["required_packages_version"],
     }
-    # "any" stands for a package whose version was not known.
+    # "any" means that the version of the package was not known.
     return "pip install " + " ".join(
         name if number == "any" else f"{name}=={number}" for name, number in versions.items()
     )
@@ -167,9 +167,9 @@ It takes an image that fits into memory; larger ones go through it in overlappin
 
 
 def runtime_code(predictor: Predictor) -> str:
-    """Return Python code that runs an image through `model.onnx` with ONNX Runtime and NumPy alone.
+    """Return Python code that applies `model.onnx` to an image with only ONNX Runtime and NumPy.
 
-    It takes `image`, raw, (Z, Y, X) or with channels first, and leaves `outputs` by target.
+    Its input is `image`, raw, (Z, Y, X) or with channels first; its result is `outputs`, by target.
     """
     ndim = len(predictor.patch_size)
     channel = "[None]" if predictor.in_channels == 1 else ""

@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle of its own: one zip file that runs where MONAI and the listed packages are."""
+"""Packages a trained model as a MONAI bundle: one zip file that runs with MONAI and the listed packages."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _DATA_LICENSE = """The licence of the training data is not stated. Ask whoever m
 for more than looking at it.
 """
 _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
-_MOST_BYTES = 25_000_000
+_MAX_BYTES = 25_000_000
 
 
 @dataclass(frozen=True)
 class PackageRequest:
-    """What to package and how.
+    """The model to package, and the options.
 
     Args:
         checkpoint: the trained network.
         output: `NAME.zip`; the bundle's folder inside is NAME.
-        overwrite: whether a file there may be replaced.
-        description: what the model does; "" for a sentence made from its targets.
-        authors: who made it.
+        overwrite: whether an existing file may be replaced.
+        description: purpose of the model; "" for a sentence generated from its targets.
+        authors: authors of the model.
         data_license: file with the licence of the training data, or None.
         hf: repository on the Hugging Face Hub to push to, `USER/NAME`, or None.
         public: whether that repository is public.
-        weights_url: where the weights will lie, for `large_files.yml`; None: only in the zip.
+        weights_url: future URL of the weights, for `large_files.yml`; None: they are only in the zip.
     """
 
     checkpoint: str
@@ -60,13 +60,13 @@ class PackageRequest:
 
 @dataclass(frozen=True)
 class PackageReport:
-    """What was packaged.
+    """Result of the packaging.
 
     Args:
         path: the zip file.
-        files: how many files it holds.
-        size: its bytes.
-        url: where it was pushed to, or "".
+        files: number of files in the zip.
+        size: size of the zip in bytes.
+        url: address to which it was pushed, or "".
     """
 
     path: Path
@@ -76,10 +76,10 @@ class PackageReport:
 
 
 def package(request: PackageRequest) -> PackageReport:
-    """Write a trained model as a bundle, and push it if asked. The zip is whole or absent.
+    """Write a trained model as a bundle, and push it if requested. The zip is either complete or absent.
 
     Raises:
-        VolumenError: for whatever a user can set right.
+        VolumenError: for every error that the user can correct.
     """
     output = Path(request.output)
     name = _name(output)
@@ -103,7 +103,7 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
 
     Args:
         predictor: the trained network.
-        folder: the bundle's root, named for the model; it does not exist.
+        folder: the bundle's root, named like the model; it does not exist yet.
         request: texts for the model card.
         data_license: text of `docs/data_license.txt`.
     """
@@ -137,7 +137,7 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
     (folder / "docs" / "data_license.txt").write_text(data_license, encoding="utf-8")
     (folder / "LICENSE").write_text(license_text(), encoding="utf-8")
     code = Path(__file__).resolve().parents[1]
-    # A wheel has the bundle's files and the package's first module inside; here they have places of their own.
+    # In a wheel the bundle's files and the package's first module are inside the package; in a checkout they are not.
     shutil.copytree(
         code,
         folder / "scripts",
@@ -152,7 +152,7 @@ def write_bundle(predictor: Predictor, folder: Path, request: PackageRequest, da
 
 
 def zip_folder(folder: Path, path: Path) -> int:
-    """Zip a folder under its own name; equal content gives equal bytes. Returns the number of files."""
+    """Zip a folder under its name, with equal bytes for equal content; return the number of files."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
@@ -165,10 +165,10 @@ def zip_folder(folder: Path, path: Path) -> int:
 
 
 def _note_large_file(folder: Path, url: str | None) -> None:
-    """Write `large_files.yml`, by which MONAI fetches weights that a repository does not hold."""
+    """Write `large_files.yml`, which MONAI uses to fetch weights that are not in a repository."""
     weights = folder / "models" / WEIGHTS
     if url is None:
-        if weights.stat().st_size > _MOST_BYTES:
+        if weights.stat().st_size > _MAX_BYTES:
             logger.info(
                 "MONAI's model zoo takes no file over 25 MB: to submit the bundle there, put %s where it can be "
                 "fetched and give --weights-url",
@@ -186,7 +186,7 @@ def _note_large_file(folder: Path, url: str | None) -> None:
 
 
 def _copy_picture(run_folder: Path, predictor: Predictor, folder: Path) -> str | None:
-    """Copy the run's preview beside the model card; return its name there, or None."""
+    """Copy the run's preview beside the model card; return its file name, or None."""
     picture = find_preview(run_folder, predictor)
     if picture is None:
         return None
@@ -244,7 +244,7 @@ def _push(request: PackageRequest, name: str, folder: Path, output: Path) -> str
             private=not request.public,
             version=__version__,
         )
-    except Exception as error:  # the client's own errors, of HTTP, and of the network
+    except Exception as error:  # errors of the client, of HTTP, and of the network
         raise VolumenError(
             f"--hf {request.hf}",
             f"was not pushed ({type(error).__name__}: {str(error)[:200]})",

@@ -1,4 +1,4 @@
-"""The configs of a released model: the bundle's own, with the experiment and the network written into them."""
+"""Writes the configs of a released model: those of the bundle, with the experiment and the network inserted."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def write_configs(
 ) -> None:
     """Write every config of the bundle, for one model, as YAML and as JSON.
 
-    MONAI's `load` reads JSON only; people read YAML, which has the comments.
+    MONAI's `load` reads JSON only; YAML is for readers, since it has comments.
 
     Args:
         source: the bundle's `configs`.
-        folder: where they go; it exists.
+        folder: destination folder, which exists.
         network: the architecture, `MultiHeadDynUNet.final_config`.
         experiment: the snapshot's sections.
     """
@@ -42,15 +42,15 @@ def write_configs(
         elif path.name == "inference.yaml":
             text = inference_config(text, network, experiment.get("inference_config") or {})
         (folder / path.name).write_text(text, encoding="utf-8")
-        twin = json.dumps(yaml.safe_load(text), indent=2, ensure_ascii=False) + "\n"
-        (folder / path.with_suffix(".json").name).write_text(twin, encoding="utf-8")
+        json_text = json.dumps(yaml.safe_load(text), indent=2, ensure_ascii=False) + "\n"
+        (folder / path.with_suffix(".json").name).write_text(json_text, encoding="utf-8")
 
 
 def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
     """Return `train.yaml` with a model's settings as its sections.
 
-    Without data the network is the model's own, so that tools can load it; with data it is planned from them and the
-    settings, as always. The format of the data is left open: whoever trains it on has others.
+    Without data the network is that of the model, so that tools can load it; with data it is planned from them and the
+    settings, as always. The format of the data is not fixed, since later training may use other data.
     """
     config = ConfigText(text)
     for name in SECTION_NAMES:
@@ -66,9 +66,9 @@ def training_config(text: str, network: Mapping[str, Any], experiment: Mapping[s
 
 
 def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return `inference.yaml` for a model: its settings, and a network that can be built without any file.
+    """Return `inference.yaml` for a model: its settings, and a network that can be built without a file.
 
-    Tools such as MONAI's `load` and `ckpt_export` build the network and then load weights of their own choice.
+    Tools such as MONAI's `load` and `ckpt_export` build the network first and then load weights.
     """
     config = ConfigText(text)
     config.update("inference_config", without_paths(settings), only_known=True)
@@ -76,7 +76,7 @@ def inference_config(text: str, network: Mapping[str, Any], settings: Mapping[st
         "_target_": "volumen.networks.multihead.MultiHeadDynUNet.from_config",
         "final_config": "@network_config",
     }
-    # Not called "network": the Deploy SDK would take that in place of network_def, whose output is one tensor.
+    # Not named "network": the Deploy SDK would use that instead of network_def, whose output is one tensor.
     config.insert("network_config", dict(network), before="predictor")
     config.insert("architecture", built, before="predictor")
     config.update("predictor", {"network": "@architecture"})

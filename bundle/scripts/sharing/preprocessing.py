@@ -1,4 +1,4 @@
-"""The normalisation of a trained network in numbers, for people who use it without this program."""
+"""Describes the normalisation of a trained network in numbers, for use without this program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OWN_STATISTICS = {
 
 
 def preprocessing_lines(predictor: Predictor) -> list[str]:
-    """Return what brings raw values to those that the network takes, a line per type of image where types differ."""
+    """Return the steps from raw values to the network's input values; one line per image type if types differ."""
     normalizer, channels = predictor.normalizer, predictor.in_channels
     bytes_, floats = np.dtype("uint8"), np.dtype("float32")
     if normalizer.scheme == "unit":
@@ -29,9 +29,9 @@ def preprocessing_lines(predictor: Predictor) -> list[str]:
 
 
 def preprocessing_code(predictor: Predictor) -> str:
-    """Return a Python expression of `image`, raw and (Z, Y, X) or (C, Z, Y, X), that does the same.
+    """Return a Python expression in `image`, raw, (Z, Y, X) or (C, Z, Y, X), that normalises it like the training.
 
-    Of the types of images it takes those that the training had: bytes, unless statistics were sampled.
+    The expression is for the image type of the training, which is assumed to be bytes unless statistics were sampled.
     """
     normalizer, channels = predictor.normalizer, predictor.in_channels
     dtype = np.dtype("float32" if normalizer.properties or normalizer.scheme == "none" else "uint8")

@@ -1,7 +1,8 @@
-"""The two files of a released model: MONAI wants the weights alone, prediction wants to know what they are.
+"""Writes the two files of a released model: the weights for MONAI's tools, and their description for prediction.
 
-`models/model.pt` holds the state_dict, as `monai.bundle.load` and `ckpt_export` read it. `models/model.json` beside it
-holds the rest of a checkpoint that prediction needs: architecture, settings, epoch. `load_predictor` reads both.
+`models/model.pt` contains the state_dict in the form that `monai.bundle.load` and `ckpt_export` read.
+`models/model.json` beside it contains the other parts of a checkpoint that prediction needs: architecture, settings,
+epoch. `load_predictor` reads both.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ def write_released(predictor: Predictor, folder: Path, *, versions: Mapping[str,
 
     Args:
         predictor: the network and its settings.
-        folder: where; it exists.
-        versions: versions of what trained it.
+        folder: destination folder, which exists.
+        versions: versions of the software that trained it.
     """
-    # A copy of each weight, so that no file carries the storage that a view belongs to.
+    # A copy of each weight, so that the file does not contain the whole storage of a view.
     weights = {name: value.detach().cpu().clone() for name, value in predictor.network.state_dict().items()}
     torch.save(weights, folder / WEIGHTS)
     description = {

@@ -1,4 +1,4 @@
-"""The README of a model for the BioImage Model Zoo."""
+"""Writes the README of a model for the BioImage Model Zoo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def zoo_card(predictor: Predictor, metadata: Mapping[str, Any]) -> str:
 
     Args:
         predictor: the network and its settings.
-        metadata: what `build_metadata` gave.
+        metadata: result of `build_metadata`.
     """
     facts = metadata["inference"]
     rows = "\n".join(

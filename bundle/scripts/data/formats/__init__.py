@@ -1,1 +1,1 @@
-"""One lazy reader per file format behind one protocol: shape, type, spacing, axes, and reading a region."""
+"""Lazy readers: one per file format, all with the same protocol for shape, type, spacing, axes and regions."""

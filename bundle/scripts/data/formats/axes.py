@@ -1,4 +1,4 @@
-"""Which stored axis is which: from stored order to channels first, then (Z, Y, X)."""
+"""Maps stored axes to channels first, then (Z, Y, X)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SETTING = "dataset_config.axes"
 UNKNOWN = "?"
 _SPATIAL = "zyx"
 _ORDERS = {2: ("yx",), 3: ("zyx", "cyx", "yxc"), 4: ("czyx", "zyxc", "zcyx")}
-"""Orders that programs write, per number of axes."""
+"""Orders that programs write, by number of axes."""
 _SMALL = 4
-"""An unnamed axis of 2 to this many entries may hold channels (grey + alpha, RGB, RGBA)."""
+"""An unnamed axis of 2 to this many entries may be channels (grey + alpha, RGB, RGBA)."""
 
 
 class AmbiguousAxesError(VolumenError):
-    """A shape that can be read in two ways."""
+    """A shape can be interpreted in two ways."""
 
 
 @dataclass(frozen=True)
 class AxisMap:
-    """The stored axes that hold space and channels; every other stored axis has one entry.
+    """The stored axes of space and channels; every other stored axis has one entry.
 
     Args:
         stored_shape: shape of the stored array.
@@ -47,11 +47,11 @@ class AxisMap:
         return 1 if self.channel is None else self.stored_shape[self.channel]
 
     def of_space(self, values: Sequence) -> tuple:
-        """Pick the spatial entries of one value per stored axis, in spatial order."""
+        """Select the spatial entries of a sequence with one value per stored axis, in spatial order."""
         return tuple(values[axis] for axis in self.spatial)
 
     def stored_region(self, region: tuple[slice, ...]) -> tuple[slice, ...]:
-        """Turn a spatial region into slices of the stored array, all channels included."""
+        """Convert a spatial region to slices of the stored array, all channels included."""
         stored = [slice(0, size) for size in self.stored_shape]
         for axis, part in zip(self.spatial, region):
             stored[axis] = part
@@ -59,9 +59,9 @@ class AxisMap:
 
     def channels_first(self, block: np.ndarray) -> np.ndarray:
         """Transpose a block of the stored array to (channels, *space)."""
-        kept = (*self.spatial,) if self.channel is None else (self.channel, *self.spatial)
-        dropped = tuple(axis for axis in range(block.ndim) if axis not in kept)
-        ordered = block.transpose(*dropped, *kept)
+        retained = (*self.spatial,) if self.channel is None else (self.channel, *self.spatial)
+        dropped = tuple(axis for axis in range(block.ndim) if axis not in retained)
+        ordered = block.transpose(*dropped, *retained)
         return ordered.reshape(self.channels, *ordered.shape[-len(self.spatial) :])
 
 
@@ -73,18 +73,18 @@ def map_axes(
     requested: str | None = None,
     ndim: int | None = None,
 ) -> AxisMap:
-    """Decide what each stored axis means: by request, else by metadata, else by the shape.
+    """Determine the meaning of each stored axis: from the request, else from metadata, else from the shape.
 
     Args:
-        where: file named in errors.
+        where: file, named in errors.
         shape: stored shape.
         known: one letter per stored axis from the file's metadata (z, y, x, c, t; "?" if unnamed), or None.
-        requested: the user's `dataset_config.axes`, such as "zyx", "cyx", "yxc". It wins over metadata. A "c"
-            in it is dropped for an array with one axis less, so one setting serves images and their labels.
-        ndim: number of spatial axes when it is known from elsewhere (labels follow their image).
+        requested: the user's `dataset_config.axes`, such as "zyx", "cyx", "yxc". It takes precedence over metadata.
+            Its "c" is dropped for an array with one axis less, so one setting serves images and their labels.
+        ndim: number of spatial axes if it is known otherwise (labels have those of their image).
 
     Raises:
-        VolumenError: the shape can be read in two ways, or it does not fit the axes.
+        VolumenError: the shape can be interpreted in two ways, or it does not fit the axes.
     """
     shape = tuple(int(size) for size in shape)
     if 0 in shape:
@@ -127,7 +127,7 @@ def _build(where: object, shape: tuple[int, ...], letters: str, ndim: int | None
 
 
 def _fit_request(where: object, shape: tuple[int, ...], requested: str) -> str:
-    """Fit the asked axes to a shape that may lack time and channels, or begin with axes of one entry."""
+    """Fit the requested axes to a shape that may lack time and channels, or begin with axes of one entry."""
     if set(requested) - set("tczyx"):
         raise VolumenError(SETTING, expected="letters among t, c, z, y, x", found=repr(requested))
     for dropped in ("", "c", "t", "tc"):
@@ -144,7 +144,7 @@ def _fit_request(where: object, shape: tuple[int, ...], requested: str) -> str:
 
 
 def _guess(where: object, shape: tuple[int, ...], known: str, ndim: int | None) -> str:
-    """Choose among the common orders the one that fits what is known of letters, dimensions and sizes."""
+    """Choose the common order that fits the known letters, dimensions and sizes."""
     spare = 0
     while len(shape) - spare > 4 and shape[spare] == 1:
         spare += 1
@@ -166,7 +166,7 @@ def _by_size(where: object, shape: tuple[int, ...], spare: int, orders: list[str
     sizes = shape[spare:]
     small = [order for order in orders if "c" in order and sizes[order.index("c")] <= _SMALL]
     if "zyx" in orders:
-        # An axis of one entry says nothing, and a stack that is tiny all over has no axis that stands out.
+        # An axis of one entry gives no information, and in a stack that is tiny along all axes none is distinct.
         small = [order for order in small if sizes[order.index("c")] > 1 and max(sizes) > _SMALL]
         if small:
             _refuse_ambiguous(where, shape)

@@ -1,4 +1,4 @@
-"""What a file is, told by its content; and the file name endings that belong to each format."""
+"""Detects the format of a file from its content, and defines the file name suffixes of each format."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SUFFIXES = {
     "nifti": (".nii.gz", ".nii"),
     "png": (".png",),
 }
-"""File name endings per format, the longest of each family first."""
+"""File name suffixes per format, the longest of each family first."""
 
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _N5_MARK = "attributes.json"
 _ZIP_MAGIC = b"PK\x03\x04"
-_UNREAD = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
-"""Endings of containers that are recognised but not read."""
+_UNSUPPORTED = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
+"""Suffixes of containers that are recognised but not supported."""
 _SYSTEM_NAMES = {
     "@eadir",
     "@recycle",
@@ -37,31 +37,31 @@ _SYSTEM_NAMES = {
     "system volume information",
     "thumbs.db",
 }
-"""What file servers and operating systems put into every folder, in lower case."""
+"""Names that file servers and operating systems create in every folder, in lower case."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GZIP_MAGIC = b"\x1f\x8b"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SLICES = ("tif", "png")
-"""Formats of slices; where a folder holds several, the first."""
+"""Formats of slices; if a folder has several, the first takes precedence."""
 
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-"""`scheme://`, or fsspec's chained `cache::scheme://`; other colons may be part of a file's name."""
+"""`scheme://`, or fsspec's chained `cache::scheme://`; another colon may be part of a file name."""
 
 
 def is_url(path: str | os.PathLike) -> bool:
-    """Tell whether a path is a URL (`scheme://`, or fsspec's chained `a::scheme://`)."""
+    """Return whether a path is a URL (`scheme://`, or fsspec's chained `a::scheme://`)."""
     return _URL.match(str(path)) is not None
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
-    """Turn a `file://` URL into a path; others stay as they are."""
+    """Convert a `file://` URL to a path; other paths are unchanged."""
     text = str(path)
     return unquote(text.removeprefix("file://")) if text.startswith("file://") else path
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:
-    """Split "a.ome.zarr" into its stem "a" and the format of its ending, "zarr" (None if it names none)."""
+    """Split "a.ome.zarr" into its stem "a" and the format of its suffix, "zarr" (None for an unknown suffix)."""
     for kind, endings in SUFFIXES.items():
         for ending in endings:
             if name.lower().endswith(ending) and len(name) > len(ending):
@@ -70,13 +70,15 @@ def split_suffix(name: str) -> tuple[str, str | None]:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a name is that of a hidden file, or of one that a file server or operating system made."""
+    """Return whether a name is that of a hidden file, or of one that a file server or operating system creates."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
-def unread_container(name: str) -> VolumenError | None:
-    """Return the error that says what to do with a container that is not read, told by its name; None for others."""
-    kind = next((kind for ending, kind in _UNREAD.items() if name.lower().rstrip("/").endswith(ending)), None)
+def unsupported_container(name: str) -> VolumenError | None:
+    """Return the error for a container with an unsupported suffix, with a remedy; None for other names."""
+    kind = next(
+        (kind for ending, kind in _UNSUPPORTED.items() if name.lower().rstrip("/").endswith(ending)), None
+    )
     return {"zip": _zipped, "n5": _n5}[kind](name) if kind else None
 
 
@@ -97,7 +99,7 @@ def _is_n5(folder: Path) -> bool:
 
 
 def is_zarr_folder(path: Path) -> bool:
-    """Tell whether a folder is a zarr array or group."""
+    """Return whether a folder is a zarr array or group."""
     return any((path / mark).is_file() for mark in _ZARR_MARKS)
 
 
@@ -107,10 +109,10 @@ def stack_files(folder: Path) -> tuple[str, ...]:
 
 
 def stack_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the TIFF files, else the PNG files, in the order of their numbers; none unless only one number tells
-    them apart.
+    """Return the TIFF files, else the PNG files, in the order of their numbers; none unless their names differ in one
+    number only.
 
-    Other files and hidden ones (see `is_hidden`) do not count.
+    Other files and hidden ones (see `is_hidden`) are ignored.
     """
     kinds = {name: split_suffix(name)[1] for name in names if not is_hidden(name)}
     chosen = next((kind for kind in _SLICES if kind in kinds.values()), None)
@@ -128,7 +130,7 @@ def stack_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def folder_kind(names: Iterable[str]) -> str | None:
-    """Tell what a folder with these names in it is: "zarr", "stack" (of TIFF or PNG slices), or None."""
+    """Return the kind of a folder with these names: "zarr", "stack" (of TIFF or PNG slices), or None."""
     names = list(names)
     if any(mark in names for mark in _ZARR_MARKS):
         return "zarr"
@@ -143,17 +145,17 @@ def _url_format(url: str) -> str:
 
     try:
         return folder_kind(names_in(url)) or "zarr"
-    except VolumenError:  # zarr needs no list of its files, which many servers do not give
+    except VolumenError:  # zarr needs no list of its files, which many servers do not provide
         return "zarr"
 
 
 def detect_format(path: str | os.PathLike) -> str:
     """Return "zarr", "tif", "nifti", "png" or "stack" (a folder of TIFF or PNG slices) by looking into the file.
 
-    Of a URL the ending of the name decides; without one, what the server lists there.
+    For a URL the suffix of the name decides; without a suffix, the names that the server lists.
 
     Raises:
-        VolumenError: it does not exist, cannot be read, or is none of these.
+        VolumenError: the path does not exist, cannot be read, or has none of these formats.
     """
     if is_url(path):
         return _url_format(str(path))
@@ -165,7 +167,7 @@ def detect_format(path: str | os.PathLike) -> str:
         with file.open("rb") as handle:
             head = handle.read(352)
     except FileNotFoundError:
-        # A path inside a zarr (a.zarr/0) that is absent from disk gets the better message of the zarr reader.
+        # For a missing path inside a zarr (a.zarr/0), the message of the zarr reader is better.
         if any(part.endswith(".zarr") for part in file.parts[:-1]):
             return "zarr"
         raise VolumenError(file, "no such file or folder", remedy="check the path") from None

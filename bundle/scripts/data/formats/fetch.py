@@ -1,4 +1,4 @@
-"""Files at URLs, fetched whole into the cache."""
+"""Fetches whole files from URLs into the cache."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from volumen.utils.errors import VolumenError, file_fault
 logger = logging.getLogger(__name__)
 
 _UNUSED_DAYS = 30
-# What file systems and servers call the things that change with the content.
+# Names that file systems and servers use for properties that change with the content.
 _VERSION = ("size", "ETag", "mtime", "LastModified", "last_modified", "created")
 
 
 def fetch_file(url: str, *, level: int = logging.INFO) -> Path:
-    """Return a local copy of the file at a URL, fetched unless the same content was before.
+    """Return a local copy of the file at a URL; it is fetched unless the cache has the same content.
 
-    Copies lie in `files` beside the cached indices (see `index_cache`) and go when they were not used for 30 days;
-    where the cache is off or cannot be written to, they last as long as the process.
+    Copies lie in `files` beside the cached indices (see `index_cache`) and are removed when they have not been used for
+    30 days; if the cache is off or cannot be written to, they exist until the process ends.
 
     Args:
-        url: anything that fsspec opens as a file.
-        level: of the message that it is being fetched.
+        url: any URL that fsspec opens as a file.
+        level: logging level of the message about the fetch.
 
     Raises:
-        VolumenError: it cannot be fetched.
+        VolumenError: the file cannot be fetched.
     """
     try:
         import fsspec
@@ -61,7 +61,7 @@ def fetch_file(url: str, *, level: int = logging.INFO) -> Path:
 
 
 def file_states(folder: str, names: Sequence[str]) -> list[str]:
-    """Return a line per file of a folder at a URL that changes with its content, as far as the server's list tells.
+    """Return one line per file of a folder at a URL; it changes with the content if the server's list shows this.
 
     Raises:
         VolumenError: the folder cannot be listed.
@@ -78,10 +78,10 @@ def file_states(folder: str, names: Sequence[str]) -> list[str]:
 
 
 def _folder() -> Path:
-    kept = default_cache_dir()
-    if kept is None or not is_writable(kept.parent / "files"):
+    folder = default_cache_dir()
+    if folder is None or not is_writable(folder.parent / "files"):
         return Path(_temporary().name)
-    return kept.parent / "files"
+    return folder.parent / "files"
 
 
 @cache
@@ -91,7 +91,7 @@ def _temporary() -> tempfile.TemporaryDirectory:
 
 @cache
 def _remove_unused(folder: Path) -> None:
-    """Remove copies that nobody used for long, once per process; another process may do the same."""
+    """Remove copies that have not been used for a long time, once per process; other processes may do the same."""
     for path in folder.glob("*/*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _UNUSED_DAYS * 86_400:

@@ -1,22 +1,22 @@
-"""Labels that were stored as floats or booleans, read as integers."""
+"""Reads labels that are stored as floats or booleans as integers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from volumen.data.formats.volumes import Placed, Region, Volume
+from volumen.data.formats.volumes import HasGeometry, Region, Volume
 from volumen.utils.errors import VolumenError
 
 
-class IntegralVolume(Placed):
-    """A view of a volume of whole numbers stored as another type, as labels in NIfTI often are.
+class IntegralVolume(HasGeometry):
+    """An integer view of a volume whose whole numbers are stored as another type, as is common for labels in NIfTI.
 
-    Booleans read as uint8, floats as int32. A value that is not a whole number, or lies outside int32, is
-    refused by the read that meets it.
+    Booleans are read as uint8, floats as int32. A read that finds a value that is not a whole number or is outside
+    int32 raises a `VolumenError`.
 
     Args:
-        volume: what is stored.
-        unknown: value that NaN is read as; None refuses NaN.
+        volume: the stored volume.
+        unknown: value as which NaN is read; None refuses NaN.
         setting: name of the target's entry, for messages.
     """
 

@@ -1,4 +1,4 @@
-"""Views of label volumes: the same voxels with values of their own."""
+"""Views of label volumes that change values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from volumen.utils.errors import VolumenError
 
 
 class LabelView:
-    """A view of a label volume with values of its own; all that it does not say comes from the volume.
+    """A view of a label volume with changed values; all other attributes are those of the volume.
 
     Args:
-        volume: what is stored.
+        volume: the stored volume.
         channels: channels of the view.
-        remark: what was recognised, for the log.
+        remark: description of the recognised form, for the log.
     """
 
     def __init__(self, volume: Volume, channels: int, remark: str = "") -> None:
@@ -34,11 +34,11 @@ class LabelView:
 
 
 class InvertedLabel(LabelView):
-    """A label of which 0 is the foreground: 1 where the stored value is 0, else 0.
+    """View of a label whose foreground is 0: 1 where the stored value is 0, else 0.
 
     Args:
-        volume: integers.
-        unknown: value that stays as it is, or None.
+        volume: a volume of integers.
+        unknown: value that is not changed, or None.
     """
 
     def __init__(self, volume: Volume, unknown: int | None = None) -> None:
@@ -56,7 +56,7 @@ class InvertedLabel(LabelView):
 
 
 class NoNanMask(LabelView):
-    """A mask of fractions, of which a NaN would count as marked: refused by the read that meets one."""
+    """View of a mask of floats; a read that finds a NaN, which would count as inside, raises an error."""
 
     def __init__(self, volume: Volume) -> None:
         super().__init__(volume, volume.channels)

@@ -1,4 +1,4 @@
-"""NIfTI files, headers read by nibabel, voxels by region, turned to (Z, Y, X)."""
+"""Reads NIfTI files: the header by nibabel, the voxels by region, with axes transposed to (Z, Y, X)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 class NiftiVolume(LazyVolume):
-    """A NIfTI image: stored (X, Y, Z[, channels]), given as (channels, Z, Y, X).
+    """A NIfTI image: stored as (X, Y, Z[, channels]), read as (channels, Z, Y, X).
 
-    Of a plain `.nii` only the region is read. A `.nii.gz` has no random access: a volume of up to half of the
-    block cache is decompressed once and kept while there is room; of a larger one every read decompresses the
-    file from its start to the region's last slice, seconds for each patch.
+    Of a plain `.nii` only the region is read. A `.nii.gz` has no random access: a volume of up to half the size of the
+    block cache is decompressed once and cached; for a larger one every read decompresses the file from its start to
+    the region's last slice, which takes seconds per patch.
 
-    Values with a scale factor in the header are scaled, to float32.
+    If the header has a scale factor, values are scaled and returned as float32.
     """
 
     def __init__(self, path: Path, image: Any, axis_map: AxisMap) -> None:
@@ -51,7 +51,7 @@ class NiftiVolume(LazyVolume):
 
     @property
     def decoded_bytes(self) -> int:
-        """Size of all voxels in memory, in the stored type."""
+        """Bytes of all voxels in memory, in the stored type."""
         return prod(self.axis_map.stored_shape) * self._stored_dtype.itemsize
 
     def _open(self) -> Any:
@@ -104,10 +104,10 @@ def open_nifti(path: Path, *, ndim: int | None = None) -> NiftiVolume:
 
     Args:
         path: `.nii` or `.nii.gz`.
-        ndim: 2 takes a volume of one slice as an image.
+        ndim: 2 reads a volume of one slice as a 2D image.
 
     Raises:
-        VolumenError: the header is damaged, the file is too short, or it holds more than space and channels.
+        VolumenError: the header is damaged, the file is too short, or it has other axes than space and channels.
     """
     image = _load(path)
     shape = tuple(int(size) for size in image.shape)
@@ -141,7 +141,7 @@ def _axis_map(path: Path, shape: tuple[int, ...], ndim: int | None) -> AxisMap:
 
 
 class _SizeRepairs(logging.Filter):
-    """Drops what nibabel logs of sizes that it repairs: `_stated_sizes` takes them as they are, and names the file."""
+    """Drops nibabel's messages about voxel sizes that it repairs: `_stated_sizes` reads the stored ones instead."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("pixdim[")
@@ -171,17 +171,17 @@ def _unit(path: Path, header: Any) -> str | None:
 
 
 def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
-    """Return the place in space by the affine, or the size alone where the header sets no affine.
+    """Return the geometry from the affine, or only the voxel size if the header has no affine.
 
-    The size is the length of the affine's columns. The header repeats it, and a header that says otherwise is a
-    warning: programs differ in which of the two they take.
+    The voxel size is the length of the affine's columns. The header also contains it; if the two differ, a warning is
+    logged, since programs differ in which of the two they use.
     """
     header = image.header
     ndim = len(axis_map.spatial)
     unit = _unit(path, header)
     header_sizes = axis_map.of_space(_stated_sizes(path, image))
     codes = int(header["sform_code"]), int(header["qform_code"])
-    # A qform takes its sizes from the header, in which nibabel has repaired them by then.
+    # The sizes of a qform come from the header, in which nibabel has already repaired them.
     if not codes[0] and (not codes[1] or not all(size > 0 for size in header_sizes)):
         return stated_geometry(header_sizes, unit)
     geometry = _of_affine(image.affine, unit, ndim)
@@ -205,7 +205,7 @@ def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
 
 
 def _stated_sizes(path: Path, image: Any) -> list[float]:
-    """Return the header's sizes as they are stored; nibabel makes 1 of 0, and drops signs."""
+    """Return the voxel sizes as stored in the header; nibabel changes 0 to 1 and drops signs."""
     from nibabel.openers import ImageOpener
 
     with ImageOpener(str(path)) as file:
@@ -214,14 +214,14 @@ def _stated_sizes(path: Path, image: Any) -> list[float]:
 
 
 def _of_affine(affine: Any, unit: str | None, ndim: int) -> Geometry:
-    """Turn a (4, 4) affine over (X, Y, Z) into the geometry of the array (Z, Y, X)."""
+    """Convert a (4, 4) affine over (X, Y, Z) to the geometry of the array (Z, Y, X)."""
     full = np.asarray(affine, dtype=float)
     lengths = np.linalg.norm(full[:3, :ndim], axis=0)
     if not np.isfinite(full).all() or not lengths.all():
         return stated_geometry(tuple(lengths[::-1]), unit)
     directions = full[:3, :ndim] / lengths
     if ndim == 2 and np.abs(directions[2]).max() > 1e-3:
-        return stated_geometry(tuple(lengths[::-1]), unit)  # a slice that leaves the plane of X and Y
+        return stated_geometry(tuple(lengths[::-1]), unit)  # an oblique slice
     return stated_geometry(
         tuple(lengths[::-1]),
         unit,

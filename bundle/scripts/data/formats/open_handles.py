@@ -1,4 +1,4 @@
-"""A bound on how many files are open at once: data sets have thousands, a process may open about a thousand."""
+"""Limits the number of open files: data sets have thousands, but a process may open only about a thousand."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ DEFAULT_LIMIT = 256
 
 
 class Closable(Protocol):
-    """Something that can drop its open file and open it again."""
+    """An object that can close its file and open it again."""
 
     def drop_handle(self) -> None: ...
 
 
 class OpenHandles:
-    """Remembers who holds an open file; when one too many opens, the one that opened first drops its own.
+    """Records the objects with an open file; above the limit, the one that opened its file first must close it.
 
     Args:
-        limit: files that may be open at once.
+        limit: largest number of open files.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
@@ -30,7 +30,7 @@ class OpenHandles:
         self._lock = threading.Lock()
 
     def add(self, holder: Closable) -> None:
-        """Tell that a holder has just opened its file."""
+        """Record that a holder has just opened its file."""
         dropped = []
         with self._lock:
             self._holders.append(weakref.ref(holder))

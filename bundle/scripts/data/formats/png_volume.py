@@ -1,4 +1,4 @@
-"""PNG images: one decoded block each, for nothing of a PNG can be read without what comes before it."""
+"""Reads PNG images, each as one decoded block, since no part of a PNG can be decoded without the data before it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from volumen.utils.errors import VolumenError, file_fault
 
 _PALETTE = 3
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
-"""Samples per voxel, by the colour type: grey, RGB, grey with alpha, RGB with alpha."""
+"""Samples per voxel by colour type: grey, RGB, grey with alpha, RGB with alpha."""
 _SAMPLES = {0: "grey", 2: "rgb", _PALETTE: "palette", 4: "grey+alpha", 6: "rgba"}
 _FEW_BITS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What the first chunk of a PNG file says."""
+    """Content of the first chunk of a PNG file."""
 
     height: int
     width: int
@@ -41,9 +41,9 @@ class _Header:
 
 
 class PngVolume(LazyVolume):
-    """A PNG image of 8 or 16 bits, in grey or colours; alpha is a channel like others.
+    """A PNG image of 8 or 16 bits, grey or coloured; alpha is a channel like any other.
 
-    Labels may also have a palette, whose numbers are read, or fewer bits. `samples` says what a voxel's values are:
+    Labels may also have a palette, whose indices are read, or fewer bits. `samples` is the meaning of a voxel's values:
     "grey", "grey+alpha", "rgb", "rgba" or "palette".
     """
 
@@ -72,7 +72,7 @@ class PngVolume(LazyVolume):
             raise file_fault(error, path, "cannot be read", remedy="copy it again") from error
         shape = self.axis_map.stored_shape
         if image.ndim == 3 and image.shape[2] == self.channels + 1:
-            image = image[..., : self.channels]  # the last tells a colour that counts as transparent
+            image = image[..., : self.channels]  # tRNS: a transparent colour
         image = image.reshape(shape) if image.size == np.prod(shape) else image
         if image.shape != shape or image.dtype != self.dtype:
             raise VolumenError(
@@ -91,16 +91,17 @@ class PngVolume(LazyVolume):
 def open_png(
     path: Path, *, axes: str | None = None, ndim: int | None = None, labels: bool = False
 ) -> PngVolume:
-    """Open a PNG image. It has no spacing: what PNG says of pixels is meant for screens.
+    """Open a PNG image. It has no spacing, since the pixel size in PNG files describes screens.
 
     Args:
         path: the file.
         axes: letters of the axes, "yx" or, for colours, "yxc".
-        ndim: 2, where it is known.
-        labels: take palettes and fewer bits, of which the numbers are read.
+        ndim: 2, or None if it is not known.
+        labels: whether palettes and fewer bits are accepted, which are read as numbers.
 
     Raises:
-        VolumenError: no PNG, damaged, an image of fewer than 8 bits or with a palette, or the axes do not fit.
+        VolumenError: the file is no PNG or damaged, an image has fewer than 8 bits or a palette, or the axes do not
+        fit.
     """
     try:
         with path.open("rb") as file:
@@ -111,14 +112,14 @@ def open_png(
 
 
 def _decode_numbers(path: Path, bits: int) -> np.ndarray:
-    """Return the numbers of a palette, or the grey levels 0, 1, ... of fewer than 8 bits: (Y, X) uint8."""
+    """Return the indices of a palette, or the grey levels 0, 1, ... of fewer than 8 bits: (Y, X) uint8."""
     from PIL import Image
 
     with Image.open(path) as image:
         values = np.asarray(image, np.uint8)
         if image.mode == "P" or bits not in _FEW_BITS:
             return values
-        # Pillow stretches grey levels over 0 to 255, but for single bits.
+        # Pillow stretches grey levels to 0 to 255, except those of one bit.
         return values if image.mode == "1" else values // (255 // (2**bits - 1))
 
 
@@ -128,7 +129,7 @@ def _palette_remark(path: Path) -> str:
     try:
         with Image.open(path) as image:
             table = np.reshape(image.getpalette("RGB") or [], (-1, 3))[:4].tolist()
-    except Exception:  # said when it is read
+    except Exception:  # logged when the file is read
         return ""
     shown = ", ".join(f"{number} for ({r}, {g}, {b})" for number, (r, g, b) in enumerate(table))
     return f"the numbers of its palette are read as label values: {shown}, ..."

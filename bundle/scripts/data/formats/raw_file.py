@@ -1,4 +1,4 @@
-"""Regions of arrays that lie raw, in one piece, in a file."""
+"""Reads regions of arrays that are stored uncompressed and contiguous in a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from volumen.utils.errors import VolumenError
 from volumen.utils.positioned_io import read_into
 
 _CALL_BYTES = 8192
-"""A read call costs about as much as copying this many bytes more."""
+"""The fixed overhead of a read call, expressed as the number of bytes that could be copied in that time."""
 _LARGEST_RUN = 32 * 2**20
 
 
@@ -25,15 +25,15 @@ def read_raw(
 ) -> np.ndarray:
     """Copy a region out of raw voxels, in native byte order. Safe to call from many threads.
 
-    Reads runs of bytes instead of mapping the file: a map counts every page that it ever touched as memory of
-    the process, faults once per row of a patch, and kills the process if the file has shrunk.
+    Reads runs of bytes instead of memory-mapping the file: a memory map counts every page that it ever touched as
+    memory of the process, causes a page fault per row of a patch, and kills the process if the file has shrunk.
 
     Args:
         file: the open file.
         offset: byte at which the array starts.
         shape: shape of the whole array.
-        dtype: its type, byte order included.
-        region: what to read.
+        dtype: type of the array, byte order included.
+        region: one slice per axis.
         order: "C" if the last axis is contiguous, "F" if the first is.
 
     Raises:
@@ -50,7 +50,7 @@ def read_raw(
     axis = _run_axis(sizes, strides)
     length = sizes[axis] * strides[axis]
     corner = offset + sum(part.start * stride for part, stride in zip(region, strides))
-    # A run begins at the start of its rows, so that it can be given the array's own shape.
+    # A run begins at the start of its rows, so that it can be reshaped to the array's shape.
     corner -= sum(part.start * stride for part, stride in zip(region[axis + 1 :], strides[axis + 1 :]))
     inner = (slice(None), *region[axis + 1 :])
     buffer = bytearray(length)
@@ -65,7 +65,7 @@ def read_raw(
 
 
 def _run_axis(sizes: tuple[int, ...], strides: list[int]) -> int:
-    """Choose the axis along which one call reads: a longer run takes fewer calls but copies more in vain."""
+    """Choose the axis along which one call reads: a longer run needs fewer calls but copies more unused bytes."""
 
     def cost(axis: int) -> int:
         return prod(sizes[:axis]) * (_CALL_BYTES + sizes[axis] * strides[axis])

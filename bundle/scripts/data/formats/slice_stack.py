@@ -1,4 +1,4 @@
-"""A folder of numbered TIFF or PNG files, on disk or at a URL, each a slice of one volume."""
+"""Reads a folder of numbered TIFF or PNG files, on disk or at a URL; each file is a slice of one volume."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _Slice = TiffVolume | PngVolume
 
 
 class SliceStack(LazyVolume):
-    """2D images in the order of their numbers, along Z; only the files and rows of a region are read.
+    """A volume of 2D images, ordered by number along Z; only the files and rows of a region are read.
 
-    Those at a URL are fetched, each as a whole, when a region first needs them.
+    A file at a URL is fetched whole when a region first needs it.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class SliceStack(LazyVolume):
     def _slice(self, number: int) -> _Slice:
         path = child(self.path, self._files[number])
         found = _open_slice(path, self._axes, self._labels)
-        for what, own, wanted in (
+        for what, own, required in (
             ("shape", found.shape, self.shape[1:]),
             ("channels", found.channels, self.channels),
             ("type", found.dtype, self.dtype),
         ):
-            if own != wanted:
+            if own != required:
                 raise VolumenError(
                     path,
-                    expected=f"{what} {wanted}, as the first slice has",
+                    expected=f"{what} {required}, as the first slice has",
                     found=own,
                     remedy="save all slices alike",
                 )
         return found
 
     def fingerprint(self) -> str:
-        """Return a hash of the files' names, sizes and modification times, or what a server says in their place."""
+        """Return a hash of the files' names, sizes and modification times, or of what a server states instead."""
         if is_url(self.path):
             return digest([*file_states(self.path, self._files), self.shape, self.channels, self.dtype])
         statuses = [os.stat(os.path.join(self.path, name)) for name in self._files]  # noqa: PTH116, PTH118
@@ -86,7 +86,7 @@ class SliceStack(LazyVolume):
 
 
 class _Slices:
-    """The slices that were opened; their files close by themselves when too many are open."""
+    """Cache of opened slices; `OpenHandles` closes their files if too many are open."""
 
     def __init__(self) -> None:
         self._opened: dict[int, _Slice] = {}
@@ -107,13 +107,13 @@ def open_stack(
     """Open a folder of numbered 2D TIFF or PNG files as a volume.
 
     Args:
-        folder: a path or URL; holds files whose names differ in one number; 2 comes before 10.
-        axes: letters of the volume's axes; z is the number.
-        ndim: 3, where it is known.
+        folder: path or URL of files whose names differ in one number; 2 comes before 10.
+        axes: letters of the volume's axes; z is the axis of the numbers.
+        ndim: 3, or None if it is not known.
         labels: see `open_volume`.
 
     Raises:
-        VolumenError: no such files, or the first is not 2D or cannot be read.
+        VolumenError: there are no such files, or the first is not 2D or cannot be read.
     """
     files = stack_order(names_in(folder))
     if not files:
@@ -137,7 +137,7 @@ def open_stack(
 
 
 def holds_slices(folder: Path) -> bool:
-    """Tell whether a folder holds the 2D slices of one volume, and not volumes that are numbered; says nothing."""
+    """Return, without logging, whether a folder contains the 2D slices of one volume rather than numbered volumes."""
     files = stack_files(folder)
     try:
         return bool(files) and _open_slice(str(folder / files[0]), None, labels=True) is not None
@@ -153,7 +153,7 @@ def _open_slice(path: str, axes: str | None, labels: bool = False) -> _Slice:
 
 
 def _warn_of_gaps(folder: str, files: tuple[str, ...]) -> None:
-    """Tell of slices that seem to be missing: all that follow would lie elsewhere than in a complete volume."""
+    """Warn of slices that seem to be missing, since all later slices would have wrong positions."""
     varying = [re.findall(r"\d+", name) for name in files]
     numbers = [
         [int(digits) for digits in column] for column in zip(*varying, strict=True) if len(set(column)) > 1

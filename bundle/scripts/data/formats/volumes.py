@@ -1,4 +1,4 @@
-"""Lazy volumes: one small protocol over every file format, read region by region."""
+"""Lazy volumes: one small protocol for all file formats, which are read region by region."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Volume(Protocol):
     """An image or label volume of which any region can be read.
 
     Attributes:
-        path: where its voxels lie (a path, a URL, or a name for arrays in memory).
-        source: what was opened, by which it is called: the group of a zarr array, the URL of a fetched file, or `path`.
+        path: place of its voxels (a path, a URL, or a name for arrays in memory).
+        source: path that the user opened, for messages: a zarr array's group, the URL of a fetched file, or `path`.
         shape: spatial shape, (Z, Y, X) or (Y, X).
         channels: number of channels, at least 1.
-        dtype: type of what `read` returns, in native byte order.
-        geometry: size of a voxel per spatial axis, its unit, and place and direction of the axes, as far as known.
+        dtype: type of the values that `read` returns, in native byte order.
+        geometry: voxel size per spatial axis, its unit, and origin and direction of the axes, as far as known.
         spacing: `geometry.spacing`.
         unit: `geometry.unit`, the name of OME-Zarr ("nanometer", "millimeter", ...).
-        chunks: spatial shape of the blocks that are stored, hence decoded, as one.
+        chunks: spatial shape of the blocks that are stored, and therefore decoded, as one.
         affine: (4, 4) NIfTI affine over (X, Y, Z) voxel indices, or None.
     """
 
@@ -61,7 +61,7 @@ class Volume(Protocol):
         ...
 
     def read(self, region: Region) -> np.ndarray:
-        """Return (channels, *region shape) in the stored type, in memory of its own.
+        """Return (channels, *region shape) in the stored type, as a copy.
 
         Args:
             region: one slice with unit step per spatial axis, inside the volume.
@@ -70,10 +70,10 @@ class Volume(Protocol):
 
 
 def check_region(region: Region, shape: tuple[int, ...]) -> Region:
-    """Return the region with every bound spelled out.
+    """Return the region with explicit bounds on every axis.
 
     Raises:
-        ValueError: it has another number of axes, a step, or sticks out of the volume.
+        ValueError: the region has another number of axes, a step, or exceeds the volume.
     """
     if len(region) != len(shape):
         raise ValueError(f"region must have {len(shape)} slices for shape {shape}, got {region}")
@@ -93,8 +93,8 @@ def describe_volume(volume: Volume) -> str:
     return f"{kind}({volume.path!r}, shape={volume.shape}, channels={channels}, dtype={volume.dtype})"
 
 
-class Placed:
-    """Voxel size and unit of what has a geometry."""
+class HasGeometry:
+    """Provides the voxel size and unit of a class with a geometry."""
 
     geometry: Geometry
 
@@ -109,10 +109,10 @@ class Placed:
         return self.geometry.unit
 
 
-class LazyVolume(Placed, ABC):
-    """A volume in a file: opened where and when it is first read.
+class LazyVolume(HasGeometry, ABC):
+    """A volume in a file, which each process opens at its first read.
 
-    The open handle is dropped by pickling and by forking, so a volume can be sent to any worker or inherited.
+    Pickling and forking drop the open handle, so a volume can be sent to any worker process or inherited by it.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class LazyVolume(Placed, ABC):
             return handle
 
     def drop_handle(self) -> None:
-        """Let go of the open file; it closes when the last read that uses it ends, and opens anew when needed."""
+        """Release the open file; it closes after the last read that uses it, and the next read opens it again."""
         self._handle = None
 
     @abstractmethod
@@ -180,7 +180,7 @@ class LazyVolume(Placed, ABC):
 
     @abstractmethod
     def _read_stored(self, region: Region) -> np.ndarray:
-        """Read a region of the stored array, all stored axes kept, in memory of its own."""
+        """Read a region of the stored array as a copy, with all stored axes."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -194,18 +194,18 @@ class LazyVolume(Placed, ABC):
         return self.axis_map.channels_first(stored).astype(self.dtype, copy=False)
 
 
-class ArrayVolume(Placed):
-    """A volume over an array in memory, or over any that slices like one (dask, zarr), without a copy.
+class ArrayVolume(HasGeometry):
+    """A volume over an array in memory, or over one that can be sliced like it (dask, zarr), without a copy.
 
     Args:
-        array: array, (Z, Y, X) or (Y, X), or with channels as `axes` says.
-        axes: letters of the array's axes, such as "czyx"; by default as `open_volume` guesses.
+        array: array, (Z, Y, X) or (Y, X), or with channels according to `axes`.
+        axes: letters of the array's axes, such as "czyx"; by default inferred as in `open_volume`.
         spacing: voxel size per spatial axis.
         unit: unit of the spacing.
-        path: name used in messages.
-        ndim: number of spatial axes where the shape leaves it open.
+        path: name for messages.
+        ndim: number of spatial axes if the shape is ambiguous.
         affine: (4, 4) NIfTI affine over (X, Y, Z) voxel indices.
-        geometry: the place in space, instead of `spacing` and `unit`.
+        geometry: voxel size and place in space, instead of `spacing` and `unit`.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class ArrayVolume(Placed):
         return describe_volume(self)
 
     def fingerprint(self) -> str:
-        """Return a hash of the whole array if it is in memory, else of what identifies a lazy array."""
+        """Return a hash of the whole array if it is in memory, else of the identifier of a lazy array."""
         from volumen.data.fingerprints import array_fingerprint
 
         return array_fingerprint(self.array)
@@ -253,11 +253,11 @@ class ArrayVolume(Placed):
 
 
 class SingleLevelError(VolumenError):
-    """A resolution level was asked of a volume that has but one."""
+    """A resolution level was requested of a volume that has only one."""
 
 
 def single_level(path: object, level: int) -> SingleLevelError:
-    """Return the error for a level of a volume that has but one."""
+    """Return the error for a level of a volume that has only one."""
     return SingleLevelError(
         path,
         f"has a single resolution, not a level {level}",
@@ -273,24 +273,24 @@ def open_volume(
     ndim: int | None = None,
     labels: bool = False,
 ) -> Volume:
-    """Open a volume by its content, whatever its name.
+    """Open a volume; its content, not its name, decides its format.
 
-    A path may also be a URL that fsspec opens, also a chained one. Of zarr (v2, v3, OME-Zarr) the chunks come as
-    they are needed (`simplecache::https://...` keeps them on disk); TIFF, PNG, each slice of a folder of slices, and
-    NIfTI are fetched whole, once.
+    A path may also be a URL that fsspec can open, chained ones included. Chunks of zarr (v2, v3, OME-Zarr) are fetched
+    when they are needed (`simplecache::https://...` stores them on disk); TIFF, PNG, each slice of a folder of slices,
+    and NIfTI are fetched whole, once.
 
     Args:
         path: file, zarr folder, folder of TIFF or PNG slices, or URL.
-        axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; needed only where metadata and shape
-            leave it open. NIfTI fixes its own axes.
+        axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; necessary only if metadata and shape are
+            ambiguous. The axes of NIfTI are fixed.
         level: resolution level of an OME-Zarr pyramid, 0 is the finest.
-        ndim: number of spatial axes where known (a label follows its image).
-        labels: it is a label or a mask: PNG files with a palette or of fewer than 8 bits are read as numbers.
+        ndim: number of spatial axes if known (a label has those of its image).
+        labels: whether it is a label or a mask: PNG files with a palette or fewer than 8 bits are then read as numbers.
 
     Raises:
-        AmbiguousAxesError: the shape can be read in two ways.
-        SingleLevelError: a level above 0 of a volume that has but one.
-        VolumenError: not found, not readable, unknown, truncated, or not an image.
+        AmbiguousAxesError: the shape can be interpreted in two ways.
+        SingleLevelError: a level above 0 was requested of a volume that has only one.
+        VolumenError: the file is missing, unreadable, of unknown format, truncated, or no image.
     """
     from volumen.data.formats.detection import local_path
 

@@ -1,1 +1,1 @@
-"""Where patches may lie: labelled voxels counted chunk by chunk, and the index of valid patches."""
+"""Finds the places of patches: counts labelled voxels chunk by chunk and builds the index of valid patches."""

@@ -1,9 +1,8 @@
 """Sums over a grid of cells: voxels to cells, cells to patches. Pure numerics.
 
-A grid is given by its edges per axis, which need not be evenly spaced. Whatever set of patches is asked
-about, take all their borders as edges: every patch is then a whole number of cells, and its exact counts
-    follow from
-cumulative sums over cells (a summed-area table, one axis at a time).
+A grid is described by its edges per axis, which need not be evenly spaced. If the borders of all patches are edges,
+every patch consists of whole cells, and its exact counts follow from cumulative sums over cells (a summed-area table,
+    one axis at a time).
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ import numpy as np
 
 NONE_LOW = int(np.iinfo(np.int32).max)
 NONE_HIGH = int(np.iinfo(np.int32).min)
-"""First and one past the last coordinate of nothing."""
+"""First and one past the last coordinate of an empty set."""
 
 
 @dataclass(frozen=True)
 class AxisCut:
-    """How the edges of a grid cut one axis of a block of voxels.
+    """Division of one axis of a block of voxels by the edges of a grid.
 
     Args:
         cells: the cells that the block touches.
         crop: the part of the block that lies inside the grid, in voxels of the block.
-        origin: the crop's begin in voxels of the volume.
+        origin: start of the crop in voxels of the volume.
         bounds: borders between the cells, in voxels of the crop, both ends included.
-        width: the cells' width in the crop where all are equal, else 0.
+        width: width of the cells in the crop if all are equal, else 0.
         largest: the largest width.
     """
 
@@ -42,7 +41,7 @@ class AxisCut:
 
     @classmethod
     def of(cls, edges: np.ndarray, start: int, stop: int) -> AxisCut | None:
-        """Cut the voxels `start` to `stop` of a volume by a grid's edges; None if they do not meet."""
+        """Cut the voxels `start` to `stop` of a volume by a grid's edges; None if they do not overlap."""
         low, high = max(start, int(edges[0])), min(stop, int(edges[-1]))
         if low >= high:
             return None
@@ -71,15 +70,14 @@ def cell_sums(flags: np.ndarray, cuts: Sequence[AxisCut]) -> np.ndarray:
     sums = flags.view(np.uint8)
     most = 1
     for axis, cut in enumerate(cuts):
-        # The first axis carries nearly all the work: its sums stay in the narrowest type that cannot
-        # overflow.
+        # The first axis takes nearly all the time: its sums use the narrowest type that cannot overflow.
         most *= cut.largest
         sums = _reduce(sums, cut, axis, np.add, np.min_scalar_type(most))
     return sums
 
 
 def cell_any(flags: np.ndarray, cuts: Sequence[AxisCut]) -> np.ndarray:
-    """Tell which cells hold a true voxel, as 0 or 1 (uint8); arguments as for `cell_sums`."""
+    """Return 1 for each cell that contains a true voxel, else 0 (uint8); arguments as for `cell_sums`."""
     found = flags.view(np.uint8)
     for axis, cut in enumerate(cuts):
         found = _reduce(found, cut, axis, np.bitwise_or, np.dtype(np.uint8))
@@ -87,7 +85,7 @@ def cell_any(flags: np.ndarray, cuts: Sequence[AxisCut]) -> np.ndarray:
 
 
 def cell_extents(flags: np.ndarray, cuts: Sequence[AxisCut]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return per axis the first and one past the last true coordinate of each cell.
+    """Return, per axis, the first and one past the last coordinate of a true voxel in each cell.
 
     Coordinates are those of the volume; a cell without a true voxel has (NONE_LOW, NONE_HIGH). Arguments as
     for `cell_sums`.
@@ -119,7 +117,7 @@ def window_sums(cells: np.ndarray, first: Sequence[np.ndarray], last: Sequence[n
     Returns:
         uint32 array with one entry per combination of windows: shape (len(first[0]), len(first[1]), ...).
     """
-    # Cumulative sums may wrap around: their differences, the counts of one window, are exact all the same.
+    # Cumulative sums may wrap around; their differences, the counts of one window, are exact nevertheless.
     sums = cells
     for axis, (start, stop) in enumerate(zip(first, last)):
         shape = list(sums.shape)
@@ -138,7 +136,7 @@ def window_extremes(
     """Reduce cells over all windows with np.minimum or np.maximum; arguments as for `window_sums`."""
     result = cells
     for axis, (start, stop) in enumerate(zip(first, last)):
-        # reduceat takes the indices in pairs; the pad lets a window end at the last cell.
+        # reduceat uses pairs of indices; the padding allows a window to end at the last cell.
         pairs = np.stack([start, stop], 1).ravel()
         padded = np.concatenate([result, result.take([-1], axis)], axis)
         result = ufunc.reduceat(padded, pairs, axis=axis).take(np.arange(0, len(pairs), 2), axis)
@@ -146,9 +144,9 @@ def window_extremes(
 
 
 def _reduce(values: np.ndarray, cut: AxisCut, axis: int, ufunc: np.ufunc, dtype: Any) -> np.ndarray:
-    """Reduce one axis from voxels to cells.
+    """Reduce the voxels of each cell along one axis.
 
-    (Measured: 12 us for 64^3 bytes; ufunc.reduceat takes 800.)
+    (Measured: 12 us for 64^3 bytes; ufunc.reduceat takes 800 us.)
     """
     if cut.width:
         shape = (*values.shape[:axis], -1, cut.width, *values.shape[axis + 1 :])

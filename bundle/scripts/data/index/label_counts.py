@@ -1,4 +1,4 @@
-"""Count labelled voxels in the cells of a grid, decoding each stored chunk of a label once."""
+"""Counts labelled voxels in the cells of a grid, decoding each stored chunk of a label once."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from volumen.utils.errors import VolumenError, file_fault
 from volumen.utils.threads import cores, in_threads
 
 MAX_CLASSES = 63
-"""Classes whose presence can be recorded per target: one bit of an unsigned 64-bit cell each."""
+"""Largest number of classes per target whose presence can be recorded: one bit each of an unsigned 64-bit cell."""
 
 ANY_OBJECT = -(2**63)
-"""As a class: any label but 0, for targets whose labels are no classes."""
+"""Stands for a class: any label except 0, for targets whose labels are no classes."""
 
 MIN_TILE_VOXELS = 64**3
-"""Smaller chunks are read several at a time, since each read costs a fixed overhead."""
+"""Smaller chunks are read several at a time, since each read has a fixed overhead."""
 
 MAX_TILE_VOXELS = 256**3
-"""Larger chunks (a whole compressed NIfTI file) are looked at in slabs, to bound memory."""
+"""Larger chunks (a whole compressed NIfTI file) are processed in slabs, to bound memory."""
 
 _MAX_SHARED_TILE_VOXELS = 128**3
 
@@ -51,7 +51,7 @@ def default_threads() -> int:
 
 @dataclass(frozen=True)
 class CountRequest:
-    """What to record for a target's label.
+    """The counts to record for a target's label.
 
     Args:
         ignore: label value that means unknown, or None.
@@ -59,7 +59,7 @@ class CountRequest:
         foreground: also count the known voxels with a label other than 0.
         extent: also record the bounding box of the labelled voxels of each cell.
         classes: label values (at most 63), or `ANY_OBJECT`, whose presence is recorded per cell.
-        objects_only: where there is a mask, count as labelled what is not 0 in it, instead of all of it.
+        objects_only: inside a mask, count only voxels with a label other than 0 as labelled, instead of all voxels.
     """
 
     ignore: int | None = None
@@ -85,11 +85,11 @@ class CellCounts:
     Args:
         edges: ascending voxel coordinates per axis; cell i spans edges[i] to edges[i + 1].
         labelled: number of labelled voxels: mask > 0 where there is a mask, else label != 0; never `ignore`.
-        known: number of known voxels, or None if it was not asked for.
+        known: number of known voxels, or None if it was not requested.
         foreground: number of known voxels with a label other than 0, or None.
         low, high: per axis, the first and one past the last labelled coordinate in a cell (`NONE_LOW`,
-            `NONE_HIGH` where nothing is labelled), or empty.
-        classes: bit i set where the i-th requested class is present, or None.
+            `NONE_HIGH` if nothing is labelled), or empty.
+        classes: bit i is set if the i-th requested class is present, or None.
     """
 
     edges: tuple[np.ndarray, ...]
@@ -117,7 +117,7 @@ class CellCounts:
 
 @dataclass
 class _Flags:
-    """What the voxels of one tile are; None where no voxel is."""
+    """Boolean arrays over the voxels of one tile; None means that all are False."""
 
     labelled: np.ndarray | None = None
     known: np.ndarray | None = None
@@ -131,7 +131,7 @@ class LabelReader:
     Args:
         label: the label volume (`shape`, `chunks`, `read(region) -> (channels, *region)`).
         mask: the volume whose positive voxels are labelled, or None.
-        request: what is to be known of the voxels.
+        request: the counts to record.
     """
 
     def __init__(self, label: Any, mask: Any | None, request: CountRequest) -> None:
@@ -151,7 +151,7 @@ class LabelReader:
 
     @property
     def reads_chunks_once(self) -> bool:
-        """Whether no block is needed by two tiles, so that nothing is gained by keeping decoded blocks."""
+        """Whether no stored block is part of two tiles, so that caching decoded blocks is useless."""
         volumes = [v for v in (self.label, self.mask) if v is not None]
         return all(
             t % c == 0 or t >= n
@@ -160,17 +160,17 @@ class LabelReader:
         )
 
     def tiles(self, grids: Sequence[Sequence[np.ndarray]]) -> list[Tile]:
-        """Return the indices of the tiles that grids touch and that can hold something to count."""
+        """Return the indices of the tiles that overlap the grids and may contain voxels to count."""
         chosen = self._tiles_to_read()
         boxes = [
             [(int(e[0]) // t, -(-int(e[-1]) // t)) for e, t in zip(edges, self.tile, strict=True)]
             for edges in grids
         ]
         if chosen is None:
-            wanted = np.zeros([-(-n // t) for n, t in zip(self.label.shape, self.tile)], bool)
+            touched = np.zeros([-(-n // t) for n, t in zip(self.label.shape, self.tile)], bool)
             for box in boxes:
-                wanted[tuple(slice(low, high) for low, high in box)] = True
-            return [tuple(index) for index in np.argwhere(wanted).tolist()]
+                touched[tuple(slice(low, high) for low, high in box)] = True
+            return [tuple(index) for index in np.argwhere(touched).tolist()]
         inside = np.zeros(len(chosen), bool)
         for box in boxes:
             low, high = np.array(box).T
@@ -178,14 +178,14 @@ class LabelReader:
         return [tuple(index) for index in chosen[inside].tolist()]
 
     def _tiles_to_read(self) -> np.ndarray | None:
-        """Return the tiles that can hold something to count; None where each can."""
+        """Return the tiles that may contain voxels to count; None if each may."""
         found = []
         if self.mask is not None:
             mask = absent_everywhere_but(self.mask, 0)
             found += [mask.tiles(self.tile)] if mask is not None else []
         if self.mask is None or self.request.objects_only:
             label = absent_everywhere_but(self.label, 0, self.request.ignore)
-            # What is not stored is known background, unless its value means unknown.
+            # Blocks that are not stored are known background, unless their value means unknown.
             if label is not None and (not self.request.known or label.fill == self.request.ignore):
                 found.append(label.tiles(self.tile))
         if len(found) < 2:
@@ -198,7 +198,7 @@ class LabelReader:
         return tuple(slice(i * t, min((i + 1) * t, n)) for i, t, n in zip(tile, self.tile, self.label.shape))
 
     def flags(self, tile: Tile) -> _Flags:
-        """Read a tile and tell what its voxels are; valid until this thread asks for the next tile."""
+        """Read a tile and return its flags; they are valid until this thread reads the next tile."""
         region = self.region(tile)
         inside = None
         if self.mask is not None:
@@ -215,7 +215,7 @@ class LabelReader:
     def _classify(
         self, label: np.ndarray | None, inside: np.ndarray | None, shape: tuple[int, ...]
     ) -> _Flags:
-        """Turn label (None: all zero) and mask (None: no mask) into flags."""
+        """Compute the flags from label (None: all zero) and mask (None: no mask)."""
         request = self.request
         flags = _Flags()
         known = inside
@@ -247,9 +247,9 @@ class LabelReader:
         return flags
 
     def _nonzero(self, label: np.ndarray) -> np.ndarray:
-        """Tell where any channel is not 0, in memory that this thread's next tile uses again.
+        """Return where any channel is not 0, in memory that this thread reuses for its next tile.
 
-        (New memory has to be mapped in page by page, which takes longer than the comparison.)
+        (New memory is mapped page by page, which takes longer than the comparison.)
         """
         if len(label) > 1:
             return np.any(label, axis=0)
@@ -259,7 +259,7 @@ class LabelReader:
         return np.not_equal(label[0], 0, out=scratch)
 
     def _stored_tiles(self) -> set[Tile] | None:
-        """Return the tiles that a stored chunk of the label touches, where the others hold 0 throughout."""
+        """Return the tiles that overlap a stored chunk of the label, if all other tiles are 0."""
         stored = absent_everywhere_but(self.label, 0)
         if stored is None:
             return None
@@ -267,10 +267,10 @@ class LabelReader:
 
 
 class LabelCounter:
-    """Counts one target of one case over several grids in one pass.
+    """Counts the labelled voxels of one target of one case over several grids in one pass.
 
     Args:
-        reader: of the label.
+        reader: reader of the label.
         grids: edges per axis, for each grid.
     """
 
@@ -283,7 +283,7 @@ class LabelCounter:
         self._lock = threading.Lock()
 
     def _axis_cuts(self, edges: Sequence[np.ndarray]) -> list[dict[int, AxisCut]]:
-        """Return the cuts of the rows of tiles that a grid touches, per axis."""
+        """Return, per axis, the cuts of the rows of tiles that a grid overlaps."""
         found = []
         for axis_edges, t, n in zip(edges, self.reader.tile, self.reader.label.shape):
             rows = range(int(axis_edges[0]) // t, -(-int(axis_edges[-1]) // t))
@@ -292,7 +292,7 @@ class LabelCounter:
         return found
 
     def _find_grids(self) -> dict[Tile, list[int]]:
-        """Return the grids that each tile touches."""
+        """Return the grids that overlap each tile."""
         found: dict[Tile, list[int]] = {tile: [] for tile in self.tiles}
         for number, axis_cuts in enumerate(self._cuts):
             if math.prod(len(rows) for rows in axis_cuts) > len(found):
@@ -336,7 +336,7 @@ class LabelCounter:
 
 
 class SliceCounter:
-    """Counts the labelled voxels in every slice across every axis of one label volume, in one pass.
+    """Counts the labelled voxels in every slice across every axis of one label volume in one pass.
 
     Args:
         reader: of the label.
@@ -374,11 +374,11 @@ def count_case(
     Args:
         counters: by target.
         num_threads: 1 reads in the calling thread.
-        begin: called with the number of tiles.
+        begin: called before the first tile, with the number of tiles.
         done: called in the calling thread after each tile.
 
     Raises:
-        VolumenError: a label cannot be read. Tiles that have not begun then, or at Ctrl-C, are dropped.
+        VolumenError: a label cannot be read. Tiles that have not started by then, or at Ctrl-C, are dropped.
     """
     jobs = [(counter, tile) for counter in counters.values() for tile in counter.tiles]
     begin(len(jobs))
@@ -389,7 +389,7 @@ def count_case(
 
 @contextmanager
 def _streaming(enabled: bool) -> Iterator[None]:
-    """Keep no decoded blocks meanwhile: filling the cache with them costs three times what decoding does."""
+    """Disable the cache of decoded blocks meanwhile: filling it takes three times as long as decoding."""
     before = BLOCKS.max_bytes
     if enabled:
         BLOCKS.resize(0)
@@ -411,12 +411,12 @@ def _read(volume: Any, region: Region) -> np.ndarray:
 
 
 def _any_value(label: np.ndarray) -> bool:
-    # max() takes a third of the time of any(), which converts integers first.
+    # max() takes a third of the time of any(), because any() first converts integers.
     return bool(label.max()) if label.dtype.kind == "u" else bool(label.any())
 
 
 def _tile_shape(label: Any, mask: Any | None) -> tuple[int, ...]:
-    """Choose the unit of reading: whole chunks of the label and, where that is not too large, of the mask."""
+    """Choose the shape of a tile: whole chunks of the label and, if that is not too large, of the mask."""
     shape = tuple(label.shape)
     tile = [min(int(c), n) for c, n in zip(label.chunks, shape)]
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The distinct values of a label, read block by block."""
+"""Finds the distinct values of a label, block by block."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from volumen.data.records import Records
 from volumen.utils.progress import grow
 from volumen.utils.threads import in_threads
 
-# Voxels read at once: large enough to amortise a read, small enough for any memory.
+# Voxels per read: enough to amortise the cost of a read, and few enough for any memory.
 _BLOCK_VOXELS = 1 << 22
-# Values this close together are counted in a table, which takes a tenth of the time of sorting them.
+# Values within such a range are counted in a table, which takes a tenth of the time of sorting them.
 _TABLE = 1 << 16
 
 
@@ -26,27 +26,27 @@ def label_values(
     *,
     most: int = 4096,
     num_threads: int = 1,
-    kept: Records | None = None,
+    records: Records | None = None,
     bar: Any | None = None,
 ) -> tuple[int, ...]:
-    """Return the distinct values of a label volume, in order.
+    """Return the distinct values of a label volume in ascending order.
 
-    Chunks that are not stored are not read; memory is that of a block of 4 million voxels per thread.
+    Chunks that are not stored are not read; each thread uses memory for a block of 4 million voxels.
 
     Args:
         label: an integer volume.
-        most: stop once more values than this are found; a caller that looks for classes needs no more.
+        most: stop after more values than this; a caller that looks for classes needs no more.
         num_threads: threads that read.
-        kept: records of "label values" in which the values are kept until the label changes, or None.
+        records: records of "label values" that store the values until the label changes, or None.
         bar: progress bar whose total grows by the blocks to read, or None.
 
     Returns:
-        Sorted values, possibly cut short after `most`.
+        Sorted values; incomplete if there are more than `most`.
     """
     key: dict[str, Any] = {}
-    if kept is not None and kept.enabled:
+    if records is not None and records.enabled:
         key = {"label values": fingerprint_of(label), "most": most}
-        known = kept.get(key)
+        known = records.get(key)
         if known is not None:
             return tuple(int(value) for value in known["values"])
     regions, absent = stored_regions(label)
@@ -59,9 +59,9 @@ def label_values(
             bar.update()
         if len(values) > most:
             break
-    if kept is not None:
+    if records is not None:
         signed = min(values, default=0) < 0
-        kept.put(key, {"values": np.array(sorted(values), np.int64 if signed else np.uint64)})
+        records.put(key, {"values": np.array(sorted(values), np.int64 if signed else np.uint64)})
     return tuple(sorted(values))
 
 
@@ -70,7 +70,7 @@ def _values_of(block: np.ndarray) -> set[int]:
         block = block.view(np.uint8)
     low, high = int(block.min()), int(block.max())
     if high - low < _TABLE:
-        # What a signed type cannot hold wraps around, and is right again as an unsigned one of its size.
+        # A value beyond the signed type wraps around, and is correct again in the unsigned type of the same size.
         offsets = (block - block.dtype.type(low)).view(f"u{block.dtype.itemsize}")
         counts = np.bincount(offsets.ravel().astype(np.intp, copy=False))
         return {low + int(offset) for offset in np.flatnonzero(counts)}
@@ -78,7 +78,7 @@ def _values_of(block: np.ndarray) -> set[int]:
 
 
 def stored_regions(volume: Volume) -> tuple[Blocks, set[float]]:
-    """Return the blocks that may hold something, and the values known without reading: those of the others."""
+    """Return the blocks that must be read, and the values of all other blocks, which are known without reading."""
     size = _block_size(volume.shape, volume.chunks)
     known = stored_blocks(volume)
     if known is None:

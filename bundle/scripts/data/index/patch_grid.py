@@ -1,4 +1,4 @@
-"""The grid of patches over a region: candidate starts, displacements, and the cells that labels are counted in."""
+"""The grid of patches over a region: candidate starts, displacements, and the cells in which labels are counted."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from volumen.utils.boxes import Box, box_extent, cells_in_ranges
 from volumen.utils.errors import VolumenError
 
 MAX_GRID_CELLS = 2**29
-"""Above this many cells the counts of one target alone would take 2 GB."""
+"""Largest number of cells: above it, the counts of one target would take 2 GB."""
 
 MAX_CELLS = 2**25
-"""Above this many cells of the counting grid, training positions are tied more closely to the patch grid."""
+"""Above this number of cells of the counting grid, fewer displacements from the patch grid are examined."""
 
 WHOLE_CELLS = 2**21
-"""Above this many cells a region is searched piece by piece, and only where something can be labelled."""
+"""Above this number of cells a region is divided into subregions, and only those that may have labels are searched."""
 
-_PIECE_CELLS = 2**17
+_SUBREGION_CELLS = 2**17
 
 
 @dataclass(frozen=True)
 class PatchRules:
-    """What makes a patch valid, and what is recorded of it."""
+    """The conditions for a valid patch, and the properties that are recorded."""
 
     patch_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -43,7 +43,7 @@ class PatchRules:
     objects_only: bool
 
     def request(self, target: str) -> CountRequest:
-        """Return what is to be counted in a target's labels."""
+        """Return the counts that a target's labels require."""
         return CountRequest(
             ignore=self.ignore_labels.get(target),
             known=self.background,
@@ -56,9 +56,10 @@ class PatchRules:
 
 @dataclass
 class GridRegion:
-    """One region's grid: candidate patch starts, and how they map to the (possibly coarser) label volume.
+    """The grid of one region: candidate patch starts, and their mapping to the (possibly coarser) label volume.
 
-    Of a piece of a region, `grid` is what the piece answers for, and `around` includes the neighbours that matter.
+    Of a subregion, `grid` contains the patches for which it returns results; `around` also includes the neighbours
+    that affect these results.
     """
 
     row: int
@@ -75,7 +76,7 @@ class GridRegion:
 
     @property
     def cells(self) -> int:
-        """Number of cells that labels are counted in."""
+        """Number of cells in which labels are counted."""
         return math.prod(len(edges) - 1 for edges in self.edges)
 
     @property
@@ -89,17 +90,16 @@ class GridRegion:
         total = np.ones((), np.int64)
         for edges, first, last in zip(self.edges, self.first, self.last):
             size = edges[last] - edges[first]
-            # Almost always all are equal, which spares a large array.
+            # Almost always all are equal, which avoids a large array.
             total = np.multiply.outer(total, size[:1] if (size == size[0]).all() else size)
         return total
 
 
 def shift_table(rules: PatchRules, boxes: Sequence[Box]) -> tuple[tuple[int, ...], ...]:
-    """Choose the displacements from the grid that are examined: at most 64, so that a patch's set fits 64
-    bits.
+    """Choose the examined displacements from the grid: at most 64, so that those of a patch fit into 64 bits.
 
-    Per axis they cover half a stride to either side and differ modulo small powers of two, so that a patch
-    does not always meet a network's strided convolutions in the same phase.
+    Per axis they cover half a stride to both sides and differ modulo small powers of two, so that patches do not always
+    have the same phase relative to a network's strided convolutions.
     """
     zero = (0,) * len(rules.patch_size)
     most = {1: 16, 2: 8}.get(len(zero), 4) if rules.jitter else 1
@@ -118,7 +118,7 @@ def shift_table(rules: PatchRules, boxes: Sequence[Box]) -> tuple[tuple[int, ...
 
 
 def _axis_shifts(stride: int, count: int) -> list[int]:
-    """Return at most `count` displacements in -stride/2 to stride/2, zero first."""
+    """Return at most `count` displacements from -stride/2 to stride/2, zero first."""
     shifts = [0]
     for step in range(-(count // 2), count - count // 2):
         value = round(step * stride / count) + step % 4
@@ -130,7 +130,7 @@ def _axis_shifts(stride: int, count: int) -> list[int]:
 def lay_grid(
     rules: PatchRules, row: int, box: Box, shifts: Sequence[tuple[int, ...]], case: Any, searched: Any
 ) -> GridRegion:
-    """Lay the grid over a region, and its patches' borders over the volume that is searched."""
+    """Place the grid over a region, and the borders of its patches over the searched volume."""
     fine = tuple(case.image.shape)
     coarse = next((tuple(v.shape) for v in searched.labels.values()), fine)
     region = GridRegion(row, box, [], [], [], [], [], [], [])
@@ -159,7 +159,7 @@ def check_cells(rules: PatchRules, cells: int) -> None:
     """Refuse more cells than fit in memory.
 
     Raises:
-        VolumenError: names the stride.
+        VolumenError: there are too many cells; names the stride.
     """
     if cells > MAX_GRID_CELLS:
         raise VolumenError(
@@ -170,33 +170,33 @@ def check_cells(rules: PatchRules, cells: int) -> None:
         )
 
 
-def pieces(
+def subregions(
     rules: PatchRules,
     region: GridRegion,
     shifts: Sequence[tuple[int, ...]],
     tiles: np.ndarray,
     tile: Sequence[int],
 ) -> list[GridRegion]:
-    """Divide a region's grid, and leave out the pieces whose patches hold no voxel of any tile.
+    """Divide a region's grid into subregions, without those whose patches overlap no tile.
 
-    Together the pieces answer as the region does: each has the neighbours that its answer depends on.
+    All subregions together have the same result as the region: each includes the neighbours that affect its result.
 
     Args:
         rules: what makes a patch valid.
         region: the whole grid.
         shifts: displacements of patches from the grid.
-        tiles: (T, D) indices of the tiles of the searched volume that can hold something.
+        tiles: (T, D) indices of the tiles of the searched volume that may contain labels.
         tile: voxels per axis of a tile.
 
     Returns:
-        The region itself if it is small, else pieces in lexicographic order.
+        The region itself if it is small, else subregions in lexicographic order.
 
     Raises:
-        VolumenError: together they have more cells than fit in memory.
+        VolumenError: all subregions together have more cells than fit in memory.
     """
     if region.cells <= WHOLE_CELLS:
         return [region]
-    per_axis = _PIECE_CELLS ** (1 / len(region.grid))
+    per_axis = _SUBREGION_CELLS ** (1 / len(region.grid))
     cuts = []
     for grid, edges in zip(region.grid, region.edges):
         step = max(2, int(per_axis * len(grid) / len(edges)))
@@ -212,7 +212,9 @@ def pieces(
         cells *= np.array([last[high - 1] - first[low] for low, high in axis_spans])[touched[:, axis]]
     check_cells(rules, int(cells.sum()))
     return [
-        _piece(region, [cuts[a][i] for a, i in enumerate(index)], [spans[a][i] for a, i in enumerate(index)])
+        _subregion(
+            region, [cuts[a][i] for a, i in enumerate(index)], [spans[a][i] for a, i in enumerate(index)]
+        )
         for index in touched.tolist()
     ]
 
@@ -220,12 +222,12 @@ def pieces(
 def _candidates_of(
     rules: PatchRules, region: GridRegion, shifts: Sequence[tuple[int, ...]], axis: int, cut: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return first and one past the last candidate that matter to a part of an axis of the grid."""
+    """Return the first and one past the last candidate that affect a part of an axis of the grid."""
     grid, candidates = region.grid[axis], region.candidates[axis]
     moves = [shift[axis] for shift in shifts]
     low, high = grid[cut[0]] + min(moves), grid[cut[1] - 1] + max(moves)
     if rules.classes:
-        # What of a patch another one holds in its centre depends on neighbours that overlap it, moved themselves.
+        # Whether another patch covers a cell with its centre depends on overlapping neighbours and their displacements.
         reach = rules.patch_size[axis] + max(moves) - min(moves)
         low, high = low - reach, high + reach
     return int(np.searchsorted(candidates, low)), int(np.searchsorted(candidates, high, side="right"))
@@ -234,7 +236,7 @@ def _candidates_of(
 def _touched(
     region: GridRegion, spans: Sequence[Sequence[tuple[int, int]]], tiles: np.ndarray, tile: Sequence[int]
 ) -> np.ndarray:
-    """Return the indices of the pieces of which a candidate patch touches a tile, in lexicographic order."""
+    """Return the indices of the subregions with a candidate patch that overlaps a tile, in lexicographic order."""
     firsts, lasts = [], []
     for axis, axis_spans in enumerate(spans):
         edges = region.edges[axis]
@@ -246,31 +248,33 @@ def _touched(
     return cells_in_ranges(np.stack(firsts, 1), np.stack(lasts, 1))
 
 
-def _piece(region: GridRegion, cut: Sequence[tuple[int, int]], span: Sequence[tuple[int, int]]) -> GridRegion:
-    piece = GridRegion(region.row, region.box, [], [], [], [], [], [], [], [])
+def _subregion(
+    region: GridRegion, cut: Sequence[tuple[int, int]], span: Sequence[tuple[int, int]]
+) -> GridRegion:
+    subregion = GridRegion(region.row, region.box, [], [], [], [], [], [], [], [])
     for axis, ((begin, end), (low, high)) in enumerate(zip(cut, span)):
         grid, candidates = region.grid[axis], region.candidates[axis][low:high]
         start, stop = int(region.first[axis][low]), int(region.last[axis][high - 1])
-        piece.grid.append(grid[begin:end])
-        piece.around.append(grid[(grid >= candidates[0]) & (grid <= candidates[-1])])
-        piece.candidates.append(candidates)
-        piece.edges.append(region.edges[axis][start : stop + 1])
-        piece.first.append(region.first[axis][low:high] - start)
-        piece.last.append(region.last[axis][low:high] - start)
-        piece.core_first.append(region.core_first[axis][low:high] - start)
-        piece.core_last.append(region.core_last[axis][low:high] - start)
-    return piece
+        subregion.grid.append(grid[begin:end])
+        subregion.around.append(grid[(grid >= candidates[0]) & (grid <= candidates[-1])])
+        subregion.candidates.append(candidates)
+        subregion.edges.append(region.edges[axis][start : stop + 1])
+        subregion.first.append(region.first[axis][low:high] - start)
+        subregion.last.append(region.last[axis][low:high] - start)
+        subregion.core_first.append(region.core_first[axis][low:high] - start)
+        subregion.core_last.append(region.core_last[axis][low:high] - start)
+    return subregion
 
 
 def _core(edges: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells of the central half of patches along an axis, to the nearest edge, of equals the outer one.
+    """Return the cells of the central half of patches along an axis, rounded to the nearest edge (ties go outward).
 
-    The first patch's begins with the patch and the last one's ends with it, as no other could be more central there.
-    Both results ascend with the patches.
+    The central part of the first patch begins with the patch, and that of the last patch ends with it, since no other
+    patch is more central there. Both results ascend with the patches.
 
     Args:
-        edges: of the cells.
-        begin, end: of the patches, ascending, among the edges.
+        edges: edges of the cells.
+        begin, end: starts and ends of the patches, ascending; each is an edge.
 
     Returns:
         Index of the first cell and one past the last.
@@ -283,7 +287,7 @@ def _core(edges: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.nda
 
 
 def _nearest(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the index of the edge nearest to each value, the lower one of equals."""
+    """Return the index of the edge nearest to each value; the lower one if two are equally near."""
     above = np.clip(np.searchsorted(edges, values), 1, len(edges) - 1)
     return np.where(values - edges[above - 1] <= edges[above] - values, above - 1, above)
 
@@ -291,7 +295,7 @@ def _nearest(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
 def axis_starts(low: int, high: int, size: int, stride: int) -> np.ndarray:
     """Return the grid starts of patches along one axis of a region from `low` to `high`, ascending.
 
-    The last patch ends where the region ends. A region smaller than the patch gets one patch, at its begin.
+    The last patch ends at the region's end. A region smaller than the patch gets one patch, at its start.
     """
     last = max(low, high - size)
     starts = np.arange(low, last + 1, stride, dtype=np.int64)

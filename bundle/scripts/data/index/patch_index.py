@@ -1,4 +1,4 @@
-"""The valid-patch index itself: where each patch may lie, as arrays with a row per patch."""
+"""The index of valid patches: the allowed locations of each patch, as arrays with one row per patch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from volumen.utils.boxes import Box
 
 @dataclass(frozen=True)
 class PatchLocation:
-    """Where one patch lies.
+    """The location of one patch.
 
     Args:
         case: index into the list of cases.
-        start: first voxel per axis; negative, or too near the end, only where the region is smaller than the
-            patch.
+        start: first voxel per axis; negative, or too near the end, only if the region is smaller than the patch.
         size: patch size in voxels.
         bounds: the region of the volume that may be read; the rest of the patch is reflected, and no label is
             known there.
@@ -36,13 +35,13 @@ class PatchTable:
     Args:
         region: (N,) row of `PatchIndex.regions`.
         start: (N, D) first voxel, on the grid.
-        share: (N,) labelled share of the patch, that of the best target.
-        shifts: (N,) uint64; bit i is set where the patch, moved by the i-th of `PatchIndex.shifts`, stays
-            valid.
-        class_shifts: (K, N) uint64; the same where, besides, the k-th of `PatchIndex.classes` lies in the central part
-            of the patch: half of it along every axis, to the nearest border of the counting grid, and up to the
-            region's end for a patch that lies there. Also where a patch holds, off its centre, what no patch holds
-            in its central part.
+        share: (N,) labelled share of the patch, the largest over the targets.
+        shifts: (N,) uint64; bit i is set if the patch remains valid when it is moved by the i-th of
+            `PatchIndex.shifts`.
+        class_shifts: (K, N) uint64; bit i is set if, in addition, the k-th of `PatchIndex.classes` lies in the central
+            part of the patch: half of it along every axis, rounded to the nearest border of the counting grid, and up
+            to the region's end for a patch that lies there. It is also set if the patch contains, outside its central
+            part, voxels of the class that lie in no patch's central part.
     """
 
     region: np.ndarray
@@ -55,7 +54,7 @@ class PatchTable:
         return len(self.region)
 
     def rows(self, chosen: np.ndarray) -> PatchTable:
-        """Return the table of some rows, in the order given."""
+        """Return the table of some rows, in the order of `chosen`."""
         return PatchTable(
             region=self.region[chosen],
             start=self.start[chosen],
@@ -66,7 +65,7 @@ class PatchTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence[PatchTable], ndim: int, num_classes: int) -> PatchTable:
-        """Join tables row by row; none gives an empty table."""
+        """Join tables row by row; without tables the result is empty."""
         empty = cls(
             region=np.zeros(0, np.int32),
             start=np.zeros((0, ndim), np.int32),
@@ -91,12 +90,12 @@ class PatchIndex:
     Args:
         patch_size: voxels per axis.
         stride: of the grid, voxels per axis.
-        regions: (case index, box) of every region that was searched.
-        shifts: displacements from the grid, voxels per axis, of which a patch's bits tell which are allowed;
-            the first is zero. Empty: any displacement up to half a stride inside the region is allowed.
+        regions: (case index, box) of every searched region.
+        shifts: displacements from the grid, voxels per axis; the bits of a patch state which are allowed; the first is
+            zero. Empty: any displacement up to half a stride inside the region is allowed.
         classes: (target, label value) pairs whose presence was recorded.
-        foreground: the valid patches; with background sampling, those among them that hold a labelled object.
-        background: known patches without any object; empty unless they were asked for.
+        foreground: the valid patches; with background sampling, only those that contain a labelled object.
+        background: known patches without any object; empty unless they were requested.
     """
 
     patch_size: tuple[int, ...]
@@ -112,7 +111,7 @@ class PatchIndex:
         return len(self.foreground)
 
     def grid_location(self, row: int, *, background: bool = False) -> PatchLocation:
-        """Return a patch where it lies on the grid."""
+        """Return the location of a patch on the grid."""
         table = self.background if background else self.foreground
         return self._location(table, row, (0,) * len(self.patch_size))
 
@@ -124,17 +123,15 @@ class PatchIndex:
         background: bool = False,
         class_row: int | None = None,
     ) -> PatchLocation:
-        """Return a patch moved at random by up to half a stride, so that it stays valid and inside its
-        region.
+        """Return a patch moved at random by up to half a stride, so that it stays valid and inside its region.
 
-        Along an axis on which the region is smaller than the patch, the region lies anywhere inside the
-        patch.
+        Along an axis on which the region is smaller than the patch, the region lies anywhere inside the patch.
 
         Args:
             row: row of the table.
-            rng: source of randomness; the same state gives the same location.
-            background: take the background table.
-            class_row: keep this class of `classes` in the central part of the patch.
+            rng: random number generator; equal states return equal locations.
+            background: use the background table.
+            class_row: row of `classes`; this class stays in the central part of the patch.
         """
         table = self.background if background else self.foreground
         if self.shifts:

@@ -1,4 +1,4 @@
-"""Of a region's grid: which patches are valid, what they hold, and which displacements keep them so."""
+"""Selects the valid patches of a region's grid, their classes, and the displacements that keep them valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from volumen.data.index.patch_index import PatchTable
 
 
 def every_patch_of(rules: PatchRules, region: GridRegion) -> PatchTable:
-    """Return all patches of a region's grid, whatever they hold."""
+    """Return all patches of a region's grid, without any condition."""
     starts = np.stack(np.meshgrid(*region.grid, indexing="ij"), -1).reshape(-1, len(region.grid))
     count = len(starts)
     return PatchTable(
@@ -84,25 +84,25 @@ def _mark_classes(
     covered: np.ndarray,
     present: np.ndarray,
 ) -> None:
-    """Mark the candidates that hold a class in their central part, or what of it is `covered` by no such part."""
+    """Mark the candidates with a class in their central part, or with voxels of it that no central part covers."""
     rows = [i for i, (name, _) in enumerate(rules.classes) if name == target]
     if cells.classes is None:
         return
     for bit, row in enumerate(rows):
         holds = ((cells.classes >> np.uint64(bit)) & np.uint64(1)).astype(np.uint8)
         present[row] = window_sums(holds, region.core_first, region.core_last) > 0
-        lonely = holds * ~covered
-        if lonely.any():
-            present[row] |= window_sums(lonely, region.first, region.last) > 0
+        isolated = holds * ~covered
+        if isolated.any():
+            present[row] |= window_sums(isolated, region.first, region.last) > 0
 
 
 def _covered(region: GridRegion, valid: np.ndarray, shifts: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Tell which cells lie in the central part of a patch that can be drawn."""
+    """Return which cells lie in the central part of a patch that can be drawn."""
     reached = np.zeros(valid.shape, np.uint8)
     chosen = _on_grid(region, region.around, valid)
     for _, good, where in _moved(region, region.around, chosen, valid, shifts):
         reached[tuple(axis[good] for axis in where)] = 1
-    # The candidates whose central part holds a cell follow each other along every axis.
+    # The candidates whose central part contains a cell are consecutive along every axis.
     cells = [np.arange(len(edges) - 1) for edges in region.edges]
     begin = [np.searchsorted(last, axis, side="right") for last, axis in zip(region.core_last, cells)]
     end = [np.searchsorted(first, axis, side="right") for first, axis in zip(region.core_first, cells)]
@@ -110,7 +110,7 @@ def _covered(region: GridRegion, valid: np.ndarray, shifts: Sequence[tuple[int, 
 
 
 def _on_grid(region: GridRegion, grid: Sequence[np.ndarray], valid: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the indices, along the axes of the grid, of the grid patches that are valid."""
+    """Return the indices of the valid grid patches along the axes of the grid."""
     home = [np.searchsorted(c, g) for c, g in zip(region.candidates, grid)]
     return np.nonzero(valid[np.ix_(*home)])
 
@@ -122,9 +122,9 @@ def _moved(
     valid: np.ndarray,
     shifts: Sequence[tuple[int, ...]],
 ) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, ...]]]:
-    """Yield each displacement's number, which of the chosen grid patches it keeps valid, and what they become.
+    """Yield each displacement's number, which of the chosen grid patches stay valid with it, and their new indices.
 
-    What they become are indices of candidates along every axis.
+    The new indices are those of candidates along every axis.
     """
     starts = [axis_grid[index] for axis_grid, index in zip(grid, chosen)]
     for i, shift in enumerate(shifts):

@@ -1,4 +1,4 @@
-"""The valid-patch index: where in the labelled volumes training and validation patches may lie.
+"""Builds the index of valid patches: the allowed places of training and validation patches in labelled volumes.
 
 Patches start on a grid with half a patch as the default stride; the last one of a region is aligned with the
 region's end. A patch is valid if, for at least one target, enough of it is labelled. "Labelled" means: inside
@@ -28,8 +28,8 @@ from volumen.data.index.patch_grid import (
     PatchRules,
     check_cells,
     lay_grid,
-    pieces,
     shift_table,
+    subregions,
 )
 from volumen.data.index.patch_index import PatchIndex, PatchTable
 from volumen.data.index.patch_selection import every_patch_of, select
@@ -42,7 +42,7 @@ from volumen.utils.text import by, counted
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 2
-"""Raised whenever the same parameters would give another index, so that old cache files are not used."""
+"""Increased whenever the same parameters would produce another index, so that old cache files are not used."""
 
 
 def find_valid_patches(
@@ -68,15 +68,14 @@ def find_valid_patches(
     allow_empty: bool = False,
     part: str = "training",
 ) -> PatchIndex:
-    """Find the patches that are labelled well enough.
+    """Find the patches with enough labelled voxels.
 
     Args:
         cases: opened cases (`OpenCase`): name, image, labels and masks by target.
         boxes: regions to search, by case name (`Split.train` or `Split.val`); cases without a region are
             skipped.
         patch_size: voxels per axis, in the volumes' axis order.
-        targets: names of the label targets; a case may lack some of them, and one that lacks all gives no
-            patch.
+        targets: names of the label targets; a case may lack some of them, and a case that lacks all has no patch.
         min_labeled_ratio: least labelled share of a patch, 0 to 1, of its voxels inside the region. A patch
             without any labelled voxel is never valid.
         min_bbox_percent: least share, 0 to 1, of the patch that the bounding box of its labelled voxels
@@ -84,29 +83,29 @@ def find_valid_patches(
         stride: voxels per axis between grid patches; None for half a patch.
         ignore_labels: label value that means unknown, by target.
         classes: label values, by target, whose presence is recorded for oversampling; `label_counts.ANY_OBJECT` for
-            any but 0.
+            any value except 0.
         background: also collect background patches: no voxel with a label other than 0, and at least
-            `min_labeled_ratio` of one target known (inside its mask, not its ignore label). A patch is then
-            counted as foreground only if it holds an object, also where its mask alone would make it valid.
+            `min_labeled_ratio` of one target known (inside its mask, not its ignore label). A patch then counts as
+            foreground only if it contains an object, even if its mask alone would make it valid.
         jitter: record which displacements from the grid keep each patch valid, for training.
-        skip_patch_validation: take every patch of the grid, without reading labels.
-        objects_only: within a mask, count only voxels with a label other than 0 as labelled: for a loss that counts
-            only there (`compute_loss_on_labeled_only`), which a patch of masked background would not train.
-        search_cases: the same cases opened at a coarser OME-Zarr level, to be searched instead: faster, and
+        skip_patch_validation: use every patch of the grid, without reading labels.
+        objects_only: inside a mask, count only voxels with a label other than 0 as labelled: for a loss that is
+            computed only there (`compute_loss_on_labeled_only`), to which masked background contributes nothing.
+        search_cases: the same cases opened at a coarser OME-Zarr level, which is searched instead: faster, and
             exact up to that level's resolution.
         num_threads: threads that read labels; 0 for one per CPU core, at most 8.
         cache_dir: folder for the index, or None for no cache.
         progress: show a progress bar.
-        relax: where no patch reaches `min_labeled_ratio`, take half of the best share found instead and log a
+        relax: if no patch reaches `min_labeled_ratio`, use half of the best share found instead and log a
             warning: for a ratio that is only a default, which small organs never reach.
-        allow_empty: return an empty index where nothing is valid.
-        part: what the patches are for, named in messages.
+        allow_empty: return an empty index if no patch is valid.
+        part: purpose of the patches, named in messages.
 
     Returns:
         The index, with patches ordered by case, region and position.
 
     Raises:
-        VolumenError: no patch is valid; says the best labelled share found. Or a label cannot be read.
+        VolumenError: no patch is valid; states the best labelled share found. Or a label cannot be read.
         ValueError: a size, stride or ratio is out of range.
     """
     rules = PatchRules(
@@ -189,7 +188,7 @@ def _build(
     num_threads: int,
     progress: bool,
 ) -> tuple[PatchIndex, tuple[float, int | None]]:
-    """Search all regions; also return the best labelled share found and the case it was found in."""
+    """Search all regions; also return the best labelled share and its case."""
     shifts = shift_table(rules, [box for _, box in regions])
     by_case: dict[int, list[GridRegion]] = {}
     for row, (case, box) in enumerate(regions):
@@ -225,7 +224,7 @@ def _build(
 
 
 def _in_order(tables: list[PatchTable], ordered: bool) -> list[PatchTable]:
-    """Sort the patches of a case's pieces by region and position, as those of whole regions are."""
+    """Sort the patches of a case's subregions by region and position, like those of whole regions."""
     if ordered or not tables:
         return tables
     ndim, num_classes = tables[0].start.shape[1], len(tables[0].class_shifts)
@@ -241,7 +240,7 @@ def _count(
     num_threads: int,
     progress: bool,
 ) -> Iterator[tuple[int, list[GridRegion], dict[str, LabelCounter]]]:
-    """Yield (case index, regions or their pieces, counters by target) as soon as a case's labels are counted."""
+    """Yield (case index, regions or subregions, counters by target) as soon as a case's labels are counted."""
     from tqdm import tqdm
 
     with tqdm(total=0, desc="valid patches", unit="block", disable=hidden(progress), leave=False) as bar:
@@ -252,28 +251,30 @@ def _count(
                 for target in rules.targets
                 if target in opened.labels
             }
-            searched_parts = [piece for region in parts for piece in _pieces(rules, region, shifts, readers)]
-            check_cells(rules, sum(piece.cells for piece in searched_parts))
-            grids = [piece.edges for piece in searched_parts]
+            searched_parts = [
+                subregion for region in parts for subregion in _subregions(rules, region, shifts, readers)
+            ]
+            check_cells(rules, sum(subregion.cells for subregion in searched_parts))
+            grids = [subregion.edges for subregion in searched_parts]
             counters = {target: LabelCounter(reader, grids) for target, reader in readers.items()}
             count_case(counters, num_threads, partial(grow, bar), bar.update)
             yield case, searched_parts, counters
 
 
-def _pieces(
+def _subregions(
     rules: PatchRules,
     region: GridRegion,
     shifts: Sequence[tuple[int, ...]],
     readers: Mapping[str, LabelReader],
 ) -> list[GridRegion]:
-    """Return the parts of a region that any target's tiles touch; the whole region where it is small."""
+    """Return the subregions that any target's tiles overlap; the whole region if it is small."""
     if region.cells <= WHOLE_CELLS:
         return [region]
     found: dict[tuple, GridRegion] = {}
     for reader in readers.values():
         tiles = np.array(reader.tiles([region.edges]), np.int64).reshape(-1, len(region.grid))
-        for piece in pieces(rules, region, shifts, tiles, reader.tile):
-            found[tuple(int(axis[0]) for axis in piece.grid)] = piece
+        for subregion in subregions(rules, region, shifts, tiles, reader.tile):
+            found[tuple(int(axis[0]) for axis in subregion.grid)] = subregion
     return list(found.values())
 
 
@@ -321,7 +322,7 @@ def _below(share: float) -> str:
 def _cache_key(
     rules: PatchRules, cases: Sequence[Any], searched: Sequence[Any], regions: Sequence[tuple[int, Box]]
 ) -> dict[str, Any]:
-    """Return everything that the index depends on, as plain data."""
+    """Return all inputs that determine the index, as plain data."""
     used = sorted({case for case, _ in regions})
     volumes = []
     for case in used:

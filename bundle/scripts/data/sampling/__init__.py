@@ -1,1 +1,1 @@
-"""Which patches train and which validate: the split, the sampler, the datasets over them."""
+"""Chooses the patches for training and validation: the split, the samplers and the datasets."""

@@ -1,4 +1,4 @@
-"""Patches as a PyTorch dataset whose samples do not depend on the number of workers."""
+"""A PyTorch dataset of patches whose samples do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from volumen.utils.memory import keep_in_worker
 
 
 class SampleError(VolumenError):
-    """A sample could not be made; says which volume and where in it, in one line also from a worker
-    process.
-    """
+    """A sample cannot be made; the message names the volume and the place, in one line also from a worker process."""
 
     def __init__(self, where: object, problem: str = "", **details: Any) -> None:
-        # DataLoader rebuilds a worker's exception from the text of its traceback, whose last line is ours.
+        # DataLoader rebuilds a worker's exception from the text of its traceback; our message is its last line.
         if not problem and "Original Traceback" in str(where):
             last = str(where).strip().splitlines()[-1]
             where, _, problem = last.partition(f"{type(self).__name__}: ")[2].partition(": ")
@@ -33,24 +31,24 @@ class SampleError(VolumenError):
 class PatchDataset(Dataset):
     """Samples of patches; `dataset[(epoch, index)]` is a pure function of the seed, the epoch and the index.
 
-    Training draws patches by `plan_epoch` and moves them off the grid. Validation (`training=False`) has the
+    Training draws patches by `plan_epoch` and moves them off the grid. Validation (`training=False`) uses the
     foreground patches on the grid, the same in every epoch.
 
     Args:
-        data: the cases, as MONAI's tools list and exchange them; only its opened cases (`OpenCase`) can be read.
+        data: the cases in MONAI's list form; only opened cases (`OpenCase`) in it can be read.
         index: the valid patches of these cases.
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads and transforms the patch.
             A MONAI `Randomizable` is seeded for each sample. None returns that dictionary.
-        seed: seed of everything random.
+        seed: seed of all random choices.
         samples_per_epoch: steps * batch size * processes; None for one sample per foreground patch. In
-            validation at most this many, chosen at random once (`max_val_steps_per_epoch` times the batch
-            size).
-        training: draw at random and move off the grid.
+            validation the largest number of samples, chosen at random once (`max_val_steps_per_epoch` times the
+            batch size).
+        training: whether to draw at random and move patches off the grid.
         bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`), training only.
         class_oversampling: share of foreground samples drawn by class, training only.
-        chunk_cache_mib: decoded chunks that each process which loads samples keeps, in MiB; None leaves it as
-            it is. Time depends on it, values do not.
-        cases: the opened cases, whose volumes are read lazily and can be pickled; None: `data` holds them.
+        chunk_cache_mib: size of the cache of decoded chunks in each process that loads samples, in MiB; None does
+            not change it. It affects speed, not values.
+        cases: the opened cases, whose volumes are read lazily and can be pickled; None: `data` contains them.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class PatchDataset(Dataset):
         return self.samples_per_epoch
 
     def location(self, epoch: int, index: int) -> PatchLocation:
-        """Return where the patch of a sample lies."""
+        """Return the location of a sample's patch."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         if not self.training:
@@ -127,15 +125,15 @@ class PatchDataset(Dataset):
             ) from error
 
     def _bound_cache(self) -> None:
-        # Here, as a worker that was spawned knows nothing of what the process that made the data set was told.
+        # Set here, since a spawned worker does not inherit the settings of the process that created the dataset.
         if self.chunk_cache_mib is not None and self._cached_by != os.getpid():
             BLOCKS.resize(self.chunk_cache_mib * 2**20)
             self._cached_by = os.getpid()
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> PatchDataset:
-        """Do nothing: every sample is seeded by itself.
+        """Do nothing, since every sample has its own seed.
 
-        MONAI's DataLoader calls this in each worker. Without it, it would search every attribute for
+        MONAI's DataLoader calls this method in each worker. Without it, MONAI would search every attribute for
         transforms to seed, through the cases into their open files, and recurse without end.
         """
         return self
@@ -160,19 +158,19 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def _spread_rows(count: int, most: int | None, seed: int) -> np.ndarray:
-    """Choose at most `most` of `count` rows, in an order that mixes volumes; fixed by the seed."""
+    """Choose at most `most` of `count` rows in an order that mixes volumes and depends on the seed alone."""
     order = np.random.default_rng(seed).permutation(count)
     return order if most is None else order[:most]
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Return the innermost cause: MONAI's Compose wraps what a transform raises."""
+    """Return the innermost cause of an error, since MONAI's Compose wraps the error of a transform."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def root_cause(error: BaseException) -> str:
-    """Return what the innermost cause says."""
+    """Return the message of the innermost cause."""
     error = innermost(error)
     return str(error) if isinstance(error, VolumenError) else f"{type(error).__name__}: {error}"

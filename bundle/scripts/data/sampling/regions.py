@@ -1,4 +1,4 @@
-"""The validation part as blocks that cover it without overlap, for sliding-window validation."""
+"""Divides the validation part into blocks without overlap, for sliding-window validation."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from volumen.utils.text import counted
 logger = logging.getLogger(__name__)
 
 BLOCK_WEIGHT = "block_weight"
-"""Where a sample says how many blocks of its volume it stands for, float64 (1 without a limit)."""
+"""Key of a sample's weight: the number of blocks that it represents, float64 (1 without a limit)."""
 
 
 class RegionDataset(Dataset):
     """Blocks of the validation regions, each voxel in one block at most, the same in every epoch.
 
-    A block is up to two patches wide along every axis, as memory and the limit allow, so that a sliding window blends
-    inside it. Background counts like labels: a block is left out only where no voxel of it is known for any target.
-    With a limit blocks are drawn, see `draw_blocks`; a sample's `block_weight` is how many blocks it stands for.
+    A block is up to two patches wide along every axis, as memory and the limit allow, so that windows overlap and are
+    blended inside it. Background counts like labels: a block is excluded only if none of its voxels is known for any
+    target. With a limit, blocks are drawn at random, see `draw_blocks`; a sample's `block_weight` is the number of
+    blocks that it represents.
 
     Args:
-        data: the cases, as MONAI's tools list and exchange them; only its opened cases (`OpenCase`) can be read.
+        data: the cases in MONAI's list form; only opened cases (`OpenCase`) in it can be read.
         boxes: validation regions by case name.
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads the whole location.
         patch_size: the network's window, voxels per axis.
         targets: labelled targets.
         ignore_labels: label value that means unknown, by target.
-        most_windows: about how many windows all blocks together may hold; None: no limit.
-        final_windows: the same for the last and the best epoch, see `final`.
-        seed: of the draw.
+        most_windows: approximate limit of the number of windows in all blocks together; None: no limit.
+        final_windows: the same limit for the last and the best epoch, see `final`.
+        seed: seed of the draw.
         objects_only: only voxels with a label other than 0 are known (`compute_loss_on_labeled_only`).
-        cases: the opened cases; None: `data` holds them.
+        cases: the opened cases; None: `data` contains them.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class RegionDataset(Dataset):
     ) -> None:
         self.cases = list(data if cases is None else cases)
         self.transform = transform
-        #: Whether the blocks are those for the last and the best epoch.
+        #: Whether to use the blocks for the last and the best epoch.
         self.final = False
         more = None if most_windows is None or final_windows is None else max(most_windows, final_windows)
         limits = (most_windows, more)
@@ -84,10 +85,10 @@ class RegionDataset(Dataset):
             known = table.rows(np.flatnonzero(table.known.any(axis=1)))
             self._tables.append(known)
             self._draws.append(draw_blocks(known, window_counts(known.size, patch_size), most, seed))
-        self._tell(len(found[0]))
+        self._log_blocks(len(found[0]))
 
-    def _tell(self, blocks: int) -> None:
-        """Log what is scored, and warn where nothing can be."""
+    def _log_blocks(self, blocks: int) -> None:
+        """Log the blocks that are scored, and warn if none can be."""
         unknown = blocks - len(self.table)
         logger.info(
             "validation: %s%s", self.describe(), f"; {unknown} more hold no known voxel" if unknown else ""
@@ -101,7 +102,7 @@ class RegionDataset(Dataset):
             )
 
     def describe(self) -> str:
-        """Return what is scored: "12 of 40 blocks, 30 % of the labelled voxels"."""
+        """Describe the scored part, such as "12 of 40 blocks, 30 % of the labelled voxels"."""
         draw = self._chosen
         if len(draw) == len(self.table):
             return f"{counted(len(draw), 'block')}, all of the validation part"
@@ -115,24 +116,24 @@ class RegionDataset(Dataset):
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the last and the best epoch are scored on more blocks than the others."""
+        """Whether the last and the best epoch are scored on more blocks than other epochs."""
         drawn, table = self._draws[0], self._tables[0]
         final, every = self._draws[1], self._tables[1]
         return len(drawn) < len(table) and len(final) / len(every) > len(drawn) / len(table)
 
     @property
     def locations(self) -> list[PatchLocation]:
-        """Where the blocks are that are scored now."""
+        """Locations of the blocks that are currently scored."""
         return [self._location(row) for row in self._chosen.rows]
 
     @property
     def weights(self) -> np.ndarray:
-        """How many blocks each of them stands for."""
+        """Number of blocks that each of the locations represents."""
         return self._chosen.weights
 
     @property
     def table(self) -> BlockTable:
-        """The blocks from which those are chosen that are scored now."""
+        """All blocks, from which the scored ones are chosen."""
         return self._tables[self.final]
 
     @property
@@ -163,19 +164,19 @@ class RegionDataset(Dataset):
         return sample
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> RegionDataset:
-        """Do nothing, as nothing is random here; see `PatchDataset.set_random_state` for why it must be there."""
+        """Do nothing, since nothing is random here; `PatchDataset.set_random_state` explains why this method exists."""
         return self
 
 
 class RegionSampler(Sampler[int]):
-    """The blocks of one process: every block goes to exactly one of them, so none is left out or counted twice.
+    """Assigns every validation block to exactly one process, so that each is counted once.
 
-    Process r of w gets the blocks r, r + w, r + 2w, ...; the numbers of blocks differ by one at most, so whatever is
-    done per block may not wait for the other processes. With fewer blocks than processes each process takes all of
-    them: every sum over processes is then the same multiple of what it should be, and ratios of sums are right.
+    Process r of w gets the blocks r, r + w, r + 2w, ... The numbers of blocks of two processes may differ by one, so a
+    computation per block must not wait for other processes. With fewer blocks than processes, each process takes all
+    blocks: every sum over processes is then too large by the same factor, and ratios of sums are correct.
 
     Args:
-        blocks: the data set, which may change its blocks between two validations, or their number.
+        blocks: the dataset, which may change its blocks between two validations, or a number of blocks.
         rank: number of this process.
         world_size: number of processes.
     """
@@ -187,7 +188,7 @@ class RegionSampler(Sampler[int]):
 
     @property
     def indices(self) -> range:
-        """The numbers of this process's blocks."""
+        """The indices of this process's blocks."""
         count = self.blocks if isinstance(self.blocks, int) else len(self.blocks)
         return range(self.rank, count, self.world_size) if count >= self.world_size else range(count)
 

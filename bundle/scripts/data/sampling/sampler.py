@@ -1,4 +1,4 @@
-"""Which patch a sample shows: a pure function of the seed, the epoch and the sample's index."""
+"""Chooses the patch of each sample: a pure function of the seed, the epoch and the sample's index."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class EpochPlan:
 
     Args:
         row: (S,) row of the foreground or background table.
-        background: (S,) whether it is the background table.
-        class_row: (S,) row of `PatchIndex.classes` that the patch must hold, or -1.
+        background: (S,) bool; True means the background table.
+        class_row: (S,) row of `PatchIndex.classes`, a class that the patch must contain, or -1.
     """
 
     row: np.ndarray
@@ -40,16 +40,16 @@ def plan_epoch(
 ) -> EpochPlan:
     """Choose the patches of an epoch.
 
-    Foreground patches are drawn without replacement until all were drawn, then all over again in another
-    order; background patches likewise.
+    Foreground patches are drawn without replacement until all have been drawn, then again in another order; background
+    patches likewise.
 
     Args:
         index: the valid patches.
-        seed, epoch: choose the order.
+        seed, epoch: seed of the order.
         samples: number of samples in the epoch, over all processes.
         bg_to_fg_ratio: background patches per foreground patch; 0, or an index without background: none.
         class_oversampling: share of the foreground samples, 0 to 1, that are drawn by class: each class of
-            `index.classes` in turn, from the patches that hold it.
+            `index.classes` in turn, from the patches that contain it.
 
     Returns:
         The plan, in random order.
@@ -79,7 +79,7 @@ def plan_epoch(
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the source of randomness that belongs to one sample alone."""
+    """Return the random number generator of one sample."""
     return np.random.default_rng([_SAMPLE, seed, epoch, index])
 
 
@@ -93,12 +93,13 @@ def _cycled(rng: np.random.Generator, population: int, count: int) -> np.ndarray
 class PatchSampler(DistributedSampler):
     """Yields the (epoch, index) pairs of one process.
 
-    Process r of w gets the indices r, r + w, r + 2w, ...: together every index once, less the remainder of a
-    division by w, so that w processes with batches of b see the samples of one process with batches of w * b. It
-    is a `DistributedSampler` because MONAI's engines call `set_epoch` on those at the start of every epoch.
+    Process r of w gets the indices r, r + w, r + 2w, ... All processes together get every index once, except the
+    remainder of a division by w; so w processes with batches of b use the same samples as one process with batches of
+    w * b. The class is a `DistributedSampler` because MONAI's engines call `set_epoch` on these at the start of every
+    epoch.
 
     Args:
-        dataset_length: samples per epoch over all processes, or anything with that length.
+        dataset_length: samples per epoch over all processes, or an object with that length.
         batch_size: samples per batch and process, for `steps`.
         rank: number of this process.
         world_size: number of processes.
@@ -120,7 +121,7 @@ class PatchSampler(DistributedSampler):
         self.drop_last = False
         self.shuffle = False
         self.seed = 0
-        # As many for every process, or the others would wait for the gradients of the one that has fewer.
+        # Equal for every process: otherwise the others would wait for the gradients of a process that has fewer.
         self._indices = range(rank, length - length % world_size, world_size)
         self.num_samples = len(self._indices)
         self.total_size = length

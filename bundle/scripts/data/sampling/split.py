@@ -1,7 +1,7 @@
-"""Divide volumes into a training and a validation part that share no voxel.
+"""Divides volumes into a training and a validation part that share no voxel.
 
-With several volumes whole volumes are held out. With a single one (or a single labelled one) a slab is cut
-off, at least one patch wide, where labels are.
+Of several volumes, whole volumes are held out. Of a single one (or a single labelled one), a slab with labels is
+held out that is at least one patch wide.
 """
 
 from __future__ import annotations
@@ -26,25 +26,21 @@ from volumen.utils.progress import grow, hidden
 logger = logging.getLogger(__name__)
 
 Profiles = Mapping[str, Mapping[str, Sequence[np.ndarray]]]
-"""By case and target: per axis, the number of labelled voxels in each slice across it. See
-`labelled_profiles`.
-"""
+"""By case and target: per axis, the number of labelled voxels in each slice across it. See `labelled_profiles`."""
 
 MIN_REGION = 8
-"""Narrowest training or validation region, in voxels along the split axis (or the whole patch, if
-smaller).
-"""
+"""Least width of a training or validation region, in voxels along the split axis (or the patch, if smaller)."""
 
 _DRAWS = 64
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which regions of which volumes are trained on and validated on.
+    """The regions of the volumes for training and for validation.
 
     Args:
         train, val: boxes by case name; every case is in at least one of them.
-        fraction: share asked for training.
+        fraction: requested share for training.
         seed: seed of the choice.
     """
 
@@ -93,20 +89,19 @@ def make_split(
         patch_size: voxels per axis.
         train_fraction: share for training, above 0 and at most 1; 1 means no validation.
         seed: chooses among equally good splits.
-        labelled: where labels are; without it they are taken to be everywhere. A case without an entry, or
-            with counts of zero, has no labels and is never held out.
+        labelled: places of labels; without it, labels are assumed everywhere. A case without an entry, or with counts
+            of zero, has no labels and is never held out.
 
     Returns:
-        With two or more labelled volumes, whole volumes: round(n * (1 - train_fraction)) for validation, at
-            least
-        one and at most all but one, chosen so that the validation part's share of the labels comes close to
-        what was asked. With one, a slab of it for validation and the rest for training (two boxes if the slab
-        lies inside), along the axis with most patches unless labels ask for another. Where the volume is
-        narrower than two patches, one of the regions or both are narrower than a patch, and are padded when
-        read (logged as a warning).
+        With two or more labelled volumes, whole volumes: round(n * (1 - train_fraction)) for validation, at least one
+            and at most all but one, chosen so that the validation part's share of the labels is close to the requested
+        one. With one labelled volume, a slab of it for validation and the rest for training (two boxes if the slab lies
+        inside), along the axis with most patches unless the labels fit another axis better. If the volume is narrower
+        than two patches, one of the regions or both are narrower than a patch and are padded when they are read (logged
+        as a warning).
 
     Raises:
-        VolumenError: no volume at all, or one too small to be divided.
+        VolumenError: there is no volume, or it is too small to be divided.
         ValueError: train_fraction is out of range.
     """
     if not 0 < train_fraction <= 1:
@@ -136,13 +131,13 @@ def make_split(
 def split_by_name(
     shapes: Mapping[str, Sequence[int]], held_out: Sequence[str], train_fraction: float, seed: int
 ) -> Split:
-    """Return the split in which the named volumes validate as a whole and the others train.
+    """Return the split with the named volumes as validation part and all others as training part.
 
     Args:
         shapes: spatial shape by case name.
-        held_out: names of the cases that validate; none: no validation.
-        train_fraction: recorded in the split, as the settings have it.
-        seed: recorded likewise.
+        held_out: names of the validation cases; none: no validation.
+        train_fraction: value of the setting, which is recorded in the split.
+        seed: value of the setting, which is recorded likewise.
 
     Raises:
         VolumenError: no case is left for training.
@@ -173,7 +168,7 @@ def labelled_profiles(
         ignore_labels: label value that means unknown, by target.
         objects_only: as for `find_valid_patches`.
         num_threads: threads that read.
-        cache_dir: folder in which the counts are kept until a label or mask changes, or None.
+        cache_dir: folder that caches the counts until a label or mask changes, or None.
         progress: show a progress bar.
 
     Returns:
@@ -185,7 +180,7 @@ def labelled_profiles(
     profiles: dict[str, dict[str, list[np.ndarray]]] = {}
     labels = [volume for case in cases for volume in case.labels.values()]
     with (
-        Records.of(cache_dir, "labelled profiles", labels) as kept,
+        Records.of(cache_dir, "labelled profiles", labels) as records,
         tqdm(total=0, desc="labelled share", unit="block", disable=hidden(progress), leave=False) as bar,
     ):
         for case in cases:
@@ -194,8 +189,8 @@ def labelled_profiles(
                 target: CountRequest(ignore=ignore.get(target), objects_only=objects_only)
                 for target in labelled
             }
-            keys = {t: _profile_key(case, t, requests[t]) if kept.enabled else {} for t in labelled}
-            found = {target: _kept_profile(keys[target], kept) for target in labelled}
+            keys = {t: _profile_key(case, t, requests[t]) if records.enabled else {} for t in labelled}
+            found = {target: _cached_profile(keys[target], records) for target in labelled}
             counters = {
                 target: SliceCounter(
                     LabelReader(case.labels[target], case.masks.get(target), requests[target])
@@ -206,7 +201,7 @@ def labelled_profiles(
             count_case(counters, num_threads, partial(grow, bar), bar.update)
             for target, counter in counters.items():
                 found[target] = counter.profiles
-                kept.put(
+                records.put(
                     keys[target], {f"axis{axis}": counts for axis, counts in enumerate(counter.profiles)}
                 )
             profiles[case.name] = {target: axes for target, axes in found.items() if axes is not None}
@@ -223,13 +218,13 @@ def _profile_key(case: Any, target: str, request: CountRequest) -> dict[str, Any
     }
 
 
-def _kept_profile(key: Mapping[str, Any], kept: Records) -> list[np.ndarray] | None:
-    known = kept.get(key)
+def _cached_profile(key: Mapping[str, Any], records: Records) -> list[np.ndarray] | None:
+    known = records.get(key)
     return None if known is None else [known[f"axis{axis}"] for axis in range(len(known))]
 
 
 def _weights(shape: Sequence[int], labelled: Profiles | None, name: str) -> dict[str, float]:
-    """Return how much a volume holds of each target; its size where nothing is known."""
+    """Return the number of labelled voxels of each target in a volume, or its size if nothing is known."""
     if labelled is None:
         return {"": float(math.prod(shape))}
     return {target: float(np.sum(axes[0])) for target, axes in labelled.get(name, {}).items()}
@@ -253,11 +248,9 @@ def _whole_volumes(
     return best[1]
 
 
-def _distance(shares: Sequence[float], wanted: float) -> float:
-    """Tell how far the validation shares of the targets are from the one wanted; a part without labels is
-    worst.
-    """
-    return max(abs(s - wanted) + (1.0 if s <= 0 or s >= 1 else 0.0) for s in shares)
+def _distance(shares: Sequence[float], requested: float) -> float:
+    """Return the distance of the targets' validation shares from the requested one; a part without labels is worst."""
+    return max(abs(s - requested) + (1.0 if s <= 0 or s >= 1 else 0.0) for s in shares)
 
 
 def _slab(
@@ -268,7 +261,7 @@ def _slab(
     profiles: Mapping[str, Sequence[np.ndarray]],
     seed: int,
 ) -> tuple[list[Box], Box]:
-    """Cut a validation slab off one volume; return the training boxes and the validation box."""
+    """Cut a validation slab from one volume; return the training boxes and the validation box."""
     axes = sorted(range(len(shape)), key=lambda a: (-shape[a] / patch_size[a], a))
     widths = {axis: _widths(shape[axis], patch_size[axis], share) for axis in axes}
     usable = [axis for axis in axes if widths[axis] is not None]
@@ -298,8 +291,8 @@ def _slab(
             ]
             if not shares:
                 shares = [width / shape[axis]]
-            # A slab inside leaves two training boxes, another axis fewer patches: both only if labels gain by
-            # it.
+            # An inner slab leaves two training boxes, and another axis has fewer patches: use these only for a better
+            # split of the labels.
             score = _distance(shares, share) + (0.0 if is_end else 0.1) + 0.02 * rank
             ranked.append((score, len(ranked), axis, start, width))
     score, _, axis, start, width = min(ranked)
@@ -316,22 +309,22 @@ def _slab(
 
 
 def _widths(extent: int, patch: int, share: float) -> int | None:
-    """Return the validation slab's width along an axis, or None where the axis is too short."""
+    """Return the widths of the validation slab along an axis, or None if the axis is too short."""
     least = min(MIN_REGION, patch)
     if extent < 2 * least:
         return None
-    wanted = round(extent * share)
+    requested = round(extent * share)
     if extent >= 2 * patch:
-        return min(max(wanted, patch), extent - patch)
-    # Too narrow for two patches: training keeps a whole patch if validation then still has a quarter of one.
+        return min(max(requested, patch), extent - patch)
+    # Too narrow for two patches: training gets a whole patch if at least a quarter patch is left for validation.
     rest = extent - patch
     if rest >= max(least, patch // 4):
         return rest
-    return min(max(wanted, least), extent - least)
+    return min(max(requested, least), extent - least)
 
 
 def _positions(extent: int, width: int, patch: int, flip: bool) -> list[tuple[int, bool]]:
-    """Return the (start, lies at an end) of the slabs to consider, ends first."""
+    """Return the candidate slabs as (start, whether it lies at an end), those at the ends first."""
     ends = [(extent - width, True), (0, True)]
     if flip:
         ends.reverse()

@@ -1,4 +1,4 @@
-"""The split of a run on disk, so that a resumed run validates on what it never trained on."""
+"""Stores the split of a run on disk, so that a resumed run never validates on its training data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def load_split(path: Path, shapes: Mapping[str, Sequence[int]]) -> Split:
     """Read a run's split and check that it fits the volumes.
 
     Args:
-        path: the file that `split_text` was written to.
+        path: file that contains the text of `split_text`.
         shapes: spatial shape by volume.
 
     Raises:
-        VolumenError: the file is damaged, or speaks of other volumes.
+        VolumenError: the file is damaged, or describes other volumes.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

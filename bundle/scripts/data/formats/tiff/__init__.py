@@ -1,1 +1,1 @@
-"""TIFF: images, stacks and tiles read by region, and the voxel sizes in their metadata."""
+"""Reads TIFF images, stacks and tiles by region, and the voxel sizes in their metadata."""

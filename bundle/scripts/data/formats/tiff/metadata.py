@@ -1,4 +1,4 @@
-"""Voxel sizes in TIFF files: from ImageJ's description, from OME-XML, and from the resolution tags."""
+"""Reads voxel sizes in TIFF files from ImageJ's description, from OME-XML, and from the resolution tags."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _PRINT = (
     1, 72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 203, 240, 250, 254, 300, 350, 360, 400, 500, 508, 600, 720, 800,
     1000, 1016, 1200, 1440, 2400, 2540, 4800,
 )  # fmt: skip
-"""Pixels per inch of screens, printers and scanners, which programs write into pictures of any size."""
+"""Pixels per inch of screens, printers and scanners, which programs write into any picture."""
 _INCH, _CENTIMETER = 2, 3
 
 
 def tiff_geometry(tiff: Any, axis_map: AxisMap) -> Geometry:
     """Return the voxel size that the file states.
 
-    A resolution tag by itself states the size of a pixel in 2D. It is left aside where it is one of screens and
-    printers, and in 3D, where nothing says the distance of slices.
+    A resolution tag alone states the size of a pixel in 2D. It is ignored if its value is one of screens and printers,
+    and in 3D, where it does not state the distance of slices.
 
     Args:
         tiff: an open `tifffile.TiffFile`.
-        axis_map: the axes of its first series.
+        axis_map: axes of its first series.
     """
     ndim = len(axis_map.spatial)
     if tiff.is_ome:
@@ -38,9 +38,9 @@ def tiff_geometry(tiff: Any, axis_map: AxisMap) -> Geometry:
 
 
 def _imagej_geometry(tiff: Any, ndim: int) -> Geometry:
-    """ImageJ: pixels per unit in the resolution tags, the distance of slices in the description.
+    """Read ImageJ's metadata: pixels per unit in the resolution tags, distance of slices in the description.
 
-    `unit` is that of X; Y and Z have it too unless `yunit` and `zunit` say otherwise.
+    `unit` is that of X, and also of Y and Z unless `yunit` and `zunit` state another.
     """
     metadata, tags = tiff.imagej_metadata or {}, tiff.pages[0].tags
     unit = unit_name(metadata.get("unit"))
@@ -53,7 +53,7 @@ def _imagej_geometry(tiff: Any, ndim: int) -> Geometry:
 
 
 def _ome_geometry(tiff: Any, ndim: int) -> Geometry:
-    """OME-XML: PhysicalSizeX, Y, Z of the first image, each with a unit that defaults to micrometers."""
+    """Read OME-XML: PhysicalSizeX, Y, Z of the first image, each with a unit that defaults to micrometers."""
     import tifffile
 
     try:
@@ -75,7 +75,7 @@ def _ome_geometry(tiff: Any, ndim: int) -> Geometry:
 
 
 def _tag_geometry(tags: Any) -> Geometry:
-    """Return the size of a pixel by the resolution tags, per inch or centimetre."""
+    """Return the size of a pixel from the resolution tags, which are per inch or centimetre."""
     unit = tags.get("ResolutionUnit")
     inch = {_INCH: 1.0, _CENTIMETER: 2.54}.get(int(unit.value) if unit else 0)
     sizes = [_inverse(tags.get(name)) for name in ("YResolution", "XResolution")]
@@ -88,7 +88,7 @@ def _tag_geometry(tags: Any) -> Geometry:
 
 
 def _inverse(tag: Any) -> float | None:
-    """Return the size of a pixel by a tag of pixels per unit; None without one, as ImageJ takes a resolution of 0."""
+    """Return the size of a pixel from a tag of pixels per unit; None without a tag, or for a resolution of 0."""
     if tag is None:
         return None
     numerator, denominator = tag.value

@@ -1,4 +1,4 @@
-"""TIFF images and stacks, read by region: bytes where voxels lie in one piece, else strips or tiles."""
+"""Reads regions of TIFF images and stacks: bytes if voxels are contiguous, else strips or tiles."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from volumen.utils.positioned_io import read_at
 logger = logging.getLogger(__name__)
 
 _LETTERS = {"S": "c", "I": "?", "Q": "?"}
-"""What tifffile's axes mean here: samples are channels; plain pages (I) and unnamed axes (Q) are open."""
+"""Meaning of tifffile's axes: samples are channels; plain pages (I) and unnamed axes (Q) are undetermined."""
 
 
 def _samples(keyframe: Any) -> str:
-    """Return what a voxel's values are: "grey", "min-is-white", "palette", "rgb", "rgba" or "grey+alpha"."""
+    """Return the meaning of a voxel's values: "grey", "min-is-white", "palette", "rgb", "rgba" or "grey+alpha"."""
     photometric, extra = int(keyframe.photometric), len(keyframe.extrasamples)
     if photometric == 2:
         return "rgba" if extra else "rgb"
@@ -53,7 +53,7 @@ class _OpenTiff:
 class TiffVolume(LazyVolume):
     """The first series of a TIFF file; only the strips, tiles or bytes of the region are read."""
 
-    def __init__(self, path: Path, series: Any, stored: _Stored, axis_map: AxisMap) -> None:
+    def __init__(self, path: Path, series: Any, stored: _SeriesArray, axis_map: AxisMap) -> None:
         super().__init__(
             str(path),
             axis_map,
@@ -90,14 +90,14 @@ class TiffVolume(LazyVolume):
         return result
 
     def _read_raw(self, offset: int, shape: tuple[int, ...], region: Region) -> np.ndarray:
-        handle = self.handle  # held while its file is in use: another thread may have it dropped
+        handle = self.handle  # a reference, since other threads may release it
         return read_raw(handle.file, offset, shape, self._stored_dtype, region)
 
     def _read_page(
         self, number: int, shape: tuple[int, ...], region: Region, plan: _Plan, out: np.ndarray
     ) -> None:
         page, keyframe = self._page(number)
-        if keyframe.is_final and _in_one_piece(page):
+        if keyframe.is_final and _is_contiguous(page):
             out[...] = self._read_raw(page.dataoffsets[0], shape, region)
             return
         view = out.reshape(plan.shape)
@@ -148,17 +148,17 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
 
     Args:
         path: the file.
-        axes: letters of the axes as tifffile's `imread` gives them, singletons dropped; see `open_volume`.
-        ndim: number of spatial axes, where known.
+        axes: letters of the axes in the order of tifffile's `imread`, without singletons; see `open_volume`.
+        ndim: number of spatial axes, or None if it is not known.
 
     Raises:
-        VolumenError: the tags are damaged, the file is shorter than they say, or the axes are open.
+        VolumenError: the tags are damaged, the file is shorter than they state, or the axes are ambiguous.
     """
     with _tiff_file(path) as tiff:
         try:
             series = tiff.series[0]
             _check_pages(path, tiff)
-            stored = _stored(path, series)
+            stored = _series_array(path, series)
             _check_size(path, series)
             volume = TiffVolume(path, series, stored, _map_stored(path, stored, axes, ndim))
         except VolumenError:
@@ -171,8 +171,8 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """The array of a series: axes over pages first, then those inside a page.
+class _SeriesArray:
+    """The array of a series: axes over pages first, then axes inside a page.
 
     Args:
         shape: shape with all axes.
@@ -189,7 +189,7 @@ class _Stored:
     blocks: tuple[int, ...]
 
 
-def _stored(path: Path, series: Any) -> _Stored:
+def _series_array(path: Path, series: Any) -> _SeriesArray:
     if series.dtype is None or np.dtype(series.dtype).kind not in "biuf":
         raise VolumenError(
             path, expected="numbers", found=f"values of type {series.dtype}", remedy="convert it"
@@ -216,11 +216,11 @@ def _stored(path: Path, series: Any) -> _Stored:
     )
     if series.dataoffset is not None:
         blocks = tuple(size if letter in "YXS" else 1 for size, letter in zip(shape, letters))
-    return _Stored(shape, "".join(_LETTERS.get(c, c.lower()) for c in letters), visible, outer, blocks)
+    return _SeriesArray(shape, "".join(_LETTERS.get(c, c.lower()) for c in letters), visible, outer, blocks)
 
 
 def _split(path: Path, shape: tuple[int, ...], last: int, pages: int, page_size: int) -> int:
-    """Find how many leading axes run over pages."""
+    """Return the number of leading axes that run over pages."""
     for split in range(last, -1, -1):
         if prod(shape[:split]) == pages and prod(shape[split:]) == page_size:
             return split
@@ -229,8 +229,8 @@ def _split(path: Path, shape: tuple[int, ...], last: int, pages: int, page_size:
     )
 
 
-def _map_stored(path: Path, stored: _Stored, axes: str | None, ndim: int | None) -> AxisMap:
-    """Decide the axes among the visible ones, and give them as axes of the stored array."""
+def _map_stored(path: Path, stored: _SeriesArray, axes: str | None, ndim: int | None) -> AxisMap:
+    """Determine the meaning of the visible axes, and return them as axes of the stored array."""
     shape = [stored.shape[axis] for axis in stored.visible]
     letters = "".join(stored.letters[axis] for axis in stored.visible)
     if len(set(letters.replace("?", ""))) < len(letters.replace("?", "")):
@@ -257,7 +257,7 @@ def _tiff_file(path: Path) -> Any:
 
 
 def _check_pages(path: Path, tiff: Any) -> None:
-    """Refuse a file whose list of pages does not end properly: tifffile leaves out the rest."""
+    """Refuse a file whose list of pages does not end properly, since tifffile ignores the remaining pages."""
     count, last = len(tiff.pages), tiff.pages.next_page_offset
     with path.open("rb") as file:
         file.seek(last)
@@ -269,7 +269,7 @@ def _check_pages(path: Path, tiff: Any) -> None:
 
 
 def _check_size(path: Path, series: Any) -> None:
-    """Refuse a file that ends before the voxels that its tags promise."""
+    """Refuse a file that is shorter than its tags state."""
     found = path.stat().st_size
     if series.dataoffset is not None:
         needed = series.dataoffset + prod(series.shape) * np.dtype(series.dtype).itemsize
@@ -295,18 +295,18 @@ def _check_size(path: Path, series: Any) -> None:
             raise too_short(path, raw, sum(page.databytecounts))
 
 
-def _in_one_piece(page: Any) -> bool:
+def _is_contiguous(page: Any) -> bool:
     ends = [o + c for o, c in zip(page.dataoffsets, page.databytecounts)]
     return all(end == start for end, start in zip(ends, page.dataoffsets[1:]))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a region of a page is put together: the same for every page of a series.
+    """How to assemble a region of a page; it is the same for every page of a series.
 
     Args:
         shape: shape of the region in tifffile's five axes: separate samples, depth, length, width, samples.
-        copies: number of each strip or tile, what to take of it, and where it goes.
+        copies: number of each strip or tile, the part to copy, and its place in the region.
     """
 
     shape: tuple[int, ...]
@@ -314,7 +314,7 @@ class _Plan:
 
 
 def _plan(keyframe: Any, region: Region) -> _Plan:
-    wanted = _five(keyframe, region)
+    parts = _five(keyframe, region)
     separate, depth, length, width, samples = keyframe.shaped
     if keyframe.is_tiled:
         size = (1, max(keyframe.tiledepth, 1), keyframe.tilelength, keyframe.tilewidth)
@@ -322,19 +322,19 @@ def _plan(keyframe: Any, region: Region) -> _Plan:
         size = (1, 1, min(keyframe.rowsperstrip, length), width)
     counts = [-(-total // part) for total, part in zip((separate, depth, length, width), size)]
     copies = []
-    for index in product(*(range(part.start // s, -(-part.stop // s)) for part, s in zip(wanted, size))):
+    for index in product(*(range(part.start // s, -(-part.stop // s)) for part, s in zip(parts, size))):
         corner = (*(i * s for i, s in zip(index, size)), 0)
         source, target = [], []
-        for part, start, extent in zip(wanted, corner, (*size, samples)):
+        for part, start, extent in zip(parts, corner, (*size, samples)):
             low, high = max(part.start, start), min(part.stop, start + extent)
             source.append(slice(low - start, high - start))
             target.append(slice(low - part.start, high - part.start))
         copies.append((int(np.ravel_multi_index(index, counts)), tuple(source), tuple(target)))
-    return _Plan(tuple(part.stop - part.start for part in wanted), copies)
+    return _Plan(tuple(part.stop - part.start for part in parts), copies)
 
 
 def _five(keyframe: Any, region: Region) -> Region:
-    """Give a region of a page in tifffile's five axes."""
+    """Return a region of a page in tifffile's five axes."""
     parts = dict(zip(keyframe.axes, region))
     one = slice(0, 1)
     samples = parts.get("S", one)

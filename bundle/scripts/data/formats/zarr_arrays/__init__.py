@@ -1,1 +1,1 @@
-"""Zarr and OME-Zarr: arrays, chunks on disk or at a URL, and the multiscale metadata."""
+"""Reads Zarr and OME-Zarr: arrays, chunks on disk or at a URL, and multiscale metadata."""

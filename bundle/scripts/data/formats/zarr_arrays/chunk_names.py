@@ -1,4 +1,4 @@
-"""Names of chunk files of a zarr array."""
+"""Parses the names of chunk files of a zarr array."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def chunk_index(parts: Sequence[str], ndim: int) -> tuple[int, ...] | None:
-    """Return the index in the name of a chunk's file; None for other files.
+    """Return the chunk index that a file name contains; None for other files.
 
     Args:
-        parts: of the path below the array, divided at every slash and dot: `c/0/1/2` or `c.0.1.2` (v3), `0.1.2` or
+        parts: the path below the array, split at every slash and dot: `c/0/1/2` or `c.0.1.2` (v3), `0.1.2` or
             `0/1/2` (v2).
-        ndim: axes of the array.
+        ndim: number of axes of the array.
     """
     numbers = parts[1:] if parts and parts[0] == "c" else parts
     if len(numbers) != ndim or not all(part.isdigit() for part in numbers):

@@ -1,4 +1,4 @@
-"""OME-Zarr metadata (0.1 to 0.5): the array, axes, scale, translation and units of a level, and the labels.
+"""Reads OME-Zarr metadata (0.1 to 0.5): array, axes, scale, translation and units of a level, and the labels.
 
 Source: the NGFF specification, sections "axes", "coordinateTransformations", "multiscales" and "labels"
 (https://ngff.openmicroscopy.org/0.4, https://ngff.openmicroscopy.org/0.5).
@@ -28,8 +28,8 @@ class LevelInfo:
 
     Args:
         path: path of the array inside its group.
-        axes: one letter per stored axis, "tczyx" for instance.
-        scale: size of a voxel per stored axis (1 for axes without a size), or None where the file gives none.
+        axes: one letter per stored axis, such as "tczyx".
+        scale: voxel size per stored axis (1 for axes without a size), or None if the file states none.
         translation: place of the first voxel per stored axis.
         units: unit per stored axis, None for axes without one.
     """
@@ -41,7 +41,7 @@ class LevelInfo:
     units: tuple[str | None, ...]
 
     def geometry(self, axis_map: AxisMap) -> Geometry:
-        """Return the place of the level's voxels in space."""
+        """Return the geometry of the level's voxel grid."""
         if self.scale is None:
             return Geometry()
         return stated_geometry(
@@ -52,13 +52,13 @@ class LevelInfo:
 
 
 def multiscale_of(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the first multiscale image of a group's attributes, or None."""
+    """Return the first multiscale image in the attributes of a group, or None."""
     images = ome_attributes(attributes).get("multiscales")
     return images[0] if isinstance(images, Sequence) and images else None
 
 
 def ome_attributes(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the attributes under "ome" (0.5), or all of them (0.4 and before)."""
+    """Return the attributes under "ome" (0.5), or all attributes (0.4 and earlier)."""
     inner = attributes.get("ome")
     return inner if isinstance(inner, Mapping) else attributes
 
@@ -71,8 +71,8 @@ def label_names(attributes: Mapping[str, Any]) -> list[str]:
 def level_info(where: object, multiscale: Mapping[str, Any], level: int) -> LevelInfo:
     """Read path, axes, scale, translation and units of a resolution level.
 
-    The level's own transformations come first, then those of the whole multiscale. Of each, a scale comes before its
-    translation.
+    The level's transformations are applied first, then those of the whole multiscale image. In each, the scale is
+    applied before the translation.
 
     Raises:
         VolumenError: there is no such level, or the metadata is malformed.
@@ -125,7 +125,7 @@ def _mapping(entry: Any) -> Mapping[str, Any]:
 def _transformation(
     where: object, steps: Sequence[Mapping[str, Any]], ndim: int
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
-    """Return scale and translation of transformations that are applied one after the other."""
+    """Return the scale and translation of a sequence of transformations."""
     scale: list[float] | None = None
     translation = [0.0] * ndim
     for step in steps:

@@ -1,4 +1,4 @@
-"""Which chunks of a zarr array at a URL are stored: by the server's list, by the shards' indices, or by asking."""
+"""Finds the stored chunks of a zarr array at a URL: from the server's list, the shards' indices, or by requests."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from volumen.utils.errors import VolumenError
 logger = logging.getLogger(__name__)
 
 _CACHES = re.compile(r"^((simplecache|filecache|blockcache|cached)::)+")
-"""They would fetch and keep whole files."""
+"""Prefixes of caches, which would fetch and store whole files."""
 _METADATA = (".zarray", "zarr.json")
 _BATCH = 512
-_MOST_SHARDS = 100_000
-_FEWEST_ASKED = 4096
-"""With fewer chunks it is not worth while to ask for each of them before it is read."""
+_MAX_SHARDS = 100_000
+_MIN_PROBED = 4096
+"""With fewer chunks, requesting each of them before it is read saves no time."""
 
 
 def list_remote_chunks(url: str, ndim: int, bar: Any) -> np.ndarray | None:
     """List the files of an array at a URL.
 
     Args:
-        url: of the array.
-        ndim: axes of the array.
+        url: URL of the array.
+        ndim: number of axes of the array.
         bar: progress bar.
 
     Returns:
-        (N, ndim) indices of files of chunks or shards; None where the server gives no list, which is taken for one
-        only if the array's own metadata stand in it.
+        (N, ndim) indices of the files of chunks or shards; None if the server returns no list. A response counts as a
+        list only if it contains the array's metadata.
     """
     filesystem, root = _filesystem(url)
     found: list[tuple[int, ...]] = []
@@ -45,7 +45,7 @@ def list_remote_chunks(url: str, ndim: int, bar: Any) -> np.ndarray | None:
         folder = pending.pop()
         try:
             listed = filesystem.ls(folder, detail=True)
-        except Exception:  # whatever a server answers that gives no list
+        except Exception:  # any response of a server that does not list files
             return None
         bar.update(len(listed))
         for item in listed:
@@ -67,21 +67,21 @@ def list_remote_chunks(url: str, ndim: int, bar: Any) -> np.ndarray | None:
 def read_remote_shards(
     url: str, array: Any, files: np.ndarray | None, bar: Any
 ) -> Iterator[tuple[list[int], np.ndarray]] | None:
-    """Ask for the indices of shards.
+    """Request the indices of shards.
 
     Args:
-        url: of the array.
+        url: URL of the array.
         array: the opened sharded array.
-        files: (N, D) indices of the shards that are stored; None asks for every one.
+        files: (N, D) indices of the stored shards; None requests every shard.
         bar: progress bar, whose total is set.
 
     Returns:
-        Yields the index of each shard that is stored and, per chunk in it, whether it is stored, flat; None where the
-        form of the shards' indices is not known, or there are too many to ask for.
+        Yields the index of each stored shard and, flat, whether each of its chunks is stored; None if the form of the
+        shards' indices is not known, or there are too many shards.
     """
     form = shard_form(array.metadata)
     grid = [-(-size // shard) for size, shard in zip(array.shape, array.shards)]
-    if form is None or (files is None and prod(grid) > _MOST_SHARDS):
+    if form is None or (files is None and prod(grid) > _MAX_SHARDS):
         return None
     shards = np.argwhere(np.ones(grid, bool)) if files is None else files
     bar.total = len(shards)
@@ -98,20 +98,20 @@ def read_remote_shards(
     return read()
 
 
-def ask_for_chunks(url: str, array: Any, fingerprint: str, bar: Any) -> np.ndarray | None:
-    """Ask a server that gives no list for the first byte of every chunk; what it says is kept in the cache.
+def probe_chunks(url: str, array: Any, fingerprint: str, bar: Any) -> np.ndarray | None:
+    """Request the first byte of every chunk from a server that does not list files; the result is cached.
 
     Args:
-        url: of the array.
+        url: URL of the array.
         array: the opened array, without shards.
-        fingerprint: that changes with the array.
+        fingerprint: a hash that changes with the array.
         bar: progress bar, whose total is set.
 
     Returns:
-        (N, D) indices of the chunks that are stored; None where there are so few that reading them is as fast.
+        (N, D) indices of the stored chunks; None if there are so few chunks that reading them is as fast.
     """
     grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)]
-    if prod(grid) < _FEWEST_ASKED:
+    if prod(grid) < _MIN_PROBED:
         return None
     folder, key = default_cache_dir(), {"stored chunks of": fingerprint}
     known = None if folder is None else load_arrays(folder, key)
@@ -146,10 +146,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
 def _ranges(
     url: str, array: Any, indices: np.ndarray, start: int, stop: int | None
 ) -> Iterator[tuple[list[int], bytes | None]]:
-    """Yield the index and the bytes of a part of each file, many requests at once; None for a file that is not there.
+    """Yield the index and the bytes of a part of each file, with parallel requests; None for a missing file.
 
     Raises:
-        VolumenError: the server fails otherwise than by saying that a file is not there.
+        VolumenError: a request fails for another reason than a missing file.
     """
     filesystem, root = _filesystem(url)
     encode = array.metadata.encode_chunk_key

@@ -1,7 +1,7 @@
-"""Which chunks of a zarr array are stored; the others hold the fill value and need not be read.
+"""Finds the stored chunks of a zarr array; the others contain the fill value and need not be read.
 
-A volume of a scroll has millions of chunks, of which a label stores a few. So the stored ones are listed once, from the
-names of files or the indices of shards, and what follows is done for them alone.
+A volume of a scroll has millions of chunks, of which a label stores only a few. The stored ones are therefore listed
+once, from file names or from the indices of shards, and only they are processed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from volumen.data.formats.label_view import InvertedLabel, LabelView
 from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
 from volumen.data.formats.zarr_arrays.chunks import ChunkReader
 from volumen.data.formats.zarr_arrays.remote_listing import (
-    ask_for_chunks,
     list_remote_chunks,
+    probe_chunks,
     read_remote_shards,
 )
 from volumen.data.formats.zarr_arrays.volume import ZarrVolume
@@ -35,7 +35,7 @@ Region = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class StoredBlocks:
-    """The blocks of a volume that are stored.
+    """The stored blocks of a volume.
 
     Attributes:
         shape: spatial shape of the volume.
@@ -55,7 +55,7 @@ class StoredBlocks:
         return prod(-(-size // block) for size, block in zip(self.shape, self.block))
 
     def tiles(self, tile: Sequence[int]) -> np.ndarray:
-        """Return the tiles of another regular grid that a stored block touches.
+        """Return the tiles of another regular grid that overlap a stored block.
 
         Args:
             tile: voxels per axis of a tile.
@@ -67,7 +67,7 @@ class StoredBlocks:
         return cells_in_ranges(self.starts // size, (self.stops - 1) // size)
 
     def cells(self, edges: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the cells of a grid, which need not be regular, that a stored block touches.
+        """Return the cells of a grid, which need not be regular, that overlap a stored block.
 
         Args:
             edges: per axis, ascending; cell i spans edges[i] to edges[i + 1].
@@ -94,36 +94,36 @@ class StoredBlocks:
         return np.minimum(self.starts + np.array(self.block), self.shape)
 
 
-_KNOWN: WeakKeyDictionary[ZarrVolume, dict[bool, StoredBlocks | None]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[ZarrVolume, dict[bool, StoredBlocks | None]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
 def stored_blocks(volume: Any, *, inside_shards: bool = True) -> StoredBlocks | None:
-    """List the stored blocks of a volume, once for each opened volume, without reading any.
+    """List the stored blocks of a volume, once for each opened volume, without reading voxels.
 
     Args:
-        volume: any volume. Zarr arrays in a local folder can tell; at a URL, those on a server that lists its files,
-            and sharded ones on any server, whose shards are asked for their indices.
-        inside_shards: tell the chunks of sharded arrays rather than the shards.
+        volume: any volume. The stored blocks are known of zarr arrays in a local folder, of those at a URL whose server
+            lists its files, and of sharded arrays on any server, from the indices of the shards.
+        inside_shards: return the chunks of sharded arrays rather than the shards.
 
     Returns:
-        The blocks, chunks or shards; None if nothing tells them.
+        The blocks (chunks or shards); None if they are not known.
     """
     if isinstance(volume, InvertedLabel):
-        return None  # what is not stored is foreground
+        return None  # blocks that are not stored are foreground
     while isinstance(volume, IntegralVolume | LabelView):
         volume = volume.volume
     if not isinstance(volume, ZarrVolume):
         return None
     with _LOCK:
-        known = _KNOWN.setdefault(volume, {})
+        known = _CACHE.setdefault(volume, {})
         if inside_shards not in known:
             known[inside_shards] = _list(volume, inside_shards)
         return known[inside_shards]
 
 
 def absent_everywhere_but(volume: Any, *values: float | None) -> StoredBlocks | None:
-    """Return the stored blocks of a volume whose other blocks hold one of some values; None where that is not known."""
+    """Return the stored blocks if all other blocks have one of some values; None if this is not known."""
     blocks = stored_blocks(volume)
     return blocks if blocks is not None and blocks.fill in values else None
 
@@ -137,7 +137,7 @@ def _list(volume: ZarrVolume, inside_shards: bool) -> StoredBlocks | None:
         if is_url(volume.path):
             files = list_remote_chunks(volume.path, len(outer), bar)
             if files is None and not shards:
-                files = ask_for_chunks(volume.path, array, volume.fingerprint(), bar)
+                files = probe_chunks(volume.path, array, volume.fingerprint(), bar)
         else:
             files = _local_files(array, bar)
         block = outer
@@ -164,7 +164,7 @@ def _local_files(array: Any, bar: Any) -> np.ndarray | None:
 def _chunks_in_shards(
     volume: ZarrVolume, array: Any, reader: ChunkReader | None, files: np.ndarray | None, bar: Any
 ) -> np.ndarray | None:
-    """Return the indices of the chunks in all shards; None where the form of the shards' indices is not known."""
+    """Return the indices of the chunks in all shards; None if the form of the shards' indices is not known."""
     inner = np.array([outer // chunk for outer, chunk in zip(array.shards, array.chunks)])
     if is_url(volume.path):
         found = read_remote_shards(volume.path, array, files, bar)
@@ -187,7 +187,7 @@ def _table(indices: Iterator[tuple[int, ...]], ndim: int) -> np.ndarray:
 
 
 def _chunk_indices(folder: str, ndim: int, bar: Any) -> Iterator[tuple[int, ...]]:
-    """Yield the indices in the names of chunk files: c/0/1/2 or c.0.1.2 (v3), 0.1.2 or 0/1/2 (v2)."""
+    """Yield the chunk indices in the file names: c/0/1/2 or c.0.1.2 (v3), 0.1.2 or 0/1/2 (v2)."""
     for where, folders, files in os.walk(folder):
         relative = os.path.relpath(where, folder)
         head = [] if relative == os.curdir else relative.split(os.sep)  # noqa: PTH206
