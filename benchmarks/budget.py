@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 from volumen.data.layout import OpenCase, discover, open_cases
-from volumen.utils.text import by
+from volumen.utils.terminal.text import by
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from volumen.data.block_cache import BLOCKS, DEFAULT_BYTES
-from volumen.data.formats.volumes import open_volume
+from volumen.data.caching.block_cache import BLOCKS, DEFAULT_BYTES
+from volumen.data.formats.opening import open_volume
 from volumen.data.index.patch_index import PatchLocation
 from volumen.data.layout import OpenCase
 from volumen.transforms.derive import DeriveTargetsd, derive_halo

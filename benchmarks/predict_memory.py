@@ -42,7 +42,7 @@ def child(image: str, output: str, overlap: float) -> None:
     import torch
     from torch import nn
 
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.opening import open_volume
     from volumen.inference.jobs import Job
     from volumen.inference.predict import predict_volume
     from volumen.inference.predictor import Predictor

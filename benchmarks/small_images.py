@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 import torch
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover
 from volumen.inference.predictor import Predictor, load_predictor, predict_array
 

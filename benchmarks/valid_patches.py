@@ -52,8 +52,8 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
     """Return median CPU seconds of the index and of ways to decode the stored chunks, and the peak memory in MB."""
     import zarr
 
-    from volumen.data.block_cache import BLOCKS
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.caching.block_cache import BLOCKS
+    from volumen.data.formats.opening import open_volume
     from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
     from volumen.data.index.patches import find_valid_patches
     from volumen.utils.boxes import whole_box
@@ -112,7 +112,7 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
 
 def peak_of_one_index(path: Path) -> dict[str, float]:
     """Return the peak memory in MB of a process that imports what it needs and builds the index once."""
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.opening import open_volume
     from volumen.data.index.patches import find_valid_patches
     from volumen.utils.boxes import whole_box
 

@@ -42,8 +42,8 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from volumen.data.block_cache import BLOCKS, DEFAULT_BYTES
-from volumen.data.formats.volumes import open_volume
+from volumen.data.caching.block_cache import BLOCKS, DEFAULT_BYTES
+from volumen.data.formats.opening import open_volume
 
 Region = tuple[slice, ...]
 Reader = Callable[[Region], np.ndarray]

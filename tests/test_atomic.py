@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from volumen.utils.atomic import UNFINISHED, replacing, sync_file, write_atomically
+from volumen.utils.files.atomic import UNFINISHED, replacing, sync_file, write_atomically
 
 
 @pytest.mark.parametrize("content", [b"new", lambda file: file.write(b"new")])

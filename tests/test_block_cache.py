@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from volumen.data.block_cache import BlockCache
+from volumen.data.caching.block_cache import BlockCache
 
 
 def block(value: int, size: int = 10) -> np.ndarray:

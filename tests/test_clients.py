@@ -27,7 +27,7 @@ from prediction import save_checkpoint
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
 from volumen.data.datalist import layout_of
-from volumen.inference.in_memory import ReadVolumed, check_memory
+from volumen.inference.bundle.in_memory import ReadVolumed, check_memory
 from volumen.sharing.package import PackageRequest, package
 from volumen.utils.errors import VolumenError
 

@@ -13,7 +13,7 @@ ESCAPE = "\x1b["
 PROGRAM = """
 import logging
 from volumen.cli.execution import set_up_logging
-from volumen.utils.console import make_console, make_table
+from volumen.utils.terminal.console import make_console, make_table
 set_up_logging()
 logging.getLogger("volumen").warning("told %s", "[bold]")
 table = make_table("volumes", ("volume", "shape"))

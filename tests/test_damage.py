@@ -13,7 +13,7 @@ from data_folders import shells, write_tiff_folder
 
 from volumen.cli.main import main
 from volumen.data.damage import find_damage
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 
 ARRAY = np.random.default_rng(0).integers(0, 255, (40, 40, 50)).astype("u1")
 

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import zarr
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.utils.errors import VolumenError
 
 ARRAY = np.random.default_rng(0).integers(0, 255, (6, 40, 40)).astype("u1")

@@ -15,8 +15,9 @@ from monai.data.utils import set_rnd
 from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised, Randomizable, Transform
 from torch._utils import ExceptionWrapper
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.index.patches import find_valid_patches
 from volumen.data.sampling.dataset import PatchDataset, SampleError
 from volumen.data.sampling.sampler import PatchSampler

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import zarr
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover, open_cases
 from volumen.utils.errors import VolumenError
 

@@ -14,7 +14,7 @@ import tifffile
 import zarr
 
 from volumen.cli.execution import EXIT_DEFECT, EXIT_USER_ERROR, explain
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.formats.zarr_arrays import chunks as zarr_chunks
 from volumen.data.sampling.dataset import SampleError
 from volumen.data.sampling.regions import RegionDataset

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 
-from volumen.data.fingerprints import array_fingerprint, digest, file_fingerprint, folder_fingerprint
+from volumen.data.caching.fingerprints import array_fingerprint, digest, file_fingerprint, folder_fingerprint
 
 
 def test_file(tmp_path):

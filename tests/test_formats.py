@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from volumen.data.formats.detection import detect_format, is_url, local_path, split_suffix
+from volumen.data.formats.detection import detect_format, split_suffix
+from volumen.data.formats.urls import is_url, local_path
 from volumen.utils.errors import VolumenError
 
 

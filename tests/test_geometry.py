@@ -10,8 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from volumen.data.formats.volumes import ArrayVolume, open_volume
-from volumen.data.geometry import (
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.space.geometry import (
     PATIENT,
     AxisTurn,
     Geometry,
@@ -19,8 +20,8 @@ from volumen.data.geometry import (
     nearest_turn,
     stated_geometry,
 )
+from volumen.data.space.units import common_unit, factor, unit_name
 from volumen.data.turned import TurnedVolume
-from volumen.data.units import common_unit, factor, unit_name
 
 SHAPE = (5, 6, 7)
 ALL_TURNS = [

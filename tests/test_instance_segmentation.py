@@ -17,7 +17,7 @@ from volumen.inference.postprocess.blocks import aligned_block
 from volumen.inference.postprocess.instances import from_affinities, from_boundary, renumber
 from volumen.inference.postprocess.stitch import Stitching
 from volumen.inference.predict import predict
-from volumen.inference.reproduce import settings_like
+from volumen.inference.record.reproduce import settings_like
 from volumen.inference.request import PredictRequest
 from volumen.inference.rules import InstanceRules, read_rules, settle_rules
 from volumen.inference.settings import request_fields

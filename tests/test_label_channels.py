@@ -15,10 +15,11 @@ from PIL import Image
 from volumen.cli.main import main as volumen
 from volumen.cli.train import shipped_sections
 from volumen.config.manager import ConfigManager
-from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
-from volumen.data.instance_labels import components_per_value
-from volumen.data.label_channels import LabelRule, open_label, open_mask_file
+from volumen.data.labels.instance_labels import components_per_value
+from volumen.data.labels.label_channels import LabelRule, open_label, open_mask_file
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.jobs import open_mask
@@ -189,7 +190,7 @@ def test_an_alpha_channel_that_says_more_is_refused(tmp_path):
 @pytest.mark.parametrize("form", ["zarr", "tif"])
 def test_what_no_look_has_met_is_refused_by_the_read(tmp_path, form, monkeypatch):
     """Only a part of a large label is looked at before; the rest is checked as it is read."""
-    import volumen.data.label_channels as module
+    import volumen.data.labels.label_channels as module
 
     stored = np.repeat(mask_2d()[..., None], 3, -1)
     stored[40, 30] = (255, 0, 0)

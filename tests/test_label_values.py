@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import zarr
 
-from volumen.data import index_cache
-from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.caching import index_cache
+from volumen.data.caching.index_cache import default_cache_dir, prune, store_arrays
+from volumen.data.caching.records import Records
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.index import label_values as module
 from volumen.data.index.label_values import label_values
-from volumen.data.index_cache import default_cache_dir, prune, store_arrays
-from volumen.data.records import Records
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import zarr
 
-from volumen.data.block_cache import BLOCKS
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.layout import discover, open_cases
 from volumen.utils.errors import VolumenError
 

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.formats.volumes import open_volume
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.formats.opening import open_volume
 from volumen.utils.errors import VolumenError
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import zarr
 
-from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.caching.records import Records
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.nonfinite import Nonfinite, count_nonfinite
-from volumen.data.records import Records
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -16,8 +16,8 @@ from volumen.cli.main import main
 from volumen.cli.train import shipped_sections
 from volumen.config.experiment_file import parse_assignment, read_experiment
 from volumen.config.manager import ConfigManager
-from volumen.data.formats.detection import is_url
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.urls import is_url
 from volumen.data.layout import discover
 from volumen.inference.jobs import image_paths
 from volumen.utils.errors import VolumenError

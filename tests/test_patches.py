@@ -19,13 +19,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.caching.index_cache import _warn_once, cache_path, load_arrays, store_arrays
+from volumen.data.formats.opening import open_volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.index.label_counts import ANY_OBJECT
 from volumen.data.index.patch_grid import axis_starts
 from volumen.data.index.patch_index import PatchTable
 from volumen.data.index.patches import find_valid_patches
-from volumen.data.index_cache import _warn_once, cache_path, load_arrays, store_arrays
 from volumen.utils.boxes import bounding_box, box_extent, whole_box
 from volumen.utils.errors import VolumenError
 

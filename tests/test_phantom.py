@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover, open_cases
 from volumen.phantom.geometry import Roll, sheet_geometry
 from volumen.phantom.volume import labelled_slabs, main, scan, write_phantom

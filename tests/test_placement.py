@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import zarr
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover, open_cases
 from volumen.data.turned import TurnedVolume
 from volumen.utils.errors import VolumenError

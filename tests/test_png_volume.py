@@ -15,9 +15,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from volumen.data.block_cache import BLOCKS
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.formats.detection import stack_files
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover, open_cases
 from volumen.inference.jobs import image_paths, volume_name
 from volumen.utils.errors import VolumenError

@@ -18,9 +18,9 @@ from prediction import save_checkpoint
 
 from volumen.inference.distributed.partition import split_blocks
 from volumen.inference.distributed.worker import worker_device
-from volumen.inference.machine import Machine
 from volumen.inference.output.block_log import STATE_FOLDER, WORKER_LOGS, OutputState, WorkerState, read_log
 from volumen.inference.predict import predict
+from volumen.inference.record.machine import Machine
 from volumen.inference.request import PredictRequest
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.errors import VolumenError

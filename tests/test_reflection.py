@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volumen.data.reflection import reflect, reflected_positions
+from volumen.data.space.reflection import reflect, reflected_positions
 
 
 @given(size=st.integers(1, 9), before=st.integers(0, 30), after=st.integers(0, 30))

@@ -16,7 +16,7 @@ from volumen.data.index.patches import find_valid_patches
 from volumen.data.layout import OpenCase
 from volumen.data.sampling.dataset import PatchDataset
 from volumen.data.sampling.regions import BLOCK_WEIGHT, RegionDataset
-from volumen.data.validation_blocks import (
+from volumen.data.sampling.validation_blocks import (
     MIN_DRAWN_BLOCKS,
     block_size,
     cut,

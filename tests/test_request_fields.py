@@ -26,7 +26,7 @@ from volumen.config.validation import check_section
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.output.block_log import read_recipe
 from volumen.inference.predict import predict
-from volumen.inference.reproduce import settings_like
+from volumen.inference.record.reproduce import settings_like
 from volumen.inference.request import SEVERAL, PredictRequest
 from volumen.inference.rules import InstanceRules
 from volumen.inference.settings import RECORDED_ELSEWHERE, recorded_settings, settings_of_record

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from volumen.data.formats.detection import stack_files
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover, open_cases
 from volumen.utils.errors import VolumenError
 

@@ -17,7 +17,7 @@ import zarr
 from prediction import make_predictor, save_checkpoint
 from test_placement import reoriented, write_nifti, write_ome
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.output.ome_zarr import find_target

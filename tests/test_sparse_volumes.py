@@ -18,7 +18,8 @@ from test_patches import CaseStub, assert_same_index, find
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
 from volumen.data.damage import find_damage
-from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.formats.zarr_arrays import remote_listing
 from volumen.data.formats.zarr_arrays.chunks import ChunkReader
 from volumen.data.formats.zarr_arrays.stored_chunks import StoredBlocks, stored_blocks

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from volumen.handlers.records.logs import BAR_FORMAT, fitting, validation_line
 from volumen.metrics.units import metric_unit, short_unit
-from volumen.utils.console import make_table
+from volumen.utils.terminal.console import make_table
 
 
 class Terminal(io.StringIO):

@@ -12,8 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from volumen.data.block_cache import BlockCache
-from volumen.data.formats.volumes import Volume, open_volume
+from volumen.data.caching.block_cache import BlockCache
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import Volume
 from volumen.utils.errors import VolumenError
 
 

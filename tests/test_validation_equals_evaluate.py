@@ -23,7 +23,7 @@ from volumen.evaluation.score import evaluate
 from volumen.handlers.final_scores import read_scores
 from volumen.handlers.scores import TargetScores
 from volumen.inference.predictor import read_heads
-from volumen.inference.provenance import plain
+from volumen.inference.record.provenance import plain
 from volumen.inference.windows.heads import Head
 
 TINY = {

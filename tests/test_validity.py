@@ -13,7 +13,7 @@ from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.index.label_counts import CountRequest, LabelCounter, LabelReader, count_case
 from volumen.data.index.patch_index import PatchLocation
 from volumen.data.layout import OpenCase
-from volumen.data.validation_blocks import find_blocks
+from volumen.data.sampling.validation_blocks import find_blocks
 from volumen.data.validity import (
     binary_truth,
     class_truth,

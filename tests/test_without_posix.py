@@ -15,7 +15,7 @@ import torch
 import zarr
 from data_folders import write_tiff_folder
 
-from volumen.utils import positioned_io
+from volumen.utils.files import positioned_io
 
 ROOT = Path(__file__).resolve().parent.parent
 ARRAY = np.random.default_rng(0).integers(0, 60_000, (12, 40, 50)).astype("u2")

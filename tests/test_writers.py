@@ -21,14 +21,15 @@ import zarr
 from prediction import make_predictor, save_checkpoint
 
 from volumen.cli.predict import add_predict_arguments, request_from
-from volumen.data.formats.volumes import ArrayVolume, open_volume
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.inference.jobs import Job
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput, level_factors
 from volumen.inference.output.stored import Stored
 from volumen.inference.predict import predict, predict_volume
 from volumen.inference.predictor import load_predictor, predict_array
-from volumen.inference.provenance import plain
+from volumen.inference.record.provenance import plain
 from volumen.inference.request import PredictRequest
 from volumen.inference.windows.heads import Head
 from volumen.utils.errors import VolumenError
@@ -341,7 +342,7 @@ def test_like_warns_of_other_versions(scroll, tmp_path, caplog):
 
 
 def test_like_reads_the_record_beside_a_file(scroll, tmp_path):
-    from volumen.inference.reproduce import recipe_of
+    from volumen.inference.record.reproduce import recipe_of
 
     request, _ = scroll
     predict(replace(request, output=str(tmp_path / "ink.tif"), targets=("ink",)))

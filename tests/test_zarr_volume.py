@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import zarr
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.formats.volumes import Volume, open_volume
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import Volume
 from volumen.data.formats.zarr_arrays.chunks import chunk_reader
 from volumen.utils.errors import VolumenError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from volumen.config.experiment_file import check_section_names, merge, refuse_code, shipped_sections
 from volumen.config.manager import ConfigManager
-from volumen.data.label_channels import LabelRule, label_rule
+from volumen.data.labels.label_channels import LabelRule, label_rule
 from volumen.data.layout import Layout
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError, find_cause

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from volumen.utils.atomic import write_atomically
 from volumen.utils.errors import VolumenError
+from volumen.utils.files.atomic import write_atomically
 
 CHECKSUM = "checksum"
 _REMEDY = "use another checkpoint: each epoch of a run leaves one"

@@ -88,7 +88,7 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
     from volumen.handlers.preview.render import render_preview
     from volumen.inference.predictor import load_predictor, predict_array
     from volumen.transforms.derive import DeriveTargetsd
-    from volumen.utils.atomic import write_atomically
+    from volumen.utils.files.atomic import write_atomically
 
     predictor = load_predictor(checkpoint)
     config = ConfigManager(**{name: predictor.config[name] for name in SECTION_NAMES}, dataset_dir=str(data))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from volumen.cli.flags import add_field_flags, given_fields
 from volumen.evaluation.request import EvaluateRequest
-from volumen.utils.console import make_console, make_table
+from volumen.utils.terminal.console import make_console, make_table
 
 if TYPE_CHECKING:
     from rich.table import Table

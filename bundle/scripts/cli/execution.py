@@ -15,8 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from volumen.utils.console import coloured
 from volumen.utils.errors import VolumenError, find_cause
+from volumen.utils.terminal.console import coloured
 
 logger = logging.getLogger(__name__)
 

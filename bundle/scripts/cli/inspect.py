@@ -11,9 +11,9 @@ import numpy as np
 
 from volumen.cli.train import experiment_sections
 from volumen.config.manager import ConfigManager
-from volumen.utils.console import make_console, make_table
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import by
+from volumen.utils.terminal.console import make_console, make_table
+from volumen.utils.terminal.text import by
 
 if TYPE_CHECKING:
     from rich.console import Console

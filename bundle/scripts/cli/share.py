@@ -6,7 +6,7 @@ import argparse
 import logging
 
 from volumen.cli.flags import Once
-from volumen.utils.text import by
+from volumen.utils.terminal.text import by
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from volumen.config.detection import LabelReading
-    from volumen.data.label_channels import LabelRule
+    from volumen.data.labels.label_channels import LabelRule
     from volumen.data.layout import Layout, OpenCase
 
     Profiles = dict[str, dict[str, list[np.ndarray]]]
@@ -95,7 +95,7 @@ class OpenedData:
     @cached_property
     def cases(self) -> list[OpenCase]:
         """The opened volumes, checked against each other."""
-        from volumen.data.block_cache import BLOCKS
+        from volumen.data.caching.block_cache import BLOCKS
         from volumen.data.layout import log_remarks
 
         if self.given_cases is not None:
@@ -140,7 +140,7 @@ class OpenedData:
     @property
     def label_rules(self) -> dict[str, LabelRule]:
         """What the settings say of how the labels of each target are stored."""
-        from volumen.data.label_channels import label_rule
+        from volumen.data.labels.label_channels import label_rule
 
         names = {*self.target_configs, *self.layout.targets}
         return {name: label_rule(name, vars(self.target_config(name))) for name in names}
@@ -245,7 +245,7 @@ class OpenedData:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """A digest of each volume's shape and a sample of its content, by name: of a copy it is the same."""
-        from volumen.data.fingerprints import content_digests
+        from volumen.data.caching.fingerprints import content_digests
 
         volumes = {}
         for case in self.cases:
@@ -257,7 +257,7 @@ class OpenedData:
 
 def cache_folder(settings: DatasetConfig) -> Path | None:
     """Return the user's cache folder for what was read of labels and images; None for no cache."""
-    from volumen.data.index_cache import default_cache_dir
+    from volumen.data.caching.index_cache import default_cache_dir
 
     return default_cache_dir() if settings.cache_valid_patches else None
 

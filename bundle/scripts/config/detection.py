@@ -13,10 +13,10 @@ import numpy as np
 
 from volumen.config.sections import TargetConfig
 from volumen.data.formats.volumes import Volume
-from volumen.data.instance_labels import look_like_instances
+from volumen.data.labels.instance_labels import look_like_instances
 from volumen.data.layout import OpenCase
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -291,10 +291,10 @@ def check_finite(images: Sequence[Volume], *, cache_dir: Path | None = None) -> 
     Raises:
         VolumenError: names the image, how many there are, and where the first one is.
     """
+    from volumen.data.caching.records import Records
     from volumen.data.index.label_counts import default_threads
     from volumen.data.nonfinite import count_nonfinite
-    from volumen.data.records import Records
-    from volumen.utils.progress import growing_bar
+    from volumen.utils.terminal.progress import growing_bar
 
     fractions = [image for image in images if np.dtype(image.dtype).kind == "f"]
     with (
@@ -316,10 +316,10 @@ def _values_of_each(
     labels: Sequence[Volume], most: int, cache_dir: Path | None
 ) -> Iterator[tuple[Volume, tuple[int, ...]]]:
     """Yield labels and their distinct values, see `label_values`."""
+    from volumen.data.caching.records import Records
     from volumen.data.index.label_counts import default_threads
     from volumen.data.index.label_values import label_values
-    from volumen.data.records import Records
-    from volumen.utils.progress import growing_bar
+    from volumen.utils.terminal.progress import growing_bar
 
     with Records.of(cache_dir, "label values", labels) as records, growing_bar("label values") as bar:
         for label in labels:

@@ -11,7 +11,7 @@ from volumen.config.experiment import Experiment
 if TYPE_CHECKING:
     from volumen.config.dataset import Profiles
     from volumen.config.detection import LabelReading
-    from volumen.data.label_channels import LabelRule
+    from volumen.data.labels.label_channels import LabelRule
     from volumen.data.layout import Layout, OpenCase
 
 
@@ -104,7 +104,7 @@ class ExperimentData(Experiment):
     @property
     def fingerprint(self) -> str:
         """A digest of all of them."""
-        from volumen.data.fingerprints import joined_digest
+        from volumen.data.caching.fingerprints import joined_digest
 
         return joined_digest(self.fingerprints)
 

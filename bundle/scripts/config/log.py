@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from volumen.utils.text import by, counted
+from volumen.utils.terminal.text import by, counted
 
 if TYPE_CHECKING:
     from volumen.config.manager import ConfigManager

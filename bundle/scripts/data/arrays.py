@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from volumen.data.formats.volumes import ArrayVolume
-from volumen.data.label_channels import LabelRule, as_label
+from volumen.data.labels.label_channels import LabelRule, as_label
 from volumen.data.layout import OpenCase, check_same_kind, fit_label
 from volumen.utils.errors import VolumenError
 

@@ -9,7 +9,7 @@ from volumen.data.formats.volumes import Region, Volume
 from volumen.data.index.label_values import storage_blocks, stored_regions
 from volumen.utils.boxes import box_of, box_text
 from volumen.utils.errors import VolumenError
-from volumen.utils.progress import hidden
+from volumen.utils.terminal.progress import hidden
 from volumen.utils.threads import in_threads
 
 # Errors that reading may raise: ours, those of the system, and those of a library that cannot decode the content.

@@ -12,7 +12,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from volumen.data.formats.detection import detect_format, is_url, split_suffix
+from volumen.data.formats.detection import detect_format, split_suffix
+from volumen.data.formats.urls import is_url
 from volumen.data.layout import Layout
 from volumen.data.pairing import Case
 from volumen.utils.errors import VolumenError

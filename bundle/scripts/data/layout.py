@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 
 from volumen.data.formats.axes import AmbiguousAxesError
-from volumen.data.formats.detection import SUFFIXES, is_hidden, is_url, local_path, unsupported_container
+from volumen.data.formats.detection import SUFFIXES, is_hidden, unsupported_container
 from volumen.data.formats.integral import IntegralVolume
-from volumen.data.formats.volumes import Volume, open_volume
-from volumen.data.geometry import Geometry, nearest_turn
-from volumen.data.label_channels import LabelRule, open_label
-from volumen.data.listing import Entry, child, folder_exists, list_volumes, names_in, refuse_file
+from volumen.data.formats.listing import Entry, folder_exists, list_volumes, refuse_file
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.urls import child, is_url, local_path, names_in
+from volumen.data.formats.volumes import Volume
+from volumen.data.labels.label_channels import LabelRule, open_label
 from volumen.data.pairing import Case, pair_cases, split_label_name
 from volumen.data.placement import OBLIQUE_DEGREES, aligned_to_grid, common_spacings, refuse_impossible
+from volumen.data.space.geometry import Geometry, nearest_turn
 from volumen.data.turned import TurnedVolume
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +324,7 @@ def _open_image(case: Case, axes: str | None, level: int) -> Volume:
 
 def _warn_of_costs(cases: Sequence[OpenCase]) -> None:
     """Warn of legal properties of files that make reading slow or images empty."""
-    from volumen.data.block_cache import BLOCKS
+    from volumen.data.caching.block_cache import BLOCKS
     from volumen.data.formats.nifti_volume import NiftiVolume
     from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
     from volumen.data.formats.zarr_arrays.volume import ZarrVolume

@@ -9,13 +9,13 @@ from unicodedata import normalize
 
 import numpy as np
 
+from volumen.data.formats.listing import Entry
 from volumen.data.formats.volumes import ArrayVolume, Volume
-from volumen.data.geometry import Geometry, stated_geometry
-from volumen.data.label_channels import LabelRule, as_label
+from volumen.data.labels.label_channels import LabelRule, as_label
 from volumen.data.layout import OpenCase, check_same_kind, fit_label, with_spacing
-from volumen.data.listing import Entry
 from volumen.data.pairing import Case, pair_cases
-from volumen.data.units import unit_name
+from volumen.data.space.geometry import Geometry, stated_geometry
+from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from volumen.data.fingerprints import fingerprint_of
+from volumen.data.caching.fingerprints import fingerprint_of
+from volumen.data.caching.records import Records
 from volumen.data.formats.volumes import Region, Volume
 from volumen.data.index.label_values import Blocks, stored_regions
-from volumen.data.records import Records
-from volumen.utils.progress import grow
+from volumen.utils.terminal.progress import grow
 from volumen.utils.threads import in_threads
 
 

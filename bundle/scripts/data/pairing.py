@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from volumen.data.listing import Entry
+from volumen.data.formats.listing import Entry
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)

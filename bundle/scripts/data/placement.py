@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from volumen.data.formats.volumes import Volume
-from volumen.data.geometry import Geometry, is_parallel, nearest_turn
+from volumen.data.space.geometry import Geometry, is_parallel, nearest_turn
 from volumen.data.turned import TurnedVolume
 from volumen.utils.errors import VolumenError
 

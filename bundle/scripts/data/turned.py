@@ -7,7 +7,7 @@ import copy
 import numpy as np
 
 from volumen.data.formats.volumes import HasGeometry, Region, Volume, check_region, describe_volume
-from volumen.data.geometry import AxisTurn
+from volumen.data.space.geometry import AxisTurn
 
 
 class TurnedVolume(HasGeometry):
@@ -44,7 +44,7 @@ class TurnedVolume(HasGeometry):
 
     def fingerprint(self) -> str:
         """Return a hash of the volume's content and of the turn."""
-        from volumen.data.fingerprints import digest
+        from volumen.data.caching.fingerprints import digest
 
         return digest([self.volume.fingerprint(), self.turn.order, self.turn.flips])
 

@@ -19,7 +19,7 @@ from volumen.data.validity import (
     without_ignored,
 )
 from volumen.inference.postprocess.blocks import block_box, block_counts
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume

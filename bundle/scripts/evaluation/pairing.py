@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from volumen.data.geometry import Geometry
 from volumen.data.placement import aligned_to_grid, common_spacings, refuse_impossible
+from volumen.data.space.geometry import Geometry
 from volumen.evaluation.cases import PIECE_VOXELS, ScoredCase, image_of
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import image_paths, is_stack, volume_name
@@ -170,7 +170,7 @@ def _join_slices(
         predictions: what `source` holds, a slice each where it is such a folder.
         labels: path by name of what `folder` holds, likewise.
     """
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.opening import open_volume
 
     paired = any(f"{found.name}_{found.target}" in labels for found in predictions)
     numbered = all(found.target.isdigit() for found in predictions)  # "scan_001": no target called 001
@@ -314,7 +314,7 @@ def _volumes_by_name(path: Path) -> dict[str, str]:
 
 
 def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
-    from volumen.data.label_channels import label_rule, open_label, open_mask_file
+    from volumen.data.labels.label_channels import label_rule, open_label, open_mask_file
     from volumen.data.layout import fit_label
 
     prediction = _open_prediction(found)
@@ -376,8 +376,8 @@ def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometr
 
 def _open_prediction(found: Found) -> Volume:
     """Open a prediction; label maps of other programs are read as labels are, grey saved as RGB among them."""
-    from volumen.data.formats.volumes import open_volume
-    from volumen.data.label_channels import LabelRule, one_channel
+    from volumen.data.formats.opening import open_volume
+    from volumen.data.labels.label_channels import LabelRule, one_channel
 
     prediction = open_volume(found.path, labels=found.recipe is None)
     if found.recipe is None and np.issubdtype(prediction.dtype, np.integer):
@@ -394,7 +394,7 @@ def _tell(volume: Volume) -> None:
 def _number_instances(label: Volume, channels: int) -> bool:
     """Whether label maps without a record number instances: many values, or values of one piece each."""
     from volumen.config.detection import LEAST_INSTANCES
-    from volumen.data.instance_labels import look_like_instances
+    from volumen.data.labels.instance_labels import look_like_instances
 
     if channels > MANY_LABELS:
         return True

@@ -468,7 +468,7 @@ def _foreground(values: np.ndarray, case: ScoredCase, threshold: float) -> np.nd
 
 def _image_slice(case: ScoredCase, box: tuple[slice, ...]) -> np.ndarray:
     """Return the image's slice as grey values 0 to 255, or a plain grey where the image is gone."""
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.opening import open_volume
 
     plane = _plane_shape(box)
     if case.image is None:

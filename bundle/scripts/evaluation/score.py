@@ -20,8 +20,8 @@ from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.objects.contingency import PRED, TRUTH, objects_of
 from volumen.metrics.score_names import checked_names, family_of, measures, names_of
 from volumen.metrics.topology.counts import CONNECTIVITIES
-from volumen.utils.atomic import write_atomically
 from volumen.utils.errors import VolumenError
+from volumen.utils.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from volumen.evaluation.cases import Details

@@ -27,8 +27,8 @@ from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.state import Stateful, restore_states, saved_states
 from volumen.networks.placement import unwrap
 from volumen.utils import distributed
-from volumen.utils.atomic import replacing, sync_file
 from volumen.utils.errors import VolumenError
+from volumen.utils.files.atomic import replacing, sync_file
 from volumen.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import logging
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volumen.data.geometry import GRID
+from volumen.data.space.geometry import GRID
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput
 from volumen.inference.output.stored import Stored, instance_stored

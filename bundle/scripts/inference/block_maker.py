@@ -104,7 +104,7 @@ _budgets_lock = threading.Lock()
 @contextmanager
 def block_cache_of(budget: int) -> Iterator[None]:
     """Give decoded input chunks this much memory meanwhile, beside what other volumes of this process got."""
-    from volumen.data.block_cache import BLOCKS
+    from volumen.data.caching.block_cache import BLOCKS
 
     with _budgets_lock:
         if not _budgets:

@@ -49,8 +49,8 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
         heads: outputs; those that are probabilities are looked for.
         config: the checkpoint's snapshot, which knows ignored values.
     """
-    from volumen.data.formats.volumes import open_volume
-    from volumen.data.label_channels import label_rule, open_label
+    from volumen.data.formats.opening import open_volume
+    from volumen.data.labels.label_channels import label_rule, open_label
     from volumen.data.layout import discover
 
     folder = next((parent for parent in Path(image).parents if parent.name == "images"), None)

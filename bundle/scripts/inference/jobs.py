@@ -47,7 +47,7 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> l
     Raises:
         VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
     """
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.opening import open_volume
 
     items = volume_items(request.input, request.mask, ndim)
     _, suffix = format_of(request.output, request.format)
@@ -88,7 +88,7 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
     Raises:
         VolumenError: it is unreadable, of another shape, or has several channels that differ.
     """
-    from volumen.data.label_channels import open_mask_file
+    from volumen.data.labels.label_channels import open_mask_file
     from volumen.data.placement import aligned_to_grid
 
     mask = open_mask_file(path, ndim=len(image.shape))

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from volumen.data.geometry import AxisTurn, Geometry, directions_of, nearest_turn
 from volumen.data.placement import OBLIQUE_DEGREES, warn_impossible
+from volumen.data.space.geometry import AxisTurn, Geometry, directions_of, nearest_turn
 from volumen.inference.block_maker import PARTIAL_SUMS_BYTES, make_blocks
 from volumen.inference.gain import AugmentationReport, dice, find_labels
 from volumen.inference.intensity_check import check_intensities
 from volumen.inference.jobs import Job, find_jobs, volume_name
-from volumen.inference.machine import describe_machine
 from volumen.inference.output.block_log import OutputState
 from volumen.inference.output.exports import format_of
 from volumen.inference.output.ome_zarr import LABELS, target_group
@@ -31,8 +30,9 @@ from volumen.inference.postprocess.passes import run_here
 from volumen.inference.predictor import Predictor, load_predictor
 from volumen.inference.products import Outputs
 from volumen.inference.progress import Progress
-from volumen.inference.provenance import make_recipe, nonfinite_rule
-from volumen.inference.reproduce import check_same, recipe_of
+from volumen.inference.record.machine import describe_machine
+from volumen.inference.record.provenance import make_recipe, nonfinite_rule
+from volumen.inference.record.reproduce import check_same, recipe_of
 from volumen.inference.request import OpenBox, PredictReport, PredictRequest, VolumeReport
 from volumen.inference.rules import CleaningRules
 from volumen.inference.volume_work import VolumeWork
@@ -42,7 +42,7 @@ from volumen.inference.windows.stream import StreamCounts, count_needed
 from volumen.inference.windows.tta import check_layouts, transforms
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import by, counted
+from volumen.utils.terminal.text import by, counted
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume

@@ -27,7 +27,7 @@ from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
-    from volumen.data.geometry import AxisTurn
+    from volumen.data.space.geometry import AxisTurn
     from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)

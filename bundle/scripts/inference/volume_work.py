@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from volumen.data.geometry import AxisTurn
+from volumen.data.space.geometry import AxisTurn
 from volumen.inference.gain import Labels
 from volumen.inference.jobs import Job
 from volumen.inference.output.stored import Stored

@@ -11,7 +11,7 @@ from volumen.data.napari_layers import cases_from_viewer
 from volumen.run import train_on_cases
 
 if TYPE_CHECKING:
-    from volumen.data.label_channels import LabelRule
+    from volumen.data.labels.label_channels import LabelRule
     from volumen.data.layout import OpenCase
 
 

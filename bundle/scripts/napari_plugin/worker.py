@@ -178,7 +178,7 @@ def train(job: Mapping[str, Any], report_event: ReportEvent) -> Path:
 
 def predict(job: Mapping[str, Any], report_event: ReportEvent) -> str:
     """Predict a stored layer with the voxel size of the viewer; return the OME-Zarr group."""
-    from volumen.data.formats.volumes import open_volume
+    from volumen.data.formats.opening import open_volume
     from volumen.data.napari_layers import viewer_geometry
     from volumen.inference.jobs import make_job
     from volumen.inference.predict import output_names, predict_volume

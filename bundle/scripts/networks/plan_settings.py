@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from volumen.networks.planning import NetworkPlan, plan_blocks, plan_features
-from volumen.utils.text import by
+from volumen.utils.terminal.text import by
 
 PerStage = Sequence[Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from volumen.utils.text import aligned, by
+from volumen.utils.terminal.text import aligned, by
 
 # Two axes whose spacings differ by at least this factor count as different resolutions.
 ANISOTROPY = 2.0

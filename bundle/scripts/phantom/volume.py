@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import by
+from volumen.utils.terminal.text import by
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from volumen.inference.predictor import Predictor, load_predictor
 from volumen.sharing.exchange_formats import OPENERS, WRITERS
 from volumen.sharing.exporters import Extras, Run, network_of, sample
 from volumen.sharing.metadata import build_metadata, read_metrics, training_summary
-from volumen.utils.atomic import sync_file, sync_folder
 from volumen.utils.errors import VolumenError
+from volumen.utils.files.atomic import sync_file, sync_folder
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from volumen.time_budget.duration import format_duration, parse_duration
 from volumen.time_budget.measure import Cost, measure, training_objects
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import aligned, by, counted
+from volumen.utils.terminal.text import aligned, by, counted
 from volumen.utils.threads import cores
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> di
 
 def _validation_batches(config: ConfigManager) -> tuple[int, float, int]:
     """Return the batches of a validation within the setting's limit, one process's fraction, and all batches."""
-    from volumen.data.validation_blocks import fitting_size, part_windows
+    from volumen.data.sampling.validation_blocks import fitting_size, part_windows
 
     most, batch = config.tr_config.max_val_steps_per_epoch, config.tr_config.batch_size
     val, patch = config.split.val, config.patch_size

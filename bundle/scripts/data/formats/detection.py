@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import unquote
 
+from volumen.data.formats.urls import is_url, names_in
 from volumen.utils.errors import VolumenError
 
 SUFFIXES = {
@@ -45,19 +45,7 @@ _SLICES = ("tif", "png")
 """Formats of slices; if a folder has several, the first takes precedence."""
 
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 """`scheme://`, or fsspec's chained `cache::scheme://`; another colon may be part of a file name."""
-
-
-def is_url(path: str | os.PathLike) -> bool:
-    """Return whether a path is a URL (`scheme://`, or fsspec's chained `a::scheme://`)."""
-    return _URL.match(str(path)) is not None
-
-
-def local_path(path: str | os.PathLike) -> str | os.PathLike:
-    """Convert a `file://` URL to a path; other paths are unchanged."""
-    text = str(path)
-    return unquote(text.removeprefix("file://")) if text.startswith("file://") else path
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:
@@ -141,8 +129,6 @@ def _url_format(url: str) -> str:
     kind = split_suffix(url.rstrip("/"))[1]
     if kind is not None or ".zarr/" in url:
         return kind or "zarr"
-    from volumen.data.listing import names_in
-
     try:
         return folder_kind(names_in(url)) or "zarr"
     except VolumenError:  # zarr needs no list of its files, which many servers do not provide

@@ -12,9 +12,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from volumen.data.index_cache import default_cache_dir, is_writable
-from volumen.utils.atomic import replacing, sync_file
+from volumen.data.caching.index_cache import default_cache_dir, is_writable
 from volumen.utils.errors import VolumenError, file_fault
+from volumen.utils.files.atomic import replacing, sync_file
 
 logger = logging.getLogger(__name__)
 

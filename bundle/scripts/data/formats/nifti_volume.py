@@ -10,13 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.fingerprints import file_fingerprint
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.data.geometry import PATIENT, Geometry, nearest_turn, stated_geometry
-from volumen.data.units import unit_name
+from volumen.data.space.geometry import PATIENT, Geometry, nearest_turn, stated_geometry
+from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.fingerprints import file_fingerprint
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import map_axes
 from volumen.data.formats.detection import PNG_MAGIC
 from volumen.data.formats.volumes import LazyVolume, Region

@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from volumen.utils.errors import VolumenError
-from volumen.utils.positioned_io import read_into
+from volumen.utils.files.positioned_io import read_into
 
 _CALL_BYTES = 8192
 """The fixed overhead of a read call, expressed as the number of bytes that could be copied in that time."""

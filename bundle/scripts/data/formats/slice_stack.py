@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.fingerprints import digest
+from volumen.data.caching.fingerprints import digest
 from volumen.data.formats.axes import AxisMap
-from volumen.data.formats.detection import is_url, split_suffix, stack_files, stack_order
+from volumen.data.formats.detection import split_suffix, stack_files, stack_order
 from volumen.data.formats.fetch import fetch_file, file_states
 from volumen.data.formats.png_volume import PngVolume, open_png
 from volumen.data.formats.tiff.volume import TiffVolume, open_tiff
+from volumen.data.formats.urls import child, is_url, names_in
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.data.listing import child, names_in
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)

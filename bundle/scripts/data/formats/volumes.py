@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.open_handles import HANDLES
-from volumen.data.geometry import Geometry, stated_geometry
-from volumen.data.units import unit_name
+from volumen.data.space.geometry import Geometry, stated_geometry
+from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError
 
 Region = tuple[slice, ...]
@@ -242,7 +241,7 @@ class ArrayVolume(HasGeometry):
 
     def fingerprint(self) -> str:
         """Return a hash of the whole array if it is in memory, else of the identifier of a lazy array."""
-        from volumen.data.fingerprints import array_fingerprint
+        from volumen.data.caching.fingerprints import array_fingerprint
 
         return array_fingerprint(self.array)
 
@@ -263,71 +262,3 @@ def single_level(path: object, level: int) -> SingleLevelError:
         f"has a single resolution, not a level {level}",
         remedy="set dataset_config.ome_zarr_resolution to 0",
     )
-
-
-def open_volume(
-    path: str | os.PathLike,
-    *,
-    axes: str | None = None,
-    level: int = 0,
-    ndim: int | None = None,
-    labels: bool = False,
-) -> Volume:
-    """Open a volume; its content, not its name, decides its format.
-
-    A path may also be a URL that fsspec can open, chained ones included. Chunks of zarr (v2, v3, OME-Zarr) are fetched
-    when they are needed (`simplecache::https://...` stores them on disk); TIFF, PNG, each slice of a folder of slices,
-    and NIfTI are fetched whole, once.
-
-    Args:
-        path: file, zarr folder, folder of TIFF or PNG slices, or URL.
-        axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; necessary only if metadata and shape are
-            ambiguous. The axes of NIfTI are fixed.
-        level: resolution level of an OME-Zarr pyramid, 0 is the finest.
-        ndim: number of spatial axes if known (a label has those of its image).
-        labels: whether it is a label or a mask: PNG files with a palette or fewer than 8 bits are then read as numbers.
-
-    Raises:
-        AmbiguousAxesError: the shape can be interpreted in two ways.
-        SingleLevelError: a level above 0 was requested of a volume that has only one.
-        VolumenError: the file is missing, unreadable, of unknown format, truncated, or no image.
-    """
-    from volumen.data.formats.detection import local_path
-
-    source = local_path(path)
-    volume = _open_by_content(source, axes, level, ndim, labels)
-    volume.source = str(source).rstrip("/")
-    return volume
-
-
-def _open_by_content(
-    path: str | os.PathLike, axes: str | None, level: int, ndim: int | None, labels: bool
-) -> LazyVolume:
-    from volumen.data.formats.detection import detect_format, is_url
-
-    kind = detect_format(path)
-    if kind == "zarr":
-        from volumen.data.formats.zarr_arrays.volume import open_zarr
-
-        return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
-    if level:
-        raise single_level(path, level)
-    if kind == "stack":
-        from volumen.data.formats.slice_stack import open_stack
-
-        return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim, labels=labels)
-    if is_url(path):
-        from volumen.data.formats.fetch import fetch_file
-
-        path = fetch_file(str(path))
-    if kind == "tif":
-        from volumen.data.formats.tiff.volume import open_tiff
-
-        return open_tiff(Path(path), axes=axes, ndim=ndim)
-    if kind == "png":
-        from volumen.data.formats.png_volume import open_png
-
-        return open_png(Path(path), axes=axes, ndim=ndim, labels=labels)
-    from volumen.data.formats.nifti_volume import open_nifti
-
-    return open_nifti(Path(path), ndim=ndim)

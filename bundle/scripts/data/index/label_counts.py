@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.block_cache import BLOCKS
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.formats.zarr_arrays.stored_chunks import absent_everywhere_but
 from volumen.data.index.cells import (
     NONE_HIGH,

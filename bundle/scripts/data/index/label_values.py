@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.fingerprints import fingerprint_of
+from volumen.data.caching.fingerprints import fingerprint_of
+from volumen.data.caching.records import Records
 from volumen.data.formats.volumes import Region, Volume
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
-from volumen.data.records import Records
-from volumen.utils.progress import grow
+from volumen.utils.terminal.progress import grow
 from volumen.utils.threads import in_threads
 
 # Voxels per read: enough to amortise the cost of a read, and few enough for any memory.

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.fingerprints import fingerprint_of
+from volumen.data.caching.fingerprints import fingerprint_of
+from volumen.data.caching.index_cache import load_arrays, store_arrays
 from volumen.data.index.label_counts import LabelCounter, LabelReader, count_case, default_threads
 from volumen.data.index.patch_grid import (
     MAX_CELLS,
@@ -33,11 +34,10 @@ from volumen.data.index.patch_grid import (
 )
 from volumen.data.index.patch_index import PatchIndex, PatchTable
 from volumen.data.index.patch_selection import every_patch_of, select
-from volumen.data.index_cache import load_arrays, store_arrays
 from volumen.utils.boxes import Box
 from volumen.utils.errors import VolumenError
-from volumen.utils.progress import grow, hidden
-from volumen.utils.text import by, counted
+from volumen.utils.terminal.progress import grow, hidden
+from volumen.utils.terminal.text import by, counted
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
-from volumen.data.block_cache import BLOCKS
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.index.patch_index import PatchIndex, PatchLocation
 from volumen.data.sampling.sampler import EpochPlan, plan_epoch, sample_rng
 from volumen.utils.errors import VolumenError, is_defect

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from volumen.data.index.patch_index import PatchLocation
 from volumen.data.sampling.dataset import SampleError, innermost, root_cause
-from volumen.data.validation_blocks import (
+from volumen.data.sampling.validation_blocks import (
     BlockTable,
     Draw,
     draw_blocks,
@@ -23,7 +23,7 @@ from volumen.data.validation_blocks import (
 from volumen.utils.boxes import Box
 from volumen.utils.errors import is_defect
 from volumen.utils.memory import keep_in_worker
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.fingerprints import fingerprint_of
+from volumen.data.caching.fingerprints import fingerprint_of
+from volumen.data.caching.records import Records
 from volumen.data.index.label_counts import CountRequest, LabelReader, SliceCounter, count_case
-from volumen.data.records import Records
 from volumen.utils.boxes import Box, whole_box
 from volumen.utils.errors import VolumenError
-from volumen.utils.progress import grow, hidden
+from volumen.utils.terminal.progress import grow, hidden
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from volumen.checkpoints.file import writing_failed
 from volumen.handlers.faults import explain
 from volumen.handlers.rounds import forget_failed_run
 from volumen.utils import distributed
-from volumen.utils.atomic import UNFINISHED
 from volumen.utils.errors import VolumenError
-from volumen.utils.process_lock import LockHeldError, ProcessLock
-from volumen.utils.text import counted
+from volumen.utils.files.atomic import UNFINISHED
+from volumen.utils.files.process_lock import LockHeldError, ProcessLock
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -31,11 +31,11 @@ from volumen.inference.distributed.worker import (
     make_piece,
 )
 from volumen.inference.gain import add_overlaps
-from volumen.inference.machine import Machine
 from volumen.inference.output.block_log import OutputState
 from volumen.inference.postprocess.passes import BlockPass, Run, Tell, run_here
 from volumen.inference.predictor import Predictor
 from volumen.inference.progress import Progress
+from volumen.inference.record.machine import Machine
 from volumen.inference.request import PredictRequest
 from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.stream import StreamCounts

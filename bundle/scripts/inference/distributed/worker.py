@@ -16,10 +16,10 @@ import torch
 from volumen.inference.arrays import work_folder
 from volumen.inference.block_maker import make_blocks
 from volumen.inference.distributed.partition import Piece
-from volumen.inference.machine import Machine, describe_machine
 from volumen.inference.output.block_log import WorkerState
 from volumen.inference.postprocess.passes import BlockPass
 from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.record.machine import Machine, describe_machine
 from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.plan import Box
 from volumen.inference.windows.stream import StreamCounts

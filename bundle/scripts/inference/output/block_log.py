@@ -20,9 +20,9 @@ import numpy as np
 from volumen.inference.output.chunk_files import UNFINISHED_CHUNK
 from volumen.inference.output.ome_zarr import LABELS
 from volumen.inference.windows.plan import Box
-from volumen.utils.atomic import UNFINISHED, write_atomically
 from volumen.utils.errors import VolumenError
-from volumen.utils.positioned_io import BINARY, read_at
+from volumen.utils.files.atomic import UNFINISHED, write_atomically
+from volumen.utils.files.positioned_io import BINARY, read_at
 
 logger = logging.getLogger(__name__)
 

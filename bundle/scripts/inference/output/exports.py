@@ -14,11 +14,11 @@ from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 
-from volumen.data.units import OME_SYMBOLS, factor
+from volumen.data.space.units import OME_SYMBOLS, factor
 from volumen.inference.output.block_log import LOG, RECIPE, STATE_FOLDER, difference
 from volumen.inference.output.ome_zarr import ZarrOutput
-from volumen.utils.atomic import UNFINISHED, write_atomically
 from volumen.utils.errors import VolumenError
+from volumen.utils.files.atomic import UNFINISHED, write_atomically
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from volumen.data.units import OME_SYMBOLS
+from volumen.data.space.units import OME_SYMBOLS
 from volumen.inference.output.stored import Stored
 
 OME_VERSION = "0.5"

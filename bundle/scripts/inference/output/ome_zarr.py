@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.units import unit_name
+from volumen.data.space.units import unit_name
 from volumen.inference.output.chunk_files import ChunkFiles, numcodec, zarr_codec
 from volumen.inference.output.ome_metadata import OME_VERSION, image_label, ome_xml, omero
 from volumen.inference.output.stored import Stored
-from volumen.utils.atomic import write_atomically
+from volumen.utils.files.atomic import write_atomically
 
 LABELS = "labels"
 """The group of an OME-Zarr container that holds its label maps."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.utils.atomic import write_atomically
+from volumen.utils.files.atomic import write_atomically
 
 
 class BlockFiles:

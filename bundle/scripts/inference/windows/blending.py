@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from volumen.inference.windows.plan import PredictPlan
-from volumen.utils.positioned_io import read_into, write_at
+from volumen.utils.files.positioned_io import read_into, write_at
 
 SIGMA_SHARE = 0.125
 """Standard deviation of the importance weights as a share of the patch, per axis (Isensee et al. 2021)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.data.damage import UNREADABLE
-from volumen.data.reflection import reflect
+from volumen.data.space.reflection import reflect
 from volumen.data.validity import inside_mask
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import box_of, box_text
@@ -29,7 +29,7 @@ Region = tuple[slice, ...]
 class RegionReader:
     """Reads regions of a volume and knows what to do with chunks that cannot be read.
 
-    Decoded chunks are kept by the volumes themselves (`volumen.data.block_cache`).
+    Decoded chunks are kept by the volumes themselves (`volumen.data.caching.block_cache`).
 
     Args:
         volume: what is read.

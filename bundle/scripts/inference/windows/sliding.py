@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from volumen.data.reflection import reflected_positions
+from volumen.data.space.reflection import reflected_positions
 from volumen.inference.windows.blending import axis_weight_sums, gaussian_window
 from volumen.inference.windows.plan import PredictPlan, fit_window
 from volumen.utils.memory import limit_kept_memory

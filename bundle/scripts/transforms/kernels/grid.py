@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.reflection import reflect
+from volumen.data.space.reflection import reflect
 from volumen.transforms.kernels import resample
 from volumen.transforms.spatial import SpatialTransform
 

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from volumen.data.formats.axes import AxisMap
-from volumen.data.geometry import Geometry, stated_geometry
-from volumen.data.units import unit_name
+from volumen.data.space.geometry import Geometry, stated_geometry
+from volumen.data.space.units import unit_name
 
 logger = logging.getLogger(__name__)
 

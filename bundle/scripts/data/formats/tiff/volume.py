@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.fingerprints import file_fingerprint
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.tiff.metadata import tiff_geometry
 from volumen.data.formats.volumes import LazyVolume, Region
 from volumen.utils.errors import VolumenError, file_fault
-from volumen.utils.positioned_io import read_at
+from volumen.utils.files.positioned_io import read_at
 
 logger = logging.getLogger(__name__)
 

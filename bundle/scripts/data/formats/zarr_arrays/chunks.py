@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.block_cache import BLOCKS
-from volumen.data.fingerprints import digest
+from volumen.data.caching.block_cache import BLOCKS
+from volumen.data.caching.fingerprints import digest
 from volumen.utils.errors import VolumenError, file_fault
-from volumen.utils.positioned_io import BINARY, read_at
+from volumen.utils.files.positioned_io import BINARY, read_at
 
 BytesDecoder = Callable[[Any], Any]
 _Codec = dict[str, Any]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from volumen.data.formats.axes import AxisMap
-from volumen.data.geometry import Geometry, stated_geometry
-from volumen.data.units import unit_name
+from volumen.data.space.geometry import Geometry, stated_geometry
+from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 

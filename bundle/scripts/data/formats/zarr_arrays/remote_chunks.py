@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.block_cache import BLOCKS
+from volumen.data.caching.block_cache import BLOCKS
 
 Region = tuple[slice, ...]
 

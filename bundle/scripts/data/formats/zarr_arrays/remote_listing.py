@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from volumen.data.caching.index_cache import default_cache_dir, load_arrays, store_arrays
 from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
 from volumen.data.formats.zarr_arrays.chunks import shard_form, stored_by_index
-from volumen.data.index_cache import default_cache_dir, load_arrays, store_arrays
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)

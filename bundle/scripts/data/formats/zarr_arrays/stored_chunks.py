@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from volumen.data.formats.detection import is_url
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.label_view import InvertedLabel, LabelView
+from volumen.data.formats.urls import is_url
 from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
 from volumen.data.formats.zarr_arrays.chunks import ChunkReader
 from volumen.data.formats.zarr_arrays.remote_listing import (
@@ -28,7 +28,7 @@ from volumen.data.formats.zarr_arrays.remote_listing import (
 )
 from volumen.data.formats.zarr_arrays.volume import ZarrVolume
 from volumen.utils.boxes import cells_in_ranges
-from volumen.utils.progress import growing_bar
+from volumen.utils.terminal.progress import growing_bar
 
 Region = tuple[slice, ...]
 

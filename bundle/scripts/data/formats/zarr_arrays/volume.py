@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.fingerprints import digest, folder_fingerprint
+from volumen.data.caching.fingerprints import digest, folder_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
-from volumen.data.formats.detection import is_url
+from volumen.data.formats.urls import is_url
 from volumen.data.formats.volumes import LazyVolume, Region, single_level
 from volumen.data.formats.zarr_arrays.chunks import (
     ChunkReader,
@@ -28,10 +28,10 @@ from volumen.data.formats.zarr_arrays.ome import (
     ome_attributes,
 )
 from volumen.data.formats.zarr_arrays.remote_chunks import chunks_in, fetch_region
-from volumen.data.geometry import Geometry, stated_geometry
-from volumen.data.units import unit_name
+from volumen.data.space.geometry import Geometry, stated_geometry
+from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault, is_defect
-from volumen.utils.text import counted
+from volumen.utils.terminal.text import counted
 
 _MOST_NAMED, _DEEPEST = 6, 4
 """Images of a nested group that a message names, and how many levels of groups are looked into."""

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from volumen.inference.machine import Machine
 from volumen.inference.output.exports import format_of
 from volumen.inference.output.stored import Stored, instance_stored
-from volumen.inference.reproduce import content_of
+from volumen.inference.record.machine import Machine
+from volumen.inference.record.reproduce import content_of
 from volumen.inference.settings import recorded_settings
 from volumen.inference.windows.plan import PredictPlan
 

@@ -76,7 +76,7 @@ class ReadVolumed(MapTransform):
         return image
 
     def _from_file(self, path: str | os.PathLike) -> MetaTensor:
-        from volumen.data.formats.volumes import open_volume
+        from volumen.data.formats.opening import open_volume
 
         volume = open_volume(path)
         self._check_dims(len(volume.shape), volume.path)

@@ -16,7 +16,8 @@ import numpy as np
 
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.label_view import InvertedLabel, LabelView, NoNanMask
-from volumen.data.formats.volumes import Region, SingleLevelError, Volume, open_volume
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import Region, SingleLevelError, Volume
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)

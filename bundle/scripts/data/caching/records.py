@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.fingerprints import digest
-from volumen.data.formats.volumes import Volume
-from volumen.data.index_cache import load_arrays, store_arrays
+from volumen.data.caching.fingerprints import digest
+from volumen.data.caching.index_cache import load_arrays, store_arrays
 
 _SPARE = 1000
 """Least number of records of earlier runs that are retained beside those of this run."""
@@ -47,7 +46,7 @@ class Records:
         self._changed = False
 
     @classmethod
-    def of(cls, folder: str | os.PathLike | None, what: str, volumes: Iterable[Volume]) -> Records:
+    def of(cls, folder: str | os.PathLike | None, what: str, volumes: Iterable[Any]) -> Records:
         """Return the records of one kind for the volumes of a data set, which is identified by its folder.
 
         Args:

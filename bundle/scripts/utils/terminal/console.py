@@ -73,7 +73,7 @@ def make_table(title: str, columns: Sequence[str], stream: TextIO | None = None)
     """
     from rich import box
 
-    from volumen.utils.console_table import WholeWordTable
+    from volumen.utils.terminal.console_table import WholeWordTable
 
     terminal = (stream or sys.stdout).isatty()
     style: dict[str, Any] = (

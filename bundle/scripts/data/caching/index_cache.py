@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.utils.atomic import write_atomically
+from volumen.utils.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from volumen.data.index.label_counts import (
 )
 from volumen.data.index.patch_index import PatchLocation
 from volumen.utils.boxes import Box, whole_box
-from volumen.utils.progress import grow, hidden
+from volumen.utils.terminal.progress import grow, hidden
 
 # The outputs of all heads for a block are in memory at the same time: 16 MiB per channel.
 MAX_BLOCK_VOXELS = 1 << 22

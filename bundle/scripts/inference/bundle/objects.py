@@ -23,7 +23,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
-from volumen.inference.in_memory import monai_order
+from volumen.inference.bundle.in_memory import monai_order
 from volumen.inference.jobs import make_job, open_mask
 from volumen.inference.output.stored import Stored
 from volumen.inference.postprocess.components import clean_array
@@ -96,7 +96,7 @@ class VolumeDataset(Dataset):
         Raises:
             VolumenError: unreadable, or shapes that differ.
         """
-        from volumen.data.formats.volumes import open_volume
+        from volumen.data.formats.opening import open_volume
 
         image = open_volume(sample["image"], axes=self.axes, level=self.level)
         opened = {"mask": open_mask(sample["mask"], image)} if "mask" in sample else {}
@@ -141,7 +141,8 @@ class StoreTargets(MapTransform):
     """What becomes of the network's outputs: activation, type, threshold, cleaning.
 
     `StreamVolume` does it block by block while it writes. Called with a sample, it finishes outputs in memory, for
-    programs that take the network and the inferer of this bundle by themselves; see `volumen.inference.in_memory`.
+    programs that take the network and the inferer of this bundle by themselves, see
+    `volumen.inference.bundle.in_memory`.
     (Prediction makes vectors unit in every window before it averages them, this only afterwards.)
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.units import common_unit, factor
+from volumen.data.space.units import common_unit, factor
 
 GRID = "grid"
 """Frame of OME-Zarr and of viewers: the axes of the space are those of the arrays."""

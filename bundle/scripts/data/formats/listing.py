@@ -12,14 +12,14 @@ from pathlib import Path
 from volumen.data.formats.detection import (
     folder_kind,
     is_hidden,
-    is_url,
     is_zarr_folder,
     split_suffix,
     stack_files,
     stack_order,
     unsupported_container,
 )
-from volumen.utils.errors import VolumenError, file_fault
+from volumen.data.formats.urls import child, is_url, remote_items, remote_names
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def list_volumes(folder: str) -> list[Entry]:
 def folder_exists(folder: str) -> bool:
     """Return whether a folder exists, on disk or at a URL."""
     if is_url(folder):
-        return bool(_remote_names(folder))
+        return bool(remote_names(folder))
     try:
         return Path(folder).is_dir()
     except PermissionError:
@@ -65,20 +65,6 @@ def refuse_file(folder: str, remedy: str) -> None:
     if not is_url(folder) and os.path.lexists(folder) and not Path(folder).is_dir():
         found = "a file" if Path(folder).exists() else "a link that leads nowhere"
         raise VolumenError(folder, expected="a folder", found=found, remedy=remedy)
-
-
-def child(root: str, *names: str) -> str:
-    """Join a path or URL and names below it."""
-    if is_url(root):
-        return "/".join([root.rstrip("/"), *names])
-    return str(Path(root, *names))
-
-
-def names_in(folder: str) -> list[str]:
-    """List all names in a folder, for messages."""
-    if is_url(folder):
-        return sorted(_remote_names(folder))
-    return sorted(os.listdir(folder))  # noqa: PTH208
 
 
 def _local_entries(folder: Path) -> Iterator[Entry]:
@@ -124,38 +110,15 @@ def _forbidden(folder: object) -> VolumenError:
 
 
 def _remote_entries(folder: str) -> Iterator[Entry]:
-    for name, is_folder in _remote_items(folder):
+    for name, is_folder in remote_items(folder):
         path = child(folder, name)
         if is_hidden(name) or _is_left_out(name, path):
             continue
         stem, kind = split_suffix(name)
         if kind is None and is_folder:
-            names = _remote_names(path)
+            names = remote_names(path)
             kind, stem = folder_kind(names), name
             if kind == "stack":
                 kind = split_suffix(stack_order(names)[0])[1]
         if kind is not None:
             yield Entry(unicodedata.normalize("NFC", stem), kind, path)
-
-
-def _remote_names(folder: str) -> list[str]:
-    return [name for name, _ in _remote_items(folder)]
-
-
-def _remote_items(folder: str) -> list[tuple[str, bool]]:
-    """List the names at a URL, each with a flag that is true for a folder."""
-    try:
-        import fsspec
-    except ImportError:
-        raise VolumenError(folder, "URLs need fsspec", remedy="pip install 'volumen[remote]'") from None
-    try:
-        filesystem, path = fsspec.core.url_to_fs(folder)
-        listed = filesystem.ls(path, detail=True)
-    except FileNotFoundError:
-        return []
-    except Exception as error:
-        raise file_fault(error, folder, "cannot be listed", remedy="check the URL and the network") from error
-    items = {
-        str(item["name"]).rstrip("/").rsplit("/", 1)[-1]: item.get("type") == "directory" for item in listed
-    }
-    return [(name, is_folder) for name, is_folder in items.items() if name and not name.startswith("?")]

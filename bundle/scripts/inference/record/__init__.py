@@ -1,0 +1,1 @@
+"""What a prediction records of itself, and repeating one from that record."""

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, reads at a place of a file, locks."""
