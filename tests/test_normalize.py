@@ -10,7 +10,7 @@ import pytest
 from patch_cases import RecordingVolume, case_of
 
 from volumen.transforms.intensity_properties import sample_intensity_properties
-from volumen.transforms.normalize import SCHEMES, NormalizeImaged, Normalizer
+from volumen.transforms.normalize import SCHEMES, Normalizer
 from volumen.utils.errors import VolumenError
 
 RNG = np.random.default_rng(3)
@@ -125,14 +125,6 @@ def test_bad_input_is_refused_in_one_line():
         Normalizer("zscore", PROPERTIES)(np.zeros((2, 3, 3), np.float32))
     with pytest.raises(VolumenError, match="float32"):
         Normalizer("unit")(np.zeros((1, 3, 3), np.float32))
-
-
-def test_dictionary_form():
-    sample = {"image": np.array([[[0, 255]]], np.uint8), "label": 1}
-    out = NormalizeImaged()(sample)
-    np.testing.assert_array_equal(out["image"], [[[0, 1]]])
-    assert out["label"] == 1
-    assert sample["image"].dtype == np.uint8
 
 
 def test_sampled_statistics_match_the_whole():

@@ -12,7 +12,7 @@ import torch
 from prediction import save_checkpoint
 
 from volumen.cli.main import main
-from volumen.cli.predict import add_predict_arguments, file_settings, request_from
+from volumen.cli.predict import _inference_section, add_predict_arguments, request_from
 from volumen.config.sections import InferenceConfig
 from volumen.inference.request import PredictRequest
 from volumen.inference.settings import request_fields
@@ -40,7 +40,7 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_checkpoint(tmp_path
     path.write_text("inference_config: {overlap: 0.25, batch_size: 3}\n")
     arguments = parsed("-m", "a.pth", "--config-path", str(path), "--batch-size", "7")
     trained = request_fields({"overlap": 0.75, "batch_size": 2, "tta": "mirror"})
-    request = request_from(arguments, {**trained, **file_settings(arguments)})
+    request = request_from(arguments, {**trained, **request_fields(_inference_section(arguments))})
     assert (request.overlap, request.batch_size, request.tta) == (0.25, 7, "mirror")
 
 
@@ -48,7 +48,7 @@ def test_the_file_may_name_the_checkpoint(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("inference_config: {checkpoint_path: b.pth}\n")
     arguments = parsed("--config-path", str(path))
-    assert request_from(arguments, file_settings(arguments)).checkpoint == "b.pth"
+    assert request_from(arguments, request_fields(_inference_section(arguments))).checkpoint == "b.pth"
     with pytest.raises(VolumenError, match="-m"):
         request_from(parsed())
 
@@ -57,7 +57,7 @@ def test_a_wrong_key_of_the_file_is_told(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("inference_config: {overlp: 0.25}\n")
     with pytest.raises(VolumenError, match="did you mean overlap"):
-        file_settings(parsed("-m", "a.pth", "--config-path", str(path)))
+        request_fields(_inference_section(parsed("-m", "a.pth", "--config-path", str(path))))
 
 
 def predicted(tmp_path, *words: str) -> int:

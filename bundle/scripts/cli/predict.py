@@ -53,17 +53,6 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
     return PredictRequest(**given)
 
 
-def file_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields that the experiment file of `--config-path` sets; none without one.
-
-    Raises:
-        VolumenError: for a wrong file, key or value.
-    """
-    from volumen.inference.settings import request_fields
-
-    return request_fields(_inference_section(arguments))
-
-
 def _inference_section(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return `inference_config` as the experiment file gives it."""
     if getattr(arguments, "config_path", None) is None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
 
 from volumen.utils.errors import VolumenError
-from volumen.utils.jit import compiled
 
 SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")
@@ -216,30 +213,6 @@ class Normalizer:
                 remedy="sample them again from these images",
             )
         return statistics[channel]
-
-
-class NormalizeImaged(MapTransform):
-    """`Normalizer` as a dictionary transform, for samples with raw intensities.
-
-    Args:
-        keys: images (C, *spatial) to replace by float32.
-        scheme, properties: as for `Normalizer`.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = ("image",),
-        scheme: str = "unit",
-        properties: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(keys)
-        self.normalizer = Normalizer(scheme, properties)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        sample = dict(data)
-        for key in self.key_iterator(sample):
-            sample[key] = self.normalizer(np.asarray(sample[key]))
-        return sample
 
 
 @compiled

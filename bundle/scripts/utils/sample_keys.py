@@ -13,7 +13,6 @@ from volumen.utils.errors import VolumenError
 RESERVED = frozenset(
     {
         "case",
-        "derived_fields",
         "image",
         "in_volume",
         "location",

@@ -31,8 +31,7 @@ class SampleError(VolumenError):
 class PatchDataset(Dataset):
     """Samples of patches; `dataset[(epoch, index)]` is a pure function of the seed, the epoch and the index.
 
-    Training draws patches by `plan_epoch` and moves them off the grid. Validation (`training=False`) uses the
-    foreground patches on the grid, the same in every epoch.
+    Patches are drawn by `plan_epoch` and moved off the grid. Validation reads whole regions, see `RegionDataset`.
 
     Args:
         data: the cases in MONAI's list form; only opened cases (`OpenCase`) in it can be read.
@@ -40,12 +39,9 @@ class PatchDataset(Dataset):
         transform: called with {"case": OpenCase, "location": PatchLocation}; reads and transforms the patch.
             A MONAI `Randomizable` is seeded for each sample. None returns that dictionary.
         seed: seed of all random choices.
-        samples_per_epoch: steps * batch size * processes; None for one sample per foreground patch. In
-            validation the largest number of samples, chosen at random once (`max_val_steps_per_epoch` times the
-            batch size).
-        training: whether to draw at random and move patches off the grid.
-        bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`), training only.
-        class_oversampling: share of foreground samples drawn by class, training only.
+        samples_per_epoch: steps * batch size * processes; None for one sample per foreground patch.
+        bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`).
+        class_oversampling: share of foreground samples drawn by class.
         chunk_cache_mib: size of the cache of decoded chunks in each process that loads samples, in MiB; None does
             not change it. It affects speed, not values.
         cases: the opened cases, whose volumes are read lazily and can be pickled; None: `data` contains them.
@@ -59,7 +55,6 @@ class PatchDataset(Dataset):
         *,
         seed: int,
         samples_per_epoch: int | None = None,
-        training: bool = True,
         bg_to_fg_ratio: float = 0.0,
         class_oversampling: float = 0.0,
         chunk_cache_mib: int | None = None,
@@ -71,17 +66,12 @@ class PatchDataset(Dataset):
         self.index = index
         self.transform = transform
         self.seed = int(seed)
-        self.training = training
         self.bg_to_fg_ratio = bg_to_fg_ratio
         self.class_oversampling = class_oversampling
         self.chunk_cache_mib = chunk_cache_mib
         self._cached_by: int | None = None
         self._plan: tuple[int, EpochPlan] | None = None
-        if training:
-            self.samples_per_epoch = samples_per_epoch or len(index)
-        else:
-            self._rows = _spread_rows(len(index), samples_per_epoch, self.seed)
-            self.samples_per_epoch = len(self._rows)
+        self.samples_per_epoch = samples_per_epoch or len(index)
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -90,8 +80,6 @@ class PatchDataset(Dataset):
         """Return the location of a sample's patch."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        if not self.training:
-            return self.index.grid_location(int(self._rows[index]))
         plan = self._epoch_plan(epoch)
         class_row = int(plan.class_row[index])
         return self.index.random_location(
@@ -112,8 +100,7 @@ class PatchDataset(Dataset):
         if self.transform is None:
             return sample
         if isinstance(self.transform, Randomizable):
-            # Validation transforms get the same seed in every epoch.
-            self.transform.set_random_state(seed=sample_seed(self.seed, epoch if self.training else 0, index))
+            self.transform.set_random_state(seed=sample_seed(self.seed, epoch, index))
         try:
             return self.transform(sample)
         except Exception as error:
@@ -155,12 +142,6 @@ class PatchDataset(Dataset):
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """Return the 32-bit seed of a sample's transforms."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
-
-
-def _spread_rows(count: int, most: int | None, seed: int) -> np.ndarray:
-    """Choose at most `most` of `count` rows in an order that mixes volumes and depends on the seed alone."""
-    order = np.random.default_rng(seed).permutation(count)
-    return order if most is None else order[:most]
 
 
 def innermost(error: BaseException) -> BaseException:
