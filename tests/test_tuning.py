@@ -208,9 +208,8 @@ def test_regions_of_one_image_are_scored_each(run):
 
 def test_masks_count(run):
     for name in VAL:
-        write(run / "data" / "masks" / f"{name}_ink.tif", np.zeros((24, 32, 40), np.uint8)[
-            tuple(slice(0, n) for n in tifffile.imread(run / "data" / "images" / f"{name}.tif").shape)
-        ])  # fmt: skip
+        shape = tifffile.imread(run / "data" / "images" / f"{name}.tif").shape
+        write(run / "data" / "masks" / f"{name}.tif", np.zeros(shape, np.uint8))
     with pytest.raises(VolumenError, match="undefined for every setting on the validation part of ink"):
         tune(TuneRequest(str(run / "run" / "m_3.pth"), str(run / "data"), "dice", "ink", thresholds=(0.5,)))
     assert {path.name for path in (run / "run").iterdir()} == {"m_3.pth", "m_split.json"}
@@ -287,6 +286,25 @@ def test_instances_are_tuned_as_predict_makes_them(run):
     values = [float(row["ink_instances/voi_split"]) for row in table]
     assert content["tuning"]["value"] == pytest.approx(min(values))
     assert len(set(values)) > 3  # the settings matter
+
+
+def test_instances_need_a_truth_that_numbers_them(run, capsys):
+    pytest.importorskip("bioimage_cpp")
+    line = ["tune", "-m", str(run / "run" / "m_3.pth"), "-i", str(run / "data"), "--score", "voi_merge"]
+    line += ["--instances", "ink", "--thresholds", "0.5", "--merge-thresholds", "0.5", "--min-sizes", "0,20"]
+    assert main(line) == 2
+    assert "a_ink.tif: expected numbers of instances, found the value 1 alone" in capsys.readouterr().err
+    assert main([*line, "--truth", "cell"]) == 2
+    assert "expected labels of the validation part, such as a_cell" in capsys.readouterr().err
+    for name in VAL:
+        label = tifffile.imread(run / "data" / "labels" / f"{name}_ink.tif")
+        write(run / "data" / "labels" / f"{name}_cell.tif", ndimage.label(label == 0)[0].astype(np.uint16))
+    assert main([*line, "--truth", "cell"]) == 0
+    with_truth = [row["ink_instances/voi_merge"] for row in rows_of(run / "run" / "m_tuning.csv")]
+    for name in VAL:
+        (run / "data" / "labels" / f"{name}_cell.tif").replace(run / "data" / "labels" / f"{name}_ink.tif")
+    assert main([*line, "--overwrite"]) == 0
+    assert with_truth == [row["ink_instances/voi_merge"] for row in rows_of(run / "run" / "m_tuning.csv")]
 
 
 @pytest.mark.parametrize("shape", [(9, 17, 13), (23, 31)])
@@ -395,6 +413,7 @@ def test_rounding_is_no_gain():
         ("--score dice --min-sizes -1", "--min-sizes: expected sizes of at least 0"),
         ("--score dice --fill-holes 0.5", "--fill-holes: expected whole numbers by commas"),
         ("--score dice --in-place --epochs", "--in-place: the settings may be best for the weights of another"),
+        ("--score dice --truth ink", "--truth: belongs to instances"),
         ("--score dice --instances ink", r"--score: expected a score of ink_instances \(instances\)"),
     ],
 )  # fmt: skip

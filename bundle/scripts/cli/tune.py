@@ -57,6 +57,12 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         help="tune instances, from heads as in volumen predict (default: those of the checkpoint)",
     )
     parser.add_argument(
+        "--truth",
+        action=Once,
+        metavar="NAME",
+        help="labelled target of DATA that numbers the instances (default: the one that their heads were trained on)",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         action=Once,
@@ -103,6 +109,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
         arguments.score,
         target=arguments.target,
         instances=read_rules(arguments.instances),
+        truth=arguments.truth,
         output=arguments.output,
         thresholds=_numbers("--thresholds", arguments.thresholds),
         merge_thresholds=_numbers("--merge-thresholds", arguments.merge_thresholds),
@@ -117,6 +124,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
         found = tune(request, progress=bar)
     if not arguments.quiet:
         make_console().print(_table(found))
+    for name in found.at_end:
+        logger.info("the best %s is at the end of those tried: try more beyond it", name)
     logger.info("settings: %s; all trials: %s", found.checkpoint, found.table)
     return 0
 

@@ -34,7 +34,7 @@ class Subject:
 
     Args:
         target: name of the target that is scored.
-        source: the labelled target that its truth comes from.
+        truth: the labelled target that its truth comes from.
         score: name of the score.
         smaller: whether smaller scores are better.
         heads: outputs of the network that are stored.
@@ -46,7 +46,7 @@ class Subject:
     """
 
     target: str
-    source: str
+    truth: str
     score: str
     smaller: bool
     heads: tuple[str, ...]
@@ -76,6 +76,7 @@ def find_subject(
     score: str,
     target: str | None,
     rules: InstanceRules | None,
+    truth: str | None = None,
 ) -> Subject:
     """Return what is tuned.
 
@@ -85,6 +86,7 @@ def find_subject(
         score: name of the score.
         target: name of the target; None: the instances, else the only labelled target of probabilities.
         rules: how instances are made where they were asked for.
+        truth: the labelled target that numbers the instances; None: the one that their heads were trained on.
 
     Raises:
         VolumenError: an unknown score or target, a score of another kind, or one that no setting changes.
@@ -98,19 +100,27 @@ def find_subject(
         if rules is not None and target not in (None, settled.name):
             raise VolumenError("--target", expected=f"{settled.name}, which --instances makes", found=target)
         if target in (None, settled.name):
-            return _of_instances(predictor, name, settled)
+            return _of_instances(predictor, name, settled, truth)
+    if truth is not None:
+        raise VolumenError("--truth", "belongs to instances", remedy="leave it out, or add --instances")
     return _of_labels(predictor, request, name, _label_target(predictor, target))
 
 
-def _of_instances(predictor: Predictor, score: str, rules: InstanceRules) -> Subject:
-    head = rules.foreground or rules.affinities or rules.boundary or ""
-    smaller = _direction(rules.name, score, "instances")
-    default = {
-        "threshold": rules.threshold,
-        "merge_threshold": rules.merge_threshold,
-        "min_size": float(rules.min_size),
-    }
-    return Subject(rules.name, _source(predictor, head), score, smaller, rules.sources, default, rules)
+def _of_instances(predictor: Predictor, score: str, rules: InstanceRules, truth: str | None) -> Subject:
+    own = _source(predictor, rules.foreground or rules.affinities or rules.boundary or "")
+    return Subject(
+        rules.name,
+        truth or own,
+        score,
+        _direction(rules.name, score, "instances"),
+        rules.sources,
+        {
+            "threshold": rules.threshold,
+            "merge_threshold": rules.merge_threshold,
+            "min_size": float(rules.min_size),
+        },
+        rules,
+    )
 
 
 def _of_labels(predictor: Predictor, request: PredictRequest, score: str, target: str) -> Subject:

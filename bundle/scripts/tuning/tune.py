@@ -34,7 +34,7 @@ from volumen.tuning.validation_part import (
     kept_checkpoints,
     model_name,
     predict_part,
-    validation_boxes,
+    validation_part,
 )
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
@@ -63,6 +63,7 @@ class TuneRequest:
         score: name of the score, see docs/scores.md.
         target: name of the target; None: the instances, else the only labelled target of probabilities.
         instances: how instances are made, to tune these; None: as the checkpoint says, if the target names them.
+        truth: labelled target that numbers the instances; None: the one that their heads were trained on.
         output: folder of the results; None: that of the checkpoint.
         thresholds, merge_thresholds, fill_holes, min_sizes: values to try; None: the usual ones. The default is always
             tried.
@@ -77,6 +78,7 @@ class TuneRequest:
     score: str
     target: str | None = None
     instances: InstanceRules | None = None
+    truth: str | None = None
     output: str | None = None
     thresholds: tuple[float, ...] | None = None
     merge_thresholds: tuple[float, ...] | None = None
@@ -108,6 +110,20 @@ class Tuning:
     checkpoint: Path
     table: Path
 
+    @property
+    def at_end(self) -> tuple[str, ...]:
+        """Settings of which the best value is the last one tried, beyond which a better one may lie."""
+        ends = {}
+        for name in self.subject.default:
+            values = {trial.settings[name] for trial in self.trials}
+            # Below a size of 0 there is nothing.
+            ends[name] = {max(values), *({min(values)} if name.endswith("threshold") else ())}
+        return tuple(
+            name
+            for name, value in self.best.settings.items()
+            if value in ends[name] and value != self.default.settings[name]
+        )
+
 
 def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | None = None) -> Tuning:
     """Choose settings by a score on the validation part, and store them in a checkpoint.
@@ -124,9 +140,9 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     first = Path(request.checkpoint)
     predictor = load_predictor(first, choose_device(request.device))
     asked = _prediction(predictor, request)
-    subject = find_subject(predictor, asked, request.score, request.target, request.instances)
+    subject = find_subject(predictor, asked, request.score, request.target, request.instances, request.truth)
     grid = make_grid(_values(request, subject), subject.default)
-    boxes = validation_boxes(first, request.data, subject.source)
+    part = validation_part(first, request.data, subject.truth)
     folder = Path(request.output) if request.output else first.parent
     results = _results(request, first, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,10 +157,11 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
             regions = predict_part(
                 predictor,
                 replace(_stored_request(asked, subject), checkpoint=str(path), output=str(scratch / "found")),
-                boxes,
+                part,
                 subject.target,
                 progress,
             )
+            regions = _truths(predictor, subject, regions)
             trials += _try_all(predictor, subject, regions, grid, path, scratch)
     default = next(trial for trial in trials if trial.settings == subject.default)
     best = choose(trials, default, grid, smaller=subject.smaller)
@@ -277,17 +294,46 @@ def _try_all(
         for number, region in enumerate(regions)
     ]
     known: dict[bytes, float] = {}
-    trials = []
-    for settings in tqdm(
-        candidates(grid), desc="trying settings", unit="setting", leave=False, disable=hidden(True)
-    ):
+    trials: list[Trial] = []
+    # The default comes first, so that warnings are about that.
+    tried = sorted(candidates(grid), key=lambda settings: settings != subject.default)
+    for settings in tqdm(tried, desc="trying settings", unit="setting", leave=False, disable=hidden(True)):
         maps = [maker(settings) for maker in makers]
         # Many settings give the same labels, which are scored once.
         digest = _digest(maps)
         if digest not in known:
-            known[digest] = _value(subject, regions, maps, scratch)
+            with _warnings("volumen.evaluation", allowed=not trials):
+                known[digest] = _value(subject, regions, maps, scratch)
         trials.append(Trial(str(checkpoint), settings, known[digest]))
     return trials
+
+
+def _truths(
+    predictor: Predictor, subject: Subject, regions: Sequence[PredictedRegion]
+) -> list[PredictedRegion]:
+    """Return the regions with the ignore label of their truth, after checking that it numbers instances.
+
+    Raises:
+        VolumenError: instances are compared with a mask.
+    """
+    if subject.rules is None:
+        return list(regions)
+    targets = predictor.config.get("dataset_config", {}).get("targets", {})
+    ignore = targets.get(subject.truth, {}).get("ignore_label")
+    regions = [replace(region, case=replace(region.case, ignore=ignore)) for region in regions]
+    highest = 0
+    for case in (region.case for region in regions):
+        for box in case.pieces():
+            _, truth, known = case.read(box)
+            highest = max(highest, int(truth[0].max(initial=0, where=known)))
+    if highest == 1:
+        raise VolumenError(
+            regions[0].case.label.path,
+            expected="numbers of instances",
+            found="the value 1 alone, as of a mask",
+            remedy="name the labelled target that numbers them with --truth",
+        )
+    return regions
 
 
 def _maker(predictor: Predictor, subject: Subject, region: PredictedRegion, folder: Path) -> Maps:
@@ -325,16 +371,15 @@ def _value(
         volume = ArrayVolume(labels, axes=axes, path=region.case.prediction.path)
         cases.append(replace(region.case, prediction=volume, scale=0.0))
     request = EvaluateRequest(str(scratch), str(scratch), str(scratch), metrics=(subject.score,))
-    with _without_warnings("volumen.evaluation"):
-        return score(cases, request).mean.get(subject.key, math.nan)
+    return score(cases, request).mean.get(subject.key, math.nan)
 
 
 @contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    """Leave out a logger's warnings: an empty prediction is nothing to warn of where extreme settings are tried."""
+def _warnings(name: str, *, allowed: bool) -> Iterator[None]:
+    """Leave out a logger's warnings unless they are allowed: extreme settings give empty predictions on purpose."""
     log = logging.getLogger(name)
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(level if allowed else logging.ERROR)
     try:
         yield
     finally:

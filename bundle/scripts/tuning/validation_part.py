@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,13 +51,28 @@ def kept_checkpoints(checkpoint: Path) -> list[Path]:
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
-def validation_boxes(checkpoint: Path, data: str, source: str) -> dict[str, list[Box]]:
-    """Return the regions of the validation part by image, of the images that have a label.
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of the validation part.
+
+    Args:
+        boxes: its regions in the validation part.
+        label: path of the label that is the truth.
+        mask: path of the mask, scored where above 0; None for none.
+    """
+
+    boxes: tuple[Box, ...]
+    label: str
+    mask: str | None = None
+
+
+def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, LabelledImage]:
+    """Return the images of the validation part that have a label, by name.
 
     Args:
         checkpoint: of the run; `<model>_split.json` is beside it.
         data: dataset with the folders `images` and `labels`.
-        source: the labelled target.
+        truth: the labelled target.
 
     Raises:
         VolumenError: no split, no validation part, an image of it is missing, or none of them is labelled.
@@ -70,13 +85,12 @@ def validation_boxes(checkpoint: Path, data: str, source: str) -> dict[str, list
             found="none",
             remedy="give a checkpoint in the folder of its run",
         )
-    boxes = {name: regions for name, regions in read_split(split).val.items() if regions}
+    boxes = {name: tuple(regions) for name, regions in read_split(split).val.items() if regions}
     if not boxes:
         raise VolumenError(
             split, "the run has no validation part", remedy="train with a --train-split below 1"
         )
-    folder = Path(data)
-    if not folder.is_dir():
+    if not Path(data).is_dir():
         raise VolumenError(data, expected="the folder with images/ and labels/ of the run", found="no folder")
     missing = sorted(set(boxes) - {volume_name(path) for path in image_paths(data)})
     if missing:
@@ -86,23 +100,30 @@ def validation_boxes(checkpoint: Path, data: str, source: str) -> dict[str, list
             found="no such image",
             remedy="give the data of the run",
         )
-    labels = folder / "labels"
-    named = {volume_name(path) for path in image_paths(str(labels))} if labels.is_dir() else set()
-    labelled = {name: regions for name, regions in boxes.items() if f"{name}_{source}" in named}
-    if not labelled:
+    labels, masks = _volumes_by_name(Path(data, "labels")), _volumes_by_name(Path(data, "masks"))
+    found = {}
+    for name, regions in boxes.items():
+        if label := labels.get(f"{name}_{truth}"):
+            named = (masks.get(key) for key in (f"{name}_{truth}", f"{name}_mask", name))
+            found[name] = LabelledImage(regions, label, next(filter(None, named), None))
+    if not found:
         raise VolumenError(
-            labels,
-            expected=f"labels of the validation part, such as {min(boxes)}_{source}",
+            Path(data, "labels"),
+            expected=f"labels of the validation part, such as {min(boxes)}_{truth}",
             found="none of them",
-            remedy="give labelled data, or another --target",
+            remedy="give data with labels of that target",
         )
-    return labelled
+    return found
+
+
+def _volumes_by_name(folder: Path) -> dict[str, str]:
+    return {volume_name(path): path for path in image_paths(str(folder))} if folder.is_dir() else {}
 
 
 def predict_part(
     predictor: Predictor,
     request: PredictRequest,
-    boxes: dict[str, list[Box]],
+    part: Mapping[str, LabelledImage],
     target: str,
     tell: Tell | None = None,
 ) -> list[PredictedRegion]:
@@ -111,7 +132,7 @@ def predict_part(
     Args:
         predictor: the network.
         request: how; its input is the dataset, its output a folder without other content.
-        boxes: regions by image.
+        part: the images of the validation part by name.
         target: the predicted target that is scored.
         tell: called with what is predicted, windows done and all windows.
 
@@ -123,25 +144,24 @@ def predict_part(
         volume_name(job.image.source): job for job in find_jobs(request, names, len(predictor.patch_size))
     }
     found = []
-    for number in range(max(map(len, boxes.values()))):
-        # Regions of one image have one name, so that each goes to a folder of its own.
-        folder = Path(request.output) / f"region_{number}"
-        jobs = {}
-        for name in sorted(name for name, regions in boxes.items() if number < len(regions)):
-            box, job = boxes[name][number], images[name]
-            _check_box(job, box)
-            check_kind(predictor, job.image)
-            jobs[name] = replace(job, output=folder / f"{name}.zarr")
+    for name, image in sorted(part.items()):
+        for number, box in enumerate(image.boxes):
+            _check_box(images[name], box)
+            check_kind(predictor, images[name].image)
+            # Regions of one image have one name, so that each goes to a folder of its own.
+            output = Path(request.output) / f"region_{number}" / f"{name}.zarr"
+            job = replace(images[name], output=output)
             told = None if tell is None else Progress(name, tell)
-            predict_volume(predictor, jobs[name], replace(request, region=box), progress=told)
-        cases = find_cases(
-            EvaluateRequest(str(folder), request.input, str(folder), targets=(target,), metrics=())
-        )
-        for case in cases:
-            box = boxes[case.name][number]
-            alone = len(boxes[case.name]) == 1
-            named = case if alone else replace(case, name=f"{case.name} {number}")
-            found.append(PredictedRegion(named, jobs[case.name], box))
+            predict_volume(predictor, job, replace(request, region=box), progress=told)
+            (case,) = find_cases(
+                EvaluateRequest(
+                    str(output), image.label, str(output), masks=image.mask, targets=(target,), metrics=()
+                )
+            )
+            several = len(image.boxes) > 1
+            found.append(
+                PredictedRegion(replace(case, name=f"{name} {number}") if several else case, job, box)
+            )
     return found
 
 
