@@ -148,7 +148,7 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     folder.mkdir(parents=True, exist_ok=True)
     paths = [first]
     if request.epochs:
-        paths += [path for path in kept_checkpoints(first) if path.resolve() != first.resolve()]
+        paths += [path for path in kept_checkpoints(first) if not path.samefile(first)]
     trials: list[Trial] = []
     for path in paths:
         with _scratch(folder, model_name(first)) as scratch:
