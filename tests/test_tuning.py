@@ -465,6 +465,31 @@ def test_an_earlier_result_is_not_replaced_unasked(run, capsys):
     assert (run / "run" / "m_tuned.pth").read_text() == "of a user"
 
 
+def test_an_output_that_is_a_file(run, capsys):
+    (run / "file").write_text("")
+    assert "file: expected a folder that can be written to" in fails(run, capsys, "-o", str(run / "file"))
+
+
+def test_images_in_2d_thinner_than_a_patch(tmp_path):
+    image = smooth((11, 50), 1)
+    write(tmp_path / "data" / "images" / "p.tif", (255 * image).astype(np.uint8))
+    write(tmp_path / "data" / "labels" / "p_ink.tif", (image > 0.5).astype(np.uint8))
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run" / "m_best.pth", ndim=2, patch=(16, 16), tasks=False, seed=1)
+    write_split(tmp_path / "run", {"p": [[[0, 11], [30, 50]]]})
+    found = tune(
+        TuneRequest(
+            str(tmp_path / "run" / "m_best.pth"), str(tmp_path / "data"), "objects_broken", "ink",
+            output=str(tmp_path / "new" / "folder"),
+        )
+    )  # fmt: skip
+    assert len(found.trials) == 9 * 3  # no holes beside the classes of the other head
+    assert found.best.value == min(trial.value for trial in found.trials)
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {
+        "m_tuned.pth", "m_tuning.csv",
+    }  # fmt: skip
+
+
 def test_holes_are_not_filled_beside_classes(run, capsys):
     save_checkpoint(run / "run" / "m_3.pth", patch=(16, 16, 16))
     assert "tissue, which is predicted too, has several classes" in fails(run, capsys, "--fill-holes", "9")

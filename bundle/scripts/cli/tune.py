@@ -152,7 +152,9 @@ def _table(found: Tuning) -> Table:
 
 
 def _text(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.4f}"
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.6g}"
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

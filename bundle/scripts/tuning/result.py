@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from volumen.checkpoints.file import save_checkpoint
+from volumen.checkpoints.file import save_checkpoint, write_run_file
 from volumen.inference.predictor import read_checkpoint
-from volumen.utils.atomic import write_atomically
 
 if TYPE_CHECKING:
     from volumen.tuning.grid import Trial
@@ -52,14 +51,18 @@ def store(best: Trial, default: Trial, subject: Subject, path: Path) -> None:
 
 
 def write_trials(trials: Sequence[Trial], subject: Subject, path: Path) -> None:
-    """Write a CSV with a row per trial; an undefined score is an empty cell."""
+    """Write a CSV with a row per trial; an undefined score is an empty cell.
+
+    Raises:
+        VolumenError: the file cannot be written.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["checkpoint", *subject.default, subject.key])
     for trial in trials:
         values = [f"{value:g}" for value in trial.settings.values()]
         table.writerow([Path(trial.checkpoint).name, *values, _cell(trial.value)])
-    write_atomically(path, text.getvalue().encode())
+    write_run_file(path, text.getvalue().encode())
 
 
 def _known(value: float) -> Any:

@@ -145,7 +145,6 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     part = validation_part(first, request.data, subject.truth)
     folder = Path(request.output) if request.output else first.parent
     results = _results(request, first, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [first]
     if request.epochs:
         paths += [path for path in kept_checkpoints(first) if not path.samefile(first)]
@@ -268,8 +267,18 @@ def _results(request: TuneRequest, checkpoint: Path, folder: Path) -> tuple[Path
 
 @contextmanager
 def _scratch(folder: Path, name: str) -> Iterator[Path]:
-    """Give a new folder that is removed when the block ends."""
-    path = Path(tempfile.mkdtemp(prefix=f"{name}_tuning_", dir=folder))
+    """Give a new folder that is removed when the block ends.
+
+    Raises:
+        VolumenError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=f"{name}_tuning_", dir=folder))
+    except OSError as error:
+        raise VolumenError(
+            folder, expected="a folder that can be written to", found=error.strerror, remedy="give another -o"
+        ) from error
     try:
         yield path
     finally:
