@@ -465,6 +465,14 @@ def test_an_earlier_result_is_not_replaced_unasked(run, capsys):
     assert (run / "run" / "m_tuned.pth").read_text() == "of a user"
 
 
+def test_a_head_that_instances_are_made_from(run, capsys):
+    pytest.importorskip("bioimage_cpp")
+    content = torch.load(run / "run" / "m_3.pth", weights_only=True)
+    content["config"]["inference_config"]["instances"] = {"boundary": "ink"}
+    torch.save(content, run / "run" / "m_3.pth")
+    assert "the checkpoint makes instances from ink, so a prediction stores" in fails(run, capsys)
+
+
 def test_an_output_that_is_a_file(run, capsys):
     (run / "file").write_text("")
     assert "file: expected a folder that can be written to" in fails(run, capsys, "-o", str(run / "file"))

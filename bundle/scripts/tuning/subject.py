@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from volumen.inference.postprocess.instance_output import settle_request
+from volumen.inference.rules import settle_rules
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.score_names import (
     INSTANCES,
@@ -125,6 +126,14 @@ def _of_instances(predictor: Predictor, score: str, rules: InstanceRules, truth:
 
 def _of_labels(predictor: Predictor, request: PredictRequest, score: str, target: str) -> Subject:
     (head,) = predictor.heads([target])
+    if request.instances is not None:
+        settled = settle_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
+        if target in settled.sources:
+            raise VolumenError(
+                "--target",
+                f"the checkpoint makes instances from {target}, so a prediction stores its probabilities",
+                remedy=f"tune {settled.name}, or take a checkpoint without instances",
+            )
     smaller = _direction(target, score, head.kind)
     softmax = head.activation == "softmax"
     others = [other.name for other in predictor.heads(request.targets) if other.activation == "softmax"]
