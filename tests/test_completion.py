@@ -47,7 +47,7 @@ def test_what_a_shell_offers(tmp_path, line, expected):
 
 
 def test_every_command_is_offered(tmp_path):
-    commands = {"train", "inspect", "predict", "evaluate", "export", "package", "completion"}
+    commands = {"train", "inspect", "predict", "evaluate", "tune", "export", "package", "completion"}
     assert commands <= offered("volumen ", str(tmp_path))
 
 

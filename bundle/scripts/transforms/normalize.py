@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from volumen.utils.errors import VolumenError
+from volumen.utils.jit import compiled
 
 SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")

@@ -10,6 +10,18 @@ from volumen.data.sampling.split import Split
 from volumen.utils.errors import VolumenError
 
 
+def read_split(path: Path) -> Split:
+    """Read a run's split.
+
+    Raises:
+        VolumenError: the file is missing or damaged.
+    """
+    try:
+        return Split.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VolumenError(path, f"is not a split ({error})", remedy="start a new run") from None
+
+
 def load_split(path: Path, shapes: Mapping[str, Sequence[int]]) -> Split:
     """Read a run's split and check that it fits the volumes.
 
@@ -20,11 +32,7 @@ def load_split(path: Path, shapes: Mapping[str, Sequence[int]]) -> Split:
     Raises:
         VolumenError: the file is damaged, or describes other volumes.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        split = Split.from_dict(content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VolumenError(path, f"is not a split ({error})", remedy="start a new run") from None
+    split = read_split(path)
     for name, boxes in [*split.train.items(), *split.val.items()]:
         shape = shapes.get(name)
         if shape is None or any(stop > extent for box in boxes for (_, stop), extent in zip(box, shape)):

@@ -1,0 +1,177 @@
+"""The validation part of a run: where it is recorded, and its prediction, which is stored below a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from volumen.data.sampling.split_file import read_split
+from volumen.evaluation.cases import ScoredCase
+from volumen.evaluation.pairing import find_cases
+from volumen.evaluation.request import EvaluateRequest
+from volumen.inference.jobs import Job, find_jobs, image_paths, volume_name
+from volumen.inference.predict import check_kind, output_names, predict_volume
+from volumen.inference.progress import Progress
+from volumen.utils.errors import VolumenError
+
+if TYPE_CHECKING:
+    from volumen.inference.predictor import Predictor
+    from volumen.inference.request import PredictRequest
+    from volumen.utils.boxes import Box
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class PredictedRegion:
+    """A region of the validation part.
+
+    Args:
+        case: its prediction with its label; other predictions may take the place of this one.
+        job: the image, and where the prediction is stored.
+        box: place of the region in the image.
+    """
+
+    case: ScoredCase
+    job: Job
+    box: Box
+
+
+def model_name(checkpoint: Path) -> str:
+    """Return the run's name, with which the names of its files begin: "a/run_best.pth" gives "run"."""
+    return checkpoint.stem.rpartition("_")[0] or checkpoint.stem
+
+
+def kept_checkpoints(checkpoint: Path) -> list[Path]:
+    """Return the checkpoints of the epochs of a run that its folder still holds, in their order."""
+    pattern = re.compile(re.escape(model_name(checkpoint)) + r"_(\d+)\.pth")
+    found = [(pattern.fullmatch(path.name), path) for path in checkpoint.parent.iterdir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of the validation part.
+
+    Args:
+        boxes: its regions in the validation part.
+        label: path of the label that is the truth.
+        mask: path of the mask, scored where above 0; None for none.
+    """
+
+    boxes: tuple[Box, ...]
+    label: str
+    mask: str | None = None
+
+
+def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, LabelledImage]:
+    """Return the images of the validation part that have a label, by name.
+
+    Args:
+        checkpoint: of the run; `<model>_split.json` is beside it.
+        data: dataset with the folders `images` and `labels`.
+        truth: the labelled target.
+
+    Raises:
+        VolumenError: no split, no validation part, an image of it is missing, or none of them is labelled.
+    """
+    split = checkpoint.parent / f"{model_name(checkpoint)}_split.json"
+    if not split.is_file():
+        raise VolumenError(
+            checkpoint,
+            expected=f"{split.name} beside it, which says what the run was validated on",
+            found="none",
+            remedy="give a checkpoint in the folder of its run",
+        )
+    boxes = {name: tuple(regions) for name, regions in read_split(split).val.items() if regions}
+    if not boxes:
+        raise VolumenError(
+            split, "the run has no validation part", remedy="train with a --train-split below 1"
+        )
+    if not Path(data).is_dir():
+        raise VolumenError(data, expected="the folder with images/ and labels/ of the run", found="no folder")
+    missing = sorted(set(boxes) - {volume_name(path) for path in image_paths(data)})
+    if missing:
+        raise VolumenError(
+            data,
+            expected=f"the images of the validation part, such as {missing[0]}",
+            found="no such image",
+            remedy="give the data of the run",
+        )
+    labels, masks = _volumes_by_name(Path(data, "labels")), _volumes_by_name(Path(data, "masks"))
+    found = {}
+    for name, regions in boxes.items():
+        if label := labels.get(f"{name}_{truth}"):
+            named = (masks.get(key) for key in (f"{name}_{truth}", f"{name}_mask", name))
+            found[name] = LabelledImage(regions, label, next(filter(None, named), None))
+    if not found:
+        raise VolumenError(
+            Path(data, "labels"),
+            expected=f"labels of the validation part, such as {min(boxes)}_{truth}",
+            found="none of them",
+            remedy="give data with labels of that target",
+        )
+    return found
+
+
+def _volumes_by_name(folder: Path) -> dict[str, str]:
+    return {volume_name(path): path for path in image_paths(str(folder))} if folder.is_dir() else {}
+
+
+def predict_part(
+    predictor: Predictor,
+    request: PredictRequest,
+    part: Mapping[str, LabelledImage],
+    target: str,
+    tell: Tell | None = None,
+) -> list[PredictedRegion]:
+    """Predict the regions of a validation part and pair each with its label.
+
+    Args:
+        predictor: the network.
+        request: how; its input is the dataset, its output a folder without other content.
+        part: the images of the validation part by name.
+        target: the predicted target that is scored.
+        tell: called with what is predicted, windows done and all windows.
+
+    Raises:
+        VolumenError: an image, label or mask that does not fit.
+    """
+    names = output_names(predictor, request)
+    images = {
+        volume_name(job.image.source): job for job in find_jobs(request, names, len(predictor.patch_size))
+    }
+    found = []
+    for name, image in sorted(part.items()):
+        for number, box in enumerate(image.boxes):
+            _check_box(images[name], box)
+            check_kind(predictor, images[name].image)
+            # Regions of one image have one name, so that each goes to a folder of its own.
+            output = Path(request.output) / f"region_{number}" / f"{name}.zarr"
+            job = replace(images[name], output=output)
+            told = None if tell is None else Progress(name, tell)
+            predict_volume(predictor, job, replace(request, region=box), progress=told)
+            (case,) = find_cases(
+                EvaluateRequest(
+                    str(output), image.label, str(output), masks=image.mask, targets=(target,), metrics=()
+                )
+            )
+            several = len(image.boxes) > 1
+            found.append(
+                PredictedRegion(replace(case, name=f"{name} {number}") if several else case, job, box)
+            )
+    return found
+
+
+def _check_box(job: Job, box: Box) -> None:
+    shape = job.image.shape
+    if len(shape) != len(box) or any(stop > n for (_, stop), n in zip(box, shape, strict=True)):
+        raise VolumenError(
+            job.image.path,
+            expected=f"the image as it was when the run began, with the region {box}",
+            found=f"shape {shape}",
+            remedy="give the data of the run",
+        )
