@@ -14,7 +14,7 @@ from prediction import save_checkpoint
 
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.derived.derivation import derive_target
-from volumen.evaluation import score as module
+from volumen.evaluation import cases as module
 from volumen.evaluation.cases import EvaluateRequest
 from volumen.evaluation.derived_truth import DerivedTruth
 from volumen.evaluation.score import evaluate

@@ -38,6 +38,7 @@ REQUIRED_PACKAGES = (
     "pillow",
     "tqdm",
     "rich",
+    "jinja2",
     "argcomplete",
     "fire",
     "jsonschema",
