@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from volumen.evaluation.cases import Evaluation
+    from volumen.evaluation.differences import Comparison
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,11 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p",
         "--predictions",
-        action=Once,
+        action="append",
+        metavar="PREDICTIONS",
         required=True,
-        help="output of volumen predict, or IMAGE_TARGET files",
+        help="output of volumen predict, or IMAGE_TARGET files; given several times, models are compared with the "
+        "first of them",
     )
     parser.add_argument(
         "-l",
@@ -113,6 +116,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         VolumenError: for whatever a user can set right.
     """
     from volumen.evaluation.cases import EvaluateRequest
+    from volumen.evaluation.comparison import compare
     from volumen.evaluation.score import evaluate
     from volumen.utils.errors import VolumenError
 
@@ -122,29 +126,35 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             spacing = tuple(float(part) for part in arguments.spacing.split(","))
         except ValueError:
             raise VolumenError("--spacing", expected="numbers by commas", found=arguments.spacing) from None
-    evaluation = evaluate(
-        EvaluateRequest(
-            predictions=arguments.predictions,
-            labels=arguments.labels,
-            output=arguments.output,
-            masks=arguments.masks,
-            targets=_names(arguments.targets),
-            metrics=_names(arguments.metrics),
-            tolerance=arguments.tolerance,
-            threshold=arguments.threshold,
-            spacing=spacing,
-            worst=arguments.worst,
-            seed=arguments.seed,
-            instances=_names(arguments.instances) or (),
-            ignore_label=arguments.ignore_label,
-            connectivity=arguments.connectivity,
-            surface_border=arguments.surface_border,
-        )
+    request = EvaluateRequest(
+        predictions=arguments.predictions[0],
+        labels=arguments.labels,
+        output=arguments.output,
+        masks=arguments.masks,
+        targets=_names(arguments.targets),
+        metrics=_names(arguments.metrics),
+        tolerance=arguments.tolerance,
+        threshold=arguments.threshold,
+        spacing=spacing,
+        worst=arguments.worst,
+        seed=arguments.seed,
+        instances=_names(arguments.instances) or (),
+        ignore_label=arguments.ignore_label,
+        connectivity=arguments.connectivity,
+        surface_border=arguments.surface_border,
     )
+    if len(arguments.predictions) == 1:
+        evaluations = [evaluate(request)]
+        tables = [_table(evaluations[0])]
+    else:
+        comparison = compare(arguments.predictions, request)
+        evaluations = list(comparison.evaluations.values())
+        tables = [_difference_table(comparison, name) for name in comparison.differences]
     if not arguments.quiet:
-        make_console().print(_table(evaluation))
+        for table in tables:
+            make_console().print(table)
     logger.info("report: %s/report.html", arguments.output)
-    incomplete = evaluation.unpredicted or evaluation.unlabelled
+    incomplete = any(evaluation.unpredicted or evaluation.unlabelled for evaluation in evaluations)
     return 1 if arguments.require_all and incomplete else 0
 
 
@@ -162,6 +172,25 @@ def _table(evaluation: Evaluation) -> Table:
             unit_of(key, evaluation),
             f"{readable(bounds[0])} to {readable(bounds[1])}" if bounds else "",
             direction(key),
+        )
+    return table
+
+
+def _difference_table(comparison: Comparison, model: str) -> Table:
+    """Return the differences of a model from the first one, with their intervals, and which is better."""
+    from volumen.evaluation.report import number
+
+    table = make_table(
+        f"{model} minus {comparison.first}, over cases that both have",
+        ("metric", comparison.first, model, "difference", "95 % interval", "cases", f"{model} is"),
+    )
+    for key, found in comparison.differences[model].items():
+        table.add_row(
+            key,
+            *(number(value) for value in (found.first, found.other, found.mean)),
+            f"{number(found.interval[0])} to {number(found.interval[1])}" if found.interval else "",
+            str(len(found.cases)),
+            comparison.verdict(model, key),
         )
     return table
 

@@ -109,8 +109,8 @@ def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
         rows.append(
             {
                 "key": key,
-                "value": _number(value),
-                "interval": f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else "–",
+                "value": number(value),
+                "interval": f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "–",
                 "bar": _bar(key, value, bounds),
                 "cases": "" if key == "mean_dice" else str(count),
                 "better": direction(key, unit_of(key, evaluation)),
@@ -182,13 +182,18 @@ def _case_tables(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
+def column_words(key: str, target: str) -> list[str]:
+    """Return the lines of a column's head: the score, its parameter and its class."""
+    return key.removeprefix(f"{target}/").replace("_", " ").replace("@", "/@").split("/")
+
+
 def _cases_by(evaluation: Evaluation, target: str, keys: Sequence[str]) -> dict[str, Any]:
     """Return one table: a row per case, a column per metric of a target."""
     worst = {key: _worst_of(evaluation, key) for key in keys}
     return {
         "columns": [
             {
-                "words": key.removeprefix(f"{target}/").replace("_", " ").split("/"),
+                "words": column_words(key, target),
                 "unit": unit_of(key, evaluation),
             }
             for key in keys
@@ -197,7 +202,7 @@ def _cases_by(evaluation: Evaluation, target: str, keys: Sequence[str]) -> dict[
             {
                 "name": name,
                 "cells": [
-                    {"value": _number(row.get(key, math.nan)), "worst": worst[key] == name} for key in keys
+                    {"value": number(row.get(key, math.nan)), "worst": worst[key] == name} for key in keys
                 ],
             }
             for name, row in evaluation.cases.items()
@@ -241,7 +246,8 @@ def _worst_of(evaluation: Evaluation, key: str) -> str | None:
     return (max if smaller_is_better(key) else min)(values, key=lambda name: values[name])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a value as tables show it, a dash where it is undefined."""
     return "–" if math.isnan(value) else readable(value)
 
 
@@ -289,7 +295,7 @@ def _labelled_picture(evaluation: Evaluation, case: ScoredCase) -> dict[str, Any
     metric, called = _leading(case)
     value = evaluation.cases.get(case.name, {}).get(f"{case.target}/{metric}", math.nan)
     drawn = case_picture(case, evaluation.settings["threshold"])
-    score = f"{_number(value)} {metric_unit(metric, case.kind)}".strip()
+    score = f"{number(value)} {metric_unit(metric, case.kind)}".strip()
     return {
         "label": f"{case.name}, {case.target}: {called} {score}; {drawn.place}",
         "png": base64.b64encode(drawn.png).decode(),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.evaluation.cases import EvaluateRequest, Evaluation, ScoredCase
-from volumen.evaluation.pairing import find_pairs
+from volumen.evaluation.pairing import Pairs, find_pairs
 from volumen.evaluation.results import csv_text, json_text
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.objects.contingency import PRED, TRUTH, objects_of
@@ -46,12 +46,16 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     Raises:
         VolumenError: nothing to score, shapes that differ, or an unknown metric.
     """
+    check_request(request)
+    return score_pairs(find_pairs(request), request)
+
+
+def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
+    """Score pairs that were found, and write the report, see `evaluate`."""
     from volumen.evaluation.case_scores import objects_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
 
-    _check(request)
-    pairs = find_pairs(request)
     scored = pairs.cases
     ndim = len(scored[0].prediction.shape)
     if request.spacing is not None and len(request.spacing) != ndim:
@@ -71,8 +75,12 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     return evaluation
 
 
-def _check(request: EvaluateRequest) -> None:
-    """Refuse numbers out of range, before anything is read."""
+def check_request(request: EvaluateRequest) -> None:
+    """Refuse numbers out of range, before anything is read.
+
+    Raises:
+        VolumenError: the number and its range, or a file in place of the report's folder.
+    """
     if not 0 < request.threshold <= 1:
         raise VolumenError(
             "--threshold", expected="a probability above 0, at most 1", found=request.threshold
