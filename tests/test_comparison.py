@@ -213,3 +213,20 @@ def test_models_are_named_by_what_tells_them_apart():
     assert model_names(["/a/one.tif", "/a/two.tif"]) == ["one.tif", "two.tif"]
     assert model_names(["/a/x/1", "/b/x/1", "/b/y/1"]) == ["a/x", "b/x", "b/y"]
     assert len(set(model_names(["/x", "/y/x"]))) == 2
+
+
+def test_recorded_models_that_derive_a_target_differently_compare_by_the_others(tmp_path):
+    from test_evaluate_derived import TASKS, record, sheets
+
+    labels = sheets()
+    write(tmp_path / "data" / "labels" / "a_ink.tif", labels)
+    values = {"sdt": (np.zeros((1, *labels.shape), np.float32), "distance")}
+    labelled = {"ink": ((labels[None] > 0).astype(np.float32), "binary")}
+    inside = {**TASKS, "sdt": {**TASKS["sdt"], "distance_type": "inside"}}
+    for name, tasks in (("base", TASKS), ("same", TASKS), ("other", inside)):
+        record(tmp_path / name / "found", "a", {**labelled, **values}, tasks)
+    assert "sdt/mae" in run(tmp_path, "base", "same", metrics=None).differences["same"]
+    with pytest.raises(VolumenError, match=r"derive sdt differently.*--targets"):
+        run(tmp_path, "base", "other", metrics=None)
+    compared = run(tmp_path, "base", "other", metrics=None, targets=("ink",)).differences["other"]
+    assert compared["ink/dice"].mean == 0

@@ -121,3 +121,23 @@ def test_a_comparison_fits_a_page_of_1000_pixels(tmp_path):
     request = EvaluateRequest("", str(tmp_path / "data"), str(tmp_path / "out"))
     compare([str(tmp_path / name) for name in names], request)
     assert layout(tmp_path / "out" / "report.html", tmp_path) > 3
+
+
+def test_curves_fit_a_page_of_1000_pixels_and_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    for case in ("first", "second"):
+        truth = rng.random((6, 40, 40)) < 0.4
+        write(tmp_path / "data" / "labels" / f"{case}_ink.tif", truth.astype(np.uint8))
+        for name, noise in (("base", 0.6), ("new", 0.3)):
+            found = np.clip(0.2 + 0.6 * truth + rng.normal(0, noise, truth.shape), 0, 1)
+            write(tmp_path / name / f"{case}_ink.tif", found.astype(np.float32))
+    request = EvaluateRequest("", str(tmp_path / "data"), str(tmp_path / "out"), metrics=("ece",))
+    compare([str(tmp_path / name) for name in ("base", "new")], request)
+    page = tmp_path / "out" / "report.html"
+    assert layout(page, tmp_path) > 1
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1000,1800")
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in ("#0072b2", "#d55e00"):
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=1) < 12).sum() > 300

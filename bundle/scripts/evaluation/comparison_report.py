@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from volumen.evaluation.curves import paired_figures
 from volumen.evaluation.differences import FEWEST, Comparison, Difference
 from volumen.evaluation.pages import render_page
 from volumen.evaluation.report import MOST_COLUMNS, column_words, direction, number, unit_of
@@ -82,6 +83,10 @@ def render_comparison(comparison: Comparison) -> str:
         models=_models(comparison),
         missing=_missing(comparison),
         first=comparison.first,
+        curves=paired_figures(
+            {name: evaluation.histograms for name, evaluation in comparison.evaluations.items()},
+            comparison.evaluations[comparison.first].settings["threshold"],
+        ),
         comparisons=[_compared(comparison, name) for name in comparison.differences],
         fewest=FEWEST,
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from volumen.evaluation.curves import MOST_THIN, single_figures
 from volumen.evaluation.pages import render_page
 from volumen.evaluation.report_drawing import (
     COLOURS,
@@ -62,6 +63,8 @@ def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
         missing=_missing(evaluation),
         means=_means(evaluation),
         cost=_cost(evaluation),
+        curves=single_figures(evaluation.histograms, evaluation.settings["threshold"]),
+        most_thin=MOST_THIN,
         case_tables=_case_tables(evaluation),
         several_cases=len(evaluation.cases) > 1,
         objects=_wrong_objects(evaluation),

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from volumen.evaluation.cases import Evaluation
+from volumen.evaluation.curves import curve_tables
 
 if TYPE_CHECKING:
     pass
@@ -28,6 +29,7 @@ def json_text(evaluation: Evaluation) -> str:
         "labels_without_prediction": list(evaluation.unpredicted),
         "predictions_without_label": list(evaluation.unlabelled),
         "details": evaluation.details,
+        "curves": curve_tables(evaluation.histograms),
     }
     return json.dumps(content, indent=1)
 

@@ -41,7 +41,7 @@ ALL = "all"
 def evaluate(request: EvaluateRequest) -> Evaluation:
     """Score predictions and write the report (of several processes, the first).
 
-    It is `metrics.json`, `metrics.csv`, `objects.csv` and `report.html`.
+    It is `metrics.json`, `metrics.csv`, `objects.csv`, `curves.csv` and `report.html`.
 
     Raises:
         VolumenError: nothing to score, shapes that differ, or an unknown metric.
@@ -53,6 +53,7 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     """Score pairs that were found, and write the report, see `evaluate`."""
     from volumen.evaluation.case_scores import objects_csv
+    from volumen.evaluation.curves import curves_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
 
@@ -71,6 +72,7 @@ def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     write_atomically(output / "metrics.json", json_text(evaluation).encode())
     write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
     write_atomically(output / "objects.csv", objects_csv(evaluation.details).encode())
+    write_atomically(output / "curves.csv", curves_csv(evaluation.histograms).encode())
     write_atomically(output / "report.html", render_report(evaluation, worst=request.worst).encode())
     return evaluation
 
@@ -167,6 +169,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     interval = {
         key: bootstrap([row.get(key, math.nan) for row in cases.values()], request.seed) for key in mean
     }
+    counted = {target: metrics.histograms(target) for target in metrics.targets}
     settings = {
         "predictions": request.predictions,
         "labels": request.labels,
@@ -179,8 +182,9 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         "seed": request.seed,
     }
     return Evaluation(
-        mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds
-    )
+        mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds,
+        histograms={target: classes for target, classes in counted.items() if classes},
+    )  # fmt: skip
 
 
 def _wanted(scored: Sequence[ScoredCase], names: Sequence[str] | None) -> tuple[str, ...] | None:
