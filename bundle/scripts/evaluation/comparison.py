@@ -158,7 +158,7 @@ def _rules(
     one: ScoredCase, two: ScoredCase, request: EvaluateRequest
 ) -> list[tuple[str, tuple[object, ...], str]]:
     """Return what must agree: its name, the values of both models, and a remedy."""
-    spacings = () if request.spacing else tuple((case.spacing, case.unit) for case in (one, two))
+    spacings = () if request.spacing else tuple(_voxel_size(case) for case in (one, two))
     return [
         ("label", (one.label.path, two.label.path), "give predictions of the same volumes"),
         (
@@ -187,6 +187,12 @@ def _same_truth(one: ScoredCase, two: ScoredCase) -> bool:
 def _classes(case: ScoredCase) -> int | None:
     """Return how many channels the classes of a case have; None where that does not shape its scores."""
     return case.channels if case.kind in ("multiclass", "multilabel") else None
+
+
+def _voxel_size(case: ScoredCase) -> str:
+    if case.spacing is None:
+        return "none"
+    return f"{' x '.join(f'{side:g}' for side in case.spacing)} {case.unit or 'without a unit'}"
 
 
 def _box(case: ScoredCase) -> str:
