@@ -116,6 +116,14 @@ def test_the_truth_scores_perfectly_and_known_errors_score_as_they_are(truths, m
     assert "a, normals: angle 180.00 degrees; plane z" in page
 
 
+def test_truths_are_alike_whatever_the_losses_and_not_whatever_the_derivation():
+    task = {"type": "distance_transform", "source_target": "ink", "losses": [{"name": "MSELoss"}]}
+    truth = DerivedTruth("sdt", task, None, True, (1.0, 1.0, 1.0))
+    assert truth.derives_like(replace(truth, task={**task, "losses": [], "loss_weight": 3.0}))
+    assert not truth.derives_like(replace(truth, task={**task, "distance_type": "inside"}))
+    assert not truth.derives_like(replace(truth, spacing=(2.0, 1.0, 1.0)))
+
+
 def test_instances_are_scored_by_name_by_flag_and_by_their_number(tmp_path):
     truth = cells((12, 30, 30), 6)
     write(tmp_path / "data" / "labels" / "a_cell.tif", truth.astype(np.uint16))

@@ -159,6 +159,12 @@ def test_the_bundle_s_files_are_complete(bundle, trained):
     ).read_bytes()
     assert "(preview.gif)" in (bundle / "docs" / "README.md").read_text()
     assert not list(bundle.rglob("__pycache__"))
+    code = ROOT / "bundle" / "scripts"
+    files = {file.relative_to(code) for file in code.rglob("*") if file.is_file()}
+    shipped = {file for file in files if "__pycache__" not in file.parts}
+    assert Path("evaluation/templates/report.html") in shipped
+    packaged = bundle / "scripts"
+    assert {file.relative_to(packaged) for file in packaged.rglob("*") if file.is_file()} == shipped
 
 
 def test_the_metadata_tell_of_the_run_and_nothing_of_the_machine(bundle, trained):

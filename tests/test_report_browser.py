@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 from test_evaluate import write
 
+from volumen.evaluation.comparison import compare
+from volumen.evaluation.report import LISTED, MOST_COLUMNS
+from volumen.evaluation.report_drawing import in_columns
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 
@@ -44,7 +47,8 @@ def test_the_page_draws_its_tables_and_pictures(tmp_path):
     for name, shift in (("first", 0), ("second & <last>", 9)):
         write(tmp_path / "found" / f"{name}_ink.tif", np.roll(truth, shift, axis=1))
         write(tmp_path / "data" / "labels" / f"{name}_ink.tif", truth)
-    evaluate(EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out")))
+    request = EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"))
+    evaluation = evaluate(request)
     page = tmp_path / "out" / "report.html"
     # A script of the test's own, at the end of a copy, says what the browser made of the page.
     told = (
@@ -56,10 +60,15 @@ def test_the_page_draws_its_tables_and_pictures(tmp_path):
     copy = tmp_path / "copy.html"
     copy.write_text(page.read_text().replace("</body>", told + "</body>"))
     found = browse(copy, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=2000")
-    # Two pictures, all drawn; six rows of means and two of cases; nothing fetched.
-    assert "<title>[2,true,8,0]</title>" in found
+    # Two pictures, all drawn; a row for each mean, two in each table of cases, the wrong objects; nothing fetched.
+    tables = in_columns([key for key in evaluation.mean if key != "mean_dice"], MOST_COLUMNS)
+    objects = [row for case in evaluation.details.values() for row in case["ink"][""]["objects"]]
+    assert all(len(case["ink"][""]["objects"]) <= LISTED for case in evaluation.details.values())
+    rows = len(evaluation.mean) + 2 * len(tables) + len(objects)
+    assert f"<title>[2,true,{rows},0]</title>" in found
     assert "second &amp; &lt;last&gt;" in found
-    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
+    # Tall enough for the pictures, which stand last.
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,4800")
     with Image.open(tmp_path / "page.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
     # What was missed and what was predicted where nothing is, over grey: bright yellow and vermilion.
@@ -78,17 +87,57 @@ def test_tables_of_many_targets_and_classes_fit_a_page_of_1000_pixels(tmp_path):
         write(tmp_path / "data" / "labels" / f"{name}_tissue.tif", truth)
     evaluate(EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out")))
     page = tmp_path / "out" / "report.html"
+    assert layout(page, tmp_path) > 3
+
+
+def layout(page, folder) -> int:
+    """Check that a page of 1,000 pixels scrolls nowhere sideways and all headers have a scope; return its tables."""
     told = (
         "<script>onload=()=>{const wide=[...document.querySelectorAll('.scroll')].filter("
         "e=>e.scrollWidth>e.clientWidth).length;document.title=JSON.stringify([innerWidth,wide,"
         "document.documentElement.scrollWidth<=innerWidth,document.querySelectorAll('th:not([scope])').length,"
         "document.querySelectorAll('.scroll').length])}</script>"
     )
-    copy = tmp_path / "copy.html"
+    copy = folder / "copy.html"
     copy.write_text(page.read_text().replace("</body>", told + "</body>"))
     found = browse(
-        copy, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=2000", "--window-size=1000,900"
+        copy, folder / "profile", "--dump-dom", "--virtual-time-budget=2000", "--window-size=1000,900"
     )
     title = re.search(r"<title>\[(.*?)\]</title>", found)[1].split(",")
     assert title[:4] == ["1000", "0", "true", "0"], title
-    assert int(title[4]) > 3
+    return int(title[4])
+
+
+def test_a_comparison_fits_a_page_of_1000_pixels(tmp_path):
+    """Long names of models and cases, several classes."""
+    rng = np.random.default_rng(0)
+    names = ("a_model_with_a_very_long_name_trained_for_many_epochs_2026-11-30", "b")
+    for case in ("first", "a_very_long_name_of_a_volume_from_some_microscope_2026-11-30_with_no_spaces"):
+        truth = rng.integers(0, 4, (6, 40, 40), dtype=np.uint8)
+        write(tmp_path / "data" / "labels" / f"{case}_tissue.tif", truth)
+        for name, share in zip(names, (0.3, 0.2)):
+            found = np.where(rng.random(truth.shape) < share, 0, truth)
+            write(tmp_path / name / f"{case}_tissue.tif", found)
+    request = EvaluateRequest("", str(tmp_path / "data"), str(tmp_path / "out"))
+    compare([str(tmp_path / name) for name in names], request)
+    assert layout(tmp_path / "out" / "report.html", tmp_path) > 3
+
+
+def test_curves_fit_a_page_of_1000_pixels_and_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    for case in ("first", "second"):
+        truth = rng.random((6, 40, 40)) < 0.4
+        write(tmp_path / "data" / "labels" / f"{case}_ink.tif", truth.astype(np.uint8))
+        for name, noise in (("base", 0.6), ("new", 0.3)):
+            found = np.clip(0.2 + 0.6 * truth + rng.normal(0, noise, truth.shape), 0, 1)
+            write(tmp_path / name / f"{case}_ink.tif", found.astype(np.float32))
+    request = EvaluateRequest("", str(tmp_path / "data"), str(tmp_path / "out"), metrics=("ece",))
+    compare([str(tmp_path / name) for name in ("base", "new")], request)
+    page = tmp_path / "out" / "report.html"
+    assert layout(page, tmp_path) > 1
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1000,1800")
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in ("#0072b2", "#d55e00"):
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=1) < 12).sum() > 300

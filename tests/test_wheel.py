@@ -29,6 +29,15 @@ def test_a_wheel_holds_the_bundle_inside_the_package(tmp_path):
     assert all(name.startswith(("volumen/", "volumen-")) for name in held)
 
 
+def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+    """Not only modules: templates of pages and manifests are read at run time too."""
+    code = ROOT / "bundle" / "scripts"
+    files = [file.relative_to(code) for file in code.rglob("*") if file.is_file()]
+    shipped = {f"volumen/{file}" for file in files if "__pycache__" not in file.parts}
+    assert "volumen/evaluation/templates/report.html" in shipped
+    assert shipped <= names(tmp_path, "standard")
+
+
 def test_an_editable_installation_points_here_and_copies_nothing(tmp_path):
     held = names(tmp_path, "editable")
     assert {name for name in held if ".dist-info/" not in name} == {"_volumen.pth"}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from volumen.evaluation.cases import Evaluation
+    from volumen.evaluation.differences import Comparison
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,24 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: for whatever a user can set right.
     """
+    from volumen.evaluation.comparison import compare
     from volumen.evaluation.score import evaluate
 
-    evaluation = evaluate(EvaluateRequest(**given_fields(arguments, EvaluateRequest)))
+    models = arguments.predictions
+    arguments.predictions = models[0]
+    request = EvaluateRequest(**given_fields(arguments, EvaluateRequest))
+    if len(models) == 1:
+        evaluations = [evaluate(request)]
+        tables = [_table(evaluations[0])]
+    else:
+        comparison = compare(models, request)
+        evaluations = list(comparison.evaluations.values())
+        tables = [_difference_table(comparison, name) for name in comparison.differences]
     if not arguments.quiet:
-        make_console().print(_table(evaluation))
+        for table in tables:
+            make_console().print(table)
     logger.info("report: %s/report.html", arguments.output)
-    incomplete = evaluation.unpredicted or evaluation.unlabelled
+    incomplete = any(evaluation.unpredicted or evaluation.unlabelled for evaluation in evaluations)
     return 1 if arguments.require_all and incomplete else 0
 
 
@@ -59,5 +71,24 @@ def _table(evaluation: Evaluation) -> Table:
             unit_of(key, evaluation),
             f"{readable(bounds[0])} to {readable(bounds[1])}" if bounds else "",
             direction(key),
+        )
+    return table
+
+
+def _difference_table(comparison: Comparison, model: str) -> Table:
+    """Return the differences of a model from the first one, with their intervals, and which is better."""
+    from volumen.evaluation.report import number
+
+    table = make_table(
+        f"{model} minus {comparison.first}, over cases that both have",
+        ("metric", comparison.first, model, "difference", "95 % interval", "cases", f"{model} is"),
+    )
+    for key, found in comparison.differences[model].items():
+        table.add_row(
+            key,
+            *(number(value) for value in (found.first, found.other, found.mean)),
+            f"{number(found.interval[0])} to {number(found.interval[1])}" if found.interval else "",
+            str(len(found.cases)),
+            comparison.verdict(model, key),
         )
     return table

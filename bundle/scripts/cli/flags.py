@@ -108,6 +108,8 @@ def _value(item: SettingField) -> dict[str, Any]:
         said["metavar"] = item.described.metavar
     if item.described.once:
         said["action"] = Once
+    if item.described.several:
+        said["action"] = "append"
     if item.described.alone is not None:
         said.update(nargs="?", const=item.described.alone)
     if item.hint in (int, float):

@@ -28,6 +28,7 @@ class Described:
         short: a short flag, such as "-i"; empty: none.
         alone: value of the flag without a value; None: it needs one.
         once: whether the flag may be given once only, since two paths contradict each other.
+        several: whether the flag may be given several times; the command then gets a list.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Described:
     short: str = ""
     alone: str | None = None
     once: bool = False
+    several: bool = False
 
     @property
     def does(self) -> str:

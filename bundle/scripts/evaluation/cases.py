@@ -139,6 +139,8 @@ class Evaluation:
         unlabelled: names of predictions that have no label.
         details: case to target to class to counts and places of errors.
         seconds: part of the scoring to its CPU seconds.
+        histograms: target to class to case to counts of probabilities, see `probability_counts`; only of targets with
+            probabilities.
     """
 
     mean: dict[str, float]
@@ -150,6 +152,7 @@ class Evaluation:
     unlabelled: tuple[str, ...] = ()
     details: dict[str, dict[str, dict[str, Details]]] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict, repr=False)
 
     @property
     def coverage(self) -> str:

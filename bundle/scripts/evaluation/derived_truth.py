@@ -55,6 +55,11 @@ class DerivedTruth:
         kept = {key: value for key, value in self.task.items() if key not in _NO_PARAMETERS}
         return {"derived": {**kept, "source_target": "source"}}
 
+    def derives_like(self, other: DerivedTruth) -> bool:
+        """Whether the other derives the same values from the same labels, whatever its losses are."""
+        mine, its = ((one.mode, one.binary, one.spacing, one._tasks) for one in (self, other))
+        return mine == its
+
     @cached_property
     def halo(self) -> tuple[int, ...]:
         """Voxels per axis that are read around a region."""

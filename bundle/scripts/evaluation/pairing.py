@@ -99,7 +99,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
     unpredicted = [
         name for name, path in labels.items() if path not in used and image_of(name, targets) is not None
     ]
-    return Pairs(_in_one_unit(_agreed(cases)), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
+    return Pairs(_in_one_unit(agreed(cases)), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
 
 
 def _in_one_unit(cases: list[ScoredCase]) -> list[ScoredCase]:
@@ -185,7 +185,7 @@ def _join_slices(
     return predictions, labels
 
 
-def _agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
+def agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
     """Read label maps of one target alike: one without the classes of the others is none of another kind."""
     most = {
         case.target: max(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import logging
 import math
@@ -15,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from volumen.evaluation.report_drawing import COLOURS, colour_bar, draw_scale_bar, in_columns, ramp_colours
+from volumen.evaluation.curves import MOST_THIN, single_figures
+from volumen.evaluation.pages import render_page
+from volumen.evaluation.report_drawing import (
+    COLOURS,
+    RAMP,
+    ColourBar,
+    draw_scale_bar,
+    in_columns,
+    ramp_colours,
+)
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.score_names import direction_of, score_of, smaller_is_better
 from volumen.metrics.units import metric_unit, short_unit
@@ -32,39 +40,12 @@ LISTED = 5
 """Wrong objects of each kind in the table of a case, target and class."""
 MOST_ANGLE = 90.0
 """Angular error in degrees at the upper end of the colour bar."""
-_STYLE = """
-:root { color-scheme: light; --line: #dfe3e8; --soft: #5b6673; --accent: #1f5fae }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #1d2733; padding: 0 1.2rem }
-h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem }
-.facts { color: var(--soft); margin: .2rem 0 1rem } .scroll { overflow-x: auto }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
-td { white-space: nowrap } th { font-weight: 600; vertical-align: bottom }
-thead th { border-bottom: 2px solid #b8c0ca } thead small { font-weight: 400; display: block }
-th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem; max-width: 18rem }
-tbody th { font-weight: 400 } .head td, .head th { text-align: left; white-space: normal; overflow-wrap: anywhere }
-td.worst { background: #fdeceb; font-weight: 600 } tbody tr:hover td { background: #f3f6fa }
-figure { display: inline-block; vertical-align: top; margin: .8rem 1rem .8rem 0; max-width: 480px }
-figcaption { font-size: 13px; color: var(--soft) }
-img { image-rendering: pixelated; border: 1px solid var(--line); max-width: 100%; display: block }
-.key i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; border-radius: 2px }
-.ramp { display: grid; grid-template-columns: 1fr auto 1fr; max-width: 480px; font-size: 13px; color: var(--soft) }
-.ramp i { grid-column: 1 / 4; height: 10px; border: 1px solid var(--line); margin-bottom: 2px }
-.ramp :nth-child(4) { text-align: right }
-.bar { display: inline-block; width: 9rem; height: .7rem; background: #edf0f4; position: relative; border-radius: 2px }
-.bar i { position: absolute; top: 0; bottom: 0; background: #9fc1ea; border-radius: 2px }
-.bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--accent) }
-small, .note { color: var(--soft) } .note { font-size: 13px; max-width: 60rem }
-"""
 _LEGEND = {
-    "label": "".join(
-        f"<i style='background:rgb{COLOURS[key]}'></i>{name}"
-        for key, name in (("both", "found"), ("missed", "missed"), ("false", "predicted, not there"))
-    )
-    + "; darker where nothing is known.",
+    "label": "; darker where nothing is known.",
     "instances": "Left the truth, right the prediction; an instance has one colour in each.",
     "value": "Left the image, right the error; black where nothing is known.",
 }
+_OVERLAP_COLOURS = (("both", "found"), ("missed", "missed"), ("false", "predicted, not there"))
 MOST_COLUMNS = 7
 
 
@@ -75,33 +56,34 @@ def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
         evaluation: the scores.
         worst: cases with a picture per target, the worst first.
     """
-    title = f"Evaluation of {', '.join(_models(evaluation)) or 'predictions'}"
-    parts = [
-        "<!doctype html><html lang=en><head><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(title)}</title>",
-        f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1>",
-        _facts(evaluation),
-        _missing(evaluation),
-        _summary(evaluation),
-        _case_table(evaluation),
-        _wrong_objects(evaluation),
-        _pictures(evaluation, worst),
-        "</body></html>",
-    ]
-    return "\n".join(parts)
+    return render_page(
+        "report.html",
+        title=f"Evaluation of {', '.join(_models(evaluation)) or 'predictions'}",
+        facts=_facts(evaluation),
+        missing=_missing(evaluation),
+        means=_means(evaluation),
+        cost=_cost(evaluation),
+        curves=single_figures(evaluation.histograms, evaluation.settings["threshold"]),
+        most_thin=MOST_THIN,
+        case_tables=_case_tables(evaluation),
+        several_cases=len(evaluation.cases) > 1,
+        objects=_wrong_objects(evaluation),
+        listed=LISTED,
+        pictures=_pictures(evaluation, worst),
+        ramp=", ".join(f"rgb{colour}" for colour in RAMP),
+    )
 
 
-def _missing(evaluation: Evaluation) -> str:
+def _missing(evaluation: Evaluation) -> list[tuple[str, Sequence[str]]]:
     """Name what entered no mean."""
-    return "".join(
-        f"<p class=note>{what}: {html.escape(', '.join(names))}</p>"
+    return [
+        (what, names)
         for what, names in (
             ("Labels without a prediction, which are not scored", evaluation.unpredicted),
             ("Predictions without a label, which are not scored", evaluation.unlabelled),
         )
         if names
-    )
+    ]
 
 
 def _models(evaluation: Evaluation) -> list[str]:
@@ -109,8 +91,8 @@ def _models(evaluation: Evaluation) -> list[str]:
     return sorted({case.model for case in evaluation.scored if case.model})
 
 
-def _facts(evaluation: Evaluation) -> str:
-    """Return what was scored, by what, and when, as a table."""
+def _facts(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what was scored, by what, and when."""
     facts = {
         "model": ", ".join(_models(evaluation)) or "not recorded with the predictions",
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -118,32 +100,26 @@ def _facts(evaluation: Evaluation) -> str:
         **evaluation.settings,
         "volumen": __version__,
     }
-    rows = "".join(
-        f"<tr><th scope=row>{html.escape(name)}<td>{html.escape(str(value))}"
-        for name, value in facts.items()
-        if value not in (None, [], ())
-    )
-    return f"<table class='head facts'><tbody>{rows}</tbody></table>"
+    return {name: value for name, value in facts.items() if value not in (None, [], ())}
 
 
-def _summary(evaluation: Evaluation) -> str:
+def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return a row for the mean of each metric over the cases."""
     rows = []
     for key, value in evaluation.mean.items():
         bounds = evaluation.interval[key]
-        interval = f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else "–"
         count = sum(not math.isnan(row.get(key, math.nan)) for row in evaluation.cases.values())
-        counted = "" if key == "mean_dice" else str(count)
         rows.append(
-            f"<tr><th scope=row>{html.escape(key)}<td>{_number(value)}<td>{interval}<td>{_bar(key, value, bounds)}"
-            f"<td>{counted}<td><small>{direction(key, unit_of(key, evaluation))}</small>"
+            {
+                "key": key,
+                "value": number(value),
+                "interval": f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "–",
+                "bar": _bar(key, value, bounds),
+                "cases": "" if key == "mean_dice" else str(count),
+                "better": direction(key, unit_of(key, evaluation)),
+            }
         )
-    return (
-        "<h2>Mean over cases</h2><div class=scroll><table><thead><tr><th scope=col>metric<th scope=col>mean"
-        "<th scope=col>95 % interval<td><th scope=col>cases<th scope=col>better"
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-        "<p class=note>Intervals by bootstrap over cases. A value that is undefined, as with truth and prediction both "
-        f"empty, is left out of means and shown as –. {_cost(evaluation)}</p>"
-    )
+    return rows
 
 
 def _cost(evaluation: Evaluation) -> str:
@@ -151,8 +127,8 @@ def _cost(evaluation: Evaluation) -> str:
     if not evaluation.seconds:
         return ""
     parts = sorted(evaluation.seconds.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{html.escape(part)} {cost:.1f}" for part, cost in parts)
-    return f"Scoring took {sum(evaluation.seconds.values()):.1f} CPU seconds: {told}."
+    listed = ", ".join(f"{part} {cost:.1f}" for part, cost in parts)
+    return f"Scoring took {sum(evaluation.seconds.values()):.1f} CPU seconds: {listed}."
 
 
 def _metric(key: str) -> str:
@@ -163,7 +139,7 @@ def direction(key: str, unit: str = "") -> str:
     """Return which way a metric is better, and its unit where it has one."""
     smaller = direction_of(key)
     word = "" if smaller is None else "smaller" if smaller else "larger"
-    return "; ".join(part for part in (word, html.escape(unit)) if part)
+    return "; ".join(part for part in (word, unit) if part)
 
 
 def unit_of(key: str, evaluation: Evaluation) -> str:
@@ -184,54 +160,61 @@ def _length_unit(case: ScoredCase, spacing: Sequence[float] | None) -> str | Non
     return unit or "units of the spacing"
 
 
-def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> str:
-    """Return a bar from 0 to 1 with the mean and its interval, for metrics that have this range."""
+def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> dict[str, str] | None:
+    """Return the places of a bar from 0 to 1, in percent, for metrics that have this range; None for others."""
     score = score_of(_metric(key))
     if (score is not None and score.top != 1) or math.isnan(value):
-        return ""
+        return None
     low, high = bounds or (value, value)
-    return (
-        f"<span class=bar><i style='left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%'></i>"
-        f"<b style='left:{min(100 * value, 99):.1f}%'></b></span>"
-    )
+    return {
+        "left": f"{100 * low:.1f}",
+        "width": f"{100 * (high - low):.1f}",
+        "mean": f"{min(100 * value, 99):.1f}",
+    }
 
 
-def _case_table(evaluation: Evaluation) -> str:
-    """Return a table of the cases for every target, each narrow enough for a page of 1,000 pixels."""
+def _case_tables(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """Return tables of the cases for every target, each narrow enough for a page of 1,000 pixels."""
     keys = [key for key in evaluation.mean if key != "mean_dice"]
-    parts = ["<h2>Cases</h2>"]
+    tables = {}
     for target in dict.fromkeys(key.split("/")[0] for key in keys):
         of_target = [key for key in keys if key.split("/")[0] == target]
-        parts.append(f"<h3>{html.escape(target)}</h3>")
-        parts += [_cases_by(evaluation, target, columns) for columns in in_columns(of_target, MOST_COLUMNS)]
-    if len(evaluation.cases) > 1:
-        parts.append("<p class=note>Marked: the worst case of each metric.</p>")
-    return "\n".join(parts)
+        tables[target] = [
+            _cases_by(evaluation, target, columns) for columns in in_columns(of_target, MOST_COLUMNS)
+        ]
+    return tables
 
 
-def _cases_by(evaluation: Evaluation, target: str, keys: Sequence[str]) -> str:
+def column_words(key: str, target: str) -> list[str]:
+    """Return the lines of a column's head: the score, its parameter and its class."""
+    return key.removeprefix(f"{target}/").replace("_", " ").replace("@", "/@").split("/")
+
+
+def _cases_by(evaluation: Evaluation, target: str, keys: Sequence[str]) -> dict[str, Any]:
     """Return one table: a row per case, a column per metric of a target."""
-    head = "".join(
-        f"<th scope=col>{html.escape(key.removeprefix(f'{target}/')).replace('/', '<br>').replace('_', ' ')}"
-        f"<small>{html.escape(unit_of(key, evaluation))}</small>"
-        for key in keys
-    )
     worst = {key: _worst_of(evaluation, key) for key in keys}
-    rows = []
-    for name, row in evaluation.cases.items():
-        cells = "".join(
-            f"<td{' class=worst' if worst[key] == name else ''}>{_number(row.get(key, math.nan))}"
+    return {
+        "columns": [
+            {
+                "words": column_words(key, target),
+                "unit": unit_of(key, evaluation),
+            }
             for key in keys
-        )
-        rows.append(f"<tr><th scope=row>{html.escape(name)}{cells}")
-    return (
-        f"<div class=scroll><table><thead><tr><th scope=col>case{head}</thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        ],
+        "rows": [
+            {
+                "name": name,
+                "cells": [
+                    {"value": number(row.get(key, math.nan)), "worst": worst[key] == name} for key in keys
+                ],
+            }
+            for name, row in evaluation.cases.items()
+        ],
+    }
 
 
-def _wrong_objects(evaluation: Evaluation) -> str:
-    """Return a table of the largest wrong objects of each case, target and class."""
+def _wrong_objects(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the largest wrong objects of each case, target and class."""
     rows = []
     for case, targets in evaluation.details.items():
         for target, classes in targets.items():
@@ -240,24 +223,20 @@ def _wrong_objects(evaluation: Evaluation) -> str:
                 for kind in ("merged", "broken", "missed", "added"):
                     errors = [row for row in found["objects"] if row["error"] == kind][:LISTED]
                     rows += [_object_row(case, name, row) for row in errors]
-    if not rows:
-        return ""
-    return (
-        "<h2>Wrong objects</h2><div class=scroll><table><thead><tr><th>case<th>target<th>error<th>voxels"
-        "<th>first voxel<th>last voxel<th>parts</thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div><p class=note>Up to {LISTED} of each kind, those with the most "
-        "wrong voxels first; objects.csv lists more. Places are in voxels of the label's volume, the slowest axis "
-        "first.</p>"
-    )
+    return rows
 
 
-def _object_row(case: str, target: str, row: dict[str, Any]) -> str:
-    low, high = (", ".join(map(str, place)) for place in (row["low"], [stop - 1 for stop in row["high"]]))
-    parts = str(len(row["parts"])) if row["parts"] else "–"
-    return (
-        f"<tr><td>{html.escape(case)}<td>{html.escape(target)}<td>{row['error']}<td>{row['voxels']}<td>{low}"
-        f"<td>{high}<td>{parts}"
-    )
+def _object_row(case: str, target: str, row: dict[str, Any]) -> dict[str, Any]:
+    first, last = (", ".join(map(str, place)) for place in (row["low"], [stop - 1 for stop in row["high"]]))
+    return {
+        "case": case,
+        "target": target,
+        "error": row["error"],
+        "voxels": row["voxels"],
+        "first": first,
+        "last": last,
+        "parts": len(row["parts"]) or "–",
+    }
 
 
 def _worst_of(evaluation: Evaluation, key: str) -> str | None:
@@ -270,7 +249,8 @@ def _worst_of(evaluation: Evaluation, key: str) -> str | None:
     return (max if smaller_is_better(key) else min)(values, key=lambda name: values[name])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a value as tables show it, a dash where it is undefined."""
     return "–" if math.isnan(value) else readable(value)
 
 
@@ -293,26 +273,37 @@ def _leading(case: ScoredCase) -> tuple[str, str]:
     return ("angular_error", "angle") if case.kind in ("vector", "axis") else ("mae", "mean error")
 
 
-def _pictures(evaluation: Evaluation, worst: int) -> str:
+def _pictures(evaluation: Evaluation, worst: int) -> list[dict[str, Any]] | None:
+    """Return the pictures of each target, the worst case first; None where no picture is required."""
     if worst < 1:
-        return ""
-    parts = ["<h2>Worst cases</h2><p class=note>The plane with the largest error of each.</p>"]
+        return None
+    groups = []
     for target in sorted({case.target for case in evaluation.scored}):
         cases = [case for case in evaluation.scored if case.target == target]
         cases.sort(key=lambda case: _badness(evaluation, case))
-        parts.append(f"<h3>{html.escape(target)}</h3><p class='key note'>{_LEGEND[_family(cases[0])]}</p>")
-        for case in cases[:worst]:
-            metric, called = _leading(case)
-            value = evaluation.cases.get(case.name, {}).get(f"{target}/{metric}", math.nan)
-            drawn = case_picture(case, evaluation.settings["threshold"])
-            score = f"{_number(value)} {metric_unit(metric, case.kind)}".strip()
-            label = f"{case.name}, {target}: {called} {score}; {drawn.place}"
-            encoded = base64.b64encode(drawn.png).decode()
-            parts.append(
-                f"<figure><img alt='{html.escape(label, quote=True)}' "
-                f"src='data:image/png;base64,{encoded}'>{drawn.key}<figcaption>{html.escape(label)}</figcaption></figure>"
-            )
-    return "\n".join(parts)
+        family = _family(cases[0])
+        named = _OVERLAP_COLOURS if family == "label" else ()
+        groups.append(
+            {
+                "target": target,
+                "colours": [(COLOURS[key], name) for key, name in named],
+                "legend": _LEGEND[family],
+                "pictures": [_labelled_picture(evaluation, case) for case in cases[:worst]],
+            }
+        )
+    return groups
+
+
+def _labelled_picture(evaluation: Evaluation, case: ScoredCase) -> dict[str, Any]:
+    metric, called = _leading(case)
+    value = evaluation.cases.get(case.name, {}).get(f"{case.target}/{metric}", math.nan)
+    drawn = case_picture(case, evaluation.settings["threshold"])
+    score = f"{number(value)} {metric_unit(metric, case.kind)}".strip()
+    return {
+        "label": f"{case.name}, {case.target}: {called} {score}; {drawn.place}",
+        "png": base64.b64encode(drawn.png).decode(),
+        "bar": drawn.bar,
+    }
 
 
 def _badness(evaluation: Evaluation, case: ScoredCase) -> float:
@@ -331,12 +322,12 @@ class Drawn:
     Args:
         png: the picture.
         place: which plane it shows, in which direction, and the length of its scale bar.
-        key: a colour bar as HTML, or "".
+        bar: what its colour bar says, or None.
     """
 
     png: bytes
     place: str
-    key: str = ""
+    bar: ColourBar | None = None
 
 
 def case_picture(case: ScoredCase, threshold: float) -> Drawn:
@@ -345,7 +336,7 @@ def case_picture(case: ScoredCase, threshold: float) -> Drawn:
     values, truth, known = (
         part.reshape(*part.shape[: part.ndim - len(box)], *_plane_shape(box)) for part in case.read(box)
     )
-    key = ""
+    colour_bar = None
     if case.kind == "instances":
         canvas = _side_by_side(_coloured(truth[0] * known), _coloured(values[0] * known))
     elif case.kind in PROBABILITIES:
@@ -356,7 +347,7 @@ def case_picture(case: ScoredCase, threshold: float) -> Drawn:
         error = _voxel_errors(values, truth, case) * known
         most = _upper_end(error, case)
         canvas = _side_by_side(_grey(case, box), ramp_colours(error / most) * known[..., None])
-        key = colour_bar(
+        colour_bar = ColourBar(
             "0", f"{most:.3g}{'' if case.kind in ('vector', 'axis') else ' or more'}", _error_words(case)
         )
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
@@ -370,8 +361,8 @@ def case_picture(case: ScoredCase, threshold: float) -> Drawn:
     )
     stream = io.BytesIO()
     drawn.save(stream, "PNG")
-    bar = f", bar {length}" if length else ""
-    return Drawn(stream.getvalue(), f"{plane}x to the right, y down{bar}", key)
+    scale = f", bar {length}" if length else ""
+    return Drawn(stream.getvalue(), f"{plane}x to the right, y down{scale}", colour_bar)
 
 
 def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,13 +27,19 @@ def ramp_colours(share: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(position, steps, anchors[:, c]) for c in range(3)], axis=-1).astype(np.float32)
 
 
-def colour_bar(low: str, high: str, words: str) -> str:
-    """Return a colour bar as HTML, with the values at its ends and what they are between them."""
-    stops = ", ".join(f"rgb{colour}" for colour in RAMP)
-    return (
-        f"<span class=ramp><i style='background:linear-gradient(90deg, {stops})'></i>"
-        f"<span>{low}</span><span>{words}</span><span>{high}</span></span>"
-    )
+@dataclass(frozen=True)
+class ColourBar:
+    """What a colour bar along `RAMP` says.
+
+    Args:
+        low: value at its dark end.
+        high: value at its light end.
+        words: what the values are.
+    """
+
+    low: str
+    high: str
+    words: str
 
 
 def nice_length(most: float) -> float:

@@ -22,9 +22,11 @@ class EvaluateRequest:
     predictions: Annotated[
         str,
         Described(
-            "Output of a prediction, or a folder of them, of IMAGE_TARGET files, or of the slices of one volume.",
+            "Output of a prediction, or a folder of them, of IMAGE_TARGET files, or of the slices of one volume; given "
+            "several times, models are compared with the first.",
+            "PREDICTIONS",
             short="-p",
-            once=True,
+            several=True,
         ),
     ]
     labels: Annotated[

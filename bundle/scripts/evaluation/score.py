@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.evaluation.cases import Evaluation, ScoredCase
-from volumen.evaluation.pairing import find_pairs
+from volumen.evaluation.pairing import Pairs, find_pairs
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.results import csv_text, json_text
 from volumen.inference.windows.heads import PROBABILITIES
@@ -42,17 +42,22 @@ ALL = "all"
 def evaluate(request: EvaluateRequest) -> Evaluation:
     """Score predictions and write the report (of several processes, the first).
 
-    It is `metrics.json`, `metrics.csv`, `objects.csv` and `report.html`.
+    It is `metrics.json`, `metrics.csv`, `objects.csv`, `curves.csv` and `report.html`.
 
     Raises:
         VolumenError: nothing to score, shapes that differ, or an unknown metric.
     """
+    check_request(request)
+    return score_pairs(find_pairs(request), request)
+
+
+def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
+    """Score pairs that were found, and write the report, see `evaluate`."""
     from volumen.evaluation.case_scores import objects_csv
+    from volumen.evaluation.curves import curves_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
 
-    _check(request)
-    pairs = find_pairs(request)
     scored = pairs.cases
     ndim = len(scored[0].prediction.shape)
     if request.spacing is not None and len(request.spacing) != ndim:
@@ -68,12 +73,17 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     write_atomically(output / "metrics.json", json_text(evaluation).encode())
     write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
     write_atomically(output / "objects.csv", objects_csv(evaluation.details).encode())
+    write_atomically(output / "curves.csv", curves_csv(evaluation.histograms).encode())
     write_atomically(output / "report.html", render_report(evaluation, worst=request.worst).encode())
     return evaluation
 
 
-def _check(request: EvaluateRequest) -> None:
-    """Refuse numbers out of range, before anything is read."""
+def check_request(request: EvaluateRequest) -> None:
+    """Refuse numbers out of range, before anything is read.
+
+    Raises:
+        VolumenError: the number and its range, or a file in place of the report's folder.
+    """
     if not 0 < request.threshold <= 1:
         raise VolumenError(
             "--threshold", expected="a probability above 0, at most 1", found=request.threshold
@@ -160,6 +170,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     interval = {
         key: bootstrap([row.get(key, math.nan) for row in cases.values()], request.seed) for key in mean
     }
+    counted = {target: metrics.histograms(target) for target in metrics.targets}
     settings = {
         "predictions": request.predictions,
         "labels": request.labels,
@@ -172,8 +183,9 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         "seed": request.seed,
     }
     return Evaluation(
-        mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds
-    )
+        mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds,
+        histograms={target: classes for target, classes in counted.items() if classes},
+    )  # fmt: skip
 
 
 def _wanted(scored: Sequence[ScoredCase], names: Sequence[str] | None) -> tuple[str, ...] | None:

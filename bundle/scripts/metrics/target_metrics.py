@@ -331,6 +331,20 @@ class TargetMetrics:
         """Return the overlaps of the objects of a target by case, see `overlaps`; {} where it numbers none."""
         return dict(self._sums.get((name, _TABLE, ""), {}))
 
+    def histograms(self, name: str) -> dict[str, dict[str, np.ndarray]]:
+        """Return the counts of probabilities of a target by class and case, see `probability_counts`.
+
+        {} where decided labels came, or no score of probabilities is measured.
+        """
+        target = self.targets[name]
+        metric = next((metric for metric in target.metrics if metric in _OF_PROBABILITIES), "")
+        found = {label: self._sums.get((name, metric, label), {}) for label in target.classes}
+        return {
+            label: {str(case): counts for case, counts in cases.items()}
+            for label, cases in found.items()
+            if cases
+        }
+
     def compute(self) -> dict[str, float]:
         """Return every metric as its mean over cases; NaN where no case defines it. Keys: see the class."""
         result: dict[str, float] = {}

@@ -40,6 +40,7 @@ REQUIRED_PACKAGES = (
     "pillow",
     "tqdm",
     "rich",
+    "jinja2",
     "argcomplete",
     "fire",
     "jsonschema",
