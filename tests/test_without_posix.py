@@ -60,7 +60,7 @@ for module in pkgutil.walk_packages(volumen.__path__, "volumen."):
     if not module.name.startswith(optional):
         importlib.import_module(module.name)
 
-from volumen.data.formats.volumes import open_volume
+from volumen.data.formats.opening import open_volume
 from concurrent.futures import ThreadPoolExecutor
 
 expected = np.load(sys.argv[1])
