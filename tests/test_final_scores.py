@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 from types import SimpleNamespace
 
@@ -146,6 +147,33 @@ def test_a_limit_for_the_last_and_the_best_epoch(data, tmp_path):
     assert all(" of " in row["scored"] for row in read_scores(run).values())
     other = train(data, tmp_path / "same", "--val-steps", "2", "--set", "tr_config.final_val_steps=2")
     assert read_scores(other) == {}
+
+
+@pytest.mark.parametrize(
+    ("stated", "unit"),
+    [
+        ({}, "voxels"),
+        ({"resolution": (0.5, 0.5), "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"}}, "µm"),
+    ],
+    ids=["no size", "micrometres"],
+)
+def test_surface_distances_are_logged_in_the_unit_of_the_voxel_size(data, tmp_path, capsys, stated, unit):
+    words = [
+        "--set",
+        "tr_config.validation_metrics=[dice,hd95]",
+        "--set",
+        "tr_config.max_val_steps_per_epoch=1",
+    ]
+    folder = tmp_path / "data"
+    for part, name in (("images", "a"), ("labels", "a_ink")):
+        (folder / part).mkdir(parents=True)
+        values = tifffile.imread(data / part / f"{name}.tif")
+        extra = {"imagej": True, **stated} if stated else {"metadata": {"axes": "ZYX"}}
+        tifffile.imwrite(folder / part / f"{name}.tif", values, **extra)
+    train(folder, tmp_path, *words, "--verbose")
+    said = [line for line in capsys.readouterr().err.splitlines() if "hd95 " in line]
+    assert len(said) >= EPOCHS
+    assert all(re.search(rf"hd95 [0-9.e+]+ {unit}", line) for line in said), said
 
 
 def test_a_resumed_finished_run_names_its_metric(data, tmp_path, capsys):

@@ -13,8 +13,7 @@ logger = logging.getLogger(__name__)
 EXPORT_FORMATS = ("torchscript", "onnx", "pt2", "bioimageio")
 
 
-def add_package_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `volumen package` to a parser."""
+def _add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--checkpoint",
@@ -23,6 +22,11 @@ def add_package_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="trained network: a .pth file, or a bundle's model.pt",
     )
+
+
+def add_package_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `volumen package` to a parser."""
+    _add_model_argument(parser)
     parser.add_argument(
         "-o", "--output", action=Once, required=True, metavar="NAME.zip", help="the bundle to write"
     )
@@ -78,14 +82,7 @@ def run_package(arguments: argparse.Namespace) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `volumen export` to a parser."""
-    parser.add_argument(
-        "-m",
-        "--checkpoint",
-        action=Once,
-        metavar="MODEL.pth",
-        required=True,
-        help="trained network: a .pth file, or a bundle's model.pt",
-    )
+    _add_model_argument(parser)
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the file")
     parser.add_argument("-o", "--output", action=Once, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")

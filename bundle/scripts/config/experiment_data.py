@@ -64,6 +64,13 @@ class ExperimentData(Experiment):
         return self.data.spacing
 
     @property
+    def length_unit(self) -> str:
+        """Unit of surface distances as it stands behind a number: "µm", or "voxels" where no voxel size is known."""
+        from volumen.metrics.units import length_unit, short_unit
+
+        return short_unit(length_unit(self.cases[0].unit, self.spacing))
+
+    @property
     def voxel_spacing(self) -> tuple[float, ...]:
         """Voxel size per axis in units of the smallest one: the unit of derived distances and their losses."""
         from volumen.derived.extents import in_voxels

@@ -26,7 +26,7 @@ from volumen.evaluation.report_drawing import (
 )
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.score_names import direction_of, score_of, smaller_is_better
-from volumen.metrics.units import metric_unit, short_unit
+from volumen.metrics.units import length_unit, metric_unit, short_unit
 from volumen.utils.errors import VolumenError
 from volumen.version import __version__
 
@@ -154,10 +154,7 @@ def unit_of(key: str, evaluation: Evaluation) -> str:
 
 def _length_unit(case: ScoredCase, spacing: Sequence[float] | None) -> str | None:
     """Return the unit of lengths of a case; None where they count voxels."""
-    unit = case.prediction.unit or case.label.unit
-    if spacing is None or (unit is None and set(spacing) == {1.0}):
-        return None
-    return unit or "units of the spacing"
+    return length_unit(case.prediction.unit or case.label.unit, spacing)
 
 
 def _bar(key: str, value: float, bounds: tuple[float, float] | None) -> dict[str, str] | None:

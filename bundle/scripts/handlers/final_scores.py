@@ -42,6 +42,8 @@ class FinalScores:
         validator: the evaluator.
         blocks: its data set.
         checkpointer: holds the best epoch and the metric that decides it.
+        kinds: target to kind, for the units of errors in the log.
+        length: unit of surface distances.
     """
 
     def __init__(
@@ -51,9 +53,12 @@ class FinalScores:
         validator: Evaluator,
         blocks: RegionDataset,
         checkpointer: Checkpointer,
+        kinds: Mapping[str, str] | None = None,
+        length: str = "voxels",
     ) -> None:
         self.directory, self.network, self.validator = directory, network, validator
         self.blocks, self.checkpointer = blocks, checkpointer
+        self.kinds, self.length = dict(kinds or {}), length
 
     def attach(self, engine: Workflow) -> None:
         """Score when the trainer has ended; after a signal before that, the resumed run does it."""
@@ -87,7 +92,9 @@ class FinalScores:
                 "best" if epoch == best else "last",
                 epoch,
                 row["scored"],
-                validation_line({PREFIX + name: value for name, value in row["metrics"].items()}),
+                validation_line(
+                    {PREFIX + name: value for name, value in row["metrics"].items()}, self.kinds, self.length
+                ),
             )
         self._compare(engine, rows, best, last)
 

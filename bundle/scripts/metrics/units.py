@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from volumen.metrics.score_names import LENGTH, score_of
 
 SHORT = {
@@ -17,6 +19,18 @@ SHORT = {
 def short_unit(unit: str | None) -> str:
     """Return a unit of length as it is written behind a number; "voxels" where none is known."""
     return SHORT.get(unit or "", unit or "voxels")
+
+
+def length_unit(unit: str | None, spacing: Sequence[float] | None) -> str | None:
+    """Return the unit of surface distances; None where they count voxels.
+
+    Args:
+        unit: that of the voxel size, such as "micrometer"; None if it is not known.
+        spacing: voxel size; None if it is not known.
+    """
+    if spacing is None or (unit is None and set(spacing) == {1.0}):
+        return None
+    return unit or "units of the spacing"
 
 
 def metric_unit(metric: str, kind: str, length: str = "voxels") -> str:
