@@ -22,7 +22,7 @@ exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
 _COMMANDS = (
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
-    ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score on the validation part"),
+    ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
     (
         "export",
         "volumen.cli.share",
