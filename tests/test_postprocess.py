@@ -12,13 +12,13 @@ from volumen.inference.postprocess.components import (
     clean_array,
     combine,
     fill_chosen,
-    join,
     keep_chosen,
     kept_components,
     small_holes,
     survey_block,
 )
 from volumen.inference.rules import CleaningRules
+from volumen.utils.connected import roots_of
 from volumen.utils.errors import VolumenError
 
 
@@ -127,7 +127,7 @@ def test_components_know_the_border_and_their_sizes():
 
 def test_joins_are_transitive():
     np.testing.assert_array_equal(
-        join(6, [np.array([[1, 3], [3, 5]]), np.array([[2, 4]])]), [0, 1, 2, 1, 2, 1]
+        roots_of(6, [np.array([[1, 3], [3, 5]]), np.array([[2, 4]])]), [0, 1, 2, 1, 2, 1]
     )
 
 

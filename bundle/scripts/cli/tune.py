@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from volumen.cli.flags import Once
 from volumen.utils.terminal.console import make_console, make_table
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from volumen.tuning.tune import Tuning
 
 logger = logging.getLogger(__name__)
+
+N = TypeVar("N", int, float)
+REALS, WHOLES = "numbers by commas", "whole numbers by commas"
 
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,10 +115,10 @@ def run_tune(arguments: argparse.Namespace) -> int:
         instances=read_rules(arguments.instances),
         truth=arguments.truth,
         output=arguments.output,
-        thresholds=_numbers("--thresholds", arguments.thresholds),
-        merge_thresholds=_numbers("--merge-thresholds", arguments.merge_thresholds),
-        fill_holes=_whole("--fill-holes", arguments.fill_holes),
-        min_sizes=_whole("--min-sizes", arguments.min_sizes),
+        thresholds=_numbers("--thresholds", arguments.thresholds, float, REALS),
+        merge_thresholds=_numbers("--merge-thresholds", arguments.merge_thresholds, float, REALS),
+        fill_holes=_numbers("--fill-holes", arguments.fill_holes, int, WHOLES),
+        min_sizes=_numbers("--min-sizes", arguments.min_sizes, int, WHOLES),
         epochs=arguments.epochs,
         in_place=arguments.in_place,
         overwrite=arguments.overwrite,
@@ -157,23 +161,12 @@ def _text(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.6g}"
 
 
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+def _numbers(flag: str, text: str | None, number: Callable[[str], N], expected: str) -> tuple[N, ...] | None:
     from volumen.utils.errors import VolumenError
 
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(number(part) for part in text.split(","))
     except ValueError:
-        raise VolumenError(flag, expected="numbers by commas", found=repr(text)) from None
-
-
-def _whole(flag: str, text: str | None) -> tuple[int, ...] | None:
-    from volumen.utils.errors import VolumenError
-
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise VolumenError(flag, expected="whole numbers by commas", found=repr(text)) from None
+        raise VolumenError(flag, expected=expected, found=repr(text)) from None

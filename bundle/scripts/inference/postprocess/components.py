@@ -15,6 +15,7 @@ import numpy as np
 
 from volumen.inference.postprocess.blocks import Region, neighbours
 from volumen.inference.rules import CleaningRules
+from volumen.utils.connected import roots_of
 
 Load = Callable[..., Mapping[str, np.ndarray]]
 """Gives arrays of a block's survey, by its place in the order of all and their names."""
@@ -101,7 +102,7 @@ def combine(load: Load, counts: tuple[int, ...]) -> Components:
         pairs = np.stack([last, first], axis=1)[value[last] == value[first]]
         joins.append(np.unique(pairs, axis=0))
     total = int(offsets[-1])
-    root = join(total + 1, joins)
+    root = roots_of(total + 1, joins)
     joined_size = np.bincount(root, weights=size, minlength=total + 1).astype(np.int64)
     joined_border = np.bincount(root, weights=at_border, minlength=total + 1) > 0
     return Components(offsets, root, joined_size, value, joined_border)
@@ -115,19 +116,6 @@ def _touches_border(labels: np.ndarray, count: int, box: Region, shape: tuple[in
         if part.stop == n:
             touches[np.unique(np.take(labels, -1, axis))] = True
     return touches
-
-
-def join(count: int, pairs: list[np.ndarray]) -> np.ndarray:
-    """Return for each number the smallest one that pairs connect it with: int64 (count,)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    edges = np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
-    graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    groups, group = connected_components(graph, directed=False)
-    smallest = np.full(groups, count, np.int64)
-    np.minimum.at(smallest, group, np.arange(count))
-    return smallest[group]
 
 
 def kept_components(components: Components, rules: CleaningRules) -> np.ndarray:

@@ -19,8 +19,8 @@ import numpy as np
 from volumen.derived.distance_window import surroundings
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, block_box, block_counts, neighbours
-from volumen.inference.postprocess.components import join
 from volumen.inference.postprocess.instances import renumber
+from volumen.utils.connected import roots_of
 
 Segment = Callable[[Region], np.ndarray]
 Read = Callable[[Region], np.ndarray]
@@ -128,7 +128,7 @@ def _join_blocks(files: BlockFiles, counts: tuple[int, ...], min_size: int) -> t
         found = _partners(one[f"high{axis}"], other[f"low{axis}"])
         pairs.append(found + np.array([[offsets[before], offsets[number]]]))
     total = int(offsets[-1])
-    root = join(total, pairs) if total else np.zeros(0, np.int64)
+    root = roots_of(total, pairs) if total else np.zeros(0, np.int64)
     size = np.bincount(root, weights=np.concatenate(sizes), minlength=total)
     kept = np.flatnonzero((size > 0) & (size >= min_size))
     final = np.zeros(total, np.uint32)

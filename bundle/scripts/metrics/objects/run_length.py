@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from volumen.metrics.grid import BlockGrid
-from volumen.metrics.topology.components import ComponentJoin, label_components, roots_of
+from volumen.metrics.topology.components import ComponentJoin, label_components
+from volumen.utils.connected import roots_of
 
 
 def expected_run_length(

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from volumen.metrics.topology.components import label_components, roots_of
+from volumen.metrics.topology.components import label_components
 from volumen.metrics.topology.counts import betti_numbers
+from volumen.utils.connected import roots_of
 from volumen.utils.jit import compiled
 
 
