@@ -26,7 +26,7 @@ demo: $(STAMP)
 # The import name is `volumen`, the code lies in bundle/scripts: tools that read files see it here as it is imported.
 link: $(STAMP)
 	rm -rf $(VENV)/src && mkdir -p $(VENV)/src/volumen
-	ln -s $(CURDIR)/bundle/scripts/* $(CURDIR)/bundle/volumen/__init__.py $(VENV)/src/volumen/
+	ln -s "$(CURDIR)"/bundle/scripts/* "$(CURDIR)"/bundle/volumen/__init__.py $(VENV)/src/volumen/
 
 lint: link
 	$(BIN)/ruff check .
