@@ -11,6 +11,7 @@ import numpy as np
 
 from volumen.cli.train import experiment_sections
 from volumen.config.manager import ConfigManager
+from volumen.data.resampled import stored_volume
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.console import make_console, make_table
 from volumen.utils.terminal.text import by
@@ -133,7 +134,7 @@ def _volume_table(config: ConfigManager, index: PatchIndex) -> Any:
             case.name,
             by(case.image.shape),
             str(case.image.channels),
-            str(np.dtype(case.image.dtype)),
+            str(np.dtype(stored_volume(case.image).dtype)),
             _spacing_text(case),
             ", ".join(shares) or "none",
             _part(config, case.name),

@@ -99,11 +99,21 @@ class OpenedData:
         from volumen.data.layout import log_remarks
 
         if self.given_cases is not None:
-            return self.given_cases
+            return self._at_target_spacing(self.given_cases)
         BLOCKS.resize(self.settings.chunk_cache_mib * 2**20)
         cases = self._open(self.settings.ome_zarr_resolution)
         log_remarks(cases)
-        return cases
+        return self._at_target_spacing(cases)
+
+    def _at_target_spacing(self, cases: list[OpenCase]) -> list[OpenCase]:
+        from volumen.data.layout import warn_of_differing_sizes
+        from volumen.data.target_spacing import to_target_spacing
+
+        if self.settings.target_spacing is None:
+            warn_of_differing_sizes(cases)
+            return cases
+
+        return to_target_spacing(cases, self.settings.target_spacing)
 
     def _open(self, level: int) -> list[OpenCase]:
         from volumen.data.layout import open_cases
@@ -126,6 +136,13 @@ class OpenedData:
 
         if level <= self.settings.ome_zarr_resolution or not self.layout.cases:
             return None
+        if self.settings.target_spacing is not None:
+            raise VolumenError(
+                f"{self.origin}: dataset_config.valid_patch_find_resolution",
+                expected="0 with dataset_config.target_spacing, since the voxels of all levels are resampled",
+                found=level,
+                remedy="set it to 0",
+            )
         try:
             if level not in self._levels:
                 self._levels[level] = self._open(level)

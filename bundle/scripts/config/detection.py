@@ -15,6 +15,7 @@ from volumen.config.sections import TargetConfig
 from volumen.data.formats.volumes import Volume
 from volumen.data.labels.instance_labels import look_like_instances
 from volumen.data.layout import OpenCase
+from volumen.data.resampled import stored_volume
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import counted
 
@@ -50,7 +51,7 @@ def needs_intensity_properties(scheme: str, cases: Sequence[OpenCase]) -> bool:
     Only uint8 fills its type's range as a rule; 12-bit data in uint16 would be scaled to nearly nothing.
     """
     if scheme == "unit":
-        return any(np.dtype(case.image.dtype) != np.uint8 for case in cases)
+        return any(np.dtype(stored_volume(case.image).dtype) != np.uint8 for case in cases)
     return scheme != "none"
 
 

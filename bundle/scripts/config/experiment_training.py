@@ -71,9 +71,10 @@ class ExperimentTraining(ExperimentNetwork):
     def intensity_properties(self) -> dict[str, Any]:
         """Statistics of the images for the normalisation: those given, else sampled from the training part."""
         from volumen.config.detection import check_finite
+        from volumen.data.resampled import stored_volume
 
         if self.dataset_config.nonfinite == "refuse":
-            check_finite([case.image for case in self.cases], cache_dir=self.cache_dir)
+            check_finite([stored_volume(case.image) for case in self.cases], cache_dir=self.cache_dir)
         if self.dataset_config.intensity_properties:
             return dict(self.dataset_config.intensity_properties)
         sampled = self._sampled_intensities

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from volumen.data.resampled import stored_volume
 from volumen.utils.terminal.text import by, counted
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def log_experiment(config: ConfigManager) -> None:
         config.layout.root,
         config.spatial_dims,
         counted(config.in_channels, "channel"),
-        cases[0].image.dtype,
+        stored_volume(cases[0].image).dtype,
         " ".join(f"{value:g}" for value in config.spacing),
     )
     for target in config.targets.values():

@@ -203,7 +203,6 @@ class ConfigManager(ExperimentTraining):
                 "data_path": _text(self.dataset_dir),
                 "format": self.layout.format,
                 "targets": {name: target.snapshot() for name, target in self.primary_targets.items()},
-                "spacing": list(self.spacing) if self.dataset_config.spacing else None,
                 "trained_spacing": list(self.spacing) if self.data.spacing_is_stated else None,
                 "trained_unit": self.cases[0].unit,
                 "trained_orientation": self.orientation,

@@ -335,6 +335,13 @@ class DatasetConfig:
         list[Annotated[float, Field(gt=0)]] | None,
         Field(description="Voxel size per spatial axis; null: from metadata, else 1."),
     ] = None
+    target_spacing: Annotated[
+        Literal["auto"] | list[Annotated[float, Field(gt=0)]] | None,
+        Field(
+            description="Voxel size per spatial axis to which volumes are resampled while they are read, in the data's"
+            " unit; auto: nnU-Net's rule (the median); null: volumes are used as stored."
+        ),
+    ] = None
     trained_spacing: Annotated[
         list[Annotated[float, Field(gt=0)]] | None,
         Field(

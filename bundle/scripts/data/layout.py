@@ -278,7 +278,6 @@ def with_spacing(cases: Sequence[OpenCase], spacing: Sequence[float] | None = No
         [geometry.spacing for geometry in stated],
         [geometry.unit for geometry in stated],
     )
-    _warn_of_differing_sizes(cases, sizes)
     return [replace(case, spacing=size, unit=unit) for case, size in zip(cases, sizes, strict=True)]
 
 
@@ -291,18 +290,19 @@ def _stated(case: OpenCase) -> Geometry:
     return Geometry()
 
 
-def _warn_of_differing_sizes(cases: Sequence[OpenCase], sizes: Sequence[tuple[float, ...]]) -> None:
-    """Warn if voxel sizes differ from that of the first volume, since nothing is resampled."""
-    first = np.array(sizes[0])
+def warn_of_differing_sizes(cases: Sequence[OpenCase]) -> None:
+    """Warn if voxel sizes differ from that of the first volume, for volumes that are not resampled."""
+    first = np.array(cases[0].spacing)
     unlike = [
         case.image.source
-        for case, size in zip(cases, sizes, strict=True)
-        if max(max(first / size), max(size / first)) > MAX_SIZE_RATIO
+        for case in cases
+        if max(max(first / case.spacing), max(case.spacing / first)) > MAX_SIZE_RATIO
     ]
     if unlike:
         more = f" and {len(unlike) - 1} more" if len(unlike) > 1 else ""
         logger.warning(
-            "%s%s: the voxels have another size than in %s by more than %g times; volumes are never resampled",
+            "%s%s: the voxels have another size than in %s by more than %g times; dataset_config.target_spacing: auto"
+            " resamples all volumes to one size",
             unlike[0],
             more,
             cases[0].image.source,

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from volumen.data.resampled import resampling_of
+from volumen.data.target_spacing import stored_case
 from volumen.data.validity import known_voxels, labelled_voxels, without_ignored
 from volumen.utils.errors import VolumenError
 
@@ -59,6 +61,8 @@ def sample_intensity_properties(
     Raises:
         VolumenError: no sampled value is finite.
     """
+    # Statistics are of the stored values: interpolation would narrow their range.
+    cases, boxes = [stored_case(case) for case in cases], _stored_boxes(cases, boxes)
     rng = np.random.default_rng(seed)
     everywhere: list[np.ndarray] = []
     inside: list[np.ndarray] = []
@@ -105,6 +109,19 @@ def sample_intensity_properties(
         "per_volume": by_volume,
         "every_type": by_volume,
         "volumes": volume_ranges(list(by_case.values())),
+    }
+
+
+def _stored_boxes(
+    cases: Sequence[Any], boxes: Mapping[str, Sequence[Box]] | None
+) -> Mapping[str, Sequence[Box]] | None:
+    """Return boxes of cases as boxes of their stored grids."""
+    if boxes is None:
+        return None
+    grids = {case.name: resampling_of(case.image) for case in cases}
+    return {
+        name: [grid.stored_box(box) for box in parts] if (grid := grids.get(name)) is not None else parts
+        for name, parts in boxes.items()
     }
 
 

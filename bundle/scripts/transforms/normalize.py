@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,23 @@ class Normalizer:
                 remedy="sample them again from these images",
             )
         return statistics[channel]
+
+
+@dataclass(frozen=True)
+class NormalizerOfType:
+    """Normalises interpolated values as a normaliser does those of the stored type.
+
+    Args:
+        normalizer: of the volume.
+        dtype: type of the stored values.
+    """
+
+    normalizer: Normalizer
+    dtype: np.dtype
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Normalise an image (C, *spatial) of any real dtype into a new, contiguous float32 array."""
+        return self.normalizer.apply(image, self.normalizer.coefficients(self.dtype, len(image)))
 
 
 @compiled

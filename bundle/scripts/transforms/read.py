@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
+from volumen.data.resampled import resampling_of
+from volumen.data.target_spacing import stored_case
 from volumen.data.validity import known_voxels, without_ignored
 from volumen.transforms.kernels.grid import Grid, LabelReader, Region, is_empty
 from volumen.transforms.normalize import Normalizer
@@ -24,7 +26,7 @@ class ReadPatchd(Transform):
 
     Only the region that the drawn transform needs is read, clipped to `location.bounds`. Without rotation or
     scaling the patch is an exact crop; otherwise it is resampled once: linearly for the image, nearest
-    for labels and masks.
+    for labels and masks. The location of a volume with a target spacing is on its resampled grid.
 
     Args:
         targets: names of the targets to read.
@@ -82,6 +84,11 @@ class ReadPatchd(Transform):
         bounds = tuple(tuple(span) for span in location.bounds)
         patch = Grid.of_patch(location.start, size, (0,) * len(size), spatial, case.spacing)
         wide = Grid.of_patch(location.start, size, self._halo(len(size)), spatial, case.spacing)
+        resampling = resampling_of(case.image)
+        if resampling is not None:
+            # Composed with the augmentation, so that stored voxels are interpolated only once.
+            patch, wide = patch.resampled(resampling), wide.resampled(resampling)
+            bounds, case = resampling.stored_box(bounds), stored_case(case)
 
         sample["image"] = self._image(case.image, patch, patch.region(bounds))
         labels = LabelReader(wide, bounds)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.space.reflection import reflect
+from volumen.data.space.resampling import Resampling
 from volumen.transforms.kernels import resample
 from volumen.transforms.spatial import SpatialTransform
 
@@ -22,8 +23,8 @@ class Grid:
 
     Args:
         spatial: the drawn transform.
-        matrix: (n, n) from voxels of the grid to voxels of the volume, including flips; None for a plain crop,
-            which `SpatialTransform.orient` flips afterwards.
+        matrix: (n, n) from voxels of the grid to voxels of the volume, including flips and, of a resampled volume,
+            the voxel size; None for a plain crop, which `SpatialTransform.orient` flips afterwards.
         offset: (n,) position of the grid's voxel 0 in the volume.
         shape: voxels per axis of the grid.
     """
@@ -59,6 +60,18 @@ class Grid:
         matrix = spatial.mirrored_matrix(spacing)
         centre = first + (np.asarray(size) - 1) / 2
         return cls(spatial, matrix, centre - matrix @ ((np.asarray(shape) - 1) / 2), shape)
+
+    def resampled(self, resampling: Resampling) -> Grid:
+        """Return the same voxels as positions in the stored volume, for a grid that lies in a resampled one."""
+        matrix = self.matrix
+        offset = self.offset
+        if matrix is None:
+            # A plain crop is flipped afterwards, as a view; by a matrix it is flipped while it is sampled.
+            flips = np.asarray(self.spatial.before_permutation(self.spatial.flips))
+            matrix = np.diag(np.where(flips, -1.0, 1.0))
+            offset = offset + np.where(flips, np.asarray(self.shape) - 1, 0)
+        step = resampling.matrix()
+        return Grid(self.spatial, step @ matrix, step @ offset + resampling.offset(), self.shape)
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
