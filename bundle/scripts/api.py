@@ -122,7 +122,7 @@ def predict_array(
     Args:
         predictor: what `load` returned, or the path of a checkpoint.
         image: raw image, (Z, Y, X) or (Y, X), or with channels first, (C, Z, Y, X).
-        settings: `targets`, `patch_size`, `overlap`, `batch_size` and `precision` of
+        settings: `targets`, `patch_size`, `overlap`, `batch_size`, `precision` and `spacing` of
             `volumen.inference.predictor.predict_array`.
 
     Returns:

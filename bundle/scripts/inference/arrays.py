@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from volumen.data.space.geometry import GRID
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput
-from volumen.inference.output.stored import Stored, instance_stored
+from volumen.inference.output.stored import Stored, StoredBlend, instance_stored
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
@@ -36,6 +36,31 @@ def raw_arrays(work: VolumeWork) -> ZarrOutput:
 def filled_arrays(work: VolumeWork) -> ZarrOutput:
     """Return the label maps with filled holes, before small components go."""
     return _arrays(work, work_folder(work) / "filled", cleaned_stored(work))
+
+
+def block_sinks(work: VolumeWork) -> dict[str, ZarrOutput]:
+    """Return where the blocks of each target are written: label maps that are cleaned go to arrays of their own."""
+    final = final_arrays(work)
+    sinks = {item.head.name: final for item in work.stored}
+    if cleaned := cleaned_stored(work):
+        raw = raw_arrays(work)
+        sinks.update({item.head.name: raw for item in cleaned})
+    return sinks
+
+
+def grid_arrays(work: VolumeWork) -> ZarrOutput:
+    """Return the blended values on the network's grid, of an image that is resampled."""
+    plan = work.window_plan
+    return ZarrOutput(
+        work_folder(work) / "grid",
+        [StoredBlend(item.head) for item in work.stored],
+        plan.output_shape,
+        plan.block_shape,
+        spacing=work.window_image.spacing or (1.0,) * plan.ndim,
+        unit=work.window_image.unit,
+        compress="lz4",
+        pyramid=False,
+    )
 
 
 def local_arrays(work: VolumeWork) -> ZarrOutput:

@@ -15,6 +15,7 @@ from volumen.inference.predictor import Predictor, WindowNetwork
 from volumen.inference.products import Outputs
 from volumen.inference.volume_work import State, VolumeWork
 from volumen.inference.windows.blending import BlockAccumulator
+from volumen.inference.windows.plan import Box
 from volumen.inference.windows.reader import WindowReader, cache_bytes
 from volumen.inference.windows.stream import Finished, StreamCounts, stream
 from volumen.utils.memory import freed_memory_kept
@@ -42,21 +43,21 @@ def make_blocks(
         work: what is to be done.
         predictor: the network.
         state: told of finished blocks.
-        done: blocks to leave alone, bool, shape `plan.blocks`.
+        done: blocks to leave alone, bool, shape `work.window_plan.blocks`.
         scratch: folder for partial sums beyond their memory.
         may_write: called before a block is written; raises what stops the work.
         progress: called with the number of windows settled.
     """
-    plan, request = work.plan, work.request
+    plan, request = work.window_plan, work.request
     heads = tuple(stored.head for stored in work.stored)
     reader = WindowReader(
-        work.job.image,
+        work.window_image,
         plan,
         work.normalizer,
-        mask=work.job.mask,
+        mask=work.window_mask,
         skip_empty=request.skip_empty,
         on_corrupt=request.on_corrupt,
-        on_note=state.note_corrupt,
+        on_note=_note_of(work, state),
         nonfinite=work.nonfinite,
     )
     gain = GainMeter(work.labels, work.stored, tuple(low for low, _ in plan.box)) if work.labels else None
@@ -95,6 +96,12 @@ def make_blocks(
     counts.seconds = network.seconds
     counts.overlaps = gain.overlaps if gain else {}
     return counts
+
+
+def _note_of(work: VolumeWork, state: State) -> Callable[[Box], None]:
+    """Return what records boxes of the network's grid that cannot be read, as boxes of the image."""
+    grid = work.resampling
+    return state.note_corrupt if grid is None else lambda box: state.note_corrupt(grid.stored_box(box))
 
 
 _budgets: list[int] = []

@@ -62,7 +62,7 @@ class BlockFinisher:
         """Return what is stored of every target for a block, 0 where it is empty."""
         shape = tuple(part.stop - part.start for part in box)
         if values is None:
-            return [(s.head.name, np.zeros((s.channels, *shape), s.dtype)) for s in self._stored]
+            return [(s.head.name, np.full((s.channels, *shape), s.empty, s.dtype)) for s in self._stored]
         values = np.ascontiguousarray(values[(slice(None), *(slice(0, n) for n in shape))])
         divide_by_weights(values, self._sums, box)
         half = len(values) // 2 if self._gain else len(values)
@@ -73,13 +73,13 @@ class BlockFinisher:
         results = []
         for stored in self._stored:
             head = stored.head
-            decoded = head.decode(parts[head.name]).numpy()
             if self._gain is not None and head.name in self._gain:
+                decoded = head.decode(parts[head.name]).numpy()
                 self._gain.add(head.name, box, head.decode(plain[head.name]).numpy(), decoded)
-            result = stored.convert(decoded)
+            result = stored.of_blend(parts[head.name])
             for part in empty:
-                result[(slice(None), *part)] = 0
+                result[(slice(None), *part)] = stored.empty
             if outside is not None:
-                result[:, outside] = 0
+                result[:, outside] = stored.empty
             results.append((head.name, result))
         return results

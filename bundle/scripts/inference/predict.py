@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,14 @@ from volumen.inference.record.machine import describe_machine
 from volumen.inference.record.provenance import make_recipe, nonfinite_rule
 from volumen.inference.record.reproduce import check_same, recipe_of
 from volumen.inference.request import OpenBox, PredictReport, PredictRequest, VolumeReport
+from volumen.inference.resampling import check_resampled, resampling_to_training
 from volumen.inference.rules import CleaningRules
 from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.plan import Box, PredictPlan, choose_block_shape, choose_tile
 from volumen.inference.windows.stream import StreamCounts, count_needed
 from volumen.inference.windows.tta import check_layouts, transforms
+from volumen.transforms.normalize import NormalizerOfType
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import by, counted
@@ -155,13 +158,13 @@ def predict_volume(
     began = time.perf_counter()
     machine = cluster.machine if cluster else describe_machine(predictor.device, request.amp)
     work = plan_work(predictor, job, request, machine.precision)
-    recipe = make_recipe(predictor, job, request, work.plan, list(work.stored), machine)
+    recipe = make_recipe(predictor, work, machine)
     if request.like is not None:
         check_same(recipe_of(Path(request.like)), recipe, request.like)
-    state = open_state(job, recipe, work.plan, overwrite=request.overwrite)
+    state = open_state(job, recipe, work.window_plan, overwrite=request.overwrite)
     if state is None:
         return VolumeReport(job.image.path, job.shown, already_done=True)
-    left_out = blocks_outside_mask(job.mask, work.plan)
+    left_out = None if work.resampling else blocks_outside_mask(job.mask, work.plan)
     check_space(job.output, work, 1.0 if left_out is None else 1.0 - float(left_out.mean()))
     outputs = Outputs(work, sparse=left_out is not None)
     tell = None if progress is None else progress.stage
@@ -209,7 +212,8 @@ def report_augmentation(
 
 def _seen_patch(work: VolumeWork) -> tuple[int, ...]:
     """Return the patch size along the network's axes."""
-    return work.plan.patch_size if work.turn is None else work.turn.of_axes(work.plan.patch_size)
+    patch = work.window_plan.patch_size
+    return patch if work.turn is None else work.turn.of_axes(patch)
 
 
 def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision: str) -> VolumeWork:
@@ -223,8 +227,17 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     heads = predictor.heads(request.targets)
     check_layouts(heads, request.tta)
     turn = turn_to_training(predictor, image, heads)
+    resampling = resampling_to_training(predictor.trained_grid, image, turn)
     plan = make_plan(predictor, image.shape, heads, request, turn)
-    tell_small(image, plan.patch_size, request.patch_size or predictor.patch_size)
+    grid_plan = None
+    if resampling is not None:
+        check_resampled(image, heads)
+        there = resampling.resampled_box(plan.box) if request.region else None
+        grid_plan = make_plan(
+            predictor, resampling.resampled_shape, heads, replace(request, region=there), turn
+        )
+    windows = grid_plan or plan
+    tell_small(image, windows.shape, windows.patch_size, request.patch_size or predictor.patch_size)
     stored = [stored_as(head, request) for head in heads]
     _check_names([*stored, *instance_stored(request.instances)])
     return VolumeWork(
@@ -233,14 +246,25 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         plan,
         tuple(stored),
         cleaning_rules(request, stored),
-        predictor.normalizer.for_volume(image),
+        _normalizer(predictor, image, resampled=resampling is not None),
         precision,
         predictor.spacing if turn is None or predictor.spacing is None else turn.undo_axes(predictor.spacing),
         nonfinite_rule(request, predictor),
-        {} if request.tta == "none" else find_labels(image.path, heads, predictor.config),
+        # Labels are of the image's own voxels, while windows of a resampled image are not.
+        {} if request.tta == "none" or resampling else find_labels(image.path, heads, predictor.config),
         turn,
         class_names(predictor.config),
+        resampling,
+        grid_plan,
     )
+
+
+def _normalizer(
+    predictor: Predictor, image: Volume, *, resampled: bool
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what maps the values of windows: interpolated ones are normalised as the stored ones are."""
+    normalizer = predictor.normalizer.for_volume(image)
+    return NormalizerOfType(normalizer, image.dtype) if resampled else normalizer
 
 
 def _check_names(stored: Sequence[Stored]) -> None:
@@ -302,7 +326,7 @@ def _make_here(
     work: VolumeWork, predictor: Predictor, state: OutputState, progress: Progress | None
 ) -> StreamCounts:
     if progress is not None:
-        progress.expect(count_needed(work.plan, state.done))
+        progress.expect(count_needed(work.window_plan, state.done))
     return make_blocks(work, predictor, state, state.done, scratch=state.folder, progress=progress)
 
 
@@ -392,6 +416,8 @@ def check_image(predictor: Predictor, image: Volume) -> None:
 def _check_spacing(predictor: Predictor, image: Volume) -> None:
     """Warn of a voxel size that the training volumes did not have; without units only the ratios of axes compare."""
     warn_impossible(image)
+    if predictor.resamples:
+        return
     trained = Geometry(predictor.spacing, predictor.unit)
     own = image.geometry.in_unit(trained.unit)
     if own.spacing is None or trained.spacing is None:
@@ -404,7 +430,8 @@ def _check_spacing(predictor: Predictor, image: Volume) -> None:
         ratios = [ratio / ratios[0] for ratio in ratios]
     if max(ratios) > 1.25 or min(ratios) < 0.8:
         logger.warning(
-            "%s: spacing %s, the network was trained on %s; nothing is resampled",
+            "%s: spacing %s, the network was trained on %s; it is not resampled, since the training had no"
+            " target_spacing",
             image.path,
             image.geometry.text(),
             trained.text(),
@@ -452,21 +479,28 @@ def make_plan(
     )
 
 
-def tell_small(image: Volume, window: Sequence[int], usual: Sequence[int]) -> None:
-    """Log which windows an image smaller than the usual window gets, and how much of them is reflected."""
-    if all(size >= side for size, side in zip(image.shape, usual, strict=True)):
+def tell_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual: Sequence[int]) -> None:
+    """Log which windows an image smaller than the usual window gets, and how much of them is reflected.
+
+    Args:
+        image: for its name.
+        shape: voxels per axis, as the windows see the image.
+        window: its windows.
+        usual: the windows of larger images.
+    """
+    if all(size >= side for size, side in zip(shape, usual, strict=True)):
         return
     text = f"windows of {by(window)}"
     if tuple(window) != tuple(usual):
         text += f" instead of {by(usual)}"
     beyond = [
         f"{side - size} voxels along {axis}"
-        for size, side, axis in zip(image.shape, window, "zyx"[-len(window) :], strict=True)
+        for size, side, axis in zip(shape, window, "zyx"[-len(window) :], strict=True)
         if side > size
     ]
     if beyond:
         text += f", of which {' and '.join(beyond)} are reflected"
-    logger.info("%s: %s is smaller than a window: %s", image.path, by(image.shape), text)
+    logger.info("%s: %s is smaller than a window: %s", image.path, by(shape), text)
 
 
 def settle_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:
@@ -561,6 +595,9 @@ def check_space(output: Path, work: VolumeWork, share: float = 1.0) -> None:
     """
     voxels = math.prod(work.plan.output_shape)
     needed = sum(s.channels * s.dtype.itemsize * voxels for s in work.stored) * 8 / 7 * share
+    if work.grid_plan is not None:
+        grid = math.prod(work.grid_plan.output_shape)
+        needed += sum(4 * s.head.blended_channels * grid for s in work.stored)
     folder = output.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
+from volumen.data.space.geometry import AxisTurn, Geometry
 from volumen.derived.channel_layout import ChannelLayout, make_layout
 from volumen.inference.windows.blending import gaussian_window
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
@@ -27,7 +28,6 @@ from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
-    from volumen.data.space.geometry import AxisTurn
     from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Predictor:
         patch_size: the window that the network was trained on.
         spacing: voxel size that it was trained on, or None.
         unit: unit of the spacing, or None.
+        resamples: whether images of another voxel size are resampled to `spacing`, as in training.
         orientation: where the axes of its volumes ran to, such as "SAR", or None.
         in_channels: image channels that it takes.
         divisor: what a window's sides must be divisible by.
@@ -63,6 +64,7 @@ class Predictor:
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
+    resamples: bool = False
     orientation: str | None = None
     in_channels: int = 1
     divisor: tuple[int, ...] = ()
@@ -75,6 +77,11 @@ class Predictor:
     def device(self) -> torch.device:
         parameter = next(self.network.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def trained_grid(self) -> Geometry | None:
+        """The voxel size to which images are resampled; None where they are predicted as stored."""
+        return Geometry(self.spacing, self.unit) if self.resamples and self.spacing is not None else None
 
     def heads(self, names: Sequence[str] | None = None) -> tuple[Head, ...]:
         """Return the heads of the named targets, or all.
@@ -156,7 +163,9 @@ def load_predictor(
             logger.warning("%s: %d weights %s: %s, ...", path, len(names), what, ", ".join(names[:3]))
     network.to(device).eval()
     dataset = config.get("dataset_config", {})
-    spacing = dataset.get("spacing") or dataset.get("trained_spacing")
+    resamples = dataset.get("target_spacing") is not None
+    given = None if resamples else dataset.get("spacing")
+    spacing = given or dataset.get("trained_spacing")
     ndim = int(final_config["spatial_dims"])
     return Predictor(
         network=network,
@@ -167,7 +176,8 @@ def load_predictor(
         ),
         patch_size=_patch_size(path, config, ndim),
         spacing=None if spacing is None else tuple(float(s) for s in spacing),
-        unit=None if dataset.get("spacing") else dataset.get("trained_unit"),
+        unit=None if given else dataset.get("trained_unit"),
+        resamples=resamples,
         orientation=dataset.get("trained_orientation"),
         in_channels=int(final_config["in_channels"]),
         divisor=tuple(int(d) for d in getattr(network, "divisor", (1,) * ndim)),
@@ -397,6 +407,7 @@ def predict_array(
     overlap: float = 0.5,
     batch_size: int = 1,
     precision: str = "float32",
+    spacing: Sequence[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Predict an image in memory.
 
@@ -408,19 +419,46 @@ def predict_array(
         overlap: share of a window that the next one covers.
         batch_size: windows given to the network at once.
         precision: "float32", "bfloat16" or "float16".
+        spacing: voxel size of the image per axis, in the unit of the training; of use where the network was trained
+            at one voxel size (`target_spacing`), to which the image is resampled.
 
     Returns:
         Per target a float32 array (K, *space): probabilities, unit vectors, distances or tensors.
+
+    Raises:
+        VolumenError: a patch size, target or spacing that does not fit.
     """
     from volumen.data.formats.volumes import ArrayVolume
+    from volumen.data.resampled import ResampledVolume
     from volumen.inference.intensity_check import check_intensities
+    from volumen.inference.resampling import (
+        check_resampled,
+        length_factor,
+        on_stored_grid,
+        resampling_to_training,
+    )
+    from volumen.transforms.normalize import NormalizerOfType
 
     heads = predictor.heads(targets)
     patch = predictor.check_patch(patch_size or predictor.patch_size)
-    check_intensities(
-        predictor.config, predictor.normalizer, ArrayVolume(image, axes="c" + "zyx"[-(image.ndim - 1) :])
+    if spacing is not None and len(spacing) != image.ndim - 1:
+        raise VolumenError("spacing", expected=f"{image.ndim - 1} values", found=str(list(spacing)))
+    volume = ArrayVolume(
+        image,
+        axes="c" + "zyx"[-(image.ndim - 1) :],
+        spacing=None if spacing is None else tuple(float(size) for size in spacing),
+        unit=predictor.unit,
+        path="image",
     )
-    normalised = torch.from_numpy(predictor.normalizer.for_array(image)(image)).to(predictor.device)
+    check_intensities(predictor.config, predictor.normalizer, volume)
+    grid = resampling_to_training(predictor.trained_grid, volume)
+    normalize: Any = predictor.normalizer.for_array(image)
+    raw = image
+    if grid is not None:
+        check_resampled(volume, heads)
+        normalize = NormalizerOfType(normalize, image.dtype)
+        raw = ResampledVolume(volume, grid).read(tuple(slice(0, size) for size in grid.resampled_shape))
+    normalised = torch.from_numpy(normalize(raw)).to(predictor.device)
 
     def encoded(windows: Tensor) -> dict[str, Tensor]:
         with autocast(precision, predictor.device):
@@ -430,5 +468,13 @@ def predict_array(
     with torch.inference_mode():
         inferer = SlidingWindow(patch, overlap, batch_size, divisor=predictor.divisor or None)
         blended = inferer(normalised[None], encoded)["all"][0]
+        if grid is not None:
+            whole = tuple(slice(0, size) for size in grid.shape)
+            blended = torch.from_numpy(on_stored_grid(blended.cpu().numpy(), grid, whole))
         parts = split_channels(heads, blended)
+        for head in heads:
+            if head.kind == "distance":
+                parts[head.name] = parts[head.name] * length_factor(
+                    grid, volume.spacing or (1.0,) * (image.ndim - 1)
+                )
         return {head.name: head.decode(parts[head.name]).cpu().numpy() for head in heads}

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volumen.inference.arrays import cleaned_stored, filled_arrays, final_arrays, local_arrays, raw_arrays
+from volumen.inference.arrays import (
+    block_sinks,
+    cleaned_stored,
+    filled_arrays,
+    final_arrays,
+    grid_arrays,
+    local_arrays,
+    raw_arrays,
+)
 from volumen.inference.output.block_log import OutputState
+from volumen.inference.output.stored import Stored
 from volumen.inference.postprocess.cleaning import clean_labels
 from volumen.inference.postprocess.instance_output import make_instances
 from volumen.inference.postprocess.passes import LevelPass, Run
+from volumen.inference.postprocess.stored_grid import StoredGridPass
 
 if TYPE_CHECKING:
     from volumen.inference.volume_work import VolumeWork
@@ -27,7 +37,6 @@ class Outputs:
 
     def __init__(self, work: VolumeWork, *, sparse: bool = False) -> None:
         self._sparse = sparse
-        self.stored = list(work.stored)
         self._work = work
         self._final = final_arrays(work)
         cleaned = cleaned_stored(work)
@@ -38,9 +47,13 @@ class Outputs:
             *([filled_arrays(work)] if raw and work.rules.fill_holes else []),
             *([local_arrays(work)] if work.request.instances else []),
         ]
-        self.sinks = {item.head.name: self._final for item in work.stored}
-        if raw:
-            self.sinks.update({item.head.name: raw for item in cleaned})
+        self.stored: list[Stored] = list(work.stored)
+        self.sinks = block_sinks(work)
+        if work.resampling is not None:
+            grid = grid_arrays(work)
+            self._arrays.append(grid)
+            self.stored = list(grid.stored.values())
+            self.sinks = dict.fromkeys(grid.stored, grid)
 
     def create(self) -> None:
         """Create the arrays that are not there yet."""
@@ -54,6 +67,8 @@ class Outputs:
             state: state of the output folder.
             run: makes the blocks of a pass.
         """
+        if self._work.resampling is not None:
+            run(StoredGridPass(self._work))
         if cleaned_stored(self._work):
             clean_labels(self._work, run)
         if self._work.request.instances is not None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from volumen.data.resampled import ResampledVolume
 from volumen.data.space.geometry import AxisTurn
+from volumen.data.space.resampling import Resampling
 from volumen.inference.gain import Labels
 from volumen.inference.jobs import Job
 from volumen.inference.output.stored import Stored
@@ -17,8 +21,8 @@ from volumen.inference.rules import CleaningRules
 from volumen.inference.windows.plan import Box, PredictPlan
 
 if TYPE_CHECKING:
+    from volumen.data.formats.volumes import Volume
     from volumen.inference.request import PredictRequest
-    from volumen.transforms.normalize import Normalizer
 
 
 class State(Protocol):
@@ -49,6 +53,9 @@ class VolumeWork:
         labels: the truth by target, with which an augmentation's gain is measured.
         turn: how windows are turned for the network, whose training volumes had their axes otherwise; None for not.
         classes: names of classes by target.
+        resampling: the network's grid, for an image whose voxel size is not that of the training; None for the
+            image's own voxels.
+        grid_plan: windows and blocks on that grid; those of `plan` are of the image's voxels.
     """
 
     job: Job
@@ -56,13 +63,34 @@ class VolumeWork:
     plan: PredictPlan
     stored: tuple[Stored, ...]
     rules: CleaningRules
-    normalizer: Normalizer
+    normalizer: Callable[[np.ndarray], np.ndarray]
     precision: str
     spacing: tuple[float, ...] | None
     nonfinite: str = "zero"
     labels: Mapping[str, Labels] = field(default_factory=dict)
     turn: AxisTurn | None = None
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    resampling: Resampling | None = None
+    grid_plan: PredictPlan | None = None
+
+    @property
+    def window_plan(self) -> PredictPlan:
+        """The windows that the network sees, and the blocks that they are blended into."""
+        return self.grid_plan or self.plan
+
+    @property
+    def window_image(self) -> Volume:
+        """The image as windows are read from it."""
+        image = self.job.image
+        return image if self.resampling is None else ResampledVolume(image, self.resampling)
+
+    @property
+    def window_mask(self) -> Volume | None:
+        """The mask as windows are read from it."""
+        mask = self.job.mask
+        if mask is None or self.resampling is None:
+            return mask
+        return ResampledVolume(mask, self.resampling, is_label=True)
 
     @property
     def voxel_size(self) -> tuple[float, ...]:

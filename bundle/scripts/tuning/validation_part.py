@@ -15,6 +15,7 @@ from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import Job, find_jobs, image_paths, volume_name
 from volumen.inference.predict import check_kind, output_names, predict_volume
 from volumen.inference.progress import Progress
+from volumen.inference.resampling import resampling_to_training
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -147,6 +148,9 @@ def predict_part(
     found = []
     for name, image in sorted(part.items()):
         for number, box in enumerate(image.boxes):
+            grid = resampling_to_training(predictor.trained_grid, images[name].image)
+            if grid is not None:
+                box = grid.stored_box(box)
             _check_box(images[name], box)
             check_kind(predictor, images[name].image)
             # Regions of one image have one name, so that each goes to a folder of its own.

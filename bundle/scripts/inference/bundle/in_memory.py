@@ -19,13 +19,28 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.resampled import ResampledVolume
+from volumen.data.space.geometry import Geometry, stated_geometry
+from volumen.data.space.resampling import Resampling
+from volumen.inference.resampling import (
+    check_resampled,
+    length_factor,
+    on_stored_grid,
+    resampling_to_training,
+)
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
+    from volumen.inference.predictor import Predictor
+    from volumen.inference.windows.heads import Head
 
 REVERSED = "spatial_axes_reversed"
 """In an image's `meta`: its axes are those of its `original_affine` and `spatial_shape` in the opposite order."""
+UNIT = "spacing_unit"
+"""In an image's `meta`: the unit of its voxel size, where its file states one."""
+_STORED_GRID = "stored_grid"
 _NO_CHANNEL = "no_channel"
 
 
@@ -82,7 +97,7 @@ class ReadVolumed(MapTransform):
         self._check_dims(len(volume.shape), volume.path)
         check_memory(volume.path, volume.shape, volume.channels + self.outputs)
         array = volume.read(tuple(slice(0, size) for size in volume.shape))
-        return with_meta(array, {"filename_or_obj": volume.path}, affine_of(volume))
+        return with_meta(array, {"filename_or_obj": volume.path, UNIT: volume.unit}, affine_of(volume))
 
     def _from_array(self, image: np.ndarray | Tensor, key: str) -> MetaTensor:
         meta = dict(image.meta) if isinstance(image, MetaTensor) else {}
@@ -102,6 +117,83 @@ class ReadVolumed(MapTransform):
             raise VolumenError(
                 where, expected=f"a {self.spatial_dims}D image, as the network's", found=f"{found}D"
             )
+
+
+class ResampleToTrainingd(MapTransform):
+    """Resample normalised images to the voxel size of the training, where the network was trained at one size.
+
+    The postprocessing brings the outputs back to the voxels of the image, see `to_stored_grid`. An opened volume is
+    left as it is: streamed prediction resamples it while it is read.
+
+    Args:
+        predictor: the network.
+        keys: of the images in a sample.
+        allow_missing_keys: whether samples may lack an image.
+    """
+
+    def __init__(
+        self, predictor: Predictor, keys: KeysCollection = "image", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.predictor = predictor
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample the images of a sample.
+
+        Raises:
+            VolumenError: a voxel size of another unit, or a target whose channels count voxels.
+        """
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            if isinstance(sample[key], MetaTensor):
+                sample[key] = self._resampled(sample[key])
+        return sample
+
+    def _resampled(self, image: MetaTensor) -> MetaTensor:
+        volume = ArrayVolume(
+            image.detach().cpu().numpy(),
+            axes="c" + "zyx"[-(image.ndim - 1) :],
+            geometry=_geometry_of(image),
+            path=str(image.meta.get("filename_or_obj", "image")),
+        )
+        grid = resampling_to_training(self.predictor.trained_grid, volume)
+        if grid is None:
+            return image
+        check_resampled(volume, self.predictor.heads())
+        view = ResampledVolume(volume, grid)
+        values = view.read(tuple(slice(0, size) for size in view.shape))
+        kept = {name: value for name, value in image.meta.items() if name != "affine"}
+        meta = {**kept, _STORED_GRID: {"shape": list(grid.shape), "step": list(grid.step)}}
+        return MetaTensor(torch.from_numpy(values), affine=image.affine, meta=meta)
+
+
+def _geometry_of(image: MetaTensor) -> Geometry:
+    """Return the voxel size of an image (C, *space) from its affine, whose first column is that of its first axis."""
+    spatial = image.ndim - 1
+    matrix = np.asarray(image.affine, dtype=np.float64)
+    known = matrix.shape == (spatial + 1, spatial + 1) and not np.array_equal(matrix, np.eye(spatial + 1))
+    if not known and UNIT not in image.meta:
+        return Geometry()
+    return stated_geometry(np.linalg.norm(matrix[:spatial, :spatial], axis=0).tolist(), image.meta.get(UNIT))
+
+
+def to_stored_grid(blend: Tensor, head: Head, image: Any) -> Tensor:
+    """Return blended values (channels, *space) at the voxels of the image that was resampled for them.
+
+    Args:
+        blend: blended values of a head, before the activation.
+        head: the head.
+        image: the result of `ResampleToTrainingd`; for any other image the values stay as they are.
+    """
+    said = (getattr(image, "meta", None) or {}).get(_STORED_GRID)
+    if said is None:
+        return blend
+    grid = Resampling(tuple(said["shape"]), tuple(said["step"]))
+    region = tuple(slice(0, size) for size in grid.shape)
+    values = on_stored_grid(blend.detach().cpu().numpy(), grid, region)
+    if head.kind == "distance":
+        values *= np.float32(length_factor(grid, _geometry_of(image).spacing or (1.0,) * len(grid.shape)))
+    return torch.from_numpy(values)
 
 
 def with_meta(array: np.ndarray, meta: Mapping[str, Any], affine: np.ndarray | None) -> MetaTensor:

@@ -23,7 +23,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
-from volumen.inference.bundle.in_memory import monai_order
+from volumen.inference.bundle.in_memory import monai_order, to_stored_grid
 from volumen.inference.jobs import make_job, open_mask
 from volumen.inference.output.stored import Stored
 from volumen.inference.postprocess.components import clean_array
@@ -209,7 +209,7 @@ class StoreTargets(MapTransform):
             outputs = self._by_target(sample[key])
             image = sample.get(self.image_key)
             finished = {
-                stored.head.name: self._finish(stored, outputs[stored.head.name])
+                stored.head.name: self._finish(stored, outputs[stored.head.name], image)
                 for stored in self._stored(list(outputs))
             }
             for name, result in finished.items():
@@ -220,7 +220,7 @@ class StoreTargets(MapTransform):
             first = next(iter(finished.values()))
             if labelled:
                 shown = Stored(labelled[0], "labels", self.fields["threshold"] or DEFAULT_THRESHOLD)
-                first = self._finish(shown, outputs[labelled[0].name])
+                first = self._finish(shown, outputs[labelled[0].name], image)
             sample[key] = monai_order(first, image)
         return sample
 
@@ -231,10 +231,11 @@ class StoreTargets(MapTransform):
         parts = torch.as_tensor(outputs).split([head.channels for head in heads], dim=0)
         return {head.name: part for head, part in zip(heads, parts, strict=True)}
 
-    def _finish(self, stored: Stored, output: Tensor) -> np.ndarray:
+    def _finish(self, stored: Stored, output: Tensor, image: Any) -> np.ndarray:
         head = stored.head
         plain = output.as_tensor() if isinstance(output, MetaTensor) else output
-        result = stored.convert(head.decode(head.encode(plain[None])[0]).cpu().numpy())
+        blend = to_stored_grid(head.encode(plain[None])[0], head, image)
+        result = stored.of_blend(blend.cpu())
         if stored.is_labels and not self.rules.does_nothing:
             result = np.stack([clean_array(channel, self.rules) for channel in result])
         return result

@@ -119,7 +119,7 @@ class Cluster:
             predictor.strict,
         )
         shares = max(1, math.ceil(self.workers / self.sharers))
-        pieces = split_blocks(work.plan, shares, state.done)
+        pieces = split_blocks(work.window_plan, shares, state.done)
         windows = sum(piece.windows for piece in pieces)
         logger.info(
             "%s: %d pieces for %d workers, %d windows of which %.0f %% are computed twice or more where pieces meet",
@@ -127,7 +127,7 @@ class Cluster:
             len(pieces),
             shares,
             windows,
-            100 * max(0.0, 1 - len(work.plan) / max(windows, 1)),
+            100 * max(0.0, 1 - len(work.window_plan) / max(windows, 1)),
         )
         meter = _Meter(state, windows, progress)
         counts = StreamCounts()

@@ -142,7 +142,7 @@ def make_piece(
             remedy="start workers of one kind, or say --device and --amp",
         )
     predictor = _load(network, str(device))
-    others = np.ones(work.plan.blocks, dtype=bool)
+    others = np.ones(work.window_plan.blocks, dtype=bool)
     others[piece.slices] = done
     state = WorkerState(work.job.output, token, others, piece.blocks)
 

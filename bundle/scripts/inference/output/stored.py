@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from volumen.inference.windows.heads import Head
 
@@ -55,6 +56,15 @@ class Stored:
         """Stored channels: classes of a softmax become one label map."""
         return 1 if self.is_labels and self.head.activation == "softmax" else self.head.channels
 
+    @property
+    def empty(self) -> float:
+        """The value of voxels for which nothing is predicted."""
+        return 0
+
+    def of_blend(self, blended: Tensor) -> np.ndarray:
+        """Turn blended values (head.blended_channels, *block) into what is stored (channels, *block)."""
+        return self.convert(self.head.decode(blended).numpy())
+
     def convert(self, result: np.ndarray) -> np.ndarray:
         """Turn a decoded result (head.channels, *block) into what is stored (channels, *block)."""
         if self.is_labels:
@@ -88,6 +98,28 @@ class Stored:
         if self.head.kind in ("vector", "axis"):
             mean = mean / np.maximum(np.sqrt((mean**2).sum(axis=0, keepdims=True)), 1e-12)
         return np.rint(mean).astype(np.uint8) if self.dtype == np.uint8 else mean.astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class StoredBlend(Stored):
+    """Blended values before the activation, float32, NaN for nothing predicted: they can be interpolated."""
+
+    kind: str = "float32"
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("float32")
+
+    @property
+    def channels(self) -> int:
+        return self.head.blended_channels
+
+    @property
+    def empty(self) -> float:
+        return np.nan
+
+    def of_blend(self, blended: Tensor) -> np.ndarray:
+        return blended.numpy()
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from volumen.inference.output.exports import format_of
-from volumen.inference.output.stored import Stored, instance_stored
+from volumen.inference.output.stored import instance_stored
 from volumen.inference.record.machine import Machine
 from volumen.inference.record.reproduce import content_of
 from volumen.inference.settings import recorded_settings
-from volumen.inference.windows.plan import PredictPlan
 
 if TYPE_CHECKING:
-    from volumen.inference.jobs import Job
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictRequest
+    from volumen.inference.volume_work import VolumeWork
 
 
-def make_recipe(
-    predictor: Predictor,
-    job: Job,
-    request: PredictRequest,
-    plan: PredictPlan,
-    stored: list[Stored],
-    machine: Machine,
-) -> dict[str, Any]:
-    """Return everything that shapes the result, as plain values."""
-    image, mask = job.image, job.mask
+def make_recipe(predictor: Predictor, work: VolumeWork, machine: Machine) -> dict[str, Any]:
+    """Return everything that shapes the result, as plain values.
+
+    Args:
+        predictor: the network.
+        work: what is done for the volume.
+        machine: where.
+    """
+    request, stored, plan = work.request, work.stored, work.window_plan
+    image, mask = work.job.image, work.job.mask
     settings = plain(recorded_settings(request))
     return {
         **settings,
@@ -44,8 +43,11 @@ def make_recipe(
                     for s in [*stored, *instance_stored(request.instances)]},
         "windows": {**settings["windows"], "patch_size": list(plan.patch_size), "count": len(plan),
                     "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
-        "region": [list(bounds) for bounds in plan.box],
-        "blocks": list(plan.block_shape),
+        "region": [list(bounds) for bounds in work.plan.box],
+        "blocks": list(work.plan.block_shape),
+        **({} if work.resampling is None else {"resampling": {
+            "shape": list(work.resampling.resampled_shape), "step": list(work.resampling.step),
+            "spacing": list(predictor.spacing or ()), "unit": predictor.unit}}),
         "precision": machine.precision,
         "device": machine.device,
         "nonfinite": nonfinite_rule(request, predictor),

@@ -1,0 +1,68 @@
+"""The pass that brings blended values from the network's grid to the voxels of the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from volumen.data.validity import inside_mask
+from volumen.inference.arrays import block_sinks, grid_arrays
+from volumen.inference.postprocess.blocks import block_box, block_counts
+from volumen.inference.postprocess.passes import MayWrite
+from volumen.inference.resampling import length_factor, on_stored_grid
+
+if TYPE_CHECKING:
+    from volumen.inference.volume_work import VolumeWork
+
+
+@dataclass(frozen=True)
+class StoredGridPass:
+    """Brings the blended values of every block of the output from the network's grid to the image's.
+
+    Args:
+        work: the volume, all blocks of the network's grid predicted.
+    """
+
+    work: VolumeWork
+    is_light = False
+
+    @property
+    def title(self) -> str:
+        return "resampling to the image's voxels"
+
+    @property
+    def count(self) -> int:
+        plan = self.work.plan
+        return math.prod(block_counts(plan.output_shape, plan.block_shape))
+
+    def make(self, number: int, may_write: MayWrite) -> None:
+        work, plan = self.work, self.work.plan
+        assert work.resampling is not None
+        box = block_box(number, plan.output_shape, plan.block_shape)
+        region = tuple(
+            slice(part.start + low, part.stop + low) for part, (low, _) in zip(box, plan.box, strict=True)
+        )
+        needed = work.resampling.resampled_box(tuple((part.start, part.stop) for part in region))
+        local = tuple(
+            slice(a - low, b - low) for (a, b), (low, _) in zip(needed, work.window_plan.box, strict=True)
+        )
+        mask = None if work.job.mask is None else inside_mask(work.job.mask.read(region)[0])
+        grid, sinks = grid_arrays(work), block_sinks(work)
+        factor = length_factor(work.resampling, work.voxel_size)
+        for stored in work.stored:
+            name = stored.head.name
+            blend = on_stored_grid(
+                grid.read(name, local), work.resampling, region, [start for start, _ in needed]
+            )
+            empty = np.isnan(blend).any(axis=0)
+            blend[:, empty] = 0
+            if stored.head.kind == "distance":
+                blend *= np.float32(factor)
+            result = stored.of_blend(torch.from_numpy(blend))
+            result[:, empty if mask is None else empty | ~mask] = 0
+            may_write()
+            sinks[name].write(name, box, result)
