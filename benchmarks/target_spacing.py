@@ -1,0 +1,158 @@
+# ruff: noqa: E402
+"""Measure what one voxel size for all volumes gains: train on volumes of mixed voxel sizes with and without it.
+
+    python benchmarks/target_spacing.py --output OUT [--data HIPPOCAMPUS] [--steps 300] [--seeds 0 1]
+
+The volumes are rolled sheets of the phantom (another roll each), written at three voxel sizes; and, with --data, scans
+in the program's layout, of which every second and third is resampled to other voxel sizes (images linearly, labels
+nearest). Each arm trains the same number of steps on the same volumes; scored are whole held-out volumes, by
+`volumen evaluate`, on their own voxels. One thread; a finished run in OUT is not repeated.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+import volumen
+from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.layout import discover
+from volumen.data.resampled import ResampledVolume
+from volumen.data.space.resampling import Resampling
+
+SIZES = ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (1.7, 0.7, 0.7))
+"""Voxel sizes of the volumes in turn, in units of the original ones."""
+ARMS: dict[str, Any] = {"as stored": None, "target_spacing: auto": "auto"}
+
+
+def main() -> None:
+    """Make the data, train every arm, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="scans with one label each, in the program's layout")
+    parser.add_argument("--volumes", type=int, default=12, help="scans for training")
+    parser.add_argument("--held-out", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    sets = {"phantom": make_phantom(options.output / "phantom")}
+    if options.data is not None:
+        sets[options.data.name] = make_scans(options.output / options.data.name, options)
+    rows = []
+    for name, folder in sets.items():
+        for seed in options.seeds:
+            rows += [run_arm(name, folder, arm, seed, options) for arm in ARMS]
+    print(table(rows))
+
+
+def make_phantom(folder: Path) -> Path:
+    """Write rolled sheets: four volumes for training and three held-out ones, each at one of three voxel sizes."""
+    from volumen.phantom.geometry import Roll, sheet_geometry
+    from volumen.phantom.volume import scan
+
+    shape = (96, 128, 128)
+    for number in range(7):
+        part = folder / ("train" if number < 4 else "test")
+        roll = Roll.draw(shape, seed=number)
+        geometry = sheet_geometry(roll, shape)
+        image = scan(geometry.distance, geometry.along, seed=number)
+        label = (geometry.distance <= 0).astype(np.uint8)
+        write_pair(part, f"roll{number}", "sheet", image, label, SIZES[number % 3])
+    return folder
+
+
+def make_scans(folder: Path, options: argparse.Namespace) -> Path:
+    """Write scans of a folder at one of three voxel sizes each, the first ones for training."""
+    layout = discover(options.data)
+    target = layout.targets[0]
+    for number, case in enumerate(layout.cases[: options.volumes + options.held_out]):
+        part = folder / ("train" if number < options.volumes else "test")
+        arrays = []
+        for volume in (open_volume(case.image), open_volume(case.labels[target])):
+            arrays.append(volume.read(tuple(slice(0, size) for size in volume.shape))[0])
+        write_pair(part, case.name, target, arrays[0].astype(np.float32), arrays[1], SIZES[number % 3])
+    return folder
+
+
+def write_pair(
+    folder: Path, name: str, target: str, image: np.ndarray, label: np.ndarray, size: tuple[float, ...]
+) -> None:
+    """Write an image and its label as TIFF at a voxel size, in units of their own voxels."""
+    for kind, file, array in (("images", name, image), ("labels", f"{name}_{target}", label)):
+        path = folder / kind / f"{file}.ome.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            continue
+        view = ResampledVolume(ArrayVolume(array), Resampling(array.shape, size), is_label=kind == "labels")
+        values = view.read(tuple(slice(0, extent) for extent in view.shape))[0]
+        if kind == "images" and array.dtype == np.uint8:
+            values = np.rint(values).astype(np.uint8)
+        metadata: dict[str, Any] = {"axes": "ZYX"}
+        for axis, step in zip("ZYX", size, strict=True):
+            metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": "µm"}
+        tifffile.imwrite(path, values, ome=True, metadata=metadata)
+
+
+def run_arm(name: str, folder: Path, arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train an arm and score it on the held-out volumes; return its row."""
+    output = options.output / "runs" / f"{name}_{list(ARMS).index(arm)}_{seed}_{options.steps}"
+    stored = output / "row.json"
+    if stored.exists():
+        return json.loads(stored.read_text())
+    epochs = 10
+    settings = {
+        "tr_setup": {"seed": seed},
+        "dataset_config": {"target_spacing": ARMS[arm], "cache_valid_patches": False},
+        "tr_config": {
+            "patch_size": [32, 32, 32],
+            "batch_size": 2,
+            "max_epoch": epochs,
+            "max_steps_per_epoch": options.steps // epochs,
+            "val_every_n": epochs,
+            "num_dataloader_workers": 0,
+        },
+        "model_config": {"features_per_stage": [12, 24, 48, 96]},
+    }
+    began = time.process_time()
+    run = volumen.train(folder / "train", output, settings, device="cpu")
+    cpu = time.process_time() - began
+    checkpoint = max(run.glob("model_[0-9]*.pth"))
+    volumen.predict(folder / "test" / "images", checkpoint, output / "prediction", dtype="labels", workers=1)
+    scores = volumen.evaluate(
+        output / "prediction", folder / "test" / "labels", output / "scores", metrics=("dice",)
+    )
+    found = scores.cases
+    cases = {
+        name: next(v for k, v in values.items() if k.endswith("/dice")) for name, values in found.items()
+    }
+    row = {"set": name, "arm": arm, "seed": seed, "cpu_seconds": round(cpu), "dice": cases}
+    stored.write_text(json.dumps(row))
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table: the mean Dice of the held-out volumes, and of those at each voxel size."""
+    lines = ["| set | arm | seed | Dice, all held-out volumes | CPU s |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        values = list(row["dice"].values())
+        lines.append(
+            f"| {row['set']} | {row['arm']} | {row['seed']} | {np.mean(values):.3f}"
+            f" ({', '.join(f'{v:.3f}' for v in values)}) | {row['cpu_seconds']} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
