@@ -81,9 +81,12 @@ def install(uv: str, interpreter: str, resolution: str, environment: Path) -> st
         _run([*pip, "--upgrade", "-c", "constraints.txt", "-e", ".[test]"])
     else:
         extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-        # Wheels only: the lowest version that this Python can have without a compiler.
-        _run([*pip, "--no-build", "--resolution", "lowest-direct", "-r", "pyproject.toml", *extras, *TOOLS])
+        # Wheels only: the lowest version that this Python can have without a compiler. Without --upgrade an environment
+        # of an earlier run would keep packages above bounds that were lowered since.
+        lowest = ["--upgrade", "--no-build", "--resolution", "lowest-direct"]
+        _run([*pip, *lowest, "-r", "pyproject.toml", *extras, *TOOLS])
         _run([*pip, "--no-deps", "-e", "."])
+    _run([uv, "pip", "check", "--quiet", "--python", python])
     return python
 
 

@@ -62,8 +62,10 @@ def test_the_summary_names_every_job(machine, monkeypatch, capfd, code, said):
         assert "not run: no Python 3.99 found" in line
     lowest = next(command for command in commands if "lowest-direct" in command)
     assert "constraints.txt" not in lowest
-    newest = next(command for command in commands if "--upgrade" in command)
+    assert "--upgrade" in lowest
+    newest = next(command for command in commands if ".[test]" in command)
     assert newest[newest.index("-c") + 1] == "constraints.txt"
+    assert sum("check" in command for command in commands) == 2
 
 
 def test_packages_that_cannot_be_installed_fail_the_job(machine, monkeypatch):
