@@ -444,6 +444,7 @@ CHANGES = {
 # What is opened and what is in it, which a variant takes over, and what the file cannot change.
 OF_THE_DATA = {
     "device",
+    "has_device",
     "layout",
     "cases",
     "spatial_dims",
