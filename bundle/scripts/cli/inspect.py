@@ -187,7 +187,7 @@ def _labelled_share(config: ConfigManager, target: str, cases: Sequence[OpenCase
         return f"all but {ignored}"
     voxels = sum(float(np.prod(case.image.shape)) for case in cases)
     known = sum(
-        float(config.known_profiles[case.name][target][0].sum())
+        float(config.valid_profiles[case.name][target][0].sum())
         if target in case.masks
         else float(np.prod(case.image.shape))
         for case in cases

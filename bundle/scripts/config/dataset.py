@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OpenedData:
-    """Which volumes there are, what they hold, and how their labels are read; each found when it is first asked for.
+    """The volumes of an experiment, their content, and how their labels are read; each is computed at first use.
 
     Attributes:
         folder: the data folder; None where none is given.
@@ -32,8 +32,8 @@ class OpenedData:
         target_configs: the configured targets by name; empty for every target found.
         configured_channels: `model_config.in_channels`.
         origin: name of the file that the settings come from, for errors.
-        given_layout: a layout in place of the folder's.
-        given_cases: volumes that are open already, such as a viewer's layers.
+        given_layout: a layout that replaces the folder's.
+        given_cases: volumes that are already open, such as a viewer's layers.
         validation_cases: names of the volumes that validate; None for a share of all.
     """
 
@@ -127,7 +127,7 @@ class OpenedData:
         )
 
     def at_level(self, level: int) -> list[OpenCase] | None:
-        """The volumes at a coarser level; None where it is none, or the volumes have no files to open it from.
+        """Open the volumes at a coarser level; None if the level is not coarser or the volumes have no files.
 
         Raises:
             VolumenError: the volumes have a single level.
@@ -156,7 +156,7 @@ class OpenedData:
 
     @property
     def label_rules(self) -> dict[str, LabelRule]:
-        """What the settings say of how the labels of each target are stored."""
+        """How the labels of each target are stored, according to the settings."""
         from volumen.data.labels.label_channels import label_rule
 
         names = {*self.target_configs, *self.layout.targets}
@@ -164,12 +164,12 @@ class OpenedData:
 
     @cached_property
     def spatial_dims(self) -> int:
-        """2 or 3, by the data."""
+        """2 or 3, from the data."""
         return len(self.cases[0].image.shape)
 
     @cached_property
     def in_channels(self) -> int:
-        """Image channels: the setting, else the data's."""
+        """Image channels: from the settings, else from the data."""
         found = self.cases[0].image.channels
         if self.configured_channels is not None and self.configured_channels != found:
             raise VolumenError(
@@ -182,29 +182,29 @@ class OpenedData:
 
     @cached_property
     def spacing(self) -> tuple[float, ...]:
-        """Voxel size per spatial axis that the network is planned for: the median over the volumes."""
+        """Voxel size per spatial axis for which the network is planned: the median over the volumes."""
         from volumen.config.detection import median_spacing
 
         return median_spacing(self.cases)
 
     @property
     def spacing_is_stated(self) -> bool:
-        """Whether the settings or a file say the voxel size, so that it is not assumed."""
+        """Whether the settings or a file state the voxel size; otherwise it is an assumption."""
         return bool(self.settings.spacing) or any(case.image.spacing is not None for case in self.cases)
 
     @property
     def orientation(self) -> str | None:
-        """Where the axes of the volumes run to, such as "SAR"; None where no file states it."""
+        """Anatomical directions of the axes, such as "SAR"; None if no file states them."""
         stated = (case.image.geometry.orientation for case in self.cases)
         return next((orientation for orientation in stated if orientation), None)
 
     def target_config(self, name: str) -> TargetConfig:
-        """What is configured of a labelled target; the defaults where nothing is."""
+        """Return the configuration of a labelled target; the defaults if it has none."""
         return self.target_configs.get(name) or TargetConfig()
 
     @cached_property
     def label_readings(self) -> dict[str, LabelReading]:
-        """How the labels of each labelled target are read: as configured, else as they say themselves."""
+        """How the labels of each labelled target are read: as configured, else detected from the labels."""
         from volumen.config.detection import check_classes, detect_label_kind
 
         cache_dir = cache_folder(self.settings)
@@ -226,7 +226,7 @@ class OpenedData:
 
     @property
     def _labels_are_read(self) -> bool:
-        """Whether the labels are read as a whole before the training, which some settings avoid."""
+        """Whether all labels are read before training starts, which some settings avoid."""
         data = self.settings
         return not data.skip_patch_validation and data.valid_patch_find_resolution <= data.ome_zarr_resolution
 
@@ -240,10 +240,10 @@ class OpenedData:
         }
 
     def profiles(self, objects_only: bool) -> Profiles:
-        """Voxels in every slice across every axis, by case and target.
+        """Count voxels in every slice along every axis, by case and target.
 
         Args:
-            objects_only: count those with a label other than 0; else those whose label is known.
+            objects_only: count the voxels with a label other than 0; otherwise all voxels with a valid label.
         """
         from volumen.data.index.label_counts import default_threads
         from volumen.data.sampling.split import labelled_profiles
@@ -261,7 +261,7 @@ class OpenedData:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """A digest of each volume's shape and a sample of its content, by name: of a copy it is the same."""
+        """A digest of each volume's shape and a sample of its content, by name; a copy has the same digest."""
         from volumen.data.caching.fingerprints import content_digests
 
         volumes = {}
@@ -273,14 +273,14 @@ class OpenedData:
 
 
 def cache_folder(settings: DatasetConfig) -> Path | None:
-    """Return the user's cache folder for what was read of labels and images; None for no cache."""
+    """Return the user's cache folder for results read from labels and images; None for no cache."""
     from volumen.data.caching.index_cache import default_cache_dir
 
     return default_cache_dir() if settings.cache_valid_patches else None
 
 
 def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
-    """Keep the volumes named in `dataset_config.volumes`."""
+    """Return the layout with only the volumes that `dataset_config.volumes` names."""
     if volumes is None:
         return layout
     names = [case.name for case in layout.cases]

@@ -1,7 +1,7 @@
-"""Descriptions beside the types of fields, from which help, flags and documentation are made.
+"""Descriptions of fields, stored in their types; help, flags and documentation are generated from them.
 
-A description is one sentence. After it `; null: ...` says what None means, `; false: ...` what False means, and
-`; empty: ...` what an empty list means.
+A description is one sentence. After it, `; null: ...` explains None, `; false: ...` explains False, and
+`; empty: ...` explains an empty list.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _MEANING = re.compile("; (?:null|false|empty): ")
 
 @dataclass(frozen=True)
 class Described:
-    """What a field does, and how its flag looks.
+    """The description of a field and the form of its flag.
 
     Args:
         text: the description; see the module.
-        metavar: what the help calls the value; None: the choices, or the field's name.
-        group: heading of the help under which the flag stands; empty: none.
+        metavar: name of the value in the help; None: the choices, or the field's name.
+        group: heading of the flag in the help; empty: none.
         short: a short flag, such as "-i"; empty: none.
-        alone: value of the flag without a value; None: it needs one.
-        once: whether the flag may be given once only, since two paths contradict each other.
-        several: whether the flag may be given several times; the command then gets a list.
+        alone: value that the flag takes when the user gives none; None: a value is required.
+        once: whether a second use of the flag is an error, since two paths contradict each other.
+        several: whether the flag may be given several times; the command then receives a list.
     """
 
     text: str
@@ -41,18 +41,18 @@ class Described:
 
     @property
     def does(self) -> str:
-        """The description without what None, False or nothing means."""
+        """The description without the meaning of None, False and an empty list."""
         return _MEANING.split(self.text)[0].removesuffix(".")
 
     @property
     def without(self) -> str:
-        """What None, False or an empty list means; empty where the description does not say."""
+        """The meaning of None, False or an empty list; empty if the description has none."""
         return "".join(_MEANING.split(self.text)[1:]).removesuffix(".")
 
 
 @dataclass(frozen=True)
 class FromKey:
-    """Beside a field: a YAML file gives it as another key, or in another type, and that key describes it.
+    """Marks a field whose key in a YAML file has another name or type; that key also has its description.
 
     Args:
         section: the dataclass of the section.
@@ -68,11 +68,11 @@ class SettingField:
     """A field with its description.
 
     Args:
-        name: the field's name in Python, which the flag has too.
+        name: the field's name in Python, and of its flag.
         key: its key in a YAML file.
         hint: its type without None, ranges and descriptions.
         default: its default; `dataclasses.MISSING` where it has none.
-        described: what it does.
+        described: its description.
     """
 
     name: str

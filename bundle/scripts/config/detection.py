@@ -1,4 +1,4 @@
-"""What the data decide: spacing, patch size, and how each label is to be read."""
+"""Detects from the data what the settings leave open: spacing, patch size, and how each label is read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 
-# Above this many label values a volume holds instances, not classes.
+# A volume with more label values than this holds instances, not classes.
 MOST_CLASSES = 64
-# From this many label values on, of which each is one connected piece, a label numbers instances; fewer are classes,
-# and the doubt is said from three on.
+# If a label has at least this many values and each value is one connected piece, the values number instances. With
+# fewer they are classes; from LEAST_DOUBTFUL on, a warning says that they may be instances.
 LEAST_INSTANCES = 9
 LEAST_DOUBTFUL = 3
 # Voxels of a default patch by device and dimensions: what trains in reasonable time and memory there.
@@ -32,7 +32,7 @@ _PATCH_VOXELS = {("cpu", 3): 64**3, ("cpu", 2): 256**2, ("cuda", 3): 128**3, ("c
 
 
 class LabelReading(NamedTuple):
-    """How a target's labels are read: its kind, the channels of its head, and what is made of instances."""
+    """How a target's labels are read: its kind, the channels of its head, and what the head learns of instances."""
 
     kind: str
     channels: int
@@ -46,9 +46,10 @@ def median_spacing(cases: Sequence[OpenCase]) -> tuple[float, ...]:
 
 
 def needs_intensity_properties(scheme: str, cases: Sequence[OpenCase]) -> bool:
-    """Whether a normalisation scheme has to see the images first.
+    """Whether a normalisation scheme needs statistics of the images.
 
-    Only uint8 fills its type's range as a rule; 12-bit data in uint16 would be scaled to nearly nothing.
+    The scheme "unit" needs none for uint8, which usually fills the range of its type. Other types often do not: 12-bit
+    data in uint16 would be scaled to nearly 0.
     """
     if scheme == "unit":
         return any(np.dtype(stored_volume(case.image).dtype) != np.uint8 for case in cases)
@@ -60,14 +61,14 @@ def default_patch_size(
 ) -> tuple[int, ...]:
     """Choose a patch from the volumes' shapes and spacing.
 
-    The patch has the same physical extent along every axis, as far as the median volume reaches, and about as
-    many voxels as suit the device; nnU-Net's planner starts the same way (Isensee et al. 2021).
+    The patch has the same physical extent along every axis, limited by the median volume, and about as many voxels
+    as suit the device. nnU-Net's planner starts the same way (Isensee et al. 2021).
 
     Args:
         cases: the opened volumes.
         spacing: voxel size per spatial axis.
         device: `cpu` or `cuda`.
-        voxels: about how many a patch is to have; None: as many as suit the device.
+        voxels: approximate number of voxels of a patch; None: as many as suit the device.
 
     Returns:
         Patch size in voxels, at least 8 along every axis.
@@ -75,16 +76,16 @@ def default_patch_size(
     shape = np.median([case.image.shape for case in cases], axis=0)
     budget = voxels or _PATCH_VOXELS[(device if device == "cuda" else "cpu", len(shape))]
     step = np.asarray(spacing, dtype=float)
-    # Voxels are given to the axes in inverse proportion to spacing; what an axis cannot use goes to the others.
+    # The size of an axis is inversely proportional to its spacing; what a short axis cannot use goes to the others.
     free = np.ones(len(shape), dtype=bool)
     size = np.minimum(shape, 1.0)
     while free.any():
         left = budget / float(np.prod(size[~free])) if (~free).any() else float(budget)
         extent = (left * float(np.prod(step[free]))) ** (1.0 / int(free.sum()))
-        wanted = extent / step
-        full = free & (wanted >= shape)
+        ideal = extent / step
+        full = free & (ideal >= shape)
         if not full.any():
-            size[free] = wanted[free]
+            size[free] = ideal[free]
             break
         size[full] = shape[full]
         free &= ~full
@@ -100,13 +101,17 @@ def detect_label_kind(
     *,
     cache_dir: Path | None = None,
 ) -> LabelReading:
-    """Tell how a target's labels are read and how many channels its head has.
+    """Determine how a target's labels are read and how many channels its head has.
 
-    What the entry says goes first. Otherwise a label with several channels is a set of overlapping binary masks,
-    one with the values 0 and one other is binary, one with more values is a set of exclusive classes, and one
-    with more than 64 values of 16 bits or more, or with nine or more of which each is one connected piece, numbers
-    instances, of which the foreground is learned. Where no
-    label can tell (no volume has one), the head has as many channels as the image.
+    The target's entry takes precedence. Without one, the labels decide:
+
+    - Labels with several channels are overlapping binary masks.
+    - Labels with 0 and one other value are binary.
+    - Labels with more values are exclusive classes.
+    - Labels of 16 bits or more with more than 64 values, and labels with nine or more values of which each is one
+      connected piece, number instances; the head learns their foreground.
+
+    If no volume has a label, the head has as many channels as the image.
 
     Args:
         name: name of the target.
@@ -117,11 +122,11 @@ def detect_label_kind(
         cache_dir: folder that caches the values of labels, or None.
 
     Returns:
-        Kind (binary, multiclass, multilabel, distance), channels, and what is learned of instances, if any.
+        Kind (binary, multiclass, multilabel, distance), channels, and what the head learns of instances, if any.
 
     Raises:
-        VolumenError: if the labels hold more values than the entry allows, or so many that they may be instances, or
-            if what the entry says contradicts itself or the labels.
+        VolumenError: the labels hold more values than the entry allows, or so many that they may be instances; or
+            the entry contradicts itself or the labels.
     """
     where = f"{origin}: targets.{name}"
     if config.instances is not None:
@@ -180,12 +185,12 @@ def _reading(
 
 
 def _says_classes(config: TargetConfig) -> bool:
-    """Whether an entry tells the classes of labels, which are then not read for it."""
+    """Whether the entry states the number of classes, so that the labels need not be read."""
     return config.out_channels is not None or config.kind == "binary"
 
 
 def _check_agreement(where: str, config: TargetConfig, kind: str, head: int) -> None:
-    """Refuse an entry whose kind, channels and activation do not go together."""
+    """Refuse an entry whose kind, channels and activation contradict each other."""
     if config.kind not in (None, kind):
         raise VolumenError(
             f"{where}.kind",
@@ -242,10 +247,10 @@ def check_classes(
     *,
     cache_dir: Path | None = None,
 ) -> None:
-    """Refuse labels with classes beyond those of the head, before a training meets them.
+    """Refuse labels with classes beyond those of the head, before training starts.
 
-    Only what the entry says can be wrong: where it is silent, `detect_label_kind` has seen all values. A label with a
-    mask is left to the training, as it may hold anything outside of the mask.
+    Only an entry that states the number of classes can be wrong; otherwise `detect_label_kind` has read all values. A
+    label with a mask is not checked here, since outside its mask it may hold any value; training checks it.
 
     Args:
         name: name of the target.
@@ -280,17 +285,17 @@ def check_classes(
 
 
 def _cannot_exceed(dtype: np.dtype, most: int | None) -> bool:
-    """Whether a type holds no value below 0 and none above `most`."""
+    """Whether a type can hold no value below 0 and none above `most`."""
     if dtype == np.bool_:
         return True
     return dtype.kind == "u" and (most is None or np.iinfo(dtype).max <= most)
 
 
 def check_finite(images: Sequence[Volume], *, cache_dir: Path | None = None) -> None:
-    """Refuse images with NaN or infinite values, before a training meets them; reads all images of fractions.
+    """Refuse images with NaN or infinite values before training starts; reads all floating-point images.
 
     Raises:
-        VolumenError: names the image, how many there are, and where the first one is.
+        VolumenError: names the image, the number of such values, and the position of the first.
     """
     from volumen.data.caching.records import Records
     from volumen.data.index.label_counts import default_threads
@@ -316,7 +321,7 @@ def check_finite(images: Sequence[Volume], *, cache_dir: Path | None = None) -> 
 def _values_of_each(
     labels: Sequence[Volume], most: int, cache_dir: Path | None
 ) -> Iterator[tuple[Volume, tuple[int, ...]]]:
-    """Yield labels and their distinct values, see `label_values`."""
+    """Yield each label volume with its distinct values, see `label_values`."""
     from volumen.data.caching.records import Records
     from volumen.data.index.label_counts import default_threads
     from volumen.data.index.label_values import label_values
@@ -335,7 +340,7 @@ def _classes(
 ) -> int | None:
     """Count the classes, background included; a single value other than 0, such as 255, is one class.
 
-    None where the values can only number instances.
+    Returns None if the values number instances.
     """
     ignore = config.ignore_label
     values: set[int] = set()
@@ -382,7 +387,7 @@ def _classes(
             )
         return 2
     if len(foreground) >= LEAST_DOUBTFUL and not _named(config) and look_like_instances(labels, ignore):
-        # Volumes with the very same values hold the same organs or layers, not as many objects by chance.
+        # Volumes with identical values hold the same organs or layers; equal numbers of objects would be chance.
         alike = len(sets) > 1 and all(other == sets[0] for other in sets)
         if len(foreground) >= LEAST_INSTANCES and not alike:
             logger.warning(
@@ -411,11 +416,11 @@ def _classes(
 
 
 def _named(config: TargetConfig) -> bool:
-    """Whether an entry says that its values are classes."""
+    """Whether the entry states that its values are classes."""
     return config.kind == "multiclass" or config.classes is not None or config.activation == "softmax"
 
 
 def _few(values: Sequence[int]) -> str:
-    """List values; of many, the first and the last."""
+    """Return values as text; if there are many, only the first and the last ones."""
     shown = [str(value) for value in values]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:9], "...", *shown[-2:]])

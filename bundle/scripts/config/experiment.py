@@ -1,4 +1,4 @@
-"""The settled part of a configuration: its sections, the keys that the user gave, and where the run is."""
+"""The fixed part of a configuration: its sections, the keys that the user gave, and the run's folder and device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunDevice:
-    """The device of a run, chosen when it is first asked for.
+    """The device of a run, chosen at first use.
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:N`, or a device of torch.
@@ -30,7 +30,7 @@ class RunDevice:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device; with several processes, this one's own. Joins their group."""
+        """The device of this process. The first use also joins the process group if there are several processes."""
         from volumen.utils.device import choose_device
         from volumen.utils.distributed import initialize
 
@@ -38,26 +38,26 @@ class RunDevice:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether the device was asked for yet, and with it the group of processes joined."""
+        """Whether the device has been chosen, and thus the process group joined."""
         return "device" in vars(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Experiment:
-    """The checked sections of an experiment and the data that it is trained on.
+    """The checked sections of an experiment and the data on which it trains.
 
     Attributes:
         tr_setup, tr_config, model_config, dataset_config, inference_config: the sections.
-        auxiliary_tasks: derived targets by name, as they were given.
-        given: keys by section that are null by default and that the user gave a value.
+        auxiliary_tasks: derived targets by name, as the user gave them.
+        given: keys by section that are null by default and to which the user gave a value.
         origin: name of the file that the sections come from, for errors.
-        output_dir: folder for the run's own folder; None where none is given.
-        run_device: the device, which all configurations of a run share.
-        data: the data, which they share as well.
+        output_dir: parent of the run's folder; None if none is given.
+        run_device: the device; all configurations of a run share it.
+        data: the data; all configurations of an experiment share them.
         given_split: a division into training and validation parts in place of one made from the labels.
     """
 
-    # Any: the keys of `UNSET` have a value here, which the types of these three sections do not say.
+    # Any: the keys of `UNSET` are never None here, which the types of these three sections do not express.
     tr_setup: TrainingSetup
     tr_config: Any
     model_config: Any
@@ -73,7 +73,7 @@ class Experiment:
 
     @property
     def target_configs(self) -> Mapping[str, TargetConfig]:
-        """The configured targets by name, checked; empty where every target found is trained."""
+        """The configured targets by name, checked; empty if all targets that are found are trained."""
         return self.data.target_configs
 
     @property
@@ -92,22 +92,22 @@ class Experiment:
 
     @property
     def device_name(self) -> str:
-        """The device as it was given."""
+        """The device's name as the user gave it."""
         return self.run_device.name
 
     @property
     def device(self) -> torch.device:
-        """Device on which the network runs; with several processes, this one's own. Joins their group."""
+        """Device of this process, on which the network runs. The first use joins the process group."""
         return self.run_device.device
 
     @property
     def has_device(self) -> bool:
-        """Whether the device was chosen yet, and with it the group of processes joined."""
+        """Whether the device has been chosen, and thus the process group joined."""
         return self.run_device.is_chosen
 
     @property
     def resume_from(self) -> str | None:
-        """What the checkpoint handler resumes from: a file, `latest`, or None."""
+        """The checkpoint from which training resumes: a file, `latest`, or None."""
         setup = self.tr_setup
         if setup.checkpoint_path and not setup.load_weights_only:
             return setup.checkpoint_path
@@ -115,7 +115,7 @@ class Experiment:
 
     @property
     def finetune_from(self) -> str | None:
-        """A checkpoint to take weights alone from, or None."""
+        """A checkpoint from which only the weights are loaded, or None."""
         return self.tr_setup.checkpoint_path if self.tr_setup.load_weights_only else None
 
     @property
@@ -124,13 +124,13 @@ class Experiment:
         return self.resume_from is not None
 
     def resumed_file(self, ending: str) -> Path | None:
-        """A file of the run that is resumed: beside the checkpoint, which may be of another folder, or this run's own.
+        """Find a file of the resumed run: beside its checkpoint, which may lie elsewhere, or in this run's folder.
 
         Args:
-            ending: of its name, after the model's name, such as `split.json`.
+            ending: end of its name, after the model's name, such as `split.json`.
 
         Returns:
-            The file; None where no run is resumed or it has none.
+            The file; None if no run is resumed or the run has no such file.
         """
         if not self.resumes:
             return None
@@ -140,5 +140,5 @@ class Experiment:
             if checkpoint and self.resume_from == checkpoint
             else []
         )
-        kept = beside[0] if len(beside) == 1 else self.run_dir / f"{self.tr_setup.model_name}_{ending}"
-        return kept if kept.is_file() else None
+        found = beside[0] if len(beside) == 1 else self.run_dir / f"{self.tr_setup.model_name}_{ending}"
+        return found if found.is_file() else None

@@ -1,4 +1,4 @@
-"""What an experiment says of its data: the volumes, their spacing and channels, and where labels are."""
+"""Properties of an experiment that follow from its data: volumes, spacing, channels, and labelled slices."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class ExperimentData(Experiment):
-    """An experiment that names what its opened data hold."""
+    """An experiment with the properties of its opened data."""
 
     @property
     def has_data(self) -> bool:
-        """Whether there are data to train on: a folder, a list, or volumes that are open already."""
+        """Whether there are data to train on: a folder, a list, or volumes that are already open."""
         return self.data.is_given
 
     @property
     def layout(self) -> Layout:
-        """Which images, labels and masks there are."""
+        """The images, labels and masks that were found."""
         return self.data.layout
 
     @property
@@ -35,37 +35,37 @@ class ExperimentData(Experiment):
 
     @property
     def search_cases(self) -> list[OpenCase] | None:
-        """The volumes at the coarser level at which patches are looked for; None to look at full resolution."""
+        """The volumes at the coarser level in which valid patches are searched; None: at full resolution."""
         return self.data.at_level(self.dataset_config.valid_patch_find_resolution)
 
     @property
     def label_rules(self) -> dict[str, LabelRule]:
-        """What the settings say of how the labels of each target are stored."""
+        """How the labels of each target are stored, according to the settings."""
         return self.data.label_rules
 
     @property
     def label_readings(self) -> dict[str, LabelReading]:
-        """How the labels of each labelled target are read: as configured, else as they say themselves."""
+        """How the labels of each labelled target are read: as configured, else detected from the labels."""
         return self.data.label_readings
 
     @property
     def spatial_dims(self) -> int:
-        """2 or 3, by the data."""
+        """2 or 3, from the data."""
         return self.data.spatial_dims
 
     @property
     def in_channels(self) -> int:
-        """Image channels: the setting, else the data's."""
+        """Image channels: from the settings, else from the data."""
         return self.data.in_channels
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Voxel size per spatial axis that the network is planned for: the median over the volumes."""
+        """Voxel size per spatial axis for which the network is planned: the median over the volumes."""
         return self.data.spacing
 
     @property
     def length_unit(self) -> str:
-        """Unit of surface distances as it stands behind a number: "µm", or "voxels" where no voxel size is known."""
+        """Short unit of surface distances, such as "µm"; "voxels" if no voxel size is known."""
         from volumen.metrics.units import length_unit, short_unit
 
         return short_unit(length_unit(self.cases[0].unit, self.spacing))
@@ -79,7 +79,7 @@ class ExperimentData(Experiment):
 
     @property
     def orientation(self) -> str | None:
-        """Where the axes of the volumes run to, such as "SAR"; None where no file states it."""
+        """Anatomical directions of the axes, such as "SAR"; None if no file states them."""
         return self.data.orientation
 
     @property
@@ -89,28 +89,28 @@ class ExperimentData(Experiment):
 
     @property
     def labelled_profiles(self) -> Profiles:
-        """Labelled voxels in every slice across every axis, by case and target."""
+        """Numbers of labelled voxels in every slice along every axis, by case and target."""
         return self.data.profiles(self.tr_setup.compute_loss_on_labeled_only)
 
     @property
     def object_profiles(self) -> Profiles:
-        """The same of voxels with a label other than 0: within a mask there may be labelled ones without."""
+        """Numbers of voxels with a label other than 0, per slice; masks can also mark label 0 as labelled."""
         masked = any(case.masks for case in self.cases)
         return self.data.profiles(True) if masked else self.labelled_profiles
 
     @property
-    def known_profiles(self) -> Profiles:
-        """The same of voxels whose label is known by a mask, whatever it is."""
+    def valid_profiles(self) -> Profiles:
+        """Numbers of voxels with a valid label, 0 included, per slice."""
         return self.data.profiles(False)
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """A digest of each volume's shape and a sample of its content, by name: of a copy it is the same."""
+        """A digest of each volume's shape and a sample of its content, by name; a copy has the same digest."""
         return self.data.fingerprints
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all of them."""
+        """One digest of all volumes."""
         from volumen.data.caching.fingerprints import joined_digest
 
         return joined_digest(self.fingerprints)

@@ -1,4 +1,4 @@
-"""Reading, checking and merging of experiment files: plain values in sections, never code."""
+"""Reads, checks and merges experiment files: plain values in sections, never code."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SECTION_NAMES = (
     "inference_config",
     "auxiliary_tasks",
 )
-# What a snapshot adds for the reader; it does not configure anything.
+# A snapshot contains these for its reader; they configure nothing.
 INFORMATIVE = ("provenance",)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning."""
+    """PyYAML's safe loader, except that a repeated key is an error; PyYAML would use the last value."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -47,15 +47,15 @@ def read_experiment(path: str | Path) -> dict[str, dict[str, Any]]:
         path: a YAML (or JSON) file with any part of the sections.
 
     Returns:
-        The sections it holds, plain values only.
+        The sections in the file, plain values only.
 
     Raises:
-        VolumenError: if the file is missing or malformed, has an unknown section, or holds code: an expression
+        VolumenError: the file is missing or malformed, has an unknown section, or contains code: an expression
             (`$...`), a reference or macro (`@...`, `%...`) or a `_target_`.
     """
     path = Path(path)
     try:
-        # With -sig: editors on Windows begin a file with a byte order mark.
+        # -sig, since editors on Windows write a byte order mark at the start of a file.
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise VolumenError(path, f"cannot be read ({error.strerror})", remedy="check --config-path") from None
@@ -76,7 +76,7 @@ def read_experiment(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _malformed(path: Path, error: yaml.YAMLError) -> VolumenError:
-    """Say where a file stops being YAML, and why, without the parser's picture of it."""
+    """Return an error that states the line and the reason, without the parser's excerpt of the file."""
     mark = getattr(error, "problem_mark", None)
     where = f"{path}, line {mark.line + 1}" if mark else str(path)
     problem = _problem(error)
@@ -113,7 +113,7 @@ def check_section_names(content: Mapping[str, Any], origin: str) -> None:
 
 
 def refuse_code(content: Any, origin: str, path: str = "") -> None:
-    """Refuse anything that MONAI's parser would evaluate, but for the values that name files.
+    """Refuse everything that MONAI's parser would evaluate, except values that name files.
 
     Raises:
         VolumenError: naming the key.
@@ -140,16 +140,16 @@ def refuse_code(content: Any, origin: str, path: str = "") -> None:
 
 
 def _names_a_file(path: str) -> bool:
-    """Whether the value of a key is the name of a file or folder, which may begin with any letter."""
+    """Whether the value of a key names a file or folder; such a name may begin with any character."""
     section, _, key = path.partition("[")[0].partition(".")
     return key in file_keys(section)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over` on top, section by section and key by key.
+    """Return `base` updated with the values of `over`, section by section and key by key.
 
-    Inside a key, a mapping such as a target's entry is replaced as a whole: half of one target merged into
-    another one's would train what nobody wrote.
+    A value that is itself a mapping, such as a target's entry, is replaced as a whole: a mixture of two entries would
+    be a target that nobody configured.
     """
     merged = {name: dict(section) for name, section in base.items()}
     for name, section in over.items():
@@ -158,7 +158,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_assignment(text: str) -> tuple[list[str], Any]:
-    """Split `section.key=value`, the value read as YAML.
+    """Split `section.key=value` and read the value as YAML.
 
     Args:
         text: for example `tr_config.batch_size=4`.
@@ -167,7 +167,7 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
         The path of keys and the value.
 
     Raises:
-        VolumenError: if there is no `=` or no section.
+        VolumenError: there is no `=` or no section.
     """
     path, separator, value = text.partition("=")
     keys = path.strip().replace("#", ".").replace("::", ".").split(".")
@@ -192,10 +192,10 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
 
 
 def assign(sections: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Set a value at a path of keys, making the mappings on the way.
+    """Set a value at a path of keys; missing mappings on the path are created.
 
     Raises:
-        VolumenError: if the path leads through something that is not a mapping.
+        VolumenError: a part of the path is not a mapping.
     """
     place = sections
     for key in keys[:-1]:
@@ -204,7 +204,7 @@ def assign(sections: dict[str, Any], keys: list[str], value: Any) -> None:
             inner = {}
         if not isinstance(inner, Mapping):
             raise VolumenError(f"--set {'.'.join(keys)}", f"{key} is not a mapping", found=repr(inner))
-        # A copy, so that what the sections were made from stays as it is.
+        # A copy, so that the caller's nested mappings do not change.
         place[key] = dict(inner)
         place = place[key]
     place[keys[-1]] = value

@@ -1,4 +1,4 @@
-"""The network of an experiment: patch, stages and heads, planned from the data where the settings leave them open."""
+"""The network of an experiment: patch, stages and heads, planned from the data unless the settings state them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ExperimentNetwork(ExperimentTargets):
 
     @cached_property
     def requested_patch_size(self) -> tuple[int, ...]:
-        """The patch asked for, else one chosen from the data."""
+        """The patch from the settings, else one chosen from the data."""
         from volumen.config.detection import default_patch_size
 
         if self.tr_config.patch_size is None:
@@ -34,12 +34,12 @@ class ExperimentNetwork(ExperimentTargets):
 
     @cached_property
     def plan(self) -> NetworkPlan:
-        """The network's plan: planned, with what `model_config` fixes put in its place."""
+        """The network's plan, in which values of `model_config` replace planned ones."""
         from volumen.networks.plan_settings import apply_settings
         from volumen.networks.planning import plan_network
 
         model = self.model_config
-        patch_size = self.requested_patch_size  # its own errors say what to mend
+        patch_size = self.requested_patch_size  # outside `try`: its errors already name the setting
         try:
             return apply_settings(
                 plan_network(patch_size, self.spacing),
@@ -59,12 +59,12 @@ class ExperimentNetwork(ExperimentTargets):
 
     @property
     def patch_size(self) -> tuple[int, ...]:
-        """Patch in voxels that the network can take."""
+        """Patch in voxels, of a size that the network accepts."""
         return tuple(self.plan.patch_size)
 
     @cached_property
     def network_config(self) -> dict[str, Any]:
-        """What `MultiHeadDynUNet.from_config` builds the network from."""
+        """Arguments of `MultiHeadDynUNet.from_config`."""
         model = self.model_config
         return {
             "spatial_dims": self.spatial_dims,

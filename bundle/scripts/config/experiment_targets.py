@@ -1,4 +1,4 @@
-"""What the network of an experiment learns: its targets, and where those that are derived are computed."""
+"""The targets of an experiment, and where its derived targets are computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ExperimentTargets(ExperimentData):
 
     @cached_property
     def primary_targets(self) -> dict[str, Target]:
-        """The labelled targets, with kind and channels as configured, else as the labels say."""
+        """The labelled targets, with kind and channels as configured, else detected from the labels."""
         return {
             name: make_target(
                 self.data.target_config(name),
@@ -31,7 +31,7 @@ class ExperimentTargets(ExperimentData):
 
     @cached_property
     def targets(self) -> dict[str, Target]:
-        """All targets: labelled, then auxiliary."""
+        """All targets: labelled ones first, then derived ones."""
         check_names([*self.primary_targets, *self.auxiliary_tasks], self.origin)
         return inject_auxiliary_tasks(
             self.primary_targets,
@@ -43,7 +43,7 @@ class ExperimentTargets(ExperimentData):
 
     @cached_property
     def derived_tasks(self) -> dict[str, dict[str, Any]]:
-        """Parameters of every derived target, as `DeriveTargetsd` takes them."""
+        """Parameters of every derived target, in the form that `DeriveTargetsd` expects."""
         return {
             name: {
                 "type": target.task_type,
@@ -57,7 +57,7 @@ class ExperimentTargets(ExperimentData):
 
     @cached_property
     def halo(self) -> tuple[int, ...]:
-        """Voxels per axis that derived targets need around a patch, whichever volume it is from."""
+        """Voxels per axis that derived targets need around a patch of any volume."""
         from volumen.derived.extents import in_voxels
         from volumen.derived.registry import derive_halo
         from volumen.transforms.instances import instance_halo
@@ -74,7 +74,7 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def label_channels(self) -> dict[str, int]:
-        """Channels of the labels of every labelled target; a volume that lacks the label gets as many, unknown."""
+        """Channels of the labels of every labelled target; a volume without the label gets as many, all invalid."""
         return {
             name: next((case.labels[name].channels for case in self.cases if name in case.labels), 1)
             for name in self.primary_targets
@@ -87,12 +87,12 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def labelled_kinds(self) -> dict[str, str]:
-        """Kind of every labelled target: those that the mean Dice is of."""
+        """Kind of every labelled target; the mean Dice is computed over these."""
         return {name: target.kind for name, target in self.primary_targets.items()}
 
     @property
     def label_classes(self) -> dict[str, int | None]:
-        """Classes per labelled target, or None where every value but 0 means foreground; none for instances."""
+        """Classes per labelled target without instances; None if every value except 0 is foreground."""
         return {
             name: target.out_channels if target.kind == "multiclass" else None
             for name, target in self.primary_targets.items()
@@ -101,7 +101,7 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def instances(self) -> dict[str, str]:
-        """What the heads of targets learn whose labels number instances."""
+        """What the head learns (such as foreground), by target whose labels number instances."""
         return {
             name: target.instances
             for name, target in self.primary_targets.items()
@@ -110,7 +110,7 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def derives_on_device(self) -> bool:
-        """Whether derived targets are made on the training device, as far as their tasks can be."""
+        """Whether the training device computes derived targets, if their tasks support it."""
         setting = self.tr_config.derive_on_device
         return self.device.type == "cuda" if setting == "auto" else setting
 
@@ -125,24 +125,25 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def worker_tasks(self) -> dict[str, dict[str, Any]]:
-        """The part of `derived_tasks` that the workers make, a patch at a time."""
+        """The part of `derived_tasks` that the workers compute, one patch at a time."""
         elsewhere = self.device_tasks
         return {name: task for name, task in self.derived_tasks.items() if name not in elsewhere}
 
     @property
     def device_sources(self) -> list[str]:
-        """The labelled targets that go to the training device with their halo."""
+        """The labelled targets that are sent to the training device with their halo."""
         return sorted({task["source_target"] for task in self.device_tasks.values()})
 
     @property
     def worker_sources(self) -> dict[str, str]:
-        """The labelled target of each one that the workers derive."""
+        """The labelled source of each target that the workers derive."""
         return {name: task["source_target"] for name, task in self.worker_tasks.items()}
 
     @property
     def sampled_classes(self) -> dict[str, list[int]]:
-        """Label values by target whose presence in a patch is recorded, for sampling by class; any object of a target
-        whose labels are no classes.
+        """Label values by target whose presence in a patch is recorded, for sampling by class.
+
+        Targets without classes have the single value `ANY_OBJECT`.
         """
         from volumen.data.index.label_counts import ANY_OBJECT
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FEWEST_FINAL_WINDOWS = 2000
-"""So many windows the last and the best epoch may be scored on, however short the training is."""
+"""Number of windows that may always be used to score the last and the best epoch, even if training is short."""
 
 
 class ExperimentTraining(ExperimentNetwork):
@@ -69,7 +69,7 @@ class ExperimentTraining(ExperimentNetwork):
 
     @cached_property
     def intensity_properties(self) -> dict[str, Any]:
-        """Statistics of the images for the normalisation: those given, else sampled from the training part."""
+        """Statistics of the images for the normalisation: from the settings, else sampled from the training part."""
         from volumen.config.detection import check_finite
         from volumen.data.resampled import stored_volume
 
@@ -85,7 +85,7 @@ class ExperimentTraining(ExperimentNetwork):
 
     @cached_property
     def trained_intensities(self) -> list[dict[str, Any]]:
-        """Between which values the training volumes' intensities lie, whatever the normalisation, per channel."""
+        """Range of the training volumes' intensities per channel, independent of the normalisation."""
         return list(self.dataset_config.trained_intensities or self._sampled_intensities["volumes"])
 
     @property
@@ -96,7 +96,7 @@ class ExperimentTraining(ExperimentNetwork):
 
     @cached_property
     def _sampled_intensities(self) -> dict[str, Any]:
-        """Statistics sampled from the training part; less of it where they are only to be compared with."""
+        """Statistics sampled from the training part; from fewer regions if the normalisation does not need them."""
         from volumen.transforms.intensity_properties import sample_intensity_properties
 
         needed = self._normalization_needs_samples
@@ -114,12 +114,12 @@ class ExperimentTraining(ExperimentNetwork):
 
     @property
     def relaxes_labeled_ratio(self) -> bool:
-        """Whether nobody set the labelled ratio, so that it gives way where no patch reaches it."""
+        """Whether the user left the labelled ratio unset, so that it is lowered if no patch reaches it."""
         return "min_labeled_ratio" not in self.given["dataset_config"]
 
     @property
     def rotation_axes(self) -> list[str] | None:
-        """Axes that patches are rotated about; a 2D image turns about z alone."""
+        """Axes about which patches are rotated; 2D images rotate about z only."""
         axes = self.dataset_config.rotation_axes
         if axes is not None and self.spatial_dims == 2 and set(axes) - {"z"}:
             raise VolumenError(
@@ -137,7 +137,7 @@ class ExperimentTraining(ExperimentNetwork):
 
     @cached_property
     def workers(self) -> int:
-        """Processes that prepare patches."""
+        """Number of processes that prepare patches."""
         from volumen.utils.threads import cores
 
         configured = self.tr_config.num_dataloader_workers
@@ -152,14 +152,14 @@ class ExperimentTraining(ExperimentNetwork):
 
     @property
     def world_size(self) -> int:
-        """Number of processes that train together."""
+        """Number of training processes."""
         from volumen.utils.distributed import world_size
 
         return world_size()
 
     @property
     def samples_per_epoch(self) -> int | None:
-        """Training patches per epoch over all processes; None: each valid patch once."""
+        """Training patches per epoch, summed over all processes; None: each valid patch once."""
         steps = self.tr_config.max_steps_per_epoch
         return None if steps is None else steps * self.tr_config.batch_size * self.world_size
 
@@ -178,7 +178,8 @@ class ExperimentTraining(ExperimentNetwork):
     def final_validation_windows(self) -> int | None:
         """Windows with which the last and the best epoch are scored; None: the whole validation part.
 
-        Without a setting it is the whole part unless that is larger than the whole training, as of a huge volume.
+        Unless the setting states a number, at most as many windows are used as training has patches (at least
+        `FEWEST_FINAL_WINDOWS`), since the validation part of a huge volume would take longer than training.
         """
         training, processes = self.tr_config, self.world_size
         if training.final_val_steps is not None:
@@ -192,7 +193,7 @@ class ExperimentTraining(ExperimentNetwork):
 
     @property
     def validation_names(self) -> list[str]:
-        """The names of all metrics and losses that validation can measure, without "val/"."""
+        """Names of all metrics and losses that validation can measure, without "val/"."""
         from volumen.losses.multitask import component_labels
         from volumen.metrics.whole_regions import measured_names
 
@@ -206,7 +207,7 @@ class ExperimentTraining(ExperimentNetwork):
 
     @property
     def default_key_metric(self) -> str:
-        """The metric that chooses the best epoch unless set; the loss where no labelled target has a Dice."""
+        """The metric that selects the best epoch by default; the loss if no labelled target has a Dice score."""
         from volumen.metrics.target_metrics import metrics_of
 
         dice = any("dice" in metrics_of(kind) for kind in self.labelled_kinds.values())

@@ -1,4 +1,4 @@
-"""What a run is about to do, told in the log before it begins."""
+"""Logs the plan of a run before it begins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def log_experiment(config: ConfigManager) -> None:
     """Log data, targets, split and the network's plan.
 
     Args:
-        config: the run's configuration; asking it opens the data.
+        config: the run's configuration; this opens its data.
     """
     cases = config.cases
     shapes = sorted({by(case.image.shape) for case in cases})
@@ -57,7 +57,7 @@ def _weighed(weight: float, name: str) -> str:
 
 
 def _machine(config: ConfigManager) -> str:
-    """Say what the run computes on, and how much: whether the GPU was found is what one looks for first."""
+    """Return a line with the device, the precision and the number of steps."""
     import torch
 
     from volumen.utils.precision import choose_dtype
@@ -75,10 +75,10 @@ def _machine(config: ConfigManager) -> str:
 
 
 def without_effect(config: ConfigManager) -> list[str]:
-    """Return a line for each setting that does nothing in this experiment, and each head that is never trained.
+    """Return a line for each setting that has no effect in this experiment, and each head that is never trained.
 
     Args:
-        config: the run's configuration; asking it opens the data.
+        config: the run's configuration; this opens its data.
     """
     setup, training, data = config.tr_setup, config.tr_config, config.dataset_config
     lines = []
@@ -114,7 +114,7 @@ def without_effect(config: ConfigManager) -> list[str]:
 
 
 def _every_patch_holds_every_class(config: ConfigManager) -> bool:
-    """Whether a patch is valid only where it holds the only class: without a mask, what is labelled is the object."""
+    """Whether every valid patch contains the only class: without a mask, only objects count as labelled."""
     if sum(map(len, config.sampled_classes.values())) != 1:
         return False
     (target,) = config.sampled_classes

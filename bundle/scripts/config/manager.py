@@ -1,4 +1,4 @@
-"""The configuration of a run: sections checked, the data's own facts detected, everything written back.
+"""The configuration of a run: checks the sections, adds what the data decide, and writes all of it as a snapshot.
 
 `ConfigManager` is what the bundle's YAML refers to as `@config`. It holds one frozen dataclass per section and
 answers, lazily, what follows from them and from the data. Each group of answers has a class of its own, which builds
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class ConfigManager(ExperimentTraining):
-    """The experiment's sections, checked, and what the data add to them. It never changes.
+    """The checked sections of an experiment, and the properties that follow from them and the data. Immutable.
 
     Args:
         tr_setup: training setup; see `volumen.config.sections.TrainingSetup`. This and every other section is a
@@ -53,16 +53,17 @@ class ConfigManager(ExperimentTraining):
         auxiliary_tasks: derived targets by name.
         dataset_dir: data folder; goes before `dataset_config.data_path`.
         output_dir: output folder; goes before `tr_setup.ckpt_out_base`.
-        device: where the network runs: `auto`, `cpu`, `cuda`, `cuda:N`, a device of torch, or that of another
+        device: where the network runs: `auto`, `cpu`, `cuda`, `cuda:N`, a device of torch, or the device of another
             configuration of the same run.
         origin: name of the file the sections come from, for errors.
-        given: keys by section that are null by default and that the user gave a value; None: those with a value.
+        given: keys by section that are null by default and to which the user gave a value; None: all keys with a
+            value.
         data: the data of another configuration of the same experiment, in place of those that `dataset_dir` and
-            `dataset_config` say.
-        split: division into training and validation parts; None: made from the labels.
+            `dataset_config` name.
+        split: division into training and validation parts; None: computed from the labels.
 
     Raises:
-        VolumenError: for an unknown key or a wrong value, naming file, key and remedy.
+        VolumenError: an unknown key or a wrong value; names file, key and remedy.
     """
 
     def __init__(
@@ -118,12 +119,12 @@ class ConfigManager(ExperimentTraining):
     ) -> ConfigManager:
         """Return the same experiment on the same opened data with other sections.
 
-        The data stay as they were opened and read, whatever `dataset_config` says of that.
+        The data are not opened again, even if the new `dataset_config` would open them differently.
 
         Args:
             data: other data; None: the same.
-            split: another division into training and validation parts; None: the same if it was given, else the
-                one that follows from the sections.
+            split: another division into training and validation parts; None: the same if it was given, else
+                computed from the sections.
             **sections: checked sections by name, such as `tr_config`.
         """
         return ConfigManager(
@@ -140,9 +141,10 @@ class ConfigManager(ExperimentTraining):
         """Train on images that are listed one by one, in place of a folder.
 
         Args:
-            train: what `items("train")` gave, for no change, or a list of {"image": path, "label": path}, see
-                `volumen.data.datalist`. With one target in the settings, `label` is that target's.
-            val: images that validate; what `items("val")` gave: a share of the listed ones validates
+            train: the result of `items("train")`, which changes nothing, or a list of
+                {"image": path, "label": path}, see `volumen.data.datalist`. If the settings have one target, `label`
+                belongs to it.
+            val: images that validate. The result of `items("val")`: a share of the listed images validates
                 (`tr_setup.tr_val_split`); an empty list: none.
 
         Returns:
@@ -164,11 +166,11 @@ class ConfigManager(ExperimentTraining):
         return self.variant(data=self.data.listed(train, None if by_split else val, target))
 
     def with_cases(self, cases: list[OpenCase], layout: Layout) -> ConfigManager:
-        """Train on volumes that are open already, such as a viewer's layers, in place of a folder's.
+        """Train on volumes that are already open, such as a viewer's layers, in place of a folder's.
 
         Args:
             cases: the volumes, checked against each other.
-            layout: what they are called and which targets they have.
+            layout: their names and targets.
 
         Returns:
             The same experiment with these volumes.
@@ -198,7 +200,7 @@ class ConfigManager(ExperimentTraining):
             },
             "dataset_config": {
                 **asdict(self.dataset_config),
-                # A value here would be taken for one that somebody gave, which does not give way.
+                # A value here would count as the user's, which is never lowered.
                 **({"min_labeled_ratio": None} if self.relaxes_labeled_ratio else {}),
                 "data_path": _text(self.dataset_dir),
                 "format": self.layout.format,

@@ -1,4 +1,4 @@
-"""How a trained network is run on whole volumes: the settings that a YAML file, a flag and a call in Python share."""
+"""Settings for prediction of whole volumes; YAML files, flags and calls in Python share them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HOW, RESULT, WHAT = "how", "result", "what"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings:
-    """Settings that are called the same, and are of the same type, in YAML, on the command line and in Python.
+    """Settings with the same name and type in YAML, on the command line and in Python.
 
-    A new setting is a field here, and its line in `train.yaml` and `inference.yaml`.
+    A new setting is a field here, and a line in `train.yaml` and `inference.yaml`.
     """
 
     batch_size: Annotated[Positive, Described("Windows per forward pass.", "N", HOW)] = 1
@@ -84,9 +84,9 @@ class PredictionSettings:
 
 @dataclass(frozen=True)
 class InferenceConfig(PredictionSettings):
-    """`inference_config`: how a trained network is run on whole volumes."""
+    """`inference_config`: how a trained network predicts whole volumes."""
 
-    # A mapping that pydantic takes for its ConfigDict; unknown keys and infinite numbers are refused.
+    # pydantic's ConfigDict as a plain mapping, so that this module need not import pydantic.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     checkpoint_path: Annotated[str | None, NAMES_FILE, Described("Checkpoint to predict with.")] = None

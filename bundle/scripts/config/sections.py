@@ -1,7 +1,7 @@
 """The experiment's sections as frozen dataclasses: every key with its type, default, range and effect.
 
-The documentation's table of keys is generated from the descriptions here. Types and ranges are checked by
-pydantic; unknown keys are handled before by `volumen.config.validation`, which names the closest known one.
+The documentation's table of keys is generated from these descriptions. `volumen.config.validation` refuses unknown
+keys and names the closest known one; then pydantic checks types and ranges.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
 _FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Duration = Annotated[
     str,
-    # A bare 35 has no unit, which is what to say of it.
+    # A bare 35 becomes text, so that the error says that the unit is missing, not that the type is wrong.
     BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
     Field(pattern=_DURATION),
 ]
 Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
 
 _STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
-# What an error says instead of a pattern.
+# Errors show these instead of the patterns.
 PATTERN_MEANINGS = {
     _DURATION: "a time such as 35m, 12h or 1h30m",
     _FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
@@ -523,8 +523,8 @@ SECTIONS: dict[str, type] = {
     "inference_config": InferenceConfig,
 }
 
-# Values of keys that are null by default, where nothing else decides them. A value that the user gave, even the same,
-# thus differs from none.
+# Values of keys that are null by default, used if nothing else decides them. Null tells an unset key from one to which
+# the user gave the same value.
 UNSET: dict[str, dict[str, Any]] = {
     "tr_config": {"batch_size": 2, "initial_lr": 1e-3, "augment_strength": 1.0},
     "model_config": {"separate_decoders": True},
@@ -541,13 +541,13 @@ def file_keys(section: str) -> frozenset[str]:
     return frozenset(key for key, hint in hints.items() if NAMES_FILE in getattr(hint, "__metadata__", ()))
 
 
-# Names that people's files use for a key that is called differently here: section -> name -> key.
+# Other names of keys, which files of other tools use: section -> name -> key.
 ALIASES: dict[str, dict[str, str]] = {
     "tr_config": {"amp_dtype": "amp"},
     "model_config": {"squeeze_excitation_rd_ratio": "squeeze_excitation_reduction_ratio"},
 }
 
-# Keys of older files that have no effect here, with what replaces them: section -> key -> advice.
+# Keys of older files that have no effect here, with their replacement: section -> key -> advice.
 RETIRED: dict[str, dict[str, str]] = {
     "tr_config": {
         "augment_on_device": "augmentation runs in the worker processes; set num_dataloader_workers",

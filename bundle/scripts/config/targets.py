@@ -1,4 +1,4 @@
-"""What the network learns: labelled targets and auxiliary tasks derived from them."""
+"""The targets of a network: labelled ones and those derived from them (`auxiliary_tasks`)."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """A head of the network with everything that trains it.
+    """A head of the network with its losses and the source of its truth.
 
     Attributes:
         name: the key of the target in batches and outputs.
-        kind: how the loss reads it: binary, multiclass, multilabel; distance, vector, axis, tensor, field.
+        kind: how losses interpret it: binary, multiclass, multilabel; distance, vector, axis, tensor, field.
         out_channels: channels of the head.
         activation: sigmoid, softmax or none; applied to outputs, never before a loss.
         losses: the losses of this head.
         weight: weight of the head in the total loss.
         ignore_label: label value that means unknown, or None.
         ds_interpolation: nearest or linear.
-        separate_decoder: whether the head has a decoder of its own.
+        separate_decoder: whether the head has a separate decoder.
         classes: names of the classes, for reports.
-        task_type: kind of auxiliary task, or None for a labelled target.
-        source_target: the labelled target it is derived from, or None.
+        task_type: type of a derived target, or None for a labelled target.
+        source_target: the labelled target from which it is derived, or None.
         task_params: parameters of the derivation.
-        instances: what a labelled target makes of labels that number instances, or None where they do not.
+        instances: what the head learns from labels that number instances, or None if the labels are no instances.
         invert: whether 0 in the labels is the foreground.
     """
 
@@ -62,11 +62,11 @@ class Target:
 
     @property
     def auxiliary_task(self) -> bool:
-        """Whether the target is derived from another one."""
+        """Whether the target is derived from a labelled one."""
         return self.task_type is not None
 
     def loss_section(self) -> dict[str, Any]:
-        """Return the plain dict from which `MultiTaskLoss` builds this head's losses."""
+        """Return this head's losses as the plain dictionary that `MultiTaskLoss` expects."""
         return {
             "kind": self.kind,
             "out_channels": self.out_channels,
@@ -79,7 +79,7 @@ class Target:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the plain dict that configures this target again."""
+        """Return this target's entry in a configuration, as a plain dictionary."""
         head = {
             "out_channels": self.out_channels,
             "losses": [asdict(loss) for loss in self.losses],
@@ -107,7 +107,7 @@ class Target:
 
 
 def default_losses(kind: str, activation: str | None = None) -> tuple[LossSpec, ...]:
-    """Return the losses of a labelled target for which none are given: cross-entropy and Dice, or a distance's."""
+    """Return the losses of a labelled target that lists none: cross-entropy and Dice, or the loss of distances."""
     if kind == "distance":
         return (LossSpec(name="SignedDistanceLoss"),)
     exclusive = kind == "multiclass" and activation != "sigmoid"
@@ -116,7 +116,7 @@ def default_losses(kind: str, activation: str | None = None) -> tuple[LossSpec, 
 
 
 def read_target(name: str, values: Mapping[str, Any], origin: str) -> TargetConfig:
-    """Check a target's entry and settle its aliases.
+    """Check a target's entry and resolve its aliases.
 
     Args:
         name: name of the target.
@@ -124,15 +124,15 @@ def read_target(name: str, values: Mapping[str, Any], origin: str) -> TargetConf
         origin: the file the entry comes from, for errors.
 
     Returns:
-        The entry with `out_channels` and `ignore_label` holding what any of their aliases said.
+        The entry, in which `out_channels` and `ignore_label` have the values of their aliases.
 
     Raises:
-        VolumenError: for an unknown key, a wrong value, or aliases that contradict each other.
+        VolumenError: an unknown key, a wrong value, or aliases that contradict each other.
     """
     where = f"{origin}: targets.{name}"
     config: TargetConfig = check_section(TargetConfig, values or {}, where)
-    ignore = _agree(where, config, "ignore_label", "ignore_index", "ignore_value")
-    channels = _agree(where, config, "out_channels", "channels")
+    ignore = _resolve_aliases(where, config, "ignore_label", "ignore_index", "ignore_value")
+    channels = _resolve_aliases(where, config, "out_channels", "channels")
     return replace(
         config,
         ignore_label=ignore,
@@ -153,16 +153,16 @@ def make_target(
     losses: Sequence[LossSpec] = (),
     instances: str | None = None,
 ) -> Target:
-    """Make a labelled target of its checked entry and what the data say of it.
+    """Return a labelled target from its checked entry and what was detected from the data.
 
     Args:
         config: the checked entry.
         name: name of the target.
-        kind: binary, multiclass, multilabel or, of instances, distance.
+        kind: binary, multiclass, multilabel or, for instances, distance.
         out_channels: channels of the head.
         separate: `model_config.separate_decoders`.
-        losses: losses for an entry that lists none and is no distance; without them, cross-entropy and Dice.
-        instances: what is learned of labels that number instances, or None.
+        losses: losses for an entry that lists none and is no distance; empty: cross-entropy and Dice.
+        instances: what the head learns from labels that number instances, or None.
     """
     activation = config.activation or {"multiclass": "softmax", "distance": "none"}.get(kind, "sigmoid")
     shared = () if kind == "distance" else tuple(losses)
@@ -190,7 +190,7 @@ def inject_auxiliary_tasks(
     separate: bool,
     origin: str,
 ) -> dict[str, Target]:
-    """Append the targets derived from others.
+    """Append the derived targets to the labelled ones.
 
     Args:
         targets: the labelled targets.
@@ -200,11 +200,11 @@ def inject_auxiliary_tasks(
         origin: the file the section comes from, for errors.
 
     Returns:
-        Labelled targets, then auxiliary ones, in the order given.
+        Labelled targets, then derived ones, in the given order.
 
     Raises:
-        VolumenError: for an unknown type, source or key, a name that a label uses, a head without a loss, or
-            channels that the task cannot have.
+        VolumenError: an unknown type, source or key, a name that a label uses, a head without a loss, or channels
+            that the task cannot have.
     """
     everything = dict(targets)
     for name, entry in tasks.items():
@@ -214,11 +214,11 @@ def inject_auxiliary_tasks(
                 "the name is a labelled target's",
                 remedy="choose another name",
             )
-        everything[name] = _auxiliary_target(name, entry, targets, spatial_dims, separate, origin)
+        everything[name] = _derived_target(name, entry, targets, spatial_dims, separate, origin)
     return everything
 
 
-def _auxiliary_target(
+def _derived_target(
     name: str,
     entry: Mapping[str, Any],
     targets: Mapping[str, Target],
@@ -250,7 +250,7 @@ def _auxiliary_target(
             found=head.out_channels,
             remedy="leave it out",
         )
-    # A layout that does not fit the channels is refused here, before training.
+    # Refuses a layout that does not fit the channels, before training.
     task_layout(type_name, spatial_dims, of_channels)
     return Target(
         name=name,
@@ -271,8 +271,8 @@ def _read_task(name: str, entry: Mapping[str, Any], where: str) -> tuple[Auxilia
     """Check an entry of `auxiliary_tasks`.
 
     Returns:
-        The keys of every task, with `loss_weight` and `out_channels` holding what any of their aliases said, and the
-        parameters of the derivation: those of its type, and `DERIVATION_KEYS`, as they were given.
+        The keys that every task has, in which `loss_weight` and `out_channels` have the values of their aliases; and
+        the parameters of the derivation as the user gave them: those of its type, and `DERIVATION_KEYS`.
     """
     common = [item.name for item in fields(AuxiliaryTaskConfig)]
     params = {key: value for key, value in entry.items() if key not in common or key in DERIVATION_KEYS}
@@ -289,21 +289,21 @@ def _read_task(name: str, entry: Mapping[str, Any], where: str) -> tuple[Auxilia
         raise VolumenError(f"{where}.losses", expected="a list of {name, weight, kwargs}", found=repr(losses))
     values = {key: value for key, value in entry.items() if key in common}
     head: AuxiliaryTaskConfig = check_section(AuxiliaryTaskConfig, values, where)
-    settled = replace(
+    resolved = replace(
         head,
-        loss_weight=_agree(where, head, "loss_weight", "weight"),
+        loss_weight=_resolve_aliases(where, head, "loss_weight", "weight"),
         weight=None,
-        out_channels=_agree(where, head, "out_channels", "channels"),
+        out_channels=_resolve_aliases(where, head, "out_channels", "channels"),
         channels=None,
     )
-    return settled, params
+    return resolved, params
 
 
-def _agree(where: str, config: TargetConfig | AuxiliaryTaskConfig, *names: str) -> Any:
-    """Return what the aliases say, or None where none says anything."""
-    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    if len(set(said.values())) > 1:
+def _resolve_aliases(where: str, config: TargetConfig | AuxiliaryTaskConfig, *names: str) -> Any:
+    """Return the value of a key that has several names, or None if none of them is set."""
+    values = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if len(set(values.values())) > 1:
         raise VolumenError(
-            where, f"{' and '.join(said)} contradict each other", remedy=f"keep {names[0]} alone"
+            where, f"{' and '.join(values)} contradict each other", remedy=f"keep {names[0]} alone"
         )
-    return next(iter(said.values()), None)
+    return next(iter(values.values()), None)

@@ -1,4 +1,4 @@
-"""Checks of plain values against the dataclasses of the configuration, with one-line errors."""
+"""Checks plain values against the dataclasses of the configuration; errors are one line each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from volumen.config.sections import (
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
-# What was expected, by pydantic's name of the complaint (https://docs.pydantic.dev/latest/errors/validation_errors/).
+# The expected value by pydantic's error type (https://docs.pydantic.dev/latest/errors/validation_errors/).
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -35,7 +35,7 @@ _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"
 
 
 def check_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """Make the dataclass `cls` of plain values.
+    """Return an instance of the dataclass `cls` from plain values.
 
     Args:
         cls: a dataclass whose annotations pydantic understands.
@@ -46,7 +46,7 @@ def check_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
         An instance of `cls`.
 
     Raises:
-        VolumenError: for an unknown key (with the closest known one) or a value of the wrong type or range.
+        VolumenError: an unknown key (names the closest known one) or a value of the wrong type or range.
     """
     if not isinstance(values, Mapping):
         raise VolumenError(where, expected="a mapping of keys to values", found=repr(values))
@@ -59,19 +59,19 @@ def check_section(cls: type, values: Mapping[str, Any], where: str) -> Any:
     try:
         return _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        raise _told(error, where) from None
+        raise _one_line_error(error, where) from None
 
 
 def check_sections(sections: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Check the sections of an experiment.
 
     Args:
-        sections: values by section, and key, or the section's dataclass, which is checked already; `auxiliary_tasks`
-            is checked with the targets that it derives from.
+        sections: values by section, and key, or the section's dataclass, which is not checked again.
+            `auxiliary_tasks` is checked later, with the targets from which it derives.
         origin: the file they come from, for errors.
 
     Returns:
-        The dataclass of each section, with the older names of keys settled and unset values filled in.
+        The dataclass of each section, with aliases of keys resolved and unset values filled in.
 
     Raises:
         VolumenError: an unknown key, a wrong value, or two keys that contradict each other.
@@ -94,7 +94,7 @@ def given_keys(sections: Mapping[str, Any]) -> dict[str, frozenset[str]]:
 
 
 def retired_keys(sections: Mapping[str, Mapping[str, Any] | None], origin: str) -> list[str]:
-    """Return a line for every key of older files that has no effect here, with what replaces it."""
+    """Return a line for every key of older files that has no effect here, with its replacement."""
     return [
         f"{origin}: {name}.{key} has no effect here: {advice}"
         for name, keys in RETIRED.items()
@@ -110,13 +110,13 @@ def _section(name: str, values: Any, origin: str) -> Any:
 
 
 def _checked(name: str, values: Mapping[str, Any], origin: str) -> Any:
-    settled = {key: value for key, value in values.items() if key not in RETIRED.get(name, {})}
+    resolved = {key: value for key, value in values.items() if key not in RETIRED.get(name, {})}
     for old, new in ALIASES.get(name, {}).items():
-        if old in settled:
-            if new in settled and settled[new] != settled[old]:
+        if old in resolved:
+            if new in resolved and resolved[new] != resolved[old]:
                 raise VolumenError(f"{origin}: {name}.{old}", f"contradicts {new}", remedy=f"keep {new}")
-            settled[new] = settled.pop(old)
-    checked = check_section(SECTIONS[name], settled, f"{origin}: {name}")
+            resolved[new] = resolved.pop(old)
+    checked = check_section(SECTIONS[name], resolved, f"{origin}: {name}")
     if (
         name == "model_config"
         and checked.strides
@@ -134,7 +134,7 @@ def _adapter(cls: type) -> TypeAdapter:
 
 
 def _refuse_truth_as_number(cls: type, values: Mapping[str, Any], where: str) -> None:
-    """Refuse true and false where a number is due: pydantic would take them for 1 and 0."""
+    """Refuse true and false for a number, since pydantic would convert them to 1 and 0."""
     hints = get_type_hints(cls)
     for key, value in values.items():
         kinds = set(_plain_types(hints[key]))
@@ -148,14 +148,14 @@ def _plain_types(hint: Any) -> Iterable[type]:
     return [kind for part in inner for kind in _plain_types(part)] if inner else [hint]
 
 
-def _told(error: ValidationError, where: str) -> VolumenError:
-    """Turn pydantic's complaints about the first wrong key into one of ours.
+def _one_line_error(error: ValidationError, where: str) -> VolumenError:
+    """Return pydantic's errors about the first wrong key as one `VolumenError`.
 
-    Of a key that may be of several types, each complains: those that came furthest into the value count.
+    For a key with several types, pydantic reports an error per type; the one with the deepest path is used.
     """
-    complaints = error.errors(include_url=False)
-    of_key = [complaint for complaint in complaints if complaint["loc"][0] == complaints[0]["loc"][0]]
-    first = max(of_key, key=lambda complaint: len(_path(complaint)))
+    details = error.errors(include_url=False)
+    of_key = [detail for detail in details if detail["loc"][0] == details[0]["loc"][0]]
+    first = max(of_key, key=lambda detail: len(_path(detail)))
     path = _path(first)
     key = f"{where}.{path[0]}" + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path[1:])
     if first["type"] == "missing":
@@ -163,18 +163,18 @@ def _told(error: ValidationError, where: str) -> VolumenError:
     if first["type"] == "unexpected_keyword_argument":
         remedy = closest(path[-1], [item.name for item in fields(LossSpec)])
         return VolumenError(key, "unknown key", remedy=remedy or "remove it")
-    expected = dict.fromkeys(_expected(complaint) for complaint in of_key if _path(complaint) == path)
+    expected = dict.fromkeys(_expected(detail) for detail in of_key if _path(detail) == path)
     return VolumenError(
         key, expected=" or ".join(expected), found=_as_yaml(first["input"]), remedy=_remedy(first)
     )
 
 
-def _path(complaint: Any) -> list[int | str]:
-    return [part for part in complaint["loc"] if isinstance(part, int) or not _is_type_label(part)]
+def _path(detail: Any) -> list[int | str]:
+    return [part for part in detail["loc"] if isinstance(part, int) or not _is_type_label(part)]
 
 
-def _expected(complaint: Any) -> str:
-    kind, context = complaint["type"], complaint.get("ctx", {})
+def _expected(detail: Any) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
     if kind == "string_pattern_mismatch":
         return PATTERN_MEANINGS[context["pattern"]]
     if kind == "literal_error":
@@ -182,20 +182,20 @@ def _expected(complaint: Any) -> str:
         return f"one of {names}" if " or " in names else names
     if bounds := [f"a number {word} {context[name]:g}" for name, word in _BOUNDS.items() if name in context]:
         return bounds[0]
-    return _KINDS.get(kind.partition("_")[0]) or complaint["msg"][0].lower() + complaint["msg"][1:]
+    return _KINDS.get(kind.partition("_")[0]) or detail["msg"][0].lower() + detail["msg"][1:]
 
 
-def _remedy(complaint: Any) -> str:
-    given = complaint["input"]
-    if complaint["type"] == "string_type" and isinstance(given, int | float):
+def _remedy(detail: Any) -> str:
+    given = detail["input"]
+    if detail["type"] == "string_type" and isinstance(given, int | float):
         return f'put it in quotes: "{_as_yaml(given)}"'
-    if complaint["type"] == "literal_error":
-        return closest(given, complaint["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", "))
+    if detail["type"] == "literal_error":
+        return closest(given, detail["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", "))
     return ""
 
 
 def _as_yaml(value: Any) -> str:
-    """Say a value as a YAML file does, so that the reader finds it there."""
+    """Write a value as a YAML file does, so that the reader finds it there."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value)

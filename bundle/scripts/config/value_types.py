@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-# pydantic checks these ranges like its own.
+# pydantic checks these ranges as it does its own.
 from annotated_types import Ge, Le
 
 PatchSize = list[Annotated[int, Ge(1)]]
@@ -14,14 +14,14 @@ Count = Annotated[int, Ge(0)]
 Amount = Annotated[float, Ge(0.0)]
 
 NAMES_FILE = "names a file or folder"
-"""Beside a type: the text names a file or folder and is never taken for an expression."""
+"""Annotation of a type: the text names a file or folder and is never evaluated as an expression."""
 
 
 class FalseMeansOff:
-    """Beside a type: false is "off", since YAML 1.1 reads a bare `off` as false."""
+    """Annotation of a type: false means "off", since YAML 1.1 reads a bare `off` as false."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Return pydantic's schema of the type, behind the conversion."""
+        """Return pydantic's schema of the type, preceded by the conversion."""
         from pydantic_core.core_schema import no_info_before_validator_function
 
         return no_info_before_validator_function(
