@@ -172,10 +172,15 @@ def test_a_nested_group_names_the_images_in_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["-i", "a", "-i", "b"], ["-o", "a", "--output", "b"], ["-i", "a", "--input=b"]]
+    "words",
+    [
+        ["train", "-o", "a", "--output", "b"],
+        ["tune", "-i", "a", "-i", "b"],
+        ["tune", "-i", "a", "--input=b"],
+    ],
 )
 def test_a_flag_of_one_path_is_not_taken_twice(capsys, words):
     with pytest.raises(SystemExit) as stop:
-        main(["train", *words])
+        main(words)
     assert stop.value.code == 2
     assert "given twice" in capsys.readouterr().err

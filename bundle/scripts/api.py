@@ -25,7 +25,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 
 def train(
-    data: PathName | None = None,
+    data: PathName | Sequence[PathName] | None = None,
     output: PathName = "runs",
     settings: Settings | None = None,
     *,
@@ -39,7 +39,8 @@ def train(
     """Train on a data folder, or on arrays in memory.
 
     Args:
-        data: folder with `images/`, `labels/<image>_<target>` and, optionally, `masks/`. None: the arrays below.
+        data: folder with `images/`, `labels/<image>_<target>` and, optionally, `masks/`, or several. None: the arrays
+            below.
         output: folder for the run, which goes to `<output>/<model_name>`.
         settings: any part of the experiment's sections, as an experiment file holds them.
         images: arrays by name, (Z, Y, X) or (Y, X), or with channels first, (C, Z, Y, X); any object with `shape`,

@@ -28,7 +28,7 @@ settings say of how labels are stored."""
 
 
 def train_on_folder(
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     output_dir: str | os.PathLike[str],
     settings: Settings | None = None,
     *,
@@ -38,7 +38,7 @@ def train_on_folder(
     """Train on a data folder.
 
     Args:
-        data: folder with `images/`, `labels/<image>_<target>` and, optionally, `masks/`.
+        data: folder with `images/`, `labels/<image>_<target>` and, optionally, `masks/`, or several.
         output_dir: folder for the run.
         settings: any part of the experiment's sections, as an experiment file holds them.
         device: auto, cpu, cuda or cuda:N.
@@ -52,7 +52,7 @@ def train_on_folder(
     """
     config = ConfigManager(
         **_all_sections(settings),
-        dataset_dir=os.fspath(data),
+        dataset_dir=os.fspath(data) if isinstance(data, str | os.PathLike) else [os.fspath(d) for d in data],
         output_dir=os.fspath(output_dir),
         device=device,
         origin="settings",

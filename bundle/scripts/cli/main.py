@@ -113,9 +113,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "-i",
         "--input",
-        action=Once,
+        action="append",
         metavar="DATA",
-        help="folder with images/, labels/ and, optionally, masks/",
+        help="folder with images/, labels/ and, optionally, masks/ (repeatable; NAME=DATA names one)",
     )
     data.add_argument(
         "-o", "--output", action=Once, metavar="OUT", help="output folder; the run goes to OUT/<model name>"
@@ -141,15 +141,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="log to an experiment tracker too: mlflow (a local store in OUT), or a file of MONAI's tracking settings",
     )
     data.add_argument(
-        "--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)"
-    )
-    data.add_argument(
         "--loss-on-label-only",
         action="store_true",
         default=None,
         help="count the loss only where the label is not 0",
     )
 
+    _add_split_arguments(parser)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model-name", metavar="NAME", help="name of the run's folder and files (default: model)"
@@ -220,6 +218,30 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_train)
 
 
+def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose what validates."""
+    split = parser.add_argument_group("training and validation part")
+    split.add_argument(
+        "--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)"
+    )
+    split.add_argument(
+        "--val-volumes",
+        type=lambda text: [name for name in text.split(",") if name],
+        metavar="NAMES",
+        help="images that validate, e.g. b,c or 'late_*'; all others train",
+    )
+    split.add_argument("--val-input", metavar="DATA", help="data folder whose images all validate")
+    split.add_argument(
+        "--split", metavar="FILE", help="what trains and validates: the _split.json of a run, or one like it"
+    )
+    split.add_argument("--fold", metavar="I/K", help="part I of K validates, e.g. 0/5 to 4/5")
+    split.add_argument(
+        "--group-by",
+        metavar="RULE",
+        help="keep images of one group on one side: a regular expression, e.g. '^(p[0-9]+)_', or a .csv file",
+    )
+
+
 def _add_command(commands: argparse._SubParsersAction, name: str, module: str, text: str) -> None:
     """Add a command whose module has `add_<name>_arguments` and `run_<name>`, and no slow imports."""
     code = import_module(module)
@@ -234,7 +256,12 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "inspect", help="show what a data folder holds and the network planned for it"
     )
-    parser.add_argument("input", metavar="DATA", help="folder with images/, labels/ and, optionally, masks/")
+    parser.add_argument(
+        "input",
+        metavar="DATA",
+        nargs="+",
+        help="folder with images/, labels/ and, optionally, masks/ (several: NAME=DATA names one)",
+    )
     parser.add_argument("--config-path", metavar="YAML", help="experiment file")
     parser.add_argument("--patch-size", metavar="Z,Y,X", help="patch in voxels (default: from the data)")
     parser.add_argument(
@@ -244,6 +271,7 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of labels over images")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    _add_split_arguments(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)"
     )

@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 _FLAGS: dict[str, tuple[str, str]] = {
     "format": ("dataset_config", "format"),
     "train_split": ("tr_setup", "tr_val_split"),
+    "val_volumes": ("dataset_config", "val_volumes"),
+    "val_input": ("dataset_config", "val_path"),
+    "split": ("dataset_config", "split_path"),
+    "fold": ("dataset_config", "fold"),
+    "group_by": ("dataset_config", "group_by"),
     "loss_on_label_only": ("tr_setup", "compute_loss_on_labeled_only"),
     "model_name": ("tr_setup", "model_name"),
     "seed": ("tr_setup", "seed"),
@@ -61,7 +66,8 @@ def run_train(options: argparse.Namespace) -> int:
     check_early(sections, origin)
     data = options.input or sections["dataset_config"].get("data_path")
     if data:
-        logger.info("volumen %s: training on %s", __version__, data)
+        shown = data if isinstance(data, str) else ", ".join(map(str, data))
+        logger.info("volumen %s: training on %s", __version__, shown)
     overrides: dict[str, Any] = dict(sections)
     overrides["experiment#origin"] = origin
     for key, value in (

@@ -27,7 +27,7 @@ class OpenedData:
     """The volumes of an experiment, their content, and how their labels are read; each is computed at first use.
 
     Attributes:
-        folder: the data folder; None where none is given.
+        folders: the data folders; none where the data are given otherwise.
         settings: `dataset_config`, which says how the data are opened.
         target_configs: the configured targets by name; empty for every target found.
         configured_channels: `model_config.in_channels`.
@@ -37,7 +37,7 @@ class OpenedData:
         validation_cases: names of the volumes that validate; None for a share of all.
     """
 
-    folder: str | None
+    folders: tuple[str, ...]
     settings: DatasetConfig
     target_configs: Mapping[str, TargetConfig]
     configured_channels: int | None = None
@@ -51,7 +51,12 @@ class OpenedData:
     @property
     def is_given(self) -> bool:
         """Whether there are data: a folder, a list, or volumes that are open already."""
-        return bool(self.folder) or self.given_layout is not None
+        return bool(self.folders) or self.given_layout is not None
+
+    @property
+    def path(self) -> str | list[str] | None:
+        """The data folder, or the list of several, as the settings state it; None where none is given."""
+        return list(self.folders) if len(self.folders) > 1 else next(iter(self.folders), None)
 
     def listed(self, train: Sequence[Any], val: Sequence[Any] | None, target: str) -> OpenedData:
         """The data of images that are listed one by one, in place of the folder's.
@@ -67,7 +72,10 @@ class OpenedData:
         from volumen.data.datalist import layout_of
 
         layout = layout_of(
-            [*train, *(val or ())], root=self.folder, target=target, where="train#dataset#data"
+            [*train, *(val or ())],
+            root=next(iter(self.folders), None),
+            target=target,
+            where="train#dataset#data",
         )
         names = None if val is None else tuple(case.name for case in layout.cases[len(train) :])
         chosen = _chosen(layout, self.settings.volumes, self.origin)
@@ -76,21 +84,37 @@ class OpenedData:
     @cached_property
     def layout(self) -> Layout:
         """Which images, labels and masks there are."""
+        from volumen.data.joining import discover_all, named_folder
         from volumen.data.layout import discover
 
         if self.given_layout is not None:
             return self.given_layout
-        if not self.folder:
+        if not self.folders:
             raise VolumenError(
                 "-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path"
             )
-        layout = discover(
-            self.folder,
-            format=self.settings.format,
-            targets=list(self.target_configs) or None,
-            allow_unlabeled=self.settings.allow_unlabeled_data,
-        )
+        several = [*self.folders, *([self.settings.val_path] if self.settings.val_path else [])]
+        options: dict[str, Any] = {
+            "format": self.settings.format,
+            "targets": list(self.target_configs) or None,
+            "allow_unlabeled": self.settings.allow_unlabeled_data,
+        }
+        if len(several) == 1 and not named_folder(several[0])[0]:
+            layout = discover(several[0], **options)
+        else:
+            layout = discover_all(several, **options)
         return _chosen(layout, self.settings.volumes, self.origin)
+
+    @property
+    def validation_names(self) -> tuple[str, ...] | None:
+        """Names of the volumes that validate where a list or a folder of their own says so; None elsewhere."""
+        from volumen.data.joining import named_folder
+
+        if self.validation_cases is not None or not self.settings.val_path:
+            return self.validation_cases
+        used = {case.name for case in self.layout.cases}
+        members = self.layout.members.get(named_folder(self.settings.val_path)[1], ())
+        return tuple(name for name in members if name in used)
 
     @cached_property
     def cases(self) -> list[OpenCase]:
@@ -258,6 +282,28 @@ class OpenedData:
                 cache_dir=cache_folder(self.settings),
             )
         return self._profiles[objects_only]
+
+    def class_profiles(self, objects_only: bool, classes: Mapping[str, tuple[int, ...]]) -> Profiles:
+        """The same of each class too, with the key "target=class".
+
+        Args:
+            objects_only: as for `profiles`.
+            classes: the classes by target.
+        """
+        from volumen.data.index.label_counts import default_threads
+        from volumen.data.sampling.split import labelled_profiles
+
+        if not any(classes.values()):
+            return self.profiles(objects_only)
+        return labelled_profiles(
+            self.cases,
+            list(self.label_readings),
+            ignore_labels=self.ignore_labels,
+            classes=classes,
+            objects_only=objects_only,
+            num_threads=default_threads(),
+            cache_dir=cache_folder(self.settings),
+        )
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

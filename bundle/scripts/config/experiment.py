@@ -77,9 +77,9 @@ class Experiment:
         return self.data.target_configs
 
     @property
-    def dataset_dir(self) -> str | None:
-        """The data folder; None where none is given."""
-        return self.data.folder
+    def dataset_dir(self) -> str | list[str] | None:
+        """The data folder, or the list of several; None where none is given."""
+        return self.data.path
 
     @property
     def run_dir(self) -> Path:

@@ -1,71 +1,19 @@
-"""The training of an experiment: its split, the normalisation sampled from it, and how long and how often."""
+"""The training of an experiment: the normalisation sampled from its split, and how long and how often."""
 
 from __future__ import annotations
 
-import logging
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from volumen.config.experiment_network import ExperimentNetwork
+from volumen.config.experiment_split import ExperimentSplit
 from volumen.utils.errors import VolumenError
-
-if TYPE_CHECKING:
-    from volumen.data.datalist import CaseItems
-    from volumen.data.pairing import Case
-    from volumen.data.sampling.split import Split
-
-logger = logging.getLogger(__name__)
 
 FEWEST_FINAL_WINDOWS = 2000
 """Number of windows that may always be used to score the last and the best epoch, even if training is short."""
 
 
-class ExperimentTraining(ExperimentNetwork):
+class ExperimentTraining(ExperimentSplit):
     """An experiment whose parts, statistics and numbers of steps follow from its sections, data and network."""
-
-    @cached_property
-    def split(self) -> Split:
-        """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
-        from volumen.data.sampling.split import make_split, split_by_name
-        from volumen.data.sampling.split_file import load_split
-
-        if self.given_split is not None:
-            return self.given_split
-        shapes = {case.name: case.image.shape for case in self.cases}
-        kept = self.resumed_file("split.json")
-        if kept is not None:
-            split = load_split(kept, shapes)
-            if (split.fraction, split.seed) != (self.tr_setup.tr_val_split, self.tr_setup.seed):
-                logger.warning(
-                    "%s: the split of the resumed run stays, whatever tr_val_split and seed are now", kept
-                )
-            return split
-        if self.data.validation_cases is not None:
-            setup = self.tr_setup
-            return split_by_name(shapes, self.data.validation_cases, setup.tr_val_split, setup.seed)
-        return make_split(
-            shapes, self.patch_size, self.tr_setup.tr_val_split, self.tr_setup.seed, self.labelled_profiles
-        )
-
-    def split_text(self) -> str:
-        """Return the text of the run's split file."""
-        from volumen.data.sampling.split_file import split_text
-
-        return split_text(self.split, self.fingerprint)
-
-    def items(self, part: str) -> CaseItems:
-        """The images of a part with their labels, as MONAI lists them; found when they are first asked for.
-
-        Args:
-            part: `train` or `val`; an image that the split divides is in both.
-        """
-        from volumen.data.datalist import CaseItems
-
-        def find() -> tuple[list[Case], list[str]]:
-            boxes = self.split.train if part == "train" else self.split.val
-            return [case for case in self.layout.cases if case.name in boxes], list(self.label_readings)
-
-        return CaseItems(find)
 
     @cached_property
     def intensity_properties(self) -> dict[str, Any]:
@@ -162,11 +110,6 @@ class ExperimentTraining(ExperimentNetwork):
         """Training patches per epoch, summed over all processes; None: each valid patch once."""
         steps = self.tr_config.max_steps_per_epoch
         return None if steps is None else steps * self.tr_config.batch_size * self.world_size
-
-    @property
-    def validates(self) -> bool:
-        """Whether there is a validation part."""
-        return bool(self.split.val)
 
     @property
     def validation_windows(self) -> int | None:

@@ -2,12 +2,14 @@
 
 `ConfigManager` is what the bundle's YAML refers to as `@config`. It holds one frozen dataclass per section and
 answers, lazily, what follows from them and from the data. Each group of answers has a class of its own, which builds
-on the one before: `experiment`, `experiment_data`, `experiment_targets`, `experiment_network`, `experiment_training`.
+on the one before: `experiment`, `experiment_data`, `experiment_targets`, `experiment_network`, `experiment_split`,
+`experiment_training`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
@@ -51,7 +53,7 @@ class ConfigManager(ExperimentTraining):
         dataset_config: data settings.
         inference_config: prediction settings.
         auxiliary_tasks: derived targets by name.
-        dataset_dir: data folder; goes before `dataset_config.data_path`.
+        dataset_dir: data folder, or several; goes before `dataset_config.data_path`.
         output_dir: output folder; goes before `tr_setup.ckpt_out_base`.
         device: where the network runs: `auto`, `cpu`, `cuda`, `cuda:N`, a device of torch, or the device of another
             configuration of the same run.
@@ -75,7 +77,7 @@ class ConfigManager(ExperimentTraining):
         dataset_config: Mapping[str, Any] | DatasetConfig | None = None,
         inference_config: Mapping[str, Any] | InferenceConfig | None = None,
         auxiliary_tasks: Mapping[str, Any] | None = None,
-        dataset_dir: str | None = None,
+        dataset_dir: str | Sequence[str] | None = None,
         output_dir: str | None = None,
         device: str | torch.device | RunDevice = "auto",
         origin: str = "configuration",
@@ -179,6 +181,8 @@ class ConfigManager(ExperimentTraining):
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Return every section with all values settled: plain data that trains the same model again."""
+        from volumen.data.layout import FORMATS
+
         model = self.network_config
         return {
             "tr_setup": {
@@ -202,8 +206,9 @@ class ConfigManager(ExperimentTraining):
                 **asdict(self.dataset_config),
                 # A value here would count as the user's, which is never lowered.
                 **({"min_labeled_ratio": None} if self.relaxes_labeled_ratio else {}),
-                "data_path": _text(self.dataset_dir),
-                "format": self.layout.format,
+                "data_path": self.dataset_dir,
+                # Several folders may have several formats, which are found again.
+                "format": self.layout.format if self.layout.format in FORMATS else None,
                 "targets": {name: target.snapshot() for name, target in self.primary_targets.items()},
                 "trained_spacing": list(self.spacing) if self.data.spacing_is_stated else None,
                 "trained_unit": self.cases[0].unit,
@@ -218,9 +223,12 @@ class ConfigManager(ExperimentTraining):
         }
 
 
-def _data(settings: DatasetConfig, model: ModelConfig, dataset_dir: str | None, origin: str) -> OpenedData:
+def _data(
+    settings: DatasetConfig, model: ModelConfig, dataset_dir: str | Sequence[str] | None, origin: str
+) -> OpenedData:
+    paths = dataset_dir or settings.data_path or ()
     return OpenedData(
-        folder=dataset_dir or settings.data_path,
+        folders=(str(paths),) if isinstance(paths, str | os.PathLike) else tuple(map(str, paths)),
         settings=settings,
         target_configs=_target_configs(settings.targets, model.targets, origin),
         configured_channels=model.in_channels,

@@ -17,6 +17,7 @@ from volumen.config.value_types import NAMES_FILE, Amount, AmpMode, Count, Patch
 from volumen.metrics.score_names import VALIDATION_PATTERN, VALIDATION_SCORES
 
 _DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
+_FOLD = r"^\d+/\d+$"
 _FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Duration = Annotated[
     str,
@@ -29,6 +30,7 @@ Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
 _STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
 # Errors show these instead of the patterns.
 PATTERN_MEANINGS = {
+    _FOLD: "a fold such as 0/5, the first of five",
     _DURATION: "a time such as 35m, 12h or 1h30m",
     _FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
     VALIDATION_PATTERN: f"a score of labels ({', '.join(VALIDATION_SCORES)}; X is a number)",
@@ -315,7 +317,11 @@ class DatasetConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
 
     data_path: Annotated[
-        str | None, NAMES_FILE, Field(description="Data folder where `-i` is not given.")
+        str | list[str] | None,
+        NAMES_FILE,
+        Field(
+            description="Data folder where `-i` is not given, or a list of folders; NAME=FOLDER names one of several."
+        ),
     ] = None
     format: Annotated[
         Literal["zarr", "tif", "nifti", "png", "napari"] | None,
@@ -326,6 +332,42 @@ class DatasetConfig:
     ] = field(default_factory=dict)
     volumes: Annotated[
         list[str] | None, NAMES_FILE, Field(description="Names of the images to use; null: all of them.")
+    ] = None
+    val_volumes: Annotated[
+        list[str] | None,
+        NAMES_FILE,
+        Field(
+            description="Names of the images that validate, also with * and ?; all others train. null: chosen by "
+            "`tr_setup.tr_val_split`."
+        ),
+    ] = None
+    val_path: Annotated[
+        str | None,
+        NAMES_FILE,
+        Field(description="Data folder whose images all validate, and none of which trains; null: none."),
+    ] = None
+    split_path: Annotated[
+        str | None,
+        NAMES_FILE,
+        Field(
+            description="File that says which images or regions train and validate, such as the `_split.json` of "
+            "a run; null: none."
+        ),
+    ] = None
+    fold: Annotated[
+        str | None,
+        Field(
+            pattern=_FOLD,
+            description="Part of the data that validates: 0/5 is the first of five parts, 4/5 the last; null: none.",
+        ),
+    ] = None
+    group_by: Annotated[
+        str | None,
+        NAMES_FILE,
+        Field(
+            description="Images of one group never stand on both sides: a regular expression whose first (...) is "
+            "the group in an image's name, or a .csv file with the columns volume and group; null: no groups."
+        ),
     ] = None
     axes: Annotated[
         str | None,

@@ -125,7 +125,30 @@ def _checked(name: str, values: Mapping[str, Any], origin: str) -> Any:
         raise VolumenError(
             f"{origin}: model_config.pool_op_kernel_sizes", "contradicts strides", remedy="keep strides alone"
         )
+    if name == "dataset_config":
+        _refuse_two_splits(checked, f"{origin}: {name}")
     return checked
+
+
+def _refuse_two_splits(data: Any, where: str) -> None:
+    """Refuse settings that choose the validation part in two ways."""
+    ways = [
+        key for key in ("val_volumes", "val_path", "split_path", "fold") if getattr(data, key) is not None
+    ]
+    if len(ways) > 1 and ways != ["split_path", "fold"]:
+        raise VolumenError(f"{where}.{ways[1]}", f"contradicts {ways[0]}", remedy="keep one of them")
+    if data.group_by is not None and ways not in ([], ["fold"]):
+        raise VolumenError(
+            f"{where}.group_by", f"has no effect beside {ways[0]}, which names what validates", remedy="leave it out"
+        )  # fmt: skip
+    if data.val_volumes is not None and not data.val_volumes:
+        raise VolumenError(
+            f"{where}.val_volumes", "names no image", remedy="leave it out, or set tr_setup.tr_val_split to 1"
+        )
+    if data.fold is not None:
+        from volumen.data.sampling.folds import read_fold
+
+        read_fold(data.fold)
 
 
 @cache

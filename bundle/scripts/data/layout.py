@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
 from os import PathLike, fspath
@@ -45,12 +45,16 @@ MAX_SIZE_RATIO = 1.5
 
 @dataclass(frozen=True)
 class Layout:
-    """All cases of a data folder; `targets` is the sorted union over cases."""
+    """All cases of one or several data folders; `targets` is the sorted union over cases.
+
+    `members` has the names of the cases of each folder, by its path, where there are several.
+    """
 
     root: str
     format: str
     cases: tuple[Case, ...]
     targets: tuple[str, ...]
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def discover(
     format: str | None = None,
     targets: Sequence[str] | None = None,
     allow_unlabeled: bool = False,
+    partial: bool = False,
 ) -> Layout:
     """Find images, labels and masks below a folder and pair them by name.
 
@@ -89,6 +94,7 @@ def discover(
         format: format of the images, "zarr", "tif", "nifti", "png" or "napari"; by default that of `images/`.
         targets: targets to use; by default all that have a label.
         allow_unlabeled: accept images that lack the label of some target.
+        partial: other folders may hold the labels that are missing here; see `volumen.data.joining`.
 
     Raises:
         VolumenError: a folder, an image or a label is missing, or names do not fit.
@@ -98,7 +104,13 @@ def discover(
         raise VolumenError("--format", expected=f"one of {', '.join(FORMATS)}", found=repr(format))
     images, labels, masks = _entries(root, format)
     cases, chosen = pair_cases(
-        child(root, "labels"), images, labels, masks, targets=targets, allow_unlabeled=allow_unlabeled
+        child(root, "labels"),
+        images,
+        labels,
+        masks,
+        targets=targets,
+        allow_unlabeled=allow_unlabeled,
+        partial=partial,
     )
     return Layout(root, format or images[0].format, cases, chosen)
 

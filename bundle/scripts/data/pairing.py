@@ -33,6 +33,7 @@ def pair_cases(
     *,
     targets: Sequence[str] | None = None,
     allow_unlabeled: bool = False,
+    partial: bool = False,
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """Pair images, labels and masks by name; return the cases and the sorted targets.
 
@@ -47,6 +48,7 @@ def pair_cases(
         masks: all masks.
         targets: targets to use; by default all that have a label.
         allow_unlabeled: accept images that lack the label of some target.
+        partial: other folders may hold what is missing, so nothing is refused for it; the targets are all found.
 
     Raises:
         VolumenError: a label is missing or occurs twice, or a name fits no image but is similar to one that does.
@@ -54,7 +56,9 @@ def pair_cases(
     names = dict.fromkeys(image.name for image in images)
     paired = _pair_labels(labels, names, targets)
     found = sorted({target for paths in paired.values() for target in paths})
-    chosen = _choose(where, found, targets)
+    if not partial:
+        check_targets(where, found, targets)
+    chosen = tuple(name for name in found if not targets or name in targets)
     mask_paths = _pair_masks(masks, names, found)
     cases = tuple(
         Case(
@@ -65,9 +69,34 @@ def pair_cases(
         )
         for image in images
     )
+    if partial:
+        return cases, tuple(found)
     if not allow_unlabeled:
-        _check_complete(cases, chosen)
+        check_complete(cases, chosen)
     return cases, chosen
+
+
+def check_targets(where: str, found: Sequence[str], targets: Sequence[str] | None) -> None:
+    """Refuse labels without those of a target to use.
+
+    Args:
+        where: place of the labels, named in errors.
+        found: targets that have a label.
+        targets: targets to use; None: all that have a label.
+
+    Raises:
+        VolumenError: no label at all, or none of a target to use.
+    """
+    if not found:
+        raise VolumenError(where, expected="labels named <image>_<target>", found="none", remedy="add them")
+    for target in targets or ():
+        if target not in found:
+            raise VolumenError(
+                where,
+                expected=f"a label of target {target!r}",
+                found=f"labels of {', '.join(found)}",
+                remedy=f"add <image>_{target}, or take the target out of the configuration",
+            )
 
 
 def split_label_name(
@@ -160,27 +189,18 @@ def _report_orphan(entry: Entry, images: Collection[str]) -> None:
     logger.warning("%s belongs to no image and is left out", entry.path)
 
 
-def _choose(where: str, found: list[str], targets: Sequence[str] | None) -> tuple[str, ...]:
-    if not found:
-        raise VolumenError(where, expected="labels named <image>_<target>", found="none", remedy="add them")
-    for target in targets or ():
-        if target not in found:
-            raise VolumenError(
-                where,
-                expected=f"a label of target {target!r}",
-                found=f"labels of {', '.join(found)}",
-                remedy=f"add <image>_{target}, or take the target out of the configuration",
-            )
-    return tuple(sorted(set(targets or found)))
-
-
 def _spread(paths: dict[str, str], targets: Sequence[str]) -> dict[str, str]:
     """Use the mask for all targets for each target that has no separate mask."""
     masks = {target: paths.get(target, paths.get("")) for target in targets}
     return {target: path for target, path in masks.items() if path is not None}
 
 
-def _check_complete(cases: Sequence[Case], targets: Sequence[str]) -> None:
+def check_complete(cases: Sequence[Case], targets: Sequence[str]) -> None:
+    """Refuse a case that lacks the label of a target.
+
+    Raises:
+        VolumenError: naming the image and the label.
+    """
     for case in cases:
         missing = [target for target in targets if target not in case.labels]
         if missing:

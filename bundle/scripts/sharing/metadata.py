@@ -48,7 +48,16 @@ REQUIRED_PACKAGES = (
 )
 CONCATENATED = "pred"
 NOT_STATED = "not stated"
-_PATH_KEYS = ("ckpt_out_base", "checkpoint_path", "data_path", "mask")
+_PATH_KEYS = (
+    "ckpt_out_base",
+    "checkpoint_path",
+    "data_path",
+    "val_path",
+    "val_volumes",
+    "split_path",
+    "group_by",
+    "mask",
+)
 _FORMATS = {
     "distance": "distance",
     "vector": "vector",
@@ -242,11 +251,12 @@ def read_metrics(run_folder: Path, epoch: int | None) -> dict[str, float]:
 def without_paths(value: Any) -> Any:
     """Return nested plain data with paths replaced by None, since paths are private.
 
-    Settings that name files are always cleared; all others are cleared if they contain an absolute path.
+    Settings that name files, and those that choose a part of the data, are always cleared; all others are cleared if
+    they contain an absolute path.
     """
     if isinstance(value, Mapping):
         return {
-            key: None if key in _PATH_KEYS and isinstance(item, str) else without_paths(item)
+            key: None if key in _PATH_KEYS and isinstance(item, str | list) else without_paths(item)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):

@@ -339,23 +339,37 @@ class SliceCounter:
     """Counts the labelled voxels in every slice across every axis of one label volume in one pass.
 
     Args:
-        reader: of the label.
+        reader: of the label; the classes of its request are counted one by one too.
     """
 
     def __init__(self, reader: LabelReader) -> None:
         self.reader = reader
-        self.profiles = [np.zeros(size, np.int64) for size in reader.label.shape]
+        self.profiles = self._zeros()
+        self.class_profiles = [self._zeros() for _ in reader.request.classes]
         self.tiles = reader.tiles([[np.array([0, size]) for size in reader.label.shape]])
         self._lock = threading.Lock()
+
+    def _zeros(self) -> list[np.ndarray]:
+        return [np.zeros(size, np.int64) for size in self.reader.label.shape]
+
+    @property
+    def all_profiles(self) -> dict[str, list[np.ndarray]]:
+        """The profiles of the labelled voxels with the key "", and those of value 2 with the key "=2"."""
+        values = (f"={value}" for value in self.reader.request.classes)
+        return {"": self.profiles, **dict(zip(values, self.class_profiles, strict=True))}
 
     def count(self, tile: Tile) -> None:
         """Add a tile to the profiles; see `LabelCounter.count`."""
         region = self.reader.region(tile)
-        labelled = self.reader.flags(tile).labelled
-        if labelled is None:
-            return
+        flags = self.reader.flags(tile)
+        if flags.labelled is not None:
+            self._add(self.profiles, flags.labelled, region)
+        for bit, holds in flags.classes.items():
+            self._add(self.class_profiles[bit], holds, region)
+
+    def _add(self, profiles: list[np.ndarray], labelled: np.ndarray, region: Region) -> None:
         whole = [AxisCut.of(np.array([0, size]), 0, size) for size in labelled.shape]
-        for axis, (profile, span) in enumerate(zip(self.profiles, region)):
+        for axis, (profile, span) in enumerate(zip(profiles, region)):
             lines = AxisCut.of(np.arange(labelled.shape[axis] + 1), 0, labelled.shape[axis])
             cuts = [cut for cut in (*whole[:axis], lines, *whole[axis + 1 :]) if cut is not None]
             values = cell_sums(labelled, cuts).ravel()

@@ -26,7 +26,8 @@ from volumen.utils.terminal.progress import grow, hidden
 logger = logging.getLogger(__name__)
 
 Profiles = Mapping[str, Mapping[str, Sequence[np.ndarray]]]
-"""By case and target: per axis, the number of labelled voxels in each slice across it. See `labelled_profiles`."""
+"""By case and target: per axis, the number of labelled voxels in each slice across it. With classes, those of class 2
+have the key "target=2". See `labelled_profiles`."""
 
 MIN_REGION = 8
 """Least width of a training or validation region, in voxels along the split axis (or the patch, if smaller)."""
@@ -42,12 +43,14 @@ class Split:
         train, val: boxes by case name; every case is in at least one of them.
         fraction: requested share for training.
         seed: seed of the choice.
+        rule: what chose the parts in place of fraction and seed alone, such as "fold 0/5"; empty for those.
     """
 
     train: dict[str, list[Box]]
     val: dict[str, list[Box]]
     fraction: float
     seed: int
+    rule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON or YAML."""
@@ -60,6 +63,7 @@ class Split:
             "val": plain(self.val),
             "fraction": self.fraction,
             "seed": self.seed,
+            **({"rule": self.rule} if self.rule else {}),
         }
 
     @classmethod
@@ -72,7 +76,13 @@ class Split:
                 for name, regions in part.items()
             }
 
-        return cls(boxes(data["train"]), boxes(data["val"]), float(data["fraction"]), int(data["seed"]))
+        return cls(
+            boxes(data["train"]),
+            boxes(data["val"]),
+            float(data["fraction"]),
+            int(data["seed"]),
+            str(data.get("rule", "")),
+        )
 
 
 def make_split(
@@ -113,7 +123,7 @@ def make_split(
     every = {name: [whole_box(shape)] for name, shape in shapes.items()}
     if train_fraction == 1:
         return Split(every, {}, train_fraction, seed)
-    weights = {name: _weights(shape, labelled, name) for name, shape in shapes.items()}
+    weights = {name: label_weights(shape, labelled, name) for name, shape in shapes.items()}
     candidates = [name for name in sorted(shapes) if any(weights[name].values())]
     if len(candidates) >= 2:
         held_out = _whole_volumes(candidates, weights, 1 - train_fraction, seed)
@@ -129,7 +139,11 @@ def make_split(
 
 
 def split_by_name(
-    shapes: Mapping[str, Sequence[int]], held_out: Sequence[str], train_fraction: float, seed: int
+    shapes: Mapping[str, Sequence[int]],
+    held_out: Sequence[str],
+    train_fraction: float,
+    seed: int,
+    rule: str = "",
 ) -> Split:
     """Return the split with the named volumes as validation part and all others as training part.
 
@@ -138,6 +152,7 @@ def split_by_name(
         held_out: names of the validation cases; none: no validation.
         train_fraction: value of the setting, which is recorded in the split.
         seed: value of the setting, which is recorded likewise.
+        rule: what named the volumes, which is recorded too.
 
     Raises:
         VolumenError: no case is left for training.
@@ -145,9 +160,13 @@ def split_by_name(
     whole = {name: [whole_box(shape)] for name, shape in shapes.items()}
     train = {name: boxes for name, boxes in whole.items() if name not in held_out}
     if not train:
-        raise VolumenError("train#dataset#data", "no image is left for training", remedy="add some")
+        raise VolumenError(
+            rule or "train#dataset#data",
+            "no image is left for training",
+            remedy="name fewer, or add some" if rule else "add some",
+        )
     val = {name: boxes for name, boxes in whole.items() if name in held_out}
-    return Split(train, val, train_fraction, seed)
+    return Split(train, val, train_fraction, seed, rule)
 
 
 def labelled_profiles(
@@ -155,6 +174,7 @@ def labelled_profiles(
     targets: Sequence[str],
     *,
     ignore_labels: Mapping[str, int | None] | None = None,
+    classes: Mapping[str, Sequence[int]] | None = None,
     objects_only: bool = False,
     num_threads: int = 1,
     cache_dir: str | os.PathLike | None = None,
@@ -166,13 +186,15 @@ def labelled_profiles(
         cases: opened cases.
         targets: names of the label targets.
         ignore_labels: label value that means unknown, by target.
+        classes: label values (at most 63) by target that are counted one by one too.
         objects_only: as for `find_valid_patches`.
         num_threads: threads that read.
         cache_dir: folder that caches the counts until a label or mask changes, or None.
         progress: show a progress bar.
 
     Returns:
-        By case name and target (those that the case has): one int64 array per axis, as long as that axis.
+        By case name and target (those that the case has): one int64 array per axis, as long as that axis. The key of
+            value 2 is "target=2".
     """
     from tqdm import tqdm
 
@@ -186,7 +208,11 @@ def labelled_profiles(
         for case in cases:
             labelled = [target for target in targets if target in case.labels]
             requests = {
-                target: CountRequest(ignore=ignore.get(target), objects_only=objects_only)
+                target: CountRequest(
+                    ignore=ignore.get(target),
+                    objects_only=objects_only,
+                    classes=tuple((classes or {}).get(target, ())),
+                )
                 for target in labelled
             }
             keys = {t: _profile_key(case, t, requests[t]) if records.enabled else {} for t in labelled}
@@ -200,11 +226,20 @@ def labelled_profiles(
             }
             count_case(counters, num_threads, partial(grow, bar), bar.update)
             for target, counter in counters.items():
-                found[target] = counter.profiles
+                found[target] = counter.all_profiles
                 records.put(
-                    keys[target], {f"axis{axis}": counts for axis, counts in enumerate(counter.profiles)}
+                    keys[target],
+                    {
+                        f"axis{axis}{key}": counts
+                        for key, axes in counter.all_profiles.items()
+                        for axis, counts in enumerate(axes)
+                    },
                 )
-            profiles[case.name] = {target: axes for target, axes in found.items() if axes is not None}
+            profiles[case.name] = {
+                f"{target}{key}": axes
+                for target, of_key in found.items()
+                for key, axes in (of_key or {}).items()
+            }
     return profiles
 
 
@@ -215,15 +250,20 @@ def _profile_key(case: Any, target: str, request: CountRequest) -> dict[str, Any
         "mask": None if mask is None else fingerprint_of(mask),
         "ignore": request.ignore,
         "objects_only": request.objects_only,
+        **({"classes": list(request.classes)} if request.classes else {}),
     }
 
 
-def _cached_profile(key: Mapping[str, Any], records: Records) -> list[np.ndarray] | None:
+def _cached_profile(key: Mapping[str, Any], records: Records) -> dict[str, list[np.ndarray]] | None:
     known = records.get(key)
-    return None if known is None else [known[f"axis{axis}"] for axis in range(len(known))]
+    if known is None:
+        return None
+    classes = ["", *(f"={value}" for value in key.get("classes", ()))]
+    ndim = len(known) // len(classes)
+    return {of: [known[f"axis{axis}{of}"] for axis in range(ndim)] for of in classes}
 
 
-def _weights(shape: Sequence[int], labelled: Profiles | None, name: str) -> dict[str, float]:
+def label_weights(shape: Sequence[int], labelled: Profiles | None, name: str) -> dict[str, float]:
     """Return the number of labelled voxels of each target in a volume, or its size if nothing is known."""
     if labelled is None:
         return {"": float(math.prod(shape))}

@@ -1,0 +1,150 @@
+"""Which part of an experiment's data trains, and which validates."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from volumen.config.experiment_network import ExperimentNetwork
+from volumen.utils.errors import VolumenError
+from volumen.utils.suggest import closest
+
+if TYPE_CHECKING:
+    from volumen.config.dataset import Profiles
+    from volumen.data.datalist import CaseItems
+    from volumen.data.pairing import Case
+    from volumen.data.sampling.split import Split
+
+logger = logging.getLogger(__name__)
+
+
+class ExperimentSplit(ExperimentNetwork):
+    """An experiment whose training and validation parts follow from its sections, its data and its labels."""
+
+    @cached_property
+    def split(self) -> Split:
+        """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
+        from volumen.data.sampling.split_file import load_split
+
+        if self.given_split is not None:
+            return self.given_split
+        kept = self.resumed_file("split.json")
+        if kept is not None:
+            split = load_split(kept, self._shapes)
+            if (split.fraction, split.seed, split.rule) != (*self._recorded, self._rule):
+                logger.warning(
+                    "%s: the split of the resumed run stays, whatever the settings of the split are now", kept
+                )
+            return split
+        return self._new_split()
+
+    def _new_split(self) -> Split:
+        """Return the split that the settings choose."""
+        from volumen.data.sampling.folds import held_out_groups, make_folds, read_fold
+        from volumen.data.sampling.split import make_split, split_by_name
+        from volumen.data.sampling.split_file import given_split
+
+        data, recorded = self.dataset_config, self._recorded
+        if self.data.validation_names is not None:
+            return split_by_name(self._shapes, self.data.validation_names, *recorded, self._rule)
+        if data.val_volumes is not None:
+            return split_by_name(self._shapes, self._named_volumes(data.val_volumes), *recorded, self._rule)
+        fold = read_fold(data.fold) if data.fold else None
+        if data.split_path is not None:
+            return given_split(Path(data.split_path), self._shapes, *recorded, fold)
+        if fold is not None:
+            number, count = fold
+            return make_folds(self._shapes, count, *recorded, self.class_profiles, self._groups)[number]
+        if self._groups is not None:
+            return held_out_groups(self._shapes, *recorded, self._groups, self.class_profiles)
+        return make_split(self._shapes, self.patch_size, *recorded, self.labelled_profiles)
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {case.name: case.image.shape for case in self.cases}
+
+    @property
+    def _recorded(self) -> tuple[float, int]:
+        return self.tr_setup.tr_val_split, self.tr_setup.seed
+
+    @property
+    def _rule(self) -> str:
+        """What chooses the parts, as the split records it; empty where the share and the seed do."""
+        data = self.dataset_config
+        if data.val_path:
+            return f"val_path {Path(data.val_path).name}"
+        if data.val_volumes is not None:
+            return f"val_volumes {', '.join(data.val_volumes)}"
+        if data.split_path is not None:
+            fold = f", fold {data.fold}" if data.fold else ""
+            return f"split {Path(data.split_path).name}{fold}"
+        if data.fold:
+            return f"fold {data.fold}"
+        return "groups" if data.group_by is not None else ""
+
+    @cached_property
+    def _groups(self) -> dict[str, str] | None:
+        from volumen.data.sampling.groups import find_groups
+
+        rule = self.dataset_config.group_by
+        return None if rule is None else find_groups(list(self._shapes), rule)
+
+    def _named_volumes(self, wanted: list[str]) -> list[str]:
+        """Return the names of the images that the setting names, each of which may hold * and ?."""
+        names, where = list(self._shapes), f"{self.origin}: dataset_config.val_volumes"
+        found: list[str] = []
+        for text in wanted:
+            mine = [text] if text in names else [name for name in names if fnmatchcase(name, text)]
+            if not mine:
+                raise VolumenError(
+                    where,
+                    expected="names of images in the data",
+                    found=repr(text),
+                    remedy=closest(text, names) or f"known: {', '.join(names[:10])}",
+                )
+            found += mine
+        for name, times in Counter(found).items():
+            if times > 1:
+                raise VolumenError(where, f"names the image {name!r} twice", remedy="name it once")
+        return found
+
+    @property
+    def class_profiles(self) -> Profiles:
+        """Labelled voxels in every slice across every axis, by case and by target and class of a target."""
+        from volumen.data.index.label_counts import MAX_CLASSES
+
+        classes = {
+            name: tuple(range(1, min(target.out_channels, MAX_CLASSES + 1)))
+            for name, target in self.primary_targets.items()
+            if target.kind == "multiclass"
+        }
+        return self.data.class_profiles(self.tr_setup.compute_loss_on_labeled_only, classes)
+
+    def split_text(self) -> str:
+        """Return the text of the run's split file."""
+        from volumen.data.sampling.split_file import split_text
+
+        return split_text(self.split, self.fingerprint)
+
+    def items(self, part: str) -> CaseItems:
+        """The images of a part with their labels, as MONAI lists them; found when they are first asked for.
+
+        Args:
+            part: `train` or `val`; an image that the split divides is in both.
+        """
+        from volumen.data.datalist import CaseItems
+
+        def find() -> tuple[list[Case], list[str]]:
+            boxes = self.split.train if part == "train" else self.split.val
+            return [case for case in self.layout.cases if case.name in boxes], list(self.label_readings)
+
+        return CaseItems(find)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation part."""
+        return bool(self.split.val)
