@@ -12,8 +12,9 @@ import numpy as np
 from volumen.evaluation.cases import Evaluation
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate as _evaluate
+from volumen.inference.ensemble import load_model
 from volumen.inference.predict import predict as _predict
-from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.predictor import Predictor
 from volumen.inference.predictor import predict_array as _predict_array
 from volumen.inference.request import PredictReport, PredictRequest
 from volumen.utils.errors import VolumenError
@@ -87,32 +88,41 @@ def train(
     return train_on_cases(cases, output, settings, device=device, handlers=handlers)
 
 
-def load(checkpoint: PathName, device: str = "cpu") -> Predictor:
+def load(checkpoint: PathName | Sequence[PathName], device: str = "cpu") -> Predictor:
     """Load a trained network with everything that its checkpoint says about using it.
 
     Args:
-        checkpoint: a `.pth` file of a run, or the `model.pt` of a bundle.
+        checkpoint: a `.pth` file of a run, the `model.pt` of a bundle, or the folder of a run, of which folds are
+            averaged; several of them are averaged too.
         device: torch device on which the network goes.
 
     Raises:
-        VolumenError: no such file, or not a checkpoint.
+        VolumenError: no such file, not a checkpoint, or members that differ in targets or channels.
     """
-    return load_predictor(Path(checkpoint), device)
+    return load_model(_paths(checkpoint), device)
 
 
-def predict(image: PathName, checkpoint: PathName, output: PathName, **settings: Any) -> PredictReport:
+def _paths(checkpoint: PathName | Sequence[PathName]) -> str | tuple[str, ...]:
+    if isinstance(checkpoint, str | os.PathLike):
+        return os.fspath(checkpoint)
+    return tuple(os.fspath(path) for path in checkpoint)
+
+
+def predict(
+    image: PathName, checkpoint: PathName | Sequence[PathName], output: PathName, **settings: Any
+) -> PredictReport:
     """Predict an image file or every image of a folder, streamed from file to file.
 
     Args:
         image: an image or a folder of images.
-        checkpoint: the trained network.
+        checkpoint: the trained network, or several, which are averaged; see `load`.
         output: `NAME.zarr`, `NAME.tif` or `NAME.nii.gz` for one image; a folder for several.
         settings: further fields of `PredictRequest`, such as `overlap` or `tta`.
 
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    return _predict(PredictRequest(str(image), str(checkpoint), str(output), **settings))
+    return _predict(PredictRequest(str(image), _paths(checkpoint), str(output), **settings))
 
 
 def predict_array(
@@ -132,7 +142,7 @@ def predict_array(
     Raises:
         VolumenError: an image of another number of axes or channels than the network takes.
     """
-    model = predictor if isinstance(predictor, Predictor) else load_predictor(Path(predictor))
+    model = predictor if isinstance(predictor, Predictor) else load_model(os.fspath(predictor))
     ndim = len(model.patch_size)
     array = np.asarray(image)
     if array.ndim == ndim:

@@ -45,7 +45,8 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
         from volumen.inference.record.reproduce import recipe_of, settings_like
 
         given.update(settings_like(recipe_of(Path(arguments.like))))
-    given.update(given_fields(arguments, PredictRequest, {"region": _region, "instances": read_rules}))
+    readers: dict[str, Any] = {"region": _region, "instances": read_rules, "checkpoint": _one_or_several}
+    given.update(given_fields(arguments, PredictRequest, readers))
     for name in ("input", "checkpoint"):
         if name not in given:
             flag = {"input": "-i", "checkpoint": "-m"}[name]
@@ -64,6 +65,10 @@ def _inference_section(arguments: argparse.Namespace) -> dict[str, Any]:
     section = read_experiment(arguments.config_path).get("inference_config", {})
     check_section(InferenceConfig, section, f"{arguments.config_path}: inference_config")
     return section
+
+
+def _one_or_several(paths: list[str]) -> str | tuple[str, ...]:
+    return paths[0] if len(paths) == 1 else tuple(paths)
 
 
 def _region(text: str) -> tuple[tuple[int | None, int | None], ...]:
@@ -89,8 +94,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
         VolumenError: for whatever a user can set right.
     """
     from volumen.cli.progress_bar import ProgressBar
+    from volumen.inference.ensemble import load_model
     from volumen.inference.predict import predict
-    from volumen.inference.predictor import load_predictor
     from volumen.inference.request import log_report
     from volumen.inference.settings import request_fields
     from volumen.utils.device import choose_device
@@ -98,7 +103,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     section = _inference_section(arguments)
     settings = request_fields(section)
     asked = request_from(arguments, settings)
-    predictor = load_predictor(
+    predictor = load_model(
         asked.checkpoint,
         choose_device("cpu" if asked.is_shared else asked.device),
         strict=section.get("load_strict"),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from volumen.inference.finish import BlockFinisher
 from volumen.inference.gain import GainMeter
+from volumen.inference.placing import Placing
 from volumen.inference.predictor import Predictor, WindowNetwork
 from volumen.inference.products import Outputs
 from volumen.inference.volume_work import State, VolumeWork
 from volumen.inference.windows.blending import BlockAccumulator
+from volumen.inference.windows.joining import BlockJoiner
 from volumen.inference.windows.plan import Box
 from volumen.inference.windows.reader import WindowReader, cache_bytes
-from volumen.inference.windows.stream import Finished, StreamCounts, stream
+from volumen.inference.windows.stream import Finished, Lane, StreamCounts, stream
 from volumen.utils.memory import freed_memory_kept
 
 PARTIAL_SUMS_BYTES = 1 << 23
@@ -41,7 +43,7 @@ def make_blocks(
 
     Args:
         work: what is to be done.
-        predictor: the network.
+        predictor: the network, or the ensemble.
         state: told of finished blocks.
         done: blocks to leave alone, bool, shape `work.window_plan.blocks`.
         scratch: folder for partial sums beyond their memory.
@@ -50,50 +52,80 @@ def make_blocks(
     """
     plan, request = work.window_plan, work.request
     heads = tuple(stored.head for stored in work.stored)
-    reader = WindowReader(
-        work.window_image,
-        plan,
-        work.normalizer,
-        mask=work.window_mask,
-        skip_empty=request.skip_empty,
-        on_corrupt=request.on_corrupt,
-        on_note=_note_of(work, state),
-        nonfinite=work.nonfinite,
-    )
     gain = GainMeter(work.labels, work.stored, tuple(low for low, _ in plan.box)) if work.labels else None
-    network = WindowNetwork(
-        predictor,
-        heads,
-        plan.patch_size,
-        tta=request.tta,
-        precision=work.precision,
-        compare=gain is not None,
-        turn=work.turn,
-    )
+    noted = _once(_note_of(work, state))
+    readers = [
+        WindowReader(
+            work.window_image,
+            member.plan,
+            member.normalizer,
+            mask=work.window_mask,
+            skip_empty=request.skip_empty,
+            on_corrupt=request.on_corrupt,
+            on_note=noted,
+            nonfinite=work.nonfinite,
+        )
+        for member in work.members
+    ]
+    networks = [
+        WindowNetwork(
+            model,
+            heads,
+            member.plan.patch_size,
+            tta=request.tta,
+            precision=work.precision,
+            compare=gain is not None,
+            turn=member.turn,
+        )
+        for model, member in zip(predictor.networks, work.members, strict=True)
+    ]
+    reader, channels = readers[0], networks[0].channels
     outputs = Outputs(work)
-    finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain)
+    several = len(networks) > 1
+    finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain, joined=several)
 
     def finish(block: Finished) -> None:
         may_write()
         finisher(block)
 
-    budget = cache_bytes(reader.image.volume, plan.patch_size, LEAST_CACHE_BYTES, MOST_CACHE_BYTES)
-    with (
-        freed_memory_kept(predictor.device),
-        block_cache_of(budget),
-        BlockAccumulator(plan, network.channels, PARTIAL_SUMS_BYTES, scratch, done) as accumulator,
-    ):
+    patches = [member.plan.patch_size for member in work.members]
+    budget = max(
+        cache_bytes(reader.image.volume, patch, LEAST_CACHE_BYTES, MOST_CACHE_BYTES) for patch in set(patches)
+    )
+    placing = Placing(predictor.networks, predictor.device)
+    with ExitStack() as stack:
+        stack.enter_context(freed_memory_kept(predictor.device))
+        stack.enter_context(block_cache_of(budget))
+        lanes = [
+            Lane(
+                member.plan,
+                own.window,
+                placing.bring(number, network),
+                stack.enter_context(
+                    BlockAccumulator(member.plan, channels, PARTIAL_SUMS_BYTES, scratch, done)
+                ),
+            )
+            for number, (member, own, network) in enumerate(zip(work.members, readers, networks, strict=True))
+        ]
+        join = None
+        if several:
+            join = BlockJoiner(
+                [member.plan for member in work.members], channels, PARTIAL_SUMS_BYTES, scratch
+            )
+            stack.callback(join.close)
         counts = stream(
-            plan,
-            reader.window,
-            network,
-            accumulator,
+            lanes,
             finish,
+            join=join,
             done=done if done.any() else None,
             workers=request.workers,
+            run=placing.run,
             progress=progress,
         )
-    counts.seconds = network.seconds
+    counts.seconds = (
+        sum(network.seconds[0] for network in networks),
+        sum(network.seconds[1] for network in networks),
+    )
     counts.overlaps = gain.overlaps if gain else {}
     return counts
 
@@ -102,6 +134,21 @@ def _note_of(work: VolumeWork, state: State) -> Callable[[Box], None]:
     """Return what records boxes of the network's grid that cannot be read, as boxes of the image."""
     grid = work.resampling
     return state.note_corrupt if grid is None else lambda box: state.note_corrupt(grid.stored_box(box))
+
+
+def _once(note: Callable[[Box], None]) -> Callable[[Box], None]:
+    """Return a function that notes a box once, though the readers of several networks find it."""
+    noted: set[Box] = set()
+    lock = threading.Lock()
+
+    def note_once(box: Box) -> None:
+        with lock:
+            if box in noted:
+                return
+            noted.add(box)
+        note(box)
+
+    return note_once
 
 
 _budgets: list[int] = []

@@ -32,6 +32,7 @@ class BlockFinisher:
         sinks: target to where its values go.
         state: told of every finished block.
         gain: compares the results with those without augmentation, whose sums follow theirs; None for none.
+        joined: whether blocks come as means over an ensemble, which are divided by the windows' weights already.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class BlockFinisher:
         sinks: Mapping[str, ZarrOutput],
         state: State,
         gain: GainMeter | None = None,
+        joined: bool = False,
     ) -> None:
         self._plan, self._heads, self._stored = plan, heads, stored
         self._reader, self._sinks, self._state = reader, sinks, state
         self._gain = gain
-        self._sums = axis_weight_sums(plan)
+        self._sums = None if joined else axis_weight_sums(plan)
 
     def __call__(self, finished: Finished) -> None:
         block, values, empty = finished
@@ -64,7 +66,8 @@ class BlockFinisher:
         if values is None:
             return [(s.head.name, np.full((s.channels, *shape), s.empty, s.dtype)) for s in self._stored]
         values = np.ascontiguousarray(values[(slice(None), *(slice(0, n) for n in shape))])
-        divide_by_weights(values, self._sums, box)
+        if self._sums is not None:
+            divide_by_weights(values, self._sums, box)
         half = len(values) // 2 if self._gain else len(values)
         parts = split_channels(self._heads, torch.from_numpy(values[:half]))
         plain = split_channels(self._heads, torch.from_numpy(values[half:])) if self._gain else {}

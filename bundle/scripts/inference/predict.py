@@ -18,7 +18,9 @@ import numpy as np
 
 from volumen.data.placement import OBLIQUE_DEGREES, warn_impossible
 from volumen.data.space.geometry import AxisTurn, Geometry, directions_of, nearest_turn
+from volumen.data.space.resampling import Resampling
 from volumen.inference.block_maker import PARTIAL_SUMS_BYTES, make_blocks
+from volumen.inference.ensemble import load_model
 from volumen.inference.gain import AugmentationReport, dice, find_labels
 from volumen.inference.intensity_check import check_intensities
 from volumen.inference.jobs import Job, find_jobs, volume_name
@@ -28,7 +30,7 @@ from volumen.inference.output.ome_zarr import LABELS, target_group
 from volumen.inference.output.stored import Stored, instance_stored
 from volumen.inference.postprocess.instance_output import settle_request
 from volumen.inference.postprocess.passes import run_here
-from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.predictor import Predictor
 from volumen.inference.products import Outputs
 from volumen.inference.progress import Progress
 from volumen.inference.record.machine import describe_machine
@@ -37,7 +39,7 @@ from volumen.inference.record.reproduce import check_same, recipe_of
 from volumen.inference.request import OpenBox, PredictReport, PredictRequest, VolumeReport
 from volumen.inference.resampling import check_resampled, resampling_to_training
 from volumen.inference.rules import CleaningRules
-from volumen.inference.volume_work import VolumeWork
+from volumen.inference.volume_work import MemberWork, VolumeWork
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.plan import Box, PredictPlan, choose_block_shape, choose_tile
 from volumen.inference.windows.stream import StreamCounts, count_needed
@@ -66,7 +68,7 @@ def predict(
         request: what to predict and how.
         progress: called with a volume's name, windows settled and all windows; then, for each pass over its blocks,
             with the name and the pass, the blocks made and all blocks.
-        predictor: the request's network where it is loaded already.
+        predictor: the request's network or ensemble where it is loaded already.
 
     Raises:
         VolumenError: for whatever a user can set right.
@@ -75,7 +77,7 @@ def predict(
         raise VolumenError("--nworkers", expected="at least 1", found=request.nworkers)
     if predictor is None:
         device = "cpu" if request.is_shared else request.device
-        predictor = load_predictor(request.checkpoint, choose_device(device))
+        predictor = load_model(request.checkpoint, choose_device(device))
     request = settle_request(request, predictor)
     jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
     if request.is_shared:
@@ -232,11 +234,11 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     grid_plan = None
     if resampling is not None:
         check_resampled(image, heads)
-        there = resampling.resampled_box(plan.box) if request.region else None
-        grid_plan = make_plan(
-            predictor, resampling.resampled_shape, heads, replace(request, region=there), turn
-        )
+        grid_plan = make_grid_plan(predictor, plan, resampling, heads, request, turn)
     windows = grid_plan or plan
+    others = tuple(
+        _member_work(member, job, heads, request, windows, resampling) for member in predictor.networks[1:]
+    )
     tell_small(image, windows.shape, windows.patch_size, request.patch_size or predictor.patch_size)
     stored = [stored_as(head, request) for head in heads]
     _check_names([*stored, *instance_stored(request.instances)])
@@ -254,6 +256,7 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         {} if request.tta == "none" or resampling else find_labels(image.path, heads, predictor.config),
         turn,
         class_names(predictor.config),
+        others,
         resampling,
         grid_plan,
     )
@@ -265,6 +268,54 @@ def _normalizer(
     """Return what maps the values of windows: interpolated ones are normalised as the stored ones are."""
     normalizer = predictor.normalizer.for_volume(image)
     return NormalizerOfType(normalizer, image.dtype) if resampled else normalizer
+
+
+def make_grid_plan(
+    predictor: Predictor,
+    plan: PredictPlan,
+    resampling: Resampling,
+    heads: Sequence[Head],
+    request: PredictRequest,
+    turn: AxisTurn | None,
+) -> PredictPlan:
+    """Return the windows and blocks on the network's grid, for the part of it that the output's voxels need.
+
+    Args:
+        predictor: the network.
+        plan: blocks of the output, on the voxels of the image.
+        resampling: the network's grid.
+        heads, request, turn: as for `make_plan`.
+    """
+    region = resampling.resampled_box(plan.box) if request.region else None
+    there = replace(request, region=region)
+    return make_plan(predictor, resampling.resampled_shape, tuple(heads), there, turn)
+
+
+def _member_work(
+    member: Predictor,
+    job: Job,
+    heads: Sequence[Head],
+    request: PredictRequest,
+    windows: PredictPlan,
+    resampling: Resampling | None,
+) -> MemberWork:
+    """Return what a further member of an ensemble does for a volume, over the blocks of the first one.
+
+    Raises:
+        VolumenError: it was trained at another voxel size than the first one.
+    """
+    turn = turn_to_training(member, job.image, heads)
+    own = resampling_to_training(member.trained_grid, job.image, turn)
+    if own != resampling:
+        raise VolumenError(
+            member.path,
+            expected="the target_spacing of the first member, since members are averaged on one grid",
+            found="none" if member.trained_grid is None else member.trained_grid.text(),
+            remedy="predict with it alone",
+        )
+    plan = make_plan(member, windows.shape, tuple(heads), replace(request, region=windows.region), turn)
+    normalizer = _normalizer(member, job.image, resampled=resampling is not None)
+    return MemberWork(replace(plan, block_shape=windows.block_shape), normalizer, turn)
 
 
 def _check_names(stored: Sequence[Stored]) -> None:
@@ -326,7 +377,7 @@ def _make_here(
     work: VolumeWork, predictor: Predictor, state: OutputState, progress: Progress | None
 ) -> StreamCounts:
     if progress is not None:
-        progress.expect(count_needed(work.window_plan, state.done))
+        progress.expect(sum(count_needed(member.plan, state.done) for member in work.members))
     return make_blocks(work, predictor, state, state.done, scratch=state.folder, progress=progress)
 
 

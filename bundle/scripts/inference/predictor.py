@@ -28,6 +28,7 @@ from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
+    from volumen.data.formats.volumes import ArrayVolume
     from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class Predictor:
         checksum: SHA-256 of the checkpoint, or "" for a network that comes from none.
         epoch: training epochs behind it, or None.
         strict: whether it had to hold every weight of the network, and no other.
+        members: the networks of an ensemble, whose outputs are averaged; the other fields are those of the first one,
+            but for path and checksum. Empty for a single network.
+        home: device on which it predicts where its weights are not always there; None for where they are.
     """
 
     network: nn.Module
@@ -72,9 +76,18 @@ class Predictor:
     checksum: str = ""
     epoch: int | None = None
     strict: bool = True
+    members: tuple[Predictor, ...] = ()
+    home: torch.device | None = None
+
+    @property
+    def networks(self) -> tuple[Predictor, ...]:
+        """The members of an ensemble, else this network alone."""
+        return self.members or (self,)
 
     @property
     def device(self) -> torch.device:
+        if self.home is not None:
+            return self.home
         parameter = next(self.network.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -429,18 +442,9 @@ def predict_array(
         VolumenError: a patch size, target or spacing that does not fit.
     """
     from volumen.data.formats.volumes import ArrayVolume
-    from volumen.data.resampled import ResampledVolume
     from volumen.inference.intensity_check import check_intensities
-    from volumen.inference.resampling import (
-        check_resampled,
-        length_factor,
-        on_stored_grid,
-        resampling_to_training,
-    )
-    from volumen.transforms.normalize import NormalizerOfType
 
     heads = predictor.heads(targets)
-    patch = predictor.check_patch(patch_size or predictor.patch_size)
     if spacing is not None and len(spacing) != image.ndim - 1:
         raise VolumenError("spacing", expected=f"{image.ndim - 1} values", found=str(list(spacing)))
     volume = ArrayVolume(
@@ -451,30 +455,55 @@ def predict_array(
         path="image",
     )
     check_intensities(predictor.config, predictor.normalizer, volume)
+    settings = (heads, patch_size, overlap, batch_size, precision)
+    with torch.inference_mode():
+        blended = _blended(predictor.networks[0], volume, *settings)
+        for member in predictor.networks[1:]:
+            blended += _blended(member, volume, *settings)
+        blended /= len(predictor.networks)
+        parts = split_channels(heads, blended)
+        return {head.name: head.decode(parts[head.name]).cpu().numpy() for head in heads}
+
+
+def _blended(
+    predictor: Predictor,
+    volume: ArrayVolume,
+    heads: Sequence[Head],
+    patch_size: Sequence[int] | None,
+    overlap: float,
+    batch_size: int,
+    precision: str,
+) -> Tensor:
+    """Return the blended outputs of one network for an image, see `predict_array`: (blended channels, *space)."""
+    from volumen.data.resampled import ResampledVolume
+    from volumen.inference.resampling import (
+        check_resampled,
+        length_factor,
+        on_stored_grid,
+        resampling_to_training,
+    )
+    from volumen.transforms.normalize import NormalizerOfType
+
+    patch = predictor.check_patch(patch_size or predictor.patch_size)
     grid = resampling_to_training(predictor.trained_grid, volume)
+    image: np.ndarray = volume.array
     normalize: Any = predictor.normalizer.for_array(image)
-    raw = image
     if grid is not None:
         check_resampled(volume, heads)
         normalize = NormalizerOfType(normalize, image.dtype)
-        raw = ResampledVolume(volume, grid).read(tuple(slice(0, size) for size in grid.resampled_shape))
-    normalised = torch.from_numpy(normalize(raw)).to(predictor.device)
+        image = ResampledVolume(volume, grid).read(tuple(slice(0, size) for size in grid.resampled_shape))
+    normalised = torch.from_numpy(normalize(image)).to(predictor.device)
 
     def encoded(windows: Tensor) -> dict[str, Tensor]:
         with autocast(precision, predictor.device):
             outputs = predictor.network(windows, targets=[head.name for head in heads])
         return {"all": encode_all(heads, outputs)}
 
-    with torch.inference_mode():
-        inferer = SlidingWindow(patch, overlap, batch_size, divisor=predictor.divisor or None)
-        blended = inferer(normalised[None], encoded)["all"][0]
-        if grid is not None:
-            whole = tuple(slice(0, size) for size in grid.shape)
-            blended = torch.from_numpy(on_stored_grid(blended.cpu().numpy(), grid, whole))
-        parts = split_channels(heads, blended)
-        for head in heads:
-            if head.kind == "distance":
-                parts[head.name] = parts[head.name] * length_factor(
-                    grid, volume.spacing or (1.0,) * (image.ndim - 1)
-                )
-        return {head.name: head.decode(parts[head.name]).cpu().numpy() for head in heads}
+    inferer = SlidingWindow(patch, overlap, batch_size, divisor=predictor.divisor or None)
+    blended = inferer(normalised[None], encoded)["all"][0]
+    if grid is None:
+        return blended
+    found = on_stored_grid(blended.cpu().numpy(), grid, tuple(slice(0, size) for size in grid.shape))
+    values = split_channels(heads, torch.from_numpy(found))
+    factor = length_factor(grid, volume.spacing or (1.0,) * len(grid.shape))
+    return torch.cat([values[h.name] * (factor if h.kind == "distance" else 1.0) for h in heads])

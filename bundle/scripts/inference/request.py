@@ -37,10 +37,15 @@ class PredictRequest(PredictionSettings):
         ),
     ]
     checkpoint: Annotated[
-        str,
+        str | tuple[str, ...],
         FromKey(InferenceConfig, "checkpoint_path"),
         Described(
-            "Trained network: a .pth file, or a bundle's model.pt.", "MODEL.pth", WHAT, "-m", once=True
+            "Trained network: a .pth file, a bundle's model.pt, or the folder of a run, of which folds are averaged; "
+            "several are averaged.",
+            "MODEL.pth",
+            WHAT,
+            "-m",
+            several=True,
         ),
     ]
     output: Annotated[

@@ -37,6 +37,21 @@ class State(Protocol):
 
 
 @dataclass(frozen=True)
+class MemberWork:
+    """What another member of an ensemble does for the volume.
+
+    Args:
+        plan: its windows, over the same blocks.
+        normalizer: maps the volume's raw values to float32.
+        turn: how windows are turned for it; None for not.
+    """
+
+    plan: PredictPlan
+    normalizer: Callable[[np.ndarray], np.ndarray]
+    turn: AxisTurn | None = None
+
+
+@dataclass(frozen=True)
 class VolumeWork:
     """What is to be done for one volume; it can be sent to another process on a machine that sees the same files.
 
@@ -53,6 +68,7 @@ class VolumeWork:
         labels: the truth by target, with which an augmentation's gain is measured.
         turn: how windows are turned for the network, whose training volumes had their axes otherwise; None for not.
         classes: names of classes by target.
+        others: what the further members of an ensemble do; empty for a single network.
         resampling: the network's grid, for an image whose voxel size is not that of the training; None for the
             image's own voxels.
         grid_plan: windows and blocks on that grid; those of `plan` are of the image's voxels.
@@ -70,8 +86,14 @@ class VolumeWork:
     labels: Mapping[str, Labels] = field(default_factory=dict)
     turn: AxisTurn | None = None
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    others: tuple[MemberWork, ...] = ()
     resampling: Resampling | None = None
     grid_plan: PredictPlan | None = None
+
+    @property
+    def members(self) -> tuple[MemberWork, ...]:
+        """What each network does; one of them unless it is an ensemble."""
+        return (MemberWork(self.window_plan, self.normalizer, self.turn), *self.others)
 
     @property
     def window_plan(self) -> PredictPlan:

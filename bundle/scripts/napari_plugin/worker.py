@@ -180,9 +180,9 @@ def predict(job: Mapping[str, Any], report_event: ReportEvent) -> str:
     """Predict a stored layer with the voxel size of the viewer; return the OME-Zarr group."""
     from volumen.data.formats.opening import open_volume
     from volumen.data.napari_layers import viewer_geometry
+    from volumen.inference.ensemble import load_model
     from volumen.inference.jobs import make_job
     from volumen.inference.predict import output_names, predict_volume
-    from volumen.inference.predictor import load_predictor
     from volumen.inference.progress import Progress
     from volumen.inference.request import PredictRequest
     from volumen.utils.device import choose_device
@@ -207,7 +207,7 @@ def predict(job: Mapping[str, Any], report_event: ReportEvent) -> str:
         device=job["device"],
     )
     report_event("message", text="loading the model")
-    predictor = load_predictor(request.checkpoint, choose_device(request.device))
+    predictor = load_model(request.checkpoint, choose_device(request.device))
     report_event("heads", kinds={head.name: head.kind for head in predictor.heads(request.targets)})
     image: Any = open_volume(layer["path"], axes=job["axes"])
     image.geometry = viewer_geometry(

@@ -107,12 +107,13 @@ class Cluster:
         Raises:
             VolumenError: for whatever a user can set right.
         """
-        if not Path(predictor.path).is_file():
-            raise VolumenError(
-                predictor.path, "workers load the network from its checkpoint, and there is none"
-            )
+        for member in predictor.networks:
+            if not Path(member.path).is_file():
+                raise VolumenError(
+                    member.path, "workers load the network from its checkpoint, and there is none"
+                )
         network = Network(
-            str(Path(predictor.path).absolute()),
+            tuple(str(Path(member.path).absolute()) for member in predictor.networks),
             predictor.checksum,
             self._device,
             self._threads,

@@ -16,9 +16,10 @@ import torch
 from volumen.inference.arrays import work_folder
 from volumen.inference.block_maker import make_blocks
 from volumen.inference.distributed.partition import Piece
+from volumen.inference.ensemble import load_model
 from volumen.inference.output.block_log import WorkerState
 from volumen.inference.postprocess.passes import BlockPass
-from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.predictor import Predictor
 from volumen.inference.record.machine import Machine, describe_machine
 from volumen.inference.volume_work import VolumeWork
 from volumen.inference.windows.plan import Box
@@ -38,12 +39,12 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Network:
-    """A checkpoint that workers load: its absolute path, its SHA-256, and the device that was asked for.
+    """What workers load: the absolute paths of its checkpoints, their SHA-256, and the device that was asked for.
 
     `strict` is that of `load_predictor`.
     """
 
-    path: str
+    paths: tuple[str, ...]
     checksum: str
     device: str
     threads: int | None = None
@@ -196,10 +197,10 @@ def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
 
 @lru_cache(maxsize=2)
 def _load(network: Network, device: str) -> Predictor:
-    predictor = load_predictor(network.path, device, strict=network.strict)
+    predictor = load_model(network.paths, device, strict=network.strict)
     if predictor.checksum != network.checksum:
         raise VolumenError(
-            network.path,
+            ", ".join(network.paths),
             expected=f"SHA-256 {network.checksum[:12]}..., as where the prediction was started",
             found=f"{predictor.checksum[:12]}... on {socket.gethostname()}",
             remedy="put the same checkpoint there",

@@ -37,7 +37,8 @@ def make_recipe(predictor: Predictor, work: VolumeWork, machine: Machine) -> dic
                   "geometry": image.geometry.plain()},
         "mask": None if mask is None else {"path": mask.path, "fingerprint": mask.fingerprint(),
                                            "content": content_of(mask)},
-        "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch},
+        "model": {"path": predictor.path, "sha256": predictor.checksum, "epoch": predictor.epoch,
+                  **_members(predictor)},
         "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
                                   "kind": s.head.kind, "dtype": str(s.dtype)}
                     for s in [*stored, *instance_stored(request.instances)]},
@@ -56,6 +57,14 @@ def make_recipe(predictor: Predictor, work: VolumeWork, machine: Machine) -> dic
         "versions": dict(machine.versions),
         "machine": {"threads": machine.threads, "device": machine.name},
         "made_of": plain(predictor.config),
+    }  # fmt: skip
+
+
+def _members(predictor: Predictor) -> dict[str, Any]:
+    """Return the networks that an ensemble averages; nothing for a single one."""
+    return {} if not predictor.members else {
+        "members": [{"path": member.path, "sha256": member.checksum, "epoch": member.epoch,
+                     "patch_size": list(member.patch_size)} for member in predictor.members]
     }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
     mask = recipe["mask"]
     return {
         "input": recipe["input"]["path"],
-        "checkpoint": recipe["model"]["path"],
+        "checkpoint": _checkpoint(recipe["model"]),
         "targets": tuple(name for name, entry in recipe["targets"].items() if entry["kind"] != "instances"),
         **settings_of_record(recipe),
         "patch_size": tuple(recipe["windows"]["patch_size"]),
@@ -69,6 +69,11 @@ def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "axes": recipe["input"]["axes"],
         "level": recipe["input"]["level"],
     }
+
+
+def _checkpoint(model: Mapping[str, Any]) -> str | tuple[str, ...]:
+    members = model.get("members")
+    return tuple(member["path"] for member in members) if members else model["path"]
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:

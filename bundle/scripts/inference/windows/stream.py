@@ -7,10 +7,11 @@ them is short, so memory holds a few batches, the partial sums within their budg
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from volumen.inference.windows.blending import BlockAccumulator
+from volumen.inference.windows.joining import BlockJoiner
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.boxes import bounding_box
 
@@ -88,27 +90,71 @@ def _candidates(plan: PredictPlan, done: np.ndarray) -> Iterable[int]:
     )
 
 
-def stream(
-    plan: PredictPlan,
-    read: Callable[[int], np.ndarray | None],
-    network: Callable[[np.ndarray], np.ndarray],
-    accumulator: BlockAccumulator,
-    finish: Callable[[Finished], None],
-    *,
-    done: np.ndarray | None = None,
-    workers: int = 2,
-    progress: Callable[[int], None] | None = None,
-) -> StreamCounts:
-    """Predict every block that is not done.
+@dataclass(frozen=True)
+class Lane:
+    """One network's way through a volume; an ensemble has one for each member.
 
     Args:
         plan: windows, order and blocks.
         read: gives the window at a position, or None to skip it; called from several threads.
         network: gives weighted outputs (B, K, *patch) for windows (B, C, *patch).
         accumulator: partial sums.
+    """
+
+    plan: PredictPlan
+    read: Callable[[int], np.ndarray | None]
+    network: Callable[[np.ndarray], np.ndarray]
+    accumulator: BlockAccumulator
+
+
+def interleaved(
+    plans: Sequence[PredictPlan], done: np.ndarray | None, run: int = 1
+) -> Iterator[tuple[int, range]]:
+    """Yield the batches of several networks, each network's in its own order, so that all advance alike.
+
+    Args:
+        plans: windows of each network.
+        done: blocks that are finished already.
+        run: batches of one network that follow each other.
+
+    Yields:
+        Number of the network and the batch: always of the network with the least share of its windows done.
+    """
+    if len(plans) == 1:
+        yield from ((0, batch) for batch in needed_batches(plans[0], done))
+        return
+    nothing = np.zeros(plans[0].blocks, bool)
+    totals = [max(1, count_needed(plan, nothing if done is None else done)) for plan in plans]
+    batches = [needed_batches(plan, done) for plan in plans]
+    settled = dict.fromkeys(range(len(plans)), 0)
+    while settled:
+        lane = min(settled, key=lambda number: (settled[number] / totals[number], number))
+        for batch in itertools.islice(batches[lane], run):
+            settled[lane] += len(batch)
+            yield lane, batch
+        if settled[lane] >= totals[lane]:
+            del settled[lane]
+
+
+def stream(
+    lanes: Sequence[Lane],
+    finish: Callable[[Finished], None],
+    *,
+    join: BlockJoiner | None = None,
+    done: np.ndarray | None = None,
+    workers: int = 2,
+    run: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> StreamCounts:
+    """Predict every block that is not done.
+
+    Args:
+        lanes: the network, or those of an ensemble, which have the same blocks.
         finish: writes a completed block; called from several threads, once per block.
+        join: averages the blocks of several lanes; None for one lane.
         done: blocks that are finished already, bool, shape `plan.blocks`.
         workers: threads that read, and as many that write.
+        run: batches of one lane that follow each other.
         progress: called with the number of windows settled.
 
     Raises:
@@ -118,8 +164,9 @@ def stream(
     lock = threading.Lock()
     threads = max(workers, 1)
 
-    def prepare(batch: range) -> tuple[range, list[np.ndarray | None]]:
-        return batch, [read(position) for position in batch]
+    def prepare(job: tuple[int, range]) -> tuple[int, range, list[np.ndarray | None]]:
+        lane, batch = job
+        return lane, batch, [lanes[lane].read(position) for position in batch]
 
     def finish_counted(block: Finished) -> None:
         finish(block)
@@ -135,26 +182,30 @@ def stream(
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         writing: deque[Future[None]] = deque()
 
-        def add(batch: range, skipped: set[int], outputs: np.ndarray | None) -> None:
+        def add(lane: int, batch: range, skipped: set[int], outputs: np.ndarray | None) -> None:
             row = 0
             for position in batch:
                 values = None
                 if position not in skipped:
                     assert outputs is not None
                     values, row = outputs[row], row + 1
-                for block in accumulator.add(position, values):
+                for own in lanes[lane].accumulator.add(position, values):
+                    block = own if join is None else join.add(lane, *own)
+                    if block is None:
+                        continue
                     while len(writing) >= 2 * threads:
                         writing.popleft().result()
                     writing.append(writers.submit(finish_counted, block))
 
         adding: deque[Future[None]] = deque()
-        for batch, windows in _ahead(readers, prepare, needed_batches(plan, done), threads + 1):
+        jobs = interleaved([lane.plan for lane in lanes], done, run)
+        for lane, batch, windows in _ahead(readers, prepare, jobs, threads + 1):
             present = [window for window in windows if window is not None]
             skipped = {p for p, window in zip(batch, windows, strict=True) if window is None}
-            outputs = network(np.stack(present)) if present else None
+            outputs = lanes[lane].network(np.stack(present)) if present else None
             while len(adding) >= 2:
                 adding.popleft().result()
-            adding.append(adder.submit(add, batch, skipped, outputs))
+            adding.append(adder.submit(add, lane, batch, skipped, outputs))
             counts.windows += len(present)
             counts.skipped += len(skipped)
             if progress is not None:
@@ -167,7 +218,7 @@ def stream(
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[range], Any], jobs: Iterator[range], depth: int
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], jobs: Iterator[Any], depth: int
 ) -> Iterator[Any]:
     """Yield the results of jobs in order while the next ones are worked on."""
     waiting: deque[Future[Any]] = deque()

@@ -1,0 +1,206 @@
+"""Ensembles: several networks whose outputs are averaged window by window, and the folders that hold them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from volumen.inference.placing import fits
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.utils.errors import VolumenError
+
+logger = logging.getLogger(__name__)
+
+ENSEMBLE = "ensemble.json"
+"""File in the folder of a run with folds: names its members."""
+SELECTION = "selection.json"
+"""File of `volumen select`: the members and the settings that it chose."""
+
+PathName = str | PathLike[str]
+
+
+def load_model(
+    checkpoint: PathName | Sequence[PathName],
+    device: str | torch.device = "cpu",
+    *,
+    strict: bool | None = None,
+) -> Predictor:
+    """Load a network, or an ensemble of several.
+
+    Args:
+        checkpoint: a checkpoint, or the folder of a run, or several of them; see `find_members`.
+        device: where it predicts. On a GPU the weights of all members stay there if they fit into half of its free
+            memory; else they stay in main memory, and each is moved for some windows.
+        strict: as for `load_predictor`.
+
+    Raises:
+        VolumenError: nothing to load, or members that differ in dimensions, channels or targets.
+    """
+    given = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
+    found = [(path, settings) for item in given for path, settings in find_members(item)]
+    if len(found) == 1:
+        return _with_settings(load_predictor(found[0][0], device, strict=strict), found[0][1])
+    settings = found[0][1]
+    members = [load_predictor(path, "cpu", strict=strict) for path, _ in found]
+    device = torch.device(device)
+    held = fits(members, device)
+    if not held:
+        logger.info(
+            "%d networks do not fit on %s together: each is moved there in turn", len(members), device
+        )
+    for member in members:
+        member.network.to(device if held else "cpu")
+    return _with_settings(join(members, device, " + ".join(fspath(item) for item in given)), settings)
+
+
+def join(members: Sequence[Predictor], device: torch.device | None = None, path: str = "") -> Predictor:
+    """Return networks as an ensemble.
+
+    Args:
+        members: at least two.
+        device: where they predict; None for where the first one is.
+        path: what the ensemble is called.
+
+    Raises:
+        VolumenError: members that differ in dimensions, channels or targets, or the same one twice.
+    """
+    first = members[0]
+    for member in members[1:]:
+        _check_alike(first, member)
+    sums = [member.checksum for member in members]
+    twice = next((m.path for n, m in enumerate(members) if m.checksum and m.checksum in sums[:n]), None)
+    if twice is not None:
+        raise VolumenError("-m", f"the network {twice} is given twice", remedy="give each member once")
+    home = torch.device(device) if device is not None else first.device
+    return replace(
+        first,
+        members=tuple(replace(member, home=home) for member in members),
+        home=home,
+        path=path or " + ".join(member.path for member in members),
+        checksum=hashlib.sha256(" ".join(sums).encode()).hexdigest(),
+        strict=all(member.strict for member in members),
+    )
+
+
+def _check_alike(first: Predictor, other: Predictor) -> None:
+    """Refuse a member whose outputs cannot be averaged with those of the first one.
+
+    Raises:
+        VolumenError: naming what differs.
+    """
+    differing = None
+    if len(other.patch_size) != len(first.patch_size):
+        differing = (f"{len(first.patch_size)} dimensions", str(len(other.patch_size)))
+    elif other.in_channels != first.in_channels:
+        differing = (f"{first.in_channels} image channels", str(other.in_channels))
+    elif set(other.targets) != set(first.targets):
+        differing = (f"the targets {', '.join(first.targets)}", ", ".join(other.targets))
+    else:
+        for name, head in first.targets.items():
+            if other.targets[name] != head:
+                differing = (f"target {name}: {_described(head)}", _described(other.targets[name]))
+                break
+    if differing is not None:
+        raise VolumenError(
+            other.path,
+            expected=f"{differing[0]}, as {first.path} has",
+            found=differing[1],
+            remedy="average networks that were trained on the same targets and channels",
+        )
+
+
+def _described(head: Any) -> str:
+    return f"{head.kind}, {head.channels} channels, {head.activation}"
+
+
+def find_members(path: PathName) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the checkpoints that a path stands for, each with the settings that were chosen for it.
+
+    Args:
+        path: a checkpoint; the folder of a run (its best checkpoint, else its newest); the folder of a run with folds
+            (every fold's), or of what `volumen select` chose; or a file of one of these.
+
+    Raises:
+        VolumenError: no such path, a folder without checkpoints, or folds that are not trained yet.
+    """
+    path = Path(path)
+    if path.is_dir():
+        listing = next((path / name for name in (SELECTION, ENSEMBLE) if (path / name).is_file()), None)
+        return [(run_checkpoint(path), {})] if listing is None else _listed(listing)
+    return _listed(path) if path.suffix == ".json" and path.is_file() else [(path, {})]
+
+
+def _listed(listing: Path) -> list[tuple[Path, dict[str, Any]]]:
+    content = read_listing(listing)
+    settings = content.get("inference_config") or {}
+    members = [listing.parent / str(member) for member in content["members"]]
+    missing = [member for member in members if not member.exists() or (member.is_dir() and not _any(member))]
+    if missing:
+        raise VolumenError(
+            listing,
+            expected=f"{len(members)} trained networks",
+            found=f"none at {missing[0]}",
+            remedy="give the same volumen train command again: it goes on from here",
+        )
+    return [(run_checkpoint(member) if member.is_dir() else member, settings) for member in members]
+
+
+def read_listing(path: Path) -> Mapping[str, Any]:
+    """Return the content of an `ensemble.json` or `selection.json`.
+
+    Raises:
+        VolumenError: not readable, or it names no members.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VolumenError(path, f"cannot be read ({error})") from None
+    if not isinstance(content, Mapping) or not content.get("members"):
+        raise VolumenError(path, expected="a list of members", found=str(content)[:60])
+    return content
+
+
+def run_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint of a run to predict with: the best one, else the newest.
+
+    Raises:
+        VolumenError: the folder holds none, or those of several runs.
+    """
+    best = sorted(folder.glob("*_best.pth"))
+    if len(best) == 1:
+        return best[0]
+    if len(best) > 1:
+        raise VolumenError(
+            folder, f"holds {len(best)} runs, such as {best[0].name}", remedy="give one of these files"
+        )
+    epochs = [
+        (int(match[1]), path)
+        for path in folder.glob("*.pth")
+        if (match := re.search(r"_(\d+)\.pth$", path.name))
+    ]
+    if not epochs:
+        raise VolumenError(
+            folder, "holds no checkpoint", remedy="give a .pth file, or the folder of a run: OUT/<model name>"
+        )
+    return max(epochs)[1]
+
+
+def _any(folder: Path) -> bool:
+    return any(folder.glob("*.pth"))
+
+
+def _with_settings(predictor: Predictor, settings: Mapping[str, Any]) -> Predictor:
+    """Return a predictor whose snapshot holds the settings that were chosen for its prediction."""
+    if not settings:
+        return predictor
+    inference = {**(predictor.config.get("inference_config") or {}), **settings}
+    return replace(predictor, config={**predictor.config, "inference_config": inference})
