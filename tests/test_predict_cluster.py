@@ -505,7 +505,7 @@ def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkey
         asked.append(str(device))
         raise Stop
 
-    monkeypatch.setattr("volumen.inference.predict.load_predictor", load)
+    monkeypatch.setattr("volumen.inference.predict.load_model", load)
     for settings in (
         {"nworkers": 4},
         {"nworkers": 4, "device": "cuda:1"},

@@ -39,7 +39,7 @@ def run_passing_signals(command: Sequence[str]) -> int:
         # A signal may interrupt this function too; the inner call then handles all pending signals.
         with suppress(IndexError):
             while process is not None:
-                _send(process, *waiting.popleft())
+                send(process, *waiting.popleft())
 
     # nohup requires that a closed terminal is ignored.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -55,8 +55,14 @@ def run_passing_signals(command: Sequence[str]) -> int:
     return 128 + received[0] if received else code
 
 
-def _send(process: subprocess.Popen, number: int, first: bool) -> None:
-    """Send a signal to the launcher if it is the first one, else to all of its processes."""
+def send(process: subprocess.Popen, number: int, first: bool) -> None:
+    """Send a signal to a launcher of processes if it is the first one, else to all of its processes.
+
+    Args:
+        process: started in a session of its own.
+        number: the signal; a closed terminal counts as SIGTERM.
+        first: whether no signal was sent before.
+    """
     if not hasattr(os, "killpg"):
         # On Windows, Ctrl-C in a terminal reaches all of its processes anyway.
         if not first:

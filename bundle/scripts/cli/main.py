@@ -147,7 +147,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="count the loss only where the label is not 0",
     )
 
-    _add_split_arguments(parser)
+    split = _add_split_arguments(parser)
+    split.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="train a network per fold into OUT/<model name>; the same command goes on after a stop",
+    )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model-name", metavar="NAME", help="name of the run's folder and files (default: model)"
@@ -218,8 +224,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_train)
 
 
-def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose what validates."""
+def _add_split_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that choose what validates; return their group."""
     split = parser.add_argument_group("training and validation part")
     split.add_argument(
         "--train-split", type=float, metavar="SHARE", help="share that trains, 0 to 1 (default: 0.8)"
@@ -240,6 +246,7 @@ def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="keep images of one group on one side: a regular expression, e.g. '^(p[0-9]+)_', or a .csv file",
     )
+    return split
 
 
 def _add_command(commands: argparse._SubParsersAction, name: str, module: str, text: str) -> None:

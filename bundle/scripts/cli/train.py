@@ -60,10 +60,14 @@ def run_train(options: argparse.Namespace) -> int:
     """
     if options.nproc < 1:
         raise VolumenError("--nproc", expected="at least 1", found=options.nproc)
-    if options.nproc > 1 and "RANK" not in os.environ:
+    if options.nproc > 1 and "RANK" not in os.environ and options.folds is None:
         return run_processes(options.nproc, options.words)
     sections, origin = experiment_sections(options)
     check_early(sections, origin)
+    if options.folds is not None:
+        from volumen.cli.folds import train_folds
+
+        return train_folds(options, sections, origin)
     data = options.input or sections["dataset_config"].get("data_path")
     if data:
         shown = data if isinstance(data, str) else ", ".join(map(str, data))

@@ -63,6 +63,33 @@ class ExperimentSplit(ExperimentNetwork):
             return held_out_groups(self._shapes, *recorded, self._groups, self.class_profiles)
         return make_split(self._shapes, self.patch_size, *recorded, self.labelled_profiles)
 
+    def folds(self, count: int) -> list[Split]:
+        """Return the splits of all folds.
+
+        Args:
+            count: number of folds.
+
+        Raises:
+            VolumenError: fewer groups than folds, volumes too small to be cut, or settings that name what validates.
+        """
+        from volumen.data.sampling.folds import make_folds
+        from volumen.data.sampling.split_file import given_split
+
+        data = self.dataset_config
+        for key in ("val_volumes", "val_path"):
+            if getattr(data, key) is not None:
+                raise VolumenError(
+                    f"{self.origin}: dataset_config.{key}",
+                    "names what validates, which every fold does in its turn",
+                    remedy="leave it out, or train without --folds",
+                )
+        if data.split_path is not None:
+            path = Path(data.split_path)
+            return [
+                given_split(path, self._shapes, *self._recorded, (number, count)) for number in range(count)
+            ]
+        return make_folds(self._shapes, count, *self._recorded, self.class_profiles, self._groups)
+
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {case.name: case.image.shape for case in self.cases}
