@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import Any
 
 from volumen.config.experiment_data import ExperimentData
 from volumen.config.targets import Target, inject_auxiliary_tasks, make_target
 from volumen.utils.sample_keys import check_names
+
+logger = logging.getLogger(__name__)
 
 
 class ExperimentTargets(ExperimentData):
@@ -50,10 +53,42 @@ class ExperimentTargets(ExperimentData):
                 "source_target": target.source_target,
                 "out_channels": target.out_channels,
                 **target.task_params,
+                "validity": self.validity[name],
             }
             for name, target in self.targets.items()
             if target.auxiliary_task
         }
+
+    @cached_property
+    def validity(self) -> dict[str, str]:
+        """What each derived target learns near unknown voxels: "exact" or "informed", see `volumen.derived.informed`.
+
+        It says once which types cannot state what they know, and are derived with exact validity.
+        """
+        from volumen.derived.informed import EXACT, INFORMED
+        from volumen.derived.registry import check_validity, get_task
+
+        everywhere = self.tr_config.validity
+        if everywhere != "auto":
+            check_validity("tr_config.validity", everywhere)
+        found = {}
+        for name, target in self.targets.items():
+            if target.task_type is None or target.source_target is None:
+                continue
+            asked = target.task_params.get("validity") or (None if everywhere == "auto" else everywhere)
+            found[name] = asked or (INFORMED if self.is_partly_unknown(target.source_target) else EXACT)
+            if found[name] == INFORMED and not get_task(target.task_type).informs:
+                found[name] = EXACT
+                logger.info(
+                    "%s: %s does not state what is known near unknown voxels, so it learns exact values only",
+                    name,
+                    target.task_type,
+                )
+        return found
+
+    def is_partly_unknown(self, target: str) -> bool:
+        """Whether a labelled target has a mask in any volume, or a label value that means unknown."""
+        return self.ignore_labels.get(target) is not None or any(target in case.masks for case in self.cases)
 
     @cached_property
     def halo(self) -> tuple[int, ...]:
@@ -70,7 +105,10 @@ class ExperimentTargets(ExperimentData):
     @property
     def loss_sections(self) -> dict[str, dict[str, Any]]:
         """What `MultiTaskLoss` is built from."""
-        return {name: target.loss_section() for name, target in self.targets.items()}
+        return {
+            name: {**target.loss_section(), "validity": self.validity.get(name)}
+            for name, target in self.targets.items()
+        }
 
     @property
     def label_channels(self) -> dict[str, int]:
@@ -117,11 +155,15 @@ class ExperimentTargets(ExperimentData):
     @property
     def device_tasks(self) -> dict[str, dict[str, Any]]:
         """The part of `derived_tasks` that is made on the training device, a batch at once."""
-        from volumen.derived.registry import get_task
+        from volumen.derived.registry import derives_on_device, get_task
 
         if not self.derives_on_device:
             return {}
-        return {name: task for name, task in self.derived_tasks.items() if get_task(task["type"]).on_device}
+        return {
+            name: task
+            for name, task in self.derived_tasks.items()
+            if derives_on_device(get_task(task["type"]), task)
+        }
 
     @property
     def worker_tasks(self) -> dict[str, dict[str, Any]]:

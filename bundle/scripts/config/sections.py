@@ -186,6 +186,14 @@ class TrainingConfig:
     ] = "auto"
     channels_last: Annotated[bool, Field(description="Memory format channels last.")] = False
     compile: Annotated[bool, Field(description="Compile the network with torch.compile.")] = False
+    validity: Annotated[
+        Literal["auto", "exact", "informed", "completed"],
+        Field(
+            description="What derived targets learn near unknown voxels. exact: values that no unknown voxel could"
+            " change; informed: also bounds of distances and estimates with a confidence; auto: informed where the"
+            " source target is masked or has an ignore label."
+        ),
+    ] = "auto"
     derive_on_device: Annotated[
         bool | Literal["auto"],
         Field(
@@ -538,6 +546,10 @@ class AuxiliaryTaskConfig:
     ] = None
     classes: Annotated[
         list[int] | None, Field(description="Class numbers that count as foreground; null: all above 0.")
+    ] = None
+    validity: Annotated[
+        Literal["exact", "informed", "completed"] | None,
+        Field(description="exact or informed, see `tr_config.validity`; null: as there."),
     ] = None
     out_channels: Annotated[
         Positive | None,

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from volumen.derived.batches.fields import erode, gradient, instance_distance, signed_distance, smooth
+from volumen.derived.batches.fields import (
+    distance_bounds,
+    erode,
+    gradient,
+    instance_bounds,
+    instance_distance,
+    signed_distance,
+    smooth,
+)
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
 
@@ -28,7 +36,9 @@ class BatchFields(LabelFields):
         ValueError: shapes, spacing or halo do not match.
     """
 
-    functions = FieldFunctions(signed_distance, instance_distance, smooth, gradient, erode)
+    functions = FieldFunctions(
+        signed_distance, instance_distance, smooth, gradient, erode, distance_bounds, instance_bounds
+    )
 
     def __init__(
         self,

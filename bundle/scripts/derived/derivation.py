@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from volumen.derived.arrays.fields import check_spacing
-from volumen.derived.registry import complete_params, get_task
+from volumen.derived.informed import DIRECTED_KINDS, Informed
+from volumen.derived.registry import DerivedTask, complete_params, get_task
 from volumen.derived.source_fields import SourceFields
 
 
@@ -61,3 +62,30 @@ def derive_from(
         return values, np.zeros((1, *source.core_shape), bool)
     values, valid = task.derive(source, params)
     return source.restore(values.astype(np.float32, copy=False)), source.restore(valid)
+
+
+def derive_informed_from(source: SourceFields, type_name: str, params: Mapping[str, Any]) -> Informed:
+    """Derive one target with what is known of it, see `Informed`; `params` must be complete.
+
+    A type that cannot state this has exact validity.
+    """
+    task = get_task(type_name)
+    if not task.informs:
+        values, valid = derive_from(source, type_name, params)
+        return Informed(values, valid, valid.astype(np.float32))
+    if source.empty:
+        return _nothing_known(task, source, params)
+    found = task.derive_informed(source, params)
+    return Informed(*(None if part is None else source.restore(part) for part in found))
+
+
+def _nothing_known(task: DerivedTask, source: SourceFields, params: Mapping[str, Any]) -> Informed:
+    shape, channels = source.core_shape, task.out_channels(source.ndim, params)
+    values = np.zeros((channels, *shape), np.float32)
+    return Informed(
+        values,
+        np.zeros((1, *shape), bool),
+        np.zeros((1, *shape), np.float32),
+        values.copy() if task.kind == "distance" else None,
+        np.zeros((source.ndim, *shape), np.float32) if task.kind in DIRECTED_KINDS else None,
+    )

@@ -77,12 +77,58 @@ def signed_and_valid(
     return squared, valid
 
 
+def signed_bounds(
+    nearest_other: np.ndarray,
+    foreground: np.ndarray,
+    window: DistanceWindow,
+    known: np.ndarray,
+    nearest_unknown: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Convert squared distances to bounds of the signed distance.
+
+    The nearest voxel of another class is no farther than the nearest one that is known, and no nearer than the
+    nearest unknown voxel where that is nearer. Both ends are sums of the same numbers as the distance itself, so the
+    bounds hold exactly, also in float32.
+
+    Args:
+        nearest_other: float32 (*part), squared distance to the nearest voxel known to be of another class.
+        foreground: bool (*part).
+        window: the window of the distances.
+        known: bool (*part), where the class is known.
+        nearest_unknown: float32 (*part), squared distance to the nearest unknown voxel; None if all are known.
+
+    Returns:
+        lower, upper: float32 (*part), equal where the distance is known, 0 where the class is unknown.
+    """
+    half, cut = np.float32(window.half), np.float32(window.cut)
+    nearest = nearest_other if nearest_unknown is None else np.minimum(nearest_other, nearest_unknown)
+    lower, upper = np.ascontiguousarray(nearest), np.ascontiguousarray(nearest_other)
+    distance_kernels.bounds_of_roots(
+        lower.reshape(-1),
+        upper.reshape(-1),
+        np.ascontiguousarray(foreground).reshape(-1),
+        np.ascontiguousarray(known).reshape(-1),
+        half,
+        cut,
+    )
+    return lower, upper
+
+
 def unknown_voxels(known: np.ndarray | None, in_volume: np.ndarray | None) -> np.ndarray | None:
     """Return where no label is known inside the volume; None if there is no such voxel."""
     if known is None or known.all():
         return None
     unknown = ~known if in_volume is None else in_volume & ~known
     return unknown if unknown.any() else None
+
+
+def certain_voxels(
+    shape: Sequence[int], known: np.ndarray | None, in_volume: np.ndarray | None
+) -> np.ndarray:
+    """Return where a label is known inside the volume: bool (*shape)."""
+    if known is None:
+        return np.ones(shape, bool) if in_volume is None else in_volume
+    return known if in_volume is None else known & in_volume
 
 
 def check_masks(shape: Sequence[int], **masks: Any) -> None:

@@ -22,6 +22,8 @@ class FieldFunctions(NamedTuple):
     smooth: Callable[..., Any]
     gradient: Callable[..., Any]
     erode: Callable[..., Any]
+    distance_bounds: Callable[..., tuple[Any, Any, Any]]
+    instance_bounds: Callable[..., tuple[Any, Any, Any]]
 
 
 class LabelFields(ABC):
@@ -123,6 +125,25 @@ class LabelFields(ABC):
         distance, valid = distance[part], valid[part]
         return (distance.clip(-cut, cut) if cut < full else distance), valid
 
+    def distance_bounds(
+        self,
+        reach: float | None = None,
+        classes: Classes = None,
+        margin: Sequence[int] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Return `fields.distance_bounds` cut at `reach`: lower and upper bound, and where the class is known.
+
+        Each covers (..., *window). Bounds of a distance that is cut are the bounds, cut: one computation serves all.
+        """
+        cut = self.resolve_reach(reach)
+        wide, full = _larger(margin, self._margin), max(cut, self._reach)
+        lower, upper, known = self.compute_once(
+            ("bounds", full, _key(classes), self._place(wide)), lambda: self._bounds(full, classes, wide)
+        )
+        part = (..., *self.inner(wide, margin))
+        lower, upper, known = lower[part], upper[part], known[part]
+        return (lower.clip(-cut, cut), upper.clip(-cut, cut), known) if cut < full else (lower, upper, known)
+
     def gradient(
         self,
         compute_from: str,
@@ -188,10 +209,22 @@ class LabelFields(ABC):
 
     def _distance(self, reach: float, classes: Classes, margin: Sequence[int]) -> tuple[Any, Any]:
         """Compute the distance on a window; if labels number instances, to the nearest other instance."""
+        functions = (self.functions.signed_distance, self.functions.instance_distance)
+        return self._measure(functions, reach, classes, margin)
+
+    def _bounds(self, reach: float, classes: Classes, margin: Sequence[int]) -> tuple[Any, Any, Any]:
+        """Compute the bounds of the distance on a window."""
+        functions = (self.functions.distance_bounds, self.functions.instance_bounds)
+        return self._measure(functions, reach, classes, margin)
+
+    def _measure(
+        self, functions: Sequence[Callable[..., Any]], reach: float, classes: Classes, margin: Sequence[int]
+    ) -> Any:
+        """Call the first function on the foreground, or the second one on the numbers of instances."""
         if self._instances and classes is None and self.channels == 1:
-            measure, of = self.functions.instance_distance, self._only_channel(self._labels)
+            measure, of = functions[1], self._only_channel(self._labels)
         else:
-            measure, of = self.functions.signed_distance, self._foreground(self._labels, classes)
+            measure, of = functions[0], self._foreground(self._labels, classes)
         return measure(
             of,
             spacing=self.spacing,

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from volumen.derived.channel_layout import PARTS, ChannelLayout, make_layout
 from volumen.derived.extents import add_radii, distance_halo, resolve_reach
+from volumen.derived.informed import COMPLETED, EXACT, INFORMED, VALIDITIES, Informed
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
     from volumen.derived.source_fields import SourceFields
 
 ENTRY_POINT_GROUP = "volumen.tasks"
-DERIVATION_KEYS = frozenset({"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task"})
+DERIVATION_KEYS = frozenset(
+    {"classes", "ignore_index", "ignore_label", "ignore_value", "auxiliary_task", "validity"}
+)
 """Keys of a derivation of any type, besides those of its type."""
 COMMON_KEYS = DERIVATION_KEYS | {
     "type",
@@ -142,13 +145,45 @@ class DerivedTask:
         """
         raise NotImplementedError
 
+    def derive_informed(self, source: SourceFields, params: Mapping[str, Any]) -> Informed:
+        """Compute the target with all that is known of it where labels are partly unknown.
+
+        A task without this method is always derived with exact validity.
+
+        Args:
+            source, params: as for `derive`.
+
+        Returns:
+            arrays on *source.shape; where `valid` is True the values are those of `derive`.
+        """
+        raise NotImplementedError
+
+    def derive_informed_batch(self, source: BatchFields, params: Mapping[str, Any]) -> Informed:
+        """Compute `derive_informed` for a batch on the training device: (B, ..., *core)."""
+        raise NotImplementedError
+
     @property
     def on_device(self) -> bool:
         """Whether the task has `derive_batch`, and no subclass overrides only its `derive`."""
+        return self._defines("derive_batch", before=("derive",))
+
+    @property
+    def informs(self) -> bool:
+        """Whether the task has `derive_informed`, and no subclass overrides only its `derive`."""
+        return self._defines("derive_informed", before=("derive",))
+
+    @property
+    def informs_on_device(self) -> bool:
+        """Whether the task has `derive_informed_batch`, and no subclass overrides only another derivation."""
+        others = ("derive", "derive_batch", "derive_informed")
+        return self.informs and self._defines("derive_informed_batch", before=others)
+
+    def _defines(self, method: str, before: Sequence[str]) -> bool:
+        """Whether a class defines a method, and no class below it one of the methods `before` alone."""
         for cls in type(self).__mro__:
-            if "derive_batch" in vars(cls):
+            if method in vars(cls):
                 return cls is not DerivedTask
-            if "derive" in vars(cls):
+            if any(name in vars(cls) for name in before):
                 return False
         return False
 
@@ -229,6 +264,8 @@ def task_layout(type_name: str, ndim: int, params: Mapping[str, Any]) -> Channel
 def complete_params(task: DerivedTask, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return `params`, completed with the task's defaults."""
     given = {key: value for key, value in params.items() if value is not None or key not in task.defaults}
+    if given.get("validity") is None:
+        given["validity"] = EXACT
     return {"classes": None, **task.defaults, **given}
 
 
@@ -256,6 +293,7 @@ def validate_task(name: str, params: Mapping[str, Any]) -> None:
                 remedy=closest(str(key), known),
             )
     full = complete_params(task, params)
+    check_validity(f"{where}.validity", full["validity"])
     for key, allowed in task.choices.items():
         if full[key] not in allowed:
             raise VolumenError(
@@ -266,6 +304,32 @@ def validate_task(name: str, params: Mapping[str, Any]) -> None:
             )
     _check_numbers(where, full)
     task.check(where, full)
+
+
+def check_validity(where: str, value: Any) -> None:
+    """Check a value of `validity`.
+
+    Raises:
+        VolumenError: it is no value, or one that this version does not offer.
+    """
+    if value == COMPLETED:
+        raise VolumenError(
+            where,
+            "validity: completed is not available in this version",
+            expected="exact or informed",
+            found=repr(value),
+            remedy="choose informed",
+        )
+    if value not in VALIDITIES:
+        raise VolumenError(
+            where, expected="exact or informed", found=repr(value), remedy=closest(str(value), VALIDITIES[:2])
+        )
+
+
+def derives_on_device(task: DerivedTask, params: Mapping[str, Any]) -> bool:
+    """Whether a task can be derived for a batch with the validity in its parameters (null: exact)."""
+    informed = params.get("validity") == INFORMED and task.informs
+    return task.informs_on_device and task.on_device if informed else task.on_device
 
 
 def derive_halo(tasks: Mapping[str, Mapping[str, Any]], spacing: Sequence[float]) -> tuple[int, ...]:

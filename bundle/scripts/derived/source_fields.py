@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from volumen.derived.arrays.fields import erode, gradient, signed_distance, smooth
-from volumen.derived.arrays.instance_distance import instance_distance
+from volumen.derived.arrays.fields import distance_bounds, erode, gradient, signed_distance, smooth
+from volumen.derived.arrays.instance_distance import instance_bounds, instance_distance
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
 from volumen.utils.boxes import bounding_box, whole_box
@@ -37,7 +37,9 @@ class SourceFields(LabelFields):
         ValueError: shapes, spacing or halo do not match.
     """
 
-    functions = FieldFunctions(signed_distance, instance_distance, smooth, gradient, erode)
+    functions = FieldFunctions(
+        signed_distance, instance_distance, smooth, gradient, erode, distance_bounds, instance_bounds
+    )
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from volumen.derived.extents import add_radii, distance_halo, gaussian_radius, gradient_radius
+from volumen.derived.informed import Informed
 from volumen.derived.registry import DerivedTask, register_task
 from volumen.utils.errors import VolumenError
 
@@ -73,6 +74,34 @@ class DistanceTransform(DerivedTask):
         if params["distance_type"] == "inside":
             values = values.neg()
         return (values * valid if len(found) > 1 else values), valid
+
+    def derive_informed(self, source: SourceFields, params: Mapping[str, Any]) -> Informed:
+        import numpy as np
+
+        from volumen.derived.arrays.fields import distance_transform
+
+        found = [source.distance_bounds(params["reach"], one) for one in self._class_groups(source, params)]
+        lower, upper = (np.stack([bounds[end] for bounds in found]) for end in (0, 1))
+        known = np.stack([bounds[2] for bounds in found]).all(axis=0, keepdims=True)
+        kind = params["distance_type"]
+        if kind == "inside":
+            lower, upper = upper, lower
+        lower, upper = distance_transform(lower, kind), distance_transform(upper, kind)
+        valid = known & (lower == upper).all(axis=0, keepdims=True)
+        return Informed(lower, valid, known.astype(np.float32), upper)
+
+    def derive_informed_batch(self, source: BatchFields, params: Mapping[str, Any]) -> Informed:
+        import torch
+
+        found = [source.distance_bounds(params["reach"], one) for one in self._class_groups(source, params)]
+        lower, upper = (torch.stack([bounds[end] for bounds in found], dim=1) for end in (0, 1))
+        known = torch.stack([bounds[2] for bounds in found], dim=1).all(dim=1, keepdim=True)
+        if params["distance_type"] == "inside":
+            lower, upper = -upper, -lower
+        if params["distance_type"] != "signed":
+            lower, upper = lower.clamp_min(0.0), upper.clamp_min(0.0)
+        valid = known & (lower == upper).all(dim=1, keepdim=True)
+        return Informed(lower, valid, known.float(), upper)
 
     def _class_groups(
         self, source: SourceFields | BatchFields, params: Mapping[str, Any]

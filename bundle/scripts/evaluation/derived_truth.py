@@ -27,6 +27,7 @@ _NO_PARAMETERS = (
     "separate_decoder",
     "activation",
     "kind",
+    "validity",  # scores compare with exact values only
 )
 
 

@@ -14,7 +14,7 @@ from monai.engines import Workflow
 from volumen.data.sampling.regions import BLOCK_WEIGHT
 from volumen.handlers.state import between_epochs, register_state
 from volumen.utils import distributed
-from volumen.utils.sample_keys import mask_key
+from volumen.utils.sample_keys import counted_voxels
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ class LossAverages:
     def _notice(self, labels: Mapping[str, torch.Tensor]) -> None:
         """Record which targets had a voxel that counts; the result stays on the device to avoid waiting for it."""
         for name in labels:
-            mask = labels.get(mask_key(name))
-            if mask is not None:
-                self._counted[name] = self._counted.get(name, False) | mask.any()
+            counts = counted_voxels(labels, name)
+            if counts is not None:
+                self._counted[name] = self._counted.get(name, False) | counts.any()
 
     def _warn_of_targets_without_voxels(self, engine: Workflow) -> None:
         counted = distributed.sum_over_ranks({name: float(value) for name, value in self._counted.items()})

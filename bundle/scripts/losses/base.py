@@ -47,7 +47,10 @@ class Loss(nn.Module):
 
     A forward may also declare `source_pred` (logits of the source target), `source_mask`, or `scale` (size of a
     voxel at this level of deep supervision, in voxels of the full resolution); they are passed if it declares
-    them.
+    them. One that declares `confidence` states that it weighs voxels by it, (B, 1, *spatial) in [0, 1], and that its
+    value depends on the target of a voxel through this voxel alone: then a derived target with informed validity
+    passes estimates with their confidence, and of a distance between bounds the value nearest the prediction. A
+    bool `certain`, (B, 1, *spatial), states where the target is exact. Without `confidence` it gets exact values only.
 
     Args:
         kind: kind of the target: "binary" (one logit, target 0/1), "multiclass" (K logits, class index),
@@ -143,14 +146,23 @@ class VoxelLoss(Loss):
         """Return weights broadcastable to the values, or None for a plain mean."""
         return None
 
-    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None = None, confidence: Tensor | None = None
+    ) -> Tensor:
         with full_precision(pred):
             mask = self.valid(target, full_mask(mask, pred))
             pred, target, mask = self.prepare(pred, target, mask)
             values = self.voxelwise(pred, target)
             if self.kind == "axis":
                 values = smaller_sign(values, self.voxelwise(pred, -target), pred.shape[1])
-            return masked_mean(values, mask, self.weights(target))
+            return masked_mean(values, mask, weighted(self.weights(target), confidence))
+
+
+def weighted(weights: Tensor | None, confidence: Tensor | None) -> Tensor | None:
+    """Return the product of a loss's own weights and the confidence; None for a plain mean."""
+    if weights is None or confidence is None:
+        return confidence if weights is None else weights
+    return weights * confidence
 
 
 def smaller_sign(plus: Tensor, minus: Tensor, channels: int) -> Tensor:

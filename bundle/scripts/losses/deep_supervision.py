@@ -65,13 +65,13 @@ def downsample(
     if tuple(target.shape[2:]) == tuple(size):
         return target, mask
     factor = block_size(tuple(target.shape[2:]), tuple(size))
-    coarse_mask = _pool_all(mask, factor)
+    coarse_mask = pool_all(mask, factor)
     if interpolation == "nearest":
-        return guard(_pick_middle(target, factor), coarse_mask), coarse_mask
+        return guard(pick_middle(target, factor), coarse_mask), coarse_mask
     fine = guard(as_real(target), mask)
     if kind not in DIRECTION_KINDS:
-        return guard(_pool_mean(fine, factor), coarse_mask), coarse_mask
-    mean = _mean_axis(fine, factor) if kind == "axis" else _pool_mean(fine, factor)
+        return guard(pool_mean(fine, factor), coarse_mask), coarse_mask
+    mean = mean_axis(fine, factor) if kind == "axis" else pool_mean(fine, factor)
     shortest = LEAST_PROMINENCE if kind == "axis" else SHORTEST_MEAN_DIRECTION
     groups = direction_groups(mean)
     length = _length(groups)
@@ -80,17 +80,19 @@ def downsample(
     return guard(unit, sound), sound
 
 
-def _pool_mean(x: Tensor, factor: tuple[int, ...]) -> Tensor:
+def pool_mean(x: Tensor, factor: tuple[int, ...]) -> Tensor:
+    """Return the mean of each block (B, C, *spatial), over its voxels that exist at the end of the array."""
     pool = F.avg_pool2d if len(factor) == 2 else F.avg_pool3d
     return pool(x, factor, stride=factor, ceil_mode=True, count_include_pad=False)
 
 
-def _pool_all(mask: Tensor, factor: tuple[int, ...]) -> Tensor:
+def pool_all(mask: Tensor, factor: tuple[int, ...]) -> Tensor:
+    """Return whether all voxels of each block are True: bool (B, C, *spatial)."""
     pool = F.max_pool2d if len(factor) == 2 else F.max_pool3d
     return pool((~mask).float(), factor, stride=factor, ceil_mode=True) == 0
 
 
-def _pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
+def pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
     """Return the voxel nearest the middle of each block, or its last one if the volume's end cuts the block."""
     for axis, f in enumerate(factor, start=2):
         index = torch.arange(0, x.shape[axis], f, device=x.device) + (f - 1) // 2
@@ -98,17 +100,17 @@ def _pick_middle(x: Tensor, factor: tuple[int, ...]) -> Tensor:
     return x
 
 
-def _mean_axis(x: Tensor, factor: tuple[int, ...]) -> Tensor:
-    """Return each block's mean axis: the leading eigenvector of its mean outer product.
+def mean_axis(x: Tensor, factor: tuple[int, ...], weights: Tensor | None = None) -> Tensor:
+    """Return each block's mean axis: the leading eigenvector of its mean outer product, with weights if given.
 
     Its length is the gap between the two largest eigenvalues, which in 2D is the length of the mean of the directions
     with their angles doubled: 1 if all agree, 0 if the two largest are equal and the axis is undefined.
     """
-    groups = direction_groups(x)
+    groups = direction_groups(x if weights is None else x * weights.sqrt())
     size = groups.shape[2]
     # Components are (x, y[, z]), tensors begin with the last of them.
     pairs = [(i, j) for i in reversed(range(size)) for j in reversed(range(i + 1))]
-    outer = torch.stack([_pool_mean(groups[:, :, i] * groups[:, :, j], factor) for i, j in pairs], dim=2)
+    outer = torch.stack([pool_mean(groups[:, :, i] * groups[:, :, j], factor) for i, j in pairs], dim=2)
     axes, prominence = largest_axis(outer.flatten(0, 1))
     return (axes * prominence[:, None]).reshape(*outer.shape[:2], size, *outer.shape[3:]).flatten(1, 2)
 

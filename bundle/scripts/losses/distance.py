@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from volumen.losses.base import Loss
+from volumen.losses.base import Loss, weighted
 from volumen.losses.masking import full_mask, full_precision, guard, masked_mean
 
 # The eikonal term applies where the norm of the target's own gradient differs from 1 by at most this.
@@ -58,8 +58,9 @@ class SignedDistanceLoss(Loss):
     since the target is cut at its reach and wrong labels cause large outliers.
 
     A distance has a gradient of norm 1 (Gropp et al. 2020), except on its ridges and where it is cut at its
-    reach. So the eikonal term applies where the voxel and its neighbours on every axis are valid and the
-    target's own gradient has a norm within 0.25 of 1. Gradients are central differences.
+    reach. So the eikonal term applies where the voxel and its neighbours on every axis have an exact target whose own
+    gradient has a norm within 0.25 of 1. Gradients are central differences. Between bounds (informed validity), target
+    is the value between them that is nearest to pred.
 
     Args:
         rho: half-width of the band with more weight, in units of the target.
@@ -100,14 +101,18 @@ class SignedDistanceLoss(Loss):
         target: Tensor,
         mask: Tensor | None = None,
         scale: Sequence[float] | None = None,
+        confidence: Tensor | None = None,
+        certain: Tensor | None = None,
     ) -> Tensor:
         with full_precision(pred):
             pred, target, mask = self.prepare(pred, target, full_mask(mask, pred))
             near = (1 - target.abs() / self.rho).clamp_min(0)
             weights = self.far_weight + (1 - self.far_weight) * near
             huber = F.smooth_l1_loss(pred, target, beta=self.beta, reduction="none")
-            loss = masked_mean(huber, mask, weights)
+            loss = masked_mean(huber, mask, weighted(weights, confidence))
             if self.eikonal:
+                # Between bounds the target follows the prediction, so its gradient is no truth.
+                mask = mask if certain is None else mask & certain
                 loss = loss + self.eikonal_weight * self._eikonal(pred, target, mask, scale)
             return loss
 

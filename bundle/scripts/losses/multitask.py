@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,14 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volumen.derived.informed import INFORMED
 from volumen.losses.balancing import GradNormBalancing, build_balancing
 from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
 from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
+from volumen.losses.informed import Knowledge
 from volumen.losses.masking import as_real, present_samples, zero_of
 from volumen.losses.registry import accepted_extras, build_loss
 from volumen.losses.trial import failure, try_loss
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import mask_key
+from volumen.utils.sample_keys import confidence_key, counted_voxels, free_key, mask_key, upper_key
+
+logger = logging.getLogger(__name__)
 
 LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
 # Other programs' names for the two interpolations.
@@ -40,10 +45,19 @@ class _Entry:
 class _Pyramid:
     """A target and its mask at the requested sizes, each computed once per step."""
 
-    def __init__(self, target: Tensor, mask: Tensor | None, kind: str, interpolation: str) -> None:
+    def __init__(
+        self,
+        target: Tensor,
+        mask: Tensor | None,
+        kind: str,
+        interpolation: str,
+        knowledge: Knowledge | None = None,
+    ) -> None:
         self._source = (target, mask)
         self._kind, self._interpolation = kind, interpolation
+        self._knowledge = knowledge
         self._levels: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[int, ...], Knowledge] = {}
 
     def at(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         if size not in self._levels:
@@ -51,6 +65,23 @@ class _Pyramid:
                 *self._source, size, kind=self._kind, interpolation=self._interpolation
             )
         return self._levels[size]
+
+    @property
+    def informed(self) -> bool:
+        """Whether more is known than exact values."""
+        return self._knowledge is not None
+
+    def for_loss(self, pred: Tensor, certain: bool) -> tuple[Tensor, dict[str, Any]]:
+        """Return the target for a loss that takes a confidence, and its mask, confidence and `certain` if required."""
+        size = tuple(pred.shape[2:])
+        if size not in self._known:
+            assert self._knowledge is not None
+            self._known[size] = self._knowledge.at(size, self._kind, self._interpolation)
+        known = self._known[size]
+        extras: dict[str, Any] = {"mask": known.confidence > 0, "confidence": known.confidence}
+        if certain:
+            extras["certain"] = self.at(size)[1]
+        return known.nearest(pred, self._kind), extras
 
 
 class MultiTaskLoss(nn.Module):
@@ -63,9 +94,9 @@ class MultiTaskLoss(nn.Module):
     Args:
         targets: name -> {"kind", "losses": [{name, weight=1, kwargs={}, start_epoch=0,
             skip_deep_supervision=False}], "weight"=1, "ds_interpolation"=nearest for labels, linear else,
-            "source_target"=None, "activation"=None}; other keys are ignored. With activation "sigmoid", exclusive
-            classes (kind "multiclass") are trained as one binary decision per class, including the background. An entry
-            is active from epoch `start_epoch` on; epochs are counted from 0.
+            "source_target"=None, "activation"=None, "validity"=None}; other keys are ignored. With activation
+            "sigmoid", exclusive classes (kind "multiclass") are trained as one binary decision per class, including the
+            background. An entry is active from epoch `start_epoch` on; epochs are counted from 0.
         balancing: "fixed", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
         spacing: voxel size in spatial order, for losses that measure distances. If it is set, every loss of a target
             with "out_channels" is tested on a tiny batch at once.
@@ -149,6 +180,14 @@ class MultiTaskLoss(nn.Module):
             loss, parsed = _entry(
                 entry, f"{where}.losses[{i}]", kind, source, targets, spacing, self._channels[name]
             )
+            if target.get("validity") == INFORMED and "confidence" not in parsed.extras:
+                logger.info(
+                    "%s.losses[%d]: %s takes no confidence, so of %s it counts only voxels whose value is exact",
+                    where,
+                    i,
+                    parsed.label,
+                    name,
+                )
             parsed.label = component_labels(losses[: i + 1])[-1]
             self._entries[name].append(parsed)
             built.append(loss)
@@ -175,7 +214,8 @@ class MultiTaskLoss(nn.Module):
         Args:
             outputs: target -> logits (B, C, *spatial), or a list of them, full resolution first.
             batch: target -> (B, Ct, *spatial), and target + "_mask" -> (B, 1, *spatial) bool (without it, all
-                voxels are valid).
+                voxels are valid). A target with informed validity also has "_confidence", and "_upper" or "_free", see
+                `Knowledge`; they serve the losses that take a confidence.
 
         Raises:
             VolumenError: an output or a batch entry of a target is missing, or labels are not among its classes.
@@ -189,9 +229,9 @@ class MultiTaskLoss(nn.Module):
         for name in self._entries:
             values[name] = self._target_loss(name, levels, pyramids, batch)
             self.components[name] = values[name].detach()
-            mask = batch.get(mask_key(name))
-            if mask is not None:
-                present[name] = present_samples(mask).any()
+            counts = counted_voxels(batch, name)
+            if counts is not None:
+                present[name] = present_samples(counts).any()
         total, factors = self.balancing(values, present)
         for name, factor in factors.items():
             self.components[f"{name}/weight"] = factor.detach()
@@ -217,7 +257,11 @@ class MultiTaskLoss(nn.Module):
         if encoded:
             assert channels is not None
             target = encode_target(target, "multiclass", channels, torch.uint8)
-        return _Pyramid(target, mask, *self._how[name])
+        confidence = batch.get(confidence_key(name))
+        knowledge = None
+        if confidence is not None:
+            knowledge = Knowledge(target, confidence, batch.get(upper_key(name)), batch.get(free_key(name)))
+        return _Pyramid(target, mask, *self._how[name], knowledge)
 
     def _target_loss(
         self,
@@ -249,8 +293,12 @@ class MultiTaskLoss(nn.Module):
         pyramids: Mapping[str, _Pyramid],
     ) -> Tensor:
         size = tuple(pred.shape[2:])
-        target, mask = pyramids[name].at(size)
-        extras: dict[str, Any] = {"mask": mask}
+        extras: dict[str, Any]
+        if pyramids[name].informed and "confidence" in entry.extras:
+            target, extras = pyramids[name].for_loss(pred, "certain" in entry.extras)
+        else:
+            target, mask = pyramids[name].at(size)
+            extras = {"mask": mask}
         if "scale" in entry.extras:
             extras["scale"] = tuple(f / s for f, s in zip(levels[name][0].shape[2:], size, strict=True))
         source = self._source[name]

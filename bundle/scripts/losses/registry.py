@@ -16,7 +16,7 @@ from volumen.utils.suggest import closest
 
 ENTRY_POINT_GROUP = "volumen.losses"
 # Arguments that a loss may declare in `forward` besides prediction and target.
-EXTRAS = ("mask", "source_pred", "source_mask", "scale")
+EXTRAS = ("mask", "source_pred", "source_mask", "scale", "confidence", "certain")
 # Constructor arguments that the program fills in from the experiment.
 CONTEXT = ("kind", "source_kind", "spacing")
 
@@ -113,7 +113,8 @@ def _library_names() -> list[str]:
 
 def accepted_extras(loss: nn.Module) -> frozenset[str]:
     """Return which of `EXTRAS` the loss declares in `forward`; only its signature is read."""
-    return frozenset(inspect.signature(loss.forward).parameters) & frozenset(EXTRAS)
+    declared = frozenset(inspect.signature(loss.forward).parameters) & frozenset(EXTRAS)
+    return declared - {"confidence"} if getattr(loss, "takes_confidence", True) is False else declared
 
 
 def build_loss(

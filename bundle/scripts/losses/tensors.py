@@ -70,7 +70,9 @@ class EigenvalueLoss(Loss):
         self.power = power
         self.eigen_weights = None if weights is None else tuple(float(w) for w in weights)
 
-    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None = None, confidence: Tensor | None = None
+    ) -> Tensor:
         with full_precision(pred):
             pred, target, mask = self.prepare(pred, target, mask)
             dims = pred.dim() - 2
@@ -79,7 +81,7 @@ class EigenvalueLoss(Loss):
                 raise ValueError(f"{dims}D tensors have {dims} eigenvalues, got weights {self.eigen_weights}")
             gap = eigenvalues(_groups(pred, dims), dims) - eigenvalues(_groups(target, dims), dims)
             cost = (gap.abs() if self.power == 1 else gap**2) @ (weights / weights.sum())
-            return masked_mean(cost.movedim(-1, 1), mask)
+            return masked_mean(cost.movedim(-1, 1), mask, confidence)
 
 
 class PlanarityLoss(Loss):

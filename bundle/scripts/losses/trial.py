@@ -61,6 +61,9 @@ def try_loss(
         given["source_pred"] = torch.randn(2, source_channels, *size, generator=random).requires_grad_()
     if "source_mask" in extras:
         given["source_mask"] = torch.ones_like(mask)
+    for extra, value in (("confidence", mask.float()), ("certain", mask)):
+        if extra in extras:
+            given[extra] = value
     if "scale" in extras:
         given["scale"] = (1.0,) * ndim
 

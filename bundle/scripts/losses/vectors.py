@@ -129,13 +129,14 @@ class NormalSmoothnessLoss(Loss):
         source_pred: Tensor | None = None,
         source_mask: Tensor | None = None,
         scale: Sequence[float] | None = None,
+        confidence: Tensor | None = None,
     ) -> Tensor:
         with full_precision(pred):
             mask = full_mask(mask, pred)
             if source_mask is not None:
                 mask = mask & full_mask(source_mask, pred)
             unit = normalised(direction_groups(guard(as_real(pred), mask)), 2, self.eps)
-            gate = mask.to(unit.dtype)
+            gate = mask.to(unit.dtype) if confidence is None else guard(confidence.to(unit.dtype), mask)
             if source_pred is not None:
                 gate = gate * guard(foreground(as_real(source_pred.detach()), self.source_kind), mask)
             sigma = [self.sigma / f for f in scale or (1.0,) * (pred.dim() - 2)]

@@ -27,6 +27,8 @@ from volumen.utils.errors import VolumenError
 INDEX_LOSSES = frozenset({"CrossEntropyLoss", "MultiMarginLoss"})
 # These take logarithms of probabilities; for logits they have no lower bound, and the training would diverge.
 LOG_LOSSES = frozenset({"NLLLoss", "NLLLoss2d", "KLDivLoss", "PoissonNLLLoss"})
+# These have a value per voxel that depends on the target of this voxel alone.
+VOXEL_LOSSES = frozenset({"MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCEWithLogitsLoss"})
 # Arguments that identify a loss of labels.
 LABEL_ARGUMENTS = frozenset({"sigmoid", "softmax", "use_softmax", "to_onehot_y", "pos_weight"})
 # exp(-60) is below the rounding of any sum, and far from overflow in float32.
@@ -93,7 +95,14 @@ class WrappedLoss(Loss):
         multiclass = self.kind == "multiclass"
         return {"sigmoid": not multiclass, "softmax": multiclass, "use_softmax": multiclass}
 
-    def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    @property
+    def takes_confidence(self) -> bool:
+        """Whether the loss has one value per voxel, which depends on the target of this voxel alone."""
+        return self.name in VOXEL_LOSSES
+
+    def forward(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None = None, confidence: Tensor | None = None
+    ) -> Tensor:
         with full_precision(pred):
             mask = self._without_ignored(target, full_mask(mask, pred))
             blank_pred, blank_target = self._blank(pred, target, mask)
@@ -105,7 +114,7 @@ class WrappedLoss(Loss):
             values = self._values(blank_pred[keep], blank_target[keep])
             if values.dim() == 0:
                 return ratio(values * len(keep), present.sum())
-            return self._reduce(values, mask[keep])
+            return self._reduce(values, mask[keep], None if confidence is None else confidence[keep])
 
     def _values(self, pred: Tensor, target: Tensor) -> Tensor:
         values = self.loss(pred, target)
@@ -137,12 +146,12 @@ class WrappedLoss(Loss):
             return pred, target
         return pred, encode_target(target, self.kind, pred.shape[1], pred.dtype)
 
-    def _reduce(self, values: Tensor, mask: Tensor) -> Tensor:
+    def _reduce(self, values: Tensor, mask: Tensor, confidence: Tensor | None) -> Tensor:
         spatial = mask.shape[2:]
         if values.shape[1:] == spatial:
             values = values.unsqueeze(1)
         if values.dim() == mask.dim() and values.shape[2:] == spatial:
-            return masked_mean(values, mask)
+            return masked_mean(values, mask, confidence)
         if values.shape[0] != mask.shape[0]:
             raise ValueError(
                 f"{self.name} returned values of shape {tuple(values.shape)}, neither per voxel nor sample"

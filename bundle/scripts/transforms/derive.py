@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from monai.transforms.transform import Transform
 
-from volumen.derived.derivation import derive_from
+from volumen.derived.derivation import derive_from, derive_informed_from
 from volumen.derived.extents import in_voxels
+from volumen.derived.informed import INFORMED, Informed
 from volumen.derived.registry import complete_params, derive_halo, get_task, served_extent, validate_task
 from volumen.derived.source_fields import SourceFields
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import mask_key
+from volumen.utils.sample_keys import confidence_key, free_key, mask_key, upper_key
 
 __all__ = ["DeriveTargetsd", "derive_halo"]
 
@@ -27,7 +28,8 @@ class DeriveTargetsd(Transform):
     `sample["in_volume"]` bool (1, ...) or None, and `sample["spacing"]` if it exists. Writes for every task
     `sample[task]` float32 (C, *patch) and `sample[task + "_mask"]` bool (1, *patch). With a halo of at least
     `derive_halo(tasks, spacing)` a value equals the one derived from the whole volume wherever the mask is
-    True.
+    True. A task with `validity: informed` also has "<task>_confidence" and, by its kind, "<task>_upper" or
+    "<task>_free", see `Informed`.
 
     Args:
         tasks: entries of `auxiliary_tasks` by name, each with `type`, `source_target` and the type's keys.
@@ -70,8 +72,12 @@ class DeriveTargetsd(Transform):
             source = params["source_target"]
             if source not in fields:
                 fields[source] = self._fields(sample, source)
-            values, valid = derive_from(fields[source], task.type_name, params)
-            sample[name], sample[mask_key(name)] = values, valid
+            if params["validity"] == INFORMED:
+                found = derive_informed_from(fields[source], task.type_name, params)
+                sample.update(informed_entries(name, found))
+            else:
+                values, valid = derive_from(fields[source], task.type_name, params)
+                sample[name], sample[mask_key(name)] = values, valid
         return sample
 
     def _fields(self, sample: Mapping[Hashable, Any], source: str) -> SourceFields:
@@ -95,3 +101,9 @@ class DeriveTargetsd(Transform):
             margin=margin,
             instances=source in self.instances,
         )
+
+
+def informed_entries(name: str, found: Informed) -> dict[str, Any]:
+    """Return the entries of a sample, or of a batch, that hold a derived target with what is known of it."""
+    keys = (name, mask_key(name), confidence_key(name), upper_key(name), free_key(name))
+    return {key: part for key, part in zip(keys, found, strict=True) if part is not None}

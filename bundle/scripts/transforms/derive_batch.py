@@ -17,8 +17,16 @@ from torch import Tensor
 from volumen.derived.batch_fields import BatchFields
 from volumen.derived.batches.fields import exact_products
 from volumen.derived.extents import in_voxels
-from volumen.derived.registry import DerivedTask, complete_params, get_task, served_extent, validate_task
-from volumen.transforms.derive import UNITS
+from volumen.derived.informed import INFORMED, Informed
+from volumen.derived.registry import (
+    DerivedTask,
+    complete_params,
+    derives_on_device,
+    get_task,
+    served_extent,
+    validate_task,
+)
+from volumen.transforms.derive import UNITS, informed_entries
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import PACKED, mask_key
 
@@ -104,13 +112,14 @@ class DeriveBatch:
         for name, params in tasks.items():
             validate_task(name, params)
             task = get_task(params["type"])
-            if not task.on_device:
+            full = complete_params(task, params)
+            if not derives_on_device(task, full):
                 raise VolumenError(
                     f"auxiliary_tasks.{name}",
                     f"{task.type_name} cannot be derived on a device",
                     remedy="use a worker",
                 )
-            self._tasks[name] = (task, complete_params(task, params))
+            self._tasks[name] = (task, full)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -172,10 +181,18 @@ class DeriveBatch:
         out: dict[str, Tensor] = {}
         for name, (task, params) in self._tasks.items():
             source = fields[params["source_target"]]
-            values, valid = task.derive_batch(source, params)
+            if params["validity"] == INFORMED and task.informs:
+                found = task.derive_informed_batch(source, params)
+            else:
+                values, valid = task.derive_batch(source, params)
+                found = Informed(
+                    values.float(), valid, valid.float() if params["validity"] == INFORMED else None
+                )
             if self.labelled_only:
-                valid = valid & (source.labels() > 0).any(dim=1, keepdim=True)
-            out[name], out[mask_key(name)] = values.float().contiguous(), valid.contiguous()
+                labelled = (source.labels() > 0).any(dim=1, keepdim=True)
+                confidence = None if found.confidence is None else found.confidence * labelled
+                found = found._replace(valid=found.valid & labelled, confidence=confidence)
+            out.update({key: part.contiguous() for key, part in informed_entries(name, found).items()})
         return out
 
     def _fields(

@@ -11,7 +11,7 @@ from monai.transforms import Transform
 
 from volumen.data.validity import labelled_voxels
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import PACKED, labelled_key, mask_key
+from volumen.utils.sample_keys import PACKED, confidence_key, informed_keys, labelled_key, mask_key
 
 
 class CropHalod(Transform):
@@ -60,8 +60,10 @@ class RestrictToLabelledd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, source in self.sources.items():
-            label = sample.get(labelled_key(source), sample[source])
-            sample[mask_key(target)] = sample[mask_key(target)] & labelled_voxels(label)
+            labelled = labelled_voxels(sample.get(labelled_key(source), sample[source]))
+            sample[mask_key(target)] = sample[mask_key(target)] & labelled
+            if confidence_key(target) in sample:
+                sample[confidence_key(target)] = sample[confidence_key(target)] * labelled
         return sample
 
 
@@ -70,7 +72,7 @@ class FinalizePatchd(Transform):
 
     Args:
         targets: labelled targets: int16 class indices (Ct, *patch), or float32 if they are distances.
-        derived: derived targets: float32 (C, *patch).
+        derived: derived targets: float32 (C, *patch), with what is known of them if their validity is informed.
 
     Returns:
         image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str,
@@ -91,6 +93,9 @@ class FinalizePatchd(Transform):
         for target in self.derived:
             final[target] = _tensor(data[target], np.float32)
             final[mask_key(target)] = _tensor(data[mask_key(target)], np.bool_)
+            final.update(
+                {key: _tensor(data[key], np.float32) for key in informed_keys(target) if key in data}
+            )
         for key in data:
             if str(key).startswith(PACKED):
                 final[key] = torch.from_numpy(np.ascontiguousarray(data[key]))

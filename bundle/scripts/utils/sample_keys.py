@@ -6,7 +6,8 @@ would overwrite each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from volumen.utils.errors import VolumenError
 
@@ -28,6 +29,14 @@ RESERVED = frozenset(
 PACKED = "wide/"
 """Prefix of entries that are transferred to the training device to derive targets there."""
 _MASK, _LABELLED = "_mask", "_labelled"
+_UPPER, _CONFIDENCE, _FREE = "_upper", "_confidence", "_free"
+_ENDINGS = {
+    _MASK: "mask",
+    _LABELLED: "labels",
+    _UPPER: "upper bound",
+    _CONFIDENCE: "confidence",
+    _FREE: "free direction",
+}
 
 
 def mask_key(target: str) -> str:
@@ -38,6 +47,32 @@ def mask_key(target: str) -> str:
 def labelled_key(target: str) -> str:
     """Return the key of the labels from which a target was computed, if its values are not these labels any more."""
     return f"{target}{_LABELLED}"
+
+
+def upper_key(target: str) -> str:
+    """Return the key of a derived distance's upper bound, see `volumen.derived.informed.Informed`."""
+    return f"{target}{_UPPER}"
+
+
+def confidence_key(target: str) -> str:
+    """Return the key of a derived target's confidence: float32 (1, *patch), the weight in losses that take one."""
+    return f"{target}{_CONFIDENCE}"
+
+
+def free_key(target: str) -> str:
+    """Return the key of the direction along which a derived target is not known."""
+    return f"{target}{_FREE}"
+
+
+def informed_keys(target: str) -> tuple[str, str, str]:
+    """Return the keys of confidence, upper bound and free direction; a sample holds those that the target has."""
+    return confidence_key(target), upper_key(target), free_key(target)
+
+
+def counted_voxels(batch: Mapping[str, Any], target: str) -> Any:
+    """Return the voxels of a target that count in losses: those with a confidence, else those of its mask, or None."""
+    confidence = batch.get(confidence_key(target))
+    return batch.get(mask_key(target)) if confidence is None else confidence > 0
 
 
 def check_names(names: Iterable[str], where: str) -> None:
@@ -58,11 +93,11 @@ def check_names(names: Iterable[str], where: str) -> None:
                 "the name is reserved for something else in a sample",
                 remedy="rename the target",
             )
-        for ending in (_MASK, _LABELLED):
+        for ending, meaning in _ENDINGS.items():
             owner = name.removesuffix(ending)
             if owner != name and owner in targets:
                 raise VolumenError(
                     f"{where}: target {name!r}",
-                    f"the name is that of the {'mask' if ending == _MASK else 'labels'} of the target {owner!r}",
+                    f"the name is that of the {meaning} of the target {owner!r}",
                     remedy="rename one of them",
                 )

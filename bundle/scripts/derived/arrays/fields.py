@@ -19,9 +19,11 @@ import numpy as np
 
 from volumen.derived.distance_window import (
     Region,
+    certain_voxels,
     check_masks,
     distance_window,
     signed_and_valid,
+    signed_bounds,
     three_axes,
     unknown_voxels,
 )
@@ -104,6 +106,47 @@ def signed_distance(
         squared = np.where(foreground[window.part], -to_background, to_foreground)
     nearest_unknown = None if unknown is None else _nearest_squared(unknown, window.costs, window.part)
     return signed_and_valid(squared, window, known, in_volume, nearest_unknown)
+
+
+def distance_bounds(
+    foreground: np.ndarray,
+    *,
+    spacing: Sequence[float] | None = None,
+    reach: float | None = None,
+    known: np.ndarray | None = None,
+    in_volume: np.ndarray | None = None,
+    region: Region | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bounds of the signed distance, whatever the unknown voxels are.
+
+    Its magnitude is at most the distance to the nearest voxel that is known to be of the other class, and at
+    least the distance to the nearest unknown voxel where that is nearer.
+
+    Args:
+        foreground, spacing, reach, known, in_volume, region: see `signed_distance`.
+
+    Returns:
+        lower, upper float32 (*region): they are equal, and equal to `signed_distance`, where that is valid; known bool
+        (*region): the voxel's class is known. Both bounds are 0 elsewhere.
+
+    Raises:
+        ValueError: shapes or spacing do not match.
+    """
+    foreground = np.asarray(foreground, dtype=bool)
+    check_masks(foreground.shape, known=known, in_volume=in_volume)
+    window = distance_window(foreground.shape, check_spacing(foreground.ndim, spacing), reach, region)
+    foreground = foreground[window.around]
+    known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
+    unknown = unknown_voxels(known, in_volume)
+    certain = certain_voxels(foreground.shape, known, in_volume)
+    to_foreground, to_background = (
+        _nearest_squared(side & certain, window.costs, window.part) for side in (foreground, ~foreground)
+    )
+    here = foreground[window.part]
+    nearest_unknown = None if unknown is None else _nearest_squared(unknown, window.costs, window.part)
+    other = np.where(here, to_background, to_foreground)
+    lower, upper = signed_bounds(other, here, window, certain[window.part], nearest_unknown)
+    return lower, upper, certain[window.part]
 
 
 def distance_transform(signed: np.ndarray, distance_type: str = "signed") -> np.ndarray:

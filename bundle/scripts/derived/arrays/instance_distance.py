@@ -10,9 +10,11 @@ from scipy.ndimage import find_objects
 from volumen.derived.arrays.fields import check_spacing
 from volumen.derived.distance_window import (
     Region,
+    certain_voxels,
     check_masks,
     distance_window,
     signed_and_valid,
+    signed_bounds,
     surroundings,
     three_axes,
     unknown_voxels,
@@ -63,6 +65,45 @@ def instance_distance(
         squared = _squared_inside(numbers, in_volume, window.costs, window.part)
     squared[numbers[window.part] > 0] *= -1
     return signed_and_valid(squared, window, known, in_volume, nearest_unknown)
+
+
+def instance_bounds(
+    labels: np.ndarray,
+    *,
+    spacing: Sequence[float] | None = None,
+    reach: float | None = None,
+    known: np.ndarray | None = None,
+    in_volume: np.ndarray | None = None,
+    region: Region | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bounds of `instance_distance`, whatever the unknown voxels are: see `fields.distance_bounds`.
+
+    Args:
+        labels: integer, 2 or 3 axes; 0 and below is background.
+        spacing, reach, known, in_volume, region: see `fields.signed_distance`.
+
+    Returns:
+        lower, upper float32 (*region); known bool (*region).
+
+    Raises:
+        ValueError: shapes or spacing do not match.
+    """
+    check_masks(labels.shape, known=known, in_volume=in_volume)
+    window = distance_window(labels.shape, check_spacing(labels.ndim, spacing), reach, region)
+    numbers = _numbers(labels[window.around])
+    known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
+    unknown = unknown_voxels(known, in_volume)
+    certain = certain_voxels(numbers.shape, known, in_volume)
+    nearest_unknown = None
+    if unknown is None and in_volume is None:
+        other = _squared(numbers, window.costs, window.part)
+    else:
+        other = _squared_inside(numbers, certain, window.costs, window.part)
+    if unknown is not None:
+        nearest_unknown = _squared(unknown.astype(np.int32), window.costs, window.part)
+    here = numbers[window.part] > 0
+    lower, upper = signed_bounds(other, here, window, certain[window.part], nearest_unknown)
+    return lower, upper, certain[window.part]
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

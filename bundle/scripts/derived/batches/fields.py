@@ -97,6 +97,70 @@ def instance_distance(
     return _signed_and_valid(squared, here, window, known, in_volume, nearest_unknown)
 
 
+def distance_bounds(
+    foreground: Tensor,
+    *,
+    spacing: Sequence[float],
+    reach: float | None = None,
+    known: Tensor | None = None,
+    in_volume: Tensor | None = None,
+    region: Region | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `fields.distance_bounds` of bool (B, *spatial), equal bit by bit: lower, upper, known (B, *region)."""
+    window = distance_window(foreground.shape[1:], spacing, reach, region)
+    foreground, known, in_volume = (_crop(x, window) for x in (foreground, known, in_volume))
+    certain, unknown = _certain_and_unknown(foreground, known, in_volume)
+    sides = [foreground & certain, ~foreground & certain, *([] if unknown is None else [unknown])]
+    nearest = nearest_squared(torch.stack(sides, dim=1), window.costs, window.part)
+    here = foreground[(slice(None), *window.part)]
+    other = torch.where(here, nearest[:, 1], nearest[:, 0])
+    return _signed_bounds(other, here, window, certain, None if unknown is None else nearest[:, 2])
+
+
+def instance_bounds(
+    numbers: Tensor,
+    *,
+    spacing: Sequence[float],
+    reach: float | None = None,
+    known: Tensor | None = None,
+    in_volume: Tensor | None = None,
+    region: Region | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `instance_distance.instance_bounds` of integer (B, *spatial): lower, upper, known (B, *region)."""
+    window = distance_window(numbers.shape[1:], spacing, reach, region)
+    numbers, known, in_volume = (_crop(x, window) for x in (numbers.clamp_min(0), known, in_volume))
+    certain, unknown = _certain_and_unknown(numbers, known, in_volume)
+    nearest_unknown = None
+    if unknown is None and in_volume is None:
+        other = _nearest_other(numbers, window.costs, window.part)
+    else:
+        other = _nearest_other_inside(numbers, certain, window.costs, window.part)
+    if unknown is not None:
+        nearest_unknown = nearest_squared(unknown[:, None], window.costs, window.part)[:, 0]
+    here = numbers[(slice(None), *window.part)] > 0
+    return _signed_bounds(other, here, window, certain, nearest_unknown)
+
+
+def _certain_and_unknown(
+    like: Tensor, known: Tensor | None, in_volume: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return where a label is known inside the volume, and where it is unknown there (None for nowhere)."""
+    if known is None:
+        return torch.ones_like(like, dtype=torch.bool) if in_volume is None else in_volume, None
+    return (known, ~known) if in_volume is None else (known & in_volume, in_volume & ~known)
+
+
+def _signed_bounds(
+    other: Tensor, here: Tensor, window: DistanceWindow, certain: Tensor, nearest_unknown: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply `distance_window.signed_bounds` to squared distances to the nearest other; negative where `here`."""
+    certain = certain[(slice(None), *window.part)]
+    half, cut = float(np.float32(window.half)), float(np.float32(window.cut))
+    nearest = other if nearest_unknown is None else torch.minimum(other, nearest_unknown)
+    near, far = (torch.clamp(_root(squared) - half, max=cut) * certain for squared in (nearest, other))
+    return torch.where(here, -far, near), torch.where(here, -near, far), certain
+
+
 def _crop(x: Tensor | None, window: DistanceWindow) -> Any:
     return None if x is None else x[(slice(None), *window.around)]
 
@@ -110,7 +174,7 @@ def _signed_and_valid(
     nearest_unknown: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Apply `distance_window.signed_and_valid` to squared distances to the nearest other; negative where `here`."""
-    distance = torch.clamp(squared.sqrt() - float(np.float32(window.half)), max=float(np.float32(window.cut)))
+    distance = torch.clamp(_root(squared) - float(np.float32(window.half)), max=float(np.float32(window.cut)))
     distance = torch.where(here & (squared > 0), -distance, distance)
     valid = torch.ones_like(here)
     for mask in (known, in_volume):
@@ -121,6 +185,11 @@ def _signed_and_valid(
     if known is not None or in_volume is not None:
         distance = distance * valid
     return distance, valid
+
+
+def _root(squared: Tensor) -> Tensor:
+    """Return the correctly rounded float32 root; on a CPU, torch's own may differ in the last bit."""
+    return squared.sqrt() if squared.is_cuda else squared.double().sqrt().float()
 
 
 def _nearest_other(numbers: Tensor, costs: Sequence[np.ndarray], part: Region) -> Tensor:

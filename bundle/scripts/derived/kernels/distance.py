@@ -256,6 +256,27 @@ def signed_root(signed, half, cut):
 
 
 @compiled
+def bounds_of_roots(nearest, farthest, foreground, known, half, cut):
+    """Turn squared distances into bounds of the signed distance, in place, with the arithmetic of `signed_root`.
+
+    Args:
+        nearest, farthest: float32 (N,), squared bounds of the distance, overwritten with the lower and the upper one.
+        foreground: bool (N,): the distance is negative there, so that the bounds change places.
+        known: bool (N,): both are 0 where it is False.
+        half, cut: see `signed_root`.
+    """
+    for i in range(nearest.size):
+        low = np.sqrt(nearest[i]) - half
+        high = np.sqrt(farthest[i]) - half
+        low = low if low < cut else cut
+        high = high if high < cut else cut
+        if not known[i]:
+            low = high = np.float32(0)
+        nearest[i] = -high if foreground[i] else low
+        farthest[i] = -low if foreground[i] else high
+
+
+@compiled
 def nearest_offsets(feature, cost_z, cost_y, cost_x):
     """Return the steps to the nearest True voxel, by the distances of `nearest_in_row` and `nearest_across`.
 
