@@ -39,6 +39,8 @@ CASES = {
     "bf16": ("ours", "bfloat16", None, False, False),
     "fp32, 4 more targets, a decoder each": ("ours", "float32", "separate", False, False),
     "fp32, 4 more targets, shared decoder": ("ours", "float32", "shared", False, False),
+    "fp32, 4 more targets, a decoder each, aligned": ("ours, aligned", "float32", "separate", False, False),
+    "fp32, 4 more targets, shared decoder, aligned": ("ours, aligned", "float32", "shared", False, False),
     "bf16, channels last": ("ours", "bfloat16", None, True, False),
 }
 CUDA_CASES = {
@@ -64,7 +66,10 @@ def build(kind: str, features: list[int], heads: str | None):
         targets = {
             name: {"out_channels": count, "separate_decoder": separate} for name, count in channels.items()
         }
-        return MultiHeadDynUNet(3, 1, targets, features, strides, n_blocks_per_stage=blocks)
+        network = MultiHeadDynUNet(3, 1, targets, features, strides, n_blocks_per_stage=blocks)
+        if kind.endswith("aligned"):
+            network.limit_gradients(list(DERIVED), "projection")
+        return network
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He
     from torch import nn
@@ -121,7 +126,7 @@ def measure(arguments: argparse.Namespace) -> None:
     kind, precision, heads, channels_last, compiled = {**CASES, **CUDA_CASES}[arguments.case]
     cuda = arguments.device == "cuda"
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if kind in ("ours", "peer, kept"):
+    if kind in ("ours", "ours, aligned", "peer, kept"):
         from volumen.utils.memory import keep_freed_memory
 
         keep_freed_memory(torch.device(arguments.device))
@@ -215,11 +220,11 @@ def report(figures: dict[str, dict], arguments: argparse.Namespace) -> None:
         f"one step, {arguments.device}, patch {arguments.size}^3, batch {arguments.batch},"
         f" features {'-'.join(map(str, arguments.features))}"
     )
-    print(f"{'':42}{unit:>9}{'ratio':>8}{'M weights':>11}{'peak MiB':>10}")
+    print(f"{'':46}{unit:>9}{'ratio':>8}{'M weights':>11}{'peak MiB':>10}")
     for name, found in figures.items():
         ratio = time_of[name] / time_of[REFERENCE]
         weights = found["parameters"] / 1e6
-        print(f"{name:42}{time_of[name] * scale:9.2f}{ratio:8.2f}{weights:11.2f}{found['peak']:10.0f}")
+        print(f"{name:46}{time_of[name] * scale:9.2f}{ratio:8.2f}{weights:11.2f}{found['peak']:10.0f}")
     for above, below in (
         ("fp32", REFERENCE),
         ("fp32", "nnU-Net fp32, memory kept"),
@@ -228,6 +233,8 @@ def report(figures: dict[str, dict], arguments: argparse.Namespace) -> None:
         ("fp32, 4 more targets, a decoder each", "fp32"),
         ("fp32, 4 more targets, a decoder each", "nnU-Net fp32, 4 more decoders"),
         ("fp32, 4 more targets, shared decoder", "fp32"),
+        ("fp32, 4 more targets, a decoder each, aligned", "fp32, 4 more targets, a decoder each"),
+        ("fp32, 4 more targets, shared decoder, aligned", "fp32, 4 more targets, shared decoder"),
     ):
         if above in time_of and below in time_of:
             print(f"{above} / {below}: {time_of[above] / time_of[below]:.2f}")

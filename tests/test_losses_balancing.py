@@ -170,7 +170,7 @@ def test_gradnorm_without_shared_parameters_is_refused():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("magic", {}, "expected one of fixed, uncertainty, gradnorm, found magic"),
+        ("magic", {}, "expected one of fixed, aligned, uncertainty, gradnorm, found magic"),
         ("fixed", {"alpha": 1}, "expected no arguments for fixed, found alpha"),
         ("gradnorm", {"momentum": 2.0}, "momentum"),
     ],

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from loss_cases import make_target
 
 from volumen.losses.multitask import MultiTaskLoss
+from volumen.networks.gradient_gate import GradientGate
 
 KINDS = {
     "ink": "binary",
@@ -51,10 +52,18 @@ class _Net(torch.nn.Module):
         torch.manual_seed(0)
         self.stem = torch.nn.Conv2d(1, 4, 3, padding=1)
         self.heads = torch.nn.ModuleDict({n: torch.nn.Conv2d(4, c, 1) for n, c in CHANNELS.items()})
+        self.gate: GradientGate | None = None
+
+    def limit_gradients(self, auxiliary: list[str], method: str) -> GradientGate:
+        self.gate = GradientGate(auxiliary, method)
+        return self.gate
 
     def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         features = torch.tanh(self.stem(x))
-        full = {n: head(features) for n, head in self.heads.items()}
+        branches = [features] * len(self.heads)
+        if self.gate is not None:
+            branches = [b[0] for b in self.gate.fork([features], [[n] for n in self.heads], 0)]
+        full = {n: head(branch) for (n, head), branch in zip(self.heads.items(), branches)}
         return {n: [y, y[..., ::2, ::2]] for n, y in full.items()}
 
 
@@ -85,6 +94,8 @@ def _gradients(
     bare = net.module if hasattr(net, "module") else net
     if balancing == "gradnorm":
         loss.balancing.set_shared_parameters(list(bare.stem.parameters()))
+    if balancing == "aligned":
+        loss.balancing.set_network(bare, ["sdt", "normals", "st"])
     net.zero_grad()
     total = loss(net(batch["image"]), batch)
     total.backward()
@@ -100,7 +111,7 @@ def _process(rank: int, port: int, folder: str) -> None:
     try:
         net = torch.nn.parallel.DistributedDataParallel(_Net().double())
         share = {k: v[2 * rank : 2 * rank + 2] for k, v in _batch().items()}
-        found = {b: _gradients(net, b, share) for b in ("fixed", "uncertainty", "gradnorm")}
+        found = {b: _gradients(net, b, share) for b in ("fixed", "uncertainty", "gradnorm", "aligned")}
         torch.save(found, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -117,7 +128,7 @@ def two_processes(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("balancing", ["fixed", "uncertainty", "gradnorm"])
+@pytest.mark.parametrize("balancing", ["fixed", "uncertainty", "gradnorm", "aligned"])
 def test_averaged_gradient_is_that_of_the_joined_batch(two_processes, balancing):
     expected = _gradients(_Net().double(), balancing, _batch())
     for found in two_processes:

@@ -227,11 +227,15 @@ class TrainingConfig:
         Field(description="Losses of labelled targets that list none; empty: cross-entropy and Dice."),
     ] = field(default_factory=list)
     loss_balancing: Annotated[
-        Literal["fixed", "uncertainty", "gradnorm"],
-        Field(description="How targets are weighed against each other."),
+        Literal["fixed", "aligned", "uncertainty", "gradnorm"],
+        Field(
+            description="How targets are weighed against each other; aligned: derived targets change the encoder only"
+            " as far as they do not oppose the labelled ones."
+        ),
     ] = "fixed"
     loss_balancing_kwargs: Annotated[
-        dict[str, Any], Field(description="Arguments of the balancing, such as interval of gradnorm.")
+        dict[str, Any],
+        Field(description="Arguments of the balancing, such as method of aligned or interval of gradnorm."),
     ] = field(default_factory=dict)
     ema_decay: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None,

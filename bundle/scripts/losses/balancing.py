@@ -1,4 +1,4 @@
-"""Weights the targets against each other: fixed, by learned uncertainty, or by the norms of their gradients."""
+"""Weights the targets against each other: fixed, by learned uncertainty, or by their gradients."""
 
 from __future__ import annotations
 
@@ -181,8 +181,74 @@ class GradNormBalancing(nn.Module):
         return flat.norm()
 
 
+class AlignedBalancing(nn.Module):
+    """Fixed weights; the gradients of derived targets reach the shared encoder only as far as they do not oppose.
+
+    total = sum of weight * loss, as in `FixedBalancing`. What differs is the backward pass of the network, whose
+    `limit_gradients` this calls; `volumen.networks.gradient_gate.GradientGate` describes what is computed. The cosine
+    of each derived target's gradient with that of the labelled targets is a buffer, so checkpoints store it.
+
+    Args:
+        kinds: target -> kind.
+        weights: target -> weight.
+        method: "projection" or "cosine".
+    """
+
+    cosines: Tensor
+
+    def __init__(
+        self, kinds: Mapping[str, str], weights: Mapping[str, float], method: str = "projection"
+    ) -> None:
+        super().__init__()
+        if method not in ("projection", "cosine"):
+            raise ValueError(f"method must be projection or cosine, got {method!r}")
+        self.weights, self.method = dict(weights), method
+        self._auxiliary: list[str] = []
+        self._gate: Any = None
+        self.register_buffer("cosines", torch.zeros(len(kinds)))
+
+    def set_network(self, network: nn.Module, auxiliary: Sequence[str]) -> None:
+        """Limit the gradients of the auxiliary targets within a network.
+
+        Raises:
+            VolumenError: the network has no `limit_gradients`.
+        """
+        limit: Any = getattr(network, "limit_gradients", None)
+        if limit is None:
+            raise VolumenError(
+                "tr_config.loss_balancing",
+                expected="for aligned a network with limit_gradients, such as MultiHeadDynUNet",
+                found=type(network).__name__,
+                remedy="choose another balancing",
+            )
+        self._auxiliary = list(auxiliary)
+        self._gate = limit(auxiliary, self.method)
+
+    def forward(
+        self, values: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.training and torch.is_grad_enabled():
+            if self._gate is None:
+                raise VolumenError(
+                    "tr_config.loss_balancing",
+                    "aligned was given no network",
+                    remedy="pass network= to MultiTaskLoss",
+                )
+            if self._gate.cosines:
+                self.cosines = torch.stack(
+                    [self._gate.cosines.get(name, self.cosines[i]) for i, name in enumerate(self.weights)]
+                )
+        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return total, {}
+
+    def logged(self) -> dict[str, Tensor]:
+        """Return the cosines of the last backward pass by auxiliary target."""
+        return {name: c for name, c in zip(self.weights, self.cosines) if name in self._auxiliary}
+
+
 BALANCINGS: dict[str, type[nn.Module]] = {
     "fixed": FixedBalancing,
+    "aligned": AlignedBalancing,
     "uncertainty": UncertaintyBalancing,
     "gradnorm": GradNormBalancing,
 }
@@ -194,7 +260,7 @@ def build_balancing(
     """Build a balancing by name.
 
     Args:
-        name: "fixed", "uncertainty" or "gradnorm".
+        name: "fixed", "aligned", "uncertainty" or "gradnorm".
         kinds: target -> kind.
         weights: target -> the user's weight, which multiplies the balancing's factor.
         kwargs: further arguments of the balancing.

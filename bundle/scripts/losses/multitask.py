@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volumen.derived.informed import INFORMED
-from volumen.losses.balancing import GradNormBalancing, build_balancing
+from volumen.losses.balancing import AlignedBalancing, GradNormBalancing, build_balancing
 from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
 from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from volumen.losses.informed import Knowledge
@@ -97,17 +97,18 @@ class MultiTaskLoss(nn.Module):
             "source_target"=None, "activation"=None, "validity"=None}; other keys are ignored. With activation
             "sigmoid", exclusive classes (kind "multiclass") are trained as one binary decision per class, including the
             background. An entry is active from epoch `start_epoch` on; epochs are counted from 0.
-        balancing: "fixed", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
+        balancing: "fixed", "aligned", "uncertainty" or "gradnorm", see `volumen.losses.balancing`.
         spacing: voxel size in spatial order, for losses that measure distances. If it is set, every loss of a target
             with "out_channels" is tested on a tiny batch at once.
         balancing_kwargs: arguments of the balancing.
         shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.
+        network: the network without wrappers; "aligned" needs it, and limits the gradients of targets with a source.
         device: the device of the outputs; without it the first step moves the parameters to the right device.
 
     Attributes:
         components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
             per loss its value ("membrane/SoftDiceLoss"), and the balancing's factor if it has one
-            ("membrane/weight").
+            ("membrane/weight"), or the cosine of the gradients before this step ("distance/cosine").
         present: whether a target has a valid voxel in the last step, for targets with a mask: bool tensors. The
             components of a target without a valid voxel are 0 and have no meaning.
 
@@ -124,6 +125,7 @@ class MultiTaskLoss(nn.Module):
         spacing: Sequence[float] | None = None,
         balancing_kwargs: Mapping[str, Any] | None = None,
         shared_parameters: Iterable[nn.Parameter] | None = None,
+        network: nn.Module | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -146,6 +148,8 @@ class MultiTaskLoss(nn.Module):
         self.balancing = self._balancing(balancing, dict(balancing_kwargs or {}))
         if shared_parameters is not None:
             self.set_shared_parameters(shared_parameters)
+        if network is not None and isinstance(self.balancing, AlignedBalancing):
+            self.balancing.set_network(network, [name for name, source in self._source.items() if source])
         if device is not None:
             self.to(device)
 
@@ -235,6 +239,8 @@ class MultiTaskLoss(nn.Module):
         total, factors = self.balancing(values, present)
         for name, factor in factors.items():
             self.components[f"{name}/weight"] = factor.detach()
+        if isinstance(self.balancing, AlignedBalancing) and torch.is_grad_enabled():
+            self.components.update({f"{name}/cosine": c for name, c in self.balancing.logged().items()})
         return total
 
     def _move_to_device_of(self, outputs: Mapping[str, Tensor | Sequence[Tensor]]) -> None:

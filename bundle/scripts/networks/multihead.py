@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from volumen.networks.blocks import Decoder, Head, ResidualEncoder
+from volumen.networks.gradient_gate import GradientGate
 from volumen.networks.operations import Operations, norm_name
 from volumen.networks.planning import plan_blocks
 from volumen.utils.errors import VolumenError
@@ -190,6 +191,7 @@ class MultiHeadDynUNet(nn.Module):
                 for name, head in self.final_config["heads"].items()
             }
         )
+        self._gate: GradientGate | None = None
         self.apply(_initialise)
 
     @classmethod
@@ -215,15 +217,40 @@ class MultiHeadDynUNet(nn.Module):
         self._check(x, names)
         skips = self.encoder(x)
         supervised = self.training and self.deep_supervision
-        decoded = {
-            key: self.decoders[key](skips) for key in dict.fromkeys(self._decoder_of[name] for name in names)
-        }
-        outputs: dict[str, Any] = {}
+        served: dict[str, list[str]] = {}
         for name in names:
-            features = decoded[self._decoder_of[name]]
-            head: Any = self.heads[key_of(name)]
-            outputs[name] = head.at_all_levels(features) if supervised else head(features)
-        return outputs
+            served.setdefault(self._decoder_of[name], []).append(name)
+        outputs: dict[str, Any] = {}
+        for (key, heads), inputs in zip(
+            served.items(), self._fork(skips, list(served.values()), deciding=-1)
+        ):
+            decoded = self.decoders[key](inputs)
+            for name, features in zip(heads, self._fork(decoded, [[name] for name in heads], deciding=0)):
+                head: Any = self.heads[key_of(name)]
+                outputs[name] = head.at_all_levels(features) if supervised else head(features)
+        return {name: outputs[name] for name in names}
+
+    def limit_gradients(self, auxiliary: Sequence[str], method: str) -> GradientGate:
+        """Limit what the gradients of auxiliary targets change in the parts that they share with other targets.
+
+        Separate decoders meet at the encoder's features, where the gradients of its last stage decide; heads of a
+        shared decoder meet at its features, where those of full resolution decide.
+
+        Args:
+            auxiliary: names of targets.
+            method: see `GradientGate`.
+
+        Returns:
+            The gate, which remembers the cosines of the last backward pass.
+        """
+        self._gate = GradientGate(auxiliary, method)
+        return self._gate
+
+    def _fork(self, features: list[Tensor], branches: list[list[str]], deciding: int) -> list[list[Tensor]]:
+        """Return the features for each branch; their gradients meet in the gate, if there is one."""
+        if self._gate is None or not self.training or len(branches) == 1:
+            return [features] * len(branches)
+        return self._gate.fork(features, branches, deciding)
 
     def _check(self, x: Tensor, names: tuple[str, ...]) -> None:
         for name in names:
