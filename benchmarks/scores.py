@@ -1,11 +1,16 @@
 """Scores of a volume by blocks: CPU seconds and memory against MONAI and scikit-image, and memory by volume.
 
     python benchmarks/scores.py [--side 256] [--sides 256 512 1024] [--all]
+    python benchmarks/scores.py --command 256 512 1024 [--scratch FOLDER]
 
 Each measurement is a process of its own, whose peak memory counts less that of a process that only imports. Volumes are
 wavy sheets with holes, bridges and shifted surfaces, computed where they are read, so that they take no memory
 themselves. The first table compares the same scores in the same run; the second shows all default scores of volumes of
 growing size.
+
+With `--command` the volumes are stored as zarr arrays instead, the prediction as probabilities, and `volumen evaluate
+--metrics all` scores them and writes its report with pictures: reading, all scores, all files. Peak memory is that of
+this process, with Python and all that it imports.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -37,7 +44,7 @@ def sheets(region: tuple[slice, ...], shift: float, errors: bool) -> np.ndarray:
     mask = np.abs((z - height) % PERIOD - PERIOD / 2) < 2.5
     if errors:
         near = (np.minimum(y % 64, 64 - y % 64) < 4) & (np.minimum(x % 64, 64 - x % 64) < 4)
-        mask = mask & ~(near & (z % 96 < 48)) | (near & (z % 96 >= 72))
+        mask = mask & ~(near & (z % 96 < 48)) | (near & (z % 96 >= 60) & (z % 96 < 84))
     return mask
 
 
@@ -144,6 +151,62 @@ def _one(name: str, side: int) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak, "values": values}))
 
 
+def probabilities(region: tuple[slice, ...]) -> np.ndarray:
+    """Return a prediction whose voxels of 0.5 and more are those of `read`, float16 (Z, Y, X)."""
+    rng = np.random.default_rng([part.start for part in region])
+    mask = read(region)[0]
+    doubt = rng.random(mask.shape, np.float32)
+    return np.where(mask, 0.5 + 0.5 * doubt, 0.48 * doubt**2).astype(np.float16)
+
+
+def store(folder: Path, side: int, chunk: int = 128) -> tuple[Path, Path]:
+    """Write prediction and label as zarr arrays, chunk by chunk; return their paths."""
+    import zarr
+
+    found, label = folder / "sheets_surface.zarr", folder / "labels" / "sheets_surface.zarr"
+    arrays = [
+        zarr.create_array(str(path), shape=(side,) * 3, chunks=(min(chunk, side),) * 3, dtype=kind)
+        for path, kind in ((found, "float16"), (label, "uint8"))
+    ]
+    steps = range(0, side, chunk)
+    for corner in ((z, y, x) for z in steps for y in steps for x in steps):
+        region = tuple(slice(at, min(at + chunk, side)) for at in corner)
+        arrays[0][region] = probabilities(region)
+        arrays[1][region] = read(region)[1].astype(np.uint8)
+    return found, label
+
+
+def run_command(side: int, scratch: str | None) -> tuple[float, float, float]:
+    """Return CPU seconds, wall seconds and peak memory in MB of `volumen evaluate --metrics all`."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        found, label = store(Path(folder), side)
+        script = (
+            "import resource, sys, time; from volumen.cli.main import main; start = time.time();"
+            "status = main(sys.argv[1:]); own = resource.getrusage(resource.RUSAGE_SELF);"
+            "print(status or 0, own.ru_utime + own.ru_stime, time.time() - start, own.ru_maxrss / 1024)"
+        )
+        command = [sys.executable, "-c", script, "evaluate", "-p", str(found), "-l", str(label)]
+        command += ["-o", str(Path(folder) / "report"), "--metrics", "all", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        told = json.loads((Path(folder) / "report" / "metrics.json").read_text())
+        print(json.dumps({key: round(value, 4) for key, value in told["mean"].items() if value is not None}))
+        _, seconds, wall, peak = map(float, done.stdout.split()[-4:])
+        return seconds, wall, peak
+
+
+def _print_commands(sides: list[int], scratch: str | None) -> None:
+    rows = []
+    for side in sides:
+        seconds, wall, peak = run_command(side, scratch)
+        rows.append(f"| {side} | {seconds:.0f} | {wall:.0f} | {seconds / side**3 * 1e6:.2f} | {peak:.0f} |")
+        print(rows[-1], flush=True)
+    print("\nvolumen evaluate --metrics all")
+    print("| side | CPU s | wall s | CPU s / 10^6 voxels | peak MB |\n| --- | --- | --- | --- | --- |")
+    print("\n".join(rows))
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(
@@ -154,10 +217,21 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="all scores rather than the default ones by volume"
     )
+    parser.add_argument(
+        "--command",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="score stored volumes of these sides by the command",
+    )
+    parser.add_argument("--scratch", help="folder for the stored volumes; by default that of the system")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         _one(options.one, options.side)
+        return
+    if options.command:
+        _print_commands(options.command, options.scratch)
         return
     base = measure("nothing", 24)["peak"]
     print(f"{options.side}^3 voxels; memory beyond the {base:.0f} MB of a process that imports")

@@ -9,7 +9,9 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import measure
 from test_evaluate import write
+from test_label_scores import phantom
 
 from volumen.evaluation.comparison import compare
 from volumen.evaluation.report import LISTED, MOST_COLUMNS
@@ -60,12 +62,15 @@ def test_the_page_draws_its_tables_and_pictures(tmp_path):
     copy = tmp_path / "copy.html"
     copy.write_text(page.read_text().replace("</body>", told + "</body>"))
     found = browse(copy, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=2000")
-    # Two pictures, all drawn; a row for each mean, two in each table of cases, the wrong objects; nothing fetched.
+    # All pictures are drawn; a row for each mean, two in each table of cases, wrong objects, windows; nothing fetched.
     tables = in_columns([key for key in evaluation.mean if key != "mean_dice"], MOST_COLUMNS)
-    objects = [row for case in evaluation.details.values() for row in case["ink"][""]["objects"]]
-    assert all(len(case["ink"][""]["objects"]) <= LISTED for case in evaluation.details.values())
-    rows = len(evaluation.mean) + 2 * len(tables) + len(objects)
-    assert f"<title>[2,true,{rows},0]</title>" in found
+    behind = [case["ink"][""] for case in evaluation.details.values()]
+    wrong = [row for details in behind for row in (*details["objects"], *details["windows"]["64"])]
+    assert len(wrong) <= LISTED
+    rows = len(evaluation.mean) + 2 * len(tables) + len(wrong)
+    images = page.read_text().count("<img")
+    assert images >= 2 * (1 + 2 * 3)
+    assert f"<title>[{images},true,{rows},0]</title>" in found
     assert "second &amp; &lt;last&gt;" in found
     # Tall enough for the pictures, which stand last.
     browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,4800")
@@ -88,6 +93,56 @@ def test_tables_of_many_targets_and_classes_fit_a_page_of_1000_pixels(tmp_path):
     evaluate(EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out")))
     page = tmp_path / "out" / "report.html"
     assert layout(page, tmp_path) > 3
+
+
+@pytest.mark.parametrize("width", [1300, 400])
+@pytest.mark.parametrize("kind", ["labels", "classes", "instances", "flat"])
+def test_a_report_fits_wide_and_narrow_windows(tmp_path, width, kind):
+    """The page does not scroll sideways, planes keep their shape, and no card cuts its text."""
+    pred, truth = (mask.astype(np.uint8) for mask in phantom())
+    settings = {}
+    if kind == "classes":
+        pred, truth = (np.where(np.arange(60) < 30, mask, 2 * mask) for mask in (pred, truth))
+    if kind == "instances":
+        pred, truth = (measure.label(mask).astype(np.uint16) for mask in (pred, truth))
+        settings["instances"] = ("ink",)
+    if kind == "flat":
+        pred, truth = pred[:, 21], truth[:, 21]
+    for name in ("first", "a_very_long_name_of_a_volume_from_some_microscope_2026-11-30_with_no_spaces"):
+        write(tmp_path / "found" / f"{name}_ink.tif", pred)
+        write(tmp_path / "data" / "labels" / f"{name}_ink.tif", truth)
+    spacing = (2.5, 1.0, 1.0)[-pred.ndim :]
+    evaluate(
+        EvaluateRequest(
+            str(tmp_path / "found"),
+            str(tmp_path / "data"),
+            str(tmp_path / "out"),
+            spacing=spacing,
+            **settings,
+        )
+    )
+    # An outer page with a frame of this width, since a browser's own window is never narrower than 500 pixels.
+    told = (
+        "<script>onload=()=>{const cut=[...document.querySelectorAll('.card')].filter("
+        "e=>e.scrollWidth>e.clientWidth).length;const bent=[...document.querySelectorAll('.plane>div')]."
+        "filter(e=>{const b=e.querySelector('svg').viewBox.baseVal,r=e.getBoundingClientRect(),"
+        "deep=e.nextElementSibling.textContent.includes('z down')?2.5:1;"
+        "return Math.abs(r.width/r.height*b.height*deep/b.width-1)>0.03}).length;"
+        "const wide=[...document.querySelectorAll('body *')].filter(e=>!e.closest('.scroll')&&"
+        "e.getBoundingClientRect().right>innerWidth+1).map(e=>e.tagName+e.className);"
+        "parent.postMessage(JSON.stringify([innerWidth,wide,cut,bent,"
+        "document.querySelectorAll('.plane').length>0]),'*')}</script>"
+    )
+    copy = tmp_path / "copy.html"
+    copy.write_text((tmp_path / "out" / "report.html").read_text().replace("</body>", told + "</body>"))
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        "<title></title><script>onmessage=e=>{document.title=e.data}</script>"
+        f"<iframe src=copy.html style='width:{width}px;height:900px;border:0'></iframe>"
+    )
+    found = browse(outer, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=4000")
+    title = re.search(r"<title>(.*?)</title>", found)[1]
+    assert title == f"[{width},[],0,0,true]"
 
 
 def layout(page, folder) -> int:

@@ -8,16 +8,18 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from PIL import Image
+from scipy import ndimage
 from test_evaluate import write
 
 from volumen.evaluation.report_drawing import (
     COLOURS,
+    PARTS,
     RAMP,
-    draw_scale_bar,
     in_columns,
     nice_length,
+    outline,
     ramp_colours,
+    scale_bar,
 )
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
@@ -85,20 +87,40 @@ def test_lengths_of_bars_are_round(most, length):
 
 
 @pytest.mark.parametrize(
-    ("spacing", "unit", "text", "pixels"),
-    [(None, None, "20 voxels", 80), (0.5, "micrometer", "10 µm", 80), (8.0, "nanometer", "100 nm", 50)],
+    ("spacing", "unit", "words", "voxels"),
+    [(None, "", "20 voxels", 20), (0.5, "µm", "10 µm", 20), (8.0, "nm", "100 nm", 12.5)],
 )
-def test_the_scale_bar_is_as_long_as_it_says(spacing, unit, text, pixels):
-    picture = Image.new("RGB", (240, 200), (90, 90, 90))
-    assert draw_scale_bar(picture, 4.0, spacing, unit) == text
-    row = np.asarray(picture)[200 - 10, :, 0]
-    assert int((row == 255).sum()) == pixels
-    length = float(text.split()[0])
-    assert pixels == pytest.approx(length / (spacing or 1) * 4)
+def test_the_scale_bar_is_as_long_as_it_says(spacing, unit, words, voxels):
+    bar = scale_bar(60, spacing, unit)
+    assert bar.words == words
+    assert bar.share * 60 == pytest.approx(voxels)
+    assert float(words.split()[0]) == pytest.approx(voxels * (spacing or 1))
 
 
 def test_a_picture_of_two_voxels_has_no_bar():
-    assert draw_scale_bar(Image.new("RGB", (200, 200)), 100.0, None, None) == ""
+    assert scale_bar(2, None, "") is None
+
+
+def test_the_parts_of_an_object_differ_for_every_eye_and_from_missed_and_added():
+    fixed = (COLOURS["missed"], COLOURS["false"])
+    for vision in VISION:
+        for one, other in itertools.combinations((*PARTS, *fixed), 2):
+            assert np.linalg.norm(lab(one, vision) - lab(other, vision)) > 25, (one, other, vision)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_outline_of_a_mask_has_all_edges_to_its_outside_and_no_others(seed):
+    mask = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(9, 14)), 1) > 0
+    edges = set()
+    for x, y, way, length in re.findall(r"M(\d+) (\d+)([hv])(\d+)", outline(mask)):
+        x, y = int(x), int(y)
+        edges |= {(x + i, y, way) if way == "h" else (x, y + i, way) for i in range(int(length))}
+    padded = np.pad(mask, 1)
+    expected = set()
+    for y, x in np.argwhere(mask):
+        around = {(x, y, "h"): (0, 1), (x, y + 1, "h"): (2, 1), (x, y, "v"): (1, 0), (x + 1, y, "v"): (1, 2)}
+        expected |= {edge for edge, (dy, dx) in around.items() if not padded[y + dy, x + dx]}
+    assert edges == expected
 
 
 def test_columns_are_divided_evenly():
@@ -116,5 +138,26 @@ def test_the_head_names_model_and_date_and_headers_their_scope(tmp_path):
     assert "<th scope=row>model<td>not recorded with the predictions" in page
     assert f"<th scope=row>date<td>{datetime.now().astimezone():%Y-%m-}" in page
     assert not re.findall(r"<th(?![a-z]| scope)", page.partition("</style>")[2])
-    assert "plane z = 0 of 0 to 3, x to the right, y down, bar 5 voxels" in page
+    assert "z = 2, x to the right, y down" in page
+    assert "y = 10, x to the right, z down" in page
+    assert "5 voxels" in page
     assert "<th scope=col>hd95<small>voxels</small>" in page
+
+
+@pytest.mark.parametrize(
+    ("border", "words"), [(True, "is a surface, as MONAI takes it"), (False, "is no surface")]
+)
+def test_settings_stand_in_the_report_in_words(tmp_path, border, words):
+    truth = np.zeros((4, 20, 20), np.uint8)
+    truth[:, 5:15] = 1
+    write(tmp_path / "found" / "a_ink.tif", truth)
+    write(tmp_path / "data" / "labels" / "a_ink.tif", truth)
+    request = EvaluateRequest(
+        str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"), surface_border=border
+    )
+    evaluation = evaluate(request)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert words in page
+    assert "26 of a foreground voxel, 6 of a background voxel" in page
+    for name in set(evaluation.settings) - {"predictions", "labels", "spacing"}:
+        assert f"<th scope=row>{name}<td>" not in page

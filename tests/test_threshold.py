@@ -8,7 +8,7 @@ import torch
 
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.evaluation.cases import ScoredCase
-from volumen.evaluation.report import _foreground
+from volumen.evaluation.pictures.views import classes
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import score
 from volumen.inference.output.stored import Stored
@@ -36,7 +36,7 @@ def test_every_stored_level_at_its_own_threshold_is_foreground(level):
     scores = score([case], EvaluateRequest("", "", "", threshold=threshold, metrics=("dice",)))
     assert scores.mean["ink/dice"] == 1.0
     values, _, _ = case.read(tuple(slice(0, n) for n in stored.shape))
-    np.testing.assert_array_equal(_foreground(values, case, threshold), truth > 0)
+    np.testing.assert_array_equal(classes(values, case, threshold), truth)
     written = Stored(Head("ink", 1), "labels", threshold).convert(values)
     np.testing.assert_array_equal(written[0], truth)
 

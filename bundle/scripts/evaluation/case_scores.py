@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,9 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.evaluation.cases import Details
+from volumen.evaluation.error_places import (
+    place_in_window,
+    place_of_object,
+    region_of_object,
+    wide_array,
+    wide_spacing,
+)
 from volumen.metrics.grid import Region, inside
-from volumen.metrics.label_scores import LabelDetails, LabelScores
-from volumen.metrics.objects.errors import ObjectErrors, object_errors
+from volumen.metrics.label_scores import LOCATED, LabelDetails, LabelScores
+from volumen.metrics.objects.errors import ObjectError, object_errors
+from volumen.metrics.objects.numbering import Masks, ObjectNumbers
 
 if TYPE_CHECKING:
     from volumen.evaluation.cases import ScoredCase
@@ -41,6 +48,18 @@ class MaskReader:
         self._case, self._metrics = case, metrics
         self._region: Region | None = None
         self._arrays: tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]
+
+    @classmethod
+    def of(cls, case: ScoredCase, threshold: float) -> MaskReader:
+        """Return the reader of a case by itself.
+
+        Args:
+            case: what is read.
+            threshold: probability from which on a voxel is foreground.
+        """
+        from volumen.metrics.target_metrics import build_metrics
+
+        return cls(case, build_metrics({case.target: case.as_target}, threshold=threshold))
 
     def of_class(self, label: str, region: Region) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return prediction, truth and known voxels of a class, each bool (Z, Y, X)."""
@@ -73,7 +92,7 @@ def _holds(outer: Region, region: Region) -> bool:
 
 def score_regions(
     case: ScoredCase, metrics: TargetMetrics, spacing: Sequence[float] | None
-) -> tuple[dict[str, Details], dict[str, float]]:
+) -> tuple[dict[str, Details], dict[str, ObjectNumbers], dict[str, float]]:
     """Put the scores of a case into the metrics.
 
     Args:
@@ -82,12 +101,13 @@ def score_regions(
         spacing: voxel size.
 
     Returns:
-        class to details, {} without a known voxel; part of the work to its CPU seconds.
+        class to details, {} without a known voxel; class to the numbers of the objects that the details name; part of
+        the work to its CPU seconds.
     """
     shape = case.prediction.shape
     settings = metrics.settings(case.target, len(shape), spacing)
     if not settings.names:
-        return {}, {}
+        return {}, {}, {}
     reader = MaskReader(case, metrics)
     scores = {label: LabelScores(shape, settings) for label in metrics.targets[case.target].classes}
     grid = next(iter(scores.values())).grid
@@ -95,17 +115,34 @@ def score_regions(
         for label, tally in scores.items():
             tally.add(number, partial(reader.of_class, label))
     found: dict[str, Details] = {}
+    numbers: dict[str, ObjectNumbers] = {}
     seconds: dict[str, float] = {}
     for label, tally in scores.items():
         if not tally.voxels["known"]:
             continue
         values, details = tally.result(partial(reader.of_class, label))
         metrics.put(case.target, label, case.name, values)
-        found[label] = _label_details(case, details)
+        before = time.process_time()
+        masks = partial(reader.of_class, label)
+        found[label] = _label_details(case, details, masks, spacing)
+        kept = _named_objects(found[label]["objects"])
+        numbers[label] = details.numbers.only(*kept)
+        seconds["places"] = seconds.get("places", 0.0) + time.process_time() - before
         for part, cost in tally.seconds.items():
             seconds[part] = seconds.get(part, 0.0) + cost
     _warn_of_nothing(case, scores)
-    return found, seconds
+    return found, numbers, seconds
+
+
+def _named_objects(rows: Sequence[Details]) -> tuple[set[int], set[int]]:
+    """Return the predicted and the true objects that errors name."""
+    pred: set[int] = set()
+    truth: set[int] = set()
+    for row in rows:
+        own, other = (pred, truth) if row["error"] in ("merged", "added") else (truth, pred)
+        own.add(row["number"])
+        other.update(row["parts"])
+    return pred, truth
 
 
 def _warn_of_nothing(case: ScoredCase, scores: Mapping[str, LabelScores]) -> None:
@@ -117,10 +154,22 @@ def _warn_of_nothing(case: ScoredCase, scores: Mapping[str, LabelScores]) -> Non
         logger.warning("%s: prediction and label are empty, so most scores are undefined", name)
 
 
-def _label_details(case: ScoredCase, details: LabelDetails) -> Details:
-    found = {
+def _label_details(
+    case: ScoredCase, details: LabelDetails, masks: Masks, spacing: Sequence[float] | None
+) -> Details:
+    sides = wide_spacing(spacing, len(case.region))
+    numbering = partial(details.numbers.read, masks=masks)
+    errors = details.errors.worst(LISTED)
+    places = {
+        (error.error, error.number): place_of_object(
+            error, details.blocks[error.error, error.number], numbering, sides
+        )
+        for error in errors
+        if (error.error, error.number) in details.blocks
+    }
+    return {
         "topology": {"prediction": _topology(details.pred), "truth": _topology(details.truth)},
-        "objects": _objects(case, details.errors),
+        "objects": _objects(case, errors, places),
         "cavities": {
             side: [
                 {"voxels": int(row[0]), "low": _place(case, row[1:4]), "high": _place(case, row[4:7])}
@@ -129,47 +178,76 @@ def _label_details(case: ScoredCase, details: LabelDetails) -> Details:
             for side, topology in (("prediction", details.pred), ("truth", details.truth))
         },
         "windows": {
-            str(side): [
-                {
-                    "low": _place(case, row[:3]),
-                    "prediction": [int(v) for v in row[3:6]],
-                    "truth": [int(v) for v in row[6:9]],
-                }
-                for row in details.worst_windows(side, LISTED)
-            ]
+            str(side): [_window(case, row, side, masks, sides) for row in details.worst_windows(side, LISTED)]
             for side in details.windows
         },
     }
-    return found
 
 
-def instance_details(case: ScoredCase, table: np.ndarray) -> Details:
+def _window(case: ScoredCase, row: np.ndarray, side: int, masks: Masks, spacing: Sequence[float]) -> Details:
+    """Return a window with errors of topology: its box, its numbers, and its most wrong voxel."""
+    shape = (1,) * (3 - len(case.region)) + tuple(case.prediction.shape)
+    region = tuple(slice(int(at), min(int(at) + side, n)) for at, n in zip(row[:3], shape, strict=True))
+    place = place_in_window(region, masks, spacing)
+    return {
+        "low": _place(case, row[:3]),
+        "high": _place(case, [part.stop for part in region]),
+        "place": None if place is None else _place(case, place),
+        "prediction": [int(v) for v in row[3:6]],
+        "truth": [int(v) for v in row[6:9]],
+    }
+
+
+def instance_details(case: ScoredCase, table: np.ndarray, spacing: Sequence[float] | None) -> Details:
     """Return the wrong objects of a case of instances.
 
     Args:
         case: what was scored.
         table: overlaps of its objects, see `overlaps`.
+        spacing: voxel size.
     """
-    return {"objects": _objects(case, object_errors(table))}
+    errors = object_errors(table)
+    sides = wide_spacing(spacing, len(case.region))
+    shape = (1,) * (3 - len(case.region)) + tuple(case.prediction.shape)
+    numbering = partial(instances_at, case)
+    places = {
+        (error.error, error.number): place_of_object(
+            error, region_of_object(error, table, shape), numbering, sides
+        )
+        for error in errors.worst(LOCATED)
+    }
+    return {"objects": _objects(case, errors.worst(LISTED), places)}
+
+
+def instances_at(case: ScoredCase, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted and true instances of a region (Z, Y, X) of a case, int64, 0 where nothing is known."""
+    found, truth, known = case.read(region[3 - len(case.region) :])
+    return wide_array(found[0] * known), wide_array(truth[0] * known)
 
 
 def _topology(topology: Topology) -> dict[str, int]:
     return {"b0": topology.b0, "b1": topology.b1, "b2": topology.b2, "euler": topology.euler}
 
 
-def _objects(case: ScoredCase, errors: ObjectErrors) -> list[Details]:
-    return [
-        {
-            "error": error.error,
-            "number": error.number,
-            "voxels": error.voxels,
-            "wrong": error.wrong,
-            "low": _place(case, error.low),
-            "high": _place(case, error.high),
-            "parts": list(error.parts[:LISTED]),
-        }
-        for error in errors.worst(LISTED)
-    ]
+def _objects(
+    case: ScoredCase, errors: Sequence[ObjectError], places: Mapping[tuple[str, int], Sequence[int]]
+) -> list[Details]:
+    found = []
+    for error in errors:
+        place = places.get((error.error, error.number))
+        found.append(
+            {
+                "error": error.error,
+                "number": error.number,
+                "voxels": error.voxels,
+                "wrong": error.wrong,
+                "low": _place(case, error.low),
+                "high": _place(case, error.high),
+                "place": None if place is None else _place(case, place),
+                "parts": list(error.parts[:LISTED]),
+            }
+        )
+    return found
 
 
 def _place(case: ScoredCase, voxel: Sequence[int] | np.ndarray) -> list[int]:
@@ -177,25 +255,3 @@ def _place(case: ScoredCase, voxel: Sequence[int] | np.ndarray) -> list[int]:
     axes = len(case.region)
     start = [part.start for part in case.region]
     return [int(v) + s for v, s in zip(list(voxel)[3 - axes :], start, strict=True)]
-
-
-def objects_csv(details: Mapping[str, Mapping[str, Mapping[str, Details]]]) -> str:
-    """Return the wrong objects of all cases as CSV: a row each, its box in voxels of the label's volume.
-
-    Args:
-        details: case to target to class to details.
-    """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    ends = [f"{end}_{axis}" for end in ("low", "high") for axis in "zyx"]
-    table.writerow(["case", "target", "class", "error", "number", "voxels", "wrong", *ends, "parts"])
-    for name, targets in details.items():
-        for target, classes in targets.items():
-            for label, found in classes.items():
-                for row in found["objects"]:
-                    box = [
-                        value for end in ("low", "high") for value in [""] * (3 - len(row[end])) + row[end]
-                    ]
-                    values = (row[key] for key in ("error", "number", "voxels", "wrong"))
-                    table.writerow([name, target, label, *values, *box, " ".join(map(str, row["parts"]))])
-    return text.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ from volumen.data.validity import (
     without_ignored,
 )
 from volumen.inference.postprocess.blocks import block_box, block_counts
+from volumen.metrics.units import length_unit, short_unit
 from volumen.utils.terminal.text import counted
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
     from volumen.evaluation.derived_truth import DerivedTruth
+    from volumen.metrics.objects.numbering import ObjectNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,26 @@ PIECE_VOXELS = 1 << 24
 
 DERIVED_SIDE = 128
 """Large cases, derived targets and instances are scored in blocks of this many voxels an axis."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What turns voxels into lengths.
+
+    Args:
+        spacing: voxel size per axis; None where it is not known.
+        unit: of the voxel size as it is written behind a number, "" where it is not known.
+    """
+
+    spacing: tuple[float, ...] | None = None
+    unit: str = ""
+
+    def lengths(self, voxel: Sequence[int] | None) -> list[str]:
+        """Return a place as lengths from the label's first voxel (z, y, x); empty where a size is not known."""
+        if voxel is None or self.spacing is None:
+            return ["", "", ""]
+        sizes = [f"{at * side:.6g}" for at, side in zip(voxel, self.spacing, strict=True)]
+        return [""] * (3 - len(sizes)) + sizes
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,22 @@ class ScoredCase:
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
     model: str | None = None
+
+    @property
+    def as_target(self) -> dict[str, Any]:
+        """What shapes the metrics of its target, see `build_metrics`."""
+        return {
+            "kind": self.kind,
+            "out_channels": self.channels,
+            "classes": self.classes,
+            "source_target": self.source,
+        }
+
+    @property
+    def scale_of_voxels(self) -> Scale:
+        """What turns voxels of the label into lengths."""
+        unit = length_unit(self.unit or self.prediction.unit or self.label.unit, self.spacing)
+        return Scale(self.spacing if unit else None, short_unit(unit) if unit else "")
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:
         """Yield boxes of the prediction that fit in memory."""
@@ -139,6 +177,7 @@ class Evaluation:
         unlabelled: names of predictions that have no label.
         details: case to target to class to counts and places of errors.
         seconds: part of the scoring to its CPU seconds.
+        numbers: case to target to class to the numbers of the objects that the details name.
         histograms: target to class to case to counts of probabilities, see `probability_counts`; only of targets with
             probabilities.
     """
@@ -152,6 +191,7 @@ class Evaluation:
     unlabelled: tuple[str, ...] = ()
     details: dict[str, dict[str, dict[str, Details]]] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, dict[str, dict[str, ObjectNumbers]]] = field(default_factory=dict, repr=False)
     histograms: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict, repr=False)
 
     @property

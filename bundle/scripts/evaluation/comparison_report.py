@@ -14,8 +14,9 @@ from urllib.parse import quote
 from volumen.evaluation.curves import paired_figures
 from volumen.evaluation.differences import FEWEST, Comparison, Difference
 from volumen.evaluation.pages import render_page
-from volumen.evaluation.report import MOST_COLUMNS, column_words, direction, number, unit_of
+from volumen.evaluation.report import MOST_COLUMNS, column_words
 from volumen.evaluation.report_drawing import in_columns
+from volumen.evaluation.report_words import direction, number, settings_in_words, unit_of
 from volumen.evaluation.results import cell, finite
 from volumen.metrics.score_names import direction_of, score_of
 from volumen.version import __version__
@@ -95,12 +96,12 @@ def render_comparison(comparison: Comparison) -> str:
 def _facts(comparison: Comparison) -> dict[str, Any]:
     shared = dict(comparison.evaluations[comparison.first].settings)
     del shared["predictions"]
-    facts = {
+    unit = comparison.evaluations[comparison.first].scored[0].scale_of_voxels.unit
+    return {
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        **shared,
+        **settings_in_words(shared, unit),
         "volumen": __version__,
     }
-    return {name: value for name, value in facts.items() if value not in (None, [], ())}
 
 
 def _models(comparison: Comparison) -> list[dict[str, Any]]:

@@ -19,20 +19,29 @@ def own_share(scored: Sequence[ScoredCase]) -> Sequence[ScoredCase]:
     return scored[distributed.rank() :: distributed.world_size()]
 
 
-def gather(details: dict[str, Any], seconds: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return the details of the cases of all processes by case and target, and the CPU seconds of all."""
+def gather(
+    details: dict[str, Any], numbers: dict[str, Any], seconds: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+    """Return the details and the numbers of objects of the cases of all processes, and the CPU seconds of all.
+
+    Args:
+        details: case to target to what was found.
+        numbers: case to target to numbers of objects.
+        seconds: part of the work to its CPU seconds.
+    """
     if not distributed.is_distributed():
-        return details, seconds
+        return details, numbers, seconds
     states: list[Any] = [None] * distributed.world_size()
-    dist.all_gather_object(states, (details, seconds))
-    together: dict[str, Any] = {}
+    dist.all_gather_object(states, (details, numbers, seconds))
+    together: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     total: dict[str, float] = {}
-    for found, costs in states:
-        for case, targets in found.items():
-            together.setdefault(case, {}).update(targets)
-        for part, cost in costs.items():
-            total[part] = total.get(part, 0.0) + cost
-    return together, total
+    for *found, costs in states:
+        for whole, part in zip(together, found, strict=True):
+            for case, targets in part.items():
+                whole.setdefault(case, {}).update(targets)
+        for name, cost in costs.items():
+            total[name] = total.get(name, 0.0) + cost
+    return *together, total
 
 
 def unite(metrics: TargetMetrics, scored: Sequence[ScoredCase]) -> None:

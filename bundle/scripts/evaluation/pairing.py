@@ -65,6 +65,8 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
         request.predictions, str(folder), predictions, _volumes_by_name(folder)
     )
     masks = _masks(request, folder)
+    beside = folder.parent / "images"
+    images = _volumes_by_name(beside) if beside.is_dir() else {}
     # One label for one prediction need not be named like it.
     sources = {found.source for found in predictions}
     names = {found.name for found in predictions}
@@ -87,7 +89,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
         used.add(path)
         named = (masks[name] for name in (wanted, f"{found.name}_mask", found.name) if name in masks)
         mask = next(named, lone_mask)
-        cases.append(_pair(found, path, mask, request))
+        cases.append(_pair(found, path, mask, request, images.get(found.name)))
     if not cases:
         raise VolumenError(
             request.labels,
@@ -313,7 +315,10 @@ def _volumes_by_name(path: Path) -> dict[str, str]:
     return {volume_name(entry): entry for entry in image_paths(str(path))}
 
 
-def _pair(found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest) -> ScoredCase:
+def _pair(
+    found: Found, label_path: str, mask_path: str | None, request: EvaluateRequest, beside: str | None
+) -> ScoredCase:
+    """Return a case; `beside` is the image of a prediction without a record, which the report shows."""
     from volumen.data.labels.label_channels import label_rule, open_label, open_mask_file
     from volumen.data.layout import fit_label
 
@@ -325,7 +330,7 @@ def _pair(found: Found, label_path: str, mask_path: str | None, request: Evaluat
     region = tuple(slice(0, n) for n in label.shape)
     entry: Mapping[str, Any] = {}
     target: Mapping[str, Any] = {}
-    image = None
+    image = beside
     if found.recipe is not None:
         entry = found.recipe["targets"][found.target]
         region = tuple(slice(start, stop) for start, stop in found.recipe["region"])

@@ -25,6 +25,7 @@ from volumen.utils.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from volumen.evaluation.cases import Details
+    from volumen.metrics.objects.numbering import ObjectNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ ALL = "all"
 def evaluate(request: EvaluateRequest) -> Evaluation:
     """Score predictions and write the report (of several processes, the first).
 
-    It is `metrics.json`, `metrics.csv`, `objects.csv`, `curves.csv` and `report.html`.
+    It is `metrics.json`, `metrics.csv`, `objects.csv`, `topology.csv`, `curves.csv` and `report.html`.
 
     Raises:
         VolumenError: nothing to score, shapes that differ, or an unknown metric.
@@ -53,8 +54,8 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 
 def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     """Score pairs that were found, and write the report, see `evaluate`."""
-    from volumen.evaluation.case_scores import objects_csv
     from volumen.evaluation.curves import curves_csv
+    from volumen.evaluation.place_tables import objects_csv, topology_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
 
@@ -72,7 +73,9 @@ def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "metrics.json", json_text(evaluation).encode())
     write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
-    write_atomically(output / "objects.csv", objects_csv(evaluation.details).encode())
+    scales = {case.name: case.scale_of_voxels for case in scored}
+    write_atomically(output / "objects.csv", objects_csv(evaluation.details, scales).encode())
+    write_atomically(output / "topology.csv", topology_csv(evaluation.details, scales).encode())
     write_atomically(output / "curves.csv", curves_csv(evaluation.histograms).encode())
     write_atomically(output / "report.html", render_report(evaluation, worst=request.worst).encode())
     return evaluation
@@ -112,15 +115,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     from volumen.metrics.target_metrics import build_metrics
 
     names = _wanted(scored, request.metrics)
-    targets = {
-        case.target: {
-            "kind": case.kind,
-            "out_channels": case.channels,
-            "classes": case.classes,
-            "source_target": case.source,
-        }
-        for case in scored
-    }
+    targets = {case.target: case.as_target for case in scored}
     spacing = request.spacing or scored[0].spacing
     metrics = build_metrics(
         targets,
@@ -132,6 +127,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         border=request.surface_border,
     )
     details: dict[str, dict[str, dict[str, Details]]] = {}
+    numbers: dict[str, dict[str, dict[str, ObjectNumbers]]] = {}
     seconds: dict[str, float] = {}
     for case in own_share(scored):
         size = request.spacing or case.spacing
@@ -149,11 +145,12 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
             )
         costs = {"voxels": time.process_time() - before}
         if case.kind in PROBABILITIES:
-            behind, regions = score_regions(case, metrics, size)
+            behind, named, regions = score_regions(case, metrics, size)
             costs |= regions
+            numbers.setdefault(case.name, {})[case.target] = named
         else:
             table = metrics.tables(case.target).get(case.name)
-            behind = {} if table is None else {"": instance_details(case, table)}
+            behind = {} if table is None else {"": instance_details(case, table, size)}
             if table is not None and _is_one_class(table):
                 logger.warning(
                     "%s: the value 1 alone where numbers of instances are expected: it looks like a class",
@@ -164,7 +161,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
         for part, cost in costs.items():
             seconds[part] = seconds.get(part, 0.0) + cost
     unite(metrics, scored)
-    details, seconds = gather(details, seconds)
+    details, numbers, seconds = gather(details, numbers, seconds)
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
     mean = _measured(metrics.compute(), cases)
     interval = {
@@ -184,6 +181,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     }
     return Evaluation(
         mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds,
+        numbers=numbers,
         histograms={target: classes for target, classes in counted.items() if classes},
     )  # fmt: skip
 

@@ -18,6 +18,8 @@ from volumen.metrics.centreline import block_skeleton, cldice, count_centrelines
 from volumen.metrics.grid import BlockGrid, Region, inside, three_axes
 from volumen.metrics.objects.contingency import add_overlaps, overlaps, renumbered
 from volumen.metrics.objects.errors import SHARE, ObjectErrors, object_errors
+from volumen.metrics.objects.numbering import Numbers, ObjectNumbers
+from volumen.metrics.objects.places import blocks_of_errors
 from volumen.metrics.objects.run_length import RunTally
 from volumen.metrics.objects.scores import object_score
 from volumen.metrics.score_names import split_name
@@ -30,6 +32,8 @@ from volumen.metrics.topology.counts import Connectivity, betti_numbers
 BLOCK = 128
 """Voxels per axis of a block, in an image 16 times as many."""
 FLAT_BLOCK = 2048
+LOCATED = 10
+"""Errors of objects of each kind of which the place is looked for, those of the most voxels first."""
 
 Read = Callable[[Region], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Gives prediction, truth and known voxels, each bool (Z, Y, X), of a region of the volume."""
@@ -91,6 +95,9 @@ class LabelDetails:
         windows: side to int64 (n, 9), a row per window that holds foreground: its first voxel (z, y, x), b0, b1, b2 of
             the prediction and of the truth.
         seconds: part of the work to the CPU seconds that it took.
+        numbers: the object at every voxel.
+        blocks: (kind of error, number of the object) to the block in which it is best seen, of the worst `LOCATED`
+            errors of each kind.
     """
 
     pred: Topology
@@ -98,6 +105,8 @@ class LabelDetails:
     errors: ObjectErrors
     windows: dict[int, np.ndarray]
     seconds: dict[str, float]
+    numbers: ObjectNumbers
+    blocks: dict[tuple[str, int], Region]
 
     def worst_windows(self, side: int, most: int) -> np.ndarray:
         """Return the rows of the windows with the largest differences in b0, b1 and b2 together, worst first."""
@@ -132,7 +141,7 @@ class LabelScores:
         self._pred = TopologyTally(self.grid, self.settings.connectivity, flat)
         self._truth = TopologyTally(self.grid, self.settings.connectivity, flat)
         self._surfaces = SurfaceTally(self.grid, self.settings.spacing, self.settings.border)
-        self._runs = RunTally(self.grid)
+        self._runs = RunTally(self.grid, tuple(self.settings.spacing))
         self._lines = np.zeros(4, np.int64)
         self._overlaps: list[np.ndarray] = []
         self._windows: dict[int, list[np.ndarray]] = {window: [] for window in self.settings.windows}
@@ -187,7 +196,7 @@ class LabelScores:
                 self._surfaces.add(number, outer, pred, truth, known)
         if self.settings.skeletons:
             with self._timed("skeletons"):
-                self._add_skeletons(number, wide, outer, arrays, read, of_pred)
+                self._add_skeletons(number, outer, arrays, read, of_pred)
         for window in self._windows:
             with self._timed("windows"):
                 self._add_windows(window, box, read)
@@ -210,17 +219,19 @@ class LabelScores:
     def _add_skeletons(
         self,
         number: int,
-        wide: Region,
         outer: Region,
         arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
         read: Read,
         of_pred: tuple[np.ndarray, int],
     ) -> None:
-        found, wanted = (block_skeleton(side, wide, self.grid, read, outer, arrays) for side in (0, 1))
-        own = tuple(slice(0, part.stop - part.start) for part in self.grid.box(number))
-        pred, truth, _ = (array[inside(wide, outer)] for array in arrays)
-        self._lines += count_centrelines(found[own], wanted[own], pred[own], truth[own])
-        self._runs.add(number, wanted, *of_pred)
+        box = self.grid.box(number)
+        # Lengths of skeleton voxels depend on their neighbours on all sides.
+        around = self.grid.around(box, 1)
+        found = block_skeleton(0, box, self.grid, read, outer, arrays)
+        wanted = block_skeleton(1, around, self.grid, read, outer, arrays)
+        pred, truth, _ = (array[inside(box, outer)] for array in arrays)
+        self._lines += count_centrelines(found, wanted[inside(box, around)], pred, truth)
+        self._runs.add(number, around, wanted, *of_pred)
 
     def _windows_from(self, side: int, box: Region) -> Iterator[Region]:
         """Yield the windows of the volume whose first voxel lies in a block."""
@@ -301,13 +312,27 @@ class _Result:
         return object_score(name, self._table, self._errors)
 
     @cached_property
-    def details(self) -> LabelDetails:
-        windows = {
+    def _windows(self) -> dict[int, np.ndarray]:
+        return {
             side: np.array(sorted(map(tuple, rows)), np.int64).reshape(-1, 9)
             for side, rows in self._scores._windows.items()
         }
-        topologies = self._topologies
-        return LabelDetails(topologies[0], topologies[1], self._errors, windows, dict(self._scores.seconds))
+
+    @cached_property
+    def details(self) -> LabelDetails:
+        scores, topologies, roots = self._scores, self._topologies, self._roots
+        numbers = ObjectNumbers(
+            scores.grid,
+            self._settings.connectivity,
+            Numbers.of(scores._pred.objects, roots[1] - 1),
+            Numbers.of(scores._truth.objects, roots[0] - 1),
+        )
+        with scores._timed("objects"):
+            worst = self._errors.worst(LOCATED)
+            blocks = blocks_of_errors(scores._overlaps, roots, scores.grid, worst)
+        return LabelDetails(
+            topologies[0], topologies[1], self._errors, self._windows, dict(scores.seconds), numbers, blocks
+        )
 
     @cached_property
     def _topologies(self) -> tuple[Topology, Topology]:
@@ -335,7 +360,7 @@ class _Result:
 
     def _topology_error(self, dimension: int, window: float | None) -> float:
         if window is not None:
-            rows = self.details.windows[int(window)]
+            rows = self._windows[int(window)]
             if not len(rows):
                 return math.nan
             return float(np.abs(rows[:, 3 + dimension] - rows[:, 6 + dimension]).mean())

@@ -110,7 +110,7 @@ SCORES: dict[str, Score] = {
         _match("ap@", default=False),
         Score("ap", _BOTH),
         Score("pq", _BOTH),
-        Score("expected_run_length", (LABELS,), "voxels", top=math.inf),
+        Score("expected_run_length", (LABELS,), LENGTH, top=math.inf),
         Score("ece", (LABELS,), smaller=True, pieces=True),
         Score("average_precision", (LABELS,), pieces=True),
         Score("best_threshold", (LABELS,), smaller=None, pieces=True),
