@@ -329,7 +329,8 @@ class _Result:
         )
         with scores._timed("objects"):
             worst = self._errors.worst(LOCATED)
-            blocks = blocks_of_errors(scores._overlaps, roots, scores.grid, worst)
+            joins = (scores._truth.objects.touching(), scores._pred.objects.touching())
+            blocks = blocks_of_errors(scores._overlaps, roots, joins, scores.grid, worst)
         return LabelDetails(
             topologies[0], topologies[1], self._errors, self._windows, dict(scores.seconds), numbers, blocks
         )

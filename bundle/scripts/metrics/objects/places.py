@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -91,23 +92,28 @@ def _central(values: np.ndarray) -> Place:
 
 
 def blocks_of_errors(
-    tables: Sequence[np.ndarray], roots: tuple[np.ndarray, np.ndarray], grid: BlockGrid,
+    tables: Sequence[np.ndarray],
+    roots: tuple[np.ndarray, np.ndarray],
+    joins: tuple[np.ndarray, np.ndarray],
+    grid: BlockGrid,
     errors: Sequence[ObjectError],
-) -> dict[tuple[str, int], Region]:  # fmt: skip
-    """Return the block in which each of some errors is best seen.
+) -> dict[tuple[str, int], Region]:
+    """Return where each of some errors is best seen: a block, or two neighbouring ones.
 
-    Of a broken or merged object it is one in which a single connected piece of it holds two of its parts, so it is
-    joined or cut there; of a missed or added one the block with the most of its voxels. A broken or merged object
-    whose parts meet in no single block has none.
+    Of a broken or merged object it is a block in which a single connected piece of it holds two of its parts, so it is
+    joined or cut there; else two neighbouring blocks whose pieces hold different parts and touch. Of a missed or added
+    object it is the block with the most of its voxels. An object that is joined by a bridge longer than two blocks has
+    none.
 
     Args:
         tables: overlaps of components of each block, see `overlaps`, numbered from 1 and not joined.
         roots: joined numbers of the components of truth and prediction, from 1.
+        joins: int64 (n, 2), numbers from 0 of touching components of truth and prediction.
         grid: the blocks.
         errors: what to look for.
 
     Returns:
-        (kind of the error, number of the object) to the block's place.
+        (kind of the error, number of the object) to the place of the block or blocks.
     """
     rows = np.concatenate([np.zeros((0, 9), np.int64), *tables])
     objects = {
@@ -121,34 +127,80 @@ def blocks_of_errors(
         own, other = (PRED, TRUTH) if error.error in ("merged", "added") else (TRUTH, PRED)
         ends = np.searchsorted(ordered[own], [error.number, error.number + 1])
         chosen = order[own][ends[0] : ends[1]]
-        row = _telling_row(rows[chosen], objects[other][chosen], error, own)
-        if row is not None:
-            found[error.error, error.number] = _block_at(row[LOW], grid)
+        pieces = _Pieces.of(rows[chosen], objects[other][chosen], own)
+        region = pieces.largest(grid) if not error.parts else pieces.meeting(error.parts, grid)
+        if region is None:
+            touching = joins[own][roots[own][joins[own][:, 0]] == error.number] + 1
+            region = pieces.touching(error.parts, touching, grid)
+        if region is not None:
+            found[error.error, error.number] = region
     return found
 
 
-def _telling_row(rows: np.ndarray, others: np.ndarray, error: ObjectError, own: int) -> np.ndarray | None:
-    """Return a row of the piece of an object that shows its error best."""
-    if not error.parts:
-        pieces, where = np.unique(rows[:, own], return_inverse=True)
-        voxels = np.bincount(where.reshape(-1), weights=rows[:, VOXELS], minlength=len(pieces))
-        return rows[rows[:, own] == pieces[voxels.argmax()]][0] if len(pieces) else None
-    part = np.isin(others, error.parts)
-    rows, others = rows[part], others[part]
-    best: tuple[int, np.ndarray | None] = (0, None)
-    pieces, where, counts = np.unique(rows[:, own], return_inverse=True, return_counts=True)
-    for piece in np.flatnonzero(counts > 1):
-        inner = where.reshape(-1) == piece
-        totals: dict[int, int] = {}
-        for number, voxels in zip(others[inner].tolist(), rows[inner, VOXELS].tolist(), strict=True):
-            totals[number] = totals.get(number, 0) + voxels
-        if len(totals) > 1:
-            second = sorted(totals.values())[-2]
-            if second > best[0]:
-                best = (second, rows[inner][0])
-    return best[1]
+@dataclass(frozen=True)
+class _Pieces:
+    """The connected pieces of an object in blocks.
 
+    Args:
+        numbers: int64 (n,), a row per piece and object of the other side: the piece.
+        others: int64 (n,), that object, 0 for none.
+        voxels: int64 (n,), voxels of both.
+        low: int64 (n, 3), a voxel of the piece.
+    """
 
-def _block_at(voxel: np.ndarray, grid: BlockGrid) -> Region:
-    index = tuple(int(v) // size for v, size in zip(voxel, grid.block, strict=True))
-    return grid.box(int(np.ravel_multi_index(index, grid.counts)))
+    numbers: np.ndarray
+    others: np.ndarray
+    voxels: np.ndarray
+    low: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, others: np.ndarray, own: int) -> _Pieces:
+        """Return the pieces of the rows of a table; a piece may have several rows with one object."""
+        keys, first, where = np.unique(
+            np.column_stack([rows[:, own], others]), axis=0, return_index=True, return_inverse=True
+        )
+        voxels = np.bincount(where.reshape(-1), weights=rows[:, VOXELS], minlength=len(keys))
+        return cls(keys[:, 0], keys[:, 1], voxels.astype(np.int64), rows[first][:, LOW])
+
+    def largest(self, grid: BlockGrid) -> Region | None:
+        """Return the block of the piece with the most voxels."""
+        if not len(self.numbers):
+            return None
+        pieces, where = np.unique(self.numbers, return_inverse=True)
+        total = np.bincount(where.reshape(-1), weights=self.voxels)
+        return self._block(int(pieces[total.argmax()]), grid)
+
+    def meeting(self, parts: Sequence[int], grid: BlockGrid) -> Region | None:
+        """Return the block of the piece that holds the most of a second part."""
+        here = np.isin(self.others, parts)
+        order = np.lexsort((-self.voxels[here], self.numbers[here]))
+        numbers, voxels = self.numbers[here][order], self.voxels[here][order]
+        # The second row of a piece, its rows being sorted by voxels.
+        new = np.concatenate([[True], numbers[1:] != numbers[:-1]])[: len(numbers)]
+        second = np.flatnonzero(~new & np.concatenate([[False], new[:-1]])[: len(numbers)])
+        if not len(second):
+            return None
+        return self._block(int(numbers[second[voxels[second].argmax()]]), grid)
+
+    def touching(self, parts: Sequence[int], joins: np.ndarray, grid: BlockGrid) -> Region | None:
+        """Return the blocks of two pieces that touch and hold different parts.
+
+        Args:
+            parts: objects of the other side.
+            joins: int64 (n, 2), pieces of this object that touch.
+            grid: the blocks.
+        """
+        here = np.isin(self.others, parts)
+        part_of = dict(zip(self.numbers[here].tolist(), self.others[here].tolist(), strict=True))
+        for one, two in joins.tolist():
+            if len({part_of.get(one), part_of.get(two)} - {None}) == 2:
+                boxes = [self._block(one, grid), self._block(two, grid)]
+                return tuple(
+                    slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes, strict=True)
+                )
+        return None
+
+    def _block(self, piece: int, grid: BlockGrid) -> Region:
+        low = self.low[np.flatnonzero(self.numbers == piece)[0]]
+        index = tuple(int(v) // size for v, size in zip(low, grid.block, strict=True))
+        return grid.box(int(np.ravel_multi_index(index, grid.counts)))

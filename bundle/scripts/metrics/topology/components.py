@@ -90,6 +90,10 @@ class ComponentJoin:
             self._meet(face, number, plane)
         return shift
 
+    def touching(self) -> np.ndarray:
+        """Return the numbers of components of neighbouring blocks that are parts of the same one, int64 (n, 2)."""
+        return np.concatenate([np.zeros((0, 2), np.int64), *self._pairs])
+
     def roots(self) -> np.ndarray:
         """Return for each number the smallest number of its component, int64 (count,).
 
