@@ -23,6 +23,7 @@ _COMMANDS = (
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
     ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
+    ("select", "volumen.cli.select", "choose among runs, ensembles and augmentation by a score"),
     (
         "export",
         "volumen.cli.share",

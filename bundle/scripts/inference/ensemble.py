@@ -122,19 +122,21 @@ def _described(head: Any) -> str:
     return f"{head.kind}, {head.channels} channels, {head.activation}"
 
 
-def find_members(path: PathName) -> list[tuple[Path, dict[str, Any]]]:
+def find_members(path: PathName, *, selected: bool = True) -> list[tuple[Path, dict[str, Any]]]:
     """Return the checkpoints that a path stands for, each with the settings that were chosen for it.
 
     Args:
         path: a checkpoint; the folder of a run (its best checkpoint, else its newest); the folder of a run with folds
             (every fold's), or of what `volumen select` chose; or a file of one of these.
+        selected: whether a folder stands for what was chosen there, if anything was.
 
     Raises:
         VolumenError: no such path, a folder without checkpoints, or folds that are not trained yet.
     """
     path = Path(path)
     if path.is_dir():
-        listing = next((path / name for name in (SELECTION, ENSEMBLE) if (path / name).is_file()), None)
+        names = (SELECTION, ENSEMBLE) if selected else (ENSEMBLE,)
+        listing = next((path / name for name in names if (path / name).is_file()), None)
         return [(run_checkpoint(path), {})] if listing is None else _listed(listing)
     return _listed(path) if path.suffix == ".json" and path.is_file() else [(path, {})]
 

@@ -41,6 +41,7 @@ from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
+    from volumen.evaluation.cases import Evaluation
     from volumen.inference.rules import InstanceRules
 
 logger = logging.getLogger(__name__)
@@ -156,12 +157,12 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
                 predictor = load_predictor(path, choose_device(request.device))
             regions = predict_part(
                 predictor,
-                replace(_stored_request(asked, subject), checkpoint=str(path), output=str(scratch / "found")),
+                replace(stored_request(asked, subject), checkpoint=str(path), output=str(scratch / "found")),
                 part,
                 subject.target,
                 progress,
             )
-            regions = _truths(predictor, subject, regions)
+            regions = with_truths(predictor, subject, regions)
             trials += _try_all(predictor, subject, regions, grid, path, scratch)
     default = next(trial for trial in trials if trial.settings == subject.default)
     best = choose(trials, default, grid, smaller=subject.smaller)
@@ -183,7 +184,7 @@ def _prediction(predictor: Predictor, request: TuneRequest) -> PredictRequest:
     return PredictRequest(**{**fields, **given})
 
 
-def _stored_request(asked: PredictRequest, subject: Subject) -> PredictRequest:
+def stored_request(asked: PredictRequest, subject: Subject) -> PredictRequest:
     """Return the prediction whose probabilities all settings are tried on."""
     return replace(
         asked,
@@ -300,7 +301,7 @@ def _try_all(
     from volumen.utils.terminal.progress import hidden
 
     makers = [
-        _maker(predictor, subject, region, scratch / f"maps_{number}")
+        maps_of(predictor, subject, region, scratch / f"maps_{number}")
         for number, region in enumerate(regions)
     ]
     known: dict[bytes, float] = {}
@@ -312,13 +313,14 @@ def _try_all(
         # Many settings give the same labels, which are scored once.
         digest = _digest(maps)
         if digest not in known:
-            with _warnings("volumen.evaluation", allowed=not trials):
-                known[digest] = _value(subject, regions, maps, scratch)
+            with warnings_allowed("volumen.evaluation", allowed=not trials):
+                found = evaluation_of(subject, regions, maps, scratch)
+                known[digest] = found.mean.get(subject.key, math.nan)
         trials.append(Trial(str(checkpoint), settings, known[digest]))
     return trials
 
 
-def _truths(
+def with_truths(
     predictor: Predictor, subject: Subject, regions: Sequence[PredictedRegion]
 ) -> list[PredictedRegion]:
     """Return the regions with the ignore label of their truth, after checking that it numbers instances.
@@ -346,7 +348,7 @@ def _truths(
     return regions
 
 
-def _maker(predictor: Predictor, subject: Subject, region: PredictedRegion, folder: Path) -> Maps:
+def maps_of(predictor: Predictor, subject: Subject, region: PredictedRegion, folder: Path) -> Maps:
     """Return what makes the labels or instances of a region by settings."""
     output = region.job.output
     heads = {name: open_volume(str(find_target(output, name))) for name in subject.heads}
@@ -371,21 +373,21 @@ def _maker(predictor: Predictor, subject: Subject, region: PredictedRegion, fold
     )
 
 
-def _value(
+def evaluation_of(
     subject: Subject, regions: Sequence[PredictedRegion], maps: Sequence[np.ndarray], scratch: Path
-) -> float:
-    """Return the score of labels or instances, as an evaluation of them gives it."""
+) -> Evaluation:
+    """Return the scores of labels or instances, as an evaluation of them gives them."""
     cases = []
     for region, labels in zip(regions, maps, strict=True):
         axes = "c" + "zyx"[-len(region.box) :]
         volume = ArrayVolume(labels, axes=axes, path=region.case.prediction.path)
         cases.append(replace(region.case, prediction=volume, scale=0.0))
     request = EvaluateRequest(str(scratch), str(scratch), str(scratch), metrics=(subject.score,))
-    return score(cases, request).mean.get(subject.key, math.nan)
+    return score(cases, request)
 
 
 @contextmanager
-def _warnings(name: str, *, allowed: bool) -> Iterator[None]:
+def warnings_allowed(name: str, *, allowed: bool) -> Iterator[None]:
     """Leave out a logger's warnings unless they are allowed: extreme settings give empty predictions on purpose."""
     log = logging.getLogger(name)
     level = log.level

@@ -1,0 +1,176 @@
+"""What `volumen select` compares: runs and ensembles of them, each predicting only what it has not been trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from volumen.inference.ensemble import find_members, join
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.tuning.held_out import split_of
+from volumen.utils.errors import VolumenError
+
+if TYPE_CHECKING:
+    import torch
+
+    from volumen.data.sampling.split import Split
+    from volumen.utils.boxes import Box
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of a run, and what it was trained on.
+
+    Args:
+        checkpoint: its file.
+        split: of its run.
+        predictor: the network.
+    """
+
+    checkpoint: Path
+    split: Split
+    predictor: Predictor
+
+    def has_seen(self, name: str, box: Box) -> bool:
+        """Whether it was trained on a voxel of a region."""
+        return any(
+            all(a < d and c < b for (a, b), (c, d) in zip(box, trained, strict=True))
+            for trained in self.split.train.get(name, ())
+        )
+
+    @property
+    def patches(self) -> int:
+        """Patches that it was trained on: epochs, steps and batch of its run multiplied."""
+        training = self.predictor.config.get("tr_config", {})
+        steps = training.get("max_steps_per_epoch") or 0
+        return int(training.get("max_epoch") or 0) * int(steps) * int(training.get("batch_size") or 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: one network, or those of its folds.
+
+    Args:
+        name: what it is called.
+        path: as it was given.
+        members: its networks.
+    """
+
+    name: str
+    path: str
+    members: tuple[Member, ...]
+
+    def unseen_by(self, name: str, box: Box) -> tuple[Member, ...]:
+        """Return the members that were not trained on a voxel of a region."""
+        return tuple(member for member in self.members if not member.has_seen(name, box))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Runs whose outputs are averaged, and test-time augmentation.
+
+    Args:
+        runs: at least one.
+        tta: none, mirror or rotate.
+    """
+
+    runs: tuple[Run, ...]
+    tta: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return " + ".join(run.name for run in self.runs) + ("" if self.tta == "none" else f", tta {self.tta}")
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The networks that predict new images."""
+        return tuple(member for run in self.runs for member in run.members)
+
+    def predictor_for(self, name: str, box: Box) -> Predictor:
+        """Return the members that have not seen a region, as one network or an ensemble."""
+        unseen = [member.predictor for run in self.runs for member in run.unseen_by(name, box)]
+        return unseen[0] if len(unseen) == 1 else join(unseen)
+
+
+def load_runs(paths: Sequence[str], device: torch.device) -> tuple[Run, ...]:
+    """Load the networks of runs.
+
+    Args:
+        paths: checkpoints, or folders of runs; none of them what an earlier selection chose.
+        device: where they predict.
+
+    Raises:
+        VolumenError: nothing to load, or a run without the file of its split.
+    """
+    runs = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        members = tuple(
+            Member(checkpoint, split_of(checkpoint), load_predictor(checkpoint, device))
+            for checkpoint, _ in find_members(path, selected=False)
+        )
+        runs.append(Run(name, path, members))
+    first = runs[0].members[0].predictor
+    for run in runs:
+        for member in run.members:
+            if member.predictor is not first:
+                join([first, member.predictor])  # refuses what cannot be averaged
+    return tuple(runs)
+
+
+def make_candidates(runs: Sequence[Run], ttas: Sequence[str]) -> list[Candidate]:
+    """Return every run, every pair, and all of them together, with each augmentation; the plainest first."""
+    sets: list[tuple[Run, ...]] = [(run,) for run in runs]
+    if len(runs) > 1:
+        sets += list(itertools.combinations(runs, 2))
+    if len(runs) > 2:
+        sets.append(tuple(runs))
+    return [Candidate(chosen, tta) for tta in ttas for chosen in sets]
+
+
+def common_regions(runs: Sequence[Run]) -> list[tuple[str, Box]]:
+    """Return the regions that each run can predict by a network that has not seen them.
+
+    Raises:
+        VolumenError: there is none.
+    """
+    every = {
+        (name, tuple(box)): None
+        for run in runs
+        for member in run.members
+        for name, boxes in member.split.val.items()
+        for box in boxes
+    }
+    found = [key for key in every if all(run.unseen_by(*key) for run in runs)]
+    if not found:
+        raise VolumenError(
+            " and ".join(run.path for run in runs),
+            "have no validation voxel in common, so nothing can be compared",
+            remedy="train them with one --split file, or the single run with --split RUN/splits.json --fold 0/K",
+        )
+    # A region inside of another one would count its voxels twice.
+    return [key for key in found if not any(_inside(key, other) for other in found if other != key)]
+
+
+def _inside(inner: tuple[str, Box], outer: tuple[str, Box]) -> bool:
+    return inner[0] == outer[0] and all(
+        c <= a and b <= d for (a, b), (c, d) in zip(inner[1], outer[1], strict=True)
+    )
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Return a short name for each path: as few of its last parts as tell it from the others.
+
+    Raises:
+        VolumenError: the same path twice.
+    """
+    parts = [Path(path).resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise VolumenError("RUN", "the same run is given twice", remedy="give each once")
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
