@@ -1,4 +1,4 @@
-"""The arrays of one volume's prediction: what it leaves, and what it needs meanwhile below its state folder."""
+"""The arrays of one volume's prediction: the final ones, and temporary ones below its state folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def final_arrays(work: VolumeWork) -> ZarrOutput:
-    """Return the arrays that a prediction leaves."""
+    """Return the final arrays of a prediction."""
     stored = (*work.stored, *instance_stored(work.request.instances))
     pyramid = work.request.pyramid and work.job.export is None
     return _arrays(work, work.job.output, stored, pyramid=pyramid)
@@ -29,12 +29,12 @@ def cleaned_stored(work: VolumeWork) -> tuple[Stored, ...]:
 
 
 def raw_arrays(work: VolumeWork) -> ZarrOutput:
-    """Return the label maps before they are cleaned, so that cleaning can be repeated after an interruption."""
+    """Return the arrays of label maps before cleaning, so that cleaning can be repeated after an interruption."""
     return _arrays(work, work_folder(work) / "raw", cleaned_stored(work))
 
 
 def filled_arrays(work: VolumeWork) -> ZarrOutput:
-    """Return the label maps with filled holes, before small components go."""
+    """Return the arrays of label maps with filled holes, before small components are removed."""
     return _arrays(work, work_folder(work) / "filled", cleaned_stored(work))
 
 
@@ -64,12 +64,12 @@ def grid_arrays(work: VolumeWork) -> ZarrOutput:
 
 
 def local_arrays(work: VolumeWork) -> ZarrOutput:
-    """Return instance numbers that hold within blocks."""
+    """Return the array of instance numbers that are unique within a block only."""
     return _arrays(work, work_folder(work) / "instances", instance_stored(work.request.instances))
 
 
 def work_folder(work: VolumeWork) -> Path:
-    """Return the folder for what is there only until the prediction is finished."""
+    """Return the folder of temporary data, which is removed when the prediction is finished."""
     return work.job.output / STATE_FOLDER
 
 
@@ -92,7 +92,7 @@ def _arrays(work: VolumeWork, root: Path, stored: Sequence[Stored], *, pyramid: 
 
 
 def _image_group(image: Volume) -> str | None:
-    """Return the path of an image's OME-Zarr group on this machine, or None where it is of another kind."""
+    """Return the path of an image's OME-Zarr group on this machine, or None for an image of another kind."""
     source = Path(image.source)
     is_group = (
         "://" not in image.source and image.source != image.path and image.path.startswith(image.source)

@@ -1,4 +1,4 @@
-"""Computes the blocks of one volume: reads windows, runs the network, blends, and writes what is finished."""
+"""Computes the blocks of one volume: reads windows, runs the network, blends, and writes finished blocks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from volumen.inference.windows.stream import Finished, Lane, StreamCounts, strea
 from volumen.utils.memory import freed_memory_kept
 
 PARTIAL_SUMS_BYTES = 1 << 23
-"""Memory for partial sums, or twice what a window touches if that is more; the rest goes to a temporary file."""
+"""Memory for partial sums, but at least the blocks of two windows; further blocks go to a temporary file."""
 LEAST_CACHE_BYTES = 1 << 24
 MOST_CACHE_BYTES = 1 << 30
-"""Memory for decoded input chunks: the least, and the most where chunks are large."""
+"""Smallest and largest memory for decoded input chunks; more is used for large chunks."""
 
 
 def make_blocks(
@@ -157,7 +157,7 @@ _budgets_lock = threading.Lock()
 
 @contextmanager
 def block_cache_of(budget: int) -> Iterator[None]:
-    """Give decoded input chunks this much memory meanwhile, beside what other volumes of this process got."""
+    """Add memory to the cache of decoded input chunks within the context; volumes of this process share the cache."""
     from volumen.data.caching.block_cache import BLOCKS
 
     with _budgets_lock:

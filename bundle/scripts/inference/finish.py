@@ -1,4 +1,4 @@
-"""From the weighted sums of a block to stored values on disk."""
+"""Converts the weighted sums of a block to stored values and writes them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BlockFinisher:
     def results(
         self, box: tuple[slice, ...], values: np.ndarray | None, empty: list[tuple[slice, ...]]
     ) -> list[tuple[str, np.ndarray]]:
-        """Return what is stored of every target for a block, 0 where it is empty."""
+        """Return the stored values of every target for a block, 0 where it is empty."""
         shape = tuple(part.stop - part.start for part in box)
         if values is None:
             return [(s.head.name, np.full((s.channels, *shape), s.empty, s.dtype)) for s in self._stored]

@@ -1,7 +1,7 @@
-"""What test-time augmentation costs and gains: time on the first windows, Dice where the dataset has labels.
+"""Measures the cost and gain of test-time augmentation: time on the first windows, Dice if the dataset has labels.
 
-The unaugmented prediction is the augmentation's first pass, so it is blended beside the augmented one and compared with
-the labels block by block: the Dice of both is that of whole volumes, and costs no forward pass.
+The first pass of an augmentation is the unaugmented prediction. It is blended beside the augmented one, and both are
+compared with the labels block by block. So both Dice scores are those of whole volumes and need no more forward passes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Labels:
 
     Args:
         label: the label volume.
-        mask: where it counts (above 0), or None for everywhere.
-        ignore: value of the label that means unknown, or None.
+        mask: voxels above 0 are compared; None: all voxels.
+        ignore: label value that means unknown, or None.
     """
 
     label: Volume
@@ -42,12 +42,12 @@ class Labels:
 
 
 def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) -> dict[str, Labels]:
-    """Return the labels of an image in the `images` folder of a dataset, by target; none where there is no such.
+    """Return the labels of an image in the `images` folder of a dataset, by target; empty for other images.
 
     Args:
         image: path of the image.
-        heads: outputs; those that are probabilities are looked for.
-        config: the checkpoint's snapshot, which knows ignored values.
+        heads: outputs; labels are searched for those that are probabilities.
+        config: the checkpoint's snapshot, which states the ignored values.
     """
     from volumen.data.formats.opening import open_volume
     from volumen.data.labels.label_channels import label_rule, open_label
@@ -78,7 +78,7 @@ def find_labels(image: str, heads: Sequence[Head], config: Mapping[str, Any]) ->
 
 
 def _laid(volume: Volume, image: Volume) -> Volume:
-    """Return a label or mask as it lies over its image."""
+    """Return a label or mask in the place and axis order of its image."""
     from volumen.data.placement import aligned_to_grid
 
     return aligned_to_grid(volume, image.geometry, image.shape, image.source)
@@ -123,12 +123,12 @@ class GainMeter:
         label = truth.label.read(region)
         mask = None if truth.mask is None else truth.mask.read(region)
         found = known_voxels(label, mask, truth.ignore)
-        known = np.ones(label.shape[1:], bool) if found is None else found
-        wanted = _classes(label, stored.head)
+        valid = np.ones(label.shape[1:], bool) if found is None else found
+        expected = _classes(label, stored.head)
         counts = [
             [
-                [int((one & other & known).sum()), int((one & known).sum()) + int((other & known).sum())]
-                for one, other in zip(_classes(stored.convert(result), stored.head), wanted, strict=True)
+                [int((one & other & valid).sum()), int((one & valid).sum()) + int((other & valid).sum())]
+                for one, other in zip(_classes(stored.convert(result), stored.head), expected, strict=True)
             ]
             for result in (plain, augmented)
         ]
@@ -137,7 +137,7 @@ class GainMeter:
 
 
 def _classes(labels: np.ndarray, head: Head) -> list[np.ndarray]:
-    """Return where each foreground class is: one bool array per class."""
+    """Return one bool array per foreground class, True in its voxels."""
     if head.activation == "softmax":
         return [labels[0] == number for number in range(1, head.channels)]
     return [channel > 0 for channel in labels]
@@ -150,24 +150,24 @@ def add_overlaps(total: dict[str, np.ndarray], more: Mapping[str, np.ndarray]) -
 
 
 def dice(overlaps: np.ndarray) -> tuple[float, float]:
-    """Return the mean Dice over classes without and with augmentation; NaN where neither truth nor result has any."""
+    """Return the mean Dice over classes without and with augmentation; NaN if no class occurs in truth or result."""
     both, sizes = overlaps[..., 0], overlaps[..., 1].astype(float)
     with np.errstate(invalid="ignore"):
         scores = np.where(sizes > 0, 2 * both / sizes, np.nan)
-    known = ~np.isnan(scores).any(axis=0)
-    plain, augmented = scores[:, known].mean(axis=1) if known.any() else (np.nan, np.nan)
+    defined = ~np.isnan(scores).any(axis=0)
+    plain, augmented = scores[:, defined].mean(axis=1) if defined.any() else (np.nan, np.nan)
     return float(plain), float(augmented)
 
 
 @dataclass(frozen=True)
 class AugmentationReport:
-    """What an augmentation cost and gained for one volume.
+    """Cost and gain of an augmentation for one volume.
 
     Args:
         mode: "mirror" or "rotate".
         passes: forward passes per window.
-        factor: time of a window in the network against that of one pass, or None where none was measured.
-        dice: without and with, by target, where the volume has labels.
+        factor: time of all passes of a window divided by the time of one pass; None if not measured.
+        dice: Dice without and with augmentation by target; empty if the volume has no labels.
     """
 
     mode: str

@@ -1,4 +1,4 @@
-"""Whether an image is as bright as those that a network was trained on."""
+"""Checks whether an image's intensities resemble those of the training volumes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ logger = logging.getLogger(__name__)
 
 SAMPLED_BLOCKS = 8
 _LEAST_SHARE = 0.4
-"""Width of an image's intensities, of the narrowest training volume's, below which it is too dark or flat."""
+"""Smallest width of an image's intensities, as a share of the narrowest training volume's; below it is too flat."""
 _MOST_BEYOND = 0.5
-"""How far, in widths of the training's range, an image may reach beyond it."""
+"""How far an image may reach beyond the range of the training volumes, as a share of that range's width."""
 _MOST_SHIFT = 0.4
-"""How far, in such widths, its mean may lie beside the means of the training volumes."""
+"""How far its mean may lie outside the means of the training volumes, as a share of the same width."""
 
 
 def check_intensities(config: Mapping[str, Any], normalizer: Normalizer, image: Volume) -> None:
-    """Warn where an image's intensities are unlike those of the training volumes; nothing is read twice for it.
+    """Warn if an image's intensities are unlike those of the training volumes.
 
-    A sample of blocks is compared by percentiles and mean, whatever the normalisation. Where each volume is normalised
-    by its own statistics there is nothing to compare, and checkpoints of earlier versions may not say enough.
+    A sample of blocks is compared by percentiles and mean, independent of the normalisation. Nothing is compared if
+    each volume is normalised by its own statistics, or if the checkpoint, of an earlier version, lacks the statistics.
 
     Args:
         config: the snapshot of the training, which holds `trained_intensities`.
@@ -42,10 +42,10 @@ def check_intensities(config: Mapping[str, Any], normalizer: Normalizer, image: 
     try:
         sampled = sample_values(image, SAMPLED_BLOCKS)
     except UNREADABLE:
-        return  # logged where it is predicted
+        return  # the prediction reports it
     for number, (values, trained) in enumerate(zip(sampled, known, strict=True)):
         if trained["percentile_00_5"][0] > 0:
-            # The fill around tissue, of which the training volumes had none.
+            # 0 is then padding around the tissue, which the training volumes did not have.
             values = values[values != 0]
         found = channel_statistics(values)
         if is_unlike(found, trained):
@@ -62,7 +62,7 @@ def check_intensities(config: Mapping[str, Any], normalizer: Normalizer, image: 
 
 
 def trained_ranges(config: Mapping[str, Any]) -> list[Mapping[str, Sequence[float]]]:
-    """Return what a snapshot says of the training volumes' intensities, per channel; empty where it does not.
+    """Return the intensities of the training volumes from a snapshot, per channel; empty if it lacks them.
 
     Returns:
         Per channel "mean", "percentile_00_5" and "percentile_99_5", each the smallest and largest of all volumes.
@@ -70,7 +70,7 @@ def trained_ranges(config: Mapping[str, Any]) -> list[Mapping[str, Sequence[floa
     dataset = config.get("dataset_config", {})
     if dataset.get("trained_intensities"):
         return list(dataset["trained_intensities"])
-    # Before these were written, what the normalisation knew.
+    # Snapshots of earlier versions hold only the statistics of the normalisation.
     channels = (dataset.get("intensity_properties") or {}).get("channels") or []
     return [
         {
@@ -83,11 +83,11 @@ def trained_ranges(config: Mapping[str, Any]) -> list[Mapping[str, Sequence[floa
 
 
 def is_unlike(found: Mapping[str, float], trained: Mapping[str, Sequence[float]]) -> bool:
-    """Whether a channel's intensities are unlike those of training, see the module's limits.
+    """Whether a channel's intensities are unlike those of training, by the limits at the top of this module.
 
     Args:
         found: statistics of an image's channel.
-        trained: of the training volumes, see `trained_ranges`.
+        trained: statistics of the training volumes, see `trained_ranges`.
     """
     low, high = found["percentile_00_5"], found["percentile_99_5"]
     lowest, highest = trained["percentile_00_5"][0], trained["percentile_99_5"][1]

@@ -1,4 +1,4 @@
-"""Which volumes a request means, and where the prediction of each goes."""
+"""Finds the volumes of a request and chooses the output of each."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Job:
 
     Args:
         image: the volume.
-        output: the OME-Zarr group, the one that is streamed into where files are wanted.
-        mask: volume that is predicted where it is above 0, or None.
-        export: the files wanted, or None for the group itself.
+        output: the OME-Zarr group; a temporary one if files are exported.
+        mask: voxels above 0 are predicted; None: all voxels.
+        export: the files to write; None: the group itself is the output.
     """
 
     image: Volume
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def shown(self) -> str:
-        """The path that a user looks for: the group, or the record of the files."""
+        """The path to show to the user: the group, or the record of the files."""
         return str(self.export.sidecar if self.export else self.output)
 
 
@@ -45,7 +45,7 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> l
         ndim: spatial axes of the network.
 
     Raises:
-        VolumenError: nothing there, an unreadable image, or a mask that is missing or of another shape.
+        VolumenError: no image, an unreadable image, or a mask that is missing or of another shape.
     """
     from volumen.data.formats.opening import open_volume
 
@@ -62,12 +62,12 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> l
 
 
 def volume_items(source: str, mask: str | None = None, ndim: int | None = None) -> list[dict[str, str]]:
-    """Return the images of a path as MONAI items: {"image": path} and, where there are masks, its "mask".
+    """Return the images of a path as MONAI items: {"image": path} and, if masks are given, its "mask".
 
     Args:
         source: an image, a folder of images, or a dataset with an `images` folder.
         mask: a volume for one image, else a folder with one per image; None for none.
-        ndim: 3 takes a folder of numbered slices for one image, not for many in 2D; None does not know.
+        ndim: spatial axes of the network; with 3, a folder of numbered slices is one image, otherwise many.
 
     Raises:
         VolumenError: no image, or a mask that is missing.
@@ -83,7 +83,7 @@ def volume_items(source: str, mask: str | None = None, ndim: int | None = None) 
 
 
 def open_mask(path: str | Path, image: Volume) -> Volume:
-    """Open the mask of an image; a mask of fractions counts where it is not 0.
+    """Open the mask of an image; a floating-point mask selects the voxels that are not 0.
 
     Raises:
         VolumenError: it is unreadable, of another shape, or has several channels that differ.
@@ -99,18 +99,18 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
 
 
 def make_job(
-    image: Volume, mask: Volume | None, output: str, targets: tuple[str, ...], wanted: str | None
+    image: Volume, mask: Volume | None, output: str, targets: tuple[str, ...], required: str | None
 ) -> Job:
-    """Return where the prediction of an image goes.
+    """Return the job of an image, with the place of its output.
 
     Args:
         image: the volume.
-        mask: predicted where it is above 0, or None.
+        mask: voxels above 0 are predicted; None: all voxels.
         output: `NAME.zarr`, `NAME.tif` or `NAME.nii.gz` of one image, else a folder.
         targets: names of the outputs.
-        wanted: format, or None to go by the output's name.
+        required: format, or None to choose it by the output's name.
     """
-    kind, suffix = format_of(output, wanted)
+    kind, suffix = format_of(output, required)
     folder, name = Path(output), volume_name(image.source)
     if suffix:
         folder, name = folder.parent, folder.name[: -len(suffix)]
@@ -141,15 +141,15 @@ def image_paths(source: str) -> list[str]:
         try:
             found.append((str(entry), detect_format(entry)))
         except VolumenError:
-            # Another kind of file is passed over; a volume that is damaged would be missed only later.
+            # Other files are ignored, but a damaged volume must not be left out in silence.
             if split_suffix(entry.name)[1] is not None or unsupported_container(entry.name) is not None:
                 raise
-    # PNG files beside volumes of other formats are pictures of them.
+    # PNG files beside volumes of other formats are usually pictures of them.
     return [name for name, kind in found if kind != "png"] or [name for name, _ in found]
 
 
 def is_stack(source: str) -> bool:
-    """Tell whether a path is a folder of numbered 2D slices, and no dataset with a folder of images."""
+    """Whether a path is a folder of numbered 2D slices, and no dataset with a folder of images."""
     from volumen.data.formats.slice_stack import holds_slices
 
     path = Path(source)

@@ -71,7 +71,7 @@ def predict(
         predictor: the request's network or ensemble where it is loaded already.
 
     Raises:
-        VolumenError: for whatever a user can set right.
+        VolumenError: an error that the user can correct.
     """
     if request.nworkers < 1:
         raise VolumenError("--nworkers", expected="at least 1", found=request.nworkers)
@@ -86,7 +86,7 @@ def predict(
         with open_cluster(request) as cluster:
             return PredictReport(predict_shared(cluster, predictor, jobs, request, progress))
     for job in jobs:
-        check_kind(predictor, job.image)  # of all, before the first is predicted
+        check_kind(predictor, job.image)  # every image, before the first one is predicted
     reports = []
     for job in jobs:
         told = None if progress is None else Progress(volume_name(job.image.source), progress)
@@ -101,13 +101,13 @@ def predict_shared(
     request: PredictRequest,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[VolumeReport, ...]:
-    """Predict volumes, as many at once as there are workers.
+    """Predict as many volumes at the same time as there are workers.
 
     Args:
         cluster: the workers.
-        predictor: where the network comes from.
+        predictor: the network, which workers load from its checkpoint.
         jobs: the volumes.
-        request: how.
+        request: the settings.
         progress: as for `predict`.
     """
     cluster.sharers = min(len(jobs), max(1, cluster.workers))
@@ -127,7 +127,7 @@ def predict_shared(
 
 
 def output_names(predictor: Predictor, request: PredictRequest) -> tuple[str, ...]:
-    """Return the names of the arrays that a prediction leaves: the heads', then the instances'."""
+    """Return the names of the arrays that a prediction writes: those of the heads, then those of the instances."""
     extra = instance_stored(request.instances)
     return tuple(item.name for item in (*predictor.heads(request.targets), *(s.head for s in extra)))
 
@@ -144,13 +144,13 @@ def predict_volume(
 
     Args:
         predictor: the network.
-        job: the volume, and where its prediction goes.
-        request: how.
-        progress: told of settled windows.
-        cluster: the workers of a request that is shared; None to open it for this volume.
+        job: the volume, and where its prediction is written.
+        request: the settings.
+        progress: counts finished windows.
+        cluster: the workers of a shared request; None: opened for this volume.
 
     Raises:
-        VolumenError: the image does not fit the network, the output is another's, or space runs out.
+        VolumenError: the image does not fit the network, the output holds something else, or space runs out.
     """
     if request.is_shared and cluster is None:
         from volumen.inference.distributed.cluster import open_cluster
@@ -200,7 +200,7 @@ def predict_volume(
 def report_augmentation(
     work: VolumeWork, predictor: Predictor, counts: StreamCounts
 ) -> AugmentationReport | None:
-    """Return what test-time augmentation cost and gained, or None where there was none."""
+    """Return the cost and gain of test-time augmentation, or None if there was none."""
     if work.request.tta == "none":
         return None
     plain, every = counts.seconds
@@ -219,10 +219,10 @@ def _seen_patch(work: VolumeWork) -> tuple[int, ...]:
 
 
 def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision: str) -> VolumeWork:
-    """Return what is to be done for a volume, after checking that it can be.
+    """Check a volume and the settings; return everything that decides the volume's prediction.
 
     Raises:
-        VolumenError: the image does not fit the network, or settings that cannot be.
+        VolumenError: the image does not fit the network, or a setting is impossible.
     """
     image = job.image
     check_image(predictor, image)
@@ -322,7 +322,7 @@ def _check_names(stored: Sequence[Stored]) -> None:
     """Refuse an image that would be stored in the group of the label maps.
 
     Raises:
-        VolumenError: a target called "labels" is stored beside label maps, and is none itself.
+        VolumenError: a target named "labels", which is no label map itself, is stored beside label maps.
     """
     groups = {target_group(item) for item in stored}
     if LABELS in groups and any(group.startswith(f"{LABELS}/") for group in groups):
@@ -334,18 +334,18 @@ def _check_names(stored: Sequence[Stored]) -> None:
 
 
 def class_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return the names of classes by target, of targets that have them, from the settings of a training."""
+    """Return the names of classes by target from a training's settings; targets without names are left out."""
     targets = (config.get("dataset_config") or {}).get("targets") or {}
     return {name: tuple(entry["classes"]) for name, entry in targets.items() if entry.get("classes")}
 
 
 def turn_to_training(predictor: Predictor, image: Volume, heads: Sequence[Head]) -> AxisTurn | None:
-    """Return how an image's axes are turned to run as those of the training volumes; None where they do.
+    """Return the turn that gives an image the axis directions of the training volumes; None if it has them already.
 
-    The network sees turned windows, and its outputs are turned back, so that a prediction has its image's axes.
+    The network receives turned windows, and its outputs are turned back, so that a prediction has its image's axes.
 
     Raises:
-        VolumenError: the axes run otherwise, and a head's channels depend on directions that cannot be turned back.
+        VolumenError: the directions differ, and a head's channels depend on directions that cannot be turned back.
     """
     trained, own = predictor.orientation, image.geometry.orientation
     if trained is None or own is None or len(trained) != len(own):
@@ -384,10 +384,10 @@ def _make_here(
 def open_state(
     job: Job, recipe: Mapping[str, Any], plan: PredictPlan, *, overwrite: bool
 ) -> OutputState | None:
-    """Return the state of a job's output to write into, or None where all is done already.
+    """Open the state of a job's output; return None if the prediction is already finished.
 
     Raises:
-        VolumenError: the output is another's.
+        VolumenError: the output holds something else.
     """
     if job.export is not None and job.export.settle(recipe, overwrite=overwrite):
         return None
@@ -397,7 +397,7 @@ def open_state(
 
 @contextmanager
 def telling_of_full_disk(where: str) -> Iterator[None]:
-    """Turn the error of a full disk into one that says what to do."""
+    """Turn the error of a full disk into one that names a remedy."""
     try:
         yield
     except OSError as error:
@@ -411,10 +411,10 @@ def telling_of_full_disk(where: str) -> Iterator[None]:
 
 
 def check_kind(predictor: Predictor, image: Volume) -> None:
-    """Refuse an image that the network cannot take.
+    """Refuse an image that the network cannot process.
 
     Raises:
-        VolumenError: another number of axes or channels, or fractions where nothing says what range they have.
+        VolumenError: the number of axes or channels differs, or values are floating-point and their range is unknown.
     """
     ndim = len(predictor.patch_size)
     if len(image.shape) != ndim:
@@ -439,13 +439,13 @@ def check_kind(predictor: Predictor, image: Volume) -> None:
 
 
 def _is_scaled_by_type(predictor: Predictor) -> bool:
-    """Whether the training images were brought to [0, 1] by their type alone, which is done with uint8 only."""
+    """Whether training scaled its images to [0, 1] by the range of their type, which it does for uint8 only."""
     dataset = predictor.config.get("dataset_config") or {}
     return dataset.get("normalization_scheme") == "unit" and not dataset.get("intensity_properties")
 
 
 def check_image(predictor: Predictor, image: Volume) -> None:
-    """Compare an image with what the network was trained on; what differs but can be predicted is a warning.
+    """Compare an image with the training images; log a warning for differences that do not prevent a prediction.
 
     Raises:
         VolumenError: see `check_kind`.
@@ -465,7 +465,7 @@ def check_image(predictor: Predictor, image: Volume) -> None:
 
 
 def _check_spacing(predictor: Predictor, image: Volume) -> None:
-    """Warn of a voxel size that the training volumes did not have; without units only the ratios of axes compare."""
+    """Warn of a voxel size unlike the training volumes'; without units only the ratios of axes are compared."""
     warn_impossible(image)
     if predictor.resamples:
         return
@@ -473,9 +473,9 @@ def _check_spacing(predictor: Predictor, image: Volume) -> None:
     own = image.geometry.in_unit(trained.unit)
     if own.spacing is None or trained.spacing is None:
         return
-    sizes, known = own.spacing, predictor.orientation
-    if known is not None and image.geometry.orientation is not None and len(known) == len(sizes):
-        sizes = nearest_turn(directions_of(known), image.geometry)[0].of_axes(sizes)
+    sizes, directions = own.spacing, predictor.orientation
+    if directions is not None and image.geometry.orientation is not None and len(directions) == len(sizes):
+        sizes = nearest_turn(directions_of(directions), image.geometry)[0].of_axes(sizes)
     ratios = [a / b for a, b in zip(sizes, trained.spacing, strict=True)]
     if own.unit is None or own.unit != trained.unit:
         ratios = [ratio / ratios[0] for ratio in ratios]
@@ -500,13 +500,13 @@ def make_plan(
 
     Args:
         predictor: the network.
-        shape: of the volume.
-        heads: outputs wanted.
-        request: how.
+        shape: spatial shape of the volume.
+        heads: outputs to predict.
+        request: the settings.
         turn: how windows are turned for the network; its patch size is along the network's axes.
 
     Raises:
-        VolumenError: a region outside the volume, an overlap or a patch that cannot be.
+        VolumenError: a region outside the volume, or an impossible overlap or patch.
     """
     patch = predictor.check_patch(request.patch_size or predictor.patch_size)
     seen = shape if turn is None else turn.of_axes(shape)
@@ -555,7 +555,7 @@ def tell_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual
 
 
 def settle_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:
-    """Return a region with every bound spelled out.
+    """Return a region with a number for every bound.
 
     Raises:
         VolumenError: another number of axes, or bounds outside the volume.
@@ -577,7 +577,7 @@ def stored_as(head: Head, request: PredictRequest) -> Stored:
     """
     kind = "labels" if request.threshold is not None else request.dtype
     if not head.is_probability and format_of(request.output, request.format)[0] != "zarr":
-        kind = "float32"  # few programs read files of float16
+        kind = "float32"  # few programs read float16 files
     if kind == "labels" and request.instances is not None and head.name in request.instances.sources:
         kind = "uint8"
     try:
@@ -587,10 +587,10 @@ def stored_as(head: Head, request: PredictRequest) -> Stored:
 
 
 def cleaning_rules(request: PredictRequest, stored: list[Stored]) -> CleaningRules:
-    """Return what is done to the label maps.
+    """Return the rules by which label maps are cleaned.
 
     Raises:
-        VolumenError: rules for what is not stored as labels, or holes of a map with several classes.
+        VolumenError: nothing is stored as labels, or holes are to be filled in a map with several classes.
     """
     rules = CleaningRules(request.min_size, request.keep_largest, request.fill_holes)
     if rules.does_nothing:
@@ -613,11 +613,11 @@ def blocks_outside_mask(mask: Volume | None, plan: PredictPlan) -> np.ndarray | 
     """Return the blocks that no stored chunk of a mask touches, so that nothing is predicted in them.
 
     Args:
-        mask: predicted where it is not 0, or None.
+        mask: voxels that are not 0 are predicted; None: all voxels.
         plan: windows and blocks.
 
     Returns:
-        Bool, shape `plan.blocks`; None where nothing tells which chunks of the mask are stored, or all are.
+        Bool, shape `plan.blocks`; None if it is unknown which chunks of the mask are stored, or all are.
     """
     from volumen.data.formats.zarr_arrays.stored_chunks import absent_everywhere_but
 
@@ -634,12 +634,12 @@ def blocks_outside_mask(mask: Volume | None, plan: PredictPlan) -> np.ndarray | 
 
 
 def check_space(output: Path, work: VolumeWork, share: float = 1.0) -> None:
-    """Compare the free space with what the output needs.
+    """Compare the free space with the size of the output.
 
     Args:
-        output: where it goes.
-        work: what is predicted.
-        share: of the blocks that hold anything.
+        output: folder of the output.
+        work: the volume's prediction.
+        share: share of the blocks that are not empty.
 
     Raises:
         VolumenError: not even a fifth of the uncompressed size is free.
@@ -656,13 +656,15 @@ def check_space(output: Path, work: VolumeWork, share: float = 1.0) -> None:
     if free < needed / 5:
         raise VolumenError(
             folder,
-            expected=f"{_told(needed / 5)} to {_told(needed)} of free space",
-            found=_told(free),
+            expected=f"{_size_text(needed / 5)} to {_size_text(needed)} of free space",
+            found=_size_text(free),
             remedy="make room, predict fewer targets, or a --region",
         )
     if free < needed:
-        logger.warning("%s: %s free for up to %s before compression", folder, _told(free), _told(needed))
+        logger.warning(
+            "%s: %s free for up to %s before compression", folder, _size_text(free), _size_text(needed)
+        )
 
 
-def _told(size: float) -> str:
+def _size_text(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"

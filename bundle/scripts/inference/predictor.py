@@ -1,4 +1,4 @@
-"""A trained network with everything that its checkpoint says about using it."""
+"""Loads a trained network with all information of its checkpoint that prediction needs, and runs it on windows."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Predictor:
     """A network ready to predict.
 
     Args:
-        network: gives a dict of logits (B, K, *patch) for windows (B, C, *patch) and takes `targets=`.
+        network: returns a dict of logits (B, K, *patch) for windows (B, C, *patch) and accepts `targets=`.
         config: the experiment's snapshot, by section.
         targets: the network's outputs by name.
-        normalizer: as in training; `for_volume` gives what maps a volume's raw values to float32.
-        patch_size: the window that the network was trained on.
-        spacing: voxel size that it was trained on, or None.
+        normalizer: as in training; `for_volume` returns the function from a volume's raw values to float32.
+        patch_size: the window with which the network was trained.
+        spacing: voxel size of the training volumes, or None.
         unit: unit of the spacing, or None.
         resamples: whether images of another voxel size are resampled to `spacing`, as in training.
         orientation: where the axes of its volumes ran to, such as "SAR", or None.
@@ -100,7 +100,7 @@ class Predictor:
         """Return the heads of the named targets, or all.
 
         Raises:
-            VolumenError: for a target that the network does not have.
+            VolumenError: the network has no such target.
         """
         for name in names or ():
             if name not in self.targets:
@@ -117,7 +117,7 @@ class Predictor:
         return fit_window(patch_size, shape, self.divisor) if self.divisor else tuple(patch_size)
 
     def check_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
-        """Return a window size after checking that the network can take it.
+        """Check that the network can process a window size, and return it.
 
         Raises:
             VolumenError: wrong number of axes, or a side that the network's strides do not divide.
@@ -138,17 +138,17 @@ def load_predictor(
     *,
     strict: bool | None = None,
 ) -> Predictor:
-    """Load a checkpoint for prediction; it alone is enough.
+    """Load a checkpoint for prediction; no other file is needed.
 
     Args:
         checkpoint_path: a file with the keys `model`, `model_config` and `config`.
-        device: where the network goes.
-        network: gets the weights; None builds it as the checkpoint says.
-        strict: refuse a checkpoint that lacks or adds weights; False warns of them; None for what it says itself
-            (`inference_config.load_strict`).
+        device: device of the network.
+        network: receives the weights; None: built from the checkpoint's `model_config`.
+        strict: refuse a checkpoint that lacks or adds weights; False: warn of them; None: as its own setting
+            `inference_config.load_strict` states.
 
     Raises:
-        VolumenError: no such file, not a checkpoint, lacks a key, or weights that do not fit.
+        VolumenError: no such file, not a checkpoint, a missing key, or weights that do not fit.
     """
     from volumen.checkpoints.finetune import inference_weights
     from volumen.networks.multihead import MultiHeadDynUNet
@@ -202,7 +202,7 @@ def load_predictor(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's content on the CPU, weights only.
+    """Return a checkpoint's content on the CPU, read without executing code (`weights_only`).
 
     Raises:
         VolumenError: no such file, unreadable, or without the keys that prediction needs.
@@ -214,7 +214,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = verify_checksum(state, path)
     description = path.with_suffix(".json")
     if isinstance(state, dict) and "model" not in state and description.is_file():
-        # A released model: the weights alone, as MONAI reads them, with the rest of the checkpoint beside them.
+        # A released model: one file with the weights alone, as MONAI reads them, and a JSON file with the rest.
         state = {**_read_description(description), "model": state}
     missing = [key for key in ("model", "model_config") if not isinstance(state, dict) or key not in state]
     if missing:
@@ -242,7 +242,7 @@ def read_heads(
 
     Args:
         heads: `final_config["heads"]`.
-        config: the snapshot; without it one channel is read as a sigmoid, several as a softmax.
+        config: the snapshot; without it, one channel is interpreted as a sigmoid, several as a softmax.
         ndim: spatial axes of the network.
     """
     labelled = config.get("dataset_config", {}).get("targets", {})
@@ -262,7 +262,7 @@ def read_heads(
         kind = target.get("kind") or {"softmax": "multiclass", "none": "field"}.get(
             activation, "binary" if channels == 1 else "multilabel"
         )
-        # The values of a label do not turn, whatever they are.
+        # Values of a label are scalars: a turn of the image moves them but does not change them.
         layout = make_layout(["scalars"], ndim, channels)
         result[name] = Head(name, channels, activation, kind, layout)
         if not target:
@@ -300,21 +300,21 @@ def file_checksum(path: Path) -> str:
 
 
 def _turned_back(turn: AxisTransform, head: Head, output: Tensor) -> Tensor:
-    """Bring a head's output (B, C, *patch) for a turned window back, its components too where they are known."""
+    """Turn a head's output (B, C, *patch) for a turned window back; also its components if their layout is stated."""
     return turn.undo(output) if head.layout is None else turn.undo_components(output, head.layout)
 
 
 class WindowNetwork:
-    """Runs a batch of windows through the network and gives what is accumulated.
+    """Runs a batch of windows through the network and returns the weighted values to accumulate.
 
     Args:
         predictor: the network and its outputs.
-        heads: the outputs wanted; only their decoders run.
+        heads: the outputs to compute; only their decoders run.
         patch_size: shape of a window.
         tta: test-time augmentation, see `volumen.inference.windows.tta.transforms`.
         precision: "float32", "bfloat16" or "float16".
-        compare: whether the outputs without augmentation follow those with it, on further channels.
-        turn: how windows are turned before the network sees them; the outputs are turned back. None for not.
+        compare: whether to append the outputs without augmentation as further channels.
+        turn: how windows are turned before they enter the network; the outputs are turned back. None: not turned.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class WindowNetwork:
         self.channels = sum(head.blended_channels for head in self.heads) * (2 if compare else 1)
         self.timed = 0
         self.seconds = (0.0, 0.0)
-        """Of the first batches, where windows are augmented: in the unaugmented pass, and in all."""
+        """Time of the first batches in the unaugmented pass and in all passes; 0 without augmentation."""
         check_layouts(self.heads, tta)
         self.base = None if turn is None else AxisTransform(turn.order, turn.flips)
         seen = tuple(patch_size) if turn is None else turn.of_axes(tuple(patch_size))
@@ -383,7 +383,7 @@ class WindowNetwork:
         return (total if plain is None else torch.cat([total, plain], dim=1)).cpu().numpy()
 
     def _counts(self, patch_size: tuple[int, ...]) -> Tensor:
-        """Return how many turned windows say something: one number, or (blended channels, *patch)."""
+        """Return how many turned windows have a value: one number, or (blended channels, *patch)."""
         if all(part.kind != "offsets" for head in self.heads for part in head.layout or ()):
             return torch.tensor(float(len(self.turns)))
         counts = torch.zeros(sum(head.blended_channels for head in self.heads), *patch_size)
@@ -395,7 +395,7 @@ class WindowNetwork:
         return counts
 
     def _clock(self) -> float:
-        """Return the time, after the device has done its work where it is measured."""
+        """Return the time after the device has finished its work; 0 if no time is measured."""
         if len(self.turns) == 1 or self.timed > TIMED_BATCHES:
             return 0.0
         if self.device.type == "cuda":
@@ -406,7 +406,7 @@ class WindowNetwork:
         if len(self.turns) == 1 or self.timed > TIMED_BATCHES:
             return
         if self.timed == 1:
-            self.seconds = (0.0, 0.0)  # a first batch warms up
+            self.seconds = (0.0, 0.0)  # the first batch is a warm-up
         self.seconds = (self.seconds[0] + first - began, self.seconds[1] + self._clock() - began)
         self.timed += 1
 
@@ -427,10 +427,10 @@ def predict_array(
     Args:
         predictor: the network.
         image: raw image, shape (C, *space).
-        targets: targets wanted; None for all.
-        patch_size: window; None for that of the training. It shrinks to smaller images.
+        targets: targets to predict; None for all.
+        patch_size: window; None: as in training. It shrinks for smaller images.
         overlap: share of a window that the next one covers.
-        batch_size: windows given to the network at once.
+        batch_size: windows per forward pass.
         precision: "float32", "bfloat16" or "float16".
         spacing: voxel size of the image per axis, in the unit of the training; of use where the network was trained
             at one voxel size (`target_spacing`), to which the image is resampled.

@@ -1,4 +1,4 @@
-"""What a prediction leaves: arrays, cleaned labels, pyramids, files, and the mark that it is finished."""
+"""Creates and completes the outputs of a prediction: arrays, cleaned labels, pyramids, files, the finished mark."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 class Outputs:
     """The outputs of one volume, from empty arrays to the finished mark.
 
-    Label maps that are to be cleaned are first written below the state folder, so that cleaning can be
+    Label maps that will be cleaned are first written below the state folder, so that cleaning can be
     repeated from the start after an interruption.
 
     Args:
-        work: the volume, and what is stored of it and how.
+        work: the volume's prediction.
         sparse: coarsen only the chunks that have a file, since most have none.
     """
 
@@ -56,7 +56,7 @@ class Outputs:
             self.sinks = dict.fromkeys(grid.stored, grid)
 
     def create(self) -> None:
-        """Create the arrays that are not there yet."""
+        """Create the arrays that do not exist yet."""
         for arrays in self._arrays:
             arrays.create()
 
@@ -65,7 +65,7 @@ class Outputs:
 
         Args:
             state: state of the output folder.
-            run: makes the blocks of a pass.
+            run: computes the blocks of a pass.
         """
         if self._work.resampling is not None:
             run(StoredGridPass(self._work))

@@ -1,4 +1,4 @@
-"""How far a prediction is, counted in windows and in the blocks of each pass."""
+"""Counts the progress of a prediction in windows and in the blocks of each pass."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Counts settled windows of one volume, or of several that are predicted at once.
+    """Counts finished windows of one volume, or of several that are predicted at the same time.
 
     Args:
-        name: what is told of them.
-        tell: called with the name, what is done and all of it.
-        stages: whether what follows the windows is told as well.
+        name: name shown to the user.
+        tell: called with the name, the number finished and the total.
+        stages: whether the passes after the windows are reported as well.
     """
 
     def __init__(self, name: str, tell: Callable[[str, int, int], None], *, stages: bool = True) -> None:
@@ -21,7 +21,7 @@ class Progress:
         self._lock = threading.Lock()
 
     def expect(self, windows: int) -> None:
-        """Add windows to those that are to be settled."""
+        """Add windows to the total."""
         with self._lock:
             self._total += windows
 
@@ -31,6 +31,6 @@ class Progress:
             self._tell(self._name, self._count, self._total)
 
     def stage(self, title: str, count: int, total: int) -> None:
-        """Tell how far a pass over the blocks of the volume is, as of `run_here`."""
+        """Report the progress of a pass over the blocks of the volume; see `run_here`."""
         if self._stages:
             self._tell(f"{self._name}, {title}", count, total)

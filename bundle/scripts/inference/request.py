@@ -1,4 +1,4 @@
-"""What to predict and how, and what was done: plain values."""
+"""The request of a prediction and its report, as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OpenBox = tuple[tuple[int | None, int | None], ...]
-"""Start and stop of each spatial axis, None for the volume's own."""
+"""Start and stop of each spatial axis; None: the volume's bound."""
 SEVERAL = "several processes or machines (needs volumen[dask])"
 
 
@@ -113,18 +113,18 @@ class PredictRequest(PredictionSettings):
 
 @dataclass(frozen=True)
 class VolumeReport:
-    """What was done for one volume.
+    """The result of predicting one volume.
 
     Args:
         input: the image.
         output: the OME-Zarr group, or the record of the files.
-        windows: windows that the network saw, those that several workers computed counted each time.
+        windows: windows that the network processed; a window that several workers computed counts several times.
         skipped: windows without content.
-        blocks: blocks written, in this run.
+        blocks: blocks written in this run.
         corrupt: boxes of the image that could not be read.
         seconds: wall time.
-        already_done: whether the output was finished before.
-        augmentation: what test-time augmentation cost and gained, over the blocks of this run; None without it.
+        already_done: whether the output was already finished.
+        augmentation: cost and gain of test-time augmentation over the blocks of this run; None without it.
     """
 
     input: str
@@ -140,13 +140,13 @@ class VolumeReport:
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What was done for every volume of a request."""
+    """The results for every volume of a request."""
 
     volumes: tuple[VolumeReport, ...] = field(default_factory=tuple)
 
 
 def log_report(report: PredictReport) -> None:
-    """Log what was done, a line per volume."""
+    """Log the results, one line per volume."""
     for volume in report.volumes:
         if volume.already_done:
             logger.info("%s: finished already, nothing to do", volume.output)

@@ -1,4 +1,4 @@
-"""What is done to predictions besides storing them: cleaning of label maps, and instances."""
+"""Rules for postprocessing: cleaning of label maps, and instances."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from volumen.utils.suggest import closest
 
 @dataclass(frozen=True)
 class CleaningRules:
-    """What is done to a label map; holes are filled before components are counted.
+    """How a label map is cleaned; holes are filled before components are counted.
 
     Args:
         min_size: components of fewer voxels are removed.
-        keep_largest: components kept of each class, the largest ones; None for all.
-        fill_holes: background that the border of the volume cannot be reached from is filled, up to this
-            many voxels a hole; 0 for none. Only where there is one class.
+        keep_largest: number of largest components of each class that remain; None: all.
+        fill_holes: holes of up to this many voxels are filled; 0: none. A hole is a component of the background that
+            does not touch the border of the volume. Only for maps with one class.
     """
 
     min_size: int = 0
@@ -44,17 +44,17 @@ class CleaningRules:
 
 @dataclass(frozen=True)
 class InstanceRules:
-    """What instances are made from, and how.
+    """The heads from which instances are computed, and the parameters.
 
     Args:
-        boundary: head that gives the probability of a wall between instances.
-        foreground: head that gives the probability of being inside any instance; None: everything is.
+        boundary: head with the probability of a wall between instances.
+        foreground: head with the probability of being inside any instance; None: all voxels are inside.
         affinities: head of `affinities`, instead of `boundary`.
-        threshold: probability from which on a voxel is wall, and foreground.
+        threshold: smallest probability at which a voxel is wall, and foreground.
         merge_threshold: fragments merge while the mean wall probability between them is below this.
         min_size: instances of fewer voxels are removed.
-        block: voxels per axis that are segmented at once; () chooses.
-        halo: context around a block, in smallest voxels.
+        block: voxels per axis that are segmented at once; (): chosen automatically.
+        halo: context around a block, in units of the smallest voxel side.
     """
 
     boundary: str | None = None
@@ -91,23 +91,23 @@ class InstanceRules:
 
     @property
     def name(self) -> str:
-        """What the array of instances is called."""
+        """Name of the array of instances."""
         return f"{self.sources[0]}_instances"
 
     def plain(self) -> dict[str, Any]:
-        """Return the rules as plain values, from which `read_rules` makes them again."""
+        """Return the rules as plain values, which `read_rules` can read again."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
 
 def read_rules(value: str | Mapping[str, Any] | InstanceRules | None) -> InstanceRules | None:
-    """Return the rules that a flag or a setting says.
+    """Return the rules that a flag or a setting states.
 
     Args:
-        value: "membrane" (a boundary; `settle_rules` sees to a head of affinities), "key=value,key=value" with the
+        value: "membrane" (a boundary; `settle_rules` detects a head of affinities), "key=value,key=value" with the
             keys of `InstanceRules`, block as 128x256x256, or a mapping with the same keys.
 
     Raises:
-        VolumenError: an unknown key, or a value that cannot be.
+        VolumenError: an unknown key, or an impossible value.
     """
     if value is None or isinstance(value, InstanceRules):
         return value
@@ -129,14 +129,14 @@ def read_rules(value: str | Mapping[str, Any] | InstanceRules | None) -> Instanc
 
 
 def settle_rules(rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]]) -> InstanceRules:
-    """Return rules that read each head as what it is.
+    """Return rules that use each head according to its task.
 
-    A boundary that is a head of affinities is read as such; a head of task `boundary` has its source's head as
-    the foreground unless another one is named.
+    A boundary that is a head of affinities becomes `affinities`. For a head of task `boundary`, the foreground is the
+    head of its source unless the rules name another one.
 
     Args:
-        rules: what was asked for.
-        tasks: the network's auxiliary tasks by name.
+        rules: the rules that the user gave.
+        tasks: the network's derived targets by name.
     """
     task = tasks.get(rules.boundary or "", {})
     if task.get("type") == "affinities":
@@ -147,7 +147,7 @@ def settle_rules(rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]]) -
 
 
 def offsets_of(task: Mapping[str, Any], ndim: int) -> tuple[tuple[int, ...], ...]:
-    """Return the offsets of an affinities task, those of the previous voxels where it names none."""
+    """Return the offsets of an affinities task; by default those of the previous voxel on each axis."""
     given = task.get("offsets") or [[-int(a == b) for b in range(ndim)] for a in range(ndim)]
     return tuple(tuple(int(step) for step in offset) for offset in given)
 

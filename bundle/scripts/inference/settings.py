@@ -1,4 +1,4 @@
-"""Settings of a prediction's request: from an experiment, to and from the record of a prediction."""
+"""Converts settings of a request: from an experiment, and to and from the record of a prediction."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PLACES = {
     "keep_largest": ("clean", "keep_largest"),
     "fill_holes": ("clean", "fill_holes"),
 }
-"""Where a record holds a setting that is not under its own name."""
+"""Path in a record of each setting that is not stored under its own name."""
 RECORDED_ELSEWHERE = ("mask", "amp")
-"""Settings of which a record holds what they led to: the mask's content, the precision of the device."""
+"""Settings that a record replaces by their effect: the mask's content, the precision of the device."""
 _ABSENT = object()
 
 
@@ -28,8 +28,8 @@ def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PredictRequest` that an `inference_config` holds, under their names there.
 
     Args:
-        section: an `inference_config`; nulls are left out, and keys that are no field, such as those that concern
-            the checkpoint or that another version of the program knew.
+        section: an `inference_config`; nulls are left out, and so are keys that are no field, such as those of the
+            checkpoint or of another version of the program.
     """
     field_of_key = {item.key: item.name for item in setting_fields(PredictRequest)}
     given: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def request_fields(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_settings(request: PredictionSettings) -> dict[str, Any]:
-    """Return the settings of a request as a record holds them, each at its place."""
+    """Return the settings of a request as a record stores them."""
     record: dict[str, Any] = {}
     for name in _recorded_names():
         *folders, key = PLACES.get(name, (name,))
@@ -55,7 +55,7 @@ def recorded_settings(request: PredictionSettings) -> dict[str, Any]:
 
 
 def settings_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a record holds; one that it does not know, as of an older version, is left out."""
+    """Return the settings in a record; those that it lacks, since an older version wrote it, are left out."""
     settings = {}
     for name in _recorded_names():
         place: Any = record

@@ -1,4 +1,4 @@
-"""One volume's prediction as a value: everything that decides its blocks, in this process or in another one."""
+"""One volume's prediction as a value: everything that decides its blocks; it can be sent to another process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class State(Protocol):
-    """Where blocks go, and who is told of them: `OutputState` or `WorkerState`."""
+    """Records finished blocks and unreadable boxes: `OutputState` or `WorkerState`."""
 
     output: Path
     folder: Path
@@ -53,20 +53,20 @@ class MemberWork:
 
 @dataclass(frozen=True)
 class VolumeWork:
-    """What is to be done for one volume; it can be sent to another process on a machine that sees the same files.
+    """Everything that decides one volume's prediction; another process with access to the same files can use it.
 
     Args:
-        job: the volume, and where its prediction goes.
-        request: how.
+        job: the volume, and where its prediction is written.
+        request: the settings.
         plan: windows and blocks.
-        stored: what is stored of each output.
-        rules: what is done to label maps.
+        stored: how each output is stored.
+        rules: how label maps are cleaned.
         normalizer: maps the volume's raw values to float32.
         precision: "float32", "bfloat16" or "float16".
-        spacing: voxel size where the image has none, per axis of the image, or None.
+        spacing: voxel size for an image that states none, per axis of the image, or None.
         nonfinite: "zero" or "refuse", for NaN and infinity in the image.
-        labels: the truth by target, with which an augmentation's gain is measured.
-        turn: how windows are turned for the network, whose training volumes had their axes otherwise; None for not.
+        labels: the truth by target, which measures an augmentation's gain.
+        turn: how windows are turned to the axis directions of the training volumes; None: not turned.
         classes: names of classes by target.
         others: what the further members of an ensemble do; empty for a single network.
         resampling: the network's grid, for an image whose voxel size is not that of the training; None for the
@@ -116,11 +116,11 @@ class VolumeWork:
 
     @property
     def voxel_size(self) -> tuple[float, ...]:
-        """Voxel size that computations use: the image's, else that of the training, else 1."""
+        """Voxel size that computations use: the image's, else that of the training volumes, else 1."""
         return self.job.image.spacing or self.spacing or (1.0,) * self.plan.ndim
 
     def with_absolute_paths(self) -> VolumeWork:
-        """Return the same work for a process with another working directory."""
+        """Return a copy for a process with another working directory."""
         job = self.job
         return replace(
             self,

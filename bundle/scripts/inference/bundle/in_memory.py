@@ -1,8 +1,8 @@
-"""Whole images in memory, for programs that call the bundle's transforms, network and inferer by themselves.
+"""Reads whole images into memory, for programs that call the bundle's transforms, network and inferer themselves.
 
 MONAI Label and the MONAI Deploy App SDK take `preprocessing`, `network_def`, `inferer` and `postprocessing` from
-`inference.yaml` and pass one image through them. They keep arrays in the order of NIfTI, (C, X, Y, Z); the network
-takes (C, Z, Y, X). `ReadVolumed` turns the axes on the way in, and `monai_order` turns results back.
+`inference.yaml` and pass one image through them. Their arrays have the axis order of NIfTI, (C, X, Y, Z); the network
+expects (C, Z, Y, X). `ReadVolumed` reverses the axes of images, and `monai_order` reverses those of results.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ _NO_CHANNEL = "no_channel"
 
 
 class ReadVolumed(MapTransform):
-    """Read images whole: `MetaTensor`s (C, Z, Y, X) or (C, Y, X) of the stored type.
+    """Read whole images as `MetaTensor`s (C, Z, Y, X) or (C, Y, X) of the stored type.
 
-    A path is read from any format of the data. An array or tensor is taken to be in MONAI's order, as its loaders and
-    the Deploy SDK give it: (X, Y, Z), or with a channel axis where `meta["original_channel_dim"]` says, else the last.
-    A volume that is opened already stays on disk, for prediction that streams.
+    A path may have any supported format. An array or tensor must have MONAI's axis order, as its loaders and the
+    Deploy SDK return it: (X, Y, Z), with a channel axis where `meta["original_channel_dim"]` states it, else the last.
+    A volume that is already open stays on disk, for a streamed prediction.
 
-    The result's `affine` is that of its own axes. In its `meta`, `spatial_shape` and `original_affine` are of the
-    axes X, Y, Z, so that results that are turned back lie where the image lies.
+    The result's `affine` belongs to its own axes. In its `meta`, `spatial_shape` and `original_affine` belong to the
+    axes X, Y, Z, so that reversed results have the place of the image.
 
     Args:
-        keys: of the images in a sample.
+        keys: keys of the images in a sample.
         spatial_dims: 2 or 3.
-        outputs: channels that the network gives, for the estimate of the memory that a prediction takes.
+        outputs: channels of the network's output, to estimate the memory of a prediction.
         allow_missing_keys: whether samples may lack an image.
     """
 
@@ -76,7 +76,7 @@ class ReadVolumed(MapTransform):
         """Read the images of a sample.
 
         Raises:
-            VolumenError: unreadable, of other dimensions than the network's, or too large for this machine's memory.
+            VolumenError: an image is unreadable, has other dimensions than the network, or does not fit in memory.
         """
         sample = dict(data)
         for key in self.key_iterator(sample):
@@ -197,12 +197,12 @@ def to_stored_grid(blend: Tensor, head: Head, image: Any) -> Tensor:
 
 
 def with_meta(array: np.ndarray, meta: Mapping[str, Any], affine: np.ndarray | None) -> MetaTensor:
-    """Return an image with what MONAI's tools ask of it.
+    """Return an image with the metadata that MONAI's tools require.
 
     Args:
         array: (C, Z, Y, X) or (C, Y, X).
         meta: more entries.
-        affine: of the axes X, Y(, Z); None: unknown, steps of 1.
+        affine: affine of the axes X, Y(, Z); None: unknown, voxel size 1.
     """
     spatial = array.ndim - 1
     original = np.eye(spatial + 1) if affine is None else affine
@@ -221,12 +221,11 @@ def with_meta(array: np.ndarray, meta: Mapping[str, Any], affine: np.ndarray | N
 
 
 def monai_order(result: np.ndarray, image: Any) -> Tensor:
-    """Return a result (K, Z, Y, X) in the axes' order of the image it belongs to, as MONAI's tools keep images.
+    """Return a result (K, Z, Y, X) in the axis order of its image, as MONAI's tools expect it.
 
     Args:
         result: a prediction.
-        image: what `ReadVolumed` gave, which the prediction was made from; of anything else nothing is known, and the
-            order stays.
+        image: the image from `ReadVolumed` that was predicted; for any other object the order does not change.
 
     Returns:
         A `MetaTensor` (K, X, Y, Z) with the image's affine, or a tensor.
@@ -234,13 +233,13 @@ def monai_order(result: np.ndarray, image: Any) -> Tensor:
     meta = getattr(image, "meta", None) or {}
     if not meta.get(REVERSED):
         return torch.from_numpy(np.ascontiguousarray(result))
-    kept = {
+    copied = {
         name: meta[name] for name in ("filename_or_obj", "original_affine", "spatial_shape") if name in meta
     }
     return MetaTensor(
         torch.from_numpy(reverse_axes(result)),
         affine=torch.as_tensor(np.asarray(meta["original_affine"])),
-        meta={**kept, "original_channel_dim": 0},
+        meta={**copied, "original_channel_dim": 0},
     )
 
 
@@ -257,7 +256,7 @@ def reverse_columns(affine: np.ndarray, spatial: int) -> np.ndarray:
 
 
 def affine_of(volume: Volume) -> np.ndarray | None:
-    """Return the affine of a volume over (X, Y, Z): the file's own, else its voxel size; None where it says nothing."""
+    """Return the affine of a volume over (X, Y, Z): the file's, else from its voxel size; None if it states neither."""
     if volume.affine is not None and len(volume.shape) == 3:
         return np.asarray(volume.affine, dtype=np.float64)
     if volume.spacing is None:
@@ -266,15 +265,15 @@ def affine_of(volume: Volume) -> np.ndarray | None:
 
 
 def check_memory(where: str, shape: tuple[int, ...], channels: int) -> None:
-    """Refuse an image whose prediction in memory this machine has no room for.
+    """Refuse an image if its prediction does not fit in this machine's memory.
 
     Args:
-        where: names the image.
+        where: name of the image.
         shape: its spatial shape.
-        channels: of the image and of the network's outputs, held as float32.
+        channels: channels of the image and of the network's outputs together, as float32.
 
     Raises:
-        VolumenError: saying what is needed and what is free.
+        VolumenError: states the memory needed and the memory available.
     """
     needed, free = 4 * channels * int(np.prod(shape, dtype=np.int64)), free_memory()
     if free is not None and needed > free:
@@ -288,7 +287,7 @@ def check_memory(where: str, shape: tuple[int, ...], channels: int) -> None:
 
 
 def free_memory() -> int | None:
-    """Return the bytes that a process can still take without swapping; None where the system does not say."""
+    """Return the bytes that a process can still use without swapping; None if the system does not state it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -297,9 +296,9 @@ def free_memory() -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
-def _channel_axis(said: Any, ndim: int, spatial_dims: int) -> int | None:
-    """Return which axis of an array holds channels, None for none."""
-    if ndim <= spatial_dims or said == _NO_CHANNEL:
+def _channel_axis(stated: Any, ndim: int, spatial_dims: int) -> int | None:
+    """Return the channel axis of an array; None if it has none."""
+    if ndim <= spatial_dims or stated == _NO_CHANNEL:
         return None
-    # MONAI writes NaN where a reader found no channel axis.
-    return int(said) if said is not None and np.isfinite(float(said)) else -1
+    # MONAI writes NaN if a reader found no channel axis.
+    return int(stated) if stated is not None and np.isfinite(float(stated)) else -1

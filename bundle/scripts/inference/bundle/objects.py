@@ -1,9 +1,10 @@
-"""What `inference.yaml` and `evaluate.yaml` declare: volumes as MONAI samples, and the objects that run.
+"""The objects that `inference.yaml` and `evaluate.yaml` declare: volumes as MONAI samples, transforms, the evaluator.
 
-One iteration of the evaluator is one volume, streamed from file to file: volumes need not fit in memory, so what MONAI
-does with whole tensors (transforms before, a network call, transforms after) happens here window by window, by the
-same objects: the preprocessing gives lazy volumes, the inferer says the windows, the postprocessing what is stored.
-Given a path instead of an opened volume, they work on whole tensors, as MONAI Label and the Deploy SDK use them.
+One iteration of the evaluator predicts one volume, streamed from file to file, since a volume need not fit in memory.
+MONAI's steps for whole tensors (transforms before, a network call, transforms after) therefore run window by window.
+The same objects define them: the preprocessing returns lazy volumes, the inferer defines the windows, the
+postprocessing defines what is stored. Given a path instead of an opened volume, these objects process whole tensors,
+as MONAI Label and the Deploy SDK use them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class NormalizedVolume:
 
     Args:
         volume: the raw volume.
-        normalizer: what maps its values.
+        normalizer: maps its values.
     """
 
     volume: Volume
@@ -73,7 +74,7 @@ class VolumeDataset(Dataset):
     Args:
         data: samples with the path of an `image` and, if it has one, of its `mask`.
         transform: the `preprocessing`, which leaves opened volumes on disk.
-        axes: letters of the images' axes where their metadata leave them open.
+        axes: letters of the images' axes, for images whose metadata do not state them.
         level: resolution level of OME-Zarr images.
     """
 
@@ -91,10 +92,10 @@ class VolumeDataset(Dataset):
         return self.transform(self.open(self.data[index]))
 
     def open(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the paths `image` and `mask` of a sample by volumes.
+        """Replace the paths `image` and `mask` of a sample by opened volumes.
 
         Raises:
-            VolumenError: unreadable, or shapes that differ.
+            VolumenError: a file is unreadable, or the shapes differ.
         """
         from volumen.data.formats.opening import open_volume
 
@@ -104,14 +105,14 @@ class VolumeDataset(Dataset):
 
 
 class NormalizeVolumed(MapTransform):
-    """Normalise images as the network was trained on them.
+    """Normalise images as in training.
 
     A `MetaTensor` (C, *space) of the stored type becomes float32, NaN and infinity 0. An opened volume becomes a
     `NormalizedVolume`, which is normalised as it is read.
 
     Args:
-        normalizer: of the checkpoint; where it goes by each volume's own statistics, they are sampled here.
-        keys: of the images in a sample.
+        normalizer: from the checkpoint; if it needs each volume's statistics, they are sampled here.
+        keys: keys of the images in a sample.
         allow_missing_keys: whether samples may lack an image.
     """
 
@@ -138,26 +139,27 @@ class NormalizeVolumed(MapTransform):
 
 
 class StoreTargets(MapTransform):
-    """What becomes of the network's outputs: activation, type, threshold, cleaning.
+    """Converts the network's outputs to stored values: activation, type, threshold, cleaning.
 
-    `StreamVolume` does it block by block while it writes. Called with a sample, it finishes outputs in memory, for
-    programs that take the network and the inferer of this bundle by themselves, see
+    `StreamVolume` does this block by block while it writes. Called with a sample, this transform converts outputs in
+    memory, for programs that use only the network and the inferer of this bundle, see
     `volumen.inference.bundle.in_memory`.
-    (Prediction makes vectors unit in every window before it averages them, this only afterwards.)
+    (A streamed prediction normalises vectors to length 1 in every window before it averages them; this transform
+    normalises only the averages.)
 
     Args:
-        predictor: knows the targets.
+        predictor: defines the targets.
         dtype: uint8, float16, float32 or labels.
-        threshold: labels from this probability on.
+        threshold: smallest probability of label 1.
         min_size: label components of fewer voxels are removed.
-        keep_largest: label components kept of each class.
+        keep_largest: number of largest label components of each class that remain.
         fill_holes: holes of up to this many voxels are filled.
-        keys: of the outputs in a sample.
-        image_key: of the image that they were predicted from.
+        keys: keys of the outputs in a sample.
+        image_key: key of the image from which they were predicted.
         allow_missing_keys: whether samples may lack outputs.
 
     Raises:
-        VolumenError: an unknown type, an impossible threshold, or rules for what is not stored as labels.
+        VolumenError: an unknown type, an impossible threshold, or cleaning rules although no labels are stored.
     """
 
     def __init__(
@@ -195,14 +197,14 @@ class StoreTargets(MapTransform):
         """Return a sample with finished outputs.
 
         Args:
-            data: `pred` holds blended outputs without activation, as `SlidingWindow` gives them for one image: the
-                targets' tensors (C, *space) by name, or one tensor with all of them joined on channels
+            data: `pred` holds blended outputs without activation, as `SlidingWindow` returns them for one image: the
+                targets' tensors (C, *space) by name, or one tensor with all of them concatenated on channels
                 (`network_def`).
 
         Returns:
             The sample with each target under its own name, as prediction would write it, (channels, *space). `pred`
-            is the label map (1, *space) of the first target that has labels: 0 is background; without such a target,
-            the first target. Axes are in the order of the image, see `monai_order`.
+            is the label map (1, *space) of the first target with labels: 0 is background; without such a target,
+            it is the first target. Axes are in the order of the image, see `monai_order`.
         """
         sample = dict(data)
         for key in self.key_iterator(sample):
@@ -213,7 +215,7 @@ class StoreTargets(MapTransform):
                 for stored in self._stored(list(outputs))
             }
             for name, result in finished.items():
-                # A target of the name of the image or of all outputs must not take their place.
+                # A target with the key of the image or of all outputs must not overwrite them.
                 free = name if name not in (key, self.image_key) else f"{name}_target"
                 sample[free] = monai_order(result, image)
             labelled = [head for head in self.predictor.heads(list(outputs)) if head.is_probability]
@@ -242,10 +244,10 @@ class StoreTargets(MapTransform):
 
 
 def storing(postprocessing: Any) -> StoreTargets:
-    """Return the `StoreTargets` of a `postprocessing`, whose settings a streamed prediction follows.
+    """Return the `StoreTargets` of a `postprocessing`, whose settings a streamed prediction uses.
 
     Raises:
-        VolumenError: there is none, or further transforms, which only outputs in memory pass.
+        VolumenError: there is none, or there are other transforms, which work only on outputs in memory.
     """
     transforms = getattr(postprocessing, "transforms", (postprocessing,))
     found = [transform for transform in transforms if hasattr(transform, "fields")]
@@ -261,17 +263,17 @@ def storing(postprocessing: Any) -> StoreTargets:
 
 
 class StreamVolume:
-    """One iteration of the evaluator: predicts one volume from file to file (its `iteration_update`).
+    """The evaluator's `iteration_update`: predicts one volume from file to file.
 
     The network, the windows (patch, overlap, batch size, targets) and the volume are the evaluator's `network`,
     `inferer` and batch. `engine.state.output` holds `image` (its path), `pred` (path of the prediction) and `report`.
 
     Args:
-        predictor: what the checkpoint says beside the network.
-        postprocessing: what is stored of the outputs: a `StoreTargets`, or a MONAI `Compose` of it.
-        output_dir: where predictions go.
-        settings: more fields of `PredictRequest`, under its names or those of `inference_config`; what the inferer and
-            the postprocessing say goes before them.
+        predictor: information of the checkpoint besides the network.
+        postprocessing: a `StoreTargets`, which defines how outputs are stored, or a MONAI `Compose` of it.
+        output_dir: folder of the predictions.
+        settings: more fields of `PredictRequest`, under its names or those of `inference_config`; the settings of the
+            inferer and the postprocessing take precedence.
     """
 
     def __init__(
@@ -303,10 +305,10 @@ class StreamVolume:
         return PredictRequest(**fields)
 
     def __call__(self, engine: SupervisedEvaluator, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Predict the volume of a sample; see the class for what is returned.
+        """Predict the volume of a sample; the class describes the returned values.
 
         Raises:
-            VolumenError: for whatever a user can set right.
+            VolumenError: an error that the user can correct.
         """
         image: NormalizedVolume = batch["image"]
         inferer: Any = engine.inferer
@@ -324,17 +326,17 @@ class StreamVolume:
 
 
 class TellVolumes:
-    """Log a line per predicted volume, and the score at the end where there are labels."""
+    """Logs a line per predicted volume, and at the end the score if there are labels."""
 
     def attach(self, engine: Engine) -> None:
-        """Follow the evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._tell)
-        engine.add_event_handler(Events.COMPLETED, self._tell_score)
+        """Add the handlers to the evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._log_volume)
+        engine.add_event_handler(Events.COMPLETED, self._log_score)
 
-    def _tell(self, engine: Engine) -> None:
+    def _log_volume(self, engine: Engine) -> None:
         output: Any = engine.state.output
         log_report(PredictReport((output["report"],)))
 
-    def _tell_score(self, engine: Engine) -> None:
+    def _log_score(self, engine: Engine) -> None:
         for name, value in engine.state.metrics.items():
             logger.info("%s of the predictions that have labels: %.4f", name, value)

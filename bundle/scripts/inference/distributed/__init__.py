@@ -1,1 +1,1 @@
-"""Prediction by several processes: how a volume is shared out, and what a worker does."""
+"""Prediction by several processes: divides a volume among workers, and runs a worker."""

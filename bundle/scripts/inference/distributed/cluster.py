@@ -1,8 +1,8 @@
 """Prediction by several processes through Dask: a local cluster, or the workers of a scheduler.
 
-The process that was started keeps the journal and hands out pieces; a worker owns the blocks of its piece and writes
-their chunks itself, so nothing is locked and no voxels travel between processes. All must see the same files. What a
-dead worker had not finished goes to another one.
+The process that the user started writes the block log and sends shards to the workers. A worker owns the blocks of its
+shard and writes their chunks itself, so that no locks are needed and no voxels are sent between processes. All
+processes must have access to the same files. If a worker dies, another one computes its unfinished blocks.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 CONNECT_SECONDS = 20
 TELL_SECONDS = 60
-"""How often it is told that there is nobody to work."""
+"""Seconds between two warnings that no worker is connected."""
 PARTS_PER_WORKER = 4
 FEW_BLOCKS = 32
-"""Blocks of a light pass up to which it is not worth while to share them."""
+"""A light pass over at most this many blocks runs in this process, since sending it would take longer."""
 
 
 class Cluster:
     """Workers that predict; open one with `open_cluster`.
 
     Args:
-        client: connected to the scheduler.
-        machine: what the workers compute with.
-        device: the device that was asked for.
-        threads: threads that each worker computes with; None for those it has.
-        local: whether the workers are of this process: nobody adds others when all are gone.
+        client: client that is connected to the scheduler.
+        machine: device, precision and versions of the workers.
+        device: the device that the user requested.
+        threads: computing threads per worker; None: not changed.
+        local: whether this process started the workers; then nobody replaces them if all die.
 
     Attributes:
-        sharers: volumes that are predicted at once.
+        sharers: volumes that are predicted at the same time.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """Workers there are now."""
+        """Number of connected workers."""
         return len(_addresses(self._client))
 
     def stop(self) -> None:
-        """Let every wait of another thread end with `StoppedError`."""
+        """End every wait in other threads with `StoppedError`."""
         self._stopped.set()
 
     def make(
@@ -95,17 +95,17 @@ class Cluster:
         token: str,
         progress: Progress | None,
     ) -> StreamCounts:
-        """Have every unfinished block of a volume made.
+        """Compute every unfinished block of a volume on the workers.
 
         Args:
-            work: what is to be done.
-            predictor: where the network comes from.
-            state: state of the output folder, begun.
+            work: the volume's prediction.
+            predictor: the network, which workers load from its checkpoint.
+            state: state of the output folder, after `begin`.
             token: see `OutputState.token`.
-            progress: told of settled windows.
+            progress: counts finished windows.
 
         Raises:
-            VolumenError: for whatever a user can set right.
+            VolumenError: an error that the user can correct.
         """
         for member in predictor.networks:
             if not Path(member.path).is_file():
@@ -145,11 +145,11 @@ class Cluster:
         return counts
 
     def runner(self, token: str, tell: Tell | None = None) -> Run:
-        """Return what makes passes on the workers, light ones over few blocks here.
+        """Return a function that runs passes on the workers, and light passes over few blocks in this process.
 
         Args:
             token: see `OutputState.token`.
-            tell: told how far a pass is.
+            tell: called with the progress of a pass.
         """
 
         def run(blocks: BlockPass) -> None:
@@ -168,7 +168,7 @@ class Cluster:
     def _run(
         self, function: Callable[..., Any], jobs: Iterable[tuple], poll: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[int, Any]]:
-        """Yield the number and the result of every job as it ends; the others are cancelled on an error."""
+        """Yield the number and the result of every job as it ends; on an error, cancel the other jobs."""
         mark = uuid4().hex
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         numbers: dict[Future, int] = {}
@@ -176,7 +176,7 @@ class Cluster:
             future = self._client.submit(function, *job, key=f"volumen-{mark}-{number}", pure=False)
             numbers[future] = number
             future.add_done_callback(ended.put)
-        told = time.monotonic()
+        warned = time.monotonic()
         try:
             while numbers:
                 if self._stopped.is_set():
@@ -189,15 +189,15 @@ class Cluster:
                         raise _lost(self._client) from None
                 poll()
                 if self.workers:
-                    told = time.monotonic()
-                elif time.monotonic() - told > TELL_SECONDS:
+                    warned = time.monotonic()
+                elif time.monotonic() - warned > TELL_SECONDS:
                     if self._local:
                         raise VolumenError(
                             "--nworkers",
                             "all workers are gone",
                             remedy="see what they told; the same command goes on from here",
                         )
-                    told = time.monotonic()
+                    warned = time.monotonic()
                     logger.warning("no worker is connected to the scheduler: waiting for one")
         finally:
             if numbers:
@@ -227,12 +227,12 @@ def _lost(client: Client) -> VolumenError:
 
 
 class _Meter:
-    """Turns what the workers' journals say into a count of windows."""
+    """Converts the finished blocks in the workers' logs into a count of windows."""
 
     def __init__(self, state: OutputState, windows: int, progress: Progress | None) -> None:
         self._state, self._windows, self._progress = state, windows, progress
         self._before = int(state.done.sum())
-        self._told = 0
+        self._reported = 0
         if progress is not None:
             progress.expect(windows)
 
@@ -242,8 +242,8 @@ class _Meter:
             return
         todo = max(1, self._state.done.size - self._before)
         count = self._windows * (int(self._state.done.sum()) - self._before) // todo
-        self._progress(count - self._told)
-        self._told = count
+        self._progress(count - self._reported)
+        self._reported = count
 
 
 def _add(counts: StreamCounts, made: Made) -> None:
@@ -260,7 +260,7 @@ def open_cluster(request: PredictRequest) -> Iterator[Cluster]:
     """Connect to the scheduler of a request, or start its workers on this machine.
 
     Raises:
-        VolumenError: Dask is not installed, nobody answers, or the workers cannot work.
+        VolumenError: Dask is not installed, no scheduler answers, or the workers cannot predict.
     """
     try:
         import distributed
@@ -299,14 +299,14 @@ def open_cluster(request: PredictRequest) -> Iterator[Cluster]:
 
 
 def _ready(client: Client, request: PredictRequest, threads: int | None) -> Cluster:
-    """Wait for the workers and find out what they compute with."""
-    wanted = max(1, request.nworkers)
+    """Wait for the workers and query their devices, precisions and versions."""
+    required = max(1, request.nworkers)
     machines: dict[str, Machine] = {}
-    while len(machines) < wanted:
+    while len(machines) < required:
         try:
-            client.wait_for_workers(wanted, timeout=TELL_SECONDS)
+            client.wait_for_workers(required, timeout=TELL_SECONDS)
         except TimeoutError:
-            logger.warning("waiting for %d workers at %s", wanted, request.scheduler or "this machine")
+            logger.warning("waiting for %d workers at %s", required, request.scheduler or "this machine")
             continue
         machines = _describe(client, request, threads)
     machine = common_machine(machines)
@@ -318,9 +318,9 @@ def _addresses(client: Client) -> set[str]:
 
 
 def _describe(client: Client, request: PredictRequest, threads: int | None) -> dict[str, Machine]:
-    """Return what each worker computes with, by address; those that leave meanwhile are left out.
+    """Return device, precision and versions of each worker by address, without workers that leave meanwhile.
 
-    Asked by tasks and not by `Client.run`, which would keep a worker from its heartbeat while it imports torch.
+    The query uses tasks and not `Client.run`, which would block a worker's heartbeat while it imports torch.
     """
     futures = {
         address: client.submit(
@@ -346,10 +346,10 @@ def _describe(client: Client, request: PredictRequest, threads: int | None) -> d
 
 
 def common_machine(machines: dict[str, Machine]) -> Machine:
-    """Return what all workers compute with.
+    """Return the device, precision and versions that all workers have in common.
 
     Args:
-        machines: by address.
+        machines: description of each worker by address.
 
     Raises:
         VolumenError: they compute on different devices or in different precisions.

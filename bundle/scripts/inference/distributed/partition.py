@@ -1,7 +1,7 @@
-"""How a volume is shared among workers: boxes of output blocks, each with the windows that touch it.
+"""Divides a volume among workers into boxes of output blocks, each with the windows that touch it.
 
-A worker computes every window that touches a block of its own, also where the neighbour computes it too: the sums
-of a block are then formed in one place and in one order, and are the same bits however the volume is cut.
+A worker computes every window that touches one of its blocks, even if a neighbour computes that window too. So one
+worker sums all windows of a block, always in the same order, and the result is bitwise the same for every partition.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from volumen.utils.boxes import bounding_box
 
 MOST_PIECES_PER_WORKER = 4
 SLACK = 1.1
-"""Of the ways to cut that take at most this much longer than the fastest, the one with the most pieces is taken:
-their work is known only when it is done, since empty windows are skipped."""
+"""Among the partitions that take at most this many times the time of the fastest one, the one with the most shards is
+chosen, since the real work of a shard is unknown in advance: empty windows are skipped."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of blocks that one worker finishes.
+    """A box of blocks that one worker computes.
 
     Args:
         blocks: start and stop per axis, in blocks.
-        windows: windows that touch it.
+        windows: number of windows that touch it.
     """
 
     blocks: Box
@@ -35,20 +35,20 @@ class Piece:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The piece in an array of blocks."""
+        """Slices of the shard in an array of blocks."""
         return tuple(slice(first, stop) for first, stop in self.blocks)
 
 
 def split_blocks(plan: PredictPlan, workers: int, done: np.ndarray | None = None) -> tuple[Piece, ...]:
-    """Cut the unfinished blocks into pieces, the largest first.
+    """Divide the unfinished blocks into shards, the largest first.
 
-    The largest piece is halved again and again, across the axis on which the fewest windows stand on the cut. More
-    pieces balance better and repeat more windows; the number is taken at which the last worker is ready first.
+    The largest shard is halved repeatedly, across the axis on which the fewest windows cross the cut. More shards
+    balance the load better, but repeat more windows; the number is chosen at which the last worker finishes earliest.
 
     Args:
         plan: windows and blocks.
-        workers: how many work at once, at least 1.
-        done: blocks that are finished already, bool, shape `plan.blocks`.
+        workers: number of workers, at least 1.
+        done: blocks that are already finished, bool, shape `plan.blocks`.
     """
     todo = np.ones(plan.blocks, dtype=bool) if done is None else ~done
     whole = _piece(plan, todo, tuple((0, n) for n in plan.blocks))
@@ -65,7 +65,7 @@ def split_blocks(plan: PredictPlan, workers: int, done: np.ndarray | None = None
 
 
 def _time(pieces: tuple[Piece, ...], workers: int) -> int:
-    """Return the windows that the busiest worker computes when each takes the next piece as it gets free."""
+    """Return the windows of the busiest worker, if each worker takes the next shard when it becomes free."""
     busy = [0] * workers
     for piece in pieces:
         heapq.heapreplace(busy, busy[0] + piece.windows)
@@ -73,7 +73,7 @@ def _time(pieces: tuple[Piece, ...], workers: int) -> int:
 
 
 def _halve(plan: PredictPlan, todo: np.ndarray, piece: Piece) -> list[Piece]:
-    """Return the halves with the fewest windows together; none where no half has fewer than the whole."""
+    """Return the halves with the smallest sum of windows; empty if a half has as many windows as the whole."""
     choices = []
     for axis, (first, stop) in enumerate(piece.blocks):
         middle = (first + stop) // 2
@@ -83,14 +83,14 @@ def _halve(plan: PredictPlan, todo: np.ndarray, piece: Piece) -> list[Piece]:
             _piece(plan, todo, (*piece.blocks[:axis], side, *piece.blocks[axis + 1 :]))
             for side in ((first, middle), (middle, stop))
         ]
-        kept = [half for half in halves if half is not None]
-        if all(half.windows < piece.windows for half in kept):
-            choices.append(kept)
+        unfinished = [half for half in halves if half is not None]
+        if all(half.windows < piece.windows for half in unfinished):
+            choices.append(unfinished)
     return min(choices, key=lambda halves: sum(half.windows for half in halves), default=[])
 
 
 def _piece(plan: PredictPlan, todo: np.ndarray, blocks: Box) -> Piece | None:
-    """Return the piece of the unfinished blocks in a box, None where all are finished."""
+    """Return the shard of the unfinished blocks in a box; None if all are finished."""
     here = todo[tuple(slice(first, stop) for first, stop in blocks)]
     if not here.any():
         return None

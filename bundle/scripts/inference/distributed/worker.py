@@ -1,4 +1,4 @@
-"""What a Dask worker does for a prediction: say what it is, make a piece of blocks, make a part of a pass."""
+"""The tasks of a Dask worker: describe its machine, compute a shard of blocks, compute a part of a pass."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from volumen.utils.errors import VolumenError
 logger = logging.getLogger(__name__)
 
 LOST_DEVICE: Any = getattr(torch, "AcceleratorError", ())
-"""What CUDA's errors are, from torch 2.8 on; before that they stop the prediction like any error."""
+"""Type of CUDA's errors, which torch has since 2.8."""
 
 
 class StoppedError(Exception):
-    """The process that asked for this work does not want it any more."""
+    """The process that requested this work has cancelled it."""
 
 
 @dataclass(frozen=True)
 class Network:
     """What workers load: the absolute paths of its checkpoints, their SHA-256, and the device that was asked for.
 
-    `strict` is that of `load_predictor`.
+    `threads` is the number of computing threads, None for the worker's own; `strict` is that of `load_predictor`.
     """
 
     paths: tuple[str, ...]
@@ -53,21 +53,21 @@ class Network:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a piece: counts, and the boxes of the image that could not be read."""
+    """The result of a shard: counts, and the boxes of the image that could not be read."""
 
     counts: StreamCounts
     corrupt: tuple[Box, ...]
 
 
 def describe_worker(device: str, amp: str, threads: int | None) -> Machine:
-    """Return what this worker computes with.
+    """Return this worker's device, precision and versions.
 
     Args:
-        device, amp: what was asked for.
-        threads: threads that it is to compute with; None for those it has.
+        device, amp: the requested device and precision.
+        threads: number of computing threads; None: not changed.
 
     Raises:
-        VolumenError: it has no such device.
+        VolumenError: the worker has no such device.
     """
     from distributed import get_worker
 
@@ -75,59 +75,60 @@ def describe_worker(device: str, amp: str, threads: int | None) -> Machine:
     return describe_machine(_take_device(device, get_worker()), amp)
 
 
-def _take_device(asked: str, worker: Any) -> torch.device:
-    """Return the device of a worker, made the current one, so that nothing of it lands on another GPU.
+def _take_device(requested: str, worker: Any) -> torch.device:
+    """Return the device of a worker, after setting it as the current one, so that no other GPU is used.
 
     Raises:
         VolumenError: there is no such device.
     """
-    device = choose_device(worker_device(asked, worker.name, worker.address, gpu_count()))
+    device = choose_device(worker_device(requested, worker.name, worker.address, gpu_count()))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
-def worker_device(asked: str, name: object, address: str, gpus: int) -> str:
-    """Return the device of a worker: the CPU where that is asked for, else a GPU of its own if there are any.
+def worker_device(requested: str, name: object, address: str, gpus: int) -> str:
+    """Return the device of a worker: the CPU if requested, else one of its machine's GPUs if there are any.
 
-    Workers on a machine take its GPUs in turn, by the number at the end of their names (0, 1, ... of a local
-    cluster, NODE-0, NODE-1, ... of `dask worker --nworkers`); a nameless one goes by its port. Where every worker
-    sees a single GPU, as SLURM and dask-cuda arrange it, that is the one. All share a GPU that is asked for by number.
+    The workers of a machine use its GPUs in turn, by the number at the end of their names (0, 1, ... of a local
+    cluster, NODE-0, NODE-1, ... of `dask worker --nworkers`); without such a number, by the port of their address. If
+    every worker sees a single GPU, as SLURM and dask-cuda arrange it, it uses that one. All workers share a GPU that is
+    requested by number.
 
     Args:
-        asked: "auto", "cpu", "cuda" or "cuda:N".
+        requested: "auto", "cpu", "cuda" or "cuda:N".
         name: the worker's name.
         address: the worker's address.
-        gpus: GPUs that the worker sees.
+        gpus: number of GPUs that the worker sees.
     """
-    if asked not in ("auto", "cuda") or gpus == 0:
-        return asked
+    if requested not in ("auto", "cuda") or gpus == 0:
+        return requested
     number = re.search(r"(\d+)$", str(name)) or re.search(r"(\d+)$", address)
     return f"cuda:{int(number[1]) % gpus if number else 0}"
 
 
 def gpu_count() -> int:
-    """Return how many GPUs this process sees."""
+    """Return the number of GPUs that this process sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def make_piece(
     work: VolumeWork, network: Network, machine: Machine, token: str, piece: Piece, done: np.ndarray
 ) -> Made:
-    """Make the blocks of a piece.
+    """Compute the blocks of a shard.
 
     Args:
-        work: the volume.
+        work: the volume's prediction.
         network: the network.
-        machine: what the other workers compute with.
+        machine: device and precision of the other workers.
         token: see `WorkerState`.
-        piece: which blocks.
-        done: those of the piece that are finished already, bool, shape of the piece.
+        piece: the shard.
+        done: blocks of the shard that are already finished, bool, shape of the shard.
 
     Raises:
-        StoppedError: nobody wants them any more.
-        Reschedule: the device failed, and this worker leaves.
-        VolumenError: this worker cannot make the same bytes as the others, or what a user can set right.
+        StoppedError: the work was cancelled.
+        Reschedule: the device failed, and this worker shuts down.
+        VolumenError: this worker cannot compute the same bytes as the others, or an error that the user can correct.
     """
     from distributed import Reschedule, get_worker
 
@@ -157,10 +158,10 @@ def make_piece(
             work, predictor, state, others, scratch=Path(worker.local_directory), may_write=may_write
         )  # fmt: skip
     except OSError:
-        may_write()  # its folder is gone
+        may_write()  # a cancelled output's folder no longer exists
         raise
     except LOST_DEVICE as error:
-        # The context of this process is lost with the device: other workers take the piece, and this one goes.
+        # Without its device this process cannot continue: another worker computes the shard, and this one shuts down.
         logger.error("%s lost %s: %s", worker.address, device, str(error).partition("\n")[0])
         worker.loop.add_callback(worker.close, executor_wait=False, reason="device lost")
         raise Reschedule from None
@@ -170,20 +171,20 @@ def make_piece(
 
 
 def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
-    """Make every `parts`-th block of a pass, from the `part`-th on.
+    """Compute every `parts`-th block of a pass, starting with block `part`.
 
     Args:
         blocks: the pass.
-        token: name of the file that is there as long as somebody wants the output.
-        part, parts: which share.
+        token: name of the file that exists until the work is finished or cancelled.
+        part, parts: number of this part, and of all parts.
 
     Raises:
-        StoppedError: nobody wants them any more.
+        StoppedError: the work was cancelled.
     """
-    wanted = work_folder(blocks.work) / token
+    token_file = work_folder(blocks.work) / token
 
     def may_write() -> None:
-        if not wanted.exists():
+        if not token_file.exists():
             raise StoppedError
 
     for number in range(part, blocks.count, parts):
@@ -191,7 +192,7 @@ def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
         try:
             blocks.make(number, may_write)
         except OSError:
-            may_write()  # its folder is gone
+            may_write()  # a cancelled output's folder no longer exists
             raise
 
 

@@ -1,4 +1,4 @@
-"""The output folder's state: whose it is, what made it, which blocks are finished."""
+"""The state of an output folder: the provenance of its prediction, and which blocks are finished."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ logger = logging.getLogger(__name__)
 STATE_FOLDER = ".volumen"
 RECIPE, LOG, WORKER_LOGS, TOKEN = "recipe.json", "blocks", "workers", "run-"
 ATTRIBUTE = "volumen"
-# What may differ between two runs that count as the same prediction: where it ran, not what was asked.
+# Entries that may differ between two runs of the same prediction: they describe where it ran, not what it computes.
 INFORMATIVE = ("versions", "machine", "made_of")
 
 
 def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a recipe that decides what is computed."""
+    """Return the part of a provenance that decides what is computed."""
     return {key: value for key, value in recipe.items() if key not in INFORMATIVE}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return what differs between what two recipes decide, in words; empty where nothing does."""
+    """Describe the differences between two provenances that change the result; empty if there are none."""
     return differences(identity(old), identity(new))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return the keys whose values differ, in words; empty where none do."""
+    """Describe the keys whose values differ; empty if there are none."""
     before, now = dict(_leaves(old)), dict(_leaves(new))
     keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     return ", ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys)
@@ -58,10 +58,10 @@ def _leaves(recipe: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, An
             yield f"{lead}{key}", value
 
 
-def gentler(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe with the new one's answers to damage where its own were to stop.
+def relax_damage_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the old provenance, in which settings that stop at damage are replaced by the new ones.
 
-    What was finished before it stopped is what the new recipe makes of it too.
+    Blocks that were finished before the stop are the same under the new settings, so that they can be reused.
     """
     strict = {"on_corrupt": "stop", "nonfinite": "refuse"}
     return {**old, **{key: new.get(key) for key, value in strict.items() if old.get(key) == value}}
@@ -73,7 +73,7 @@ def _short(value: Any) -> str:
 
 
 def read_recipe(output: Path) -> dict[str, Any] | None:
-    """Return the recipe of a finished prediction (an OME-Zarr group), or None where it is none."""
+    """Return the provenance of a finished prediction (an OME-Zarr group); None if the group is none."""
     attributes = _root_attributes(output)
     recipe = attributes.get(ATTRIBUTE, {}).get("recipe") if attributes else None
     return recipe if isinstance(recipe, dict) else None
@@ -89,21 +89,21 @@ def _root_attributes(output: Path) -> dict[str, Any] | None:
 
 
 class OutputState:
-    """Opens an output folder for a recipe: new, to go on with, or finished.
+    """Opens an output folder for a prediction: a new, an interrupted or a finished one.
 
-    While a prediction runs, `<output>/.volumen` holds its recipe and a journal with one line per finished
-    block, written after the block's chunks. It is removed at the end, when the group's attributes say what
-    was made. A line cut short by a kill does not count. Processes that work for this one keep journals of
-    their own in `workers`, which this one takes over.
+    While a prediction runs, `<output>/.volumen` holds its provenance and a log with one line per finished block,
+    written after the block's chunks. The folder is removed at the end, when the group's attributes hold the
+    provenance. An incomplete last line, which a killed process leaves, is ignored. Workers write their own logs in
+    `workers`, whose entries this process copies to its log.
 
     Args:
         output: the output group's folder.
-        recipe: what decides the result.
+        recipe: the provenance.
         blocks: blocks per axis.
         overwrite: whether an earlier prediction may be removed.
 
     Raises:
-        VolumenError: the folder has other content, or another prediction and no `overwrite`.
+        VolumenError: the folder has other content, or holds another prediction and `overwrite` is false.
     """
 
     def __init__(
@@ -123,9 +123,10 @@ class OutputState:
         self._log: BlockLog | None = None
         self._read: dict[Path, int] = {}
         self._begun = False
-        self._settle(overwrite)
+        self._resolve_earlier(overwrite)
 
-    def _settle(self, overwrite: bool) -> None:
+    def _resolve_earlier(self, overwrite: bool) -> None:
+        """Reuse, remove or refuse what the folder holds."""
         if self.output.exists() and not self.output.is_dir():
             raise VolumenError(
                 self.output, expected="a folder", found="a file", remedy="choose another output"
@@ -141,8 +142,8 @@ class OutputState:
                 remedy="choose another output folder",
             )
         if not complete:
-            self._read_journal()
-        change = difference(old if complete else gentler(old, self.recipe), self.recipe)
+            self._read_logs()
+        change = difference(old if complete else relax_damage_settings(old, self.recipe), self.recipe)
         if change or (overwrite and complete):
             if not overwrite and (complete or self._begun):
                 raise VolumenError(
@@ -152,7 +153,7 @@ class OutputState:
                 )
             self._remove(old)
         elif complete:
-            shutil.rmtree(self.folder, ignore_errors=True)  # killed while it removed its state
+            shutil.rmtree(self.folder, ignore_errors=True)  # a process was killed while it removed its state
             self.finished = True
         elif self.done.any():
             logger.info("%s: going on after %d of %d blocks", self.output, self.done.sum(), self.done.size)
@@ -162,19 +163,19 @@ class OutputState:
             return json.loads((self.folder / RECIPE).read_text()), False
         except (OSError, ValueError):
             if self.folder.is_dir() and not (self.output / "zarr.json").exists():
-                return {}, False  # killed before the recipe was written
+                return {}, False  # a process was killed before it wrote the provenance
         return read_recipe(self.output), True
 
     def _remove(self, old: Mapping[str, Any]) -> None:
-        """Remove what the earlier prediction made and nothing else.
+        """Remove the files of the earlier prediction and nothing else.
 
         Raises:
-            VolumenError: the folder holds more than that.
+            VolumenError: the folder holds other files.
         """
         made = {"zarr.json", "OME", LABELS, STATE_FOLDER, *old.get("targets", {})}
         foreign = sorted(entry.name for entry in self.output.iterdir() if entry.name not in made)
         if (self.output / LABELS).is_dir() and LABELS not in old.get("targets", {}):
-            # Whoever corrects a prediction may have put more labels beside it.
+            # A user who corrects a prediction may have stored more labels beside it.
             inside = {entry.name for entry in (self.output / LABELS).iterdir()} - {
                 "zarr.json",
                 *old.get("targets", {}),
@@ -187,11 +188,12 @@ class OutputState:
                 remedy="move it away, or choose another output folder",
             )
         logger.info("removing the earlier prediction in %s", self.output)
-        # An interrupted removal leaves a prediction of which no block is finished.
+        # If the removal is interrupted, the folder holds a prediction without finished blocks.
         self.folder.mkdir(exist_ok=True)
         write_atomically(self.folder / RECIPE, json.dumps(old, indent=1).encode())
         self._forget()
-        # The marks go last, so that an interrupted removal is still known as a prediction, and never as a finished one.
+        # The metadata are removed last, so that after an interruption the folder still counts as a prediction, an
+        # unfinished one.
         for name in (*sorted(made - {"zarr.json", STATE_FOLDER}), "zarr.json", STATE_FOLDER):
             path = self.output / name
             if path.is_dir():
@@ -200,7 +202,7 @@ class OutputState:
                 path.unlink(missing_ok=True)
 
     def _forget(self) -> None:
-        """Remove the state but the recipe: first what says that blocks are finished, then what they left."""
+        """Remove the state except the provenance: first the logs of finished blocks, then other files."""
         self.done[...] = False
         self.corrupt, self._read = [], {}
         (self.folder / LOG).unlink(missing_ok=True)
@@ -210,12 +212,12 @@ class OutputState:
             elif entry.name != RECIPE:
                 entry.unlink(missing_ok=True)
 
-    def _read_journal(self) -> None:
+    def _read_logs(self) -> None:
         self._take(self.folder / LOG)
         self.absorb()
 
     def _take(self, path: Path) -> None:
-        """Read what a log holds beyond what was read of it before."""
+        """Read the lines of a log that were added since the last call."""
         blocks, corrupt, self._read[path] = read_log(path, self._read.get(path, 0))
         flat = self.done.reshape(-1)
         self._begun |= bool(blocks)
@@ -228,12 +230,12 @@ class OutputState:
             self._add_corrupt(box)
 
     def absorb(self) -> None:
-        """Take over what the logs of other processes say since the last call."""
+        """Read the lines that other processes added to their logs since the last call."""
         for path in sorted((self.folder / WORKER_LOGS).glob("*")):
             self._take(path)
 
     def begin(self) -> None:
-        """Write the recipe and open the journal; what a killed run left half written is removed."""
+        """Write the provenance and open the log; remove incomplete files of a killed run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_tokens()
         write_atomically(self.folder / RECIPE, json.dumps(self.recipe, indent=1).encode())
@@ -254,7 +256,7 @@ class OutputState:
 
     @contextmanager
     def token(self) -> Iterator[str]:
-        """Give the name of a file that is there while other processes may write this output."""
+        """Yield the name of a file that exists while other processes may write this output."""
         name = f"{TOKEN}{uuid4().hex}"
         (self.folder / name).touch()
         try:
@@ -263,12 +265,12 @@ class OutputState:
             (self.folder / name).unlink(missing_ok=True)
 
     def record(self, block: tuple[int, ...]) -> None:
-        """Note a block as finished, after its chunks are written."""
+        """Record that a block is finished, after its chunks are written."""
         assert self._log is not None
         self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
 
     def leave_out(self, blocks: np.ndarray) -> None:
-        """Take blocks in which nothing is to be predicted for finished; the journal does not list them.
+        """Treat blocks in which nothing is predicted as finished; the log does not list them.
 
         Args:
             blocks: bool, shape as `done`.
@@ -276,7 +278,7 @@ class OutputState:
         self.done |= blocks
 
     def record_box(self, blocks: Box) -> None:
-        """Note all blocks of a box as finished."""
+        """Record that all blocks of a box are finished."""
         assert self._log is not None
         for block in itertools.product(*(range(first, stop) for first, stop in blocks)):
             if not self.done[block]:
@@ -284,7 +286,7 @@ class OutputState:
                 self.record(block)
 
     def note_corrupt(self, box: Box) -> None:
-        """Note a box of the image that could not be read, once, however often the run is interrupted."""
+        """Record a box of the image that could not be read; a box is recorded only once, also after interruptions."""
         self._add_corrupt(box)
 
     def _add_corrupt(self, box: Box) -> None:
@@ -295,12 +297,13 @@ class OutputState:
                 self._log.corrupt(box)
 
     def complete(self, extra: Mapping[str, Any]) -> None:
-        """Mark the prediction as finished: attributes first, then the state folder goes, the recipe before the rest.
+        """Mark the prediction as finished: write the attributes, then remove the state folder.
 
-        With its recipe there it would count as unfinished, and finished blocks as there, whose files may be gone.
+        The provenance file is removed first: as long as it exists, the prediction counts as unfinished, and an
+        interrupted removal would refer to files that no longer exist.
 
         Args:
-            extra: more for the attributes, beside the recipe.
+            extra: more attributes besides the provenance.
         """
         import zarr
 
@@ -313,7 +316,7 @@ class OutputState:
 
     def close(self) -> None:
         """Stop this process and all workers from writing."""
-        # Goes before what a worker may read: one that was given up but still runs would take that for empty.
+        # Tokens are removed before the files that workers read: a running worker would treat missing files as 0.
         self._drop_tokens()
         if self._log is not None:
             self._log.close()
@@ -321,13 +324,13 @@ class OutputState:
 
 
 class WorkerState:
-    """What a worker knows of the output of the process that asked it: where it is, and a log of its own.
+    """The state of an output in a worker, which writes a separate log.
 
     Args:
         output: the output group's folder.
-        token: name of the file that is there as long as somebody wants the output.
-        done: blocks that it need not make, bool, shape `plan.blocks`.
-        blocks: box of blocks that it is to make; those that a worker before it finished are marked in `done`.
+        token: name of the file that exists until the work is finished or cancelled.
+        done: blocks that the worker need not compute, bool, shape `plan.blocks`.
+        blocks: box of blocks to compute; blocks that an earlier worker finished are added to `done`.
     """
 
     def __init__(self, output: Path, token: str, done: np.ndarray, blocks: Box) -> None:
@@ -350,15 +353,15 @@ class WorkerState:
 
     @property
     def wanted(self) -> bool:
-        """Whether the process that asked for the output still wants it."""
+        """Whether the work has not been cancelled."""
         return self._token.exists()
 
     def record(self, block: tuple[int, ...]) -> None:
-        """Note a block as finished, after its chunks are written."""
+        """Record that a block is finished, after its chunks are written."""
         self._log.block(int(np.ravel_multi_index(block, self.done.shape)))
 
     def note_corrupt(self, box: Box) -> None:
-        """Note a box of the image that could not be read."""
+        """Record a box of the image that could not be read."""
         self.corrupt.append(box)
         self._log.corrupt(box)
 
@@ -369,7 +372,7 @@ class WorkerState:
 class BlockLog:
     """A file with a line per finished block and per box of the image that could not be read.
 
-    Every line is one write, so lines of several threads do not mix. A line that a kill cut short is removed.
+    Every line is one write, so that lines of several threads do not mix. An incomplete last line is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -389,8 +392,8 @@ class BlockLog:
 
 
 def read_log(path: Path, start: int = 0) -> tuple[array[int], list[Box], int]:
-    """Return the blocks and boxes of a log's whole lines from a byte on, and the byte after them."""
-    # Eight bytes a block: a volume of a teravoxel has millions of them.
+    """Return the blocks and boxes in the complete lines of a log from a byte on, and the byte after them."""
+    # An array of 8 bytes per block, since a volume of a teravoxel has millions of blocks.
     blocks, corrupt, end = array("q"), list[Box](), start
     try:
         with path.open("rb") as stream:

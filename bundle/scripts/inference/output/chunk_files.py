@@ -1,7 +1,7 @@
-"""Chunks that a prediction writes and reads back, without zarr's event loop and threads.
+"""Writes and reads the chunks of a prediction without zarr's event loop and threads.
 
-A chunk is one file of a zarr v3 array with regular chunks, default keys and at most one compressor. It appears whole
-or not at all, and a chunk of zeros, the fill value, has no file.
+A chunk is one file of a zarr v3 array with regular chunks, default keys and at most one compressor. Files are written
+atomically. A chunk of zeros, the fill value, has no file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from volumen.data.formats.zarr_arrays.chunk_names import chunk_index
 Region = tuple[slice, ...]
 
 UNFINISHED_CHUNK = "*.partial"
-"""Pattern of the names of chunks that a killed process was writing."""
+"""Pattern of the names of incomplete chunks, which a killed process leaves."""
 
 
 class ChunkFiles:
@@ -48,7 +48,7 @@ class ChunkFiles:
         self._folders: set[str] = set()
 
     def write(self, region: Region, values: np.ndarray) -> None:
-        """Write a region; chunks that it covers in part keep the rest."""
+        """Write a region; in chunks that it covers partly, other voxels do not change."""
         for index, inside, outside in self._parts(region):
             part = values[outside]
             bounds = tuple(
@@ -80,7 +80,7 @@ class ChunkFiles:
                     yield index
 
     def _parts(self, region: Region) -> Iterator[tuple[tuple[int, ...], Region, Region]]:
-        """Yield every chunk of a region: its number, its part in the chunk, and its part in the region."""
+        """Yield every chunk of a region: its index, the slices in the chunk, and the slices in the region."""
         grids = [range(p.start // c, -(-p.stop // c)) for p, c in zip(region, self._chunks, strict=True)]
         for index in itertools.product(*grids):
             inside, outside = [], []
@@ -94,7 +94,7 @@ class ChunkFiles:
         return f"{self._folder}/c/{'/'.join(map(str, index))}"
 
     def _get(self, index: tuple[int, ...]) -> np.ndarray:
-        """Return a chunk, writable; zeros where there is no file."""
+        """Return a writable chunk; zeros if there is no file."""
         try:
             with open(self._path(index), "rb", buffering=0) as stream:  # noqa: PTH123
                 data: Any = stream.read()

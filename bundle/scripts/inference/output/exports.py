@@ -1,4 +1,4 @@
-"""TIFF and NIfTI files of a finished prediction, written slab by slab from its zarr arrays."""
+"""Writes TIFF and NIfTI files of a finished prediction, slab by slab, from its zarr arrays."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ SUFFIXES = {".tif": "tif", ".tiff": "tif", ".nii": "nifti", ".nii.gz": "nifti", 
 DEFAULT_SUFFIX = {"tif": ".tif", "nifti": ".nii.gz", "zarr": ".zarr"}
 
 
-def format_of(output: str, wanted: str | None) -> tuple[str, str]:
+def format_of(output: str, required: str | None) -> tuple[str, str]:
     """Return (format, suffix of the name or "") of an output.
 
     Args:
         output: path that the user gave.
-        wanted: "zarr", "tif" or "nifti"; None to go by the name, zarr for a folder.
+        required: "zarr", "tif" or "nifti"; None: from the name, zarr for a folder.
 
     Raises:
-        VolumenError: the name says another format than the one wanted.
+        VolumenError: the name has the suffix of another format than the required one.
     """
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if output.endswith(s)), "")
     named = SUFFIXES.get(suffix)
-    if wanted and named and wanted != named:
-        raise VolumenError(output, expected=f"a name for --format {wanted}", found=suffix)
-    return wanted or named or "zarr", suffix
+    if required and named and required != named:
+        raise VolumenError(output, expected=f"a name for --format {required}", found=suffix)
+    return required or named or "zarr", suffix
 
 
 class FileExport:
-    """The files of one volume's prediction beside a `<name>.volumen.json` that says what made them.
+    """The files of one volume's prediction, and the `<name>.volumen.json` with their provenance.
 
     Args:
-        folder: where the files go.
-        name: what their names begin with.
-        names: targets; a single one may have the file without its name in it.
+        folder: folder of the files.
+        name: start of the file names.
+        names: targets.
         suffix: ".tif", ".nii", ...
-        plain: whether the single target's file is called by the name alone.
+        plain: whether the file name of a single target omits the target.
     """
 
     def __init__(self, folder: Path, name: str, names: tuple[str, ...], suffix: str, *, plain: bool) -> None:
@@ -64,18 +64,18 @@ class FileExport:
         self.working = folder / f".{name}.volumen.zarr"
 
     def settle(self, recipe: Mapping[str, Any], *, overwrite: bool) -> bool:
-        """Return whether the files are there already; remove those of another prediction if allowed.
+        """Return whether the files exist already; remove those of another prediction if allowed.
 
         Raises:
-            VolumenError: files are there that no prediction made, or another one without `overwrite`.
+            VolumenError: there are files of another origin, or of another prediction and `overwrite` is false.
         """
         old: dict[str, Any] = {}
         try:
             old = json.loads(self.sidecar.read_text())
         except (OSError, ValueError):
-            going_on = (self.working / STATE_FOLDER / RECIPE).exists()
+            interrupted = (self.working / STATE_FOLDER / RECIPE).exists()
             for path in self.files.values():
-                if path.exists() and not going_on:
+                if path.exists() and not interrupted:
                     raise VolumenError(
                         path, "exists and no prediction made it", remedy="choose another output"
                     ) from None
@@ -87,7 +87,7 @@ class FileExport:
                 f"holds another prediction: {change}",
                 remedy="choose another output, or replace that one with --overwrite",
             )
-        shutil.rmtree(self.working, ignore_errors=True)  # killed after the record was written
+        shutil.rmtree(self.working, ignore_errors=True)  # a process was killed after it wrote the record
         if not overwrite and all(path.exists() for path in self.files.values()):
             return True
         for name in old["files"]:
@@ -103,16 +103,16 @@ class FileExport:
         image: Volume,
         compress: bool,
     ) -> None:
-        """Write the files from finished arrays, then the record; the working arrays go.
+        """Write the files from finished arrays, then the record, and remove the working arrays.
 
         Args:
             arrays: the finished prediction.
-            attributes: recipe and what else the record holds.
-            image: what was predicted, of which NIfTI files take the affine.
-            compress: whether TIFF pages are compressed; NIfTI goes by its name.
+            attributes: the provenance and other entries of the record.
+            image: the predicted image; NIfTI files have its affine.
+            compress: whether TIFF pages are compressed; the suffix decides it for NIfTI.
         """
         for target, path in self.files.items():
-            # The format goes by the end of the name, so the mark of an unfinished file comes in front.
+            # The mark of an unfinished file is a prefix, since the suffix decides the format.
             partial = path.with_name(f".partial-{path.name}")
             if path.suffix in (".tif", ".tiff"):
                 made_by = f"{json.dumps(attributes, sort_keys=True)} {target}"
@@ -124,13 +124,13 @@ class FileExport:
             leftover.unlink(missing_ok=True)
         record = {**attributes, "files": [path.name for path in self.files.values()]}
         write_atomically(self.sidecar, json.dumps(record, indent=1).encode())
-        # Half removed it must not say that blocks are finished.
+        # The log first: after an interrupted removal it must not list blocks whose files no longer exist.
         (self.working / STATE_FOLDER / LOG).unlink(missing_ok=True)
         shutil.rmtree(self.working)
 
 
 def slabs(arrays: ZarrOutput, target: str) -> Iterator[np.ndarray]:
-    """Yield an array's slabs along the first spatial axis, channel by channel: (depth, *rest)."""
+    """Yield the slabs of an array along the first spatial axis, channel by channel: (depth, *rest)."""
     depth = arrays.block_shape[0]
     rest = tuple(slice(0, n) for n in arrays.shape[1:])
     for channel in range(arrays.stored[target].channels):
@@ -142,14 +142,14 @@ def slabs(arrays: ZarrOutput, target: str) -> Iterator[np.ndarray]:
 def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool, identity: str) -> None:
     """Write a target as OME-TIFF, axes (C)ZYX or (C)YX; BigTIFF above 4 GB.
 
-    The voxel size stands in the OME-XML, and that of a pixel in the resolution tags too, for programs without OME.
+    The OME-XML states the voxel size; the resolution tags state the pixel size too, for programs that do not read OME.
 
     Args:
         path: the file.
         arrays: the finished prediction.
-        target: which of its targets.
+        target: the target to write.
         compress: whether pages are compressed.
-        identity: text of which the file's UUID is made, so that the same prediction gives the same bytes.
+        identity: text from which the file's UUID is computed, so that the same prediction has the same bytes.
     """
     import tifffile
 
@@ -187,12 +187,12 @@ def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool, i
 
 
 def _wide(dtype: np.dtype) -> np.dtype:
-    """Return the type of a file's values: OME-TIFF and NIfTI know no float16."""
+    """Return the type of a file's values: float32 for float16, which OME-TIFF and NIfTI lack."""
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def _physical_sizes(arrays: ZarrOutput) -> dict[str, Any]:
-    """Return the voxel size as OME-XML has it; without a unit it counts in pixels, and not in micrometers."""
+    """Return the voxel size for OME-XML; without a unit it is in pixels, not in OME's default of micrometers."""
     found: dict[str, Any] = {}
     for axis, size in zip("ZYX"[-len(arrays.shape) :], arrays.spacing, strict=True):
         found[f"PhysicalSize{axis}"] = size
@@ -201,21 +201,21 @@ def _physical_sizes(arrays: ZarrOutput) -> dict[str, Any]:
 
 
 def _resolution(arrays: ZarrOutput) -> dict[str, Any]:
-    """Return the resolution tags: pixels per centimetre, where the unit is known."""
+    """Return the resolution tags in pixels per centimetre; empty if the unit is unknown."""
     centimetres = None if arrays.unit is None else factor(arrays.unit, "centimeter")
     if centimetres is None:
         return {}
     height, width = (1.0 / (size * centimetres) for size in arrays.spacing[-2:])
     if max(height, width) >= 1 << 31:
-        return {}  # more than a tag can hold: voxels of a few picometers
+        return {}  # voxels of a few picometers: more than a tag can store
     return {"resolution": (width, height), "resolutionunit": "CENTIMETER"}
 
 
 def write_nifti(path: Path, arrays: ZarrOutput, target: str, affine: np.ndarray | None) -> None:
     """Write a target as NIfTI, axes (X, Y, Z[, C]), with the image's affine moved to the region's start.
 
-    An image without an affine gives its voxel size and the place of its first voxel. Units that NIfTI does not know
-    become micrometers, or millimeters above 100 of them.
+    For an image without an affine, it is computed from the voxel size and the place of the first voxel. Units that
+    NIfTI lacks are converted to micrometers, or to millimeters if a voxel has more than 100 micrometers.
     """
     import nibabel
 
@@ -239,18 +239,18 @@ def write_nifti(path: Path, arrays: ZarrOutput, target: str, affine: np.ndarray 
     with open_plain(path) as stream:
         header.write_to(stream)
         for slab in slabs(arrays, target):
-            # C order over (Z, Y, X) is the file's Fortran order over (X, Y, Z).
+            # NIfTI stores (X, Y, Z) in Fortran order, which is C order over (Z, Y, X).
             stream.write(np.ascontiguousarray(slab, dtype=dtype).tobytes())
 
 
 def _nifti_unit(arrays: ZarrOutput) -> tuple[str, float]:
-    """Return NIfTI's name of a unit, and by what sizes in the arrays' unit are multiplied to be in it."""
-    known = {"meter": "meter", "millimeter": "mm", "micrometer": "micron"}
+    """Return NIfTI's name of a unit, and the factor from the arrays' unit to it."""
+    names = {"meter": "meter", "millimeter": "mm", "micrometer": "micron"}
     unit = arrays.unit
     if unit is None:
         return "unknown", 1.0
-    if unit in known:
-        return known[unit], 1.0
+    if unit in names:
+        return names[unit], 1.0
     by = factor(unit, "micrometer")
     if by is None:
         return "unknown", 1.0
@@ -261,7 +261,7 @@ def _nifti_unit(arrays: ZarrOutput) -> tuple[str, float]:
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[Any]:
-    """Open a file to write, through gzip if its name ends so; the same content gives the same bytes."""
+    """Open a file for writing, compressed if its suffix is `.gz`; the same content results in the same bytes."""
     with path.open("wb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as packed:

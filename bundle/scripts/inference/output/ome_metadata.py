@@ -1,4 +1,4 @@
-"""Metadata with which viewers show a prediction: colours of labels, ranges of channels, and the list of its images.
+"""Metadata of a prediction for viewers: colours of labels, ranges of channels, and the list of its images.
 
 Sources: the NGFF specification 0.5, sections "omero", "image-label" and "bioformats2raw"
 (https://ngff.openmicroscopy.org/0.5), and the OME schema 2016-06.
@@ -29,7 +29,7 @@ _PIXEL_TYPES = {
 
 
 def omero(stored: Stored) -> dict[str, Any]:
-    """Return name, colour and range of every channel of an image."""
+    """Return the `omero` metadata: name, colour and range of every channel of an image."""
     names = channel_names(stored)
     low, high = _value_range(stored)
     channels = []
@@ -63,13 +63,13 @@ def _value_range(stored: Stored) -> tuple[float, float] | tuple[None, None]:
 
 
 def image_label(stored: Stored, classes: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the `image-label` metadata: a colour per class, and its name where it has one.
+    """Return the `image-label` metadata: a colour per class, and its name if it has one.
 
-    Instance numbers are left to the viewer's own colours.
+    Instances have no entry, so that the viewer chooses their colours.
 
     Args:
         stored: a label map.
-        classes: names of the classes from 0 on; of a single class also its name alone.
+        classes: names of the classes from 0 on, or only the name of a single class.
     """
     from volumen.handlers.preview.colours import PALETTE
 
@@ -98,7 +98,7 @@ def ome_xml(
     """Return the text of `OME/METADATA.ome.xml`, which lists the images of a container.
 
     Args:
-        images: what is stored, by the path of its group.
+        images: how each image is stored, by the path of its group.
         shape: spatial shape.
         spacing: voxel size per axis.
         unit: unit of the spacing, or None.
@@ -126,7 +126,7 @@ def ome_xml(
             },
         )
         for channel, name in enumerate(channel_names(stored)):
-            known = {"ID": f"Channel:{number}:{channel}", "Name": name, "SamplesPerPixel": "1"}
-            ElementTree.SubElement(pixels, "Channel", known)
+            attributes = {"ID": f"Channel:{number}:{channel}", "Name": name, "SamplesPerPixel": "1"}
+            ElementTree.SubElement(pixels, "Channel", attributes)
         ElementTree.SubElement(pixels, "MetadataOnly")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)

@@ -21,17 +21,17 @@ LABELS = "labels"
 
 
 def target_group(stored: Stored) -> str:
-    """Return the path of a target's group in the container: label maps of one channel lie in `labels`."""
+    """Return the path of a target's group in the container: label maps of one channel are stored in `labels`."""
     return f"{LABELS}/{stored.head.name}" if is_label_map(stored) else stored.head.name
 
 
 def is_label_map(stored: Stored) -> bool:
-    """Whether a target is stored as an OME-Zarr label; classes that overlap are an image of several channels."""
+    """Whether a target is stored as an OME-Zarr label; overlapping classes are stored as an image with channels."""
     return stored.is_labels and stored.channels == 1
 
 
 def find_target(root: Path, name: str) -> Path:
-    """Return the folder of a predicted target in a container, wherever it lies there."""
+    """Return the folder of a predicted target in a container, in `labels` or beside it."""
     inner = root / LABELS / name
     return inner if inner.exists() else root / name
 
@@ -39,15 +39,15 @@ def find_target(root: Path, name: str) -> Path:
 def level_factors(
     shape: Sequence[int], spacing: Sequence[float], smallest: Sequence[int]
 ) -> list[tuple[int, ...]]:
-    """Return the factor of each pyramid level to the one before, the first of them for level 1.
+    """Return the factors between each pyramid level and the previous one, starting with level 1.
 
-    An axis is halved while its spacing is below twice the smallest, so that voxels grow alike, until a
-    level fits one block.
+    An axis is halved if its spacing is below twice the smallest, so that voxels become isotropic. The last level fits
+    in one block.
 
     Args:
         shape: spatial shape of level 0.
         spacing: voxel size per axis.
-        smallest: a level that is not larger than this on any axis is the last.
+        smallest: a level that is not larger than this along any axis is the last.
     """
     size, step = list(shape), list(spacing)
     levels = []
@@ -64,24 +64,24 @@ def level_factors(
 
 
 class ZarrOutput:
-    """Arrays of a prediction, created if absent, opened if there.
+    """The arrays of a prediction, which are created if they do not exist.
 
-    They are `<root>/<target>/<level>`, those of label maps `<root>/labels/<target>/<level>`. Single-channel targets
-    have axes (z, y, x) or (y, x), others a channel axis in front.
+    Their paths are `<root>/<target>/<level>`, for label maps `<root>/labels/<target>/<level>`. Targets with one channel
+    have the axes (z, y, x) or (y, x), others a channel axis before these.
 
     Args:
         root: the output group's folder.
-        stored: what is stored of each target.
+        stored: how each target is stored.
         shape: spatial shape of the output.
         block_shape: shape of a chunk.
         spacing: voxel size per axis.
         unit: unit of the spacing, or None.
         origin: first voxel of the output in the image, per axis.
-        place: where the image's first voxel lies in space, per axis in `unit`; None for 0.
-        source: path of the image's OME-Zarr group, to which labels refer; None where it is of another format.
+        place: coordinates of the image's first voxel in space, per axis in `unit`; None: 0.
+        source: path of the image's OME-Zarr group, to which labels refer; None for an image of another format.
         classes: names of classes by target.
         compress: "zstd", "lz4", "gzip" or "none".
-        pyramid: whether coarser levels are made.
+        pyramid: whether coarser levels are written.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ZarrOutput:
         self._chunk_files: dict[tuple[str, int], ChunkFiles] = {}
 
     def create(self) -> None:
-        """Create groups and arrays that are not there yet."""
+        """Create groups and arrays that do not exist yet."""
         import zarr
 
         root = zarr.open_group(self.root, mode="a", zarr_format=3)
@@ -205,7 +205,7 @@ class ZarrOutput:
         datasets = []
         for level in range(len(self.factors) + 1):
             scale = self.level_scale(level)
-            # The centre of a coarse voxel lies between those that it covers.
+            # The centre of a coarse voxel lies between the centres of the voxels that it covers.
             shift = [
                 place + (start + (f - 1) / 2) * step
                 for place, start, f, step in zip(self.place, self.origin, scale, self.spacing, strict=True)
@@ -226,7 +226,7 @@ class ZarrOutput:
         return {"name": stored.head.name, "axes": axes, "datasets": datasets, "type": kind}
 
     def write(self, name: str, box: tuple[slice, ...], values: np.ndarray, level: int = 0) -> None:
-        """Write stored values (channels, *box) of a target at a place."""
+        """Write stored values (channels, *box) of a target into a box."""
         if self.stored[name].channels > 1:
             self._files(name, level).write((slice(0, len(values)), *box), values)
         else:
@@ -240,12 +240,13 @@ class ZarrOutput:
         return self._files(name, level).read(box)[None]
 
     def box_count(self, level: int) -> int:
-        """Return how many chunks a level has, those of all targets together."""
+        """Return the number of chunks of a level, summed over the targets."""
         return len(self.stored) * math.prod(self._chunk_counts(level))
 
     def boxes_with_content(self, level: int) -> tuple[int, ...]:
-        """Return the chunks of a level, by their place in the order of all, that a chunk of the level before has a part
-        in; the others stay without a file.
+        """Return the numbers of a level's chunks that overlap a stored chunk of the previous level.
+
+        The other chunks are 0 and need no file.
         """
         counts = self._chunk_counts(level)
         found: set[int] = set()
@@ -259,7 +260,7 @@ class ZarrOutput:
         return tuple(sorted(found))
 
     def box(self, level: int, number: int) -> tuple[str, tuple[slice, ...]]:
-        """Return the target and the place of a chunk of a level, by its place in the order of all."""
+        """Return the target and the box of a chunk of a level from its number."""
         counts = self._chunk_counts(level)
         target, number = divmod(number, math.prod(counts))
         index = np.unravel_index(number, counts)
@@ -272,7 +273,7 @@ class ZarrOutput:
         return tuple(-(-n // c) for n, c in zip(self.level_shape(level), self.block_shape, strict=True))
 
     def coarsened(self, name: str, level: int, box: tuple[slice, ...]) -> np.ndarray:
-        """Return what a box of a target's level becomes, from the level before it."""
+        """Return the values of a box of a target's level, computed from the previous level."""
         factors = self.factors[level - 1]
         finer = self.level_shape(level - 1)
         source = tuple(

@@ -1,4 +1,4 @@
-"""What is stored of a head's result: type, number range, labels, and how it is made coarser."""
+"""Defines how a head's result is stored: type, range of values, labels, and computation of coarser levels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Stored:
     """How a head's result is stored.
 
     Probabilities become uint8 (255 is 1), float16, float32, or labels: the class of highest probability
-    after a softmax, 0 or 1 by the threshold after a sigmoid. Other results are float16 where uint8, float16
-    or labels are asked for, since they have signs and units, and float32 otherwise.
+    after a softmax, 0 or 1 by the threshold after a sigmoid. Other results have signs and units; they are float32 if
+    float32 is requested, else float16.
 
     Args:
         head: the network's output.
         kind: uint8, float16, float32 or labels.
-        threshold: probability from which on a sigmoid's label is 1.
+        threshold: smallest probability at which a sigmoid's label is 1.
     """
 
     head: Head
@@ -66,7 +66,7 @@ class Stored:
         return self.convert(self.head.decode(blended).numpy())
 
     def convert(self, result: np.ndarray) -> np.ndarray:
-        """Turn a decoded result (head.channels, *block) into what is stored (channels, *block)."""
+        """Convert a decoded result (head.channels, *block) to stored values (channels, *block)."""
         if self.is_labels:
             if self.head.activation == "softmax":
                 return result.argmax(axis=0)[None].astype(np.uint8)
@@ -81,8 +81,8 @@ class Stored:
     def coarser(self, values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
         """Return a coarser version of stored values for the next level of a pyramid.
 
-        Labels take the value that most voxels of a cell have (of several, the one that comes first); all else is the
-        cell's mean, vectors made unit again.
+        A coarse label is the most frequent value of its cell (if several are, the first of them in the cell). Other
+        values are the cell's mean; mean vectors are normalised to length 1.
 
         Args:
             values: stored values, shape (channels, *space); sides need not be divisible.
@@ -124,7 +124,7 @@ class StoredBlend(Stored):
 
 @dataclass(frozen=True)
 class StoredInstances(Stored):
-    """Instance numbers: uint32, 0 for none; coarser levels hold the most frequent number of each cell."""
+    """How instance numbers are stored: uint32, 0 for none; a coarse voxel has the most frequent number of its cell."""
 
     @property
     def is_labels(self) -> bool:
@@ -136,22 +136,23 @@ class StoredInstances(Stored):
 
 
 def instance_stored(rules: InstanceRules | None) -> tuple[Stored, ...]:
-    """Return what is stored of the instances, nothing where none are asked for."""
+    """Return how instances are stored; empty if none are requested."""
     if rules is None:
         return ()
     return (StoredInstances(Head(rules.name, 1, "none", "instances")),)
 
 
 def most_frequent(values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
-    """Return the most frequent value of every cell; of several, the one that comes first in the cell.
+    """Return the most frequent value of every cell; if several are, the first of them in the cell.
 
     Args:
-        values: integers, shape (channels, *space); a last cell that is cut off counts the voxels it has.
+        values: integers, shape (channels, *space); an incomplete last cell counts only its voxels.
         factors: 1 or 2 per spatial axis.
     """
     padding = [(0, 0), *((0, -size % f) for size, f in zip(values.shape[1:], factors, strict=True))]
     if any(after for _, after in padding):
-        values = np.pad(values, padding, mode="edge")  # both halves alike, so that shares stay as they are
+        # Repeats every voxel of a cut cell once, which does not change the shares.
+        values = np.pad(values, padding, mode="edge")
     parts = [
         values[(slice(None), *(slice(start, None, f) for start, f in zip(corner, factors, strict=True)))]
         for corner in itertools.product(*(range(f) for f in factors))
@@ -176,7 +177,7 @@ def _halve(values: np.ndarray, axis: int) -> np.ndarray:
         values = np.concatenate([values, last], axis=axis)
     even = values[(slice(None),) * axis + (slice(0, None, 2),)]
     odd = values[(slice(None),) * axis + (slice(1, None, 2),)]
-    # Adding into float32 at once spares a float copy of the finer level, eight times as large.
+    # The addition converts to float32 itself, which avoids a float32 copy of the finer level.
     mean = np.add(even, odd, dtype=np.float32)
     mean *= 0.5
     return mean

@@ -1,6 +1,6 @@
-"""What a pass over blocks leaves for the next one: a small file per block, and a table of what all of them give.
+"""Files that a pass over blocks writes for the next pass: a small file per block, and a table for all of them.
 
-Every file is there whole or not at all, so an interrupted pass goes on with the blocks that have none.
+Files are written atomically, so that an interrupted pass continues with the blocks that have no file.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class BlockFiles:
     """The files of one pass.
 
     Args:
-        folder: where they are.
+        folder: folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def has(self, number: int) -> bool:
-        """Whether a block is done, by its place in the order of all."""
+        """Whether the block with a number is finished."""
         return self._path(number).exists()
 
     def save(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -34,21 +34,21 @@ class BlockFiles:
         write_atomically(self._path(number), lambda stream: np.savez_compressed(stream, **content))
 
     def load(self, number: int, *names: str) -> dict[str, np.ndarray]:
-        """Read arrays of a block's file, all without names."""
+        """Read the named arrays of a block's file; without names, all of them."""
         with np.load(self._path(number)) as content:
             return {name: content[name] for name in names or content.files}
 
     @property
     def has_table(self) -> bool:
-        """Whether all blocks are done and the table is made of them."""
+        """Whether the table exists, which is computed after all blocks."""
         return (self.folder / "table.npy").exists()
 
     def save_table(self, offsets: np.ndarray, table: np.ndarray) -> None:
-        """Write what is known of every number that blocks gave.
+        """Write the table of all components or instances, by their numbers in the blocks.
 
         Args:
-            offsets: where each block's numbers start in the table, and its end, (blocks + 1,).
-            table: per number.
+            offsets: first row of each block in the table, and the end of the table, (blocks + 1,).
+            table: one row per number.
         """
         write_atomically(self.folder / "offsets.npy", lambda stream: np.save(stream, offsets))
         write_atomically(self.folder / "table.npy", lambda stream: np.save(stream, table))

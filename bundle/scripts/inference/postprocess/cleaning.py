@@ -1,7 +1,8 @@
-"""Cleaning of the label maps of a prediction on disk: passes over their blocks, joined in between.
+"""Cleans the label maps of a prediction on disk by passes over their blocks.
 
-A survey leaves a file per block; the process that was started joins them and writes a table of what stays; a second
-pass writes the labels. Holes are filled by a pair of passes of their own before.
+The first pass finds the components of every block and writes them to a file per block. The main process joins them
+across blocks and writes a table of the components that remain. The second pass writes the labels. Holes are filled
+before, by another pair of passes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from volumen.inference.volume_work import VolumeWork
 
 BLOCK_VOXELS = 1 << 21
-"""Voxels that are labelled at once."""
+"""Voxels of a block."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class _LabelPass:
     """A pass over the blocks of the label maps that are cleaned.
 
     Args:
-        work: the volume.
-        holes: whether holes are filled; else components go by their size.
+        work: the volume's prediction.
+        holes: whether the pass fills holes; otherwise it removes small components.
     """
 
     work: VolumeWork
@@ -62,7 +63,7 @@ class _LabelPass:
         return aligned_block((), plan.output_shape, plan.block_shape, BLOCK_VOXELS)
 
     def box(self, number: int) -> Region:
-        """Return a block's place."""
+        """Return the region of a block."""
         return block_box(number, self.work.plan.output_shape, self._block)
 
     @property
@@ -72,19 +73,19 @@ class _LabelPass:
 
     @property
     def source(self) -> ZarrOutput:
-        """What is read."""
+        """The arrays that the pass reads."""
         if self.holes or not self.work.rules.fill_holes:
             return raw_arrays(self.work)
         return filled_arrays(self.work)
 
     def files(self, name: str, channel: int) -> BlockFiles:
-        """Return what the survey of a label map leaves."""
+        """Return the files that `SurveyPass` writes for a label map."""
         kind = "holes" if self.holes else "components"
         return BlockFiles(work_folder(self.work) / kind / f"{name}-{channel}")
 
 
 class SurveyPass(_LabelPass):
-    """Labels the components, or the holes, of every block."""
+    """Finds the components, or the holes, of every block."""
 
     @property
     def title(self) -> str:
@@ -105,7 +106,7 @@ class SurveyPass(_LabelPass):
             files.save(number, survey)
 
     def join(self) -> None:
-        """Join the blocks that were surveyed, and write what is chosen of them."""
+        """Join the components of all blocks, and write the table of those that remain or are filled."""
         rules = self.work.rules
         for name, channel in self.channels:
             files = self.files(name, channel)
@@ -121,7 +122,7 @@ class SurveyPass(_LabelPass):
 
 
 class ChoosePass(_LabelPass):
-    """Writes every block with its holes filled, or without what is too small."""
+    """Writes every block with its holes filled, or without small components."""
 
     @property
     def title(self) -> str:
@@ -143,8 +144,8 @@ def clean_labels(work: VolumeWork, run: Run) -> None:
     """Clean the label maps of a volume.
 
     Args:
-        work: the volume, all blocks of it predicted.
-        run: makes the blocks of a pass.
+        work: the volume's prediction, of which all blocks are written.
+        run: computes the blocks of a pass.
     """
     for holes in (True, False):
         if holes and not work.rules.fill_holes:

@@ -1,8 +1,8 @@
-"""Cleaning of label maps by connected components, block by block with stitching.
+"""Connected components of label maps, block by block with stitching.
 
-A block is labelled by itself; components are then joined across the faces between blocks by union-find.
-Memory holds one block and some numbers per component. Neighbours are voxels that share a face, which is what
-stitching across faces finds exactly. `volumen.inference.postprocess.cleaning` does it to arrays on disk.
+The components of each block are found independently, and then joined across the faces between blocks by union-find.
+Memory holds one block and some numbers per component. Two voxels are neighbours if they share a face; for this
+connectivity, stitching across faces is exact. `volumen.inference.postprocess.cleaning` applies it to arrays on disk.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from volumen.inference.rules import CleaningRules
 from volumen.utils.connected import roots_of
 
 Load = Callable[..., Mapping[str, np.ndarray]]
-"""Gives arrays of a block's survey, by its place in the order of all and their names."""
+"""Returns arrays of `survey_block` from the number of the block and the names of the arrays."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """Components of a volume, by the numbers that its blocks gave them.
+    """Components of a volume, by consecutive numbers over all blocks.
 
     Args:
         offsets: number before the first component of each block, and after the last block, int64 (blocks + 1,).
-        root: number to the number of the joined component, int64.
-        size: joined number to its voxels, int64 (0 for numbers that were joined to another).
-        value: number to the label value of its voxels.
-        at_border: joined number to whether the component touches the volume's border.
+        root: number of the joined component, by number, int64.
+        size: voxels of the joined component, by its number, int64 (0 for numbers that were joined to another).
+        value: label value, by number.
+        at_border: whether the joined component touches the volume's border, by its number.
     """
 
     offsets: np.ndarray
@@ -41,7 +41,7 @@ class Components:
 
 
 def label_block(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the components of equal, nonzero values of a block and their number; face neighbours."""
+    """Return the components of equal, nonzero values of a block, and their count; neighbours share a face."""
     import cc3d
 
     labels, count = cc3d.connected_components(
@@ -51,16 +51,17 @@ def label_block(values: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def survey_block(data: np.ndarray, box: Region, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Return what is kept of a block's components, numbered from 1.
+    """Return the properties of a block's components, numbered from 1.
 
     Args:
         data: labels of the block.
-        box: its place.
+        box: region of the block.
         shape: shape of the volume.
 
     Returns:
         `sizes`, voxels of each, int64; `values`, label value of each, int64; `border`, whether each touches the
-        volume's border; the numbers on the outermost planes towards other blocks, uint32: `low0`, `high0` of axis 0.
+        volume's border; the component numbers on the outermost planes towards other blocks, uint32: `low0` and
+        `high0` for axis 0, and so on.
     """
     labels, count = label_block(data)
     flat = labels.reshape(-1)
@@ -81,7 +82,7 @@ def combine(load: Load, counts: tuple[int, ...]) -> Components:
     """Join the components of blocks across their faces.
 
     Args:
-        load: gives what `survey_block` returned.
+        load: returns the results of `survey_block`.
         counts: blocks per axis.
     """
     blocks = math.prod(counts)
@@ -119,7 +120,7 @@ def _touches_border(labels: np.ndarray, count: int, box: Region, shape: tuple[in
 
 
 def kept_components(components: Components, rules: CleaningRules) -> np.ndarray:
-    """Return which components stay by the rules of size: bool by number."""
+    """Return which components remain by the rules of size: bool by number."""
     keep = components.size >= max(rules.min_size, 1)
     keep[0] = False
     if rules.keep_largest is not None:
@@ -132,7 +133,7 @@ def _largest(components: Components, count: int) -> np.ndarray:
     roots = np.flatnonzero(components.size)
     for value in np.unique(components.value[roots]):
         of_value = roots[components.value[roots] == value]
-        # A stable order: of equal sizes, the first in the volume.
+        # A stable sort: among equal sizes, the first in the volume remains.
         order = np.argsort(-components.size[of_value], kind="stable")
         keep[of_value[order[:count]]] = True
     return keep
@@ -177,7 +178,7 @@ def clean_array(labels: np.ndarray, rules: CleaningRules) -> np.ndarray:
 
     Args:
         labels: (*space).
-        rules: what is done.
+        rules: the rules.
     """
     whole = tuple(slice(0, n) for n in labels.shape)
 

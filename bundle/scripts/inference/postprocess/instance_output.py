@@ -1,4 +1,4 @@
-"""The array of instances that a prediction leaves beside the heads it is made from."""
+"""Computes the array of instances of a prediction from its heads."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MUTEX_BLOCK_VOXELS = 1 << 21
 
 
 def settle_request(request: PredictRequest, predictor: Predictor) -> PredictRequest:
-    """Return a request whose instance rules fit the network.
+    """Return the request with instance rules that match the network's heads.
 
     Raises:
-        VolumenError: a head that is missing, not predicted or no probability, or the package is not installed.
+        VolumenError: a head is missing, not predicted or no probability, or the package is not installed.
     """
     if request.instances is None:
         return request
@@ -61,11 +61,11 @@ def settle_request(request: PredictRequest, predictor: Predictor) -> PredictRequ
 
 @dataclass(frozen=True)
 class _InstancePass:
-    """A pass over the blocks that instances are made in.
+    """A pass over the blocks in which instances are segmented.
 
     Args:
-        work: the volume.
-        offsets: of the affinities, () for boundaries.
+        work: the volume's prediction.
+        offsets: offsets of the affinities, () for boundaries.
     """
 
     work: VolumeWork
@@ -77,18 +77,18 @@ class _InstancePass:
 
     @property
     def rules(self) -> InstanceRules:
-        """How they are made; settled."""
+        """The resolved rules of the request."""
         assert self.work.request.instances is not None
         return self.work.request.instances
 
     @property
     def segmenter(self) -> InstanceSegmenter:
-        """What segments a region."""
+        """The function that segments a region."""
         return InstanceSegmenter(self.rules, self.work.voxel_size, self.offsets)
 
     @property
     def stitching(self) -> Stitching:
-        """The blocks, and what they leave for each other."""
+        """The blocks and their files."""
         shape, rules = self.work.plan.output_shape, self.rules
         most = MUTEX_BLOCK_VOXELS if rules.affinities else BLOCK_VOXELS
         block = aligned_block(rules.block or (), shape, self.work.plan.block_shape, most)
@@ -112,16 +112,16 @@ class SegmentPass(_InstancePass):
         final, mask = final_arrays(self.work), self.work.job.mask
         found = self.segmenter({name: _probabilities(final, name, region) for name in self.rules.sources})
         if mask is not None:
-            there = tuple(
+            in_volume = tuple(
                 slice(part.start + first, part.stop + first)
                 for part, first in zip(region, final.origin, strict=True)
             )
-            found[~mask.read(there).any(axis=0)] = 0
+            found[~mask.read(in_volume).any(axis=0)] = 0
         return found
 
 
 class NumberPass(_InstancePass):
-    """Gives the instances of every block the numbers that hold in the whole volume."""
+    """Replaces the instance numbers of every block by those of the whole volume."""
 
     title = "numbering instances"
     is_light = True
@@ -134,12 +134,12 @@ class NumberPass(_InstancePass):
 
 
 def make_instances(work: VolumeWork, recipe: Mapping[str, Any], run: Run) -> None:
-    """Make the instances of a volume, block by block.
+    """Compute the instances of a volume, block by block.
 
     Args:
-        work: the volume, all heads of it finished.
-        recipe: the prediction's record.
-        run: makes the blocks of a pass.
+        work: the volume's prediction, of which all heads are finished.
+        recipe: the prediction's provenance.
+        run: computes the blocks of a pass.
     """
     rules = work.request.instances
     assert rules is not None

@@ -1,8 +1,8 @@
-"""Instances from what a network predicts: walls and foreground by watershed, affinities by mutex watershed.
+"""Segments instances from a network's outputs: walls and foreground by watershed, affinities by mutex watershed.
 
-Walls: fragments grow from the maxima of the distance to the walls by watershed, then neighbours merge while the
-mean wall probability on their common face is below a threshold (average linkage), the recipe of Beier et al.
-2017 and Wolny et al. 2020 (PlantSeg). Affinities with long offsets: mutex watershed, Wolf et al. 2018.
+Walls: fragments grow by watershed from the maxima of the distance to the walls; then neighbours merge while the mean
+wall probability on their common face is below a threshold (average linkage), as in Beier et al. 2017 and Wolny et al.
+2020 (PlantSeg). Affinities with long offsets: mutex watershed, Wolf et al. 2018.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from volumen.derived.extents import in_voxels
 from volumen.inference.rules import InstanceRules
 
 SEED_SIGMA = 2.0
-"""Width of the Gaussian that smooths the distance to the walls before its maxima are taken, in smallest voxels."""
+"""Sigma of the Gaussian that smooths the distance to the walls before its maxima are found, in smallest voxel sides."""
 DISTANCE_SHARE = 0.2
-"""Weight of the distance in the height that is flooded; the wall probability has the rest."""
+"""Weight of the distance in the height map of the watershed; the wall probability has the remaining weight."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class InstanceSegmenter:
     """Segments an array, or a block of it with context.
 
     Args:
-        rules: how.
+        rules: heads and parameters.
         spacing: voxel size per axis.
-        offsets: of the affinities, voxels per axis in array order, one per channel; () for boundaries.
+        offsets: offsets of the affinities, voxels per axis in array order, one per channel; () for boundaries.
     """
 
     rules: InstanceRules
@@ -61,7 +61,7 @@ class InstanceSegmenter:
             affinities = probabilities[rules.affinities]
             if any(not _is_step(offset) for offset in self.offsets):
                 return from_affinities(affinities, self.offsets, inside, threshold=rules.threshold)
-            # Neighbours alone cannot repel: what separates them is a wall like any other.
+            # Offsets of one voxel alone have no repulsive edges: a low affinity then is a wall.
             inside = _bound(affinities, self.offsets, rules.threshold, inside)
             walls = 1 - affinities.min(axis=0)
         elif rules.boundary is not None:
@@ -81,17 +81,17 @@ def from_boundary(
     threshold: float = 0.5,
     merge_threshold: float = 0.5,
 ) -> np.ndarray:
-    """Separate what walls enclose, by watershed and agglomeration.
+    """Separate the regions that walls enclose, by watershed and agglomeration.
 
     Args:
         boundary: float32 (*space), probability of a wall.
-        inside: bool (*space), where instances may be; None: everywhere, walls included.
-        steps: voxel size per axis in units of the smallest; None is 1.
-        threshold: a voxel is wall from this probability on.
+        inside: bool (*space), voxels that instances may contain; None: all, walls included.
+        steps: voxel size per axis in units of the smallest; None: 1.
+        threshold: smallest probability of a wall voxel.
         merge_threshold: fragments merge while the mean probability on their common face is below this.
 
     Returns:
-        uint32 (*space), numbers from 1 without a gap; 0 outside. Voxels of walls go to the instance next to them.
+        uint32 (*space), numbers from 1 without a gap; 0 outside. Wall voxels belong to the nearest instance.
     """
     import bioimage_cpp as bic
     import edt
@@ -107,7 +107,7 @@ def from_boundary(
     distance = edt.edt(free, anisotropy=steps, parallel=1)
     smooth = ndimage.gaussian_filter(distance, [SEED_SIGMA / step for step in steps])
     top = free & (ndimage.maximum_filter(smooth, size=3) == smooth)
-    # A free component without a maximum of its own, thinner than the smoothing, still is an instance.
+    # A free component that is thinner than the smoothing may have no maximum, but is an instance too.
     seeds = _with_lost_components(top, free)
     height = (1 - DISTANCE_SHARE) * boundary + DISTANCE_SHARE / (1 + smooth)
     fragments = bic.segmentation.watershed(height.astype(np.float32), seeds, mask=inside)
@@ -115,16 +115,16 @@ def from_boundary(
 
 
 def _with_lost_components(top: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Return numbered seeds int32: the connected maxima, and every free component that holds none."""
+    """Return numbered seeds, int32: the connected maxima, and every free component without a maximum."""
     import cc3d
 
     faces: Literal[4, 6] = 6 if top.ndim == 3 else 4
     everything: Literal[8, 26] = 26 if top.ndim == 3 else 8
     components, count = cc3d.connected_components(free, connectivity=faces, return_N=True)
-    served = np.zeros(count + 1, bool)
-    served[np.unique(components[top])] = True
-    served[0] = True
-    seeds = top | ~served[components]
+    has_maximum = np.zeros(count + 1, bool)
+    has_maximum[np.unique(components[top])] = True
+    has_maximum[0] = True
+    seeds = top | ~has_maximum[components]
     return cc3d.connected_components(seeds, connectivity=everything).astype(np.int32)
 
 
@@ -139,7 +139,7 @@ def _merge(fragments: np.ndarray, boundary: np.ndarray, threshold: float) -> np.
         graph, fragments, np.ascontiguousarray(boundary, np.float32), number_of_threads=1
     )
     weights = threshold - features[:, 0].astype(np.float64)
-    # What lies outside never joins an instance.
+    # The outside (0) never merges with an instance.
     weights[(graph.uv_ids() == 0).any(axis=1)] = -1.0
     policy = bic.graph.agglomeration.GaspClusterPolicy(linkage="mean")
     nodes = np.asarray(policy.optimize(graph, weights, edge_sizes=features[:, 1].astype(np.float64)))
@@ -153,13 +153,14 @@ def from_affinities(
     *,
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """Separate instances by mutex watershed: neighbours attract by their affinity, far voxels repel by its lack.
+    """Separate instances by mutex watershed: neighbours attract by affinity, distant voxels repel by 1 - affinity.
 
     Args:
-        affinities: float32 (K, *space) in [0, 1], probability that a voxel and the one at the offset are of one
-            instance.
+        affinities: float32 (K, *space) in [0, 1], probability that a voxel and the one at the offset belong to the
+            same instance.
         offsets: voxels per axis, in array order, one per channel.
-        inside: bool (*space), where instances may be; None: where any neighbour is bound by the threshold.
+        inside: bool (*space), voxels that instances may contain; None: voxels with an affinity to a neighbour of at
+            least `threshold`.
         threshold: see `inside`.
 
     Returns:
@@ -189,7 +190,7 @@ def _bound(
     threshold: float,
     inside: np.ndarray | None,
 ) -> np.ndarray:
-    """Return `inside`, or where a voxel has a face neighbour of the same instance by the threshold."""
+    """Return `inside`; if None, the voxels whose affinity to a face neighbour reaches the threshold."""
     from volumen.derived.arrays.affinities import overlap
 
     if inside is not None:
@@ -198,14 +199,14 @@ def _bound(
     for channel, offset in enumerate(offsets):
         if _is_step(offset):
             here, there = overlap(found.shape, offset)
-            tied = affinities[channel][here] >= threshold
-            found[here] |= tied
-            found[there] |= tied
+            connected = affinities[channel][here] >= threshold
+            found[here] |= connected
+            found[there] |= connected
     return found
 
 
 def renumber(labels: np.ndarray, where: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """Return labels as uint32 numbers from 1 without a gap, in the order of their values, and how many.
+    """Return labels as uint32 numbers from 1 without a gap, in the order of their values, and their count.
 
     Args:
         labels: integer, 0 for none.

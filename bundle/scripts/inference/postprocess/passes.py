@@ -1,4 +1,4 @@
-"""Passes over the blocks of a predicted volume: every block is made by itself, in this process or on workers."""
+"""Passes over the blocks of a predicted volume; blocks are independent and run in this process or on workers."""
 
 from __future__ import annotations
 
@@ -25,42 +25,43 @@ class BlockPass(Protocol):
 
     @property
     def count(self) -> int:
-        """Blocks that there are."""
+        """Number of blocks."""
         ...
 
     @property
     def title(self) -> str:
-        """What is done, as a progress bar tells it."""
+        """Title of the pass in a progress bar."""
         ...
 
     @property
     def is_light(self) -> bool:
-        """Whether a few blocks are made faster than sent."""
+        """Whether a few blocks take less time than sending them to workers."""
         ...
 
     def make(self, number: int, may_write: MayWrite) -> None:
-        """Make a block, by its place in the order of all.
+        """Compute the block with a number.
 
         Args:
-            number: which.
-            may_write: called after all is read and before anything is written; raises what stops the work. What was
-                read before it did not raise, was there: nobody removes it while the work is wanted.
+            number: number of the block.
+            may_write: called after everything is read and before anything is written; raises an exception if the
+                work is cancelled. If it does not raise, the data that were read are valid, since they are only
+                removed after a cancellation.
         """
         ...
 
 
 Run = Callable[[BlockPass], None]
-"""Makes every block of a pass."""
+"""Computes every block of a pass."""
 Tell = Callable[[str, int, int], None]
-"""Told a pass's title, the blocks of it that are made, and all of them."""
+"""Called with the title of a pass, the number of its finished blocks, and the number of all its blocks."""
 
 
 def run_here(workers: int, tell: Tell | None = None) -> Run:
-    """Return what makes passes with threads of this process.
+    """Return a function that runs passes with threads of this process.
 
     Args:
-        workers: threads.
-        tell: told how far a pass is.
+        workers: number of threads.
+        tell: called with the progress of a pass.
     """
 
     def run(blocks: BlockPass) -> None:
@@ -73,17 +74,17 @@ def run_here(workers: int, tell: Tell | None = None) -> Run:
 
 
 def _always() -> None:
-    """Let every block be written."""
+    """Allow every block to be written."""
 
 
 @dataclass(frozen=True)
 class LevelPass:
-    """Makes a level of the pyramids from the level before it.
+    """Computes a level of the pyramids from the previous level.
 
     Args:
-        work: the volume.
-        level: from 1.
-        boxes: the chunks to make, by their place in the order of all; None: all.
+        work: the volume's prediction.
+        level: number of the level, from 1.
+        boxes: numbers of the chunks to compute; None: all.
     """
 
     work: VolumeWork

@@ -1,11 +1,11 @@
-"""Instances of volumes larger than memory: segmented block by block with context, joined by overlap.
+"""Segments instances of volumes larger than memory, block by block with context, and joins them by overlap.
 
 Two neighbouring blocks both segment the two planes of voxels at their common face, one with its own voxels, the
-other with its halo. An instance of one is the same as one of the other where each holds more than half of the
-voxels that the other has there. Such pairs are joined by union-find. One instance can therefore have at most one
-partner at a face: an error in one block cannot glue together what the other kept apart.
+other with its halo. Two instances are the same if, on these planes, each contains more than half of the other's
+voxels. Such pairs are joined by union-find. An instance can therefore have at most one partner at a face: an error in
+one block cannot merge instances that the other block separates.
 
-Every block leaves a small file with its counts and planes when it is done, so an interrupted run goes on.
+Every finished block writes a small file with its counts and planes, so that an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Write = Callable[[Region, np.ndarray], None]
 
 @dataclass(frozen=True)
 class Stitching:
-    """The blocks of a volume, what each leaves for the others, and how they get common numbers.
+    """The blocks of a volume, and the steps from a segmentation per block to one of the whole volume.
 
-    Every block is segmented, all are joined, every block gets its final numbers. With a single block the result is that
-    of the whole volume.
+    `segment` segments each block, `join` joins the instances of all blocks, `numbered` returns the final numbers of
+    each block. With a single block, the result is the segmentation of the whole volume.
 
     Args:
         shape: shape of the volume.
         block: shape of a block.
         halo: context per axis, at least 1.
-        files: what finished blocks leave.
+        files: the files of finished blocks.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Stitching:
 
     @property
     def count(self) -> int:
-        """Blocks that there are."""
+        """Number of blocks."""
         return math.prod(self._counts)
 
     @property
@@ -56,38 +56,38 @@ class Stitching:
         return block_counts(self.shape, self.block)
 
     def segment(self, number: int, segment: Segment, write: Write, may_write: Callable[[], None]) -> None:
-        """Segment a block unless it is done.
+        """Segment a block unless it is finished.
 
         Args:
-            number: which, by its place in the order of all.
-            segment: gives the instances of a region, 0 for none.
-            write: takes the numbers of a region that hold within the block, uint32.
+            number: number of the block.
+            segment: returns the instances of a region, 0 for none.
+            write: writes the numbers of a region, which are unique within the block only, uint32.
             may_write: called before anything is written.
         """
         if self.files.has(number):
             return
         box = block_box(number, self.shape, self.block)
-        labels, kept = _segment_block(segment, box, self.shape, self.halo)
+        labels, properties = _segment_block(segment, box, self.shape, self.halo)
         may_write()
         write(box, labels)
-        self.files.save(number, kept)
+        self.files.save(number, properties)
 
     def join(self, min_size: int = 0) -> int:
-        """Join the instances of all blocks, number them from 1 without a gap, and return how many there are.
+        """Join the instances of all blocks, number them from 1 without a gap, and return their count.
 
         Args:
-            min_size: instances of fewer voxels are left out.
+            min_size: instances of fewer voxels are removed.
         """
         offsets, numbers = _join_blocks(self.files, self._counts, min_size)
         self.files.save_table(offsets, numbers)
         return int(numbers.max(initial=0))
 
     def numbered(self, number: int, read: Read) -> tuple[Region, np.ndarray]:
-        """Return the place of a block and its final numbers, uint32.
+        """Return the region of a block and its final numbers, uint32.
 
         Args:
-            number: which.
-            read: gives what `segment` wrote.
+            number: number of the block.
+            read: reads the numbers that `segment` wrote.
         """
         box = block_box(number, self.shape, self.block)
         table = np.concatenate([np.zeros(1, np.uint32), self.files.table(number)])
@@ -97,11 +97,11 @@ class Stitching:
 def _segment_block(
     segment: Segment, box: Region, shape: tuple[int, ...], halo: Sequence[int]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return a block's own numbers, and what is kept: sizes of its instances, instances on both planes of each face."""
+    """Return the numbers of a block, with the sizes of its instances and the instances on both planes of each face."""
     outer, inner = surroundings(shape, box, halo)
     found = segment(outer)
     labels, count = renumber(found[inner])
-    # Numbers of the inner part for the whole: 0 for instances that only the halo holds.
+    # By number in block and halo, the number in the block: 0 for instances that lie in the halo only.
     own = np.zeros(int(found.max(initial=0)) + 1, np.uint32)
     own[found[inner]] = labels
     planes = {}
@@ -116,7 +116,7 @@ def _segment_block(
 
 
 def _join_blocks(files: BlockFiles, counts: tuple[int, ...], min_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each block's numbers start, and the final number of each (0 where it is too small), uint32."""
+    """Return the first number of each block, and by number the final number, uint32 (0 for small instances)."""
     blocks = math.prod(counts)
     offsets, sizes = np.zeros(blocks + 1, np.int64), [np.zeros(0)]
     for number in range(blocks):
@@ -130,14 +130,14 @@ def _join_blocks(files: BlockFiles, counts: tuple[int, ...], min_size: int) -> t
     total = int(offsets[-1])
     root = roots_of(total, pairs) if total else np.zeros(0, np.int64)
     size = np.bincount(root, weights=np.concatenate(sizes), minlength=total)
-    kept = np.flatnonzero((size > 0) & (size >= min_size))
+    large = np.flatnonzero((size > 0) & (size >= min_size))
     final = np.zeros(total, np.uint32)
-    final[kept] = np.arange(1, len(kept) + 1)
+    final[large] = np.arange(1, len(large) + 1)
     return offsets, final[root]
 
 
 def _partners(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return pairs, counted from 0, of which each holds more than half of the other's voxels: (pairs, 2)."""
+    """Return pairs of instances, counted from 0, of which each contains more than half of the other: (pairs, 2)."""
     a, b = one.reshape(-1).astype(np.int64), other.reshape(-1).astype(np.int64)
     of_a, of_b = np.bincount(a), np.bincount(b)
     both = (a > 0) & (b > 0)

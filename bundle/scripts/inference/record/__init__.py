@@ -1,1 +1,1 @@
-"""What a prediction records of itself, and repeating one from that record."""
+"""The record of a prediction's provenance, and its reproduction from that record."""

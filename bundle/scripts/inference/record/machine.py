@@ -1,4 +1,4 @@
-"""What a network's outputs depend on beside its weights."""
+"""Describes the machine of a prediction: device, precision, threads and package versions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from volumen.utils.precision import choose_precision
 
 @dataclass(frozen=True)
 class Machine:
-    """What a network's outputs depend on beside its weights.
+    """The properties of a machine on which the bits of a network's outputs depend.
 
     Args:
         device: "cpu" or "cuda".
-        name: what the device is called.
+        name: name of the device.
         precision: "float32", "bfloat16" or "float16".
-        threads: threads that compute; on a CPU another number gives other last bits.
-        versions: of the packages that compute.
+        threads: computing threads; on a CPU their number can change the last bits.
+        versions: versions of the packages that compute.
     """
 
     device: str
@@ -30,10 +30,10 @@ class Machine:
 
 
 def describe_machine(device: torch.device, amp: str) -> Machine:
-    """Return what this process computes with on a device.
+    """Return the description of this process on a device.
 
     Raises:
-        VolumenError: for an unknown precision.
+        VolumenError: an unknown precision.
     """
     return Machine(
         device.type, device_name(device), choose_precision(amp, device), torch.get_num_threads(), versions()
@@ -41,14 +41,14 @@ def describe_machine(device: torch.device, amp: str) -> Machine:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device is called."""
+    """Return the name of a device."""
     import platform
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
+    """Return the versions of the packages that compute."""
     import platform
 
     import monai

@@ -1,4 +1,4 @@
-"""The record of everything that shapes a prediction."""
+"""Collects the provenance of a prediction: everything that decides its result."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def _members(predictor: Predictor) -> dict[str, Any]:
 
 
 def nonfinite_rule(request: PredictRequest, predictor: Predictor) -> str:
-    """Return what happens with NaN and infinity: what the request says, else as in training."""
+    """Return how NaN and infinity are handled: as the request states, else as in training."""
     trained = predictor.config.get("dataset_config", {}).get("nonfinite")
     return request.nonfinite or trained or "zero"
 
 
 def plain(value: Any) -> Any:
-    """Return a value with tuples as lists and keys as text, as JSON gives it back."""
+    """Return a value with tuples as lists and keys as text, as it is after a round trip through JSON."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

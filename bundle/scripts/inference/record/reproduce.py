@@ -1,4 +1,4 @@
-"""Repeating a published prediction from what its output records."""
+"""Reproduces a published prediction from the provenance in its output."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SAMPLE_VOXELS = 16
 
 
 def recipe_of(old: Path) -> dict[str, Any]:
-    """Return the recipe that a prediction records: of an OME-Zarr group, of a file, or of its `.volumen.json`.
+    """Return the provenance of a prediction: an OME-Zarr group, a file, or its `.volumen.json`.
 
     Raises:
-        VolumenError: it records none.
+        VolumenError: the prediction has none.
     """
     recipe = read_recipe(old)
     for record in [old] if old.name.endswith(".json") else sorted(old.parent.glob("*.volumen.json")):
@@ -43,7 +43,7 @@ def recipe_of(old: Path) -> dict[str, Any]:
 
 
 def _recorded(record: Path, name: str) -> dict[str, Any] | None:
-    """Return the recipe in a record if it is that of a file."""
+    """Return the provenance in a record if the record lists a file."""
     try:
         content = json.loads(record.read_text())
         return content["recipe"] if name in (record.name, *content["files"]) else None
@@ -52,7 +52,7 @@ def _recorded(record: Path, name: str) -> dict[str, Any] | None:
 
 
 def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a `PredictRequest` that make a recipe's prediction again."""
+    """Return the fields of a `PredictRequest` that reproduce the prediction of a provenance."""
     mask = recipe["mask"]
     return {
         "input": recipe["input"]["path"],
@@ -77,18 +77,18 @@ def _checkpoint(model: Mapping[str, Any]) -> str | tuple[str, ...]:
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
-    """Compare what a repeated prediction is made of with what an earlier one records, and tell what differs.
+    """Compare the provenance of a reproduced prediction with the earlier one, and log the differences.
 
-    Another network or other voxels are refused, since the result would be another one. Other settings, which flags
-    asked for, are told. Other versions, another device or number of threads are a warning: the last bits may differ.
+    Another network or other voxels are refused, since they change the result. Settings that the user changed by flags
+    are logged. Other versions, another device or number of threads are a warning, since the last bits may differ.
 
     Args:
-        old: the recipe recorded.
-        new: the recipe now.
+        old: the recorded provenance.
+        new: the new provenance.
         where: the earlier prediction.
 
     Raises:
-        VolumenError: the checkpoint, the image or the mask has changed since.
+        VolumenError: the checkpoint, the image or the mask has changed.
     """
     if old["model"]["sha256"] != new["model"]["sha256"]:
         raise VolumenError(
@@ -123,7 +123,7 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> No
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what flags decide: a recipe without files, of which the content counts, and without the machine."""
+    """Return the settings in a provenance: without the files, whose content is compared, and without the machine."""
     return {key: value for key, value in identity(recipe).items() if key not in ("input", "model", "device")}
 
 
@@ -132,10 +132,10 @@ def _surroundings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content_of(volume: Any) -> str:
-    """Return a digest of a volume's voxels that a copy of it has too.
+    """Return a digest of a volume's voxels; a copy has the same digest.
 
-    A file up to 1 GB is digested whole, a larger one by 64 pieces of 1 MB. Of a zarr array 27 places (9 in 2D) are
-    read. So an image that was replaced is noticed, and a few voxels that were changed in a large one may not be.
+    A file of up to 1 GB is digested completely, a larger one by 64 samples of 1 MB. A zarr array is read at 27 places
+    (9 in 2D). This detects an image that was replaced, but not always a few voxels that were changed in a large image.
 
     Args:
         volume: a `Volume`.
@@ -145,7 +145,7 @@ def content_of(volume: Any) -> str:
     if path.is_file():
         _digest_file(path, digest)
     elif path.is_dir():
-        # Without it, the chunks around all places would be kept.
+        # Otherwise the cache would hold the chunks of all places.
         with block_cache_of(LEAST_CACHE_BYTES):
             for place in itertools.product(*(_places(size) for size in volume.shape)):
                 try:
@@ -168,6 +168,6 @@ def _digest_file(path: Path, digest: Any) -> None:
 
 
 def _places(size: int) -> list[slice]:
-    """Return the first, the middle and the last few voxels of an axis."""
+    """Return the slices of the first, the middle and the last few voxels of an axis."""
     length = min(size, SAMPLE_VOXELS)
     return [slice(start, start + length) for start in sorted({0, (size - length) // 2, size - length})]

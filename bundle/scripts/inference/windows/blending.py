@@ -1,8 +1,8 @@
 """Gaussian blending of overlapping windows, in memory that does not grow with the volume.
 
-The weight of a window is a product of one Gaussian per axis (sigma one eighth of the patch, as nnU-Net
-has it). Windows stand on a regular grid, so the sum of all weights at a voxel is a product as well: it is
-computed from one vector per axis, and only the weighted values are accumulated.
+The weight of a window is a product of one Gaussian per axis (sigma one eighth of the patch, as in nnU-Net).
+Windows lie on a regular grid, so that the sum of all weights at a voxel is a product as well: it is computed
+from one vector per axis, and only the weighted values are accumulated.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SIGMA_SHARE = 0.125
 def gaussian_axis(size: int) -> np.ndarray:
     """Return the importance weights along one axis: float32, shape (size,), highest in the middle.
 
-    The weights lie in [exp(-8), 1], since the border is at most 4 sigma from the centre: never 0, so a
-    voxel that only the corner of one window reaches keeps its value.
+    The weights lie in [exp(-8), 1], since the border is at most 4 sigma from the centre. They are never 0, so that
+    the result is also defined at a voxel that only the corner of one window covers.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
@@ -55,12 +55,12 @@ def axis_weight_sums(plan: PredictPlan) -> tuple[np.ndarray, ...]:
 
 
 def divide_by_weights(values: np.ndarray, sums: tuple[np.ndarray, ...], box: tuple[slice, ...]) -> None:
-    """Turn weighted sums into means in place.
+    """Convert weighted sums to means in place.
 
     Args:
         values: weighted sums of a block, float32, shape (channels, *block).
-        sums: what `axis_weight_sums` returned.
-        box: the block's place in the output.
+        sums: the result of `axis_weight_sums`.
+        box: region of the block in the output.
     """
     ndim = len(sums)
     for axis, total in enumerate(sums):
@@ -70,10 +70,10 @@ def divide_by_weights(values: np.ndarray, sums: tuple[np.ndarray, ...], box: tup
 
 
 class SpillFile:
-    """Blocks of equal size parked in a file without a name, which vanishes with the process.
+    """Stores blocks of equal size in a temporary file without a name, which the system deletes with the process.
 
     Args:
-        folder: where the file lives; it should be on the disk of the output.
+        folder: folder of the file; it should be on the disk of the output.
         shape: shape of a block, float32.
     """
 
@@ -100,7 +100,7 @@ class SpillFile:
         self._slots[block] = slot
 
     def take(self, block: tuple[int, ...]) -> np.ndarray:
-        """Read one block back and free its place."""
+        """Read one block and free its slot."""
         slot = self._slots.pop(block)
         values = np.empty(self._shape, dtype=np.float32)
         view = memoryview(values.data).cast("B")
@@ -116,18 +116,18 @@ class SpillFile:
 
 
 class BlockAccumulator:
-    """Weighted sums of windows, kept by output block; a block is handed out after its last window.
+    """Weighted sums of windows by output block; a block is returned after its last window.
 
-    Blocks are added to in the order of the plan, so the sums are the same bits however often a
-    prediction is interrupted. At most `budget` bytes of blocks stay in memory (never fewer than those of
-    two windows); the least recently used go to a file.
+    Windows are added in the order of the plan, so that the sums are bitwise the same even if a prediction is
+    interrupted. At most `budget` bytes of blocks stay in memory (but at least the blocks of two windows); the least
+    recently used ones are moved to a file.
 
     Args:
         plan: windows and blocks.
         channels: accumulated channels.
-        budget: bytes of partial sums kept in memory.
-        folder: where partial sums go beyond the budget.
-        done: blocks that are finished already, bool, shape `plan.blocks`; their sums are not formed.
+        budget: bytes of partial sums in memory.
+        folder: folder for partial sums beyond the budget.
+        done: blocks that are already finished, bool, shape `plan.blocks`; nothing is summed for them.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class BlockAccumulator:
         self._blocks: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
         self._skipped: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
         self._done = done
-        # Windows still to come, of blocks that some window has touched: no more of them than there are partial sums.
+        # Number of missing windows, only of blocks that have a partial sum, so that it stays small.
         self._remaining: dict[tuple[int, ...], int] = {}
 
     def __enter__(self) -> BlockAccumulator:
@@ -162,16 +162,16 @@ class BlockAccumulator:
     def add(
         self, position: int, values: np.ndarray | None
     ) -> list[tuple[tuple[int, ...], np.ndarray | None, list[tuple[slice, ...]]]]:
-        """Add a window; return the blocks that are complete now.
+        """Add a window; return the blocks that it completes.
 
         Args:
             position: the window's position in the plan's order.
             values: weighted values, float32, shape (channels, *patch); None for a skipped window, whose
-                voxels are then empty in the output.
+                voxels are empty in the output.
 
         Returns:
-            For each completed block: its number, its weighted sums (channels, *block_shape) or None when
-            all of it is empty, and the parts of it (slices local to the block) that are empty.
+            For each completed block: its number, its weighted sums (channels, *block_shape), or None if all of it is
+            empty, and its empty parts (slices relative to the block).
         """
         finished = []
         for block, in_window, in_block in self.plan.parts(position):

@@ -1,9 +1,9 @@
-"""What the outputs of a head mean: how its windows are blended and how blended values become results.
+"""Defines the outputs of a head: how its windows are blended, and how blended values are converted to results.
 
-Logits are blended and the activation comes after, as in nnU-Net: the mean of logits is the logarithm of a
-geometric mean of odds, in which a window that is sure outweighs one that is not.
-Unit vectors are made unit in every window (their length is arbitrary), averaged, and made unit again.
-Directions without sign are averaged as outer products, of which the principal axis is taken.
+Logits are blended before the activation, as in nnU-Net: the mean of logits is the logarithm of a geometric mean of
+odds, in which a certain window outweighs an uncertain one.
+Vectors are normalised to length 1 in every window (the network's length is arbitrary), averaged, and normalised again.
+Directions without sign are averaged as outer products; the result is their principal axis.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Head:
 
     Args:
         name: the target.
-        channels: channels that the network gives.
+        channels: channels of the network's output.
         activation: sigmoid, softmax or none.
         kind: binary, multiclass, multilabel, distance, vector, axis, tensor or field.
-        layout: how the channels turn with the image, or None where nothing says it.
+        layout: how the channels change when the image is turned, or None if that is unknown.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Head:
         return self.channels
 
     def encode(self, output: Tensor) -> Tensor:
-        """Turn a window's output (B, channels, *patch) into what is averaged, float32."""
+        """Convert a window's output (B, channels, *patch) to the values that are averaged, float32."""
         output = output.float()
         if self.kind == "vector":
             return unit(output, dim=1)
@@ -68,7 +68,7 @@ class Head:
         return output
 
     def decode(self, blended: Tensor) -> Tensor:
-        """Turn averaged values (blended_channels, *space) into the result (channels, *space), float32."""
+        """Convert averaged values (blended_channels, *space) to the result (channels, *space), float32."""
         if self.activation == "sigmoid":
             return torch.sigmoid(blended)
         if self.activation == "softmax":
@@ -94,16 +94,16 @@ def outer(vectors: Tensor) -> Tensor:
 def principal_axis(products: Tensor, n: int) -> Tensor:
     """Return the unit eigenvector of the largest eigenvalue of averaged outer products.
 
-    The sign, which carries no meaning, makes the component of largest size positive.
+    The sign has no meaning; it is chosen such that the component of largest size is positive.
 
     Args:
         products: upper triangles by rows, components (x, y[, z]), shape (n (n + 1) / 2, *space).
         n: components of the direction, 2 or 3.
 
     Returns:
-        Directions of shape (n, *space); zero where all products are zero or no direction leads.
+        Directions of shape (n, *space); zero where all products are zero or the largest eigenvalue is not unique.
     """
-    # Rows of (x, y, z) become those of (z, y, x).
+    # Reorders the triangle of (x, y, z) to that of (z, y, x).
     order = (2, 1, 0) if n == 2 else (5, 4, 2, 3, 1, 0)
     axis = largest_axis(products[list(order)][None])[0][0]
     largest = axis.abs().argmax(dim=0, keepdim=True)
@@ -117,6 +117,6 @@ def encode_all(heads: Sequence[Head], outputs: Mapping[str, Any]) -> Tensor:
 
 
 def split_channels(heads: Sequence[Head], blended: Tensor) -> dict[str, Tensor]:
-    """Cut concatenated channels (sum of blended, *space) into one tensor per head, not yet decoded."""
+    """Split concatenated channels (sum of blended, *space) into one tensor per head, not yet decoded."""
     parts = torch.split(blended, [head.blended_channels for head in heads], dim=0)
     return {head.name: part for head, part in zip(heads, parts, strict=True)}

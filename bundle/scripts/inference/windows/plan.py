@@ -1,6 +1,6 @@
-"""The plan of a prediction: which windows, in which order, and which output blocks each one touches.
+"""The plan of a prediction: its windows, their order, and the output blocks that each window touches.
 
-Everything here is arithmetic on shapes, so a plan is known, printed and compared before a voxel is read.
+Everything here is arithmetic on shapes, so that a plan can be computed and compared before any voxel is read.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 MOST_GROWTH = 2
-"""Voxels of a window for a small image against those of the usual window, at most: it bounds the memory."""
+"""Largest ratio of the voxels of a small image's window to those of the usual window; it bounds the memory."""
 
 Box = tuple[tuple[int, int], ...]
 """Start and stop of each spatial axis, in voxels."""
 
 
 def axis_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """Return where the windows of one axis start.
+    """Return the start positions of the windows along one axis.
 
-    Windows stand `round(patch * (1 - overlap))` voxels apart; the last one is shifted inward so that it
-    ends where the axis ends. An axis shorter than the patch has a single window that sticks out on both
-    sides alike, so its start is negative or 0.
+    Windows are `round(patch * (1 - overlap))` voxels apart; the last one is shifted inward so that it ends where the
+    axis ends. An axis shorter than the patch has a single window that is centred on it, so that its start is negative
+    or 0.
 
     Args:
         size: length of the axis in voxels, at least 1.
@@ -45,7 +45,7 @@ def axis_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class AxisPart:
-    """Where a window and a block meet on one axis: `block` is its number, slices are local to each."""
+    """Intersection of a window and a block along one axis: number of the block, and slices relative to each."""
 
     block: int
     in_window: slice
@@ -56,20 +56,20 @@ class AxisPart:
 class PredictPlan:
     """Windows over a volume and output blocks over a region of it.
 
-    The windows are those of the whole volume, of which only the ones that touch the region are kept: what
-    is predicted of a region is the crop of what is predicted of the whole.
+    The windows are those of the whole volume that touch the region. The prediction of a region is therefore the crop
+    of the prediction of the whole volume.
 
-    Windows are walked tile by tile: a tile is `tile[a]` windows wide on every axis `a` but the first, and
-    the first axis is walked within a tile. Partial sums therefore live in one tile's column, `patch[0]`
-    deep, and on the borders between tiles, whatever the size of the volume.
+    Windows are processed tile by tile: a tile is `tile[a]` windows wide along every axis `a` except the first, and
+    covers the whole first axis. Partial sums are therefore needed only for one tile, `patch[0]` deep, and on the
+    borders between tiles, for any size of the volume.
 
     Args:
         shape: spatial shape of the volume, in voxels.
         patch_size: shape of a window.
         overlap: share of a window that the next one covers, in [0, 1).
-        region: start and stop per axis of what is wanted; None for everything.
-        block_shape: shape of an output block, the unit that is finished, written and recorded.
-        batch_size: windows given to the network at once.
+        region: start and stop per axis of the region to predict; None: the whole volume.
+        block_shape: shape of an output block, the unit that is written and recorded.
+        batch_size: windows per forward pass.
         tile: windows per tile and axis.
     """
 
@@ -127,7 +127,7 @@ class PredictPlan:
         return tuple(len(starts) for starts in self.starts)
 
     def numbers(self, position: int) -> tuple[int, ...]:
-        """Return a window's number on each axis from its position in the order of work."""
+        """Return a window's number along each axis from its position in the plan's order."""
         counts = self.window_counts
         extents = [counts[0]]
         first = [0]
@@ -143,7 +143,7 @@ class PredictPlan:
         return tuple(low + number for low, number in zip(first, reversed(inside), strict=True))
 
     def position(self, numbers: tuple[int, ...]) -> int:
-        """Return the place in the order of work of the window with these numbers."""
+        """Return the position in the plan's order of the window with these numbers."""
         counts = self.window_counts
         before, extents, inside = 0, [counts[0]], [numbers[0]]
         for axis in range(1, self.ndim):
@@ -173,7 +173,7 @@ class PredictPlan:
         return math.prod(self.window_counts)
 
     def batch_of(self, position: int) -> range:
-        """Return the positions of the batch that holds one: a pure function of the plan."""
+        """Return the positions of the batch that contains a position; it depends on the plan only."""
         first = position - position % self.batch_size
         return range(first, min(first + self.batch_size, len(self)))
 
@@ -182,7 +182,7 @@ class PredictPlan:
         return map(self.batch_of, range(0, len(self), self.batch_size))
 
     def start(self, position: int) -> tuple[int, ...]:
-        """Return where the window at a position of the order starts in the volume (maybe below 0)."""
+        """Return the start of the window at a position in the volume (may be below 0)."""
         return tuple(
             starts[number] for starts, number in zip(self.starts, self.numbers(position), strict=True)
         )
@@ -248,7 +248,7 @@ class PredictPlan:
         return math.prod(len(along[b]) for along, b in zip(self._axis_windows, block, strict=True))
 
     def block_box(self, block: tuple[int, ...]) -> tuple[slice, ...]:
-        """Return a block's place in the output array, cut at the output's end."""
+        """Return a block's region in the output array, cut at the output's end."""
         return tuple(
             slice(b * size, min((b + 1) * size, n))
             for b, size, n in zip(block, self.block_shape, self.output_shape, strict=True)
@@ -258,14 +258,14 @@ class PredictPlan:
 def fit_window(patch_size: Sequence[int], shape: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
     """Return the window for an image that may be smaller than the usual window.
 
-    A side longer than the image becomes the next multiple of the divisor that holds the image. The network normalises
-    features over its window, so that a window of fewer voxels has less certain statistics: the other sides get longer
-    in return, in proportion, until the window holds all of the image or `MOST_GROWTH` times as many voxels as usual.
+    A side longer than the image is reduced to the smallest multiple of the divisor that covers the image. The network
+    normalises features over its window, so that a window of fewer voxels has less reliable statistics. The other sides
+    therefore grow in proportion, until the window covers the image or has `MOST_GROWTH` times the usual voxels.
 
     Args:
         patch_size: the usual window, in voxels, divisible by `divisor`.
         shape: spatial shape of the image.
-        divisor: what the network's strides divide the sides of a window by.
+        divisor: products of the network's strides, by which the sides of a window must be divisible.
     """
     most = tuple(math.ceil(size / step) * step for size, step in zip(shape, divisor, strict=True))
     window = tuple(map(min, patch_size, most))
@@ -278,7 +278,7 @@ def fit_window(patch_size: Sequence[int], shape: Sequence[int], divisor: Sequenc
             break
         window = longer
     if window == tuple(divisor):
-        # Nothing can be normalised over the single voxel that this would leave in the network's last stage.
+        # The network's last stage would have a single voxel, over which no normalisation is possible.
         return tuple(min(side, 2 * step) for side, step in zip(patch_size, divisor, strict=True))
     return window
 
@@ -286,11 +286,11 @@ def fit_window(patch_size: Sequence[int], shape: Sequence[int], divisor: Sequenc
 def _longer_windows(
     window: tuple[int, ...], patch_size: Sequence[int], divisor: Sequence[int]
 ) -> Iterator[tuple[int, ...]]:
-    """Yield windows whose whole sides grow in proportion, up to where growing is never allowed any more."""
+    """Yield windows whose unreduced sides grow in proportion, up to the limit of `MOST_GROWTH`."""
     whole = [side == usual for side, usual in zip(window, patch_size, strict=True)]
     if not any(whole):
         return
-    # Steps by which the finest of the sides grows by one divisor at a time.
+    # Chosen such that the side with the most multiples of its divisor grows by one divisor per step.
     steps = max(usual // step for usual, step, free in zip(patch_size, divisor, whole, strict=True) if free)
     limit = MOST_GROWTH * math.prod(patch_size) // math.prod(window)
     for count in range(steps + 1, steps * limit + 1):
@@ -303,12 +303,12 @@ def _longer_windows(
 def choose_block_shape(
     output_shape: tuple[int, ...], patch_size: tuple[int, ...], limit: int | None = None
 ) -> tuple[int, ...]:
-    """Return the shape of an output block: powers of two, about a patch, never beyond the output.
+    """Return the shape of an output block: powers of two, at most the patch and the output.
 
     Args:
         output_shape: spatial shape of the output.
         patch_size: shape of a window.
-        limit: longest side; 128 in 3D and 512 in 2D when None, so that a chunk stays about 1 MB.
+        limit: longest side; None: 128 in 3D and 512 in 2D, so that a chunk has about 1 MB.
     """
     longest = limit or (128 if len(output_shape) >= 3 else 512)
     return tuple(
@@ -318,7 +318,7 @@ def choose_block_shape(
 
 
 def choose_tile(patch_size: tuple[int, ...], overlap: float, channels: int, budget: int) -> tuple[int, ...]:
-    """Return the windows per tile and axis whose column of partial sums fits a budget, at least 2.
+    """Return the number of windows per tile and axis whose partial sums fit a budget, at least 2.
 
     Args:
         patch_size: shape of a window.

@@ -1,4 +1,4 @@
-"""Reading windows: chunks decoded once while they are needed, empty windows found, bad chunks handled."""
+"""Reads windows: decodes each chunk once, detects empty windows, and handles unreadable chunks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Region = tuple[slice, ...]
 
 
 class RegionReader:
-    """Reads regions of a volume and knows what to do with chunks that cannot be read.
+    """Reads regions of a volume and handles chunks that cannot be read.
 
-    Decoded chunks are kept by the volumes themselves (`volumen.data.caching.block_cache`).
+    The volumes themselves cache decoded chunks (`volumen.data.caching.block_cache`).
 
     Args:
-        volume: what is read.
+        volume: the volume.
         on_corrupt: "stop" or "skip".
         on_note: called once with each box that could not be read, in voxels of the volume.
     """
@@ -47,7 +47,7 @@ class RegionReader:
         self._lock = threading.Lock()
 
     def read(self, region: Region) -> tuple[np.ndarray, list[Region]]:
-        """Return a region (C, *region) and the parts of it, local to it, that could not be read (0 there).
+        """Return a region (C, *region) and its unreadable parts, as slices relative to it; their values are 0.
 
         Raises:
             VolumenError: a chunk cannot be read and `on_corrupt` is "stop".
@@ -75,14 +75,14 @@ class RegionReader:
                 slice(i * c, min((i + 1) * c, n))
                 for i, c, n in zip(index, volume.chunks, volume.shape, strict=True)
             )
-            wanted = tuple(
+            inside = tuple(
                 slice(max(c.start, p.start), min(c.stop, p.stop)) for c, p in zip(chunk, region, strict=True)
             )
             local = tuple(
-                slice(w.start - p.start, w.stop - p.start) for w, p in zip(wanted, region, strict=True)
+                slice(i.start - p.start, i.stop - p.start) for i, p in zip(inside, region, strict=True)
             )
             try:
-                values[(slice(None), *local)] = volume.read(wanted)
+                values[(slice(None), *local)] = volume.read(inside)
             except UNREADABLE as error:
                 self._note(box_of(chunk), error)
                 bad.append(local)
@@ -98,20 +98,20 @@ class RegionReader:
 
 
 def cache_bytes(volume: Volume, patch_size: tuple[int, ...], least: int, most: int) -> int:
-    """Return the memory for decoded chunks with which a row of windows decodes none of them twice.
+    """Return the memory for decoded chunks that a row of windows needs so as to decode each chunk only once.
 
     Args:
-        volume: what is read.
+        volume: the volume.
         patch_size: shape of a window.
-        least: what is given anyway, in bytes.
-        most: what is given at most; a volume of larger chunks is decoded again and again.
+        least: smallest result, in bytes.
+        most: largest result; if the chunks need more, they are decoded repeatedly.
     """
     chunk = math.prod(volume.chunks) * volume.channels * np.dtype(volume.dtype).itemsize
     touched = math.prod(
         min(-(-p // c) + 1, -(-n // c))
         for p, c, n in zip(patch_size, volume.chunks, volume.shape, strict=True)
     )
-    # The cache keeps no chunk above half its size.
+    # The cache stores no chunk that is larger than half the cache.
     needed = max(chunk * touched, 2 * chunk)
     if needed > most:
         logger.warning(
@@ -123,17 +123,16 @@ def cache_bytes(volume: Volume, patch_size: tuple[int, ...], least: int, most: i
 
 
 class WindowReader:
-    """Gives normalised windows of a volume, or None where there is nothing to predict.
+    """Returns normalised windows of a volume, or None if there is nothing to predict.
 
-    A window is skipped when the mask has no voxel in it, or when every channel of the image is constant in
-    it: without contrast there is nothing to see. What lies outside is reflected; what cannot be read has the mean of
-    the rest of the window.
+    A window is skipped if the mask has no voxel in it, or if every channel of the image is constant in it. Outside the
+    volume, the image is reflected; unreadable voxels have the mean of the other voxels of the window.
 
     Args:
         volume: the image.
         plan: windows and blocks.
         normalizer: maps a raw image (C, *space) to float32.
-        mask: volume of the image's shape, predicted where it is above 0; None for everywhere.
+        mask: volume of the image's shape, whose voxels above 0 are predicted; None: all voxels.
         skip_empty: whether windows without contrast are skipped.
         on_corrupt: "stop" or "skip".
         on_note: called once with each box of the image that could not be read.
@@ -174,20 +173,20 @@ class WindowReader:
         if self.mask is not None and not inside_mask(self.mask.read(region)[0]).any():
             return None
         raw, bad = self.image.read(region)
-        unknown = self._not_finite(raw, region)
-        if self._skip_empty and not (_has_contrast(raw) if unknown is None else (~unknown).any()):
+        nonfinite = self._not_finite(raw, region)
+        if self._skip_empty and not (_has_contrast(raw) if nonfinite is None else (~nonfinite).any()):
             return None
         values = self._normalizer(raw)
-        if unknown is not None:
-            values[unknown] = 0
+        if nonfinite is not None:
+            values[nonfinite] = 0
         _fill_with_mean(values, bad)
         return reflect(values, [s - r.start for s, r in zip(start, region, strict=True)], patch)
 
     def _not_finite(self, raw: np.ndarray, region: Region) -> np.ndarray | None:
-        """Return where values are NaN or infinite, bool like `raw`; None where none are.
+        """Return where values are NaN or infinite, bool with the shape of `raw`; None if all are finite.
 
         Raises:
-            VolumenError: some are, and they are refused.
+            VolumenError: there are such values, and the setting refuses them.
         """
         if raw.dtype.kind != "f":
             return None
@@ -211,10 +210,10 @@ class WindowReader:
         return ~finite
 
     def empty_parts(self, box: Region) -> list[Region]:
-        """Return the parts of a block, local to it, that could not be read.
+        """Return the unreadable parts of a block, as slices relative to it.
 
         Args:
-            box: the block's place in the output.
+            box: the block's region in the output.
         """
         low = [start for start, _ in self.plan.box]
         parts = []
@@ -228,7 +227,7 @@ class WindowReader:
         return parts
 
     def masked_out(self, box: Region) -> np.ndarray | None:
-        """Return where the mask excludes a block's voxels: bool (*block), or None without a mask."""
+        """Return the voxels of a block that the mask excludes: bool (*block), or None without a mask."""
         if self.mask is None:
             return None
         region = tuple(
@@ -239,19 +238,19 @@ class WindowReader:
 
 
 def _fill_with_mean(values: np.ndarray, bad: Sequence[Region]) -> None:
-    """Give the bad parts of a window (C, *space) the mean of the rest, which leaves what is normalised by it alone."""
+    """Fill the unreadable parts of a window (C, *space) with the mean of its other voxels, which keeps its mean."""
     if not bad:
         return
-    known = np.ones(values.shape[1:], bool)
+    readable = np.ones(values.shape[1:], bool)
     for part in bad:
-        known[part] = False
+        readable[part] = False
     for channel in values:
-        channel[~known] = channel[known].mean() if known.any() else 0
+        channel[~readable] = channel[readable].mean() if readable.any() else 0
 
 
 def _has_contrast(raw: np.ndarray) -> bool:
     first = raw.reshape(len(raw), -1)[:, :1]
-    # Two steps: nearly every window with content shows it in its first plane.
+    # The first plane is tested first, since nearly every window with contrast has some there.
     if (raw[:, 0].reshape(len(raw), -1) != first).any():
         return True
     return bool((raw.reshape(len(raw), -1) != first).any())

@@ -17,18 +17,19 @@ from volumen.utils.memory import limit_kept_memory
 
 
 class SlidingWindow(Inferer):
-    """Runs a network over windows and blends them: a MONAI inferer for networks with named outputs, or with one.
+    """A MONAI inferer that runs a network over windows and blends them, for networks with named outputs or with one.
 
     Args:
         patch_size: shape of a window.
         overlap: share of a window that the next one covers, in [0, 1).
-        batch_size: windows given to the network at once.
-        targets: outputs wanted, so that only their decoders run; None for all. A network that joins them gives all.
-        divisor: what a window's sides must be divisible by, so that windows shrink to small images; None for the
-            `divisor` of the network, without which windows do not shrink.
+        batch_size: windows per forward pass.
+        targets: outputs to compute, so that only their decoders run; None: all. A network that concatenates its
+            outputs always computes all.
+        divisor: numbers by which a window's sides must be divisible, so that windows can shrink for small images;
+            None: the `divisor` of the network. If it has none, windows do not shrink.
 
     Raises:
-        ValueError: for a batch size below 1 or an overlap outside [0, 1).
+        ValueError: a batch size below 1 or an overlap outside [0, 1).
     """
 
     def __init__(
@@ -53,15 +54,15 @@ class SlidingWindow(Inferer):
         """Return the blended outputs of every target.
 
         Args:
-            inputs: normalised image, shape (B, C, *space). The window shrinks to smaller images, see
-                `fit_window`; what it holds beyond their borders is reflected.
-            network: gives a dict of tensors (B, K, *patch) for windows (B, C, *patch), or one such tensor.
+            inputs: normalised image, shape (B, C, *space). The window shrinks for smaller images, see `fit_window`;
+                beyond their borders they are reflected.
+            network: returns a dict of tensors (B, K, *patch) for windows (B, C, *patch), or one such tensor.
             args: passed to the network.
             kwargs: passed to the network.
 
         Returns:
-            Per target a float32 tensor of shape (B, K, *space) on the device of the inputs: logits or
-            values, no activation. Of a network that gives one tensor, one tensor.
+            Per target a float32 tensor of shape (B, K, *space) on the device of the inputs: logits or values, without
+            activation. For a network that returns one tensor: one tensor.
         """
         if self.targets is not None and not getattr(network, "joined", False):
             kwargs = {"targets": self.targets, **kwargs}
@@ -82,7 +83,7 @@ class SlidingWindow(Inferer):
 
         Args:
             shape: voxels per spatial axis.
-            network: asked for its `divisor` where this inferer has none.
+            network: its `divisor` is used if this inferer has none.
         """
         divisor = self.divisor or getattr(network, "divisor", None)
         return self.patch_size if divisor is None else fit_window(self.patch_size, shape, divisor)

@@ -1,8 +1,8 @@
-"""The streaming executor: reading, network, blending and writing overlap, in bounded memory.
+"""The streaming executor: reads, predicts, blends and writes at the same time, in bounded memory.
 
-Reader threads prepare batches ahead, the calling thread runs the network, one thread adds windows to the
-partial sums in the plan's order, and writer threads finish, compress and write blocks. Every queue between
-them is short, so memory holds a few batches, the partial sums within their budget, and a few blocks.
+Reader threads prepare batches in advance, the calling thread runs the network, one thread adds windows to the
+partial sums in the plan's order, and writer threads convert, compress and write blocks. Every queue between
+them is short, so that memory holds a few batches, the partial sums within their budget, and a few blocks.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.boxes import bounding_box
 
 _SCATTERED = 16
-"""How many times fewer windows the unfinished blocks must have than the box around them to be looked at one by one."""
+"""The unfinished blocks are searched one by one if their windows are this many times fewer than those of the box around
+them."""
 
 Finished = tuple[tuple[int, ...], "np.ndarray | None", "list[tuple[slice, ...]]"]
 
 
 @dataclass
 class StreamCounts:
-    """What a run did.
+    """Counts of a run.
 
     Args:
         windows: windows computed.
         skipped: windows skipped.
         blocks: blocks written.
-        seconds: of the first batches where windows are augmented, in the unaugmented pass and in all.
+        seconds: time of the first batches in the unaugmented pass and in all passes; 0 without augmentation.
         overlaps: see `volumen.inference.gain.GainMeter`.
     """
 
@@ -52,8 +53,8 @@ class StreamCounts:
 def needed_batches(plan: PredictPlan, done: np.ndarray | None) -> Iterator[range]:
     """Yield the batches with a window that touches an unfinished block.
 
-    A batch is needed whole or not at all, so that every window is always computed in the same company:
-    results of the same batch are the same bits.
+    A batch is computed completely or not at all, so that a window is always in the same batch: its result can depend
+    on the batch in the last bits.
     """
     if done is None:
         yield from plan.batches()
@@ -80,7 +81,7 @@ def _candidates(plan: PredictPlan, done: np.ndarray) -> Iterable[int]:
     scattered = plan.windows_of_block(tuple(first for first, _ in box)) * todo * _SCATTERED
     if scattered >= math.prod(len(numbers) for numbers in around):
         return plan.positions(around)
-    # Few blocks far apart, as those inside a sparse mask: the windows of each of them.
+    # Few blocks far apart, for example inside a sparse mask: only the windows of each block.
     return sorted(
         {
             position
@@ -96,8 +97,8 @@ class Lane:
 
     Args:
         plan: windows, order and blocks.
-        read: gives the window at a position, or None to skip it; called from several threads.
-        network: gives weighted outputs (B, K, *patch) for windows (B, C, *patch).
+        read: returns the window at a position, or None to skip it; called from several threads.
+        network: returns weighted outputs (B, K, *patch) for windows (B, C, *patch).
         accumulator: partial sums.
     """
 
@@ -158,7 +159,7 @@ def stream(
         progress: called with the number of windows settled.
 
     Raises:
-        Exception: the first one of any stage, after all threads have stopped.
+        Exception: the first exception of any stage, after all threads have stopped.
     """
     counts = StreamCounts()
     lock = threading.Lock()
@@ -177,7 +178,7 @@ def stream(
         readers = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="read"))
         adder = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="blend"))
         writers = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="write"))
-        # On an error, what is queued must not run on while the pools shut down.
+        # On an error, queued tasks must not start while the pools shut down.
         for pool in (readers, adder, writers):
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         writing: deque[Future[None]] = deque()
@@ -220,7 +221,7 @@ def stream(
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[Any], Any], jobs: Iterator[Any], depth: int
 ) -> Iterator[Any]:
-    """Yield the results of jobs in order while the next ones are worked on."""
+    """Yield the results of jobs in order, while threads compute the next ones."""
     waiting: deque[Future[Any]] = deque()
     for job in jobs:
         waiting.append(pool.submit(work, job))

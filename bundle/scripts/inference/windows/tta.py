@@ -1,8 +1,8 @@
 """Test-time augmentation by signed axis permutations: flips and 90-degree rotations.
 
-The network sees the transformed window; its outputs are turned back by place and by components, as each
-target's `ChannelLayout` says: vectors, axes and tensors change components, and channels that compare a voxel
-with the one at an offset change channel and place.
+The network receives the transformed window. Its outputs are turned back in place and in components, as each target's
+`ChannelLayout` states: vectors, axes and tensors change their components; channels that compare a voxel with the one
+at an offset change their channel and place.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class AxisTransform:
         return turned.flip([axis + 2 for axis, flip in enumerate(self.flips) if flip])
 
     def undo(self, window: Tensor) -> Tensor:
-        """Bring the places of a transformed window back."""
+        """Undo the transform of voxel places in a window."""
         turned = window.flip([axis + 2 for axis, flip in enumerate(self.flips) if flip])
         return turned.permute(0, 1, *(self.order.index(axis) + 2 for axis in range(len(self.order))))
 
     def undo_components(self, output: Tensor, layout: ChannelLayout) -> Tensor:
-        """Bring places and components back.
+        """Undo the transform of voxel places and of components.
 
         Args:
             output: a head's output for the transformed window, shape (B, C, *patch).
-            layout: what its channels are.
+            layout: meaning of its channels.
 
         Returns:
             Shape (B, C, *patch); 0 where `known` is False.
@@ -60,11 +60,11 @@ class AxisTransform:
         return turned[0] if len(turned) == 1 else torch.cat(turned, dim=1)
 
     def known(self, layout: ChannelLayout, shape: Sequence[int]) -> Tensor | None:
-        """Return where `undo_components` gives values, bool (C, *patch), or None for everywhere.
+        """Return where `undo_components` has values, bool (C, *patch), or None for everywhere.
 
-        A channel that compares a voxel with the one at an offset o compares it after a mirror with the one at
-        -o: the same pair of voxels, but stored with the partner, which may lie outside the window. Where no
-        channel has the turned offset, the turned window says nothing of this channel.
+        A channel that compares a voxel with the one at offset o compares it, in a mirrored window, with the one at
+        -o: the same pair of voxels, but stored at the other voxel, which may lie outside the window. If no channel has
+        the turned offset, the turned window has no value for this channel.
         """
         if all(part.kind != "offsets" for part in layout):
             return None
@@ -87,7 +87,7 @@ class AxisTransform:
         return values
 
     def _source(self, axis: int) -> tuple[int, float]:
-        """Return which transformed component, with which sign, is the component along an original axis."""
+        """Return the transformed component, and its sign, that is the component along an original axis."""
         place = self.order.index(axis)
         return place, -1.0 if self.flips[place] else 1.0
 
@@ -112,7 +112,7 @@ class AxisTransform:
 
     def _undo_offsets(self, output: Tensor, offsets: Sequence[Sequence[int]]) -> Tensor:
         result = torch.zeros_like(output)
-        # The same offset twice means the same channel twice: the first serves both.
+        # Channels with the same offset are equal: the first one is used for all of them.
         for number, offset in enumerate(offsets):
             turned = tuple(-offset[a] if flip else offset[a] for a, flip in zip(self.order, self.flips))
             if turned == tuple(offset):
@@ -120,7 +120,7 @@ class AxisTransform:
             elif turned in offsets:
                 result[:, number] = output[:, offsets.index(turned)]
             elif (opposite := tuple(-step for step in turned)) in offsets:
-                # The pair (p, p + o) is stored with its other end, p + o.
+                # The pair (p, p + o) is stored at its other voxel, p + o.
                 here, there = overlap(output.shape[2:], offset)
                 source = output[:, offsets.index(opposite)]
                 result[:, number][(slice(None), *here)] = source[(slice(None), *there)]
@@ -131,12 +131,12 @@ def check_layouts(heads: Sequence[Head], mode: str) -> None:
     """Check that every head can be augmented.
 
     Raises:
-        VolumenError: augmentation, and a head that does not say how its channels turn.
+        VolumenError: augmentation is requested, and a head does not state how its channels turn.
     """
-    unsaid = [head.name for head in heads if head.layout is None]
-    if mode != "none" and unsaid:
+    without_layout = [head.name for head in heads if head.layout is None]
+    if mode != "none" and without_layout:
         raise VolumenError(
-            f"target {', '.join(unsaid)}",
+            f"target {', '.join(without_layout)}",
             f"does not say how its channels turn, so it cannot be averaged over turned windows (tta: {mode})",
             remedy="predict with --tta none, choose other --targets, or add `turns` to its task type, "
             'as turns = ("vector", "scalars")',
