@@ -52,6 +52,6 @@ def test_urls():
 def test_folder_without_zarr(tmp_path):
     with pytest.raises(
         VolumenError,
-        match="expected a zarr, TIFF or NIfTI volume, or numbered TIFF or PNG slices, found a folder without zarr",
+        match="expected a volume, or a folder of numbered TIFF or PNG slices, found a folder without zarr",
     ):
         detect_format(tmp_path)

@@ -123,7 +123,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--format",
-        choices=("zarr", "tif", "nifti", "png", "napari"),
+        choices=("zarr", "tif", "nifti", "png", "hdf5", "mrc", "nrrd", "napari"),
         help="data format (default: by content)",
     )
     data.add_argument(

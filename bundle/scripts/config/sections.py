@@ -336,7 +336,7 @@ class DatasetConfig:
         ),
     ] = None
     format: Annotated[
-        Literal["zarr", "tif", "nifti", "png", "napari"] | None,
+        Literal["zarr", "tif", "nifti", "png", "hdf5", "mrc", "nrrd", "napari"] | None,
         Field(description="Data format; null: by content."),
     ] = None
     targets: Annotated[

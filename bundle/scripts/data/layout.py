@@ -91,7 +91,7 @@ def discover(
         root: folder (or URL, for zarr) with `images/`, `labels/` and, optionally, `masks/`. With format
             "napari" also a folder of layers saved by napari: `<image>.tif`, `<image>_<target>.tif`,
             `<image>_mask.tif`.
-        format: format of the images, "zarr", "tif", "nifti", "png" or "napari"; by default that of `images/`.
+        format: format of the images, one of `FORMATS`; by default that of `images/`.
         targets: targets to use; by default all that have a label.
         allow_unlabeled: accept images that lack the label of some target.
         partial: other folders may hold the labels that are missing here; see `volumen.data.joining`.

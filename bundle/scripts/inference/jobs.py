@@ -157,12 +157,10 @@ def is_stack(source: str) -> bool:
 
 
 def volume_name(path: str) -> str:
-    """Return an image's name without folder and format: "a/b.ome.zarr" gives "b"."""
-    name = path.rstrip("/").rsplit("/", 1)[-1]
-    for suffix in (".ome.zarr", ".ome.tiff", ".ome.tif", ".nii.gz"):
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return Path(name).stem if Path(name).suffix in (".zarr", ".tif", ".tiff", ".nii", ".png") else name
+    """Return an image's name without folder and format: "a/b.ome.zarr" gives "b", and so does "a/b.h5:/raw"."""
+    from volumen.data.formats.detection import split_inner, split_suffix
+
+    return split_suffix(split_inner(path)[0].rstrip("/").rsplit("/", 1)[-1])[0]
 
 
 def _mask_of(folder: Path, name: str) -> Path:

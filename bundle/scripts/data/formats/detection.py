@@ -15,6 +15,9 @@ SUFFIXES = {
     "tif": (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".btf", ".tf8"),
     "nifti": (".nii.gz", ".nii"),
     "png": (".png",),
+    "hdf5": (".h5", ".hdf5", ".hdf", ".ilp"),
+    "mrc": (".mrc", ".rec", ".map"),
+    "nrrd": (".nrrd", ".nhdr"),
 }
 """File name suffixes per format, the longest of each family first."""
 
@@ -40,12 +43,26 @@ _SYSTEM_NAMES = {
 """Names that file servers and operating systems create in every folder, in lower case."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GZIP_MAGIC = b"\x1f\x8b"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_NRRD_MAGIC = b"NRRD"
+_MRC_MAGIC, _MRC_PLACE = b"MAP ", 208
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SLICES = ("tif", "png")
 """Formats of slices; if a folder has several, the first takes precedence."""
 
 
 """`scheme://`, or fsspec's chained `cache::scheme://`; another colon may be part of a file name."""
+
+
+_INNER = re.compile(r"(.+\.(?:h5|hdf5|hdf|ilp)):(/.*)", re.IGNORECASE)
+
+
+def split_inner(path: object) -> tuple[str, str | None]:
+    """Split "file.h5:/path/in/file" into the file and the path of the dataset; None where no dataset is named."""
+    found = _INNER.fullmatch(str(path))
+    if found is None or Path(str(path)).exists():
+        return str(path), None
+    return found[1], found[2].strip("/")
 
 
 def split_suffix(name: str) -> tuple[str, str | None]:
@@ -136,7 +153,7 @@ def _url_format(url: str) -> str:
 
 
 def detect_format(path: str | os.PathLike) -> str:
-    """Return "zarr", "tif", "nifti", "png" or "stack" (a folder of TIFF or PNG slices) by looking into the file.
+    """Return the format of a volume by looking into the file: a key of `SUFFIXES`, or "stack" for a folder of slices.
 
     For a URL the suffix of the name decides; without a suffix, the names that the server lists.
 
@@ -145,7 +162,7 @@ def detect_format(path: str | os.PathLike) -> str:
     """
     if is_url(path):
         return _url_format(str(path))
-    file = Path(path)
+    file = Path(split_inner(path)[0])
     try:
         if file.is_dir():
             os.listdir(file)  # noqa: PTH208  (raises where permissions are missing)
@@ -175,7 +192,7 @@ def _folder_format(folder: Path) -> str:
         return "stack"
     raise VolumenError(
         folder,
-        expected="a zarr, TIFF or NIfTI volume, or numbered TIFF or PNG slices",
+        expected="a volume, or a folder of numbered TIFF or PNG slices",
         found="a folder without zarr metadata",
     )
 
@@ -197,9 +214,16 @@ def _file_format(file: Path, head: bytes) -> str:
         return "nifti"
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
         return "nifti"
+    if head[:8] == _HDF5_MAGIC:
+        return "hdf5"
+    if head[:4] == _NRRD_MAGIC:
+        return "nrrd"
+    # Older MRC files have no mark.
+    if head[_MRC_PLACE:].startswith(_MRC_MAGIC) or split_suffix(file.name)[1] == "mrc":
+        return "mrc"
     raise VolumenError(
         file,
-        expected="zarr, TIFF, NIfTI or PNG",
+        expected="zarr, TIFF, NIfTI, PNG, HDF5, MRC or NRRD",
         found=f"a file that starts with {head[:8]!r}",
         remedy="convert it, or copy it again if it should be one of these",
     )

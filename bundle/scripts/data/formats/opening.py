@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from volumen.data.formats.detection import detect_format
+from volumen.data.formats.detection import detect_format, split_inner
 from volumen.data.formats.urls import is_url, local_path
 from volumen.data.formats.volumes import LazyVolume, Volume, single_level
 
@@ -21,11 +21,11 @@ def open_volume(
     """Open a volume; its content, not its name, decides its format.
 
     A path may also be a URL that fsspec can open, chained ones included. Chunks of zarr (v2, v3, OME-Zarr) are fetched
-    when they are needed (`simplecache::https://...` stores them on disk); TIFF, PNG, each slice of a folder of slices,
-    and NIfTI are fetched whole, once.
+    when they are needed (`simplecache::https://...` stores them on disk); other files, each slice of a folder of slices
+    included, are fetched whole, once.
 
     Args:
-        path: file, zarr folder, folder of TIFF or PNG slices, or URL.
+        path: file, zarr folder, folder of TIFF or PNG slices, or URL; `FILE.h5:/NAME` for a dataset of an HDF5 file.
         axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; necessary only if metadata and shape are
             ambiguous. The axes of NIfTI are fixed.
         level: resolution level of an OME-Zarr pyramid, 0 is the finest.
@@ -51,16 +51,26 @@ def _open_by_content(
         from volumen.data.formats.zarr_arrays.volume import open_zarr
 
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
+    if kind == "hdf5":
+        from volumen.data.formats.hdf5_volume import open_hdf5
+
+        file, inner = split_inner(_fetched(path))
+        return open_hdf5(Path(file), inner, axes=axes, level=level, ndim=ndim, labels=labels)
     if level:
         raise single_level(path, level)
     if kind == "stack":
         from volumen.data.formats.slice_stack import open_stack
 
         return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim, labels=labels)
-    if is_url(path):
-        from volumen.data.formats.fetch import fetch_file
+    path = _fetched(path)
+    if kind == "mrc":
+        from volumen.data.formats.mrc_volume import open_mrc
 
-        path = fetch_file(str(path))
+        return open_mrc(Path(path), ndim=ndim)
+    if kind == "nrrd":
+        from volumen.data.formats.nrrd_volume import open_nrrd
+
+        return open_nrrd(Path(path), ndim=ndim)
     if kind == "tif":
         from volumen.data.formats.tiff.volume import open_tiff
 
@@ -72,3 +82,12 @@ def _open_by_content(
     from volumen.data.formats.nifti_volume import open_nifti
 
     return open_nifti(Path(path), ndim=ndim)
+
+
+def _fetched(path: str | os.PathLike) -> str | os.PathLike:
+    """Return the local copy of a file at a URL; other paths are unchanged."""
+    if not is_url(path):
+        return path
+    from volumen.data.formats.fetch import fetch_file
+
+    return fetch_file(str(path))
