@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from volumen.inference.windows.heads import Head
 
 REVERSED = "spatial_axes_reversed"
-"""In an image's `meta`: its axes are those of its `original_affine` and `spatial_shape` in the opposite order."""
+"""Key in an image's `meta`: its axes run in the opposite order to its `original_affine` and `spatial_shape`."""
 UNIT = "spacing_unit"
 """In an image's `meta`: the unit of its voxel size, where its file states one."""
 _STORED_GRID = "stored_grid"
