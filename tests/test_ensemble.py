@@ -22,7 +22,7 @@ from volumen.inference.jobs import Job
 from volumen.inference.placing import Placing, fits
 from volumen.inference.predict import predict_volume
 from volumen.inference.predictor import WindowNetwork, predict_array
-from volumen.inference.record.reproduce import recipe_of
+from volumen.inference.record.reproduce import provenance_of
 from volumen.inference.request import PredictRequest
 from volumen.inference.windows.joining import BlockJoiner
 from volumen.inference.windows.plan import PredictPlan
@@ -84,7 +84,7 @@ def test_the_mean_of_the_members_logits_to_the_last_bit(shape, patches, settings
         decoded = scalars[name].decode(torch.from_numpy(mean)).numpy()
         # The activation is computed block by block, whose last bit depends on the vector length.
         np.testing.assert_allclose(probabilities[name], decoded, rtol=0, atol=2e-7)
-    assert recipe_of(tmp_path / "ensemble.zarr")["model"]["members"][1]["patch_size"] == list(patches[1])
+    assert provenance_of(tmp_path / "ensemble.zarr")["model"]["members"][1]["patch_size"] == list(patches[1])
 
 
 def test_predict_array_is_the_streamed_prediction(tmp_path):

@@ -17,9 +17,9 @@ from volumen.inference.postprocess.blocks import aligned_block
 from volumen.inference.postprocess.instances import from_affinities, from_boundary, renumber
 from volumen.inference.postprocess.stitch import Stitching
 from volumen.inference.predict import predict
-from volumen.inference.record.reproduce import settings_like
+from volumen.inference.record.reproduce import settings_to_reproduce
 from volumen.inference.request import PredictRequest
-from volumen.inference.rules import InstanceRules, read_rules, settle_rules
+from volumen.inference.rules import InstanceRules, read_rules, resolve_rules
 from volumen.inference.settings import request_fields
 from volumen.metrics.objects.contingency import overlaps
 from volumen.metrics.objects.partition import adapted_rand_error, voi_merge, voi_split
@@ -204,7 +204,7 @@ def test_prediction_writes_instances_beside_their_heads(tmp_path):
     most = (cells_of_8[..., :, None] == cells_of_8[..., None, :]).sum(axis=-1).max(axis=-1)
     np.testing.assert_array_equal(frequency, most)
     recipe = root.attrs["volumen"]["recipe"]
-    again = settings_like(recipe)
+    again = settings_to_reproduce(recipe)
     assert again["targets"] == ("membrane", "ink")
     assert again["instances"] == request.instances
     assert predict(request, predictor=predictor).volumes[0].already_done
@@ -263,7 +263,7 @@ def test_rules_are_read_from_text_and_mappings():
     assert request_fields({"instances": {"boundary": "wall"}})["instances"] == InstanceRules("wall")
     assert read_rules(None) is None
     task = {"edge": {"type": "boundary", "source_target": "cell"}}
-    assert settle_rules(read_rules("edge"), task).sources == ("cell", "edge")
+    assert resolve_rules(read_rules("edge"), task).sources == ("cell", "edge")
 
 
 @pytest.mark.parametrize(

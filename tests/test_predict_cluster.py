@@ -16,7 +16,7 @@ import pytest
 import zarr
 from prediction import save_checkpoint
 
-from volumen.inference.distributed.partition import split_blocks
+from volumen.inference.distributed.partition import partition_blocks
 from volumen.inference.distributed.worker import worker_device
 from volumen.inference.output.block_log import STATE_FOLDER, WORKER_LOGS, OutputState, WorkerState, read_log
 from volumen.inference.predict import predict
@@ -197,7 +197,7 @@ def test_pieces_hold_every_unfinished_block_once_and_know_their_windows(shape, w
     )
     done = np.random.default_rng(0).random(plan.blocks) < 0.4
     owners = np.zeros(plan.blocks, dtype=int)
-    pieces = split_blocks(plan, workers, done)
+    pieces = partition_blocks(plan, workers, done)
     for piece in pieces:
         owners[piece.slices] += 1
         inside = set(itertools.product(*(range(first, stop) for first, stop in piece.blocks)))
@@ -206,12 +206,12 @@ def test_pieces_hold_every_unfinished_block_once_and_know_their_windows(shape, w
             assert piece.windows == len(touching)
     assert owners.max(initial=0) <= 1
     assert (owners[~done] == 1).all()
-    assert len(split_blocks(plan, workers, np.ones(plan.blocks, bool))) == 0
+    assert len(partition_blocks(plan, workers, np.ones(plan.blocks, bool))) == 0
 
 
 def test_cutting_costs_little_where_volumes_are_large():
     plan = PredictPlan((4096,) * 3, (128,) * 3, 0.5, block_shape=(128,) * 3)
-    pieces = split_blocks(plan, 8)
+    pieces = partition_blocks(plan, 8)
     assert len(pieces) >= 16
     assert sum(piece.windows for piece in pieces) < 1.15 * len(plan)
 
@@ -228,8 +228,8 @@ def test_a_worker_knows_what_those_before_it_finished_and_when_it_is_not_wanted(
         log.open("ab").write(b"1")  # a line cut short
         second = WorkerState(state.output, token, np.zeros((4, 5), bool), ((0, 2), (0, 5)))
         assert np.argwhere(second.done).tolist() == [[1, 2]]  # (3, 3) is not of its piece
-        assert second.wanted
-    assert not second.wanted
+        assert second.is_active
+    assert not second.is_active
     second.close()
     state.absorb()
     state.absorb()
@@ -350,7 +350,7 @@ def test_a_local_cluster_without_workers_ends(monkeypatch):
             self.cancelled = len(futures)
 
     monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(cluster, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "WARNING_SECONDS", 0.05)
     client = Lonely()
     alone = cluster.Cluster(client, Machine("cuda", "H100", "bfloat16", 1, {}), "cuda", None, local=True)
     with pytest.raises(VolumenError, match=r"all workers are gone.*goes on from here"):
@@ -377,10 +377,10 @@ def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
     chosen = getattr(importlib.import_module(f"volumen.inference.{module}"), name)
     make, count = chosen.make, itertools.count()
 
-    def stop_later(self, number, may_write):
+    def stop_later(self, number, raise_if_cancelled):
         if next(count) == 3:
             raise Stop
-        make(self, number, may_write)
+        make(self, number, raise_if_cancelled)
 
     shared = replace(cleaned, scheduler=scheduler)
     for request in (shared, replace(cleaned, output=str(tmp_path / "three.zarr"))):
@@ -396,21 +396,21 @@ def test_a_pass_that_was_stopped_goes_on_here_and_on_workers(
 
 def test_a_worker_that_was_given_up_writes_nothing_of_what_is_gone(tmp_path, cleaned):
     """A worker reads labels that a finished prediction has removed: it must not take them for empty."""
-    from volumen.inference.distributed.worker import StoppedError, make_part
+    from volumen.inference.distributed.worker import StoppedError, compute_part
     from volumen.inference.postprocess import cleaning
 
     late: list[tuple] = []
     make = cleaning.ChoosePass.make
 
-    def remember(self, number, may_write):
+    def remember(self, number, raise_if_cancelled):
         late.append((self, number))
-        make(self, number, may_write)
+        make(self, number, raise_if_cancelled)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cleaning.ChoosePass, "make", remember)
         predict(cleaned)
     with pytest.raises(StoppedError):
-        make_part(late[0][0], "run-gone", 0, 1)
+        compute_part(late[0][0], "run-gone", 0, 1)
     assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
 
 

@@ -24,9 +24,9 @@ from volumen.config.prediction import HOW, RESULT, WHAT, InferenceConfig, Predic
 from volumen.config.sections import SECTIONS
 from volumen.config.validation import check_section
 from volumen.evaluation.request import EvaluateRequest
-from volumen.inference.output.block_log import read_recipe
+from volumen.inference.output.block_log import read_provenance
 from volumen.inference.predict import predict
-from volumen.inference.record.reproduce import settings_like
+from volumen.inference.record.reproduce import settings_to_reproduce
 from volumen.inference.request import SEVERAL, PredictRequest
 from volumen.inference.rules import InstanceRules
 from volumen.inference.settings import RECORDED_ELSEWHERE, recorded_settings, settings_of_record
@@ -239,8 +239,8 @@ def test_a_predictions_record_gives_its_request_back(tmp_path):
     settings |= {"targets": ("ink",), "nonfinite": "refuse", "region": ((0, 9), (2, 12), (0, 11))}
     where = [str(tmp_path / "a.zarr"), str(save_checkpoint(tmp_path / "m.pth")), str(tmp_path / "o.zarr")]
     predict(PredictRequest(*where, **settings))
-    record = read_recipe(tmp_path / "o.zarr")
-    assert settings_like(record) == {
+    record = read_provenance(tmp_path / "o.zarr")
+    assert settings_to_reproduce(record) == {
         "input": where[0], "checkpoint": where[1], "instances": None, "axes": None, "level": 0, **settings,
     }  # fmt: skip
 
@@ -275,9 +275,9 @@ OF_OLD_RECORD = {
 
 
 def test_an_old_record_reads_as_before():
-    assert settings_like(OLD_RECORD) == OF_OLD_RECORD
+    assert settings_to_reproduce(OLD_RECORD) == OF_OLD_RECORD
     older = {key: value for key, value in OLD_RECORD.items() if key != "on_corrupt"}
-    assert PredictRequest(output="o", **settings_like(older)).on_corrupt == "stop"
+    assert PredictRequest(output="o", **settings_to_reproduce(older)).on_corrupt == "stop"
 
 
 def test_flags_go_before_a_record(tmp_path):

@@ -12,7 +12,7 @@ from data_folders import shells, write_tiff_folder
 from volumen.cli.main import main
 from volumen.data.sampling.split import Split
 from volumen.inference.predictor import load_predictor
-from volumen.inference.record.reproduce import recipe_of
+from volumen.inference.record.reproduce import provenance_of
 from volumen.tuning.candidates import Member, Run, common_regions, load_runs, make_candidates
 from volumen.tuning.held_out import experiment_of, held_out_regions
 from volumen.tuning.out_of_fold import predict_out_of_fold
@@ -54,7 +54,7 @@ def test_out_of_fold_predictions_are_those_of_the_network_that_has_not_seen_the_
         paths = predict_out_of_fold(member, tmp_path / "oof", "cpu")
         assert [path.name for path in paths] == [f"{name}.zarr" for name in names]
         for path in paths:
-            assert recipe_of(path)["model"]["path"] == str(member / f"fold_{number}_best.pth")
+            assert provenance_of(path)["model"]["path"] == str(member / f"fold_{number}_best.pth")
     alone = ["predict", "-m", str(runs / "cv" / "fold_1"), "-i", str(runs / "data" / "images" / "a.tif"),
              "-o", str(tmp_path / "a.zarr"), "--dtype", "float16", "--device", "cpu", "--quiet"]  # fmt: skip
     assert main(alone) == 0
@@ -91,7 +91,7 @@ def test_the_choice_is_the_best_score_and_prediction_takes_it(runs, tmp_path, ca
     assert (
         main(["predict", "-m", str(out), "-i", image, "-o", str(tmp_path / "p.zarr"), "--device", "cpu"]) == 0
     )
-    recipe = recipe_of(tmp_path / "p.zarr")
+    recipe = provenance_of(tmp_path / "p.zarr")
     assert recipe["tta"] == found["inference_config"]["tta"]
     assert len(recipe["model"].get("members", [1])) == chosen["networks"]
     assert recipe["threshold"] == found["inference_config"].get("threshold")

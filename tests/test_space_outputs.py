@@ -21,7 +21,7 @@ from volumen.data.formats.opening import open_volume
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.output.ome_zarr import find_target
-from volumen.inference.output.stored import Stored, StoredInstances, most_frequent
+from volumen.inference.output.stored import InstanceSpec, OutputSpec, most_frequent
 from volumen.inference.predict import PredictRequest, predict
 from volumen.inference.rules import read_rules
 from volumen.inference.windows.heads import Head
@@ -140,9 +140,9 @@ def test_the_mode_of_cells_is_that_of_loops(shape, dtype):
 
 def test_instances_keep_their_numbers_in_coarse_levels():
     values = np.random.default_rng(2).choice([0, 7, 4_000_000_000], (1, 8, 8, 8)).astype(np.uint32)
-    stored = StoredInstances(Head("cells", 1, "none", "instances"))
+    stored = InstanceSpec(Head("cells", 1, "none", "instances"))
     assert set(np.unique(stored.coarser(values, (2, 2, 2)))) <= {0, 7, 4_000_000_000}
-    probabilities = Stored(Head("ink", 1))
+    probabilities = OutputSpec(Head("ink", 1))
     assert probabilities.coarser(np.full((1, 2, 2, 2), 9, np.uint8), (2, 2, 2)).item() == 9
 
 

@@ -11,7 +11,7 @@ from volumen.evaluation.cases import ScoredCase
 from volumen.evaluation.pictures.views import classes
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import score
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.windows.heads import Head
 from volumen.metrics.target_metrics import build_metrics
 from volumen.transforms.decide import decide
@@ -37,7 +37,7 @@ def test_every_stored_level_at_its_own_threshold_is_foreground(level):
     assert scores.mean["ink/dice"] == 1.0
     values, _, _ = case.read(tuple(slice(0, n) for n in stored.shape))
     np.testing.assert_array_equal(classes(values, case, threshold), truth)
-    written = Stored(Head("ink", 1), "labels", threshold).convert(values)
+    written = OutputSpec(Head("ink", 1), "labels", threshold).convert(values)
     np.testing.assert_array_equal(written[0], truth)
 
 
@@ -48,7 +48,9 @@ def test_predicted_labels_and_their_probabilities_score_alike(threshold, kind):
     channels = 1 if kind == "binary" else 2
     probability = rng.choice(np.float32([0, 0.125, 0.25, 0.5, 0.75, 1]), size=(1, channels, 9, 9))
     truth = rng.integers(0, 2, probability.shape).astype(np.uint8)
-    labels = Stored(Head("ink", channels, "sigmoid", kind), "labels", threshold).convert(probability[0])[None]
+    labels = OutputSpec(Head("ink", channels, "sigmoid", kind), "labels", threshold).convert(probability[0])[
+        None
+    ]
     values = []
     for found in (probability, labels):
         metrics = build_metrics({"ink": {"kind": kind, "out_channels": channels}}, threshold=threshold)
@@ -64,5 +66,5 @@ def test_predicted_labels_and_their_probabilities_score_alike(threshold, kind):
 
 def test_validation_decides_as_the_prediction_writes():
     logits = torch.tensor([-1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0]).reshape(1, 1, 6)
-    written = Stored(Head("ink", 1), "labels").convert(torch.sigmoid(logits[0]).numpy())
+    written = OutputSpec(Head("ink", 1), "labels").convert(torch.sigmoid(logits[0]).numpy())
     np.testing.assert_array_equal(decide(logits, "binary")[0].numpy(), written)

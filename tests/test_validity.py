@@ -25,7 +25,7 @@ from volumen.data.validity import (
 from volumen.evaluation.cases import ScoredCase
 from volumen.evaluation.derived_truth import _read_around
 from volumen.inference.gain import GainMeter, Labels
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.reader import WindowReader
 from volumen.transforms.intensity_properties import _read as read_for_statistics
@@ -115,7 +115,7 @@ def test_every_part_follows_the_rule(kind, ignore):
     assert np.array_equal(foreground, expected & (label[0] > 0))
 
     # Where it is known, a prediction of foreground meets a truth of foreground or not.
-    meter = GainMeter({"ink": Labels(volume, limit, ignore)}, [Stored(Head("ink", 1))], (0, 0))
+    meter = GainMeter({"ink": Labels(volume, limit, ignore)}, [OutputSpec(Head("ink", 1))], (0, 0))
     ones = np.ones((1, *SHAPE), np.float32)
     meter.add("ink", region, ones, ones)
     both, sizes = meter.overlaps["ink"][0, 0]

@@ -26,7 +26,7 @@ from volumen.data.formats.volumes import ArrayVolume
 from volumen.inference.jobs import Job
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput, level_factors
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.predict import predict, predict_volume
 from volumen.inference.predictor import load_predictor, predict_array
 from volumen.inference.record.provenance import plain
@@ -208,11 +208,11 @@ def test_a_killed_process_goes_on_with_the_same_bytes(scroll, tmp_path):
         from pathlib import Path
         import volumen.inference.finish as module
         from volumen.inference.predict import PredictRequest, predict
-        finish = module.BlockFinisher.__call__
+        finish = module.BlockWriter.__call__
         def slow(self, finished):
             finish(self, finished)
             time.sleep(0.05)
-        module.BlockFinisher.__call__ = slow
+        module.BlockWriter.__call__ = slow
         predict({request!r})
     """
     environment = {**os.environ, "PYTHONPATH": str(BUNDLE), "OMP_NUM_THREADS": "1"}
@@ -342,13 +342,13 @@ def test_like_warns_of_other_versions(scroll, tmp_path, caplog):
 
 
 def test_like_reads_the_record_beside_a_file(scroll, tmp_path):
-    from volumen.inference.record.reproduce import recipe_of
+    from volumen.inference.record.reproduce import provenance_of
 
     request, _ = scroll
     predict(replace(request, output=str(tmp_path / "ink.tif"), targets=("ink",)))
-    assert recipe_of(tmp_path / "ink.tif") == recipe_of(tmp_path / "ink.volumen.json")
+    assert provenance_of(tmp_path / "ink.tif") == provenance_of(tmp_path / "ink.volumen.json")
     with pytest.raises(VolumenError, match="records no finished prediction"):
-        recipe_of(tmp_path / "model_3.pth")
+        provenance_of(tmp_path / "model_3.pth")
 
 
 def test_the_command_predicts(scroll):
@@ -513,7 +513,7 @@ def test_chunks_of_nothing_are_not_stored(tmp_path):
 
 @pytest.mark.parametrize("kind", ["uint8", "float16", "float32", "labels"])
 def test_a_coarser_constant_is_the_constant(kind):
-    stored = Stored(Head("ink", 2, "sigmoid", "multilabel"), kind)
+    stored = OutputSpec(Head("ink", 2, "sigmoid", "multilabel"), kind)
     values = np.full((2, 5, 7), 1, stored.dtype)
     assert (stored.coarser(values, (2, 2)) == 1).all()
     assert stored.coarser(values, (1, 2)).shape == (2, 5, 4)

@@ -42,9 +42,9 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
     """
     given: dict[str, Any] = dict(settings or {})
     if getattr(arguments, "like", None) is not None:
-        from volumen.inference.record.reproduce import recipe_of, settings_like
+        from volumen.inference.record.reproduce import provenance_of, settings_to_reproduce
 
-        given.update(settings_like(recipe_of(Path(arguments.like))))
+        given.update(settings_to_reproduce(provenance_of(Path(arguments.like))))
     readers: dict[str, Any] = {"region": _region, "instances": read_rules, "checkpoint": _one_or_several}
     given.update(given_fields(arguments, PredictRequest, readers))
     for name in ("input", "checkpoint"):
@@ -122,8 +122,8 @@ def use_threads_of(request: PredictRequest) -> None:
     """Compute with as many threads as the prediction that is repeated: on a CPU the last bits depend on them."""
     import torch
 
-    from volumen.inference.record.reproduce import recipe_of
+    from volumen.inference.record.reproduce import provenance_of
 
-    threads = recipe_of(Path(str(request.like))).get("machine", {}).get("threads")
+    threads = provenance_of(Path(str(request.like))).get("machine", {}).get("threads")
     if isinstance(threads, int) and threads > 0 and not request.is_shared:
         torch.set_num_threads(threads)

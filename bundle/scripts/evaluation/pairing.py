@@ -17,7 +17,7 @@ from volumen.data.space.geometry import Geometry
 from volumen.evaluation.cases import PIECE_VOXELS, ScoredCase, image_of
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import image_paths, is_stack, volume_name
-from volumen.inference.output.block_log import STATE_FOLDER, read_recipe
+from volumen.inference.output.block_log import STATE_FOLDER, read_provenance
 from volumen.inference.output.ome_zarr import find_target
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.utils.errors import VolumenError
@@ -250,7 +250,7 @@ def find_predictions(path: Path) -> list[Found]:
         VolumenError: there are none.
     """
     found: list[Found] = []
-    if read_recipe(path) is not None or (path / STATE_FOLDER).is_dir():
+    if read_provenance(path) is not None or (path / STATE_FOLDER).is_dir():
         found = _of_group(path)
     elif path.is_file():
         found = [_unrecorded(str(path))]
@@ -283,7 +283,7 @@ def _of_group(path: Path) -> list[Found]:
         raise VolumenError(
             path, "the prediction is not finished", remedy="give the same volumen predict command again"
         )
-    recipe = read_recipe(path)
+    recipe = read_provenance(path)
     if recipe is None:
         return []
     name = volume_name(recipe["input"]["path"])

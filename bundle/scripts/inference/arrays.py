@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from volumen.data.space.geometry import GRID
 from volumen.inference.output.block_log import STATE_FOLDER
 from volumen.inference.output.ome_zarr import ZarrOutput
-from volumen.inference.output.stored import Stored, StoredBlend, instance_stored
+from volumen.inference.output.stored import OutputSpec, StoredBlend, instance_specs
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 def final_arrays(work: VolumeWork) -> ZarrOutput:
     """Return the final arrays of a prediction."""
-    stored = (*work.stored, *instance_stored(work.request.instances))
+    stored = (*work.stored, *instance_specs(work.request.instances))
     pyramid = work.request.pyramid and work.job.export is None
     return _arrays(work, work.job.output, stored, pyramid=pyramid)
 
 
-def cleaned_stored(work: VolumeWork) -> tuple[Stored, ...]:
+def cleaned_specs(work: VolumeWork) -> tuple[OutputSpec, ...]:
     """Return the label maps that are cleaned."""
     return () if work.rules.does_nothing else tuple(item for item in work.stored if item.is_labels)
 
 
 def raw_arrays(work: VolumeWork) -> ZarrOutput:
     """Return the arrays of label maps before cleaning, so that cleaning can be repeated after an interruption."""
-    return _arrays(work, work_folder(work) / "raw", cleaned_stored(work))
+    return _arrays(work, work_folder(work) / "raw", cleaned_specs(work))
 
 
 def filled_arrays(work: VolumeWork) -> ZarrOutput:
     """Return the arrays of label maps with filled holes, before small components are removed."""
-    return _arrays(work, work_folder(work) / "filled", cleaned_stored(work))
+    return _arrays(work, work_folder(work) / "filled", cleaned_specs(work))
 
 
 def block_sinks(work: VolumeWork) -> dict[str, ZarrOutput]:
     """Return where the blocks of each target are written: label maps that are cleaned go to arrays of their own."""
     final = final_arrays(work)
     sinks = {item.head.name: final for item in work.stored}
-    if cleaned := cleaned_stored(work):
+    if cleaned := cleaned_specs(work):
         raw = raw_arrays(work)
         sinks.update({item.head.name: raw for item in cleaned})
     return sinks
@@ -65,7 +65,7 @@ def grid_arrays(work: VolumeWork) -> ZarrOutput:
 
 def local_arrays(work: VolumeWork) -> ZarrOutput:
     """Return the array of instance numbers that are unique within a block only."""
-    return _arrays(work, work_folder(work) / "instances", instance_stored(work.request.instances))
+    return _arrays(work, work_folder(work) / "instances", instance_specs(work.request.instances))
 
 
 def work_folder(work: VolumeWork) -> Path:
@@ -73,7 +73,9 @@ def work_folder(work: VolumeWork) -> Path:
     return work.job.output / STATE_FOLDER
 
 
-def _arrays(work: VolumeWork, root: Path, stored: Sequence[Stored], *, pyramid: bool = False) -> ZarrOutput:
+def _arrays(
+    work: VolumeWork, root: Path, stored: Sequence[OutputSpec], *, pyramid: bool = False
+) -> ZarrOutput:
     geometry = work.job.image.geometry
     return ZarrOutput(
         root,

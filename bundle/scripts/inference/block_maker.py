@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from volumen.inference.finish import BlockFinisher
+from volumen.inference.finish import BlockWriter
 from volumen.inference.gain import GainMeter
 from volumen.inference.placing import Placing
 from volumen.inference.predictor import Predictor, WindowNetwork
@@ -36,7 +36,7 @@ def make_blocks(
     done: np.ndarray,
     *,
     scratch: Path,
-    may_write: Callable[[], None] = lambda: None,
+    raise_if_cancelled: Callable[[], None] = lambda: None,
     progress: Callable[[int], None] | None = None,
 ) -> StreamCounts:
     """Compute and write every block that is not done.
@@ -47,7 +47,7 @@ def make_blocks(
         state: told of finished blocks.
         done: blocks to leave alone, bool, shape `work.window_plan.blocks`.
         scratch: folder for partial sums beyond their memory.
-        may_write: called before a block is written; raises what stops the work.
+        raise_if_cancelled: called before a block is written; raises what stops the work.
         progress: called with the number of windows settled.
     """
     plan, request = work.window_plan, work.request
@@ -82,11 +82,11 @@ def make_blocks(
     reader, channels = readers[0], networks[0].channels
     outputs = Outputs(work)
     several = len(networks) > 1
-    finisher = BlockFinisher(plan, heads, outputs.stored, reader, outputs.sinks, state, gain, joined=several)
+    writer = BlockWriter(plan, heads, outputs.stored, reader, outputs.sinks, state, gain, joined=several)
 
     def finish(block: Finished) -> None:
-        may_write()
-        finisher(block)
+        raise_if_cancelled()
+        writer(block)
 
     patches = [member.plan.patch_size for member in work.members]
     budget = max(

@@ -10,7 +10,7 @@ import torch
 
 from volumen.inference.gain import GainMeter
 from volumen.inference.output.ome_zarr import ZarrOutput
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.windows.blending import axis_weight_sums, divide_by_weights
 from volumen.inference.windows.heads import Head, split_channels
 from volumen.inference.windows.plan import PredictPlan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from volumen.inference.volume_work import State
 
 
-class BlockFinisher:
+class BlockWriter:
     """Turns the weighted sums of a block into stored values and writes them.
 
     Args:
@@ -39,7 +39,7 @@ class BlockFinisher:
         self,
         plan: PredictPlan,
         heads: tuple[Head, ...],
-        stored: list[Stored],
+        stored: list[OutputSpec],
         reader: WindowReader,
         sinks: Mapping[str, ZarrOutput],
         state: State,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volumen.data.validity import known_voxels
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.windows.heads import Head
 from volumen.utils.errors import VolumenError
 
@@ -94,7 +94,7 @@ class GainMeter:
     """
 
     def __init__(
-        self, labels: Mapping[str, Labels], stored: Sequence[Stored], origin: tuple[int, ...]
+        self, labels: Mapping[str, Labels], stored: Sequence[OutputSpec], origin: tuple[int, ...]
     ) -> None:
         self._labels, self._origin = labels, origin
         self._stored = {

@@ -27,15 +27,15 @@ from volumen.inference.jobs import Job, find_jobs, volume_name
 from volumen.inference.output.block_log import OutputState
 from volumen.inference.output.exports import format_of
 from volumen.inference.output.ome_zarr import LABELS, target_group
-from volumen.inference.output.stored import Stored, instance_stored
-from volumen.inference.postprocess.instance_output import settle_request
+from volumen.inference.output.stored import OutputSpec, instance_specs
+from volumen.inference.postprocess.instance_output import resolve_request
 from volumen.inference.postprocess.passes import run_here
 from volumen.inference.predictor import Predictor
 from volumen.inference.products import Outputs
 from volumen.inference.progress import Progress
 from volumen.inference.record.machine import describe_machine
-from volumen.inference.record.provenance import make_recipe, nonfinite_rule
-from volumen.inference.record.reproduce import check_same, recipe_of
+from volumen.inference.record.provenance import make_provenance, nonfinite_rule
+from volumen.inference.record.reproduce import check_same, provenance_of
 from volumen.inference.request import OpenBox, PredictReport, PredictRequest, VolumeReport
 from volumen.inference.resampling import check_resampled, resampling_to_training
 from volumen.inference.rules import CleaningRules
@@ -78,7 +78,7 @@ def predict(
     if predictor is None:
         device = "cpu" if request.is_shared else request.device
         predictor = load_model(request.checkpoint, choose_device(device))
-    request = settle_request(request, predictor)
+    request = resolve_request(request, predictor)
     jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
     if request.is_shared:
         from volumen.inference.distributed.cluster import open_cluster
@@ -110,10 +110,10 @@ def predict_shared(
         request: the settings.
         progress: as for `predict`.
     """
-    cluster.sharers = min(len(jobs), max(1, cluster.workers))
+    cluster.volumes_at_once = min(len(jobs), max(1, cluster.workers))
     name = volume_name(jobs[0].image.source) if len(jobs) == 1 else f"{len(jobs)} volumes"
     told = None if progress is None else Progress(name, progress, stages=len(jobs) == 1)
-    with ThreadPoolExecutor(cluster.sharers, thread_name_prefix="volume") as pool:
+    with ThreadPoolExecutor(cluster.volumes_at_once, thread_name_prefix="volume") as pool:
         futures = [
             pool.submit(predict_volume, predictor, job, request, progress=told, cluster=cluster)
             for job in jobs
@@ -128,7 +128,7 @@ def predict_shared(
 
 def output_names(predictor: Predictor, request: PredictRequest) -> tuple[str, ...]:
     """Return the names of the arrays that a prediction writes: those of the heads, then those of the instances."""
-    extra = instance_stored(request.instances)
+    extra = instance_specs(request.instances)
     return tuple(item.name for item in (*predictor.heads(request.targets), *(s.head for s in extra)))
 
 
@@ -160,16 +160,16 @@ def predict_volume(
     began = time.perf_counter()
     machine = cluster.machine if cluster else describe_machine(predictor.device, request.amp)
     work = plan_work(predictor, job, request, machine.precision)
-    recipe = make_recipe(predictor, work, machine)
+    provenance = make_provenance(predictor, work, machine)
     if request.like is not None:
-        check_same(recipe_of(Path(request.like)), recipe, request.like)
-    state = open_state(job, recipe, work.window_plan, overwrite=request.overwrite)
+        check_same(provenance_of(Path(request.like)), provenance, request.like)
+    state = open_state(job, provenance, work.window_plan, overwrite=request.overwrite)
     if state is None:
         return VolumeReport(job.image.path, job.shown, already_done=True)
     left_out = None if work.resampling else blocks_outside_mask(job.mask, work.plan)
     check_space(job.output, work, 1.0 if left_out is None else 1.0 - float(left_out.mean()))
     outputs = Outputs(work, sparse=left_out is not None)
-    tell = None if progress is None else progress.stage
+    callback = None if progress is None else progress.stage
     try:
         with telling_of_full_disk(job.shown):
             state.begin()
@@ -178,11 +178,11 @@ def predict_volume(
             outputs.create()
             if cluster is None:
                 counts = _make_here(work, predictor, state, progress)
-                outputs.complete(state, run_here(request.workers, tell))
+                outputs.complete(state, run_here(request.workers, callback))
             else:
                 with state.token() as token:
                     counts = cluster.make(work, predictor, state, token, progress)
-                    outputs.complete(state, cluster.runner(token, tell))
+                    outputs.complete(state, cluster.runner(token, callback))
     finally:
         state.close()
     return VolumeReport(
@@ -239,9 +239,9 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     others = tuple(
         _member_work(member, job, heads, request, windows, resampling) for member in predictor.networks[1:]
     )
-    tell_small(image, windows.shape, windows.patch_size, request.patch_size or predictor.patch_size)
-    stored = [stored_as(head, request) for head in heads]
-    _check_names([*stored, *instance_stored(request.instances)])
+    log_small(image, windows.shape, windows.patch_size, request.patch_size or predictor.patch_size)
+    stored = [output_spec(head, request) for head in heads]
+    _check_names([*stored, *instance_specs(request.instances)])
     return VolumeWork(
         job,
         request,
@@ -318,7 +318,7 @@ def _member_work(
     return MemberWork(replace(plan, block_shape=windows.block_shape), normalizer, turn)
 
 
-def _check_names(stored: Sequence[Stored]) -> None:
+def _check_names(stored: Sequence[OutputSpec]) -> None:
     """Refuse an image that would be stored in the group of the label maps.
 
     Raises:
@@ -382,16 +382,16 @@ def _make_here(
 
 
 def open_state(
-    job: Job, recipe: Mapping[str, Any], plan: PredictPlan, *, overwrite: bool
+    job: Job, provenance: Mapping[str, Any], plan: PredictPlan, *, overwrite: bool
 ) -> OutputState | None:
     """Open the state of a job's output; return None if the prediction is already finished.
 
     Raises:
         VolumenError: the output holds something else.
     """
-    if job.export is not None and job.export.settle(recipe, overwrite=overwrite):
+    if job.export is not None and job.export.resolve(provenance, overwrite=overwrite):
         return None
-    state = OutputState(job.output, recipe, plan.blocks, overwrite=overwrite)
+    state = OutputState(job.output, provenance, plan.blocks, overwrite=overwrite)
     return None if state.finished else state
 
 
@@ -512,7 +512,7 @@ def make_plan(
     seen = shape if turn is None else turn.of_axes(shape)
     patch = predictor.fit_patch(patch, seen)
     patch = patch if turn is None else turn.undo_axes(patch)
-    region = settle_region(request.region, shape)
+    region = resolve_region(request.region, shape)
     if not 0 <= request.overlap < 1:
         raise VolumenError("--overlap", expected="a share of at least 0 and below 1", found=request.overlap)
     if request.batch_size < 1:
@@ -530,7 +530,7 @@ def make_plan(
     )
 
 
-def tell_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual: Sequence[int]) -> None:
+def log_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual: Sequence[int]) -> None:
     """Log which windows an image smaller than the usual window gets, and how much of them is reflected.
 
     Args:
@@ -554,7 +554,7 @@ def tell_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual
     logger.info("%s: %s is smaller than a window: %s", image.path, by(shape), text)
 
 
-def settle_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:
+def resolve_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:
     """Return a region with a number for every bound.
 
     Raises:
@@ -569,7 +569,7 @@ def settle_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:
     raise VolumenError("--region", expected=f"start:stop per axis inside {shape}", found=region)
 
 
-def stored_as(head: Head, request: PredictRequest) -> Stored:
+def output_spec(head: Head, request: PredictRequest) -> OutputSpec:
     """Return how a head's result is stored.
 
     Raises:
@@ -581,12 +581,12 @@ def stored_as(head: Head, request: PredictRequest) -> Stored:
     if kind == "labels" and request.instances is not None and head.name in request.instances.sources:
         kind = "uint8"
     try:
-        return Stored(head, kind, 0.5 if request.threshold is None else request.threshold)
+        return OutputSpec(head, kind, 0.5 if request.threshold is None else request.threshold)
     except ValueError as error:
         raise VolumenError("--dtype, --threshold", str(error)) from None
 
 
-def cleaning_rules(request: PredictRequest, stored: list[Stored]) -> CleaningRules:
+def cleaning_rules(request: PredictRequest, stored: list[OutputSpec]) -> CleaningRules:
     """Return the rules by which label maps are cleaned.
 
     Raises:

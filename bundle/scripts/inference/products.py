@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from volumen.inference.arrays import (
     block_sinks,
-    cleaned_stored,
+    cleaned_specs,
     filled_arrays,
     final_arrays,
     grid_arrays,
@@ -14,7 +14,7 @@ from volumen.inference.arrays import (
     raw_arrays,
 )
 from volumen.inference.output.block_log import OutputState
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.postprocess.cleaning import clean_labels
 from volumen.inference.postprocess.instance_output import make_instances
 from volumen.inference.postprocess.passes import LevelPass, Run
@@ -39,7 +39,7 @@ class Outputs:
         self._sparse = sparse
         self._work = work
         self._final = final_arrays(work)
-        cleaned = cleaned_stored(work)
+        cleaned = cleaned_specs(work)
         raw = raw_arrays(work) if cleaned else None
         self._arrays = [
             self._final,
@@ -47,7 +47,7 @@ class Outputs:
             *([filled_arrays(work)] if raw and work.rules.fill_holes else []),
             *([local_arrays(work)] if work.request.instances else []),
         ]
-        self.stored: list[Stored] = list(work.stored)
+        self.stored: list[OutputSpec] = list(work.stored)
         self.sinks = block_sinks(work)
         if work.resampling is not None:
             grid = grid_arrays(work)
@@ -69,10 +69,10 @@ class Outputs:
         """
         if self._work.resampling is not None:
             run(StoredGridPass(self._work))
-        if cleaned_stored(self._work):
+        if cleaned_specs(self._work):
             clean_labels(self._work, run)
         if self._work.request.instances is not None:
-            make_instances(self._work, state.recipe, run)
+            make_instances(self._work, state.provenance, run)
         extra = {"corrupt": [[list(side) for side in box] for box in state.corrupt]}
         job, request = self._work.job, self._work.request
         if job.export is None:
@@ -84,7 +84,7 @@ class Outputs:
         state.close()
         job.export.write(
             self._final,
-            {"recipe": state.recipe, **extra},
+            {"recipe": state.provenance, **extra},
             image=job.image,
             compress=request.compress != "none",
         )

@@ -11,12 +11,12 @@ class Progress:
 
     Args:
         name: name shown to the user.
-        tell: called with the name, the number finished and the total.
+        callback: called with the name, the number finished and the total.
         stages: whether the passes after the windows are reported as well.
     """
 
-    def __init__(self, name: str, tell: Callable[[str, int, int], None], *, stages: bool = True) -> None:
-        self._name, self._tell, self._count, self._total = name, tell, 0, 0
+    def __init__(self, name: str, callback: Callable[[str, int, int], None], *, stages: bool = True) -> None:
+        self._name, self._callback, self._count, self._total = name, callback, 0, 0
         self._stages = stages
         self._lock = threading.Lock()
 
@@ -28,9 +28,9 @@ class Progress:
     def __call__(self, windows: int) -> None:
         with self._lock:
             self._count += windows
-            self._tell(self._name, self._count, self._total)
+            self._callback(self._name, self._count, self._total)
 
     def stage(self, title: str, count: int, total: int) -> None:
         """Report the progress of a pass over the blocks of the volume; see `run_here`."""
         if self._stages:
-            self._tell(f"{self._name}, {title}", count, total)
+            self._callback(f"{self._name}, {title}", count, total)

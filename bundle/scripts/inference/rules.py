@@ -103,7 +103,7 @@ def read_rules(value: str | Mapping[str, Any] | InstanceRules | None) -> Instanc
     """Return the rules that a flag or a setting states.
 
     Args:
-        value: "membrane" (a boundary; `settle_rules` detects a head of affinities), "key=value,key=value" with the
+        value: "membrane" (a boundary; `resolve_rules` detects a head of affinities), "key=value,key=value" with the
             keys of `InstanceRules`, block as 128x256x256, or a mapping with the same keys.
 
     Raises:
@@ -128,7 +128,7 @@ def read_rules(value: str | Mapping[str, Any] | InstanceRules | None) -> Instanc
     return InstanceRules(**given) if given else None
 
 
-def settle_rules(rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]]) -> InstanceRules:
+def resolve_rules(rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]]) -> InstanceRules:
     """Return rules that use each head according to its task.
 
     A boundary that is a head of affinities becomes `affinities`. For a head of task `boundary`, the foreground is the

@@ -16,7 +16,7 @@ from volumen.data.space.geometry import AxisTurn
 from volumen.data.space.resampling import Resampling
 from volumen.inference.gain import Labels
 from volumen.inference.jobs import Job
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.rules import CleaningRules
 from volumen.inference.windows.plan import Box, PredictPlan
 
@@ -77,7 +77,7 @@ class VolumeWork:
     job: Job
     request: PredictRequest
     plan: PredictPlan
-    stored: tuple[Stored, ...]
+    stored: tuple[OutputSpec, ...]
     rules: CleaningRules
     normalizer: Callable[[np.ndarray], np.ndarray]
     precision: str

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from volumen.inference.request import PredictRequest
     from volumen.utils.boxes import Box
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,11 @@ def _stored_box(case: OpenCase, box: Box) -> Box:
 
 
 def predict_region(
-    predictor: Predictor, region: HeldOut, request: PredictRequest, output: Path, tell: Tell | None = None
+    predictor: Predictor,
+    region: HeldOut,
+    request: PredictRequest,
+    output: Path,
+    tell: ProgressCallback | None = None,
 ) -> Path:
     """Predict a region, streamed; one that is predicted already is left as it is.
 

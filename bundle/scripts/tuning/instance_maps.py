@@ -27,7 +27,7 @@ class InstanceMaps:
 
     Args:
         probabilities: head to its stored output, 255 is 1.
-        rules: how instances are made, settled.
+        rules: how instances are made, resolved.
         spacing: voxel size.
         offsets: of the affinities, () for boundaries.
         chunk: shape of the blocks that the prediction wrote.

@@ -11,7 +11,7 @@ from volumen.inference.predictor import load_predictor
 from volumen.inference.request import PredictRequest
 from volumen.inference.settings import request_fields
 from volumen.tuning.held_out import (
-    Tell,
+    ProgressCallback,
     experiment_of,
     held_out_regions,
     predict_region,
@@ -26,7 +26,7 @@ FOLDER = "out_of_fold"
 
 
 def predict_out_of_fold(
-    member: Path, output: Path, device: str = "auto", tell: Tell | None = None
+    member: Path, output: Path, device: str = "auto", tell: ProgressCallback | None = None
 ) -> list[Path]:
     """Predict the validation part of a trained fold as probabilities; what is predicted already stays.
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 THRESHOLDS, SIZES = (0.4, 0.5, 0.6), (0, 100)
 """Few values, since the choice is scored on the voxels that it is made on."""
 
@@ -114,7 +114,7 @@ class Selection:
     file: Path
 
 
-def select(request: SelectRequest, tell: Tell | None = None) -> Selection:
+def select(request: SelectRequest, tell: ProgressCallback | None = None) -> Selection:
     """Choose by a score, and write what `volumen predict` uses.
 
     Args:
@@ -240,7 +240,7 @@ def _best(
     asked: PredictRequest,
     grid: Mapping[str, tuple[float, ...]],
     scratch: Path,
-    tell: Tell | None,
+    tell: ProgressCallback | None,
 ) -> tuple[dict[str, float], Evaluation]:
     """Predict the regions once, try all settings, and return the best ones with their scores."""
     changed: dict[str, Any] = {"tta": candidate.tta}

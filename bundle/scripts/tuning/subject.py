@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from volumen.inference.postprocess.instance_output import settle_request
-from volumen.inference.rules import settle_rules
+from volumen.inference.postprocess.instance_output import resolve_request
+from volumen.inference.rules import resolve_rules
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.score_names import (
     INSTANCES,
@@ -40,7 +40,7 @@ class Subject:
         smaller: whether smaller scores are better.
         heads: outputs of the network that are stored.
         default: the settings that a prediction takes without tuning.
-        rules: how instances are made, settled; None for a label target.
+        rules: how instances are made, resolved; None for a label target.
         softmax: the label is the class of highest probability.
         keep_largest: components of each class that stay; None for all.
         unfilled: predicted target with classes, beside which holes cannot be filled; "" for none.
@@ -96,12 +96,12 @@ def find_subject(
     known = rules or request.instances
     wanted = rules is not None or (target is None and measures(name, INSTANCES))
     if known is not None and (wanted or target is not None):
-        settled = settle_request(replace(request, targets=None, instances=known), predictor).instances
-        assert settled is not None
-        if rules is not None and target not in (None, settled.name):
-            raise VolumenError("--target", expected=f"{settled.name}, which --instances makes", found=target)
-        if target in (None, settled.name):
-            return _of_instances(predictor, name, settled, truth)
+        resolved = resolve_request(replace(request, targets=None, instances=known), predictor).instances
+        assert resolved is not None
+        if rules is not None and target not in (None, resolved.name):
+            raise VolumenError("--target", expected=f"{resolved.name}, which --instances makes", found=target)
+        if target in (None, resolved.name):
+            return _of_instances(predictor, name, resolved, truth)
     if truth is not None:
         raise VolumenError("--truth", "belongs to instances", remedy="leave it out, or add --instances")
     return _of_labels(predictor, request, name, _label_target(predictor, target))
@@ -127,12 +127,12 @@ def _of_instances(predictor: Predictor, score: str, rules: InstanceRules, truth:
 def _of_labels(predictor: Predictor, request: PredictRequest, score: str, target: str) -> Subject:
     (head,) = predictor.heads([target])
     if request.instances is not None:
-        settled = settle_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
-        if target in settled.sources:
+        resolved = resolve_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
+        if target in resolved.sources:
             raise VolumenError(
                 "--target",
                 f"the checkpoint makes instances from {target}, so a prediction stores its probabilities",
-                remedy=f"tune {settled.name}, or take a checkpoint without instances",
+                remedy=f"tune {resolved.name}, or take a checkpoint without instances",
             )
     smaller = _direction(target, score, head.kind)
     softmax = head.activation == "softmax"

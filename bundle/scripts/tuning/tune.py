@@ -19,7 +19,7 @@ from volumen.data.formats.opening import open_volume
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import score
-from volumen.inference.output.block_log import read_recipe
+from volumen.inference.output.block_log import read_provenance
 from volumen.inference.output.ome_zarr import find_target
 from volumen.inference.predictor import Predictor, load_predictor
 from volumen.inference.request import PredictRequest
@@ -359,7 +359,7 @@ def maps_of(predictor: Predictor, subject: Subject, region: PredictedRegion, fol
         )
     ndim = len(region.box)
     tasks = predictor.config.get("auxiliary_tasks") or {}
-    recipe = read_recipe(output)
+    recipe = read_provenance(output)
     assert recipe is not None
     return InstanceMaps(
         heads,

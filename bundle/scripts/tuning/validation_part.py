@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from volumen.inference.request import PredictRequest
     from volumen.utils.boxes import Box
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def predict_part(
     request: PredictRequest,
     part: Mapping[str, LabelledImage],
     target: str,
-    tell: Tell | None = None,
+    tell: ProgressCallback | None = None,
 ) -> list[PredictedRegion]:
     """Predict the regions of a validation part and pair each with its label.
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from volumen.inference.bundle.in_memory import monai_order, to_stored_grid
 from volumen.inference.jobs import make_job, open_mask
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.postprocess.components import clean_array
-from volumen.inference.postprocess.instance_output import settle_request
-from volumen.inference.predict import cleaning_rules, output_names, predict_volume, stored_as
+from volumen.inference.postprocess.instance_output import resolve_request
+from volumen.inference.predict import cleaning_rules, output_names, output_spec, predict_volume
 from volumen.inference.predictor import Predictor
 from volumen.inference.request import PredictReport, PredictRequest, log_report
 from volumen.inference.rules import CleaningRules
@@ -191,7 +191,7 @@ class StoreTargets(MapTransform):
         return PredictRequest("", "", "", **self.fields)
 
     def _stored(self, names: Sequence[str] | None) -> list:
-        return [stored_as(head, self._request) for head in self.predictor.heads(names)]
+        return [output_spec(head, self._request) for head in self.predictor.heads(names)]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a sample with finished outputs.
@@ -221,7 +221,7 @@ class StoreTargets(MapTransform):
             labelled = [head for head in self.predictor.heads(list(outputs)) if head.is_probability]
             first = next(iter(finished.values()))
             if labelled:
-                shown = Stored(labelled[0], "labels", self.fields["threshold"] or DEFAULT_THRESHOLD)
+                shown = OutputSpec(labelled[0], "labels", self.fields["threshold"] or DEFAULT_THRESHOLD)
                 first = self._finish(shown, outputs[labelled[0].name], image)
             sample[key] = monai_order(first, image)
         return sample
@@ -233,7 +233,7 @@ class StoreTargets(MapTransform):
         parts = torch.as_tensor(outputs).split([head.channels for head in heads], dim=0)
         return {head.name: part for head, part in zip(heads, parts, strict=True)}
 
-    def _finish(self, stored: Stored, output: Tensor, image: Any) -> np.ndarray:
+    def _finish(self, stored: OutputSpec, output: Tensor, image: Any) -> np.ndarray:
         head = stored.head
         plain = output.as_tensor() if isinstance(output, MetaTensor) else output
         blend = to_stored_grid(head.encode(plain[None])[0], head, image)
@@ -314,7 +314,7 @@ class StreamVolume:
         inferer: Any = engine.inferer
         request = self.request(image.volume.path, inferer, engine.state.device)
         predictor = replace(self.predictor, network=engine.network, normalizer=image.normalizer)
-        request = settle_request(request, predictor)
+        request = resolve_request(request, predictor)
         names = output_names(predictor, request)
         job = make_job(image.volume, batch.get("mask"), request.output, names, request.format)
         report = predict_volume(predictor, job, request)

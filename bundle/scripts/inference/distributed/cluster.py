@@ -21,18 +21,18 @@ from uuid import uuid4
 
 import torch
 
-from volumen.inference.distributed.partition import split_blocks
+from volumen.inference.distributed.partition import partition_blocks
 from volumen.inference.distributed.worker import (
     Made,
     Network,
     StoppedError,
+    compute_part,
+    compute_shard,
     describe_worker,
-    make_part,
-    make_piece,
 )
 from volumen.inference.gain import add_overlaps
 from volumen.inference.output.block_log import OutputState
-from volumen.inference.postprocess.passes import BlockPass, Run, Tell, run_here
+from volumen.inference.postprocess.passes import BlockPass, ProgressCallback, Run, run_here
 from volumen.inference.predictor import Predictor
 from volumen.inference.progress import Progress
 from volumen.inference.record.machine import Machine
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 CONNECT_SECONDS = 20
-TELL_SECONDS = 60
+WARNING_SECONDS = 60
 """Seconds between two warnings that no worker is connected."""
 PARTS_PER_WORKER = 4
 FEW_BLOCKS = 32
@@ -66,14 +66,14 @@ class Cluster:
         local: whether this process started the workers; then nobody replaces them if all die.
 
     Attributes:
-        sharers: volumes that are predicted at the same time.
+        volumes_at_once: volumes that are predicted at the same time.
     """
 
     def __init__(
         self, client: Client, machine: Machine, device: str, threads: int | None, *, local: bool = False
     ) -> None:
         self.machine = machine
-        self.sharers = 1
+        self.volumes_at_once = 1
         self._local = local
         self._client, self._device, self._threads = client, device, threads
         self._stopped = threading.Event()
@@ -119,14 +119,14 @@ class Cluster:
             self._threads,
             predictor.strict,
         )
-        shares = max(1, math.ceil(self.workers / self.sharers))
-        pieces = split_blocks(work.window_plan, shares, state.done)
-        windows = sum(piece.windows for piece in pieces)
+        workers = max(1, math.ceil(self.workers / self.volumes_at_once))
+        shards = partition_blocks(work.window_plan, workers, state.done)
+        windows = sum(shard.windows for shard in shards)
         logger.info(
             "%s: %d pieces for %d workers, %d windows of which %.0f %% are computed twice or more where pieces meet",
             work.job.shown,
-            len(pieces),
-            shares,
+            len(shards),
+            workers,
             windows,
             100 * max(0.0, 1 - len(work.window_plan) / max(windows, 1)),
         )
@@ -134,34 +134,34 @@ class Cluster:
         counts = StreamCounts()
         sent = work.with_absolute_paths()
         jobs = [
-            (sent, network, self.machine, token, piece, state.done[piece.slices].copy()) for piece in pieces
+            (sent, network, self.machine, token, shard, state.done[shard.slices].copy()) for shard in shards
         ]
-        for number, made in self._run(make_piece, jobs, meter.update):
+        for number, made in self._run(compute_shard, jobs, meter.update):
             _add(counts, made)
-            state.record_box(pieces[number].blocks)
+            state.record_box(shards[number].blocks)
             for box in made.corrupt:
                 state.note_corrupt(box)
             meter.update()
         return counts
 
-    def runner(self, token: str, tell: Tell | None = None) -> Run:
+    def runner(self, token: str, callback: ProgressCallback | None = None) -> Run:
         """Return a function that runs passes on the workers, and light passes over few blocks in this process.
 
         Args:
             token: see `OutputState.token`.
-            tell: called with the progress of a pass.
+            callback: called with the progress of a pass.
         """
 
         def run(blocks: BlockPass) -> None:
             if blocks.is_light and blocks.count <= FEW_BLOCKS:
-                run_here(blocks.work.request.workers, tell)(blocks)
+                run_here(blocks.work.request.workers, callback)(blocks)
                 return
             sent = replace(cast(Any, blocks), work=blocks.work.with_absolute_paths())
             parts = min(blocks.count, PARTS_PER_WORKER * max(1, self.workers))
-            made = self._run(make_part, [(sent, token, part, parts) for part in range(parts)])
+            made = self._run(compute_part, [(sent, token, part, parts) for part in range(parts)])
             for count, _ in enumerate(made, start=1):
-                if tell is not None:
-                    tell(blocks.title, blocks.count * count // parts, blocks.count)
+                if callback is not None:
+                    callback(blocks.title, blocks.count * count // parts, blocks.count)
 
         return run
 
@@ -190,7 +190,7 @@ class Cluster:
                 poll()
                 if self.workers:
                     warned = time.monotonic()
-                elif time.monotonic() - warned > TELL_SECONDS:
+                elif time.monotonic() - warned > WARNING_SECONDS:
                     if self._local:
                         raise VolumenError(
                             "--nworkers",
@@ -304,7 +304,7 @@ def _ready(client: Client, request: PredictRequest, threads: int | None) -> Clus
     machines: dict[str, Machine] = {}
     while len(machines) < required:
         try:
-            client.wait_for_workers(required, timeout=TELL_SECONDS)
+            client.wait_for_workers(required, timeout=WARNING_SECONDS)
         except TimeoutError:
             logger.warning("waiting for %d workers at %s", required, request.scheduler or "this machine")
             continue

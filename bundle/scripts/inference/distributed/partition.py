@@ -15,14 +15,14 @@ import numpy as np
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import bounding_box
 
-MOST_PIECES_PER_WORKER = 4
+MOST_SHARDS_PER_WORKER = 4
 SLACK = 1.1
 """Among the partitions that take at most this many times the time of the fastest one, the one with the most shards is
 chosen, since the real work of a shard is unknown in advance: empty windows are skipped."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """A box of blocks that one worker computes.
 
     Args:
@@ -39,7 +39,7 @@ class Piece:
         return tuple(slice(first, stop) for first, stop in self.blocks)
 
 
-def split_blocks(plan: PredictPlan, workers: int, done: np.ndarray | None = None) -> tuple[Piece, ...]:
+def partition_blocks(plan: PredictPlan, workers: int, done: np.ndarray | None = None) -> tuple[Shard, ...]:
     """Divide the unfinished blocks into shards, the largest first.
 
     The largest shard is halved repeatedly, across the axis on which the fewest windows cross the cut. More shards
@@ -51,49 +51,49 @@ def split_blocks(plan: PredictPlan, workers: int, done: np.ndarray | None = None
         done: blocks that are already finished, bool, shape `plan.blocks`.
     """
     todo = np.ones(plan.blocks, dtype=bool) if done is None else ~done
-    whole = _piece(plan, todo, tuple((0, n) for n in plan.blocks))
-    pieces: tuple[Piece, ...] = () if whole is None else (whole,)
-    ways = [pieces]
-    while 0 < len(pieces) < MOST_PIECES_PER_WORKER * workers:
-        halves = _halve(plan, todo, pieces[0])
+    whole = _shard(plan, todo, tuple((0, n) for n in plan.blocks))
+    shards: tuple[Shard, ...] = () if whole is None else (whole,)
+    ways = [shards]
+    while 0 < len(shards) < MOST_SHARDS_PER_WORKER * workers:
+        halves = _halve(plan, todo, shards[0])
         if not halves:
             break
-        pieces = tuple(sorted((*pieces[1:], *halves), key=lambda piece: -piece.windows))
-        ways.append(pieces)
-    longest = [_time(pieces, workers) for pieces in ways]
+        shards = tuple(sorted((*shards[1:], *halves), key=lambda shard: -shard.windows))
+        ways.append(shards)
+    longest = [_time(shards, workers) for shards in ways]
     return max((way for way, time in zip(ways, longest) if time <= SLACK * min(longest)), key=len)
 
 
-def _time(pieces: tuple[Piece, ...], workers: int) -> int:
+def _time(shards: tuple[Shard, ...], workers: int) -> int:
     """Return the windows of the busiest worker, if each worker takes the next shard when it becomes free."""
     busy = [0] * workers
-    for piece in pieces:
-        heapq.heapreplace(busy, busy[0] + piece.windows)
+    for shard in shards:
+        heapq.heapreplace(busy, busy[0] + shard.windows)
     return max(busy)
 
 
-def _halve(plan: PredictPlan, todo: np.ndarray, piece: Piece) -> list[Piece]:
+def _halve(plan: PredictPlan, todo: np.ndarray, shard: Shard) -> list[Shard]:
     """Return the halves with the smallest sum of windows; empty if a half has as many windows as the whole."""
     choices = []
-    for axis, (first, stop) in enumerate(piece.blocks):
+    for axis, (first, stop) in enumerate(shard.blocks):
         middle = (first + stop) // 2
         if middle == first:
             continue
         halves = [
-            _piece(plan, todo, (*piece.blocks[:axis], side, *piece.blocks[axis + 1 :]))
+            _shard(plan, todo, (*shard.blocks[:axis], side, *shard.blocks[axis + 1 :]))
             for side in ((first, middle), (middle, stop))
         ]
         unfinished = [half for half in halves if half is not None]
-        if all(half.windows < piece.windows for half in unfinished):
+        if all(half.windows < shard.windows for half in unfinished):
             choices.append(unfinished)
     return min(choices, key=lambda halves: sum(half.windows for half in halves), default=[])
 
 
-def _piece(plan: PredictPlan, todo: np.ndarray, blocks: Box) -> Piece | None:
+def _shard(plan: PredictPlan, todo: np.ndarray, blocks: Box) -> Shard | None:
     """Return the shard of the unfinished blocks in a box; None if all are finished."""
     here = todo[tuple(slice(first, stop) for first, stop in blocks)]
     if not here.any():
         return None
     inside = bounding_box(here)
     tight = tuple((low + a, low + b) for (low, _), (a, b) in zip(blocks, inside, strict=True))
-    return Piece(tight, math.prod(len(numbers) for numbers in plan.windows_touching(tight)))
+    return Shard(tight, math.prod(len(numbers) for numbers in plan.windows_touching(tight)))

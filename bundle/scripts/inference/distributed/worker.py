@@ -15,7 +15,7 @@ import torch
 
 from volumen.inference.arrays import work_folder
 from volumen.inference.block_maker import make_blocks
-from volumen.inference.distributed.partition import Piece
+from volumen.inference.distributed.partition import Shard
 from volumen.inference.ensemble import load_model
 from volumen.inference.output.block_log import WorkerState
 from volumen.inference.postprocess.passes import BlockPass
@@ -112,8 +112,8 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def make_piece(
-    work: VolumeWork, network: Network, machine: Machine, token: str, piece: Piece, done: np.ndarray
+def compute_shard(
+    work: VolumeWork, network: Network, machine: Machine, token: str, shard: Shard, done: np.ndarray
 ) -> Made:
     """Compute the blocks of a shard.
 
@@ -122,7 +122,7 @@ def make_piece(
         network: the network.
         machine: device and precision of the other workers.
         token: see `WorkerState`.
-        piece: the shard.
+        shard: the shard.
         done: blocks of the shard that are already finished, bool, shape of the shard.
 
     Raises:
@@ -145,20 +145,20 @@ def make_piece(
         )
     predictor = _load(network, str(device))
     others = np.ones(work.window_plan.blocks, dtype=bool)
-    others[piece.slices] = done
-    state = WorkerState(work.job.output, token, others, piece.blocks)
+    others[shard.slices] = done
+    state = WorkerState(work.job.output, token, others, shard.blocks)
 
-    def may_write() -> None:
-        if not state.wanted:
+    def raise_if_cancelled() -> None:
+        if not state.is_active:
             raise StoppedError
 
-    may_write()
+    raise_if_cancelled()
     try:
         counts = make_blocks(
-            work, predictor, state, others, scratch=Path(worker.local_directory), may_write=may_write
+            work, predictor, state, others, scratch=Path(worker.local_directory), raise_if_cancelled=raise_if_cancelled
         )  # fmt: skip
     except OSError:
-        may_write()  # a cancelled output's folder no longer exists
+        raise_if_cancelled()  # a cancelled output's folder no longer exists
         raise
     except LOST_DEVICE as error:
         # Without its device this process cannot continue: another worker computes the shard, and this one shuts down.
@@ -170,7 +170,7 @@ def make_piece(
     return Made(counts, tuple(state.corrupt))
 
 
-def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
+def compute_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
     """Compute every `parts`-th block of a pass, starting with block `part`.
 
     Args:
@@ -183,16 +183,16 @@ def make_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
     """
     token_file = work_folder(blocks.work) / token
 
-    def may_write() -> None:
+    def raise_if_cancelled() -> None:
         if not token_file.exists():
             raise StoppedError
 
     for number in range(part, blocks.count, parts):
-        may_write()
+        raise_if_cancelled()
         try:
-            blocks.make(number, may_write)
+            blocks.make(number, raise_if_cancelled)
         except OSError:
-            may_write()  # a cancelled output's folder no longer exists
+            raise_if_cancelled()  # a cancelled output's folder no longer exists
             raise
 
 

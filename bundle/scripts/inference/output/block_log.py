@@ -27,15 +27,15 @@ from volumen.utils.files.positioned_io import BINARY, read_at
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".volumen"
-RECIPE, LOG, WORKER_LOGS, TOKEN = "recipe.json", "blocks", "workers", "run-"
+PROVENANCE, LOG, WORKER_LOGS, TOKEN = "recipe.json", "blocks", "workers", "run-"
 ATTRIBUTE = "volumen"
 # Entries that may differ between two runs of the same prediction: they describe where it ran, not what it computes.
 INFORMATIVE = ("versions", "machine", "made_of")
 
 
-def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a provenance that decides what is computed."""
-    return {key: value for key, value in recipe.items() if key not in INFORMATIVE}
+    return {key: value for key, value in provenance.items() if key not in INFORMATIVE}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -50,8 +50,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in keys)
 
 
-def _leaves(recipe: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in recipe.items():
+def _leaves(provenance: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in provenance.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{lead}{key}.")
         else:
@@ -72,11 +72,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_recipe(output: Path) -> dict[str, Any] | None:
+def read_provenance(output: Path) -> dict[str, Any] | None:
     """Return the provenance of a finished prediction (an OME-Zarr group); None if the group is none."""
     attributes = _root_attributes(output)
-    recipe = attributes.get(ATTRIBUTE, {}).get("recipe") if attributes else None
-    return recipe if isinstance(recipe, dict) else None
+    provenance = attributes.get(ATTRIBUTE, {}).get("recipe") if attributes else None
+    return provenance if isinstance(provenance, dict) else None
 
 
 def _root_attributes(output: Path) -> dict[str, Any] | None:
@@ -98,7 +98,7 @@ class OutputState:
 
     Args:
         output: the output group's folder.
-        recipe: the provenance.
+        provenance: the provenance.
         blocks: blocks per axis.
         overwrite: whether an earlier prediction may be removed.
 
@@ -109,13 +109,13 @@ class OutputState:
     def __init__(
         self,
         output: Path,
-        recipe: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         blocks: tuple[int, ...],
         *,
         overwrite: bool = False,
     ) -> None:
         self.output = output
-        self.recipe = dict(recipe)
+        self.provenance = dict(provenance)
         self.folder = output / STATE_FOLDER
         self.done = np.zeros(blocks, dtype=bool)
         self.corrupt: list[Box] = []
@@ -143,7 +143,7 @@ class OutputState:
             )
         if not complete:
             self._read_logs()
-        change = difference(old if complete else relax_damage_settings(old, self.recipe), self.recipe)
+        change = difference(old if complete else relax_damage_settings(old, self.provenance), self.provenance)
         if change or (overwrite and complete):
             if not overwrite and (complete or self._begun):
                 raise VolumenError(
@@ -160,11 +160,11 @@ class OutputState:
 
     def _earlier(self) -> tuple[dict[str, Any] | None, bool]:
         try:
-            return json.loads((self.folder / RECIPE).read_text()), False
+            return json.loads((self.folder / PROVENANCE).read_text()), False
         except (OSError, ValueError):
             if self.folder.is_dir() and not (self.output / "zarr.json").exists():
                 return {}, False  # a process was killed before it wrote the provenance
-        return read_recipe(self.output), True
+        return read_provenance(self.output), True
 
     def _remove(self, old: Mapping[str, Any]) -> None:
         """Remove the files of the earlier prediction and nothing else.
@@ -190,7 +190,7 @@ class OutputState:
         logger.info("removing the earlier prediction in %s", self.output)
         # If the removal is interrupted, the folder holds a prediction without finished blocks.
         self.folder.mkdir(exist_ok=True)
-        write_atomically(self.folder / RECIPE, json.dumps(old, indent=1).encode())
+        write_atomically(self.folder / PROVENANCE, json.dumps(old, indent=1).encode())
         self._forget()
         # The metadata are removed last, so that after an interruption the folder still counts as a prediction, an
         # unfinished one.
@@ -209,7 +209,7 @@ class OutputState:
         for entry in sorted(self.folder.iterdir(), key=lambda entry: entry.name != WORKER_LOGS):
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name != RECIPE:
+            elif entry.name != PROVENANCE:
                 entry.unlink(missing_ok=True)
 
     def _read_logs(self) -> None:
@@ -238,7 +238,7 @@ class OutputState:
         """Write the provenance and open the log; remove incomplete files of a killed run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_tokens()
-        write_atomically(self.folder / RECIPE, json.dumps(self.recipe, indent=1).encode())
+        write_atomically(self.folder / PROVENANCE, json.dumps(self.provenance, indent=1).encode())
         if not self.done.any():
             self._forget()
         for leftover in (*self.folder.rglob(UNFINISHED), *self.output.rglob(UNFINISHED_CHUNK)):
@@ -309,8 +309,8 @@ class OutputState:
 
         self.close()
         group = zarr.open_group(self.output, mode="r+")
-        group.attrs.update({ATTRIBUTE: {"recipe": self.recipe, **extra}})
-        (self.folder / RECIPE).unlink()
+        group.attrs.update({ATTRIBUTE: {"recipe": self.provenance, **extra}})
+        (self.folder / PROVENANCE).unlink()
         shutil.rmtree(self.folder)
         self.finished = True
 
@@ -338,7 +338,7 @@ class WorkerState:
         self.done = done
         self.corrupt: list[Box] = []
         self._token = self.folder / token
-        if not self.wanted:
+        if not self.is_active:
             return
         inside = tuple(slice(first, stop) for first, stop in blocks)
         for path in (self.folder / WORKER_LOGS).glob("*"):
@@ -352,7 +352,7 @@ class WorkerState:
         )
 
     @property
-    def wanted(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the work has not been cancelled."""
         return self._token.exists()
 

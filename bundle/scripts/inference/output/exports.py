@@ -15,7 +15,7 @@ from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 
 from volumen.data.space.units import OME_SYMBOLS, factor
-from volumen.inference.output.block_log import LOG, RECIPE, STATE_FOLDER, difference
+from volumen.inference.output.block_log import LOG, PROVENANCE, STATE_FOLDER, difference
 from volumen.inference.output.ome_zarr import ZarrOutput
 from volumen.utils.errors import VolumenError
 from volumen.utils.files.atomic import UNFINISHED, write_atomically
@@ -63,7 +63,7 @@ class FileExport:
         self.sidecar = folder / f"{name}.volumen.json"
         self.working = folder / f".{name}.volumen.zarr"
 
-    def settle(self, recipe: Mapping[str, Any], *, overwrite: bool) -> bool:
+    def resolve(self, provenance: Mapping[str, Any], *, overwrite: bool) -> bool:
         """Return whether the files exist already; remove those of another prediction if allowed.
 
         Raises:
@@ -73,14 +73,14 @@ class FileExport:
         try:
             old = json.loads(self.sidecar.read_text())
         except (OSError, ValueError):
-            interrupted = (self.working / STATE_FOLDER / RECIPE).exists()
+            interrupted = (self.working / STATE_FOLDER / PROVENANCE).exists()
             for path in self.files.values():
                 if path.exists() and not interrupted:
                     raise VolumenError(
                         path, "exists and no prediction made it", remedy="choose another output"
                     ) from None
             return False
-        change = difference(old["recipe"], recipe)
+        change = difference(old["recipe"], provenance)
         if change and not overwrite:
             raise VolumenError(
                 self.sidecar,

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from volumen.data.space.units import OME_SYMBOLS
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 
 OME_VERSION = "0.5"
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -28,7 +28,7 @@ _PIXEL_TYPES = {
 }
 
 
-def omero(stored: Stored) -> dict[str, Any]:
+def omero(stored: OutputSpec) -> dict[str, Any]:
     """Return the `omero` metadata: name, colour and range of every channel of an image."""
     names = channel_names(stored)
     low, high = _value_range(stored)
@@ -42,7 +42,7 @@ def omero(stored: Stored) -> dict[str, Any]:
     return {"channels": channels, "rdefs": {"model": "color"}}
 
 
-def channel_names(stored: Stored) -> list[str]:
+def channel_names(stored: OutputSpec) -> list[str]:
     """Return the names of the stored channels: components of vectors and tensors, else numbers."""
     count, kind = stored.channels, stored.head.kind
     if count == 1:
@@ -54,7 +54,7 @@ def channel_names(stored: Stored) -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def _value_range(stored: Stored) -> tuple[float, float] | tuple[None, None]:
+def _value_range(stored: OutputSpec) -> tuple[float, float] | tuple[None, None]:
     if stored.dtype == np.uint8:
         return (0, 1) if stored.is_labels else (0, 255)
     if stored.head.is_probability:
@@ -62,7 +62,7 @@ def _value_range(stored: Stored) -> tuple[float, float] | tuple[None, None]:
     return (-1, 1) if stored.head.kind in ("vector", "axis") else (None, None)
 
 
-def image_label(stored: Stored, classes: Sequence[str] | None = None) -> dict[str, Any]:
+def image_label(stored: OutputSpec, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the `image-label` metadata: a colour per class, and its name if it has one.
 
     Instances have no entry, so that the viewer chooses their colours.
@@ -93,7 +93,7 @@ def image_label(stored: Stored, classes: Sequence[str] | None = None) -> dict[st
 
 
 def ome_xml(
-    images: Mapping[str, Stored], shape: tuple[int, ...], spacing: tuple[float, ...], unit: str | None
+    images: Mapping[str, OutputSpec], shape: tuple[int, ...], spacing: tuple[float, ...], unit: str | None
 ) -> bytes:
     """Return the text of `OME/METADATA.ome.xml`, which lists the images of a container.
 

@@ -13,19 +13,19 @@ import numpy as np
 from volumen.data.space.units import unit_name
 from volumen.inference.output.chunk_files import ChunkFiles, numcodec, zarr_codec
 from volumen.inference.output.ome_metadata import OME_VERSION, image_label, ome_xml, omero
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.utils.files.atomic import write_atomically
 
 LABELS = "labels"
 """The group of an OME-Zarr container that holds its label maps."""
 
 
-def target_group(stored: Stored) -> str:
+def target_group(stored: OutputSpec) -> str:
     """Return the path of a target's group in the container: label maps of one channel are stored in `labels`."""
     return f"{LABELS}/{stored.head.name}" if is_label_map(stored) else stored.head.name
 
 
-def is_label_map(stored: Stored) -> bool:
+def is_label_map(stored: OutputSpec) -> bool:
     """Whether a target is stored as an OME-Zarr label; overlapping classes are stored as an image with channels."""
     return stored.is_labels and stored.channels == 1
 
@@ -87,7 +87,7 @@ class ZarrOutput:
     def __init__(
         self,
         root: Path,
-        stored: Sequence[Stored],
+        stored: Sequence[OutputSpec],
         shape: tuple[int, ...],
         block_shape: tuple[int, ...],
         *,
@@ -135,7 +135,7 @@ class ZarrOutput:
                 if str(level) not in group:
                     self._create_array(group, stored, level)
 
-    def _attributes(self, stored: Stored) -> dict[str, Any]:
+    def _attributes(self, stored: OutputSpec) -> dict[str, Any]:
         """Return the OME metadata of a target's group."""
         found = {"version": OME_VERSION, "multiscales": [self._multiscale(stored)]}
         if not is_label_map(stored):
@@ -146,7 +146,7 @@ class ZarrOutput:
             label["source"] = {"image": Path(os.path.relpath(self._source, here)).as_posix()}
         return {**found, "image-label": label}
 
-    def _create_array(self, group: Any, stored: Stored, level: int) -> None:
+    def _create_array(self, group: Any, stored: OutputSpec, level: int) -> None:
         shape, chunks = self._stored_shapes(stored, level)
         group.create_array(
             str(level),
@@ -158,10 +158,10 @@ class ZarrOutput:
             fill_value=0,
         )
 
-    def _axes(self, stored: Stored) -> list[str]:
+    def _axes(self, stored: OutputSpec) -> list[str]:
         return [*(["c"] if stored.channels > 1 else []), *["z", "y", "x"][-len(self.shape) :]]
 
-    def _stored_shapes(self, stored: Stored, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _stored_shapes(self, stored: OutputSpec, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of an array and of its chunks."""
         shape = self.level_shape(level)
         chunks = tuple(min(c, n) for c, n in zip(self.block_shape, shape, strict=True))
@@ -193,7 +193,7 @@ class ZarrOutput:
             scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
         return scale
 
-    def _multiscale(self, stored: Stored) -> dict[str, Any]:
+    def _multiscale(self, stored: OutputSpec) -> dict[str, Any]:
         names = ["z", "y", "x"][-len(self.shape) :]
         unit = self.unit
         axes: list[dict[str, str]] = [

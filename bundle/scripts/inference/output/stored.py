@@ -18,7 +18,7 @@ DTYPES = ("uint8", "float16", "float32", "labels")
 
 
 @dataclass(frozen=True)
-class Stored:
+class OutputSpec:
     """How a head's result is stored.
 
     Probabilities become uint8 (255 is 1), float16, float32, or labels: the class of highest probability
@@ -101,7 +101,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class StoredBlend(Stored):
+class StoredBlend(OutputSpec):
     """Blended values before the activation, float32, NaN for nothing predicted: they can be interpolated."""
 
     kind: str = "float32"
@@ -123,7 +123,7 @@ class StoredBlend(Stored):
 
 
 @dataclass(frozen=True)
-class StoredInstances(Stored):
+class InstanceSpec(OutputSpec):
     """How instance numbers are stored: uint32, 0 for none; a coarse voxel has the most frequent number of its cell."""
 
     @property
@@ -135,11 +135,11 @@ class StoredInstances(Stored):
         return np.dtype("uint32")
 
 
-def instance_stored(rules: InstanceRules | None) -> tuple[Stored, ...]:
+def instance_specs(rules: InstanceRules | None) -> tuple[OutputSpec, ...]:
     """Return how instances are stored; empty if none are requested."""
     if rules is None:
         return ()
-    return (StoredInstances(Head(rules.name, 1, "none", "instances")),)
+    return (InstanceSpec(Head(rules.name, 1, "none", "instances")),)
 
 
 def most_frequent(values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumen.inference.arrays import cleaned_stored, filled_arrays, final_arrays, raw_arrays, work_folder
+from volumen.inference.arrays import cleaned_specs, filled_arrays, final_arrays, raw_arrays, work_folder
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, aligned_block, block_box, block_counts
 from volumen.inference.postprocess.components import (
@@ -25,7 +25,7 @@ from volumen.inference.postprocess.components import (
     small_holes,
     survey_block,
 )
-from volumen.inference.postprocess.passes import MayWrite, Run
+from volumen.inference.postprocess.passes import CancellationCheck, Run
 
 if TYPE_CHECKING:
     from volumen.inference.output.ome_zarr import ZarrOutput
@@ -69,7 +69,7 @@ class _LabelPass:
     @property
     def channels(self) -> tuple[tuple[str, int], ...]:
         """Target and channel of every label map."""
-        return tuple((item.head.name, c) for item in cleaned_stored(self.work) for c in range(item.channels))
+        return tuple((item.head.name, c) for item in cleaned_specs(self.work) for c in range(item.channels))
 
     @property
     def source(self) -> ZarrOutput:
@@ -91,7 +91,7 @@ class SurveyPass(_LabelPass):
     def title(self) -> str:
         return "finding holes" if self.holes else "finding components"
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         box = self.box(number)
         read: dict[str, np.ndarray] = {}
         for name, channel in self.channels:
@@ -102,7 +102,7 @@ class SurveyPass(_LabelPass):
                 read[name] = self.source.read(name, box)
             data = background(read[name][channel]) if self.holes else read[name][channel]
             survey = survey_block(data, box, self.work.plan.output_shape)
-            may_write()
+            raise_if_cancelled()
             files.save(number, survey)
 
     def join(self) -> None:
@@ -128,15 +128,15 @@ class ChoosePass(_LabelPass):
     def title(self) -> str:
         return "filling holes" if self.holes else "cleaning"
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         box = self.box(number)
         target = filled_arrays(self.work) if self.holes else final_arrays(self.work)
         choose = fill_chosen if self.holes else keep_chosen
-        for item in cleaned_stored(self.work):
+        for item in cleaned_specs(self.work):
             name = item.head.name
             data = self.source.read(name, box)
             chosen = [self.files(name, channel).table(number) for channel in range(item.channels)]
-            may_write()
+            raise_if_cancelled()
             target.write(name, box, np.stack([choose(*pair) for pair in zip(data, chosen, strict=True)]))
 
 

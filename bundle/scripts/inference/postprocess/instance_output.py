@@ -13,9 +13,9 @@ from volumen.inference.arrays import final_arrays, local_arrays
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, aligned_block
 from volumen.inference.postprocess.instances import InstanceSegmenter
-from volumen.inference.postprocess.passes import MayWrite, Run
+from volumen.inference.postprocess.passes import CancellationCheck, Run
 from volumen.inference.postprocess.stitch import Stitching
-from volumen.inference.rules import InstanceRules, offsets_of, settle_rules
+from volumen.inference.rules import InstanceRules, offsets_of, resolve_rules
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ BLOCK_VOXELS = 1 << 23
 MUTEX_BLOCK_VOXELS = 1 << 21
 
 
-def settle_request(request: PredictRequest, predictor: Predictor) -> PredictRequest:
+def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictRequest:
     """Return the request with instance rules that match the network's heads.
 
     Raises:
@@ -37,7 +37,7 @@ def settle_request(request: PredictRequest, predictor: Predictor) -> PredictRequ
     """
     if request.instances is None:
         return request
-    rules = settle_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
+    rules = resolve_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
     heads = {head.name: head for head in predictor.heads(request.targets)}
     for name in rules.sources:
         if name not in heads or heads[name].activation != "sigmoid":
@@ -102,10 +102,13 @@ class SegmentPass(_InstancePass):
     title = "segmenting instances"
     is_light = False
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         local, name = local_arrays(self.work), self.rules.name
         self.stitching.segment(
-            number, self._segment, lambda box, values: local.write(name, box, values[None]), may_write
+            number,
+            self._segment,
+            lambda box, values: local.write(name, box, values[None]),
+            raise_if_cancelled,
         )
 
     def _segment(self, region: Region) -> np.ndarray:
@@ -126,26 +129,26 @@ class NumberPass(_InstancePass):
     title = "numbering instances"
     is_light = True
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         local, final, name = local_arrays(self.work), final_arrays(self.work), self.rules.name
         box, numbers = self.stitching.numbered(number, lambda box: local.read(name, box)[0])
-        may_write()
+        raise_if_cancelled()
         final.write(name, box, numbers[None])
 
 
-def make_instances(work: VolumeWork, recipe: Mapping[str, Any], run: Run) -> None:
+def make_instances(work: VolumeWork, provenance: Mapping[str, Any], run: Run) -> None:
     """Compute the instances of a volume, block by block.
 
     Args:
         work: the volume's prediction, of which all heads are finished.
-        recipe: the prediction's provenance.
+        provenance: the prediction's provenance.
         run: computes the blocks of a pass.
     """
     rules = work.request.instances
     assert rules is not None
     offsets: tuple[tuple[int, ...], ...] = ()
     if rules.affinities is not None:
-        tasks = recipe.get("made_of", {}).get("auxiliary_tasks", {})
+        tasks = provenance.get("made_of", {}).get("auxiliary_tasks", {})
         offsets = offsets_of(tasks.get(rules.affinities, {}), work.plan.ndim)
     segment = SegmentPass(work, offsets)
     segment.stitching.files.folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from volumen.utils.threads import in_threads
 if TYPE_CHECKING:
     from volumen.inference.volume_work import VolumeWork
 
-MayWrite = Callable[[], None]
+CancellationCheck = Callable[[], None]
 
 
 class BlockPass(Protocol):
@@ -38,37 +38,37 @@ class BlockPass(Protocol):
         """Whether a few blocks take less time than sending them to workers."""
         ...
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         """Compute the block with a number.
 
         Args:
             number: number of the block.
-            may_write: called after everything is read and before anything is written; raises an exception if the
-                work is cancelled. If it does not raise, the data that were read are valid, since they are only
-                removed after a cancellation.
+            raise_if_cancelled: called after everything is read and before anything is written; raises an exception
+                if the work is cancelled. If it does not raise, the data that were read are valid, since they are
+                only removed after a cancellation.
         """
         ...
 
 
 Run = Callable[[BlockPass], None]
 """Computes every block of a pass."""
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Called with the title of a pass, the number of its finished blocks, and the number of all its blocks."""
 
 
-def run_here(workers: int, tell: Tell | None = None) -> Run:
+def run_here(workers: int, callback: ProgressCallback | None = None) -> Run:
     """Return a function that runs passes with threads of this process.
 
     Args:
         workers: number of threads.
-        tell: called with the progress of a pass.
+        callback: called with the progress of a pass.
     """
 
     def run(blocks: BlockPass) -> None:
         made = in_threads(lambda number: blocks.make(number, _always), range(blocks.count), workers)
         for count, _ in enumerate(made, start=1):
-            if tell is not None:
-                tell(blocks.title, count, blocks.count)
+            if callback is not None:
+                callback(blocks.title, count, blocks.count)
 
     return run
 
@@ -100,9 +100,9 @@ class LevelPass:
     def count(self) -> int:
         return final_arrays(self.work).box_count(self.level) if self.boxes is None else len(self.boxes)
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         arrays = final_arrays(self.work)
         name, box = arrays.box(self.level, number if self.boxes is None else self.boxes[number])
         values = arrays.coarsened(name, self.level, box)
-        may_write()
+        raise_if_cancelled()
         arrays.write(name, box, values, self.level)

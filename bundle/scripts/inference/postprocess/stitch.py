@@ -55,20 +55,22 @@ class Stitching:
     def _counts(self) -> tuple[int, ...]:
         return block_counts(self.shape, self.block)
 
-    def segment(self, number: int, segment: Segment, write: Write, may_write: Callable[[], None]) -> None:
+    def segment(
+        self, number: int, segment: Segment, write: Write, raise_if_cancelled: Callable[[], None]
+    ) -> None:
         """Segment a block unless it is finished.
 
         Args:
             number: number of the block.
             segment: returns the instances of a region, 0 for none.
             write: writes the numbers of a region, which are unique within the block only, uint32.
-            may_write: called before anything is written.
+            raise_if_cancelled: called before anything is written.
         """
         if self.files.has(number):
             return
         box = block_box(number, self.shape, self.block)
         labels, properties = _segment_block(segment, box, self.shape, self.halo)
-        may_write()
+        raise_if_cancelled()
         write(box, labels)
         self.files.save(number, properties)
 

@@ -12,7 +12,7 @@ import torch
 from volumen.data.validity import inside_mask
 from volumen.inference.arrays import block_sinks, grid_arrays
 from volumen.inference.postprocess.blocks import block_box, block_counts
-from volumen.inference.postprocess.passes import MayWrite
+from volumen.inference.postprocess.passes import CancellationCheck
 from volumen.inference.resampling import length_factor, on_stored_grid
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class StoredGridPass:
         plan = self.work.plan
         return math.prod(block_counts(plan.output_shape, plan.block_shape))
 
-    def make(self, number: int, may_write: MayWrite) -> None:
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         work, plan = self.work, self.work.plan
         assert work.resampling is not None
         box = block_box(number, plan.output_shape, plan.block_shape)
@@ -64,5 +64,5 @@ class StoredGridPass:
                 blend *= np.float32(factor)
             result = stored.of_blend(torch.from_numpy(blend))
             result[:, empty if mask is None else empty | ~mask] = 0
-            may_write()
+            raise_if_cancelled()
             sinks[name].write(name, box, result)

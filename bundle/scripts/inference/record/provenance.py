@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from volumen.inference.output.exports import format_of
-from volumen.inference.output.stored import instance_stored
+from volumen.inference.output.stored import instance_specs
 from volumen.inference.record.machine import Machine
 from volumen.inference.record.reproduce import content_of
 from volumen.inference.settings import recorded_settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from volumen.inference.volume_work import VolumeWork
 
 
-def make_recipe(predictor: Predictor, work: VolumeWork, machine: Machine) -> dict[str, Any]:
+def make_provenance(predictor: Predictor, work: VolumeWork, machine: Machine) -> dict[str, Any]:
     """Return everything that shapes the result, as plain values.
 
     Args:
@@ -41,7 +41,7 @@ def make_recipe(predictor: Predictor, work: VolumeWork, machine: Machine) -> dic
                   **_members(predictor)},
         "targets": {s.head.name: {"channels": s.head.channels, "activation": s.head.activation,
                                   "kind": s.head.kind, "dtype": str(s.dtype)}
-                    for s in [*stored, *instance_stored(request.instances)]},
+                    for s in [*stored, *instance_specs(request.instances)]},
         "windows": {**settings["windows"], "patch_size": list(plan.patch_size), "count": len(plan),
                     "weights": "gaussian, sigma 1/8", "tile": list(plan.tile)},
         "region": [list(bounds) for bounds in work.plan.box],

@@ -14,7 +14,7 @@ import numpy as np
 
 from volumen.data.damage import UNREADABLE
 from volumen.inference.block_maker import LEAST_CACHE_BYTES, block_cache_of
-from volumen.inference.output.block_log import differences, identity, read_recipe
+from volumen.inference.output.block_log import differences, identity, read_provenance
 from volumen.inference.rules import read_rules
 from volumen.inference.settings import settings_of_record
 from volumen.utils.errors import VolumenError
@@ -25,21 +25,21 @@ WHOLE_FILE_BYTES = 1 << 30
 SAMPLE_VOXELS = 16
 
 
-def recipe_of(old: Path) -> dict[str, Any]:
+def provenance_of(old: Path) -> dict[str, Any]:
     """Return the provenance of a prediction: an OME-Zarr group, a file, or its `.volumen.json`.
 
     Raises:
         VolumenError: the prediction has none.
     """
-    recipe = read_recipe(old)
+    provenance = read_provenance(old)
     for record in [old] if old.name.endswith(".json") else sorted(old.parent.glob("*.volumen.json")):
-        if recipe is None and old.is_file():
-            recipe = _recorded(record, old.name)
-    if not isinstance(recipe, dict):
+        if provenance is None and old.is_file():
+            provenance = _recorded(record, old.name)
+    if not isinstance(provenance, dict):
         raise VolumenError(
             old, "records no finished prediction", remedy="give an output of volumen predict to --like"
         )
-    return recipe
+    return provenance
 
 
 def _recorded(record: Path, name: str) -> dict[str, Any] | None:
@@ -51,23 +51,25 @@ def _recorded(record: Path, name: str) -> dict[str, Any] | None:
         return None
 
 
-def settings_like(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def settings_to_reproduce(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `PredictRequest` that reproduce the prediction of a provenance."""
-    mask = recipe["mask"]
+    mask = provenance["mask"]
     return {
-        "input": recipe["input"]["path"],
-        "checkpoint": _checkpoint(recipe["model"]),
-        "targets": tuple(name for name, entry in recipe["targets"].items() if entry["kind"] != "instances"),
-        **settings_of_record(recipe),
-        "patch_size": tuple(recipe["windows"]["patch_size"]),
-        "device": recipe["device"],
-        "amp": {"float32": "off"}.get(recipe["precision"], recipe["precision"]),
+        "input": provenance["input"]["path"],
+        "checkpoint": _checkpoint(provenance["model"]),
+        "targets": tuple(
+            name for name, entry in provenance["targets"].items() if entry["kind"] != "instances"
+        ),
+        **settings_of_record(provenance),
+        "patch_size": tuple(provenance["windows"]["patch_size"]),
+        "device": provenance["device"],
+        "amp": {"float32": "off"}.get(provenance["precision"], provenance["precision"]),
         "mask": None if mask is None else mask["path"],
-        "region": tuple((start, stop) for start, stop in recipe["region"]),
-        "instances": read_rules(recipe.get("instances")),
-        "nonfinite": recipe.get("nonfinite"),
-        "axes": recipe["input"]["axes"],
-        "level": recipe["input"]["level"],
+        "region": tuple((start, stop) for start, stop in provenance["region"]),
+        "instances": read_rules(provenance.get("instances")),
+        "nonfinite": provenance.get("nonfinite"),
+        "axes": provenance["input"]["axes"],
+        "level": provenance["input"]["level"],
     }
 
 
@@ -122,13 +124,15 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> No
         logger.info("network, image, settings, versions and machine are those of %s", where)
 
 
-def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a provenance: without the files, whose content is compared, and without the machine."""
-    return {key: value for key, value in identity(recipe).items() if key not in ("input", "model", "device")}
+    return {
+        key: value for key, value in identity(provenance).items() if key not in ("input", "model", "device")
+    }
 
 
-def _surroundings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {"device type": recipe["device"], **recipe["machine"], **recipe["versions"]}
+def _surroundings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {"device type": provenance["device"], **provenance["machine"], **provenance["versions"]}
 
 
 def content_of(volume: Any) -> str:
@@ -158,13 +162,13 @@ def content_of(volume: Any) -> str:
 
 
 def _digest_file(path: Path, digest: Any) -> None:
-    size, piece = path.stat().st_size, 1 << 20
+    size, sample = path.stat().st_size, 1 << 20
     whole = size <= WHOLE_FILE_BYTES
-    step = piece if whole else max(piece, size // 64)
+    step = sample if whole else max(sample, size // 64)
     with path.open("rb") as stream:
         for start in range(0, size, step):
             stream.seek(start)
-            digest.update(stream.read(piece))
+            digest.update(stream.read(sample))
 
 
 def _places(size: int) -> list[slice]:
