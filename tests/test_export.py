@@ -7,6 +7,7 @@ import errno
 import json
 import sys
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from prediction import make_predictor, save_checkpoint
 
 from volumen.cli.execution import run_guarded
-from volumen.cli.share import EXPORT_FORMATS, add_export_arguments, run_export
+from volumen.cli.share import add_export_arguments, run_export
 from volumen.inference.predictor import load_predictor, predict_array
 from volumen.networks.multihead import MultiHeadDynUNet
 from volumen.sharing import export as export_module
@@ -23,6 +24,7 @@ from volumen.sharing.bioimageio import check_packages, halo, least_size, tensor_
 from volumen.sharing.exchange_formats import WRITERS
 from volumen.sharing.export import export
 from volumen.sharing.input_steps import input_steps
+from volumen.sharing.request import ExportRequest
 from volumen.transforms.normalize import Normalizer
 from volumen.utils.errors import VolumenError
 
@@ -61,7 +63,7 @@ def metadata_in(path, to):
 
 
 def test_the_command_offers_every_format():
-    assert tuple(WRITERS) == EXPORT_FORMATS
+    assert tuple(WRITERS) == get_args(get_type_hints(ExportRequest)["to"])
 
 
 @pytest.mark.parametrize(

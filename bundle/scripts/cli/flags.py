@@ -89,8 +89,9 @@ def help_of(item: SettingField) -> str:
     if item.default is True:
         does, default = without, does
     else:
-        default = without if item.default in (None, ()) else item.default
-    shown = item.default is not MISSING and item.default is not False and default != ""
+        unset = item.default is False or item.default in (None, (), "")
+        default = without if unset else item.default
+    shown = item.default is not MISSING and default != ""
     return (f"{does} (default: {default})" if shown else does).replace("%", "%%")
 
 

@@ -19,6 +19,7 @@ from volumen.sharing.metadata import build_metadata, find_preview, read_metrics,
 from volumen.sharing.model_card import model_card
 from volumen.sharing.packaged_configs import write_configs
 from volumen.sharing.released import WEIGHTS, write_released
+from volumen.sharing.request import PackageRequest
 from volumen.utils.bundle_root import bundle_root, license_text
 from volumen.utils.errors import VolumenError
 
@@ -29,33 +30,6 @@ for more than looking at it.
 """
 _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 25_000_000
-
-
-@dataclass(frozen=True)
-class PackageRequest:
-    """The model to package, and the options.
-
-    Args:
-        checkpoint: the trained network.
-        output: `NAME.zip`; the bundle's folder inside is NAME.
-        overwrite: whether an existing file may be replaced.
-        description: purpose of the model; "" for a sentence generated from its targets.
-        authors: authors of the model.
-        data_license: file with the licence of the training data, or None.
-        hf: repository on the Hugging Face Hub to push to, `USER/NAME`, or None.
-        public: whether that repository is public.
-        weights_url: future URL of the weights, for `large_files.yml`; None: they are only in the zip.
-    """
-
-    checkpoint: str
-    output: str
-    overwrite: bool = False
-    description: str = ""
-    authors: str = ""
-    data_license: str | None = None
-    hf: str | None = None
-    public: bool = False
-    weights_url: str | None = None
 
 
 @dataclass(frozen=True)

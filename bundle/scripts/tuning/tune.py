@@ -28,6 +28,7 @@ from volumen.inference.settings import request_fields
 from volumen.tuning.grid import Grid, Trial, candidates, choose, make_grid
 from volumen.tuning.instance_maps import InstanceMaps
 from volumen.tuning.label_maps import LabelMaps
+from volumen.tuning.request import TuneRequest
 from volumen.tuning.result import store, write_trials
 from volumen.tuning.subject import Subject, find_subject
 from volumen.tuning.validation_part import (
@@ -42,7 +43,6 @@ from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.evaluation.cases import Evaluation
-    from volumen.inference.rules import InstanceRules
 
 logger = logging.getLogger(__name__)
 
@@ -53,43 +53,6 @@ WALL_THRESHOLDS = (0.3, 0.5, 0.7)
 """Of instances, where every value costs a segmentation for each merge threshold."""
 
 Maps = Callable[[Mapping[str, float]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class TuneRequest:
-    """What to tune, and how.
-
-    Args:
-        checkpoint: of a run, in the folder of the run.
-        data: the run's dataset, with the folders `images` and `labels`.
-        score: name of the score, see docs/scores.md.
-        target: name of the target; None: the instances, else the only labelled target of probabilities.
-        instances: how instances are made, to tune these; None: as the checkpoint says, if the target names them.
-        truth: labelled target that numbers the instances; None: the one that their heads were trained on.
-        output: folder of the results; None: that of the checkpoint.
-        thresholds, merge_thresholds, fill_holes, min_sizes: values to try; None: the usual ones. The default is always
-            tried.
-        epochs: all checkpoints of the run's epochs that are left are tried as well.
-        in_place: the settings go into the checkpoint itself.
-        overwrite: earlier results may be replaced.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-    """
-
-    checkpoint: str
-    data: str
-    score: str
-    target: str | None = None
-    instances: InstanceRules | None = None
-    truth: str | None = None
-    output: str | None = None
-    thresholds: tuple[float, ...] | None = None
-    merge_thresholds: tuple[float, ...] | None = None
-    fill_holes: tuple[int, ...] | None = None
-    min_sizes: tuple[int, ...] | None = None
-    epochs: bool = False
-    in_place: bool = False
-    overwrite: bool = False
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -144,7 +107,7 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     asked = _prediction(predictor, request)
     subject = find_subject(predictor, asked, request.score, request.target, request.instances, request.truth)
     grid = make_grid(_values(request, subject), subject.default)
-    part = validation_part(first, request.data, subject.truth)
+    part = validation_part(first, request.input, subject.truth)
     folder = Path(request.output) if request.output else first.parent
     results = _results(request, first, folder)
     paths = [first]
@@ -180,7 +143,7 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
 def _prediction(predictor: Predictor, request: TuneRequest) -> PredictRequest:
     """Return a prediction with the settings of the checkpoint."""
     fields: dict[str, Any] = request_fields(predictor.config.get("inference_config") or {})
-    given = {"input": request.data, "checkpoint": request.checkpoint, "output": "", "device": request.device}
+    given = {"input": request.input, "checkpoint": request.checkpoint, "output": "", "device": request.device}
     return PredictRequest(**{**fields, **given})
 
 
