@@ -1,4 +1,4 @@
-"""Several models scored on the same labels, and refused where their scores would not compare."""
+"""Scores several models on the same labels; refuses models whose scores are not comparable."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _NOT_PLAIN = re.compile(r"[^-.\w]+")
 def compare(predictions: Sequence[str], request: EvaluateRequest) -> Comparison:
     """Score the predictions of several models, and write the report.
 
-    It is `metrics.json`, `metrics.csv` and `report.html`; below it each model has a folder with its own report.
+    The report consists of `metrics.json`, `metrics.csv` and `report.html`, and a subfolder per model with its report.
 
     Args:
-        predictions: of each model; the others are compared with the first.
-        request: what to score, and how; its own `predictions` does not count.
+        predictions: path of each model's predictions; the other models are compared with the first.
+        request: what to score, and how; its own `predictions` is not used.
 
     Raises:
-        VolumenError: as of `evaluate`; models that were scored on different voxels, or otherwise differently.
+        VolumenError: as `evaluate`; or models would be scored on different voxels or by different rules.
     """
     check_request(request)
     names = model_names(predictions)
@@ -71,7 +71,7 @@ def compare(predictions: Sequence[str], request: EvaluateRequest) -> Comparison:
 
 
 def model_names(predictions: Sequence[str]) -> list[str]:
-    """Return a short name for each path: as few of its parts as tell it from the others, without a common end.
+    """Return a short name for each path: the fewest last parts that distinguish it, without a common end.
 
     Raises:
         VolumenError: the same path twice.
@@ -80,7 +80,7 @@ def model_names(predictions: Sequence[str]) -> list[str]:
     if len(set(parts)) < len(parts):
         twice = next(path for place, path in enumerate(predictions) if parts[place] in parts[:place])
         raise VolumenError("-p", expected="predictions of different models", found=f"{twice} twice")
-    # Of base/predictions and tuned/predictions the folder above is the name.
+    # For base/predictions and tuned/predictions, the names are base and tuned.
     while len({part[-1] for part in parts}) == 1 and all(len(part) > 2 for part in parts):
         parts = [part[:-1] for part in parts]
     count = 1
@@ -90,9 +90,9 @@ def model_names(predictions: Sequence[str]) -> list[str]:
 
 
 def _named_alike(first: Sequence[ScoredCase], other: Sequence[ScoredCase]) -> list[ScoredCase]:
-    """Return cases under the names that the first model has for the same labels.
+    """Return cases with the names that the first model has for the same labels.
 
-    A single prediction of a single label may have any name, so two models may name one case differently.
+    A single prediction of a single label may have any name, so that two models may have different names for it.
     """
     taken = {case.name for case in first}
     names = {case.label.path: case.name for case in first}
@@ -103,7 +103,7 @@ def _named_alike(first: Sequence[ScoredCase], other: Sequence[ScoredCase]) -> li
 
 
 def _with_equal_classes(pairs: Mapping[str, Pairs]) -> dict[str, Pairs]:
-    """Read the label maps of all models alike: one that lacks a class is still scored by it."""
+    """Give the label maps of all models the same classes: a model without a class is scored for it too."""
     maps = [
         case
         for found in pairs.values()
@@ -130,12 +130,12 @@ def _refuse_incomparable(
     Raises:
         VolumenError: no case in common, or the first difference.
     """
-    known = {(case.name, case.target): case for case in first}
-    shared = [(known[case.name, case.target], case) for case in other if (case.name, case.target) in known]
+    by_key = {(case.name, case.target): case for case in first}
+    shared = [(by_key[case.name, case.target], case) for case in other if (case.name, case.target) in by_key]
     if not shared:
         raise VolumenError(
             other[0].prediction.path,
-            expected=f"cases and targets of the first -p: {', '.join(sorted('/'.join(key) for key in known)[:3])}",
+            expected=f"cases and targets of the first -p: {', '.join(sorted('/'.join(key) for key in by_key)[:3])}",
             found=", ".join(sorted(f"{case.name}/{case.target}" for case in other)[:3]),
         )
     for one, two in shared:
@@ -158,7 +158,7 @@ def _refuse_incomparable(
 def _rules(
     one: ScoredCase, two: ScoredCase, request: EvaluateRequest
 ) -> list[tuple[str, tuple[object, ...], str]]:
-    """Return what must agree: its name, the values of both models, and a remedy."""
+    """Return the properties that must be equal: name, values of both models, and a remedy."""
     spacings = () if request.spacing else tuple(_voxel_size(case) for case in (one, two))
     return [
         ("label", (one.label.path, two.label.path), "give predictions of the same volumes"),
@@ -186,7 +186,7 @@ def _same_truth(one: ScoredCase, two: ScoredCase) -> bool:
 
 
 def _classes(case: ScoredCase) -> int | None:
-    """Return how many channels the classes of a case have; None where that does not shape its scores."""
+    """Return the number of channels of a case's classes; None if it does not affect the scores."""
     return case.channels if case.kind in ("multiclass", "multilabel") else None
 
 

@@ -1,4 +1,4 @@
-"""Reliability and precision-recall curves of an evaluation: as numbers for files, as points for a drawing."""
+"""Reliability and precision-recall curves of an evaluation, as numbers for files and as points for drawings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from volumen.metrics.probabilities import (
 )
 
 Histograms = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
-"""Target to class to case to counts, as of `probability_counts`."""
+"""Counts of `probability_counts` by target, class and case."""
 
-# Of Okabe and Ito, as the pictures' colours; each line also has dashes of its own.
+# Colours of Okabe and Ito, as in the pictures; each line also has a different dash pattern.
 STROKES = (
     ("#0072b2", ""),
     ("#d55e00", "7 3"),
@@ -30,11 +30,11 @@ STROKES = (
     ("#5b6673", "1 3"),
 )
 MOST_THIN = 30
-"""So many cases have a thin line of their own."""
+"""Largest number of cases that are drawn as thin lines."""
 SIDE = 260
 """Length of an axis in the drawing's units."""
 DRAWN_STEP, FILED_STEP = 1 / 400, 1 / 100
-"""Points of a curve that are closer than this in precision and recall are one, in a drawing and in files."""
+"""Smallest distance of two points of a curve in precision or recall, in drawings and in files."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Line:
     """The counts of one line of a drawing.
 
     Args:
-        name: what it is of.
-        counts: as of `probability_counts`.
-        thin: whether it is in the background.
+        name: name of the case, the cases or the model.
+        counts: result of `probability_counts`.
+        thin: whether the line is thin, in the background.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Line:
 
 
 def pooled(cases: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> np.ndarray | None:
-    """Return the counts of all voxels of cases, or of those named; None without any."""
-    kept = [counts for name, counts in cases.items() if names is None or name in names]
-    return np.sum(kept, axis=0) if kept else None
+    """Return the sum of the counts of all cases, or of the named cases; None if there are none."""
+    chosen = [counts for name, counts in cases.items() if names is None or name in names]
+    return np.sum(chosen, axis=0) if chosen else None
 
 
 def thinned(curve: np.ndarray, step: float) -> np.ndarray:
-    """Return the points of a precision-recall curve (n, 3) without those closer than a step to the one before."""
+    """Return the points of a precision-recall curve (n, 3) that are at least a step from the previous one."""
     if len(curve) < 3:
         return curve
-    kept = [0]
+    rows = [0]
     for place in range(1, len(curve) - 1):
-        if np.abs(curve[place, 1:] - curve[kept[-1], 1:]).max() >= step:
-            kept.append(place)
-    return curve[[*kept, len(curve) - 1]]
+        if np.abs(curve[place, 1:] - curve[rows[-1], 1:]).max() >= step:
+            rows.append(place)
+    return curve[[*rows, len(curve) - 1]]
 
 
 def curve_tables(histograms: Histograms) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
@@ -108,7 +108,7 @@ def single_figures(histograms: Histograms, threshold: float) -> list[dict[str, A
 
     Args:
         histograms: the counts.
-        threshold: marked on the lines of all cases.
+        threshold: threshold to mark on the lines of all cases.
     """
     figures = []
     for target, classes in histograms.items():
@@ -123,11 +123,11 @@ def single_figures(histograms: Histograms, threshold: float) -> list[dict[str, A
 
 
 def paired_figures(models: Mapping[str, Histograms], threshold: float) -> list[dict[str, Any]]:
-    """Return the drawings of several models over the cases that all have.
+    """Return the drawings of several models over the cases that all models have.
 
     Args:
-        models: name to counts.
-        threshold: marked on the lines.
+        models: counts by name of the model.
+        threshold: threshold to mark on the lines.
     """
     figures = []
     first = next(iter(models.values()))
@@ -147,7 +147,7 @@ def _title(target: str, label: str) -> str:
 
 
 def figure(title: str, lines: Sequence[Line], threshold: float) -> dict[str, Any]:
-    """Return what a drawing of a target or class shows; places in units of the drawing, from the lower left corner."""
+    """Return the content of the drawing of a target or class; coordinates in its units, from the lower left corner."""
     strong = [line for line in lines if not line.thin]
     strokes = {line.name: STROKES[place % len(STROKES)] for place, line in enumerate(strong)}
     drawn = [
@@ -180,7 +180,7 @@ def _share(value: float) -> str:
 
 
 def _places(points: np.ndarray) -> str:
-    """Return points (n, 2) in [0, 1] as an SVG polyline has them, y upwards."""
+    """Return points (n, 2) in [0, 1], y upwards, as the coordinates of an SVG polyline."""
     return " ".join(f"{SIDE * x:.1f},{SIDE * (1 - y):.1f}" for x, y in points)
 
 
@@ -193,7 +193,7 @@ def _steps(curve: np.ndarray) -> np.ndarray:
 
 
 def _dots(counts: np.ndarray) -> list[dict[str, str]]:
-    """Return a dot per bin of the reliability curve, its area by the share of voxels."""
+    """Return a dot per bin of the reliability curve; its area is proportional to the share of voxels."""
     curve = reliability(counts)
     total = curve[:, 2].sum()
     return [
@@ -208,7 +208,7 @@ def _dots(counts: np.ndarray) -> list[dict[str, str]]:
 
 
 def _mark(counts: np.ndarray, threshold: float) -> list[dict[str, str]]:
-    """Return the point of a threshold on the precision-recall curve; [] where nothing lies above it."""
+    """Return the point of a threshold on the precision-recall curve; [] if no probability reaches it."""
     curve = precision_recall(counts)
     above = curve[curve[:, 0] >= threshold]
     if not len(above):

@@ -11,7 +11,7 @@ from volumen.evaluation.score import bootstrap
 from volumen.metrics.score_names import direction_of
 
 FEWEST = 6
-"""Below so many cases none is called better: five equal signs come by chance once in 16 times, six once in 32."""
+"""Fewest cases for a verdict: five equal signs occur by chance with probability 1/16, six with 1/32."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Difference:
     Args:
         first, other: mean of each model over these cases.
         mean: mean of the differences, other minus first.
-        interval: its 95 % bootstrap interval over cases, None below two cases.
-        cases: case to difference, of cases in which the score of both is defined.
+        interval: 95 % bootstrap interval of the mean over cases; None for fewer than two cases.
+        cases: difference by case, for cases in which both scores are defined.
     """
 
     first: float
@@ -37,10 +37,10 @@ class Comparison:
     """Scores of several models.
 
     Args:
-        evaluations: model to its scores; the others are compared with the first.
-        folders: model to the folder of its own report, below that of the comparison.
-        differences: each other model to key of a score to difference.
-        left_out: model to cases that it has and the first lacks, or the other way round, as `<case>/<target>`.
+        evaluations: scores by model; the other models are compared with the first.
+        folders: folder of the model's report by model, below the folder of the comparison.
+        differences: difference by model (except the first) and key of a score.
+        left_out: by model, the cases that only it or only the first model has, as `<case>/<target>`.
     """
 
     evaluations: dict[str, Evaluation] = field(repr=False)
@@ -50,14 +50,14 @@ class Comparison:
 
     @property
     def first(self) -> str:
-        """The model that the others are compared with."""
+        """The model with which the others are compared."""
         return next(iter(self.evaluations))
 
     def verdict(self, model: str, key: str) -> str:
         """Return whether a model is "better" or "worse" than the first by a score.
 
-        It is where the interval leaves 0 out, of enough cases; else "not shown" or "few cases". It is "" for a score
-        of which neither way is better.
+        A verdict requires enough cases and an interval that excludes 0; otherwise the result is "few cases" or
+        "not shown". It is "" for a score without a better direction.
         """
         found, smaller = self.differences[model][key], direction_of(key)
         if smaller is None:
@@ -71,12 +71,12 @@ class Comparison:
 
 
 def differences(first: Evaluation, other: Evaluation, seed: int = 0) -> dict[str, Difference]:
-    """Return the differences of the scores that both have.
+    """Return the differences of the scores that both models have.
 
     Args:
         first: scores of one model.
         other: scores of the model that is compared with it.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     found = {}
     for key in first.mean:

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which label, and how each is read."""
+"""Pairs predictions with labels, and determines how each is interpreted."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANY_LABELS = 255
-"""A label map without a record that has more values than this numbers instances."""
+"""A label map without a record is interpreted as instances if it has more values than this."""
 
 
 WHITE = 255
-"""Foreground in a picture of black and white; no class, and no number of an instance."""
+"""Foreground in a black-and-white picture; not a class, and not the number of an instance."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predictions with their labels, and the names of what has no counterpart; see `Evaluation`."""
+    """Predictions with their labels, and the names of those without a counterpart; see `Evaluation`."""
 
     cases: list[ScoredCase]
     unpredicted: tuple[str, ...]
@@ -54,7 +54,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
     """Pair predictions with labels.
 
     Raises:
-        VolumenError: no pair, or shapes that differ.
+        VolumenError: there is no pair, or the shapes of a pair differ.
     """
     for path in (request.predictions, request.labels, request.masks):
         if path is not None and "://" not in path and not Path(path).exists():
@@ -71,24 +71,24 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
     sources = {found.source for found in predictions}
     names = {found.name for found in predictions}
     alone = next(iter(labels.values())) if len(labels) == 1 and len(names) == 1 else None
-    lone_source = next(iter(sources)) if len(sources) == 1 else None
-    lone_mask = _only_mask(request, masks) if len(names) == 1 else None
+    only_source = next(iter(sources)) if len(sources) == 1 else None
+    only_mask = _only_mask(request, masks) if len(names) == 1 else None
     cases, unlabelled, used = [], [], set()
     predictions = [
         found for found in predictions if request.targets is None or found.target in request.targets
     ]
     for found in predictions:
-        wanted, source = f"{found.name}_{found.target}", found.source
-        path = labels.get(wanted) if found.is_label else None
+        label_name, source = f"{found.name}_{found.target}", found.source
+        path = labels.get(label_name) if found.is_label else None
         if path is None:
-            wanted = f"{found.name}_{source}"
-            path = labels.get(wanted) or (alone if source == lone_source else None)
+            label_name = f"{found.name}_{source}"
+            path = labels.get(label_name) or (alone if source == only_source else None)
         if path is None:
-            unlabelled.append(wanted)
+            unlabelled.append(label_name)
             continue
         used.add(path)
-        named = (masks[name] for name in (wanted, f"{found.name}_mask", found.name) if name in masks)
-        mask = next(named, lone_mask)
+        named = (masks[name] for name in (label_name, f"{found.name}_mask", found.name) if name in masks)
+        mask = next(named, only_mask)
         cases.append(_pair(found, path, mask, request, images.get(found.name)))
     if not cases:
         raise VolumenError(
@@ -96,7 +96,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
             expected=f"labels named like {predictions[0].name}_{predictions[0].target}",
             found=", ".join(sorted(labels)[:3]) or "none",
         )
-    _tell_unmasked(request, cases, masks)
+    _warn_of_missing_masks(request, cases, masks)
     targets = {found.source for found in predictions}
     unpredicted = [
         name for name, path in labels.items() if path not in used and image_of(name, targets) is not None
@@ -105,7 +105,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
 
 
 def _in_one_unit(cases: list[ScoredCase]) -> list[ScoredCase]:
-    """Give the voxel sizes of all cases in the unit of the first."""
+    """Convert the voxel sizes of all cases to the unit of the first."""
     if all(case.spacing is None for case in cases):
         return cases
     names = [case.prediction.path for case in cases]
@@ -119,7 +119,7 @@ def _stated(image: Geometry, volumes: Sequence[Volume]) -> Geometry:
     """Return the first geometry with a voxel size: the image's, else that of a volume.
 
     Raises:
-        VolumenError: a volume states a size that cannot be.
+        VolumenError: a volume states an impossible size.
     """
     if image.spacing is not None:
         return image
@@ -131,23 +131,25 @@ def _stated(image: Geometry, volumes: Sequence[Volume]) -> Geometry:
 
 
 def _masks(request: EvaluateRequest, labels: Path) -> dict[str, str]:
-    """Return the paths of the masks by name: of those that were asked for, else of those beside the labels."""
+    """Return the paths of the masks by name: those that the request names, else those beside the labels."""
     folder = Path(request.masks) if request.masks else labels.parent / "masks"
     return _volumes_by_name(folder) if request.masks or folder.is_dir() else {}
 
 
 def _only_mask(request: EvaluateRequest, masks: Mapping[str, str]) -> str | None:
-    """Return what holds for a single image whatever its name: one mask that was asked for, or its slices."""
+    """Return the mask of a single image, which may have any name: the only one in the request, or its slices."""
     if request.masks and is_stack(request.masks):
         return request.masks
     return next(iter(masks.values())) if request.masks and len(masks) == 1 else None
 
 
-def _tell_unmasked(request: EvaluateRequest, cases: Sequence[ScoredCase], masks: Mapping[str, str]) -> None:
-    """Warn of cases that masks were asked for and that have none.
+def _warn_of_missing_masks(
+    request: EvaluateRequest, cases: Sequence[ScoredCase], masks: Mapping[str, str]
+) -> None:
+    """Warn of cases without a mask if the request names masks.
 
     Raises:
-        VolumenError: none has one.
+        VolumenError: no case has a mask.
     """
     without = [f"{case.name}_{case.target}" for case in cases if case.mask is None]
     if request.masks is None or not without:
@@ -164,13 +166,13 @@ def _tell_unmasked(request: EvaluateRequest, cases: Sequence[ScoredCase], masks:
 def _join_slices(
     source: str, folder: str, predictions: list[Found], labels: dict[str, str]
 ) -> tuple[list[Found], dict[str, str]]:
-    """Take a folder of slices for one volume, unless its files are images in 2D, each with a label of its own.
+    """Interpret a folder of slices as one volume, unless its files are 2D images with a label each.
 
     Args:
-        source: where the predictions are.
-        folder: where the labels are.
-        predictions: what `source` holds, a slice each where it is such a folder.
-        labels: path by name of what `folder` holds, likewise.
+        source: folder of the predictions.
+        folder: folder of the labels.
+        predictions: the predictions in `source`, one per slice if it is a folder of slices.
+        labels: paths of the labels in `folder` by name, likewise.
     """
     from volumen.data.formats.opening import open_volume
 
@@ -188,7 +190,7 @@ def _join_slices(
 
 
 def agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
-    """Read label maps of one target alike: one without the classes of the others is none of another kind."""
+    """Give all label maps of a target the same kind and number of classes, also those that lack some classes."""
     most = {
         case.target: max(
             (other.kind != "binary", other.channels) for other in cases if other.target == case.target
@@ -206,7 +208,7 @@ def agreed(cases: list[ScoredCase]) -> list[ScoredCase]:
 
 @dataclass(frozen=True)
 class Found:
-    """A predicted target of an image: where it lies and what its prediction says of it."""
+    """A predicted target of an image: its path, and the record of its prediction."""
 
     name: str
     target: str
@@ -215,7 +217,7 @@ class Found:
 
     @property
     def entry(self) -> Mapping[str, Any]:
-        """What the record says of the array; empty without a record."""
+        """The entry of the target in the record; empty without a record."""
         return self.recipe["targets"][self.target] if self.recipe else {}
 
     @property
@@ -225,12 +227,12 @@ class Found:
 
     @property
     def task(self) -> Mapping[str, Any] | None:
-        """The auxiliary task that the head learned, or None for a labelled target."""
+        """The task of a derived target, or None for a labelled target."""
         return self.config.get("auxiliary_tasks", {}).get(self.target)
 
     @property
     def source(self) -> str:
-        """The labelled target that the truth comes from."""
+        """The labelled target that provides the truth."""
         if self.entry.get("kind") == "instances" and self.recipe is not None:
             rules = self.recipe["instances"]
             head = rules["foreground"] or rules["affinities"] or rules["boundary"]
@@ -239,12 +241,12 @@ class Found:
 
     @property
     def is_label(self) -> bool:
-        """Whether a label of the prediction's own name may be the truth."""
+        """Whether a label with the name of the target may be the truth."""
         return self.task is None
 
 
 def find_predictions(path: Path) -> list[Found]:
-    """Return the predicted targets under a path of which a truth can be had.
+    """Return the predicted targets under a path that can have a truth.
 
     Raises:
         VolumenError: there are none.
@@ -256,15 +258,15 @@ def find_predictions(path: Path) -> list[Found]:
         found = [_unrecorded(str(path))]
     elif path.is_dir():
         records = sorted(path.glob("*.volumen.json"))
-        known: set[str] = set()
+        recorded: set[str] = set()
         for record in records:
             content = json.loads(record.read_text())
             name = record.name[: -len(".volumen.json")]
             for target, file in zip(content["recipe"]["targets"], content["files"], strict=True):
-                known.add(str(path / file))
+                recorded.add(str(path / file))
                 found.append(Found(name, target, str(path / file), content["recipe"]))
         for image in image_paths(str(path)):
-            if image in known:
+            if image in recorded:
                 continue
             group = _of_group(Path(image))
             found += group or [_unrecorded(image)]
@@ -301,7 +303,7 @@ def _instance_mode(item: Found) -> str | None:
 
 
 def _unrecorded(path: str) -> Found:
-    """Return what the name of a volume without a record says: `<image>_<target>`."""
+    """Return the image and target of a volume without a record, from its name `<image>_<target>`."""
     stem = volume_name(path)
     name, _, target = stem.rpartition("_")
     return Found(name, target, path) if name and target else Found(stem, "label", path)
@@ -326,7 +328,7 @@ def _pair(
     ndim = len(prediction.shape)
     source = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
     label = open_label(label_path, ndim=ndim, rule=label_rule(found.source, source))
-    _tell(label)
+    _log_remark(label)
     region = tuple(slice(0, n) for n in label.shape)
     entry: Mapping[str, Any] = {}
     target: Mapping[str, Any] = {}
@@ -356,7 +358,7 @@ def _pair(
         kind, channels = "instances", 1
     elif found.recipe is None and kind == "binary" and not scale:
         _warn_of_many_values(label, found, ignore)
-    # What a prediction states beside its record is made up where its image states nothing.
+    # If the recorded image states no voxel size, the prediction's own is a default and must not be used.
     others = (label,) if found.recipe and "geometry" in found.recipe["input"] else (prediction, label)
     stated = Geometry(request.spacing) if request.spacing else _stated(place, others)
     spacing = stated.spacing or (1.0,) * ndim
@@ -372,7 +374,7 @@ def _pair(
 
 
 def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometry:
-    """Return where the predicted image lies: as recorded, since an OME-Zarr states no flips, else by the prediction."""
+    """Return the geometry of the predicted image: as recorded (OME-Zarr stores no flips), else the prediction's."""
     recorded = found.recipe["input"].get("geometry") if found.recipe else None
     if recorded is not None:
         return Geometry.from_plain(recorded)
@@ -380,24 +382,24 @@ def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometr
 
 
 def _open_prediction(found: Found) -> Volume:
-    """Open a prediction; label maps of other programs are read as labels are, grey saved as RGB among them."""
+    """Open a prediction; label maps of other programs are read like labels, including grey values saved as RGB."""
     from volumen.data.formats.opening import open_volume
     from volumen.data.labels.label_channels import LabelRule, one_channel
 
     prediction = open_volume(found.path, labels=found.recipe is None)
     if found.recipe is None and np.issubdtype(prediction.dtype, np.integer):
         prediction = one_channel(prediction, LabelRule(f"targets.{found.target}"))
-        _tell(prediction)
+        _log_remark(prediction)
     return prediction
 
 
-def _tell(volume: Volume) -> None:
+def _log_remark(volume: Volume) -> None:
     if remark := getattr(volume, "remark", ""):
         logger.warning("%s: %s", volume.path, remark)
 
 
 def _number_instances(label: Volume, channels: int) -> bool:
-    """Whether label maps without a record number instances: many values, or values of one piece each."""
+    """Whether label maps without a record number instances: they have many values, or each value is one component."""
     from volumen.config.detection import LEAST_INSTANCES
     from volumen.data.labels.instance_labels import look_like_instances
 
@@ -414,7 +416,7 @@ def _number_instances(label: Volume, channels: int) -> bool:
 
 
 def _warn_of_many_values(label: Volume, found: Found, ignore: int | None) -> None:
-    """Warn where a label has several values, and the label map that is scored against it one."""
+    """Warn if a label has several values, but the label map that is scored against it has one."""
     highest = max(int(np.where(block == ignore, 0, block).max()) for block in map(label.read, _slabs(label)))
     if 1 < highest < WHITE:
         logger.warning(
@@ -424,7 +426,7 @@ def _warn_of_many_values(label: Volume, found: Found, ignore: int | None) -> Non
 
 
 def _model_of(recipe: Mapping[str, Any] | None) -> str | None:
-    """Return what a prediction's record says of the model: the end of its path, which names the run, and its epoch."""
+    """Return the model of a prediction's record: the end of its path, which names the run, and its epoch."""
     model = (recipe or {}).get("model", {})
     if not model.get("path"):
         return None
@@ -433,7 +435,7 @@ def _model_of(recipe: Mapping[str, Any] | None) -> str | None:
 
 
 def _derivation(found: Found, source: Mapping[str, Any], spacing: tuple[float, ...]) -> DerivedTruth | None:
-    """Return what makes the truth of the source's label, or None where that is it already."""
+    """Return the derivation of the truth from the source's label, or None if the label is the truth."""
     from volumen.evaluation.derived_truth import DerivedTruth
 
     mode = source.get("instances")
@@ -450,7 +452,7 @@ def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tupl
             return "instances", 1, 0.0
         if entry["kind"] not in PROBABILITIES:
             return entry["kind"], int(entry["channels"]), 1.0
-        # Heads that instances came from stay probabilities where the others became labels.
+        # Heads from which instances were computed are stored as probabilities even if the others are labels.
         labels = labels and found.target not in (found.recipe.get("instances") or {}).values()
         scale = 0.0 if labels else (255.0 if entry["dtype"] == "uint8" else 1.0)
         return entry["kind"], int(entry["channels"]), scale
@@ -465,9 +467,9 @@ def _reading(found: Found, entry: Mapping[str, Any], prediction: Volume) -> tupl
 
 
 def _classes_of(label: Volume, ignore: int | None) -> int:
-    """Return one more than a label's highest class; values from `WHITE` on are none.
+    """Return one more than a label's highest class; values from `WHITE` on are no classes.
 
-    A class that no prediction has is missed, so it counts.
+    A class that only the label has is counted too, since the prediction misses it.
     """
     from volumen.data.index.label_values import label_values
 
