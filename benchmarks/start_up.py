@@ -2,10 +2,12 @@
 
     python benchmarks/start_up.py many --images 500 2000 10000
     python benchmarks/start_up.py sparse --side 16384 --kinds plain sharded http
+    python benchmarks/start_up.py sparse --side 4096 --kinds http-plain
 
 `many` prints what the data take (finding, opening, reading labels, split, valid patches, validation) without the cache,
 with an empty cache and with a full one, as ratios to the first; imports are left out, and stated once. `sparse` prints
 CPU seconds, imports included, and peak memory of `volumen inspect` and of `volumen train` up to its first step.
+`http` serves the sharded volume without lists of files, `http-plain` the plain one: each of its chunks is asked for.
 Each figure comes from a process of its own.
 """
 
@@ -151,8 +153,8 @@ def compare_sparse(side: int, kinds: list[str], folder: Path) -> None:
     print(f"side {side}: {'inspect':>20} {'first training step':>22}   CPU s, peak MB (imports included)")
     for kind in kinds:
         data = folder / kind
-        write_scroll(data, side, sharded=kind != "plain")
-        source = serve(data) if kind == "http" else str(data)
+        write_scroll(data, side, sharded="plain" not in kind)
+        source = serve(data) if kind.startswith("http") else str(data)
         inspected = measure(
             "command", ["inspect", source, "--device", "cpu", "--patch-size", "64,64,64"], "off"
         )
@@ -210,7 +212,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[500, 2000])
     parser.add_argument("--side", type=int, default=16384)
     parser.add_argument(
-        "--kinds", nargs="+", choices=("plain", "sharded", "http"), default=["plain", "sharded"]
+        "--kinds",
+        nargs="+",
+        choices=("plain", "sharded", "http", "http-plain"),
+        default=["plain", "sharded"],
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,6 @@ from volumen.data.sampling.validation_blocks import (
     find_blocks,
     part_windows,
     window_count,
-    window_counts,
 )
 from volumen.inference.windows.plan import PredictPlan
 from volumen.utils.errors import VolumenError
@@ -179,12 +178,13 @@ def test_blocks_are_counted_as_voxel_by_voxel(shape, masked, ignore):
     box = ((1, shape[0]), *((0, n - 2) for n in shape[1:]))
     largest = (4,) * len(shape)
     (table,) = find_blocks([opened], {"a": [box]}, [largest], ["ink"], ignore_labels={"ink": ignore})
+    _, starts, sizes = table.places(np.arange(len(table)))
     for row, block in enumerate(cut(box, largest)):
-        assert tuple(table.start[row]) == tuple(a for a, _ in block)
-        assert tuple(table.size[row]) == tuple(b - a for a, b in block)
+        assert tuple(starts[row]) == tuple(a for a, _ in block)
+        assert tuple(sizes[row]) == tuple(b - a for a, b in block)
         assert (table.known[row, 0], table.labelled[row, 0]) == counts_by_reading(opened, block, ignore)
     windows = part_windows({"a": [box]}, (3,) * len(shape), largest)
-    assert windows.tolist() == [window_count(size, (3,) * len(shape)) for size in table.size]
+    assert windows.tolist() == [window_count(size, (3,) * len(shape)) for size in sizes]
 
 
 def sparse_table(seed: int):
@@ -202,18 +202,18 @@ def sparse_table(seed: int):
 @pytest.mark.parametrize("most", [1, 7, 20, 60])
 def test_a_draw_estimates_the_sums_of_the_drawn_volumes_without_bias(most):
     table = sparse_table(0)
-    windows = window_counts(table.size, (4, 4))
+    windows = table.windows((4, 4))
     value = np.random.default_rng(3).random(len(table))  # such as the false alarms of each block
-    totals = {number: value[table.case == number].sum() for number in range(3)}
-    labels = {number: int(table.labelled[table.case == number].sum()) for number in range(3)}
+    totals = {number: value[table.cases() == number].sum() for number in range(3)}
+    labels = {number: int(table.labelled[table.cases() == number].sum()) for number in range(3)}
     errors, seen = [], []
     for seed in range(400):
         draw = draw_blocks(table, windows, most, seed)
         assert len(set(draw.rows.tolist())) == len(draw)
-        volumes = set(table.case[draw.rows].tolist())
+        volumes = set(table.cases()[draw.rows].tolist())
         seen.append(len(volumes))
         for number in volumes:
-            inside = table.case[draw.rows] == number
+            inside = table.cases()[draw.rows] == number
             rows, weights = draw.rows[inside], draw.weights[inside]
             # Both groups are met, and the weights say how many blocks there are.
             assert weights.sum() == pytest.approx(60)
@@ -228,8 +228,8 @@ def test_a_draw_estimates_the_sums_of_the_drawn_volumes_without_bias(most):
 
 def test_volumes_are_drawn_alike_where_not_all_fit():
     table = sparse_table(1)
-    windows = window_counts(table.size, (4, 4))
-    first = [int(table.case[draw_blocks(table, windows, 1, seed).rows[0]]) for seed in range(600)]
+    windows = table.windows((4, 4))
+    first = [int(table.cases()[draw_blocks(table, windows, 1, seed).rows[0]]) for seed in range(600)]
     assert np.bincount(first, minlength=3) == pytest.approx(200, abs=60)
 
 

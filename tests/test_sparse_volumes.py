@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import tracemalloc
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_patches import CaseStub, assert_same_index, find
 
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.damage import find_damage
 from volumen.data.formats.opening import open_volume
 from volumen.data.formats.volumes import ArrayVolume
@@ -29,7 +31,7 @@ from volumen.data.sampling.regions import RegionDataset
 from volumen.data.sampling.split import labelled_profiles
 from volumen.inference.windows.plan import PredictPlan
 from volumen.inference.windows.stream import needed_batches
-from volumen.transforms.intensity_properties import sample_intensity_properties
+from volumen.transforms.intensity_properties import sample_intensity_properties, volume_properties
 
 SIDE, CHUNK = 4096, 32
 """2 million chunks: visiting each would take minutes."""
@@ -181,6 +183,45 @@ def test_an_image_of_fractions_and_its_statistics_visit_few_chunks(tmp_path, vis
     properties = sample_intensity_properties([case_of(volume)])
     assert properties["channels"][0]["count"] > 0
     assert len(visited) <= 24 * (4 * 2**20 // CHUNK**3) + 2 * 128 * (64 // CHUNK) ** 3
+
+
+def test_statistics_come_from_what_is_stored_where_a_sample_of_the_whole_misses_it(tmp_path, caplog):
+    array = write_sparse(tmp_path / "a.zarr", boxes=1)
+    stored = stored_blocks(open_volume(tmp_path / "a.zarr"))
+    ramp = np.broadcast_to(np.arange(CHUNK, dtype=np.uint8), (CHUNK,) * 3)
+    array[tuple(slice(first, first + CHUNK) for first in stored.starts[0].tolist())] = ramp
+    volume = open_volume(tmp_path / "a.zarr")
+    found = sample_intensity_properties([case_of(volume)])["channels"][0]
+    assert found["max"] > CHUNK - 4
+    assert found["std"] > 0
+    assert volume_properties(volume)["channels"][0]["max"] > CHUNK - 4
+    assert "every value sampled" not in caplog.text
+    # Nothing outside the given part is sampled.
+    below = {"a": [[(int(stored.stops[:, 0].max()), SIDE), (0, SIDE), (0, SIDE)]]}
+    assert sample_intensity_properties([case_of(volume)], boxes=below)["channels"][0]["max"] == 0
+    assert "every value sampled is 0" in caplog.text
+
+
+def test_the_blocks_of_a_huge_validation_part_take_little_memory(tmp_path):
+    write_sparse(tmp_path / "a.zarr")
+    case = case_of(open_volume(tmp_path / "a.zarr"))
+    boxes = {"a": [((0, 2048), (0, 4096), (0, 4096))]}
+    RegionDataset([case], boxes, None, patch_size=(256,) * 3, targets=["t"], most_windows=1)
+    tracemalloc.start()
+    dataset = RegionDataset([case], boxes, None, patch_size=(32,) * 3, targets=["t"], most_windows=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(dataset.table) == 2**20
+    assert (
+        peak / len(dataset.table) < 40
+    )  # bytes; 36 alone for case, start, size and two counts of each block
+
+
+def test_reading_the_values_of_a_label_leaves_the_cache_of_blocks_alone(tmp_path):
+    write_sparse(tmp_path / "a.zarr")
+    before = BLOCKS.nbytes
+    assert label_values(open_volume(tmp_path / "a.zarr")) == (0, 1, 2, 3)
+    assert BLOCKS.nbytes <= before
 
 
 def test_one_listing_serves_everything(tmp_path, monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.resampled import resampling_of
 from volumen.data.target_spacing import stored_case
 from volumen.data.validity import known_voxels, labelled_voxels, without_ignored
@@ -72,17 +73,22 @@ def sample_intensity_properties(
     per_case = max(1, max_regions // max(1, len(cases)))
     for case in cases:
         allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
-        regions = _Blocks(allowed or [], case.image.chunks)
-        chosen = _drawn(rng, len(regions), per_case)
-        before = len(everywhere)
-        for number in chosen:
-            image, labelled = _read(case, regions[number], ignore_labels or {}, foreground)
-            everywhere.append(_strided(image, values_per_region))
-            if labelled is not None and labelled.any():
-                inside.append(_strided(image[:, labelled], values_per_region))
-        if len(everywhere) > before:
-            _warn_of_nonfinite(case.image.path, everywhere[before:])
-            channels = _statistics(everywhere[before:])
+        parts: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        for regions in _choices(rng, case.image, allowed or [], per_case):
+            parts, labels = [], []
+            for region in regions:
+                image, labelled = _read(case, region, ignore_labels or {}, foreground)
+                parts.append(_strided(image, values_per_region))
+                if labelled is not None and labelled.any():
+                    labels.append(_strided(image[:, labelled], values_per_region))
+            if not _is_constant(parts):
+                break
+        everywhere += parts
+        inside += labels
+        if parts:
+            _warn_of_nonfinite(case.image.path, parts)
+            channels = _statistics(parts)
             _warn_of_constant(case.image.path, channels)
             by_case[case.name] = channels
     if not everywhere:
@@ -160,10 +166,41 @@ def volume_properties(volume: Any) -> dict[str, Any]:
 
 def sample_values(volume: Any, max_regions: int) -> np.ndarray:
     """Return values of a volume from a reproducible sample of its blocks: float32 (C, values)."""
-    regions = _Blocks([[(0, size) for size in volume.shape]], volume.chunks)
-    chosen = _drawn(np.random.default_rng(0), len(regions), max_regions)
-    parts = [_strided(np.asarray(volume.read(regions[number])), 20_000) for number in chosen]
+    parts: list[np.ndarray] = []
+    whole = [[(0, size) for size in volume.shape]]
+    for regions in _choices(np.random.default_rng(0), volume, whole, max_regions):
+        parts = [_strided(np.asarray(volume.read(region)), 20_000) for region in regions]
+        if not _is_constant(parts):
+            break
     return np.concatenate(parts, axis=1)
+
+
+def _choices(
+    rng: np.random.Generator, volume: Any, boxes: Sequence[Box], most: int
+) -> Iterator[list[tuple[slice, ...]]]:
+    """Yield storage blocks inside boxes, drawn at random: among all, and if these are constant, among the stored ones.
+
+    A sample of a volume of which little is stored may miss all that is stored.
+    """
+    regions = _Blocks(boxes, volume.chunks)
+    yield [regions[number] for number in _drawn(rng, len(regions), most)]
+    stored = stored_blocks(volume, probe=False)
+    if stored is not None and 0 < len(stored.indices) < stored.total:
+        blocks = [list(zip(*block)) for block in zip(stored.starts.tolist(), stored.stops.tolist())]
+        parts = [_shared(block, box) for block in blocks for box in boxes]
+        regions = _Blocks([part for part in parts if all(a < b for a, b in part)], volume.chunks)
+        if len(regions):
+            yield [regions[number] for number in _drawn(rng, len(regions), most)]
+
+
+def _shared(one: Box, other: Box) -> list[tuple[int, int]]:
+    """Return the box that two boxes share; its start is not below its stop along some axis if they share none."""
+    return [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True)]
+
+
+def _is_constant(parts: Sequence[np.ndarray]) -> bool:
+    """Whether every value sampled is equal, per channel."""
+    return all((part == parts[0][:, :1]).all() for part in parts)
 
 
 def _warn_of_nonfinite(path: str, parts: Sequence[np.ndarray]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -81,6 +82,17 @@ class BlockCache:
             while self._bytes > max_bytes:
                 _, oldest = self._blocks.popitem(last=False)
                 self._bytes -= oldest.nbytes
+
+    @contextmanager
+    def paused(self, enabled: bool = True) -> Iterator[None]:
+        """Store no block meanwhile, for a pass that needs each once; filling takes three times as long as decoding."""
+        before = self._max_bytes
+        if enabled:
+            self.resize(0)
+        try:
+            yield
+        finally:
+            self.resize(before)
 
     def clear(self) -> None:
         """Drop all blocks."""

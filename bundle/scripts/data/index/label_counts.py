@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -396,21 +395,9 @@ def count_case(
     """
     jobs = [(counter, tile) for counter in counters.values() for tile in counter.tiles]
     begin(len(jobs))
-    with _streaming(all(counter.reader.reads_chunks_once for counter in counters.values())):
+    with BLOCKS.paused(all(counter.reader.reads_chunks_once for counter in counters.values())):
         for _ in in_threads(lambda job: job[0].count(job[1]), jobs, num_threads):
             done()
-
-
-@contextmanager
-def _streaming(enabled: bool) -> Iterator[None]:
-    """Disable the cache of decoded blocks meanwhile: filling it takes three times as long as decoding."""
-    before = BLOCKS.max_bytes
-    if enabled:
-        BLOCKS.resize(0)
-    try:
-        yield
-    finally:
-        BLOCKS.resize(before)
 
 
 def _read(volume: Any, region: Region) -> np.ndarray:

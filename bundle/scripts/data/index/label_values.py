@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.caching.fingerprints import fingerprint_of
 from volumen.data.caching.records import Records
 from volumen.data.formats.volumes import Region, Volume
@@ -19,6 +20,8 @@ from volumen.utils.threads import in_threads
 _BLOCK_VOXELS = 1 << 22
 # Values within such a range are counted in a table, which takes a tenth of the time of sorting them.
 _TABLE = 1 << 16
+# Voxels that are counted at once: the table needs eight bytes per voxel.
+_PIECE = 1 << 18
 
 
 def label_values(
@@ -53,12 +56,13 @@ def label_values(
     values = {int(value) for value in absent}
     if bar is not None:
         grow(bar, len(regions))
-    for found in in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
-        values |= found
-        if bar is not None:
-            bar.update()
-        if len(values) > most:
-            break
+    with BLOCKS.paused():  # a region consists of whole chunks, so each chunk is read once
+        for found in in_threads(lambda region: _values_of(label.read(region)), regions, num_threads):
+            values |= found
+            if bar is not None:
+                bar.update()
+            if len(values) > most:
+                break
     if records is not None:
         signed = min(values, default=0) < 0
         records.put(key, {"values": np.array(sorted(values), np.int64 if signed else np.uint64)})
@@ -71,9 +75,12 @@ def _values_of(block: np.ndarray) -> set[int]:
     low, high = int(block.min()), int(block.max())
     if high - low < _TABLE:
         # A value beyond the signed type wraps around, and is correct again in the unsigned type of the same size.
-        offsets = (block - block.dtype.type(low)).view(f"u{block.dtype.itemsize}")
-        counts = np.bincount(offsets.ravel().astype(np.intp, copy=False))
-        return {low + int(offset) for offset in np.flatnonzero(counts)}
+        flat = block.ravel()
+        present = np.zeros(high - low + 1, bool)
+        for start in range(0, len(flat), _PIECE):
+            piece = flat[start : start + _PIECE] - block.dtype.type(low)
+            present[piece.view(f"u{block.dtype.itemsize}").astype(np.intp)] = True
+        return {low + int(offset) for offset in np.flatnonzero(present)}
     return {int(value) for value in np.unique(block)}
 
 

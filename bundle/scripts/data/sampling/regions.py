@@ -18,7 +18,6 @@ from volumen.data.sampling.validation_blocks import (
     draw_blocks,
     find_blocks,
     fitting_size,
-    window_counts,
 )
 from volumen.utils.boxes import Box
 from volumen.utils.errors import is_defect
@@ -81,10 +80,9 @@ class RegionDataset(Dataset):
         )
         self._tables, self._draws = [], []
         for size, most in zip(sizes, limits):
-            table = found[ways.index(size)]
-            known = table.rows(np.flatnonzero(table.known.any(axis=1)))
+            known = found[ways.index(size)].with_known_voxels()
             self._tables.append(known)
-            self._draws.append(draw_blocks(known, window_counts(known.size, patch_size), most, seed))
+            self._draws.append(draw_blocks(known, known.windows(patch_size), most, seed))
         self._log_blocks(len(found[0]))
 
     def _log_blocks(self, blocks: int) -> None:
@@ -141,7 +139,8 @@ class RegionDataset(Dataset):
         return self._draws[self.final]
 
     def _location(self, row: int) -> PatchLocation:
-        return self.table.location(row, self.cases[int(self.table.case[row])].image.shape)
+        case = int(self.table.places(np.array([row]))[0][0])
+        return self.table.location(row, self.cases[case].image.shape)
 
     def __len__(self) -> int:
         return len(self._chosen)

@@ -27,45 +27,72 @@ from volumen.utils.terminal.progress import grow, hidden
 MAX_BLOCK_VOXELS = 1 << 22
 # If the limit allows fewer blocks of the largest size, smaller blocks represent the validation part better.
 MIN_DRAWN_BLOCKS = 4
+# Blocks that are sorted at once.
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
 class BlockTable:
-    """N blocks as arrays with one row per block (D axes, T targets).
+    """N blocks of grids (D axes, T targets), which may be millions: what follows from the grids is not stored.
 
     Args:
-        case: (N,) index into the cases.
-        start: (N, D) first voxel.
-        size: (N, D) voxels per axis.
-        known: (N, T) known voxels of each target.
-        labelled: (N, T) known voxels whose label is not 0.
+        grids: index of the case, and edges per axis, of each region; its cells in C order are blocks.
+        known: (N, T) uint32, known voxels of each target.
+        labelled: (N, T) uint32, known voxels whose label is not 0.
+        numbers: (N,) the cells that are blocks, counted through all grids; None: all.
     """
 
-    case: np.ndarray
-    start: np.ndarray
-    size: np.ndarray
+    grids: tuple[tuple[int, tuple[np.ndarray, ...]], ...]
     known: np.ndarray
     labelled: np.ndarray
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.case)
+        return len(self.labelled)
 
-    def rows(self, chosen: np.ndarray) -> BlockTable:
-        """Return some of the blocks, by row numbers or boolean flags."""
-        return BlockTable(
-            self.case[chosen],
-            self.start[chosen],
-            self.size[chosen],
-            self.known[chosen],
-            self.labelled[chosen],
-        )
+    def with_known_voxels(self) -> BlockTable:
+        """Return the blocks that have a known voxel of any target."""
+        some = self.known.any(axis=1)
+        if some.all():
+            return self
+        rows = np.flatnonzero(some)
+        numbers = rows if self.numbers is None else self.numbers[rows]
+        return BlockTable(self.grids, self.known[rows], self.labelled[rows], numbers)
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the case (n,), the first voxel (n, D) and the voxels per axis (n, D) of some rows (n,), int64."""
+        numbers = np.asarray(rows if self.numbers is None else self.numbers[rows], np.int64)
+        ends = np.cumsum([cell_count(edges) for _, edges in self.grids])
+        grid = np.searchsorted(ends, numbers, side="right")
+        cases = np.array([case for case, _ in self.grids], np.int64)[grid]
+        ndim = len(self.grids[0][1]) if self.grids else 0
+        start, size = np.zeros((2, len(numbers), ndim), np.int64)
+        for place in np.unique(grid):
+            chosen, edges = grid == place, self.grids[place][1]
+            inside = numbers[chosen] - ends[place] + cell_count(edges)
+            cells = np.unravel_index(inside, [len(axis) - 1 for axis in edges])
+            for axis, (values, cell) in enumerate(zip(edges, cells)):
+                start[chosen, axis], size[chosen, axis] = values[cell], values[cell + 1] - values[cell]
+        return cases, start, size
+
+    def cases(self) -> np.ndarray:
+        """Return the index of each block's case, (N,) of the smallest type that holds it."""
+        kind = np.min_scalar_type(max((case for case, _ in self.grids), default=0))
+        every = [np.full(cell_count(edges), case, kind) for case, edges in self.grids]
+        return self._of_blocks(every, kind)
+
+    def windows(self, patch_size: Sequence[int]) -> np.ndarray:
+        """Return the number of windows of each block, (N,) uint32; see `window_counts`."""
+        return self._of_blocks([grid_windows(edges, patch_size) for _, edges in self.grids], np.uint32)
+
+    def _of_blocks(self, every: Sequence[np.ndarray], kind: Any) -> np.ndarray:
+        values = every[0] if len(every) == 1 else np.concatenate([*every, np.zeros(0, kind)])
+        return values if self.numbers is None else values[self.numbers]
 
     def location(self, row: int, shape: Sequence[int]) -> PatchLocation:
         """Return the location of a block in a volume of that shape; the voxels around it may be read as halo."""
-        start, size = (
-            tuple(int(value) for value in row_values[row]) for row_values in (self.start, self.size)
-        )
-        return PatchLocation(int(self.case[row]), start, size, whole_box(shape))
+        (case,), (start,), (size,) = (part.tolist() for part in self.places(np.array([row])))
+        return PatchLocation(case, tuple(start), tuple(size), whole_box(shape))
 
 
 @dataclass(frozen=True)
@@ -128,12 +155,28 @@ def window_counts(sizes: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
     return (1 + -(-over // step)).prod(axis=1)
 
 
+def grid_windows(edges: Sequence[np.ndarray], patch_size: Sequence[int]) -> np.ndarray:
+    """Return the number of windows of each cell of a grid, in C order: (cells,) uint32."""
+    counts = np.ones((), np.uint32)
+    for axis_edges, patch in zip(edges, patch_size, strict=True):
+        along = window_counts(np.diff(axis_edges)[:, None], (patch,)).astype(np.uint32)
+        counts = np.multiply.outer(counts, along)
+    return counts.ravel()
+
+
+def cell_count(edges: Sequence[np.ndarray]) -> int:
+    """Return the number of cells of a grid."""
+    return math.prod(len(axis) - 1 for axis in edges)
+
+
 def part_windows(
     boxes: Mapping[str, Sequence[Box]], patch_size: Sequence[int], largest: Sequence[int]
 ) -> np.ndarray:
-    """Return the number of windows of each block of regions, without reading labels: int64 (N,)."""
-    sizes = [_grid(block_edges(box, largest))[1] for parts in boxes.values() for box in parts]
-    return np.concatenate([window_counts(size, patch_size) for size in sizes] or [np.zeros(0, np.int64)])
+    """Return the number of windows of each block of regions, without reading labels: uint32 (N,)."""
+    counts = [
+        grid_windows(block_edges(box, largest), patch_size) for parts in boxes.values() for box in parts
+    ]
+    return np.concatenate([*counts, np.zeros(0, np.uint32)])
 
 
 def find_blocks(
@@ -184,34 +227,40 @@ def find_blocks(
                 ]
                 way = place * len(sizes) // len(grids)
                 parts[way].append(_table(number, edges, counts, objects_only))
-    return [_joined(tables, len(size), len(targets)) for tables, size in zip(parts, sizes)]
+    return [_joined(tables, len(targets)) for tables in parts]
 
 
 def _table(
-    case: int, edges: Sequence[np.ndarray], counts: Sequence[CellCounts | None], objects_only: bool
+    case: int, edges: tuple[np.ndarray, ...], counts: Sequence[CellCounts | None], objects_only: bool
 ) -> BlockTable:
     """Return the blocks of one region; the counts of a target are None if the case lacks its label."""
-    start, size = _grid(edges)
-    known = np.zeros((len(start), len(counts)), np.uint32)
-    labelled = np.zeros_like(known)
+    known, labelled = np.zeros((2, cell_count(edges), len(counts)), np.uint32)
     for column, found in enumerate(counts):
         if found is None:
             continue
         assert found.foreground is not None
         labelled[:, column] = found.foreground.ravel()
-        every = size.prod(axis=1) if found.known is None else found.known.ravel()
+        every = _voxels(edges) if found.known is None else found.known.ravel()
         known[:, column] = labelled[:, column] if objects_only else every
-    return BlockTable(np.full(len(start), case, np.int32), start, size, known, labelled)
+    return BlockTable(((case, edges),), known, labelled)
 
 
-def _joined(tables: Sequence[BlockTable], ndim: int, targets: int) -> BlockTable:
-    nowhere, nothing = np.zeros((0, ndim), np.int32), np.zeros((0, targets), np.uint32)
-    empty = BlockTable(np.zeros(0, np.int32), nowhere, nowhere, nothing, nothing)
+def _voxels(edges: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the number of voxels of each cell of a grid, in C order: (cells,) uint32."""
+    counts = np.ones((), np.uint32)
+    for axis_edges in edges:
+        counts = np.multiply.outer(counts, np.diff(axis_edges).astype(np.uint32))
+    return counts.ravel()
+
+
+def _joined(tables: Sequence[BlockTable], targets: int) -> BlockTable:
+    if len(tables) == 1:
+        return tables[0]
+    nothing = np.zeros((0, targets), np.uint32)
     return BlockTable(
-        *(
-            np.concatenate([getattr(table, name) for table in (empty, *tables)])
-            for name in BlockTable.__dataclass_fields__
-        )
+        tuple(grid for table in tables for grid in table.grids),
+        np.concatenate([nothing, *(table.known for table in tables)]),
+        np.concatenate([nothing, *(table.labelled for table in tables)]),
     )
 
 
@@ -219,17 +268,6 @@ def _request(case: Any, target: str, ignore: Mapping[str, int | None]) -> CountR
     # Without a mask and an ignore label every voxel is known, so nothing must be counted.
     limited = target in case.masks or ignore.get(target) is not None
     return CountRequest(ignore=ignore.get(target), known=limited, foreground=True)
-
-
-def _grid(edges: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and size of every cell of a grid, in C order: int32 (N, D) each."""
-    shape, ndim = tuple(len(axis) - 1 for axis in edges), len(edges)
-    start, size = np.empty((2, *shape, ndim), np.int32)
-    for axis, values in enumerate(edges):
-        along = [-1 if other == axis else 1 for other in range(ndim)]
-        start[..., axis] = values[:-1].reshape(along)
-        size[..., axis] = np.diff(values).reshape(along)
-    return start.reshape(-1, ndim), size.reshape(-1, ndim)
 
 
 def draw_blocks(table: BlockTable, windows: np.ndarray, most: int | None, seed: int = 0) -> Draw:
@@ -253,19 +291,46 @@ def draw_blocks(table: BlockTable, windows: np.ndarray, most: int | None, seed: 
     if most is None or int(windows.sum()) <= most:
         order = np.argsort(~(table.labelled > 0).any(axis=1), kind="stable")
         return Draw(order, np.ones(len(order)))
-    # One group number per volume and set of labelled targets; background is first.
-    bits = np.left_shift(1, np.arange(table.labelled.shape[1], dtype=np.int64))
-    kinds = ((table.labelled > 0) * bits).sum(axis=1)
-    keys, group = np.unique(table.case.astype(np.int64) * (kinds.max() + 1) + kinds, return_inverse=True)
-    volumes = keys // (kinds.max() + 1)
+    volumes, group = _groups(table)
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(table))
-    shuffled = shuffled[np.argsort(group[shuffled], kind="stable")]
+    shuffled = rng.permutation(np.arange(len(table), dtype=np.min_scalar_type(len(table))))
     sizes = np.bincount(group)
-    queues = np.split(shuffled, np.cumsum(sizes)[:-1])
+    queues = _queues(shuffled, group, len(sizes), most)
     taken = _draw_in_turn(volumes, queues, windows, most, rng)
     drawn = np.bincount(group[taken], minlength=len(sizes))
     return Draw(taken, sizes[group[taken]] / drawn[group[taken]])
+
+
+def _groups(table: BlockTable) -> tuple[np.ndarray, np.ndarray]:
+    """Group the blocks by volume and by the targets that are labelled in them; background is a volume's first group.
+
+    Small types are used, since there may be millions of blocks.
+
+    Returns:
+        The volume of each group, and each block's group (N,).
+    """
+    kinds = np.zeros(len(table), np.min_scalar_type((1 << table.labelled.shape[1]) - 1))
+    for target, labelled in enumerate(table.labelled.T):
+        kinds |= (labelled > 0).astype(kinds.dtype) << kinds.dtype.type(target)
+    cases, step = table.cases(), int(kinds.max()) + 1
+    keys = cases.astype(np.min_scalar_type((int(cases.max()) + 1) * step))
+    keys *= keys.dtype.type(step)
+    keys += kinds.astype(keys.dtype)
+    found = np.unique(keys)
+    return found // found.dtype.type(step), np.searchsorted(found, keys).astype(
+        np.min_scalar_type(len(found))
+    )
+
+
+def _queues(shuffled: np.ndarray, group: np.ndarray, groups: int, most: int) -> list[np.ndarray]:
+    """Return the first `most` rows of each group, in shuffled order; a block has a window, so no more are drawn."""
+    found: list[list[np.ndarray]] = [[] for _ in range(groups)]
+    for start in range(0, len(shuffled), _PIECE):
+        piece = shuffled[start : start + _PIECE]
+        piece = piece[np.argsort(group[piece], kind="stable")]
+        for queue, rows in zip(found, np.split(piece, np.searchsorted(group[piece], np.arange(1, groups)))):
+            queue.append(rows[:most].copy())
+    return [np.concatenate(parts)[:most] for parts in found]
 
 
 def _draw_in_turn(

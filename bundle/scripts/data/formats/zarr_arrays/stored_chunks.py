@@ -94,17 +94,18 @@ class StoredBlocks:
         return np.minimum(self.starts + np.array(self.block), self.shape)
 
 
-_CACHE: WeakKeyDictionary[ZarrVolume, dict[bool, StoredBlocks | None]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[ZarrVolume, dict[tuple[bool, bool], StoredBlocks | None]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def stored_blocks(volume: Any, *, inside_shards: bool = True) -> StoredBlocks | None:
+def stored_blocks(volume: Any, *, inside_shards: bool = True, probe: bool = True) -> StoredBlocks | None:
     """List the stored blocks of a volume, once for each opened volume, without reading voxels.
 
     Args:
         volume: any volume. The stored blocks are known of zarr arrays in a local folder, of those at a URL whose server
             lists its files, and of sharded arrays on any server, from the indices of the shards.
         inside_shards: return the chunks of sharded arrays rather than the shards.
+        probe: request each chunk from a server that neither lists files nor stores shards.
 
     Returns:
         The blocks (chunks or shards); None if they are not known.
@@ -117,9 +118,10 @@ def stored_blocks(volume: Any, *, inside_shards: bool = True) -> StoredBlocks | 
         return None
     with _LOCK:
         known = _CACHE.setdefault(volume, {})
-        if inside_shards not in known:
-            known[inside_shards] = _list(volume, inside_shards)
-        return known[inside_shards]
+        key = inside_shards, probe
+        if key not in known:
+            known[key] = _list(volume, inside_shards, probe)
+        return known[key]
 
 
 def absent_everywhere_but(volume: Any, *values: float | None) -> StoredBlocks | None:
@@ -128,7 +130,7 @@ def absent_everywhere_but(volume: Any, *values: float | None) -> StoredBlocks | 
     return blocks if blocks is not None and blocks.fill in values else None
 
 
-def _list(volume: ZarrVolume, inside_shards: bool) -> StoredBlocks | None:
+def _list(volume: ZarrVolume, inside_shards: bool, probe: bool) -> StoredBlocks | None:
     array, reader = volume.handle
     fill = 0 if array.fill_value is None else float(array.fill_value)
     shards = getattr(array, "shards", None)
@@ -136,7 +138,7 @@ def _list(volume: ZarrVolume, inside_shards: bool) -> StoredBlocks | None:
     with growing_bar("stored chunks", "file") as bar:
         if is_url(volume.path):
             files = list_remote_chunks(volume.path, len(outer), bar)
-            if files is None and not shards:
+            if files is None and not shards and probe:
                 files = probe_chunks(volume.path, array, volume.fingerprint(), bar)
         else:
             files = _local_files(array, bar)
