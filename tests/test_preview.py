@@ -15,6 +15,7 @@ from volumen.handlers.preview.handler import PreviewHandler, encode, most_foregr
 from volumen.handlers.preview.render import HEADER, KEY, MARGIN, probabilities, render_preview
 from volumen.handlers.records.logs import TensorBoardLog
 from volumen.handlers.records.run_directory import RunDirectory
+from volumen.utils.picture_text import drawable
 
 KINDS = {
     "surface": "binary",
@@ -62,6 +63,26 @@ def test_every_kind_of_target_is_drawn_at_any_size(shape):
     assert {frame.size for frame in frames} == {frames[0].size}
     assert frames[0].width <= 1600
     assert frames[0].mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("spacing", "unit", "pixels"),
+    # A cell of 32 voxels is 224 pixels wide, and a bar at most 0.4 of it: 12.8 voxels.
+    [
+        (None, None, 70),
+        ((9, 9, 0.5), "micrometer", 70),
+        ((1, 1, 0.3), "mm", round(2 / 0.3 * 7)),
+        ((1, 1, 90), "nm", 78),
+    ],
+)
+def test_the_scale_bar_is_as_long_as_it_says(spacing, unit, pixels):
+    image, truths, predictions, _ = sample((2, 32, 32))
+    kinds = {"surface": "binary"}
+    frame = np.asarray(render_preview(image, truths, predictions, {}, kinds, spacing=spacing, unit=unit)[0])
+    row = frame[58 + 224 - 11, 36 : 36 + 224]  # through the bar, in the lower left corner of the first cell
+    white = np.flatnonzero((row == 255).all(axis=-1))
+    assert white[0] == 8
+    assert len(white) == pixels == white[-1] - white[0] + 1
 
 
 def test_the_slices_move():
@@ -182,6 +203,31 @@ def test_the_handler_draws_the_first_batch_of_each_validation(tmp_path, shape, s
     assert drawn == [1]
     assert [path.name for path in run.path.iterdir()] == [f"a.model_debug.{suffix}"]
     assert Image.open(run.file(f"debug.{suffix}")).format == suffix.upper()
+
+
+def test_the_handler_takes_the_voxel_size_from_the_batch(tmp_path):
+    engine, (batch, *_) = evaluator()
+    engine.state.output, engine.state.batch = engine._process_function(engine, None), batch
+    drawn = [np.asarray(PreviewHandler(directory(tmp_path), KINDS, length="nm").frames(engine)[0])]
+    for x in (2.0, 8.0):
+        batch["spacing"] = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([x, x])]
+        drawn.append(
+            np.asarray(
+                PreviewHandler(RunDirectory(tmp_path, "a.model"), KINDS, length="nm").frames(engine)[0]
+            )
+        )
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[1], drawn[2])
+
+
+def test_every_letter_of_a_picture_is_one_that_the_font_has():
+    assert drawable("5 µm, 5 μm, 20 Å, 3×4") == "5 um, 5 um, 20 angstrom, 3x4"
+    assert drawable("Müller, façade, 膜 ·") == "Muller, facade, ? ·"
+    frames = [
+        render_preview(*sample((8, 9)), KINDS, title=title)[0]
+        for title in ("größe é", "grosse e", "grosse f")
+    ]
+    assert frames[0].tobytes() == frames[1].tobytes() != frames[2].tobytes()
 
 
 def test_history_keeps_the_newest(tmp_path):

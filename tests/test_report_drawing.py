@@ -16,13 +16,13 @@ from volumen.evaluation.report_drawing import (
     PARTS,
     RAMP,
     in_columns,
-    nice_length,
     outline,
     ramp_colours,
     scale_bar,
 )
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
+from volumen.handlers.preview.scale_bar import nice_length
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 VISION = {

@@ -13,6 +13,7 @@ import numpy as np
 from volumen.data.layout import OpenCase
 from volumen.data.validity import known_voxels, without_ignored
 from volumen.utils.errors import VolumenError
+from volumen.utils.picture_text import drawable, picture_font
 
 if TYPE_CHECKING:
     from volumen.config.manager import ConfigManager
@@ -293,12 +294,14 @@ def _arrange(
     tiles: Sequence[tuple[str, np.ndarray]], legend: Sequence[tuple[str, Any]], tile: int, per_row: int
 ) -> Any:
     """Arrange the pictures in rows, each as high as its highest picture, with the legend below."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
     heights = [max(picture.shape[0] for _, picture in row) + _CAPTION + _GAP for row in rows]
     width = min(per_row, len(tiles)) * (tile + _GAP) + _GAP
-    font = ImageFont.load_default(_LETTERS)
+    tiles = [(drawable(caption), picture) for caption, picture in tiles]
+    legend = [(drawable(text), colour) for text, colour in legend]
+    font = picture_font(_LETTERS)
     lines = _legend_lines(legend, width, font)
     sheet = Image.new("RGB", (width, sum(heights) + _GAP + _CAPTION * len(lines) + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)

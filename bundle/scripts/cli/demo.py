@@ -112,6 +112,8 @@ def draw_heldout(data: Path, checkpoint: Path, path: Path, *, size: int = 64) ->
         {name: truths[mask_key(name)][inside] for name in config.derived_tasks},
         config.kinds,
         title="held-out roll",
+        spacing=case.spacing,
+        unit=case.unit,
     )
     _, content = encode(frames)
     write_atomically(path, content)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from volumen.handlers.preview.scale_bar import MOST_OF_WIDTH, nice_length
+
 # Of Okabe and Ito, "Color Universal Design", 2008, and a violet: they differ in lightness too, for every kind of colour
 # vision.
 COLOURS = {
@@ -24,8 +26,6 @@ PARTS = ((0, 224, 224), (0, 114, 178), (64, 0, 0), (128, 0, 224), (0, 0, 64), (1
 false voxels for every kind of colour vision, found by a greedy search of the colours of 8 steps a channel."""
 # Dark to light with an even rise in lightness (anchors of matplotlib's viridis).
 RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-MOST_OF_WIDTH = 0.4
-_NICE = (1.0, 2.0, 5.0)
 
 
 def ramp_colours(share: np.ndarray) -> np.ndarray:
@@ -49,13 +49,6 @@ class ColourBar:
     low: str
     high: str
     words: str
-
-
-def nice_length(most: float) -> float:
-    """Return the largest of 1, 2 and 5 times a power of ten that is not above `most`, which is positive."""
-    power = 10.0 ** math.floor(math.log10(most))
-    fits = [factor * power for factor in _NICE if factor * power <= most * (1 + 1e-9)]
-    return fits[-1] if fits else 5 * power / 10
 
 
 @dataclass(frozen=True)

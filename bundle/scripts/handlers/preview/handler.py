@@ -43,6 +43,7 @@ class PreviewHandler:
         kinds: target to kind (binary, multiclass, multilabel, distance, vector, axis, tensor, field).
         history: number of pictures of earlier validations to retain as `<model_name>_debug_<epoch>`.
         tensorboard: also receives the middle slice.
+        length: unit of the batch's "spacing", for the scale bar.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PreviewHandler:
         *,
         history: int = 0,
         tensorboard: TensorBoardLog | None = None,
+        length: str | None = None,
     ) -> None:
         if history < 0:
             raise ValueError(f"history must be at least 0, got {history}")
@@ -59,6 +61,7 @@ class PreviewHandler:
         self.kinds = dict(kinds)
         self.history = history
         self.tensorboard = tensorboard
+        self.length = length
 
     def attach(self, engine: Engine) -> None:
         """Draw after the evaluator's first iteration, in the first process."""
@@ -86,6 +89,7 @@ class PreviewHandler:
         labels, predictions = output["label"], output["pred"]
         sample = most_foreground(labels, list(self.kinds), len(output["image"]))
         names = batch.get("volume_name") if isinstance(batch, Mapping) else None
+        spacing = batch.get("spacing") if isinstance(batch, Mapping) else None
         where = f"  ·  {names[sample]}" if isinstance(names, Sequence) else ""
         return render_preview(
             _array(output["image"][sample]),
@@ -94,6 +98,8 @@ class PreviewHandler:
             {name: _array(labels[mask_key(name)][sample]) for name in self.kinds if mask_key(name) in labels},
             self.kinds,
             title=f"{self.directory.model_name}  ·  epoch {engine.state.epoch}{where}",
+            spacing=[float(step[sample]) for step in spacing] if spacing is not None else None,
+            unit=self.length,
         )
 
     def _write(self, frames: list[Image.Image], epoch: int) -> None:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from volumen.handlers.preview import colours
+from volumen.handlers.preview.scale_bar import draw_scale_bar
+from volumen.utils.picture_text import drawable
+from volumen.utils.picture_text import picture_font as _font
 
 LABELS = ("binary", "multiclass", "multilabel")
 MAX_WIDTH, MAX_CELL, MIN_COLUMN = 1600, 224, 120
@@ -47,14 +50,16 @@ def render_preview(
     kinds: Mapping[str, str],
     *,
     title: str = "",
+    spacing: Sequence[float] | None = None,
+    unit: str | None = None,
     max_frames: int = MAX_FRAMES,
     max_width: int = MAX_WIDTH,
 ) -> list[Image.Image]:
     """Return the frames of a preview: one for a 2D patch, slices along Z for a 3D one.
 
-    The first column shows the image, and below it the image with all predicted classes. Each further column shows a
-    target's truth above its prediction. Voxels that are not valid are dark and striped. Predictions are the
-    network's raw outputs; this function computes probabilities, classes and unit vectors.
+    The first column shows the image with a scale bar, and below it the image with all predicted classes. Each further
+    column shows a target's truth above its prediction. Voxels that are not valid are dark and striped. Predictions are
+    the network's raw outputs; this function computes probabilities, classes and unit vectors.
 
     Args:
         image: (C, *spatial).
@@ -63,6 +68,8 @@ def render_preview(
         masks: target to bool (1, *spatial), the valid voxels; if absent, all are valid.
         kinds: target to binary, multiclass, multilabel, distance, vector, axis, tensor or field.
         title: text of the headline.
+        spacing: voxel size per axis, in `unit`; None: unknown, the scale bar counts voxels.
+        unit: unit of the spacing.
         max_frames: maximum number of slices of a 3D patch, evenly spaced.
         max_width: maximum width in pixels.
 
@@ -91,7 +98,9 @@ def render_preview(
             valid = sliced(masks[name])[0] > 0
         panels.append(_target_panel(name, kinds[name], base, truth, sliced(predictions[name]), valid))
     captions = [""] if flat else [f"z {z + 1} / {depth}" for z in slices]
-    return [_frame(panels, index, title, caption, max_width) for index, caption in enumerate(captions)]
+    title = drawable(title)
+    voxel = (None, None) if spacing is None else (float(spacing[-1]), unit)
+    return [_frame(panels, index, title, caption, max_width, voxel) for index, caption in enumerate(captions)]
 
 
 def probabilities(prediction: np.ndarray, kind: str) -> np.ndarray:
@@ -190,7 +199,14 @@ def _distance_limits(distance: np.ndarray, valid: np.ndarray) -> tuple[float, fl
     return inside or outside or 1.0, outside or inside or 1.0
 
 
-def _frame(panels: Sequence[Panel], index: int, title: str, caption: str, max_width: int) -> Image.Image:
+def _frame(
+    panels: Sequence[Panel],
+    index: int,
+    title: str,
+    caption: str,
+    max_width: int,
+    voxel: tuple[float | None, str | None],
+) -> Image.Image:
     bands = [panels[start : start + MAX_COLUMNS] for start in range(0, len(panels), MAX_COLUMNS)]
     height, width = panels[0].rows[0].shape[1:3]
     columns = max(len(band) for band in bands)
@@ -220,7 +236,29 @@ def _frame(panels: Sequence[Panel], index: int, title: str, caption: str, max_wi
         for place, panel in enumerate(band):
             left = MARGIN + ROW_TITLE + place * (column + GAP)
             _draw_panel(canvas, draw, panel, index, (left, top), cell, column)
+            if panel is panels[0]:
+                _draw_scale(canvas, draw, panel.title, (left, top), cell, cell[0] / width, voxel)
     return canvas
+
+
+def _draw_scale(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    title: str,
+    corner: tuple[int, int],
+    cell: tuple[int, int],
+    pixels_per_voxel: float,
+    voxel: tuple[float | None, str | None],
+) -> None:
+    """Draw a scale bar into the upper cell of a panel, and the directions of its axes behind the title."""
+    left, top = corner
+    box = (left, top + TITLE, left + cell[0], top + TITLE + cell[1])
+    picture = canvas.crop(box)
+    if draw_scale_bar(picture, pixels_per_voxel, *voxel):
+        canvas.paste(picture, box[:2])
+    words, small = "x right, y down", _font(11)
+    if left + _font(13).getlength(title) + GAP + small.getlength(words) <= box[2]:
+        draw.text((box[2], top + TITLE / 2), words, fill=FAINT, font=small, anchor="rm")
 
 
 def _draw_unknown(canvas: Image.Image, draw: ImageDraw.ImageDraw, right: float, least: float) -> None:
@@ -324,18 +362,9 @@ def _write_upwards(canvas: Image.Image, text: str, left: int, middle: int) -> No
 
 
 def _shortened(text: str, width: int, size: int = 13) -> str:
-    font = _font(size)
+    text, font = drawable(text), _font(size)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
-
-
-_FONTS: dict[int, Any] = {}
-
-
-def _font(size: int) -> Any:
-    if size not in _FONTS:
-        _FONTS[size] = ImageFont.load_default(size)
-    return _FONTS[size]
