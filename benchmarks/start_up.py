@@ -103,11 +103,10 @@ def run_command(words: list[str]) -> dict[str, float]:
     if words[0] == "train":
         from volumen.engines import trainer
 
-        step = trainer.TrainStep.__call__
-
-        def noted(*arguments: object) -> object:
+        def noted(*_: object) -> None:
             note()
-            return step(*arguments)
+            print(json.dumps(figures), flush=True)
+            os._exit(0)  # what follows, such as scoring the whole validation part, is not measured
 
         trainer.TrainStep.__call__ = noted
     from volumen.cli.main import main
