@@ -25,6 +25,7 @@ from volumen.utils.terminal.text import counted
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
     from volumen.evaluation.derived_truth import DerivedTruth
+    from volumen.evaluation.diagnosis import Diagnosis
     from volumen.metrics.objects.numbering import ObjectNumbers
 
 logger = logging.getLogger(__name__)
@@ -132,19 +133,27 @@ class ScoredCase:
 
     def read(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return prediction (C, *box), truth (Ct, *box) and known voxels, bool (*box)."""
-        there = tuple(
-            slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
-        )
         found = self.prediction.read(box)
         if self.scale:
             found = found.astype(np.float32) / self.scale
+        return (found, *self.read_truth(box))
+
+    def read_truth(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return truth (Ct, *box) and known voxels, bool (*box), without reading the prediction."""
+        there = self.place_of(box)
         if self.truth is not None:
             truth, known = self.truth.read(there, self.label, self.mask, self.ignore)
         else:
             truth, known = self._label(there)
         if self.labelled_only:
             known = labelled_voxels(without_ignored(self.label.read(there), self.ignore), known)
-        return found, truth, known
+        return truth, known
+
+    def place_of(self, box: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Return a box of the prediction as one of the label's volume."""
+        return tuple(
+            slice(b.start + r.start, b.stop + r.start) for b, r in zip(box, self.region, strict=True)
+        )
 
     def _label(self, there: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the label (Ct, *there) as training reads it, and where it is known, bool (*there)."""
@@ -180,6 +189,7 @@ class Evaluation:
         numbers: case to target to class to the numbers of the objects that the details name.
         histograms: target to class to case to counts of probabilities, see `probability_counts`; only of targets with
             probabilities.
+        diagnosis: errors by the geometry around them, and suspect labels; None where they were not asked for.
     """
 
     mean: dict[str, float]
@@ -193,6 +203,7 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
     numbers: dict[str, dict[str, dict[str, ObjectNumbers]]] = field(default_factory=dict, repr=False)
     histograms: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict, repr=False)
+    diagnosis: Diagnosis | None = field(default=None, repr=False)
 
     @property
     def coverage(self) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from volumen.evaluation.curves import MOST_THIN, single_figures
+from volumen.evaluation.diagnostic_figures import SHOWN, diagnostic_sections, suspect_rows
 from volumen.evaluation.overview import overview
 from volumen.evaluation.pages import render_page
 from volumen.evaluation.pictures.views import views_of
@@ -57,6 +58,9 @@ def render_report(evaluation: Evaluation, *, worst: int = 3) -> str:
         objects=_wrong_objects(evaluation),
         windows=_wrong_windows(evaluation),
         listed=LISTED,
+        diagnostics=diagnostic_sections(evaluation.diagnosis),
+        suspects=suspect_rows(evaluation.diagnosis),
+        suspects_shown=SHOWN,
         pictures=pictures,
         colours=COLOURS,
         parts=PARTS,

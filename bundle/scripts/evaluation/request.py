@@ -96,3 +96,7 @@ class EvaluateRequest:
     surface_border: Annotated[
         bool, Described("Count a surface where the volume's border cuts a structure, as MONAI does.")
     ] = False
+    diagnostics: Annotated[
+        bool,
+        Described("Measure no errors by curvature, thickness or gaps, and name no labels that may be wrong."),
+    ] = True

@@ -25,6 +25,7 @@ from volumen.utils.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from volumen.evaluation.cases import Details
+    from volumen.evaluation.diagnosis import Diagnosis
     from volumen.metrics.objects.numbering import ObjectNumbers
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     """Score pairs that were found, and write the report, see `evaluate`."""
     from volumen.evaluation.curves import curves_csv
+    from volumen.evaluation.diagnostic_files import write_files
+    from volumen.evaluation.diagnostics import empty_diagnosis
     from volumen.evaluation.place_tables import objects_csv, topology_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
@@ -65,12 +68,17 @@ def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
         raise VolumenError(
             "--spacing", expected=f"{ndim} sizes, one per axis", found=", ".join(map(str, request.spacing))
         )
-    evaluation = replace(score(scored, request), unpredicted=pairs.unpredicted, unlabelled=pairs.unlabelled)
+    diagnosis = empty_diagnosis(scored, request) if request.diagnostics else None
+    evaluation = replace(
+        score(scored, request, diagnosis), unpredicted=pairs.unpredicted, unlabelled=pairs.unlabelled
+    )
     _warn_of_missing(evaluation, request)
     if not distributed.is_main():
         return evaluation
     output = Path(request.output)
     output.mkdir(parents=True, exist_ok=True)
+    if diagnosis is not None:
+        write_files(diagnosis, output)
     write_atomically(output / "metrics.json", json_text(evaluation).encode())
     write_atomically(output / "metrics.csv", csv_text(evaluation).encode())
     scales = {case.name: case.scale_of_voxels for case in scored}
@@ -108,9 +116,18 @@ def check_request(request: EvaluateRequest) -> None:
         )
 
 
-def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
-    """Return the scores of cases, read piece by piece; of several processes each reads its share."""
+def score(
+    scored: Sequence[ScoredCase], request: EvaluateRequest, diagnosis: Diagnosis | None = None
+) -> Evaluation:
+    """Return the scores of cases, read piece by piece; of several processes each reads its share.
+
+    Args:
+        scored: what is compared.
+        request: how.
+        diagnosis: counts errors by geometry as well; None: nothing does.
+    """
     from volumen.evaluation.case_scores import instance_details, score_regions
+    from volumen.evaluation.diagnostics import diagnose
     from volumen.evaluation.gather import gather, own_share, unite
     from volumen.metrics.target_metrics import build_metrics
 
@@ -158,10 +175,16 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
                 )
         if behind:
             details.setdefault(case.name, {})[case.target] = behind
+        if diagnosis is not None:
+            before = time.process_time()
+            diagnose(case, metrics, size, diagnosis)
+            costs["diagnostics"] = time.process_time() - before
         for part, cost in costs.items():
             seconds[part] = seconds.get(part, 0.0) + cost
     unite(metrics, scored)
     details, numbers, seconds = gather(details, numbers, seconds)
+    if diagnosis is not None:
+        diagnosis.gather()
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
     mean = _measured(metrics.compute(), cases)
     interval = {
@@ -181,7 +204,7 @@ def score(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Evaluation:
     }
     return Evaluation(
         mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds,
-        numbers=numbers,
+        numbers=numbers, diagnosis=diagnosis,
         histograms={target: classes for target, classes in counted.items() if classes},
     )  # fmt: skip
 
