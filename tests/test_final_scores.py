@@ -196,7 +196,7 @@ def test_a_resumed_finished_run_names_the_default_metric(data, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("val/ink/dise", "val/ink/dice"), ("ink/dice", "val/ink/dice"), ("val/ink/hd95", None), ("loss", None)],
+    [("val/ink/dise", "val/ink/dice"), ("ink/dice", "val/ink/dice"), ("val/ink/hd59", None), ("loss", None)],
 )
 def test_a_key_metric_that_does_not_exist_is_refused_before_the_first_step(
     data, tmp_path, capsys, name, remedy
@@ -221,6 +221,14 @@ def test_every_column_of_validation_may_be_the_key_metric(data, whole, tmp_path)
             f"tr_config.key_metric={name}",
         )
         assert load_checkpoint(run / "model_best.pth")["best_metric"] is not None
+
+
+def test_the_score_that_is_the_key_metric_is_measured(data, tmp_path):
+    run = train(data, tmp_path, "--max-epochs", "1", "--set", "tr_config.key_metric=val/ink/b1_error@16")
+    (row,) = csv.DictReader((run / "metrics.csv").open())
+    best = load_checkpoint(run / "model_best.pth")["best_metric"]
+    assert best == pytest.approx(float(row["val/ink/b1_error@16"]))
+    assert "val/ink/b0_error@16" not in row
 
 
 def test_a_key_metric_that_is_undefined_in_an_epoch_is_no_error():

@@ -306,10 +306,42 @@ def test_the_count_of_early_stopping_goes_on(tmp_path):
     with pytest.raises(Stop):
         first.run()
     saved = load_checkpoint(tmp_path / "resumed" / "toy" / "toy_2.pth")["handlers"]["early_stopping"]
-    assert saved == {"best": 1.0, "waited": 1}
+    assert saved == {"best": 1.0, "waited": 1, "metric": None}
     resumed = trainer("resumed", resume=True)
     resumed.run()
     assert resumed.state.epoch == 3
+
+
+def test_the_best_epoch_by_another_metric_is_not_compared_with_the_one_before(tmp_path, caplog):
+    """A Dice of 0.9 is no better than a distance of 5 voxels, although it is a smaller number."""
+
+    def trainer(metric, epochs, **options):
+        made = make_trainer(tmp_path, epochs=epochs, key_metric=KeyMetric(metric), **options)
+
+        def measure(engine):
+            engine.state.metrics.update({"val/ink/dice": 0.9, "val/ink/hd95": 9.0 - engine.state.epoch})
+
+        made.add_event_handler(Events.EPOCH_COMPLETED, measure)
+        return made
+
+    trainer("val/ink/dice", 2).run()
+    trainer("val/ink/hd95", 4, resume=True).run()
+    best = load_checkpoint(tmp_path / "toy" / "toy_best.pth")
+    assert (best["epoch"], best["best_metric"]) == (4, 5.0)
+    assert "chosen by val/ink/dice, this run chooses by val/ink/hd95" in caplog.text
+    # The same metric goes on.
+    caplog.clear()
+    trainer("val/ink/hd95", 5, resume=True).run()
+    assert load_checkpoint(tmp_path / "toy" / "toy_5.pth")["ranking"][0] == [4.0, 5]
+    assert "chosen by" not in caplog.text
+
+
+def test_the_count_of_early_stopping_by_another_metric_is_dropped():
+    state = EarlyStopping(KeyMetric("val/ink/dice"), patience=2).state_dict() | {"best": 0.9, "waited": 2}
+    for name, best in (("val/ink/dice", 0.9), ("val/ink/hd95", None)):
+        other = EarlyStopping(KeyMetric(name), patience=2)
+        other.load_state_dict(state)
+        assert (other.best, other.waited) == (best, 0 if best is None else 2)
 
 
 def test_a_finished_run_is_reported(tmp_path, caplog):

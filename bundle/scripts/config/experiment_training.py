@@ -135,6 +135,19 @@ class ExperimentTraining(ExperimentSplit):
         )
 
     @property
+    def validation_metrics(self) -> list[str]:
+        """The scores of labels that a validation measures: those of the setting, and the one that the key metric is."""
+        from volumen.metrics.score_names import LABELS, family_of, is_validation_score
+
+        names = list(self.tr_config.validation_metrics)
+        part, *rest = (self.tr_config.key_metric or "").split("/")
+        if part == "val" and len(rest) > 1 and is_validation_score(rest[1]) and rest[1] not in names:
+            section = self.loss_sections.get(rest[0])
+            if section is not None and family_of(section["kind"]) == LABELS:
+                names.append(rest[1])
+        return names
+
+    @property
     def validation_names(self) -> list[str]:
         """Names of all metrics and losses that validation can measure, without "val/"."""
         from volumen.losses.multitask import component_labels
@@ -146,7 +159,7 @@ class ExperimentTraining(ExperimentSplit):
             for name, section in sections.items()
             for part in ("", *(f"/{label}" for label in component_labels(section["losses"])))
         ]
-        return [*measured_names(sections, self.tr_config.validation_metrics), "loss", *losses]
+        return [*measured_names(sections, self.validation_metrics), "loss", *losses]
 
     @property
     def default_key_metric(self) -> str:

@@ -203,6 +203,7 @@ class Checkpointer:
                 "best_metric": best[0] if best else None,
                 "best_metric_epoch": int(best[1]) if best else None,
                 "ranking": self.ranking,
+                "ranking_metric": self.key_metric.name,
                 "handlers": handlers,
                 "data": self.data,
                 "versions": {"volumen": __version__, "torch": torch.__version__},
@@ -233,7 +234,7 @@ class Checkpointer:
         loss = getattr(engine, "loss_function", None)
         if content["loss"] and isinstance(loss, torch.nn.Module):
             restore_loss(loss, content["loss"], path)
-        self.ranking = [[value, int(epoch)] for value, epoch in content["ranking"]]
+        self._restore_ranking(content, path)
         self._restore_position(engine, content, path)
         restore_states(engine, content["handlers"])
         set_random_state(content["rng"])
@@ -251,6 +252,20 @@ class Checkpointer:
             self._saved_iteration = engine.state.iteration
             if content["epoch"] >= engine.state.max_epochs:
                 logger.info("all %d epochs are done; train on with a larger max_epoch", content["epoch"])
+
+    def _restore_ranking(self, content: Mapping[str, Any], path: Path) -> None:
+        """Restore the values of the best epochs, unless they are values of another metric than this run's."""
+        earlier = content.get("ranking_metric")
+        if self.key_metric.replaces(earlier):
+            logger.warning(
+                "%s: its best epoch was chosen by %s, this run chooses by %s, so it compares only the epochs from here"
+                " on",
+                path,
+                earlier,
+                self.key_metric.name,
+            )
+            return
+        self.ranking = [[value, int(epoch)] for value, epoch in content["ranking"]]
 
     def _end_interrupted_epoch(self, engine: SupervisedTrainer) -> None:
         """Run the end of an epoch that was interrupted after its last step: validation, logs, checkpoint."""

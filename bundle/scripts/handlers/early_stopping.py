@@ -62,11 +62,13 @@ class EarlyStopping:
         return self.patience is not None and self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the number of validations since then."""
-        return {"best": self.best, "waited": self.waited}
+        """Return the best value, the number of validations since then, and the metric."""
+        return {"best": self.best, "waited": self.waited, "metric": self.key_metric.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the count; a run that had stopped early stops again at once."""
+        """Restore the count; a run that had stopped early stops again at once. Counts of another metric are dropped."""
+        if self.key_metric.replaces(state.get("metric")):
+            return
         self.best, self.waited = state["best"], int(state["waited"])
         if self._is_over() and self._engine is not None:
             self._engine.terminate()

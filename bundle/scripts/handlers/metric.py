@@ -77,6 +77,14 @@ class KeyMetric:
         """Return the metric's name; the evaluator's key metric when no name was given."""
         return self.name or getattr(engine.state, "key_metric", None) or "val/loss"
 
+    def replaces(self, earlier: str | None) -> bool:
+        """Return whether values that a checkpoint recorded under a name are of another metric than this one.
+
+        Args:
+            earlier: name of the metric; None if it was not recorded.
+        """
+        return None not in (earlier, self.name) and earlier != self.name
+
     def better(self, new: float, old: float, engine: Any) -> bool:
         """Return whether the value `new` is better than `old`."""
         return new < old if self.smaller_is_better(engine) else new > old

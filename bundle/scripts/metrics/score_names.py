@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -160,6 +161,11 @@ def is_score(name: str) -> bool:
     if score is None:
         return False
     return value is None if not score.parameter else value is not None and score.low <= value <= score.high
+
+
+def is_validation_score(name: str) -> bool:
+    """Whether training can measure a score of labels of this name, its parameter within range, at a validation."""
+    return is_score(name) and re.match(VALIDATION_PATTERN, name) is not None
 
 
 def score_of(name: str) -> Score | None:
