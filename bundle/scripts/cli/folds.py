@@ -26,8 +26,7 @@ import yaml
 
 from volumen.cli.launch import SIGNALS, send
 from volumen.config.experiment_file import SECTION_NAMES
-from volumen.inference.ensemble import ENSEMBLE
-from volumen.tuning.out_of_fold import FOLDER as PREDICTIONS
+from volumen.inference.run_files import ENSEMBLE, OUT_OF_FOLD
 from volumen.utils.errors import VolumenError
 from volumen.utils.files.atomic import write_atomically
 from volumen.utils.files.process_lock import LockHeldError, ProcessLock
@@ -36,6 +35,8 @@ from volumen.utils.terminal.text import counted
 logger = logging.getLogger(__name__)
 
 SPLITS, EXPERIMENT = "splits.json", "experiment.yaml"
+MEMBER: tuple[str, ...] = (sys.executable, "-m", "volumen.cli.member")
+"""The process of a fold."""
 OUT_OF_FOLD_SHARE = 0.05
 """Share of a time budget for the predictions of what the folds have not seen."""
 WAIT_SECONDS = 600
@@ -338,12 +339,12 @@ class Supervisor:
             words = ["train", *self._train_words(number, device)]
         else:
             logger.info("fold %d of %d: predicting what it has not seen", number, plan.count)
-            words = ["predict", str(plan.folder / name), str(plan.folder / PREDICTIONS), device]
+            words = ["predict", str(plan.folder / name), str(plan.folder / OUT_OF_FOLD), device]
         words += [flag for flag in ("--quiet", "--verbose") if getattr(self.options, flag[2:])]
         # Several at once would write across each other.
         log = (plan.folder / f"{name}.log").open("ab") if plan.parallel > 1 else None
         process = subprocess.Popen(
-            [sys.executable, "-m", "volumen.cli.member", *words],
+            [*MEMBER, *words],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -420,4 +421,4 @@ class Supervisor:
         logger.info(
             "%s are trained: volumen predict -m %s averages them", counted(self.plan.count, "fold"), folder
         )
-        logger.info("what each fold's network predicts of what it has not seen: %s", folder / PREDICTIONS)
+        logger.info("what each fold's network predicts of what it has not seen: %s", folder / OUT_OF_FOLD)

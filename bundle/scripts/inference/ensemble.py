@@ -16,14 +16,10 @@ import torch
 
 from volumen.inference.placing import fits
 from volumen.inference.predictor import Predictor, load_predictor
+from volumen.inference.run_files import ENSEMBLE, SELECTION
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
-
-ENSEMBLE = "ensemble.json"
-"""File in the folder of a run with folds: names its members."""
-SELECTION = "selection.json"
-"""File of `volumen select`: the members and the settings that it chose."""
 
 PathName = str | PathLike[str]
 

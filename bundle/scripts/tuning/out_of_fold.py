@@ -22,8 +22,6 @@ from volumen.utils.device import choose_device
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "out_of_fold"
-
 
 def predict_out_of_fold(
     member: Path, output: Path, device: str = "auto", tell: ProgressCallback | None = None

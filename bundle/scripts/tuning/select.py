@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from volumen.evaluation.differences import Difference, differences
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
-from volumen.inference.ensemble import SELECTION
 from volumen.inference.jobs import make_job
 from volumen.inference.request import PredictRequest
+from volumen.inference.run_files import SELECTION
 from volumen.inference.settings import request_fields
 from volumen.inference.windows.tta import MODES, transforms
 from volumen.tuning.candidates import Candidate, common_regions, load_runs, make_candidates
