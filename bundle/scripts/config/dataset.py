@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volumen.config.sections import DatasetConfig, TargetConfig
+from volumen.config.targets import read_target
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -84,8 +85,7 @@ class OpenedData:
     @cached_property
     def layout(self) -> Layout:
         """Which images, labels and masks there are."""
-        from volumen.data.joining import discover_all, named_folder
-        from volumen.data.layout import discover
+        from volumen.data.joining import discover_all, discover_any, named_folder
 
         if self.given_layout is not None:
             return self.given_layout
@@ -100,7 +100,7 @@ class OpenedData:
             "allow_unlabeled": self.settings.allow_unlabeled_data,
         }
         if len(several) == 1 and not named_folder(several[0])[0]:
-            layout = discover(several[0], **options)
+            layout = discover_any(several[0], **options)
         else:
             layout = discover_all(several, **options)
         return _chosen(layout, self.settings.volumes, self.origin)
@@ -110,9 +110,15 @@ class OpenedData:
         """Names of the volumes that validate where a list or a folder of their own says so; None elsewhere."""
         from volumen.data.joining import named_folder
 
-        if self.validation_cases is not None or not self.settings.val_path:
+        if self.validation_cases is not None:
             return self.validation_cases
         used = {case.name for case in self.layout.cases}
+        if not self.settings.val_path:
+            chosen = any(
+                getattr(self.settings, key) is not None for key in ("val_volumes", "split_path", "fold")
+            )
+            listed = None if chosen else self.layout.validates
+            return None if listed is None else tuple(name for name in listed if name in used)
         members = self.layout.members.get(named_folder(self.settings.val_path)[1], ())
         return tuple(name for name in members if name in used)
 
@@ -224,7 +230,21 @@ class OpenedData:
 
     def target_config(self, name: str) -> TargetConfig:
         """Return the configuration of a labelled target; the defaults if it has none."""
-        return self.target_configs.get(name) or TargetConfig()
+        configured = self.target_configs.get(name) or TargetConfig()
+        stated = read_target(name, self.layout.stated[name], self.layout.root) if self._states(name) else None
+        if stated is None:
+            return configured
+        unset = TargetConfig()
+        missing = {
+            key: value
+            for key, value in vars(stated).items()
+            if getattr(configured, key) == getattr(unset, key)
+        }
+        return replace(configured, **missing)
+
+    def _states(self, name: str) -> bool:
+        """Whether a description beside the data says what the labels of a target are."""
+        return self.given_cases is None and name in self.layout.stated
 
     @cached_property
     def label_readings(self) -> dict[str, LabelReading]:

@@ -1,8 +1,8 @@
 """Lists of images and labels in MONAI's form: one dictionary per case, instead of a folder with `images/`, `labels/`.
 
-A case with one target is `{"image": path, "label": path}`. Several targets have the keys `label_<target>`. The key of a
-mask is `mask` (for all targets) or `mask_<target>`. MONAI Label, federated learning and Auto3DSeg use the keys `image`
-and `label`.
+A case with one target is `{"image": path, "label": path}`; a list of paths in place of the image's are its channels.
+Several targets have the keys `label_<target>`. The key of a mask is `mask` (for all targets) or `mask_<target>`. MONAI
+Label, federated learning and Auto3DSeg use the keys `image` and `label`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from volumen.data.formats.channel_files import channel_paths, joined_path, name_without_channels
 from volumen.data.formats.detection import detect_format, split_suffix
 from volumen.data.formats.urls import is_url
 from volumen.data.layout import Layout
@@ -100,7 +101,7 @@ def layout_of(
         images.add(case.image)
     targets = tuple(sorted({name for case in cases.values() for name in case.labels}))
     first = next(iter(cases.values())).image
-    return Layout(root or where, detect_format(first), tuple(cases.values()), targets)
+    return Layout(root or where, detect_format(channel_paths(first)[0]), tuple(cases.values()), targets)
 
 
 def _case(item: Any, where: str, root: str | None, target: str, taken: Container[str]) -> Case:
@@ -129,6 +130,8 @@ def _is_path_key(key: object) -> bool:
 
 
 def _path(value: Any, where: str, root: str | None) -> str:
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        return joined_path([_path(one, where, root) for one in value])
     if not isinstance(value, str | os.PathLike):
         raise VolumenError(where, expected="a path", found=_shown(value))
     path = os.fspath(value)
@@ -137,7 +140,7 @@ def _path(value: Any, where: str, root: str | None) -> str:
 
 def _free_name(image: str, taken: Container[str]) -> str:
     """Return an image's name, followed by a number if an image of another folder has the same name."""
-    base = split_suffix(image.rstrip("/").rsplit("/", 1)[-1])[0]
+    base = split_suffix(name_without_channels(image.rstrip("/").rsplit("/", 1)[-1]))[0]
     name, number = base, 2
     while name in taken:
         name, number = f"{base}_{number}", number + 1

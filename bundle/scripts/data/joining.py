@@ -1,4 +1,4 @@
-"""Several data folders as one: each has a name, which tells apart volumes of the same name."""
+"""Data of any layout, and several data folders as one: each has a name, which tells apart volumes of the same name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 from volumen.data.formats.urls import child, is_url
 from volumen.data.layout import Layout, discover
 from volumen.data.pairing import Case, check_complete, check_targets
+from volumen.data.raw_dataset import find_raw
 from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
+
+
+def discover_any(
+    root: str | PathLike,
+    *,
+    format: str | None = None,
+    targets: Sequence[str] | None = None,
+    allow_unlabeled: bool = False,
+    partial: bool = False,
+) -> Layout:
+    """Find images, labels and masks of a folder in our layout or in that of nnU-Net or MSD, or of a list of images.
+
+    Args:
+        root: the folder, or a JSON file that lists images.
+        format, targets, allow_unlabeled, partial: as for `discover`.
+
+    Raises:
+        VolumenError: as `discover` and `find_raw`.
+    """
+    raw = find_raw(fspath(root), targets, partial=partial)
+    if raw is not None:
+        return raw
+    return discover(root, format=format, targets=targets, allow_unlabeled=allow_unlabeled, partial=partial)
 
 
 def discover_all(
@@ -39,7 +64,9 @@ def discover_all(
     """
     folders = folder_names(roots)
     layouts = {
-        name: discover(root, format=format, targets=targets, allow_unlabeled=allow_unlabeled, partial=True)
+        name: discover_any(
+            root, format=format, targets=targets, allow_unlabeled=allow_unlabeled, partial=True
+        )
         for name, root in folders.items()
     }
     renamed = _distinct_cases(layouts)
@@ -56,8 +83,40 @@ def discover_all(
         format=" and ".join(formats),
         cases=cases,
         targets=chosen,
+        validates=_validating(layouts, renamed),
+        stated=_stated(layouts),
         members={folders[name]: tuple(case.name for case in members) for name, members in renamed.items()},
     )
+
+
+def _validating(
+    layouts: Mapping[str, Layout], renamed: Mapping[str, Sequence[Case]]
+) -> tuple[str, ...] | None:
+    """Return the names of the cases that lists of images say to validate on; None where none does."""
+    names = tuple(
+        new.name
+        for folder, layout in layouts.items()
+        for old, new in zip(layout.cases, renamed[folder], strict=True)
+        if old.name in (layout.validates or ())
+    )
+    return names or None
+
+
+def _stated(layouts: Mapping[str, Layout]) -> dict[str, Mapping[str, Any]]:
+    """Return what the descriptions of the folders say of targets.
+
+    Raises:
+        VolumenError: two contradict each other.
+    """
+    stated: dict[str, Mapping[str, Any]] = {}
+    for layout in layouts.values():
+        for target, entry in layout.stated.items():
+            if stated.setdefault(target, entry) != entry:
+                raise VolumenError(
+                    layout.root, f"describes the labels of {target!r} otherwise than another folder does",
+                    remedy=f"say what they are in dataset_config.targets.{target}, and leave dataset.json out",
+                )  # fmt: skip
+    return stated
 
 
 def folder_names(roots: Sequence[str | PathLike]) -> dict[str, str]:

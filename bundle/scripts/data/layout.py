@@ -47,7 +47,9 @@ MAX_SIZE_RATIO = 1.5
 class Layout:
     """All cases of one or several data folders; `targets` is the sorted union over cases.
 
-    `members` has the names of the cases of each folder, by its path, where there are several.
+    `members` has the names of the cases of each folder, by its path, where there are several. `validates` names the
+    cases that a list of images says to validate on, None where none does. `stated` has what such a list says of a
+    target, by key of `dataset_config.targets`.
     """
 
     root: str
@@ -55,6 +57,8 @@ class Layout:
     cases: tuple[Case, ...]
     targets: tuple[str, ...]
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    validates: tuple[str, ...] | None = None
+    stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

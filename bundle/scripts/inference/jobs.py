@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from volumen.data.formats.channel_files import joined_path, name_without_channels
 from volumen.inference.output.exports import DEFAULT_SUFFIX, FileExport, format_of
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
     from volumen.inference.request import PredictRequest
+
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,25 @@ def image_paths(source: str) -> list[str]:
             # Other files are ignored, but a damaged volume must not be left out in silence.
             if split_suffix(entry.name)[1] is not None or unsupported_container(entry.name) is not None:
                 raise
-    # PNG files beside volumes of other formats are usually pictures of them.
-    return [name for name, kind in found if kind != "png"] or [name for name, _ in found]
+    # PNG files beside volumes of other formats are pictures of them.
+    paths = [name for name, kind in found if kind != "png"] or [name for name, _ in found]
+    return _joined_channels(paths)
+
+
+def _joined_channels(paths: list[str]) -> list[str]:
+    """Join the files of one image's channels, CASE_0000, CASE_0001, ...; leave a folder of other names as it is."""
+    parts = [_CHANNEL.fullmatch(volume_name(path)) for path in paths]
+    numbers = {match[2] for match in parts if match}
+    if not all(parts) or len(numbers) < 2:
+        return paths
+    cases: dict[str, list[str]] = {}
+    for path, match in zip(paths, parts, strict=True):
+        assert match is not None
+        cases.setdefault(match[1], []).append(path)
+    # Slices are numbered too: channels are as many for every image.
+    if len(cases) < 2 or any(len(files) != len(numbers) for files in cases.values()):
+        return paths
+    return [joined_path(files) for files in cases.values()]
 
 
 def is_stack(source: str) -> bool:
@@ -160,7 +182,7 @@ def volume_name(path: str) -> str:
     """Return an image's name without folder and format: "a/b.ome.zarr" gives "b", and so does "a/b.h5:/raw"."""
     from volumen.data.formats.detection import split_inner, split_suffix
 
-    return split_suffix(split_inner(path)[0].rstrip("/").rsplit("/", 1)[-1])[0]
+    return split_suffix(name_without_channels(split_inner(path)[0].rstrip("/").rsplit("/", 1)[-1]))[0]
 
 
 def _mask_of(folder: Path, name: str) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from volumen.data.formats.channel_files import ChannelFiles, channel_paths
 from volumen.data.formats.detection import detect_format, split_inner
 from volumen.data.formats.urls import is_url, local_path
 from volumen.data.formats.volumes import LazyVolume, Volume, single_level
@@ -25,7 +27,8 @@ def open_volume(
     included, are fetched whole, once.
 
     Args:
-        path: file, zarr folder, folder of TIFF or PNG slices, or URL; `FILE.h5:/NAME` for a dataset of an HDF5 file.
+        path: file, zarr folder, folder of TIFF or PNG slices, or URL; `FILE.h5:/NAME` for a dataset of an HDF5 file;
+            CASE_{0000,0001}.nii.gz for an image whose channels are files of their own.
         axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; necessary only if metadata and shape are
             ambiguous. The axes of NIfTI are fixed.
         level: resolution level of an OME-Zarr pyramid, 0 is the finest.
@@ -38,6 +41,10 @@ def open_volume(
         VolumenError: the file is missing, unreadable, of unknown format, truncated, or no image.
     """
     source = local_path(path)
+    several = channel_paths(source)
+    if len(several) > 1:
+        options: dict[str, Any] = {"axes": axes, "level": level, "ndim": ndim, "labels": labels}
+        return ChannelFiles(str(source), [open_volume(one, **options) for one in several])
     volume = _open_by_content(source, axes, level, ndim, labels)
     volume.source = str(source).rstrip("/")
     return volume
