@@ -157,26 +157,28 @@ def test_a_class_that_was_never_predicted_is_scored(tmp_path):
     assert found.mean["ink/dice/1"] == 1
 
 
-def test_classes_against_instances_are_one_warning(tmp_path, caplog):
+def test_a_mask_against_numbered_labels_is_one_warning(tmp_path, caplog):
     parts = np.zeros((4, 12, 16), np.uint8)
     parts[:, :, :4], parts[:, :, 8:12] = 1, 2
-    compare(tmp_path, parts, (parts > 0).astype(np.uint8), instances=("ink",), worst=0)
-    assert "a_ink.tif: the value 1 alone where numbers of instances are expected" in caplog.text
-    caplog.clear()
     compare(tmp_path, (parts > 0).astype(np.uint8), parts, worst=0)
     assert "a_ink.tif: values up to 2, but the prediction" in caplog.text
 
 
-def test_empty_and_all_masked_volumes_are_one_warning_each(tmp_path, caplog):
+def test_an_empty_and_an_all_masked_case_among_others_are_one_warning_each(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     empty, some = np.zeros((4, 8, 8), np.uint8), np.ones((4, 8, 8), np.uint8)
-    found = compare(tmp_path, empty, empty, worst=0)
+    for name, values, known in (("a", empty, some), ("b", some, empty), ("c", some, some)):
+        write(tmp_path / "found" / f"{name}_ink.tif", values)
+        write(tmp_path / "data" / "labels" / f"{name}_ink.tif", values)
+        write(tmp_path / "data" / "masks" / f"{name}.tif", known)
+    request = EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"), worst=0)
+    found = evaluate(request)
     assert "a_ink: prediction and label are empty" in caplog.text
-    assert np.isnan(found.mean["ink/dice"])
-    assert found.mean["ink/b0_error"] == 0
-    caplog.clear()
-    compare(tmp_path, some, some, empty, worst=0)
-    assert "a_ink: every voxel is masked out or ignored" in caplog.text
+    assert "b_ink: every voxel is masked out or ignored" in caplog.text
+    assert np.isnan(found.cases["a"]["ink/dice"])
+    assert found.cases["a"]["ink/b0_error"] == 0
+    assert "b" not in found.cases
+    assert found.mean["ink/dice"] == 1
 
 
 def test_the_command_takes_all_scores_and_parameters(tmp_path, capsys):

@@ -358,8 +358,10 @@ def test_evaluate_says_what_lies_elsewhere_and_refuses_impossible_sizes(tmp_path
     (tmp_path / "labels").mkdir()
     write_ome(tmp_path / "labels" / "a_ink.zarr", IMAGE // 128, (4, 4, 4))
     request = EvaluateRequest(str(tmp_path / "p.zarr"), str(tmp_path / "labels"), str(tmp_path / "e"))
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(VolumenError, match=r"a_ink\.zarr: lies elsewhere in space than .* or give --spacing"):
         evaluate(request)
+    with caplog.at_level(logging.WARNING):
+        evaluate(replace(request, spacing=(4.0, 4.0, 4.0)))
     assert "a_ink.zarr lies elsewhere in space than" in caplog.text
     for folder in ("found", "truth"):
         (tmp_path / folder).mkdir()

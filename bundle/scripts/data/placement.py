@@ -17,55 +17,63 @@ OBLIQUE_DEGREES = 10.0
 """Rotation between two scans, in degrees, from which a warning is logged."""
 
 
-def aligned_to_grid(volume: Volume, geometry: Geometry, shape: Sequence[int], name: str) -> Volume:
+def aligned_to_grid(
+    volume: Volume, geometry: Geometry, shape: Sequence[int], name: str, *, remedy: str | None = None
+) -> Volume:
     """Return a volume reoriented to the axes of another grid, if their order or direction differs.
 
     A volume that lies elsewhere, is rotated by other angles, or has another voxel size is returned unchanged, with a
-    warning. If the place of one of the two is not known, only voxel sizes are compared.
+    warning, or refused. If the place of one of the two is not known, only voxel sizes are compared.
 
     Args:
         volume: a label, a mask or another prediction of the same image.
         geometry: geometry of the other grid.
         shape: shape of the other grid.
         name: name of the other volume, for messages.
+        remedy: what the user can do where the volume must not differ; None: it may, with a warning.
+
+    Raises:
+        VolumenError: the volume differs, and a remedy is given.
     """
     own = volume.geometry
     if not (own.is_placed and geometry.is_placed and own.frame == geometry.frame):
         if not own.same_spacing(geometry):
-            logger.warning(
-                "%s: voxels of %s, but those of %s are %s", volume.source, own.text(), name, geometry.text()
-            )
+            _differs(volume, _other_size(own, geometry, name), remedy)
         return volume
     turn, angle = nearest_turn(geometry, own)
     if not is_parallel(angle):
-        logger.warning(
-            "%s lies elsewhere in space than %s: turned by %.1f degrees", volume.source, name, angle
-        )
+        _differs(volume, f"lies elsewhere in space than {name}: turned by {angle:.1f} degrees", remedy)
         return volume
     turned = own.turned(turn, volume.shape)
     if not turn.is_identity:
         if turn.of_axes(volume.shape) == tuple(shape) and geometry.covers(turned):
             logger.info("%s: its axes run otherwise than those of %s, and are turned", volume.source, name)
             return TurnedVolume(volume, turn)
-        logger.warning(
-            "%s lies elsewhere in space than %s: its axes run otherwise%s, and turned it would cover another place",
-            volume.source,
-            name,
-            _ways(own, geometry),
-        )
+        ways = f"its axes run otherwise{_ways(own, geometry)}, and turned it would cover another place"
+        _differs(volume, f"lies elsewhere in space than {name}: {ways}", remedy)
     elif not own.same_spacing(geometry):
-        logger.warning(
-            "%s: voxels of %s, but those of %s are %s", volume.source, own.text(), name, geometry.text()
-        )
+        _differs(volume, _other_size(own, geometry, name), remedy)
     elif not geometry.covers(own):
-        logger.warning(
-            "%s lies elsewhere in space than %s: it begins %s voxels (%s) away; correct its translation or affine",
-            volume.source,
-            name,
-            ", ".join(f"{value:.4g}" for value in geometry.shift(own)),
-            "z, y, x"[-3 * len(shape) + 2 :],
-        )
+        away = ", ".join(f"{value:.4g}" for value in geometry.shift(own))
+        axes = "z, y, x"[-3 * len(shape) + 2 :]
+        words = f"lies elsewhere in space than {name}: it begins {away} voxels ({axes}) away"
+        _differs(volume, words, remedy, "correct its translation or affine")
     return volume
+
+
+def _other_size(own: Geometry, other: Geometry, name: str) -> str:
+    return f"has voxels of {own.text()}, but those of {name} are {other.text()}"
+
+
+def _differs(volume: Volume, words: str, remedy: str | None, hint: str = "") -> None:
+    """Warn of a difference, or refuse it where a remedy is given.
+
+    Raises:
+        VolumenError: a remedy is given.
+    """
+    if remedy is not None:
+        raise VolumenError(volume.source, words, remedy=", or ".join(filter(None, (hint, remedy))))
+    logger.warning("%s %s", volume.source, "; ".join(filter(None, (words, hint))))
 
 
 def _ways(one: Geometry, other: Geometry) -> str:

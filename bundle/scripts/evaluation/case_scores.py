@@ -130,7 +130,6 @@ def score_regions(
         seconds["places"] = seconds.get("places", 0.0) + time.process_time() - before
         for part, cost in tally.seconds.items():
             seconds[part] = seconds.get(part, 0.0) + cost
-    _warn_of_nothing(case, scores)
     return found, numbers, seconds
 
 
@@ -143,15 +142,6 @@ def _named_objects(rows: Sequence[Details]) -> tuple[set[int], set[int]]:
         own.add(row["number"])
         other.update(row["parts"])
     return pred, truth
-
-
-def _warn_of_nothing(case: ScoredCase, scores: Mapping[str, LabelScores]) -> None:
-    """Say that there is nothing to score, once a case."""
-    name = f"{case.name}_{case.target}"
-    if not any(tally.voxels["known"] for tally in scores.values()):
-        logger.warning("%s: every voxel is masked out or ignored, so it is not scored", name)
-    elif not any(tally.voxels["pred"] or tally.voxels["truth"] for tally in scores.values()):
-        logger.warning("%s: prediction and label are empty, so most scores are undefined", name)
 
 
 def _label_details(

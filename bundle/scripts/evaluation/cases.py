@@ -186,6 +186,8 @@ class Evaluation:
         unlabelled: names of predictions that have no label.
         details: case to target to class to counts and places of errors.
         seconds: part of the scoring to its CPU seconds.
+        seen: "<case>_<target>" to how many of its pieces have a known voxel, and how many of them hold foreground of
+            prediction or truth.
         numbers: case to target to class to the numbers of the objects that the details name.
         histograms: target to class to case to counts of probabilities, see `probability_counts`; only of targets with
             probabilities.
@@ -201,6 +203,7 @@ class Evaluation:
     unlabelled: tuple[str, ...] = ()
     details: dict[str, dict[str, dict[str, Details]]] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     numbers: dict[str, dict[str, dict[str, ObjectNumbers]]] = field(default_factory=dict, repr=False)
     histograms: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict, repr=False)
     diagnosis: Diagnosis | None = field(default=None, repr=False)

@@ -20,28 +20,31 @@ def own_share(scored: Sequence[ScoredCase]) -> Sequence[ScoredCase]:
 
 
 def gather(
-    details: dict[str, Any], numbers: dict[str, Any], seconds: dict[str, float]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """Return the details and the numbers of objects of the cases of all processes, and the CPU seconds of all.
+    details: dict[str, Any], numbers: dict[str, Any], seconds: dict[str, float], seen: dict[str, list[int]]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, float], dict[str, list[int]]]:
+    """Return what all processes found of their cases, and the CPU seconds of all.
 
     Args:
         details: case to target to what was found.
         numbers: case to target to numbers of objects.
         seconds: part of the work to its CPU seconds.
+        seen: case and target to what its pieces hold.
     """
     if not distributed.is_distributed():
-        return details, numbers, seconds
+        return details, numbers, seconds, seen
     states: list[Any] = [None] * distributed.world_size()
-    dist.all_gather_object(states, (details, numbers, seconds))
+    dist.all_gather_object(states, (details, numbers, seconds, seen))
     together: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     total: dict[str, float] = {}
-    for *found, costs in states:
+    everything: dict[str, list[int]] = {}
+    for *found, costs, of_cases in states:
         for whole, part in zip(together, found, strict=True):
             for case, targets in part.items():
                 whole.setdefault(case, {}).update(targets)
         for name, cost in costs.items():
             total[name] = total.get(name, 0.0) + cost
-    return *together, total
+        everything |= of_cases
+    return *together, total, everything
 
 
 def unite(metrics: TargetMetrics, scored: Sequence[ScoredCase]) -> None:

@@ -342,10 +342,15 @@ def _pair(
     else:
         whole = prediction.shape
     place = _place(found, prediction, region)
-    label = aligned_to_grid(label, place, whole, found.path)
+    # Who gives the voxel size says that the files' own geometry is not to be trusted.
+    remedy = None if request.spacing else "give --spacing to compare them voxel by voxel"
+    label = aligned_to_grid(label, place, whole, found.path, remedy=remedy)
     if label.shape != whole:
         raise VolumenError(
-            label_path, expected=f"shape {whole}, as the prediction's image", found=label.shape
+            label_path,
+            expected=f"shape {whole}, as the prediction's image",
+            found=label.shape,
+            remedy="predict the image of this label",
         )
     mask = None if mask_path is None else fit_label(label, open_mask_file(mask_path, ndim=ndim), mask=True)
     ignore = target.get("ignore_label") if request.ignore_label is None else request.ignore_label

@@ -17,7 +17,6 @@ from volumen.evaluation.pairing import Pairs, find_pairs
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.results import csv_text, json_text
 from volumen.inference.windows.heads import PROBABILITIES
-from volumen.metrics.objects.contingency import PRED, TRUTH, objects_of
 from volumen.metrics.score_names import checked_names, family_of, measures, names_of
 from volumen.metrics.topology.counts import CONNECTIVITIES
 from volumen.utils.errors import VolumenError
@@ -58,6 +57,7 @@ def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     from volumen.evaluation.curves import curves_csv
     from volumen.evaluation.diagnostic_files import write_files
     from volumen.evaluation.diagnostics import empty_diagnosis
+    from volumen.evaluation.nothing_to_score import refuse_nothing, warn_of_nothing
     from volumen.evaluation.place_tables import objects_csv, topology_csv
     from volumen.evaluation.report import render_report
     from volumen.utils import distributed
@@ -69,12 +69,13 @@ def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
             "--spacing", expected=f"{ndim} sizes, one per axis", found=", ".join(map(str, request.spacing))
         )
     diagnosis = empty_diagnosis(scored, request) if request.diagnostics else None
-    evaluation = replace(
-        score(scored, request, diagnosis), unpredicted=pairs.unpredicted, unlabelled=pairs.unlabelled
-    )
+    evaluation = score(scored, request, diagnosis)
+    refuse_nothing(scored[0].label.path, evaluation.seen)
+    evaluation = replace(evaluation, unpredicted=pairs.unpredicted, unlabelled=pairs.unlabelled)
     _warn_of_missing(evaluation, request)
     if not distributed.is_main():
         return evaluation
+    warn_of_nothing(evaluation.seen)
     output = Path(request.output)
     output.mkdir(parents=True, exist_ok=True)
     if diagnosis is not None:
@@ -129,6 +130,7 @@ def score(
     from volumen.evaluation.case_scores import instance_details, score_regions
     from volumen.evaluation.diagnostics import diagnose
     from volumen.evaluation.gather import gather, own_share, unite
+    from volumen.evaluation.nothing_to_score import holds_anything, refuse_class_map
     from volumen.metrics.target_metrics import build_metrics
 
     names = _wanted(scored, request.metrics)
@@ -146,12 +148,16 @@ def score(
     details: dict[str, dict[str, dict[str, Details]]] = {}
     numbers: dict[str, dict[str, dict[str, ObjectNumbers]]] = {}
     seconds: dict[str, float] = {}
+    seen: dict[str, list[int]] = {}
     for case in own_share(scored):
         size = request.spacing or case.spacing
         before = time.process_time()
+        of_case = seen[f"{case.name}_{case.target}"] = [0, 0]
         for box in case.pieces():
             found, truth, known = case.read(box)
             _check_values(case, truth, known)
+            of_case[0] += bool(known.any())
+            of_case[1] += holds_anything(case, found, truth, known, request.threshold)
             metrics.update(
                 {case.target: found[None]},
                 {case.target: truth[None]},
@@ -168,11 +174,8 @@ def score(
         else:
             table = metrics.tables(case.target).get(case.name)
             behind = {} if table is None else {"": instance_details(case, table, size)}
-            if table is not None and _is_one_class(table):
-                logger.warning(
-                    "%s: the value 1 alone where numbers of instances are expected: it looks like a class",
-                    case.label.path,
-                )
+            if table is not None:
+                refuse_class_map(case, table)
         if behind:
             details.setdefault(case.name, {})[case.target] = behind
         if diagnosis is not None:
@@ -182,7 +185,7 @@ def score(
         for part, cost in costs.items():
             seconds[part] = seconds.get(part, 0.0) + cost
     unite(metrics, scored)
-    details, numbers, seconds = gather(details, numbers, seconds)
+    details, numbers, seconds, seen = gather(details, numbers, seconds, seen)
     if diagnosis is not None:
         diagnosis.gather()
     cases = {str(name): dict(sorted(row.items())) for name, row in metrics.per_case().items()}
@@ -204,7 +207,8 @@ def score(
     }
     return Evaluation(
         mean, interval, dict(sorted(cases.items())), tuple(scored), settings, details=details, seconds=seconds,
-        numbers=numbers, diagnosis=diagnosis,
+        numbers=numbers, seen={name: (known, filled) for name, (known, filled) in seen.items()},
+        diagnosis=diagnosis,
         histograms={target: classes for target, classes in counted.items() if classes},
     )  # fmt: skip
 
@@ -229,12 +233,6 @@ def _wanted(scored: Sequence[ScoredCase], names: Sequence[str] | None) -> tuple[
             )  # fmt: skip
     every = (name for family in families.values() for name in names_of(family, default=False))
     return tuple(dict.fromkeys([*(every if ALL in names else ()), *given]))
-
-
-def _is_one_class(table: np.ndarray) -> bool:
-    """Whether the truth has one object, of number 1, where the prediction has several."""
-    true, found = (objects_of(table, column)[0] for column in (TRUTH, PRED))
-    return true.tolist() == [1] and len(found) > 1
 
 
 def _check_values(case: ScoredCase, truth: np.ndarray, known: np.ndarray) -> None:
