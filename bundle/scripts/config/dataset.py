@@ -51,7 +51,7 @@ class OpenedData:
 
     @property
     def is_given(self) -> bool:
-        """Whether there are data: a folder, a list, or volumes that are open already."""
+        """Whether data exist: a folder, a list, or volumes that are already open."""
         return bool(self.folders) or self.given_layout is not None
 
     @property

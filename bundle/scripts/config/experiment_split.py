@@ -1,4 +1,4 @@
-"""Which part of an experiment's data trains, and which validates."""
+"""Divides the data of an experiment into a training and a validation part."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ class ExperimentSplit(ExperimentNetwork):
 
     @cached_property
     def split(self) -> Split:
-        """Which regions train and which validate; when a run is resumed, its own whatever the settings say now."""
+        """The training and the validation regions; a resumed run always uses its recorded split."""
         from volumen.data.sampling.split_file import load_split
 
         if self.given_split is not None:
             return self.given_split
-        kept = self.resumed_file("split.json")
-        if kept is not None:
-            split = load_split(kept, self._shapes)
+        recorded = self.resumed_file("split.json")
+        if recorded is not None:
+            split = load_split(recorded, self._shapes)
             if (split.fraction, split.seed, split.rule) != (*self._recorded, self._rule):
                 logger.warning(
-                    "%s: the split of the resumed run stays, whatever the settings of the split are now", kept
+                    "%s: the split of the resumed run stays, whatever the settings of the split are now",
+                    recorded,
                 )
             return split
         return self._new_split()
 
     def _new_split(self) -> Split:
-        """Return the split that the settings choose."""
+        """Return the split that the settings define."""
         from volumen.data.sampling.folds import held_out_groups, make_folds, read_fold
         from volumen.data.sampling.split import make_split, split_by_name
         from volumen.data.sampling.split_file import given_split
@@ -100,7 +101,7 @@ class ExperimentSplit(ExperimentNetwork):
 
     @property
     def _rule(self) -> str:
-        """What chooses the parts, as the split records it; empty where the share and the seed do."""
+        """The rule that chose the parts, as the split file records it; empty if share and seed did."""
         data = self.dataset_config
         if data.val_path:
             return f"val_path {Path(data.val_path).name}"
@@ -120,20 +121,20 @@ class ExperimentSplit(ExperimentNetwork):
         rule = self.dataset_config.group_by
         return None if rule is None else find_groups(list(self._shapes), rule)
 
-    def _named_volumes(self, wanted: list[str]) -> list[str]:
-        """Return the names of the images that the setting names, each of which may hold * and ?."""
+    def _named_volumes(self, patterns: list[str]) -> list[str]:
+        """Return the names of the images that match the setting's entries, which may contain * and ?."""
         names, where = list(self._shapes), f"{self.origin}: dataset_config.val_volumes"
         found: list[str] = []
-        for text in wanted:
-            mine = [text] if text in names else [name for name in names if fnmatchcase(name, text)]
-            if not mine:
+        for text in patterns:
+            matches = [text] if text in names else [name for name in names if fnmatchcase(name, text)]
+            if not matches:
                 raise VolumenError(
                     where,
                     expected="names of images in the data",
                     found=repr(text),
                     remedy=closest(text, names) or f"known: {', '.join(names[:10])}",
                 )
-            found += mine
+            found += matches
         for name, times in Counter(found).items():
             if times > 1:
                 raise VolumenError(where, f"names the image {name!r} twice", remedy="name it once")
@@ -141,7 +142,7 @@ class ExperimentSplit(ExperimentNetwork):
 
     @property
     def class_profiles(self) -> Profiles:
-        """Labelled voxels in every slice across every axis, by case and by target and class of a target."""
+        """Numbers of labelled voxels in every slice along every axis, by case, and by target or class of a target."""
         from volumen.data.index.label_counts import MAX_CLASSES
 
         classes = {
@@ -158,7 +159,7 @@ class ExperimentSplit(ExperimentNetwork):
         return split_text(self.split, self.fingerprint)
 
     def items(self, part: str) -> CaseItems:
-        """The images of a part with their labels, as MONAI lists them; found when they are first asked for.
+        """Return the images of a part with their labels as a MONAI data list, which is filled at first use.
 
         Args:
             part: `train` or `val`; an image that the split divides is in both.

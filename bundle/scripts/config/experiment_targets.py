@@ -104,7 +104,7 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def loss_sections(self) -> dict[str, dict[str, Any]]:
-        """What `MultiTaskLoss` is built from."""
+        """Arguments of `MultiTaskLoss` by target."""
         return {
             name: {**target.loss_section(), "validity": self.validity.get(name)}
             for name, target in self.targets.items()
@@ -154,7 +154,7 @@ class ExperimentTargets(ExperimentData):
 
     @property
     def device_tasks(self) -> dict[str, dict[str, Any]]:
-        """The part of `derived_tasks` that is made on the training device, a batch at once."""
+        """The part of `derived_tasks` that the training device computes, one batch at a time."""
         from volumen.derived.registry import derives_on_device, get_task
 
         if not self.derives_on_device:

@@ -13,7 +13,7 @@ FEWEST_FINAL_WINDOWS = 2000
 
 
 class ExperimentTraining(ExperimentSplit):
-    """An experiment whose parts, statistics and numbers of steps follow from its sections, data and network."""
+    """An experiment whose split, statistics and numbers of steps follow from its sections, data and network."""
 
     @cached_property
     def intensity_properties(self) -> dict[str, Any]:

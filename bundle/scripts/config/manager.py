@@ -53,8 +53,8 @@ class ConfigManager(ExperimentTraining):
         dataset_config: data settings.
         inference_config: prediction settings.
         auxiliary_tasks: derived targets by name.
-        dataset_dir: data folder, or several; goes before `dataset_config.data_path`.
-        output_dir: output folder; goes before `tr_setup.ckpt_out_base`.
+        dataset_dir: data folder, or several; takes precedence over `dataset_config.data_path`.
+        output_dir: output folder; takes precedence over `tr_setup.ckpt_out_base`.
         device: where the network runs: `auto`, `cpu`, `cuda`, `cuda:N`, a device of torch, or the device of another
             configuration of the same run.
         origin: name of the file the sections come from, for errors.
@@ -180,7 +180,7 @@ class ConfigManager(ExperimentTraining):
         return self.variant(data=replace(self.data, given_cases=cases, given_layout=layout))
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """Return every section with all values settled: plain data that trains the same model again."""
+        """Return every section with all values filled in: plain data that trains the same model again."""
         from volumen.data.layout import FORMATS
 
         model = self.network_config

@@ -67,7 +67,7 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
     masks = _masks(request, folder)
     beside = folder.parent / "images"
     images = _volumes_by_name(beside) if beside.is_dir() else {}
-    # One label for one prediction need not be named like it.
+    # A single label of a single prediction may have any name.
     sources = {found.source for found in predictions}
     names = {found.name for found in predictions}
     alone = next(iter(labels.values())) if len(labels) == 1 and len(names) == 1 else None

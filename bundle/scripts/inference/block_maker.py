@@ -42,13 +42,13 @@ def make_blocks(
     """Compute and write every block that is not done.
 
     Args:
-        work: what is to be done.
+        work: the volume's prediction.
         predictor: the network, or the ensemble.
-        state: told of finished blocks.
-        done: blocks to leave alone, bool, shape `work.window_plan.blocks`.
-        scratch: folder for partial sums beyond their memory.
-        raise_if_cancelled: called before a block is written; raises what stops the work.
-        progress: called with the number of windows settled.
+        state: records finished blocks.
+        done: blocks that are already finished, bool, shape `work.window_plan.blocks`.
+        scratch: folder for partial sums that do not fit in memory.
+        raise_if_cancelled: called before a block is written; raises an exception to stop the work.
+        progress: called with the number of windows finished.
     """
     plan, request = work.window_plan, work.request
     heads = tuple(stored.head for stored in work.stored)

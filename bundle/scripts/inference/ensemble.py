@@ -1,4 +1,4 @@
-"""Ensembles: several networks whose outputs are averaged window by window, and the folders that hold them."""
+"""Ensembles of several networks whose outputs are averaged, and the files and folders that list their members."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def load_model(
 
     Args:
         checkpoint: a checkpoint, or the folder of a run, or several of them; see `find_members`.
-        device: where it predicts. On a GPU the weights of all members stay there if they fit into half of its free
-            memory; else they stay in main memory, and each is moved for some windows.
+        device: device of the prediction. The weights of all members stay on a GPU if they fit into half of its free
+            memory; otherwise they stay in main memory, and one member at a time is moved to the GPU.
         strict: as for `load_predictor`.
 
     Raises:
-        VolumenError: nothing to load, or members that differ in dimensions, channels or targets.
+        VolumenError: there is nothing to load, or members differ in dimensions, channels or targets.
     """
     given = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     found = [(path, settings) for item in given for path, settings in find_members(item)]
@@ -59,15 +59,15 @@ def load_model(
 
 
 def join(members: Sequence[Predictor], device: torch.device | None = None, path: str = "") -> Predictor:
-    """Return networks as an ensemble.
+    """Return several networks as an ensemble.
 
     Args:
-        members: at least two.
-        device: where they predict; None for where the first one is.
-        path: what the ensemble is called.
+        members: at least two networks.
+        device: device of the prediction; None: that of the first network.
+        path: name of the ensemble.
 
     Raises:
-        VolumenError: members that differ in dimensions, channels or targets, or the same one twice.
+        VolumenError: members differ in dimensions, channels or targets, or one is given twice.
     """
     first = members[0]
     for member in members[1:]:
@@ -91,7 +91,7 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
     """Refuse a member whose outputs cannot be averaged with those of the first one.
 
     Raises:
-        VolumenError: naming what differs.
+        VolumenError: names the difference.
     """
     differing = None
     if len(other.patch_size) != len(first.patch_size):
@@ -119,12 +119,12 @@ def _described(head: Any) -> str:
 
 
 def find_members(path: PathName, *, selected: bool = True) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the checkpoints that a path stands for, each with the settings that were chosen for it.
+    """Return the checkpoints of a path, each with the settings that were selected for it.
 
     Args:
         path: a checkpoint; the folder of a run (its best checkpoint, else its newest); the folder of a run with folds
-            (every fold's), or of what `volumen select` chose; or a file of one of these.
-        selected: whether a folder stands for what was chosen there, if anything was.
+            (the checkpoints of all folds); the folder of a selection by `volumen select`; or the listing file in it.
+        selected: whether a selection in the folder takes precedence over its folds.
 
     Raises:
         VolumenError: no such path, a folder without checkpoints, or folds that are not trained yet.
@@ -156,7 +156,7 @@ def read_listing(path: Path) -> Mapping[str, Any]:
     """Return the content of an `ensemble.json` or `selection.json`.
 
     Raises:
-        VolumenError: not readable, or it names no members.
+        VolumenError: the file is unreadable or lists no members.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -171,7 +171,7 @@ def run_checkpoint(folder: Path) -> Path:
     """Return the checkpoint of a run to predict with: the best one, else the newest.
 
     Raises:
-        VolumenError: the folder holds none, or those of several runs.
+        VolumenError: the folder has no checkpoint, or those of several runs.
     """
     best = sorted(folder.glob("*_best.pth"))
     if len(best) == 1:
@@ -197,7 +197,7 @@ def _any(folder: Path) -> bool:
 
 
 def _with_settings(predictor: Predictor, settings: Mapping[str, Any]) -> Predictor:
-    """Return a predictor whose snapshot holds the settings that were chosen for its prediction."""
+    """Return a copy of a predictor with the selected settings in its snapshot."""
     if not settings:
         return predictor
     inference = {**(predictor.config.get("inference_config") or {}), **settings}

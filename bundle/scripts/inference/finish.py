@@ -27,11 +27,12 @@ class BlockWriter:
     Args:
         plan: windows and blocks.
         heads: the outputs, in the order of the accumulated channels.
-        stored: what is stored of each.
-        reader: knows which voxels the mask or damaged chunks exclude.
-        sinks: target to where its values go.
-        state: told of every finished block.
-        gain: compares the results with those without augmentation, whose sums follow theirs; None for none.
+        stored: how each output is stored.
+        reader: states which voxels the mask or damaged chunks exclude.
+        sinks: target to the arrays that its values are written to.
+        state: records every finished block.
+        gain: compares the results with and without augmentation; the channels without it follow those with it. None:
+            no comparison.
         joined: whether blocks come as means over an ensemble, which are divided by the windows' weights already.
     """
 

@@ -1,4 +1,4 @@
-"""Where the weights of an ensemble's members are: all on the device, or one of them at a time."""
+"""Moves the weights of an ensemble's members to the device: all of them, or one at a time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 SHARE_OF_MEMORY = 0.5
 """Share of a GPU's free memory that the weights of all members may take; the windows need the rest."""
 RUN = 32
-"""Batches that a member predicts in a row where its weights are moved for them."""
+"""Number of consecutive batches of a member if its weights must be moved to the device first."""
 
 
 class Placing:
-    """Brings the weights of a member to the device before it predicts.
+    """Moves the weights of a member to the device before it predicts.
 
-    Weights that fit stay there, see `fits`. Else each member is moved to the device for `run` batches and back.
+    If the weights of all members fit (see `fits`), they stay there. Otherwise each member is moved to the device for
+    `run` batches and back.
 
     Args:
         members: the networks.
-        device: where they predict.
-        held: whether all stay on the device; None: whether they are there.
+        device: device of the prediction.
+        held: whether all weights stay on the device; None: true if they are there now.
     """
 
     def __init__(self, members: Sequence[Predictor], device: torch.device, held: bool | None = None) -> None:
@@ -35,11 +36,11 @@ class Placing:
 
     @property
     def run(self) -> int:
-        """Batches of one member that should follow each other."""
+        """Number of consecutive batches of one member."""
         return 1 if self.held else RUN
 
     def bring(self, number: int, network: WindowNetwork) -> Callable[[np.ndarray], np.ndarray]:
-        """Return a function that predicts windows with a member, whose weights it moves where needed."""
+        """Return a function that predicts windows with a member and moves its weights if necessary."""
         if self.held:
             return network
 
@@ -55,9 +56,9 @@ class Placing:
 
 
 def fits(members: Sequence[Predictor], device: torch.device) -> bool:
-    """Return whether the weights of all members may stay on a device: on a CPU always.
+    """Return whether the weights of all members can stay on a device: always on a CPU.
 
-    On a GPU they may take half of the memory that is free.
+    On a GPU they may use half of the free memory.
     """
     if device.type != "cuda":
         return True

@@ -1,7 +1,7 @@
-"""Prediction of images whose voxel size is not that of the training: on the network's grid, and back on the image's.
+"""Prediction of images with another voxel size than in training: on a grid of that size, and resampled back.
 
-The windows lie on a grid of the training's voxel size. Their blended values, before the activation, are stored block by
-block below the state folder, and interpolated linearly at the image's own voxels in a pass over the output's blocks.
+The windows lie on a grid with the voxel size of the training. Their blended values, before the activation, are stored
+block by block below the state folder. A pass over the output's blocks interpolates them linearly at the image's voxels.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_STEP = 64
-"""A voxel size that differs by more than this factor from the training's is a wrong unit."""
+"""A voxel size that differs from the training's by more than this factor must have a wrong unit."""
 
 
 def resampling_to_training(
     trained: Geometry | None, image: Volume, turn: AxisTurn | None = None
 ) -> Resampling | None:
-    """Return the grid of the training's voxel size over an image; None where the image is predicted as stored.
+    """Return the grid over an image with the voxel size of the training; None if the image is not resampled.
 
     Args:
-        trained: the one voxel size of the training, `Predictor.trained_grid`; None: it had none.
+        trained: the common voxel size of the training, `Predictor.trained_grid`; None: there was none.
         image: the image.
         turn: how windows are turned for the network; the training's voxel size is along the network's axes.
 
     Raises:
-        VolumenError: a voxel size that cannot be of the same kind of image.
+        VolumenError: the voxel sizes differ so much that a unit must be wrong.
     """
     if trained is None or trained.spacing is None:
         return None
@@ -57,7 +57,7 @@ def resampling_to_training(
             trained.text(),
         )
     target = trained.spacing if turn is None else turn.undo_axes(trained.spacing)
-    factors = [wanted / stored for wanted, stored in zip(target, own.spacing, strict=True)]
+    factors = [new / stored for new, stored in zip(target, own.spacing, strict=True)]
     if max(factors) > _MOST_STEP or min(factors) < 1 / _MOST_STEP:
         raise VolumenError(
             image.path,
@@ -78,7 +78,7 @@ def resampling_to_training(
 
 
 def check_resampled(image: Volume, heads: Sequence[Head]) -> None:
-    """Refuse heads whose channels are offsets in voxels, which mean nothing between voxels of another size.
+    """Refuse heads whose channels are offsets in voxels, since these depend on the voxel size.
 
     Raises:
         VolumenError: there is such a head.
@@ -95,7 +95,7 @@ def check_resampled(image: Volume, heads: Sequence[Head]) -> None:
 
 
 def length_factor(resampling: Resampling | None, spacing: Sequence[float]) -> float:
-    """Return by what distances in voxels of the network's grid are multiplied for those of the image's grid.
+    """Return the factor from distances in voxels of the network's grid to distances in voxels of the image.
 
     Args:
         resampling: the network's grid; None for the image's own.
@@ -115,10 +115,10 @@ def on_stored_grid(
         blend: (channels, *space), a part of the network's grid.
         resampling: the network's grid.
         region: stored voxels.
-        first: place of `blend` in the network's grid; None for its beginning.
+        first: first voxel of `blend` in the network's grid; None: its beginning.
     """
     positions = [
         resampling.resampled_positions(axis, part.start, part.stop) for axis, part in enumerate(region)
     ]
-    # What resampling makes larger, the way back makes smaller.
+    # The reverse order: an axis that resampling enlarged is reduced again.
     return interpolate(blend, positions, first or (0,) * len(positions), resampling.order[::-1])

@@ -39,7 +39,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Network:
-    """What workers load: the absolute paths of its checkpoints, their SHA-256, and the device that was asked for.
+    """The checkpoints that workers load: their absolute paths, their SHA-256, and the requested device.
 
     `threads` is the number of computing threads, None for the worker's own; `strict` is that of `load_predictor`.
     """

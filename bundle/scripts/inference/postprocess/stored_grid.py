@@ -1,4 +1,4 @@
-"""The pass that brings blended values from the network's grid to the voxels of the image."""
+"""The pass that resamples blended values from the network's grid to the voxels of the image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredGridPass:
-    """Brings the blended values of every block of the output from the network's grid to the image's.
+    """Resamples the blended values of every block of the output from the network's grid to the image's.
 
     Args:
-        work: the volume, all blocks of the network's grid predicted.
+        work: the volume's prediction, of which all blocks of the network's grid are finished.
     """
 
     work: VolumeWork

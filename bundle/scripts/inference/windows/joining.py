@@ -1,4 +1,4 @@
-"""Blocks of several members of an ensemble, averaged as soon as every member has finished them."""
+"""Averages the blocks of an ensemble as soon as every member has finished them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Empty = list[tuple[slice, ...]]
 
 
 class BlockJoiner:
-    """Averages what the members of an ensemble blended in a block.
+    """Averages the blended blocks of an ensemble's members.
 
-    Members finish their blocks in about the same order, so few blocks wait for another member; beyond `budget` bytes
-    they wait in a file. The mean is formed in the order of the members, as `numpy.mean` over their stacked float32
-    results forms it, so it is the same bits whichever member comes last.
+    Members finish their blocks in about the same order, so that few blocks wait for another member; beyond `budget`
+    bytes they wait in a file. The mean is summed in the order of the members, like `numpy.mean` over their stacked
+    float32 results, so that it is bitwise the same for any order in which they finish.
 
     Args:
         plans: windows of each member; all have the same region and blocks.
         channels: blended channels.
         budget: bytes of waiting blocks in memory.
-        folder: where they wait beyond it.
+        folder: folder of the file.
     """
 
     def __init__(self, plans: Sequence[PredictPlan], channels: int, budget: int, folder: Path) -> None:
@@ -48,17 +48,17 @@ class BlockJoiner:
     def add(
         self, member: int, block: tuple[int, ...], sums: np.ndarray | None, empty: Empty
     ) -> tuple[tuple[int, ...], np.ndarray | None, Empty] | None:
-        """Take a member's block; return the mean once all members have given theirs.
+        """Add a member's block; return the mean if it was the last member.
 
         Args:
             member: number of the member.
             block: number of the block.
-            sums: its weighted sums (channels, *block_shape), which are changed; None where all of it is empty.
-            empty: parts of it that are empty.
+            sums: weighted sums (channels, *block_shape), which are modified; None if the whole block is empty.
+            empty: empty parts of the block.
 
         Returns:
-            Block, blended mean (channels, *block_shape) or None where a member says that all of it is empty, and the
-            parts that a member says are empty; None while members are missing.
+            Block, blended mean (channels, *block_shape) or None if the block is empty for a member, and the parts that
+            are empty for a member; None while members are missing.
         """
         if sums is None:
             self._blank.add(block)
@@ -71,7 +71,7 @@ class BlockJoiner:
             return None
         del self._arrived[block]
         parts = self._empty.pop(block)
-        # A block that is blank for one member is 0, but what the others gave must be taken out.
+        # If the block is empty for one member it is 0, but the values of the other members must be removed.
         found = [self._take((number, *block)) for number in range(len(self._plans))]
         if block in self._blank:
             self._blank.discard(block)

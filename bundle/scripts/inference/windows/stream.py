@@ -111,15 +111,15 @@ class Lane:
 def interleaved(
     plans: Sequence[PredictPlan], done: np.ndarray | None, run: int = 1
 ) -> Iterator[tuple[int, range]]:
-    """Yield the batches of several networks, each network's in its own order, so that all advance alike.
+    """Yield the batches of several networks in turn, so that all networks advance at the same rate.
 
     Args:
         plans: windows of each network.
-        done: blocks that are finished already.
-        run: batches of one network that follow each other.
+        done: blocks that are already finished.
+        run: number of consecutive batches of one network.
 
     Yields:
-        Number of the network and the batch: always of the network with the least share of its windows done.
+        Number of the network and the batch; the next network is the one with the smallest share of finished windows.
     """
     if len(plans) == 1:
         yield from ((0, batch) for batch in needed_batches(plans[0], done))
@@ -127,14 +127,14 @@ def interleaved(
     nothing = np.zeros(plans[0].blocks, bool)
     totals = [max(1, count_needed(plan, nothing if done is None else done)) for plan in plans]
     batches = [needed_batches(plan, done) for plan in plans]
-    settled = dict.fromkeys(range(len(plans)), 0)
-    while settled:
-        lane = min(settled, key=lambda number: (settled[number] / totals[number], number))
+    finished = dict.fromkeys(range(len(plans)), 0)
+    while finished:
+        lane = min(finished, key=lambda number: (finished[number] / totals[number], number))
         for batch in itertools.islice(batches[lane], run):
-            settled[lane] += len(batch)
+            finished[lane] += len(batch)
             yield lane, batch
-        if settled[lane] >= totals[lane]:
-            del settled[lane]
+        if finished[lane] >= totals[lane]:
+            del finished[lane]
 
 
 def stream(
@@ -153,10 +153,10 @@ def stream(
         lanes: the network, or those of an ensemble, which have the same blocks.
         finish: writes a completed block; called from several threads, once per block.
         join: averages the blocks of several lanes; None for one lane.
-        done: blocks that are finished already, bool, shape `plan.blocks`.
-        workers: threads that read, and as many that write.
-        run: batches of one lane that follow each other.
-        progress: called with the number of windows settled.
+        done: blocks that are already finished, bool, shape `plan.blocks`.
+        workers: number of threads that read, and of those that write.
+        run: number of consecutive batches of one lane.
+        progress: called with the number of windows finished.
 
     Raises:
         Exception: the first exception of any stage, after all threads have stopped.
