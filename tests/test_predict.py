@@ -13,8 +13,9 @@ import zarr
 from prediction import blend_in_memory, make_predictor, save_checkpoint
 
 from volumen.data.formats.volumes import ArrayVolume
+from volumen.inference.checks.image import check_image
 from volumen.inference.jobs import Job
-from volumen.inference.predict import check_image, predict, predict_volume
+from volumen.inference.predict import predict, predict_volume
 from volumen.inference.predictor import load_predictor, predict_array
 from volumen.inference.request import PredictRequest
 from volumen.inference.windows.sliding import SlidingWindow

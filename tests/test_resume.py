@@ -11,10 +11,11 @@ import torch
 from ignite.engine import Engine, Events
 from training_toys import ToyLoss, ToyNetwork, make_trainer, same_weights, weights
 
+from volumen.checkpoints.comparison import changed_data
 from volumen.checkpoints.file import load_checkpoint, save_checkpoint
-from volumen.handlers.checkpoint import changed_data, check_resumable, newest_checkpoint
 from volumen.handlers.early_stopping import EarlyStopping
 from volumen.handlers.metric import KeyMetric
+from volumen.handlers.records.resumable import check_resumable, newest_checkpoint
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.losses.multitask import MultiTaskLoss
 from volumen.utils.errors import VolumenError

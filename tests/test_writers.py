@@ -254,7 +254,7 @@ def test_a_full_disk_is_survived(scroll, tmp_path, monkeypatch):
 def test_too_little_space_is_told_before_anything_is_written(scroll, monkeypatch):
     request, _ = scroll
     monkeypatch.setattr(
-        "volumen.inference.predict.shutil.disk_usage", lambda _: type("U", (), {"free": 1000})()
+        "volumen.inference.checks.disk_space.shutil.disk_usage", lambda _: type("U", (), {"free": 1000})()
     )
     with pytest.raises(VolumenError, match="of free space, found"):
         predict(request)

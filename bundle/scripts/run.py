@@ -227,7 +227,7 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 def _check_resumable(config: ConfigManager, run_directory: RunDirectory, resume: str) -> None:
     import torch
 
-    from volumen.handlers.checkpoint import check_resumable
+    from volumen.handlers.records.resumable import check_resumable
     from volumen.networks.multihead import MultiHeadDynUNet
 
     with torch.device("meta"):

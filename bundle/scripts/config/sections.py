@@ -12,13 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from volumen.config.parts.common import FILE_NAME, STRICT_KEYS
+from volumen.config.parts.network import ModelConfig
+from volumen.config.parts.setup import TrainingSetup
 from volumen.config.prediction import InferenceConfig
 from volumen.config.value_types import NAMES_FILE, Amount, AmpMode, Count, PatchSize, Positive, Share
 from volumen.metrics.score_names import VALIDATION_PATTERN, VALIDATION_SCORES
 
 _DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
 _FOLD = r"^\d+/\d+$"
-_FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Duration = Annotated[
     str,
     # A bare 35 becomes text, so that the error says that the unit is missing, not that the type is wrong.
@@ -27,73 +29,20 @@ Duration = Annotated[
 ]
 Scheme = Literal["unit", "percentile", "zscore", "ct", "none"]
 
-_STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
 # Errors show these instead of the patterns.
 PATTERN_MEANINGS = {
     _FOLD: "a fold such as 0/5, the first of five",
     _DURATION: "a time such as 35m, 12h or 1h30m",
-    _FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    FILE_NAME: "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
     VALIDATION_PATTERN: f"a score of labels ({', '.join(VALIDATION_SCORES)}; X is a number)",
 }
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """`tr_setup`: what the run is called, where it goes and what it starts from."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
-
-    model_name: Annotated[str, Field(pattern=_FILE_NAME, description="Names the run's folder and files.")] = (
-        "model"
-    )
-    autoconfigure: Annotated[
-        bool,
-        Field(
-            description="Grow the patch to a size the planned network can take; false: refuse another size."
-        ),
-    ] = True
-    tr_val_split: Annotated[
-        Annotated[float, Field(gt=0.0, le=1.0)],
-        Field(description="Share of the data that trains; the rest validates."),
-    ] = 0.8
-    compute_loss_on_labeled_only: Annotated[
-        bool, Field(description="Count the loss only where the label is not 0 (0 then means unknown).")
-    ] = False
-    ckpt_out_base: Annotated[
-        str | None,
-        NAMES_FILE,
-        Field(
-            description="Output folder where `-o` is not given; the run goes to its subfolder `model_name`."
-        ),
-    ] = None
-    checkpoint_path: Annotated[
-        str | None,
-        NAMES_FILE,
-        Field(description="Checkpoint to go on from, or to take weights from (`load_weights_only`)."),
-    ] = None
-    load_weights_only: Annotated[
-        bool, Field(description="Take only the weights of `checkpoint_path`; start the schedule anew.")
-    ] = False
-    resume: Annotated[
-        bool, Field(description="Go on from the newest whole checkpoint of this run, if there is one.")
-    ] = False
-    seed: Annotated[
-        Count, Field(description="Seed of the split, the weights, the sampling and the augmentation.")
-    ] = 0
-    deterministic: Annotated[
-        bool,
-        Field(
-            description="Ask torch for deterministic algorithms, and let cuDNN choose none by timing them"
-            " (always the case on the CPU path)."
-        ),
-    ] = False
 
 
 @dataclass(frozen=True)
 class LossSpec:
     """An entry of a target's `losses`."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
     name: Annotated[str, Field(description="Loss by name: ours, `torch.nn.X` or `monai.losses.X`.")]
     weight: Annotated[float, Field(ge=0.0, description="Weight in the target's sum.")] = 1.0
@@ -108,7 +57,7 @@ class LossSpec:
 class TrainingConfig:
     """`tr_config`: how the network is trained."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
     patch_size: Annotated[
         PatchSize | None, Field(description="Patch in voxels, (Z, Y, X) or (Y, X); null: from the data.")
@@ -259,74 +208,10 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """`model_config`: the network. What is null is planned from patch size and spacing."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
-
-    in_channels: Annotated[
-        Positive | None, Field(description="Image channels; null: from the data, else 1.")
-    ] = None
-    targets: Annotated[
-        dict[str, Any],
-        Field(description="Targets; the same as `dataset_config.targets`, either place serves."),
-    ] = field(default_factory=dict)
-    separate_decoders: Annotated[
-        bool | None,
-        Field(
-            description="A decoder per target; false: one shared decoder with a head per target; null: true, unless a "
-            "time budget is short."
-        ),
-    ] = None
-    base_features: Annotated[Positive, Field(description="Features of the first stage when planned.")] = 32
-    max_features: Annotated[Positive, Field(description="Most features of a stage when planned.")] = 320
-    features_per_stage: Annotated[
-        list[Positive] | None, Field(description="Features per stage; null: min(base * 2^i, max).")
-    ] = None
-    n_stages: Annotated[Positive | None, Field(description="Stages; null: pooling operations + 1.")] = None
-    n_blocks_per_stage: Annotated[
-        list[Positive] | None, Field(description="Residual blocks per stage; null: 1, 3, 4, 6, 6, ...")
-    ] = None
-    n_conv_per_stage_decoder: Annotated[
-        Positive | list[Positive], Field(description="Convolutions per decoder stage.")
-    ] = 1
-    kernel_sizes: Annotated[
-        list[Any] | None, Field(description="Convolution kernel per stage; null: planned.")
-    ] = None
-    strides: Annotated[list[Any] | None, Field(description="Stride per stage, first 1; null: planned.")] = (
-        None
-    )
-    pool_op_kernel_sizes: Annotated[list[Any] | None, Field(description="The older name of `strides`.")] = (
-        None
-    )
-    norm_op: Annotated[
-        str, Field(description="instance, batch, group, layer or none (torch class names too).")
-    ] = "instance"
-    nonlin: Annotated[str, Field(description="LeakyReLU, ReLU, SwiGLU, GLU, GELU.")] = "LeakyReLU"
-    dropout_op: Annotated[str | None, Field(description="Dropout in the encoder; null: none.")] = None
-    dropout_p: Annotated[Share, Field(description="Probability of `dropout_op`.")] = 0.0
-    conv_bias: Annotated[bool, Field(description="Convolutions have a bias.")] = True
-    do_stem: Annotated[bool, Field(description="A convolution before the first stage.")] = True
-    stem_channels: Annotated[
-        Positive | None, Field(description="Features of the stem; null: as stage 0.")
-    ] = None
-    stochastic_depth_p: Annotated[Share, Field(description="Probability of dropping a residual block.")] = 0.0
-    squeeze_excitation: Annotated[
-        bool, Field(description="Squeeze and excitation in the residual blocks.")
-    ] = False
-    squeeze_excitation_reduction_ratio: Annotated[
-        Annotated[float, Field(gt=0)], Field(description="Its reduction ratio (share of the channels kept).")
-    ] = 1.0 / 16
-    pool_type: Annotated[
-        Literal["conv", "avg", "max"], Field(description="Downsampling: strided convolution, or pooling.")
-    ] = "conv"
-
-
-@dataclass(frozen=True)
 class DatasetConfig:
     """`dataset_config`: which data, how they are read, which patches count."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
     data_path: Annotated[
         str | list[str] | None,
@@ -485,7 +370,7 @@ class DatasetConfig:
 class TargetConfig:
     """A target of `dataset_config.targets`: something a person labelled."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
     out_channels: Annotated[
         Positive | None, Field(description="Channels of the head; null: from the labels, else as the image.")
@@ -534,7 +419,7 @@ class TargetConfig:
 class AuxiliaryTaskConfig:
     """A target of `auxiliary_tasks`, derived from labels: the keys of every task, whatever its type."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT_KEYS
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
     type: Annotated[str, Field(description="What is derived, a type of the table below.")]
     source_target: Annotated[str, Field(description="The labelled target that it is derived from.")]

@@ -13,16 +13,16 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
+from volumen.checkpoints.comparison import changed_settings, differences
 from volumen.checkpoints.file import (
-    DamagedCheckpoint,
     load_checkpoint,
     plain,
-    read_file,
     save_checkpoint,
     writing_failed,
 )
 from volumen.handlers.metric import KeyMetric
 from volumen.handlers.random_state import random_state, set_random_state
+from volumen.handlers.records.resumable import find_resumable
 from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.state import Stateful, restore_states, saved_states
 from volumen.networks.placement import unwrap
@@ -353,175 +353,6 @@ def link_atomically(source: Path, target: Path) -> None:
                 sync_file(temporary)
     except OSError as error:
         raise writing_failed(target, error) from error
-
-
-def find_resumable(directory: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest complete checkpoint of a run and its content; None when the run has no checkpoint.
-
-    Damaged files are skipped with a warning. A checkpoint of an interrupted epoch is compared by its iteration.
-
-    Raises:
-        VolumenError: checkpoints exist, and all of them are damaged.
-    """
-    candidates = [path for _, path in reversed(directory.checkpoints())]
-    damaged: list[str] = []
-    interrupted = _load_or_warn(directory.interrupted, damaged) if directory.interrupted.is_file() else None
-    for path in candidates:
-        content = _load_or_warn(path, damaged)
-        if content is not None:
-            if interrupted is not None and interrupted["iteration"] > content["iteration"]:
-                return directory.interrupted, interrupted
-            return path, content
-    if interrupted is not None:
-        return directory.interrupted, interrupted
-    if damaged:
-        raise VolumenError(
-            directory.path,
-            f"every checkpoint is damaged ({', '.join(damaged)})",
-            remedy="start anew with another --model-name",
-        )
-    return None
-
-
-def check_resumable(
-    directory: RunDirectory,
-    resume: bool | str | os.PathLike,
-    network: torch.nn.Module,
-    data: Mapping[str, str],
-) -> None:
-    """Refuse a checkpoint of another architecture or data set before the data are searched, which can take minutes.
-
-    It reads no weights. A file that cannot be read raises its error later, when the run starts.
-
-    Args:
-        directory: the run's folder.
-        resume: the argument `resume` of `Checkpointer`.
-        network: the network, which may be on the "meta" device.
-        data: a digest of each volume by name.
-
-    Raises:
-        VolumenError: the file does not exist, or the architecture or the data set differs.
-    """
-    newest = resume is True or resume == "latest"
-    path = newest_checkpoint(directory) if newest else Path(resume)  # type: ignore[arg-type]
-    if path is None:
-        return
-    if not path.is_file():
-        raise VolumenError(path, "there is no such checkpoint")
-    try:
-        content = read_file(path, map_location="meta", mmap=True)
-    except DamagedCheckpoint as error:
-        logger.debug("%s cannot be looked at: %s", path, error)
-        return
-    if not isinstance(content, Mapping) or "model_config" not in content:
-        return
-    differences(content, network, data, path)
-
-
-def newest_checkpoint(directory: RunDirectory) -> Path | None:
-    """Return the checkpoint of the highest epoch number (not the newest file time); None if there is none."""
-    saved = directory.checkpoints()
-    if saved:
-        return saved[-1][1]
-    return directory.interrupted if directory.interrupted.is_file() else None
-
-
-def _load_or_warn(path: Path, damaged: list[str]) -> dict[str, Any] | None:
-    try:
-        return load_checkpoint(path)
-    except DamagedCheckpoint as error:
-        logger.warning("%s; it is skipped", error)
-        damaged.append(path.name)
-        return None
-
-
-def differences(
-    content: Mapping[str, Any], network: torch.nn.Module, data: Mapping[str, str], path: Path
-) -> list[str]:
-    """Compare a checkpoint with the run that resumes from it.
-
-    Returns:
-        Lines about harmless differences.
-
-    Raises:
-        VolumenError: the architecture or the data set differs.
-    """
-    mine = plain(getattr(network, "final_config", {}))
-    if mine != content["model_config"]:
-        key, expected, found = first_difference(content["model_config"], mine)
-        raise VolumenError(
-            path,
-            f"is of another architecture: model_config.{key}",
-            expected=expected,
-            found=found,
-            remedy="resume with the run's own configuration, or load weights alone with --finetune",
-        )
-    shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-    saved = {name: list(value.shape) for name, value in content["model"].items()}
-    if shapes != saved:
-        key, expected, found = first_difference(saved, shapes)
-        raise VolumenError(
-            path,
-            f"is of another architecture: weight {key}",
-            expected=expected,
-            found=found,
-            remedy="load what fits with --finetune",
-        )
-    changed = changed_data(content.get("data", {}), data)
-    if changed:
-        raise VolumenError(
-            path,
-            f"was trained on other data: {changed}",
-            remedy="give the same data, or load weights alone with --finetune",
-        )
-    return [
-        f"{path}: was saved by {name} {version}, this is {name} {now}; the result may differ in the last bits"
-        for name, version, now in (
-            ("torch", content["versions"]["torch"], str(torch.__version__)),
-            ("volumen", content["versions"]["volumen"], __version__),
-        )
-        if version != now
-    ]
-
-
-def changed_data(old: Mapping[str, str], new: Mapping[str, str], names: int = 3) -> str:
-    """Name the volumes that changed, are missing or are new; empty if none did or one side has no digests."""
-    if not old or not new:
-        return ""
-    parts = []
-    for what, found in (
-        ("of other content", [name for name in old if name in new and old[name] != new[name]]),
-        ("missing", [name for name in old if name not in new]),
-        ("new", [name for name in new if name not in old]),
-    ):
-        if found:
-            more = f" and {len(found) - names} more" if len(found) > names else ""
-            parts.append(f"{', '.join(found[:names])}{more} {what}")
-    return "; ".join(parts)
-
-
-def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any]:
-    """Return the first key at which two nested mappings differ, with both values ("absent" for a missing key)."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            here = f"{prefix}.{key}" if prefix else str(key)
-            if key not in old or key not in new:
-                return here, old.get(key, "absent"), new.get(key, "absent")
-            if old[key] != new[key]:
-                return first_difference(old[key], new[key], here)
-    return prefix, old, new
-
-
-def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return one line for every setting that differs, such as "tr_config.batch_size: 2, now 4"."""
-    lines: list[str] = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, now = old.get(key, "absent"), new.get(key, "absent")
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            lines += changed_settings(before, now, f"{prefix}{key}.")
-        elif before != now:
-            lines.append(f"{prefix}{key}: {before}, now {now}")
-    return lines
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:

@@ -207,7 +207,7 @@ def _raw_range(predictor: Predictor) -> tuple[np.dtype, list[tuple[float, float]
 
 def _middle_of(image: str, predictor: Predictor, shape: tuple[int, ...]) -> np.ndarray:
     from volumen.data.formats.opening import open_volume
-    from volumen.inference.predict import check_image
+    from volumen.inference.checks.image import check_image
 
     volume = open_volume(image)
     check_image(predictor, volume)

@@ -12,8 +12,9 @@ from volumen.config.manager import ConfigManager
 from volumen.data.formats.opening import open_volume
 from volumen.data.sampling.split_file import read_split
 from volumen.data.turned import TurnedVolume
+from volumen.inference.checks.image import check_kind
 from volumen.inference.jobs import make_job
-from volumen.inference.predict import check_kind, output_names, predict_volume
+from volumen.inference.predict import output_names, predict_volume
 from volumen.inference.progress import Progress
 from volumen.utils.boxes import whole_box
 from volumen.utils.errors import VolumenError

@@ -12,8 +12,9 @@ from volumen.data.sampling.split_file import read_split
 from volumen.evaluation.cases import ScoredCase
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
+from volumen.inference.checks.image import check_kind
 from volumen.inference.jobs import Job, find_jobs, image_paths, volume_name
-from volumen.inference.predict import check_kind, output_names, predict_volume
+from volumen.inference.predict import output_names, predict_volume
 from volumen.inference.progress import Progress
 from volumen.inference.resampling import resampling_to_training
 from volumen.utils.errors import VolumenError

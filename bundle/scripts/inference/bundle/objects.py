@@ -29,11 +29,12 @@ from volumen.inference.jobs import make_job, open_mask
 from volumen.inference.output.stored import OutputSpec
 from volumen.inference.postprocess.components import clean_array
 from volumen.inference.postprocess.instance_output import resolve_request
-from volumen.inference.predict import cleaning_rules, output_names, output_spec, predict_volume
+from volumen.inference.predict import output_names, predict_volume
 from volumen.inference.predictor import Predictor
 from volumen.inference.request import PredictReport, PredictRequest, log_report
 from volumen.inference.rules import CleaningRules
 from volumen.inference.settings import request_fields
+from volumen.inference.volume_plan import cleaning_rules, output_spec
 from volumen.inference.windows.sliding import SlidingWindow
 from volumen.utils.errors import VolumenError
 

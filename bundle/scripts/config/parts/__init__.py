@@ -1,0 +1,1 @@
+"""Sections of the experiment with a file of their own; `volumen.config.sections` collects all of them."""
