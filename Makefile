@@ -32,6 +32,7 @@ lint: link
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent --cache-dir=.mypy_cache/strict -m volumen -m volumen.api
 	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
