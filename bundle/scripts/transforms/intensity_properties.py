@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.data.caching.block_cache import BLOCKS
 from volumen.data.formats.zarr_arrays.stored_chunks import stored_blocks
 from volumen.data.resampled import resampling_of
 from volumen.data.target_spacing import stored_case
@@ -75,15 +76,16 @@ def sample_intensity_properties(
         allowed = (boxes or {}).get(case.name) if boxes is not None else [[(0, n) for n in case.image.shape]]
         parts: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        for regions in _choices(rng, case.image, allowed or [], per_case):
-            parts, labels = [], []
-            for region in regions:
-                image, labelled = _read(case, region, ignore_labels or {}, foreground)
-                parts.append(_strided(image, values_per_region))
-                if labelled is not None and labelled.any():
-                    labels.append(_strided(image[:, labelled], values_per_region))
-            if not _is_constant(parts):
-                break
+        with BLOCKS.paused(_reads_chunks_once(case)):
+            for regions in _choices(rng, case.image, allowed or [], per_case):
+                parts, labels = [], []
+                for region in regions:
+                    image, labelled = _read(case, region, ignore_labels or {}, foreground)
+                    parts.append(_strided(image, values_per_region))
+                    if labelled is not None and labelled.any():
+                        labels.append(_strided(image[:, labelled], values_per_region))
+                if not _is_constant(parts):
+                    break
         everywhere += parts
         inside += labels
         if parts:
@@ -191,6 +193,13 @@ def _choices(
         regions = _Blocks([part for part in parts if all(a < b for a, b in part)], volume.chunks)
         if len(regions):
             yield [regions[number] for number in _drawn(rng, len(regions), most)]
+
+
+def _reads_chunks_once(case: Any) -> bool:
+    """Whether blocks of the image are also whole chunks of all labels and masks, so that caching them is useless."""
+    volumes = (case.image, *case.labels.values(), *case.masks.values())
+    chunks = {tuple(volume.chunks) for volume in volumes}
+    return len(chunks) == 1 and all(_SMALLEST_BLOCK <= size <= _LARGEST_BLOCK for size in chunks.pop())
 
 
 def _shared(one: Box, other: Box) -> list[tuple[int, int]]:

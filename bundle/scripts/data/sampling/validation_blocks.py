@@ -234,15 +234,23 @@ def _table(
     case: int, edges: tuple[np.ndarray, ...], counts: Sequence[CellCounts | None], objects_only: bool
 ) -> BlockTable:
     """Return the blocks of one region; the counts of a target are None if the case lacks its label."""
-    known, labelled = np.zeros((2, cell_count(edges), len(counts)), np.uint32)
-    for column, found in enumerate(counts):
+    known, labelled = [], []
+    for found in counts:
         if found is None:
+            none = np.zeros(cell_count(edges), np.uint32)
+            known.append(none)
+            labelled.append(none)
             continue
         assert found.foreground is not None
-        labelled[:, column] = found.foreground.ravel()
+        labelled.append(found.foreground.ravel())
         every = _voxels(edges) if found.known is None else found.known.ravel()
-        known[:, column] = labelled[:, column] if objects_only else every
-    return BlockTable(((case, edges),), known, labelled)
+        known.append(labelled[-1] if objects_only else every)
+    return BlockTable(((case, edges),), _columns(known), _columns(labelled))
+
+
+def _columns(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays (N,) as the columns of one, without a copy of a single one."""
+    return parts[0][:, None] if len(parts) == 1 else np.stack(parts, axis=1)
 
 
 def _voxels(edges: Sequence[np.ndarray]) -> np.ndarray:
