@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import prod
@@ -149,7 +149,8 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
     Args:
         path: the file.
         axes: letters of the axes in the order of tifffile's `imread`, without singletons; see `open_volume`.
-        ndim: number of spatial axes, or None if it is not known.
+        ndim: number of spatial axes, or None if it is not known. A plane is a volume of one slice where `ndim` is 3
+            or `axes` has a z.
 
     Raises:
         VolumenError: the tags are damaged, the file is shorter than they state, or the axes are ambiguous.
@@ -159,6 +160,8 @@ def open_tiff(path: Path, *, axes: str | None = None, ndim: int | None = None) -
             series = tiff.series[0]
             _check_pages(path, tiff)
             stored = _series_array(path, series)
+            if ndim == 3 or "z" in (axes or "").lower():
+                stored = _with_slices(stored)
             _check_size(path, series)
             volume = TiffVolume(path, series, stored, _map_stored(path, stored, axes, ndim))
         except VolumenError:
@@ -217,6 +220,22 @@ def _series_array(path: Path, series: Any) -> _SeriesArray:
     if series.dataoffset is not None:
         blocks = tuple(size if letter in "YXS" else 1 for size, letter in zip(shape, letters))
     return _SeriesArray(shape, "".join(_LETTERS.get(c, c.lower()) for c in letters), visible, outer, blocks)
+
+
+def _with_slices(stored: _SeriesArray) -> _SeriesArray:
+    """Return the array of a plane as one of a volume of one slice; any other array as it is."""
+    visible = "".join(stored.letters[axis] for axis in stored.visible)
+    if set(visible) - {"y", "x", "c"} or "?" in stored.letters:
+        return stored
+    if "z" in stored.letters:
+        return replace(stored, visible=tuple(sorted({*stored.visible, stored.letters.index("z")})))
+    return _SeriesArray(
+        shape=(1, *stored.shape),
+        letters="z" + stored.letters,
+        visible=(0, *(axis + 1 for axis in stored.visible)),
+        outer=(1, *stored.outer),
+        blocks=(1, *stored.blocks),
+    )
 
 
 def _split(path: Path, shape: tuple[int, ...], last: int, pages: int, page_size: int) -> int:
