@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from volumen.metrics.geometry.contrast import surface_contrast
 from volumen.metrics.geometry.counts import QuantityCounts, error_kinds, round_edges
-from volumen.metrics.geometry.curvature import mean_curvature
+from volumen.metrics.geometry.curvature import mean_curvature, object_surfaces
 from volumen.metrics.geometry.distances import filled, nearest_places, squared_to, squared_to_other
 from volumen.metrics.geometry.scale import NEAR, RADIUS, Scale
 from volumen.metrics.geometry.suspects import MISSING, WRONG, SuspectPiece, SuspectTally, piece_region
@@ -22,7 +22,6 @@ from volumen.metrics.geometry.tally import (
     THICKNESS,
     GeometryTally,
     Piece,
-    object_surfaces,
 )  # fmt: skip
 from volumen.metrics.geometry.thickness import local_thickness
 from volumen.metrics.grid import BlockGrid, three_axes
@@ -324,8 +323,10 @@ def test_unknown_voxels_neither_count_nor_end_a_structure():
     for quantity, counts in one.counts.items():
         assert np.array_equal(counts.counts, other.counts[quantity].counts), quantity
     assert [(row.low, row.truth_voxels) for row in one.tables()[THICKNESS]] == [(5.0, 5 * 40 * 30)]
-    (straight,) = [row for row in one.tables()[CURVATURE] if row.truth_voxels]
-    assert abs(straight.low) < 0.01
+    straight, unmeasured = one.tables()[CURVATURE]
+    assert straight.low == 0
+    # Beside the mask it is not known.
+    assert unmeasured.truth_voxels == 5 * 40 * 5
     assert filled(hidden.astype(np.int32), known, Scale((1.0, 1.0, 1.0)))[:, :, 35].sum() == 5 * 40
 
 

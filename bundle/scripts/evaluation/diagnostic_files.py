@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volumen.evaluation.suspect_files import NAME
 from volumen.metrics.geometry.tally import BENDING, LENGTH, UNITS
 from volumen.utils.files.atomic import write_atomically
 
@@ -26,7 +27,7 @@ COLUMNS = (
 def write_files(diagnosis: Diagnosis, output: Path) -> None:
     """Write `diagnostics.csv`, `suspects.csv` and `diagnostics.json` into a folder."""
     write_atomically(output / "diagnostics.csv", diagnostics_csv(diagnosis).encode())
-    write_atomically(output / "suspects.csv", suspects_csv(diagnosis).encode())
+    write_atomically(output / NAME, suspects_csv(diagnosis).encode())
     write_atomically(output / "diagnostics.json", json.dumps(as_json(diagnosis), indent=1).encode())
 
 

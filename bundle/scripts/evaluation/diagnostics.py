@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.evaluation.diagnosis import Diagnosis, Listed
-from volumen.evaluation.suspect_files import SuspectVolume
+from volumen.evaluation.suspect_files import SuspectVolume, remove_earlier
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.geometry.scale import Scale
 from volumen.metrics.geometry.suspects import (
@@ -28,6 +28,7 @@ from volumen.metrics.grid import BlockGrid, Region, three_axes
 from volumen.metrics.label_scores import BLOCK, FLAT_BLOCK
 from volumen.metrics.objects.contingency import PRED, TRUTH, VOXELS
 from volumen.metrics.units import length_unit, short_unit
+from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ LISTED = 50
 
 
 def empty_diagnosis(scored: Sequence[ScoredCase], request: EvaluateRequest) -> Diagnosis:
-    """Return a diagnosis of cases without anything found yet."""
+    """Return a diagnosis of cases without anything found yet; what an earlier one wrote there is removed."""
+    folder = Path(request.output) / "suspects"
+    if distributed.is_main():
+        remove_earlier(folder)
+    distributed.barrier()
     sizes = [case.spacing or (1.0,) for case in scored]
     finest = min(request.spacing or [side for size in sizes for side in size])
-    return Diagnosis(finest, Path(request.output) / "suspects")
+    return Diagnosis(finest, folder)
 
 
 def diagnose(

@@ -98,5 +98,8 @@ class EvaluateRequest:
     ] = False
     diagnostics: Annotated[
         bool,
-        Described("Measure no errors by curvature, thickness or gaps, and name no labels that may be wrong."),
+        Described(
+            "Count errors by curvature, thickness and gaps, and list labels that may be wrong; false: leave out errors "
+            "by geometry and labels that may be wrong."
+        ),
     ] = True

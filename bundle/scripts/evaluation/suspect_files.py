@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from volumen.evaluation.diagnosis import Listed
 
 CHUNK = {2: 1024, 3: 128}
+NAME = "suspects.csv"
+"""The list of all suspects of a report."""
 MARK = "volumen_suspects"
-"""Attribute of the volumes of suspects; a folder without it is not overwritten."""
+"""Attribute of the volumes of suspects; a folder without it is not removed."""
 
 
 class SuspectVolume:
@@ -33,7 +35,7 @@ class SuspectVolume:
     Args:
         case: what was scored.
         label: the class, "" where there is one only.
-        folder: where `<case>_<target>[_<class>].zarr` and `.csv` are written.
+        folder: where `<target>/[<class>/]<case>.zarr` and `.csv` are written.
         spacing: voxel size.
     """
 
@@ -41,12 +43,10 @@ class SuspectVolume:
         import zarr
 
         self._case = case
-        name = "_".join(part.replace("/", "_") for part in (case.name, case.target, label) if part)
-        self._path = folder / f"{name}.zarr"
-        _remove_earlier(self._path)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / case.target / label / f"{case.name}.zarr"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         group = zarr.open_group(self._path, mode="w-", zarr_format=3)
-        group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(case, name, spacing)]}
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(case, spacing)]}
         group.attrs[MARK] = {"case": case.name, "target": case.target, "class": label}
         shape = case.label.shape
         chunks = tuple(min(CHUNK[len(shape)], n) for n in shape)
@@ -79,27 +79,33 @@ class SuspectVolume:
         write_atomically(self._path.with_suffix(".csv"), text.getvalue().encode())
 
 
-def _remove_earlier(path: Path) -> None:
-    """Remove a volume of suspects that an earlier evaluation wrote.
-
-    Raises:
-        VolumenError: something else lies there.
-    """
+def suspect_volumes(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield the volumes of suspects in a folder, with their groups, in the order of their names."""
     import zarr
 
-    if not path.exists():
-        return
-    try:
-        ours = MARK in zarr.open_group(path, mode="r").attrs
-    except (OSError, ValueError, KeyError):
-        ours = False
-    if not ours:
-        raise VolumenError(path, expected="nothing, or suspects of an earlier evaluation", found="something else",
-                           remedy="give another -o")  # fmt: skip
-    shutil.rmtree(path)
+    for path in sorted(folder.rglob("*.zarr")):
+        try:
+            group: Any = zarr.open_group(path, mode="r")
+        except (OSError, ValueError, KeyError):
+            continue
+        if MARK in group.attrs:
+            yield path, group
 
 
-def _multiscale(case: ScoredCase, name: str, spacing: Sequence[float]) -> dict[str, Any]:
+def remove_earlier(folder: Path) -> None:
+    """Remove the volumes of suspects, and their points, that an earlier evaluation wrote into a folder.
+
+    Raises:
+        VolumenError: the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise VolumenError(folder, expected="a folder", found="a file", remedy="give another -o")
+    for path, _ in list(suspect_volumes(folder)):
+        shutil.rmtree(path)
+        path.with_suffix(".csv").unlink(missing_ok=True)
+
+
+def _multiscale(case: ScoredCase, spacing: Sequence[float]) -> dict[str, Any]:
     """Return the metadata of one level, placed as the label is."""
     unit = unit_name(case.label.unit or case.prediction.unit)
     axes = [
@@ -110,4 +116,4 @@ def _multiscale(case: ScoredCase, name: str, spacing: Sequence[float]) -> dict[s
     if origin is not None and case.label.geometry.frame == "grid":
         steps.append({"type": "translation", "translation": [float(value) for value in origin]})
     level = {"path": "0", "coordinateTransformations": steps}
-    return {"name": name, "axes": axes, "datasets": [level]}
+    return {"name": case.name, "axes": axes, "datasets": [level]}

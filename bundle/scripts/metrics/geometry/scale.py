@@ -16,6 +16,8 @@ NEAR = 8.0
 """Smallest voxel sides within which a voxel belongs to a surface."""
 SIGMA = 2.5
 """Smallest voxel sides of the Gaussian that smooths the distance before its curvature is taken."""
+PATCH = 5.0
+"""Smallest voxel sides around a surface voxel over which its curvature is averaged."""
 SHELL = 2.5
 """Smallest voxel sides of the ball in which the image's contrast at a surface is measured."""
 
@@ -67,7 +69,12 @@ class Scale:
         """
         balls = [2 * width + 3 for width in self.voxels(self.radius)]
         reach = TRUNCATE * SIGMA * self.finest
-        bent = add_radii(gaussian_radius(SIGMA, self.step), distance_halo(reach, self.step), (2, 2, 2))
+        bent = add_radii(
+            self.voxels(PATCH * self.finest),
+            gaussian_radius(SIGMA, self.step),
+            distance_halo(reach, self.step),
+            (2, 2, 2),
+        )
         flat = 3 - len(self.spacing)
         return tuple(  # type: ignore[return-value]
             0 if axis < flat else near + max(balls[axis], bent[axis])

@@ -13,9 +13,9 @@ import numpy as np
 
 from volumen.metrics.geometry.contrast import surface_contrast
 from volumen.metrics.geometry.counts import Bin, QuantityCounts, error_kinds, power_of_ten
-from volumen.metrics.geometry.curvature import mean_curvature
+from volumen.metrics.geometry.curvature import mean_curvature, object_surfaces
 from volumen.metrics.geometry.distances import filled, nearest_places, squared_to
-from volumen.metrics.geometry.scale import Scale
+from volumen.metrics.geometry.scale import PATCH, Scale
 from volumen.metrics.geometry.thickness import local_thickness
 from volumen.metrics.grid import Region, inside
 
@@ -180,8 +180,7 @@ class _Geometry:
             return [*found, *((name, unmeasured) for name in names)]
         surfaces, index = self._surfaces()
         thickness = local_thickness(self._numbers, self._scale, self._near())
-        curvature = mean_curvature(self._numbers, surfaces, self._scale)
-        found.append((CURVATURE, _taken(curvature, index)))
+        found.append((CURVATURE, _taken(self._curvature(surfaces), index)))
         found.append((THICKNESS, self._thickness(thickness, surfaces, index)))
         found.append((GAP, self._gap(thickness, surfaces, index)))
         if self._piece.image is not None:
@@ -211,6 +210,15 @@ class _Geometry:
         used, index = np.unique(flat[found], return_inverse=True)
         flat[found] = index.reshape(-1)
         return np.stack(np.unravel_index(used, shape), axis=1).astype(np.int64), flat
+
+    def _curvature(self, surfaces: np.ndarray) -> np.ndarray:
+        """Return the curvature at surface voxels, NaN beside unknown voxels: what goes on there is a guess."""
+        curvature = mean_curvature(self._numbers, surfaces, self._scale)
+        if self._piece.known.all():
+            return curvature
+        length = PATCH * self._scale.finest
+        away = squared_to(~self._piece.known, self._scale, length)[tuple(surfaces.T)]
+        return np.where(away > np.float32(length**2), curvature, np.nan)
 
     def _thickness(self, thickness: np.ndarray, surfaces: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Return the thickness of the object that a voxel is of, else of the one beside it."""
@@ -252,21 +260,6 @@ def _small_numbers(numbers: np.ndarray, known: np.ndarray) -> np.ndarray:
     values, index = np.unique(known_only, return_inverse=True)
     renumbered = index.reshape(numbers.shape).astype(np.int32)
     return renumbered if len(values) and values[0] == 0 else renumbered + 1
-
-
-def object_surfaces(numbers: np.ndarray) -> np.ndarray:
-    """Return the voxels of objects with a face neighbour of another number, bool (Z, Y, X).
-
-    Args:
-        numbers: integer (Z, Y, X), 0 outside any object. The array's border is no surface.
-    """
-    out = np.zeros(numbers.shape, bool)
-    for axis in range(3):
-        lines, marks = np.moveaxis(numbers, axis, 0), np.moveaxis(out, axis, 0)
-        differ = lines[1:] != lines[:-1]
-        marks[1:] |= differ
-        marks[:-1] |= differ
-    return out & (numbers > 0)
 
 
 def _narrowest(numbers: np.ndarray, thickness: np.ndarray, surfaces: np.ndarray) -> np.ndarray:
