@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from volumen.derived.batches.completion import continue_numbers, continue_surfaces
 from volumen.derived.batches.fields import (
     distance_bounds,
     erode,
@@ -16,6 +17,7 @@ from volumen.derived.batches.fields import (
     signed_distance,
     smooth,
 )
+from volumen.derived.batches.planes import confidence, free_direction
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
 
@@ -37,7 +39,19 @@ class BatchFields(LabelFields):
     """
 
     functions = FieldFunctions(
-        signed_distance, instance_distance, smooth, gradient, erode, distance_bounds, instance_bounds
+        signed_distance,
+        instance_distance,
+        smooth,
+        gradient,
+        erode,
+        distance_bounds,
+        instance_bounds,
+        continue_surfaces,
+        continue_numbers,
+        free_direction,
+        confidence,
+        torch.where,
+        torch.stack,
     )
 
     def __init__(

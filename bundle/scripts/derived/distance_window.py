@@ -36,6 +36,23 @@ class DistanceWindow(NamedTuple):
         return np.float32((self.cut + self.half) ** 2)
 
 
+class Bounds(NamedTuple):
+    """What is known of a signed distance, whatever the unknown voxels are: arrays, or tensors with a batch axis.
+
+    Attributes:
+        lower, upper: float32 (*part), equal where the distance is known, 0 where the class is unknown.
+        known: bool (*part), where the class is known.
+        clearance: float32 (*part), distance to the nearest unknown voxel, cut at the reach; below 0 at unknown ones.
+        certain: bool (*part): no unknown voxel is as near as the nearest one of another class, or as the reach.
+    """
+
+    lower: Any
+    upper: Any
+    known: Any
+    clearance: Any
+    certain: Any
+
+
 def distance_window(
     shape: Sequence[int], spacing: Sequence[float], reach: float | None, region: Region | None
 ) -> DistanceWindow:
@@ -83,7 +100,7 @@ def signed_bounds(
     window: DistanceWindow,
     known: np.ndarray,
     nearest_unknown: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Bounds:
     """Convert squared distances to bounds of the signed distance.
 
     The nearest voxel of another class is no farther than the nearest one that is known, and no nearer than the
@@ -96,22 +113,18 @@ def signed_bounds(
         window: the window of the distances.
         known: bool (*part), where the class is known.
         nearest_unknown: float32 (*part), squared distance to the nearest unknown voxel; None if all are known.
-
-    Returns:
-        lower, upper: float32 (*part), equal where the distance is known, 0 where the class is unknown.
     """
-    half, cut = np.float32(window.half), np.float32(window.cut)
-    nearest = nearest_other if nearest_unknown is None else np.minimum(nearest_other, nearest_unknown)
-    lower, upper = np.ascontiguousarray(nearest), np.ascontiguousarray(nearest_other)
+    upper, sure = np.ascontiguousarray(nearest_other), np.ascontiguousarray(known)
+    if nearest_unknown is None:
+        clearance = np.full(upper.shape, np.float32(1e30))
+    else:
+        clearance = np.ascontiguousarray(nearest_unknown)
+    lower, certain = np.empty_like(upper), np.empty_like(sure)
+    flat = (x.reshape(-1) for x in (clearance, upper, np.ascontiguousarray(foreground), sure))
     distance_kernels.bounds_of_roots(
-        lower.reshape(-1),
-        upper.reshape(-1),
-        np.ascontiguousarray(foreground).reshape(-1),
-        np.ascontiguousarray(known).reshape(-1),
-        half,
-        cut,
+        *flat, np.float32(window.half), np.float32(window.cut), lower.reshape(-1), certain.reshape(-1)
     )
-    return lower, upper
+    return Bounds(lower, upper, sure, clearance, certain)
 
 
 def unknown_voxels(known: np.ndarray | None, in_volume: np.ndarray | None) -> np.ndarray | None:

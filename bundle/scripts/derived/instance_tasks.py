@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from volumen.derived import confidence
+from volumen.derived.estimated import EstimatedTask
 from volumen.derived.extents import gaussian_radius
 from volumen.derived.registry import DerivedTask, register_task
 from volumen.utils.errors import VolumenError
@@ -150,7 +152,7 @@ class Affinities(DerivedTask):
 
 
 @register_task
-class LocalShapeDescriptors(DerivedTask):
+class LocalShapeDescriptors(EstimatedTask):
     """Size, mean offset and covariance of an instance within a Gaussian window, see `descriptors`.
 
     Key: `sigma`, width of the window in voxels of the smallest spacing. 6 channels in 2D, 10 in 3D. Valid
@@ -159,6 +161,7 @@ class LocalShapeDescriptors(DerivedTask):
 
     type_name = "local_shape_descriptors"
     kind = "field"
+    calibration = confidence.DESCRIPTORS
     turns = ("vector", "tensor", "scalars")
     defaults: ClassVar[Mapping[str, Any]] = {"sigma": 4.0}
 
@@ -172,6 +175,23 @@ class LocalShapeDescriptors(DerivedTask):
 
     def margin(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
         return gaussian_radius(params["sigma"], spacing)
+
+    def fields(self, source: Any, classes: Sequence[int] | None) -> tuple[Any, Sequence[int] | None]:
+        # Instances go on with the number of the nearest known voxel; a surface has no number to go on with.
+        return source.continued(), classes
+
+    def sure(self, source: Any, params: Mapping[str, Any]) -> Any:
+        margin = self.margin(params, source.spacing)
+        return source.erode(source.known(margin), margin, margin)
+
+    def clearance(self, source: Any, params: Mapping[str, Any]) -> Any:
+        return source.clearance()
+
+    def distance(self, source: Any, params: Mapping[str, Any]) -> Any:
+        # What counts is how much of the window is unknown, wherever the surface is.
+        import numpy as np
+
+        return np.zeros(source.shape, np.float32)
 
     def derive(self, source: SourceFields, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from volumen.derived.arrays.fields import check_spacing
-from volumen.derived.distance_window import Region, surroundings
+from volumen.derived.arrays.planes import NEAR, SIDE
+from volumen.derived.distance_window import Bounds, Region, surroundings
 from volumen.derived.extents import add_radii, gradient_radius, in_voxels, resolve_reach
 from volumen.utils.boxes import box_of
 
@@ -15,15 +17,21 @@ Classes = Sequence[int] | None
 
 
 class FieldFunctions(NamedTuple):
-    """The functions of `fields` and `instance_distance`, for arrays or for batches of tensors."""
+    """The functions of `fields`, `instance_distance` and `completion`, for arrays or for batches of tensors."""
 
     signed_distance: Callable[..., tuple[Any, Any]]
     instance_distance: Callable[..., tuple[Any, Any]]
     smooth: Callable[..., Any]
     gradient: Callable[..., Any]
     erode: Callable[..., Any]
-    distance_bounds: Callable[..., tuple[Any, Any, Any]]
-    instance_bounds: Callable[..., tuple[Any, Any, Any]]
+    distance_bounds: Callable[..., Bounds]
+    instance_bounds: Callable[..., Bounds]
+    continue_surfaces: Callable[..., Any]
+    continue_numbers: Callable[..., Any]
+    free_direction: Callable[..., tuple[Any, Any]]
+    confidence: Callable[..., Any]
+    choose: Callable[..., Any]
+    stack: Callable[..., Any]
 
 
 class LabelFields(ABC):
@@ -51,6 +59,7 @@ class LabelFields(ABC):
     _labels: Any
     _known: Any
     _in_volume: Any
+    _wanted: Any = None
     _core: Region
 
     def __init__(
@@ -73,6 +82,10 @@ class LabelFields(ABC):
     def channels(self) -> int:
         """The number of channels of the labels."""
         return self._labels.shape[-self.ndim - 1]
+
+    def wanted(self) -> Any:
+        """Return where values are needed, bool (..., *core), None for everywhere: where labels were known before."""
+        return None if self._wanted is None else self._wanted[(..., *self.window())]
 
     def labels(self, margin: Sequence[int] | None = None) -> Any:
         """Return the labels (..., C, *window)."""
@@ -130,19 +143,114 @@ class LabelFields(ABC):
         reach: float | None = None,
         classes: Classes = None,
         margin: Sequence[int] | None = None,
-    ) -> tuple[Any, Any, Any]:
-        """Return `fields.distance_bounds` cut at `reach`: lower and upper bound, and where the class is known.
+    ) -> Bounds:
+        """Return `fields.distance_bounds` cut at `reach`: each part covers (..., *window).
 
-        Each covers (..., *window). Bounds of a distance that is cut are the bounds, cut: one computation serves all.
+        Bounds of a distance that is cut are the bounds, cut: one computation serves all.
         """
         cut = self.resolve_reach(reach)
         wide, full = _larger(margin, self._margin), max(cut, self._reach)
-        lower, upper, known = self.compute_once(
+        bounds = self.compute_once(
             ("bounds", full, _key(classes), self._place(wide)), lambda: self._bounds(full, classes, wide)
         )
         part = (..., *self.inner(wide, margin))
-        lower, upper, known = lower[part], upper[part], known[part]
-        return (lower.clip(-cut, cut), upper.clip(-cut, cut), known) if cut < full else (lower, upper, known)
+        lower, upper, known, clearance, certain = (field[part] for field in bounds)
+        if cut < full:
+            certain = certain | (known & (abs(lower) >= cut) & (abs(upper) >= cut))
+            lower, upper, clearance = (field.clip(-cut, cut) for field in (lower, upper, clearance))
+        return Bounds(lower, upper, known, clearance, certain)
+
+    def clearance(self) -> Any:
+        """Return the distance to the nearest unknown voxel, cut at the reach: (..., *core)."""
+        known = (
+            self._labels[(..., 0, *(slice(None),) * self.ndim)] < 0 if self._known is None else self._known
+        )
+        return self.compute_once(
+            ("clearance",),
+            lambda: (
+                self.functions.distance_bounds(
+                    known,
+                    spacing=self.spacing,
+                    reach=self._reach,
+                    known=self._known,
+                    in_volume=self._in_volume,
+                    region=self.window(),
+                ).clearance
+            ),
+        )
+
+    def certain(
+        self,
+        reach: float | None = None,
+        classes: Classes = None,
+        radii: Sequence[int] | None = None,
+    ) -> Any:
+        """Return where the distance is known exactly at every voxel within a box of `radii`: bool (..., *core)."""
+        radii = radii or (0,) * self.ndim
+        return self.erode(self.distance_bounds(reach, classes, radii).certain, radii, radii)
+
+    def estimated(self, classes: Classes = None) -> tuple[LabelFields, Classes]:
+        """Return fields whose unknown voxels are completed, and the classes to use with them.
+
+        Known surfaces are continued straight on, see `completion.continue_surfaces`; instances have the number of the
+        nearest known voxel. Where no voxel is unknown these are the fields themselves.
+        """
+        if self._known is None:
+            return self, classes
+        if self._instances and classes is None and self.channels == 1:
+            return self.continued(), None
+        return self.compute_once(("completed", _key(classes)), lambda: self._completed(classes)), None
+
+    def continued(self) -> LabelFields:
+        """Return fields whose unknown voxels have the label of the nearest known one, within reach."""
+        if self._known is None:
+            return self
+        return self.compute_once(("continued",), self._continued)
+
+    def _completed(self, classes: Classes) -> LabelFields:
+        lower, upper = self.distance_bounds(None, classes, self._margin)[:2]
+        foreground, window = self._foreground(self._labels, classes), self.window(self._margin)
+        # The far bound is the distance to what is known.
+        distance = self.functions.choose(foreground[(..., *window)], lower, upper)
+        completed = self.functions.continue_surfaces(
+            foreground, self._sure(), distance, window, spacing=self.spacing, reach=self._reach
+        )
+        return self._with_labels(self.as_channel(completed), instances=False)
+
+    def _continued(self) -> LabelFields:
+        labels = self.functions.continue_numbers(
+            self._labels, self._sure(), spacing=self.spacing, reach=self._reach
+        )
+        return self._with_labels(labels, instances=self._instances)
+
+    def _with_labels(self, labels: Any, instances: bool) -> LabelFields:
+        """Return the same fields of other labels, all of which are known."""
+        fields = copy.copy(self)
+        fields._labels, fields._known, fields._instances, fields._shared = labels, None, instances, {}
+        fields._wanted = self._known
+        return fields
+
+    def _sure(self) -> Any:
+        """Return where a label is known inside the volume, on the whole arrays."""
+        return self._known if self._in_volume is None else self._known & self._in_volume
+
+    def as_channel(self, field: Any) -> Any:
+        """Return (..., *spatial) as (..., 1, *spatial)."""
+        return field[(..., None, *(slice(None),) * self.ndim)]
+
+    def channel(self, field: Any, number: int) -> Any:
+        """Return a channel (..., *spatial) of (..., C, *spatial)."""
+        return field[(..., number, *(slice(None),) * self.ndim)]
+
+    def free_direction(self) -> tuple[Any, Any]:
+        """Return `planes.free_direction` on the core of a 3D patch: direction (..., 3, *core), flat (..., *core)."""
+        margin = (SIDE + NEAR,) * self.ndim
+        return self.compute_once(
+            ("free",),
+            lambda: self.functions.free_direction(
+                self.known(margin), self.spacing, self.inside(margin), self.inner(margin)
+            ),
+        )
 
     def gradient(
         self,
@@ -212,7 +320,7 @@ class LabelFields(ABC):
         functions = (self.functions.signed_distance, self.functions.instance_distance)
         return self._measure(functions, reach, classes, margin)
 
-    def _bounds(self, reach: float, classes: Classes, margin: Sequence[int]) -> tuple[Any, Any, Any]:
+    def _bounds(self, reach: float, classes: Classes, margin: Sequence[int]) -> Bounds:
         """Compute the bounds of the distance on a window."""
         functions = (self.functions.distance_bounds, self.functions.instance_bounds)
         return self._measure(functions, reach, classes, margin)

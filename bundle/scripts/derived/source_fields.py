@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from volumen.derived.arrays.completion import continue_numbers, continue_surfaces
 from volumen.derived.arrays.fields import distance_bounds, erode, gradient, signed_distance, smooth
 from volumen.derived.arrays.instance_distance import instance_bounds, instance_distance
+from volumen.derived.arrays.planes import free_direction
+from volumen.derived.arrays.trust import confidence
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
 from volumen.utils.boxes import bounding_box, whole_box
@@ -38,7 +41,19 @@ class SourceFields(LabelFields):
     """
 
     functions = FieldFunctions(
-        signed_distance, instance_distance, smooth, gradient, erode, distance_bounds, instance_bounds
+        signed_distance,
+        instance_distance,
+        smooth,
+        gradient,
+        erode,
+        distance_bounds,
+        instance_bounds,
+        continue_surfaces,
+        continue_numbers,
+        free_direction,
+        confidence,
+        np.where,
+        np.stack,
     )
 
     def __init__(

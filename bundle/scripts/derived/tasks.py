@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from volumen.derived import confidence
+from volumen.derived.estimated import EstimatedTask
 from volumen.derived.extents import add_radii, distance_halo, gaussian_radius, gradient_radius
 from volumen.derived.informed import Informed
 from volumen.derived.registry import DerivedTask, register_task
@@ -116,7 +118,7 @@ class DistanceTransform(DerivedTask):
 
 
 @register_task
-class SurfaceNormals(DerivedTask):
+class SurfaceNormals(EstimatedTask):
     """Unit gradient of the signed distance, outward, see `fields.surface_normals`. Channels (x, y[, z]).
 
     Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing, which removes
@@ -126,6 +128,7 @@ class SurfaceNormals(DerivedTask):
 
     type_name = "surface_normals"
     kind = "vector"
+    calibration = confidence.NORMAL
     defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 2.0, "reach": None}
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
@@ -153,7 +156,7 @@ class SurfaceNormals(DerivedTask):
         return normals, valid[:, None]
 
 
-class _TensorTask(DerivedTask):
+class _TensorTask(EstimatedTask):
     """Base class of the structure tensor and its axis, which computes the tensor once for both."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -168,6 +171,12 @@ class _TensorTask(DerivedTask):
         return add_radii(
             gradient_radius(params["grad_sigma"], spacing), gaussian_radius(params["tensor_sigma"], spacing)
         )
+
+    def sure(self, source: Any, params: Mapping[str, Any]) -> Any:
+        if params["compute_from"] == "binary":
+            margin = self.margin(params, source.spacing)
+            return source.erode(source.known(margin), margin, margin)
+        return super().sure(source, params)
 
     def halo(self, params: Mapping[str, Any], spacing: Sequence[float]) -> tuple[int, ...]:
         return (
@@ -250,6 +259,7 @@ class StructureTensor(_TensorTask):
 
     type_name = "structure_tensor"
     kind = "tensor"
+    calibration = confidence.TENSOR
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
         return ndim * (ndim + 1) // 2
@@ -273,6 +283,7 @@ class InplaneDirection(_TensorTask):
 
     type_name = "inplane_direction"
     kind = "axis"
+    calibration = confidence.AXIS
 
     def out_channels(self, ndim: int, params: Mapping[str, Any]) -> int:
         return ndim
@@ -281,7 +292,8 @@ class InplaneDirection(_TensorTask):
         from volumen.derived.arrays.tensors import smallest_axis
 
         tensor, valid = self.tensor(source, params)
-        axes, valid = smallest_axis(tensor, valid)
+        wanted = source.wanted()
+        axes, valid = smallest_axis(tensor, valid if wanted is None else valid & wanted)
         return axes, valid[None]
 
     def derive_batch(self, source: BatchFields, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -292,7 +304,7 @@ class InplaneDirection(_TensorTask):
 
 
 @register_task
-class NearestComponent(DerivedTask):
+class NearestComponent(EstimatedTask):
     """Direction and distance from the background to the nearest foreground, see `components.nearest_component`.
 
     Key: `reach`. Channels (x, y[, z], distance): the unit vector to the nearest foreground voxel, and the
@@ -302,6 +314,7 @@ class NearestComponent(DerivedTask):
 
     type_name = "nearest_component"
     kind = "field"
+    calibration = confidence.NEAREST
     turns = ("vector", "scalars")
     defaults: ClassVar[Mapping[str, Any]] = {"reach": None}
 
@@ -337,7 +350,7 @@ class NearestComponent(DerivedTask):
 
 
 @register_task
-class Skeleton(DerivedTask):
+class Skeleton(EstimatedTask):
     """Medial surface of sheets and centreline of tubes, see `skeletons.skeleton`.
 
     Keys: `grad_sigma`, the smoothing before the gradient in voxels of the smallest spacing; `angle`, in
@@ -347,6 +360,7 @@ class Skeleton(DerivedTask):
 
     type_name = "skeleton"
     kind = "binary"
+    calibration = confidence.SKELETON
     turns = ("scalars",)
     defaults: ClassVar[Mapping[str, Any]] = {"grad_sigma": 1.0, "angle": 120.0, "reach": None}
 

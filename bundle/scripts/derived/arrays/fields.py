@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from volumen.derived.distance_window import (
+    Bounds,
     Region,
     certain_voxels,
     check_masks,
@@ -116,7 +117,7 @@ def distance_bounds(
     known: np.ndarray | None = None,
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Bounds:
     """Return bounds of the signed distance, whatever the unknown voxels are.
 
     Its magnitude is at most the distance to the nearest voxel that is known to be of the other class, and at
@@ -126,8 +127,7 @@ def distance_bounds(
         foreground, spacing, reach, known, in_volume, region: see `signed_distance`.
 
     Returns:
-        lower, upper float32 (*region): they are equal, and equal to `signed_distance`, where that is valid; known bool
-        (*region): the voxel's class is known. Both bounds are 0 elsewhere.
+        bounds of the region: both are equal, and equal to `signed_distance`, where that is valid.
 
     Raises:
         ValueError: shapes or spacing do not match.
@@ -145,8 +145,7 @@ def distance_bounds(
     here = foreground[window.part]
     nearest_unknown = None if unknown is None else _nearest_squared(unknown, window.costs, window.part)
     other = np.where(here, to_background, to_foreground)
-    lower, upper = signed_bounds(other, here, window, certain[window.part], nearest_unknown)
-    return lower, upper, certain[window.part]
+    return signed_bounds(other, here, window, certain[window.part], nearest_unknown)
 
 
 def distance_transform(signed: np.ndarray, distance_type: str = "signed") -> np.ndarray:

@@ -9,6 +9,7 @@ from scipy.ndimage import find_objects
 
 from volumen.derived.arrays.fields import check_spacing
 from volumen.derived.distance_window import (
+    Bounds,
     Region,
     certain_voxels,
     check_masks,
@@ -75,15 +76,12 @@ def instance_bounds(
     known: np.ndarray | None = None,
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Bounds:
     """Return bounds of `instance_distance`, whatever the unknown voxels are: see `fields.distance_bounds`.
 
     Args:
         labels: integer, 2 or 3 axes; 0 and below is background.
         spacing, reach, known, in_volume, region: see `fields.signed_distance`.
-
-    Returns:
-        lower, upper float32 (*region); known bool (*region).
 
     Raises:
         ValueError: shapes or spacing do not match.
@@ -102,8 +100,7 @@ def instance_bounds(
     if unknown is not None:
         nearest_unknown = _squared(unknown.astype(np.int32), window.costs, window.part)
     here = numbers[window.part] > 0
-    lower, upper = signed_bounds(other, here, window, certain[window.part], nearest_unknown)
-    return lower, upper, certain[window.part]
+    return signed_bounds(other, here, window, certain[window.part], nearest_unknown)
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

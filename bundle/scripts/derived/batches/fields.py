@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from volumen.derived.arrays.fields import MIN_GRADIENT
-from volumen.derived.distance_window import DistanceWindow, Region, distance_window
+from volumen.derived.distance_window import Bounds, DistanceWindow, Region, distance_window
 from volumen.derived.extents import gaussian_radius
 from volumen.derived.kernels import filter_weights
 
@@ -105,8 +105,8 @@ def distance_bounds(
     known: Tensor | None = None,
     in_volume: Tensor | None = None,
     region: Region | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `fields.distance_bounds` of bool (B, *spatial), equal bit by bit: lower, upper, known (B, *region)."""
+) -> Bounds:
+    """Compute `fields.distance_bounds` of bool (B, *spatial), equal bit by bit: (B, *region)."""
     window = distance_window(foreground.shape[1:], spacing, reach, region)
     foreground, known, in_volume = (_crop(x, window) for x in (foreground, known, in_volume))
     certain, unknown = _certain_and_unknown(foreground, known, in_volume)
@@ -125,8 +125,8 @@ def instance_bounds(
     known: Tensor | None = None,
     in_volume: Tensor | None = None,
     region: Region | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `instance_distance.instance_bounds` of integer (B, *spatial): lower, upper, known (B, *region)."""
+) -> Bounds:
+    """Compute `instance_distance.instance_bounds` of integer (B, *spatial): (B, *region)."""
     window = distance_window(numbers.shape[1:], spacing, reach, region)
     numbers, known, in_volume = (_crop(x, window) for x in (numbers.clamp_min(0), known, in_volume))
     certain, unknown = _certain_and_unknown(numbers, known, in_volume)
@@ -152,13 +152,20 @@ def _certain_and_unknown(
 
 def _signed_bounds(
     other: Tensor, here: Tensor, window: DistanceWindow, certain: Tensor, nearest_unknown: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Bounds:
     """Apply `distance_window.signed_bounds` to squared distances to the nearest other; negative where `here`."""
     certain = certain[(slice(None), *window.part)]
     half, cut = float(np.float32(window.half)), float(np.float32(window.cut))
-    nearest = other if nearest_unknown is None else torch.minimum(other, nearest_unknown)
-    near, far = (torch.clamp(_root(squared) - half, max=cut) * certain for squared in (nearest, other))
-    return torch.where(here, -far, near), torch.where(here, -near, far), certain
+    far = torch.clamp(_root(other) - half, max=cut)
+    if nearest_unknown is None:
+        near, clearance, sure = far, torch.full_like(far, cut), certain
+    else:
+        clearance = torch.clamp(_root(nearest_unknown) - half, max=cut)
+        near = torch.minimum(far, clearance)
+        beyond = torch.minimum(other, nearest_unknown) >= float(window.limit)
+        sure = certain & ((other < nearest_unknown) | beyond)
+    near, far = near * certain, far * certain
+    return Bounds(torch.where(here, -far, near), torch.where(here, -near, far), certain, clearance, sure)
 
 
 def _crop(x: Tensor | None, window: DistanceWindow) -> Any:
@@ -296,14 +303,14 @@ def nearest_vectors(foreground: Tensor, *, spacing: Sequence[float], reach: floa
     squared = torch.where(_crop(foreground, window), 0.0, FAR)
     steps = torch.zeros((ndim, *squared.shape), dtype=torch.int16, device=squared.device)
     for axis in reversed(range(ndim)):
-        squared, steps = _nearest_steps(squared, steps, window.costs[axis].tolist(), axis, window.part[axis])
+        squared, steps = nearest_steps(squared, steps, window.costs[axis].tolist(), axis, window.part[axis])
     sizes = torch.tensor([float(np.float32(size)) for size in spacing], device=squared.device)
     vectors = (steps * sizes.view(-1, *[1] * (ndim + 1))).flip(0).movedim(0, 1)
     norm = (vectors * vectors).sum(dim=1, keepdim=True).sqrt()
     return torch.where(norm > 0, vectors / norm.clamp_min(1e-30), torch.zeros_like(vectors))
 
 
-def _nearest_steps(
+def nearest_steps(
     squared: Tensor, steps: Tensor, cost: Sequence[float], axis: int, part: slice
 ) -> tuple[Tensor, Tensor]:
     """Compute `_nearest_along` of (B, *spatial) and the steps (D, B, *spatial) to the nearest; the first of equals."""

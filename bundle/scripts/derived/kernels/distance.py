@@ -75,16 +75,33 @@ def nearest_across(squared, cost, start, stop, axis):
     nb = squared.shape[2]
     reach = cost.size - 1
     out = _result(squared, stop - start, axis)
+    empty = np.empty(length, np.bool_)
     for a in range(others):
+        for n in range(length):
+            row = _row(squared, n, a, axis)
+            lowest = np.float32(1e30)
+            for b in range(nb):
+                lowest = row[b] if row[b] < lowest else lowest
+            empty[n] = lowest >= np.float32(1e30)
         for n in range(start, stop):
             best = _row(out, n - start, a, axis)
             best[:] = _row(squared, n, a, axis)
-            for m in range(max(0, n - reach), min(length, n + reach + 1)):
-                step = cost[abs(m - n)]
-                other = _row(squared, m, a, axis)
-                for b in range(nb):
-                    value = other[b] + step
-                    best[b] = value if value < best[b] else best[b]
+            for k in range(1, reach + 1):
+                step = cost[k]
+                if k % 3 == 1:
+                    # Outwards: no row that is farther than the largest distance so far changes any.
+                    largest = best[0]
+                    for b in range(nb):
+                        largest = best[b] if best[b] > largest else largest
+                    if step >= largest:
+                        break
+                for m in (n - k, n + k):
+                    if m < 0 or m >= length or empty[m]:
+                        continue
+                    other = _row(squared, m, a, axis)
+                    for b in range(nb):
+                        value = other[b] + step
+                        best[b] = value if value < best[b] else best[b]
     return out
 
 
@@ -256,24 +273,32 @@ def signed_root(signed, half, cut):
 
 
 @compiled
-def bounds_of_roots(nearest, farthest, foreground, known, half, cut):
-    """Turn squared distances into bounds of the signed distance, in place, with the arithmetic of `signed_root`.
+def bounds_of_roots(unknown, other, foreground, known, half, cut, lower, certain):
+    """Turn squared distances into bounds of the signed distance, with the arithmetic of `signed_root`.
 
     Args:
-        nearest, farthest: float32 (N,), squared bounds of the distance, overwritten with the lower and the upper one.
+        unknown: float32 (N,), squared distance to the nearest unknown voxel, overwritten with the distance.
+        other: float32 (N,), squared distance to the nearest other voxel, overwritten with the upper bound.
         foreground: bool (N,): the distance is negative there, so that the bounds change places.
         known: bool (N,): both are 0 where it is False.
         half, cut: see `signed_root`.
+        lower: float32 (N,), overwritten with the lower bound.
+        certain: bool (N,), overwritten: no unknown voxel is as near as the nearest other one, or as the reach.
     """
-    for i in range(nearest.size):
-        low = np.sqrt(nearest[i]) - half
-        high = np.sqrt(farthest[i]) - half
+    limit = (cut + half) * (cut + half)
+    for i in range(other.size):
+        near = other[i] if other[i] < unknown[i] else unknown[i]
+        certain[i] = known[i] and (other[i] < unknown[i] or near >= limit)
+        low = np.sqrt(near) - half
+        high = np.sqrt(other[i]) - half
+        clearance = np.sqrt(unknown[i]) - half
         low = low if low < cut else cut
         high = high if high < cut else cut
-        if not known[i]:
-            low = high = np.float32(0)
-        nearest[i] = -high if foreground[i] else low
-        farthest[i] = -low if foreground[i] else high
+        unknown[i] = clearance if clearance < cut else cut
+        low = low if known[i] else np.float32(0)
+        high = high if known[i] else np.float32(0)
+        lower[i] = -high if foreground[i] else low
+        other[i] = -low if foreground[i] else high
 
 
 @compiled

@@ -1,0 +1,79 @@
+"""Finds where labels of a batch are known in a plane alone, and the confidence of estimates, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volumen.derived.arrays.planes import LEAST_GAP, NEAR, SIDE, lattice
+from volumen.derived.batches.axes import smallest_axis
+from volumen.derived.batches.fields import along, erode, pad_axis
+from volumen.derived.confidence import LEAST, Calibration
+from volumen.derived.distance_window import Region
+
+
+def free_direction(
+    known: Tensor, spacing: Sequence[float], in_volume: Tensor | None, region: Region
+) -> tuple[Tensor, Tensor]:
+    """Compute `planes.free_direction` of bool (B, Z, Y, X): direction (B, 3, *region) and flat (B, *region)."""
+    part = (slice(None), *region)
+    flat = known[part] & erode(~_interior(known, in_volume), (NEAR,) * 3, None, region)
+    places, blocks = zip(*(lattice(one) for one in region))
+    moments = _moments(known, places)
+    units = torch.eye(3, dtype=torch.int64).tolist()
+    count = moments[0, 0, 0].double().clamp_min(1)
+    mean = [moments[tuple(unit)].double() / count for unit in units]
+    scatter = []
+    for i in range(3):
+        for j in range(i, 3):
+            both = moments[tuple(a + b for a, b in zip(units[i], units[j], strict=True))].double() / count
+            scatter.append(both - mean[i] * mean[j])
+    tensor = torch.stack(scatter, dim=1).float()
+    direction, _ = smallest_axis(tensor, torch.ones_like(tensor[:, 0], dtype=torch.bool), LEAST_GAP)
+    sizes = torch.tensor([float(size) for size in reversed(spacing)], device=known.device)
+    direction = direction / sizes.view(3, 1, 1, 1)
+    direction = direction / direction.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+    for axis, block in enumerate(blocks):
+        direction = direction.index_select(axis + 2, torch.from_numpy(block).to(known.device))
+    return direction * flat[:, None], flat
+
+
+def confidence(
+    calibration: Calibration, distance: Tensor, clearance: Tensor, sure: Tensor, usable: Tensor
+) -> Tensor:
+    """Compute `trust.confidence` of a batch."""
+    ratio = torch.exp(-2 * calibration.decay * clearance / (distance.abs() + calibration.margin))
+    value = 1 / (1 + (calibration.worst / calibration.unit) ** 2 * ratio)
+    value = torch.where(value >= LEAST, value, 0.0)
+    return torch.where(sure, 1.0, value) * usable
+
+
+def _interior(known: Tensor, in_volume: Tensor | None) -> Tensor:
+    open_side = ~known if in_volume is None else ~known & in_volume
+    inner = known.clone()
+    for axis in range(1, known.dim()):
+        length = known.shape[axis]
+        wide = pad_axis(open_side, 1, axis, False)
+        inner &= ~(wide.narrow(axis, 0, length) | wide.narrow(axis, 2, length))
+    return inner
+
+
+def _moments(known: Tensor, places: Sequence[np.ndarray]) -> dict[tuple[int, ...], Tensor]:
+    """Return the sums of products of offsets to known voxels within a box around places, by powers, up to order 2."""
+    parts: dict[tuple[int, ...], Tensor] = {(): known.float()}
+    for axis, at in enumerate(places, start=1):
+        box = [_box(at, known.shape[axis], power, known.device) for power in range(3)]
+        parts = {
+            (*powers, power): along(field, box[power], axis)
+            for powers, field in parts.items()
+            for power in range(3 - sum(powers))
+        }
+    return parts
+
+
+def _box(places: np.ndarray, length: int, power: int, device: torch.device) -> Tensor:
+    offsets = np.arange(length)[None] - places[:, None]
+    return torch.from_numpy(((abs(offsets) <= SIDE) * offsets**power).astype(np.float32)).to(device)
