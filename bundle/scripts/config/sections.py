@@ -413,6 +413,20 @@ class TargetConfig:
         ),
     ] = None
     classes: Annotated[list[str] | None, Field(description="Names of the classes, for reports.")] = None
+    regions: Annotated[
+        dict[str, Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]] | None,
+        Field(
+            description="Overlapping regions that are learned of a label map, each by its name and its label values; a"
+            " label map is predicted in this order, later ones over earlier ones. null: none."
+        ),
+    ] = None
+    region_values: Annotated[
+        list[Annotated[int, Field(ge=1, le=255)]] | None,
+        Field(
+            description="Label value that each region has in a predicted label map; null: the first of its values that"
+            " no later region has."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from volumen.config.sections import AuxiliaryTaskConfig, LossSpec, TargetConfig
 from volumen.config.validation import check_section
+from volumen.data.labels.label_channels import region_representatives
 from volumen.derived.registry import (
     DERIVATION_KEYS,
     task_kind,
@@ -42,6 +43,8 @@ class Target:
         task_params: parameters of the derivation.
         instances: what the head learns from labels that number instances, or None if the labels are no instances.
         invert: whether 0 in the labels is the foreground.
+        regions: label values of each channel by its name, of a target whose channels are regions of a label map.
+        region_values: the value of each region in a predicted label map.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Target:
     task_params: dict[str, Any] = field(default_factory=dict)
     instances: str | None = None
     invert: bool = False
+    regions: dict[str, list[int]] | None = None
+    region_values: tuple[int, ...] | None = None
 
     @property
     def auxiliary_task(self) -> bool:
@@ -103,6 +108,8 @@ class Target:
             "instances": self.instances,
             "invert": self.invert,
             "classes": list(self.classes) if self.classes else None,
+            "regions": self.regions,
+            "region_values": list(self.region_values) if self.region_values else None,
         }
 
 
@@ -135,12 +142,59 @@ def read_target(name: str, values: Mapping[str, Any], origin: str) -> TargetConf
     channels = _resolve_aliases(where, config, "out_channels", "channels")
     return replace(
         config,
+        **_settled_regions(where, config, ignore),
         ignore_label=ignore,
         ignore_index=None,
         ignore_value=None,
         out_channels=channels,
         channels=None,
     )
+
+
+def _settled_regions(where: str, config: TargetConfig, ignore: int | None) -> dict[str, Any]:
+    """Return the keys that regions decide; none without regions.
+
+    Raises:
+        VolumenError: regions beside what contradicts them, of the ignored value, or values for another number of them.
+    """
+    regions = config.regions
+    if not regions:
+        if config.regions is not None or config.region_values is not None:
+            raise VolumenError(
+                f"{where}.regions", expected="names and label values, such as {whole: [1, 2], core: [2]}", found="none"
+            )  # fmt: skip
+        return {}
+    for key in ("instances", "activation", "invert"):
+        if getattr(config, key) and getattr(config, key) != "sigmoid":
+            raise VolumenError(f"{where}.{key}", "contradicts regions", remedy="leave one of the two out")
+    if config.kind not in (None, "multilabel"):
+        raise VolumenError(
+            f"{where}.kind",
+            expected="multilabel, as regions overlap",
+            found=config.kind,
+            remedy="leave it out",
+        )
+    if any(ignore in values for values in regions.values()):
+        raise VolumenError(f"{where}.regions", f"hold {ignore}, which is ignore_label", remedy="take it out")
+    values = list(regions.values())
+    given = config.region_values
+    if given is not None and (len(given) != len(values) or len(set(given)) != len(given)):
+        raise VolumenError(
+            f"{where}.region_values", expected=f"{len(values)} different values, one per region", found=given
+        )
+    shown = given or region_representatives(values)
+    if len(set(shown)) != len(shown) or max(shown) > 255:
+        raise VolumenError(
+            f"{where}.regions",
+            f"a predicted label map would have the values {', '.join(map(str, shown))}",
+            remedy="put inner regions behind outer ones, or set region_values to different values up to 255",
+        )
+    return {
+        "kind": "multilabel",
+        "activation": "sigmoid",
+        "classes": config.classes or list(regions),
+        "region_values": shown,
+    }
 
 
 def make_target(
@@ -179,6 +233,8 @@ def make_target(
         classes=tuple(config.classes) if config.classes else None,
         instances=instances,
         invert=config.invert,
+        regions=config.regions,
+        region_values=tuple(config.region_values) if config.region_values else None,
     )
 
 

@@ -52,7 +52,7 @@ def find_raw(root: str, targets: Sequence[str] | None = None, *, partial: bool =
     if not partial:
         check_targets(str(path), layout.targets, targets)
     names = tuple(case.name for case in layout.cases[len(training) :]) if validation else None
-    stated = _stated_labels(path, content.get("labels")) if isinstance(content, dict) else {}
+    stated = _stated_labels(path, content) if isinstance(content, dict) else {}
     return replace(layout, root=root, validates=names, stated={target: stated} if stated else {})
 
 
@@ -156,14 +156,16 @@ def _check_files(path: Path, items: Sequence[Any]) -> None:
         )
 
 
-def _stated_labels(path: Path, labels: Any) -> dict[str, Any]:
+def _stated_labels(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a description says of its labels, as an entry of `dataset_config.targets`.
 
     Args:
         path: of the description.
-        labels: {"0": "background", ...} of MSD and nnU-Net v1, or {"background": 0, "tumour": 1 or [1, 2]} of nnU-Net
-            v2, where several values make a region and "ignore" is the value that means unknown.
+        content: with `labels`: {"0": "background", ...} of MSD and nnU-Net v1, or {"background": 0, "tumour": 1 or
+            [1, 2]} of nnU-Net v2, where several values make a region and "ignore" is the value that means unknown; and,
+            of regions, `regions_class_order`, the value of each in a label map.
     """
+    labels = content.get("labels")
     if not isinstance(labels, Mapping) or not labels:
         return {}
     if all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
@@ -175,8 +177,14 @@ def _stated_labels(path: Path, labels: Any) -> dict[str, Any]:
         stated["ignore_label"] = ignored[0]
     foreground = {name: found for name, found in values.items() if found != [0]}
     if any(len(found) > 1 for found in foreground.values()):
-        stated["regions"] = foreground
-        return stated
+        order = content.get("regions_class_order")
+        if order is not None and (not isinstance(order, list) or len(order) != len(foreground)):
+            raise VolumenError(
+                f"{path}: regions_class_order",
+                expected=f"{len(foreground)} values, one per region",
+                found=order,
+            )
+        return {**stated, "regions": foreground, **({} if order is None else {"region_values": order})}
     names = {found[0]: name for name, found in values.items()}
     if sorted(names) != list(range(len(names))):
         raise VolumenError(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volumen.data.formats.label_view import RegionLabel
+from volumen.data.labels.label_channels import region_representatives
 from volumen.data.placement import aligned_to_grid, common_spacings, refuse_impossible
 from volumen.data.space.geometry import Geometry
 from volumen.evaluation.cases import PIECE_VOXELS, ScoredCase, image_of
@@ -327,7 +329,10 @@ def _pair(
     prediction = _open_prediction(found)
     ndim = len(prediction.shape)
     source = found.config.get("dataset_config", {}).get("targets", {}).get(found.source, {})
-    label = open_label(label_path, ndim=ndim, rule=label_rule(found.source, source))
+    rule = label_rule(found.source, source)
+    label = open_label(label_path, ndim=ndim, rule=rule)
+    if rule.regions and not found.task and prediction.channels == 1 and len(rule.regions) > 1:
+        prediction = RegionLabel(prediction, _predicted_values(source, rule.regions))
     _log_remark(label)
     region = tuple(slice(0, n) for n in label.shape)
     entry: Mapping[str, Any] = {}
@@ -376,6 +381,19 @@ def _pair(
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
         spacing=stated.spacing, unit=stated.unit, model=_model_of(found.recipe),
     )  # fmt: skip
+
+
+def _predicted_values(source: Mapping[str, Any], regions: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return which values of a predicted label map belong to each region.
+
+    A voxel holds the value of the last region in it; it belongs to every region that has the label that stands for
+    that one.
+    """
+    shown, labels = source.get("region_values") or (), region_representatives(regions)
+    return [
+        [value for value, label in zip(shown or labels, labels, strict=True) if label in own]
+        for own in regions
+    ]
 
 
 def _place(found: Found, prediction: Volume, region: Sequence[slice]) -> Geometry:

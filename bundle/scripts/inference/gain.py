@@ -98,7 +98,10 @@ class GainMeter:
     ) -> None:
         self._labels, self._origin = labels, origin
         self._stored = {
-            item.head.name: replace(item, kind="labels") for item in stored if item.head.name in labels
+            # Regions are compared channel by channel, before they make one label map.
+            item.head.name: replace(item, kind="labels", head=replace(item.head, values=()))
+            for item in stored
+            if item.head.name in labels
         }
         self._lock = threading.Lock()
         self.overlaps: dict[str, np.ndarray] = {}

@@ -264,7 +264,9 @@ def read_heads(
         )
         # Values of a label are scalars: a turn of the image moves them but does not change them.
         layout = make_layout(["scalars"], ndim, channels)
-        result[name] = Head(name, channels, activation, kind, layout)
+        result[name] = Head(
+            name, channels, activation, kind, layout, tuple(target.get("region_values") or ())
+        )
         if not target:
             logger.warning("the checkpoint says nothing of target %r: read as %s", name, activation)
     return result

@@ -112,7 +112,7 @@ def cleaning_rules(request: PredictRequest, stored: list[OutputSpec]) -> Cleanin
             remedy="add --threshold or --dtype labels",
         )
     for item in stored:
-        if rules.fill_holes and item.is_labels and item.head.activation == "softmax":
+        if rules.fill_holes and item.is_labels and item.head.has_classes:
             raise VolumenError(
                 "--fill-holes", f"{item.head.name} has several classes, and a hole belongs to none of them"
             )

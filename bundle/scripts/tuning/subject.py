@@ -136,7 +136,7 @@ def _of_labels(predictor: Predictor, request: PredictRequest, score: str, target
             )
     smaller = _direction(target, score, head.kind)
     softmax = head.activation == "softmax"
-    others = [other.name for other in predictor.heads(request.targets) if other.activation == "softmax"]
+    others = [other.name for other in predictor.heads(request.targets) if other.has_classes]
     sizes = {"fill_holes": float(request.fill_holes), "min_size": float(request.min_size)}
     default: Settings = (
         {"min_size": sizes["min_size"]} if softmax else {"threshold": request.threshold or 0.5, **sizes}

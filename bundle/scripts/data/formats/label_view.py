@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,40 @@ class InvertedLabel(LabelView):
         stored = self.volume.read(region)
         inverted = (stored == 0).astype(self.dtype)
         return inverted if self.unknown is None else np.where(stored == self.unknown, stored, inverted)
+
+
+class RegionLabel(LabelView):
+    """View of a label map as overlapping regions: a channel each, 1 where the label is one of the region's values.
+
+    Args:
+        volume: a volume of integers with one channel.
+        regions: label values of each region.
+        unknown: value that is not changed, in any channel, or None.
+
+    Raises:
+        VolumenError: the label has several channels.
+    """
+
+    def __init__(self, volume: Volume, regions: Sequence[Sequence[int]], unknown: int | None = None) -> None:
+        if volume.channels != 1:
+            raise VolumenError(
+                volume.path,
+                expected="a label of 1 channel, whose values make the regions",
+                found=f"{volume.channels} channels",
+                remedy="leave regions out: the channels are regions already",
+            )
+        super().__init__(volume, len(regions))
+        self.regions = tuple(tuple(values) for values in regions)
+        self.unknown = unknown
+        self.dtype = np.dtype(np.uint8 if unknown is None else volume.dtype)
+
+    def fingerprint(self) -> str:
+        return f"{self.volume.fingerprint()} regions {self.regions} {self.unknown}"
+
+    def read(self, region: Region) -> np.ndarray:
+        stored = self.volume.read(region)[0]
+        found = np.stack([np.isin(stored, values) for values in self.regions]).astype(self.dtype)
+        return found if self.unknown is None else np.where(stored == self.unknown, stored, found)
 
 
 class NoNanMask(LabelView):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from volumen.data.formats.integral import IntegralVolume
-from volumen.data.formats.label_view import InvertedLabel, LabelView, NoNanMask
+from volumen.data.formats.label_view import InvertedLabel, LabelView, NoNanMask, RegionLabel
 from volumen.data.formats.opening import open_volume
 from volumen.data.formats.volumes import Region, SingleLevelError, Volume
 from volumen.utils.errors import VolumenError
@@ -39,6 +39,7 @@ class LabelRule:
         channels: channels of the head, or None.
         invert: whether 0 is the foreground.
         unknown: label value as which NaN is read, or None.
+        regions: label values of each overlapping region that is learned of a label map; empty for none.
     """
 
     setting: str = ""
@@ -46,14 +47,28 @@ class LabelRule:
     channels: int | None = None
     invert: bool = False
     unknown: int | None = None
+    regions: tuple[tuple[int, ...], ...] = ()
+
+
+def region_representatives(regions: Sequence[Sequence[int]]) -> list[int]:
+    """Return a label value for each region that stands for it: the first that no later region has, else its first.
+
+    Args:
+        regions: label values of each, outer regions before inner ones.
+    """
+    return [
+        next((value for value in own if not any(value in later for later in regions[n + 1 :])), own[0])
+        for n, own in enumerate(regions)
+    ]
 
 
 def label_rule(name: str, entry: Mapping[str, Any]) -> LabelRule:
     """Return the rule of a target's entry, either of an experiment or of a trained model's snapshot."""
     return LabelRule(
         f"targets.{name}",
-        separate=entry.get("kind") == "multilabel",
+        separate=entry.get("kind") == "multilabel" and not entry.get("regions"),
         channels=entry.get("out_channels"),
+        regions=tuple(tuple(values) for values in (entry.get("regions") or {}).values()),
         invert=bool(entry.get("invert")),
         unknown=next((entry[key] for key in IGNORE_KEYS if entry.get(key) is not None), None),
     )
@@ -115,7 +130,8 @@ def as_label(volume: Volume, rule: LabelRule) -> Volume:
         found = one_channel(volume, rule)
     if np.dtype(found.dtype).kind not in "ui":
         found = IntegralVolume(found, unknown=rule.unknown, setting=rule.setting)
-    return InvertedLabel(found, rule.unknown) if rule.invert else _with_file_remark(found, rule)
+    found = InvertedLabel(found, rule.unknown) if rule.invert else _with_file_remark(found, rule)
+    return RegionLabel(found, rule.regions, rule.unknown) if rule.regions else found
 
 
 def _with_file_remark(volume: Volume, rule: LabelRule) -> Volume:

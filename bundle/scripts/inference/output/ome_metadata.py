@@ -76,12 +76,16 @@ def image_label(stored: OutputSpec, classes: Sequence[str] | None = None) -> dic
     result: dict[str, Any] = {"version": OME_VERSION}
     if stored.head.kind == "instances":
         return result
-    values = range(1, max(2, stored.head.channels if stored.head.activation == "softmax" else 2))
+    values = stored.head.values or range(
+        1, max(2, stored.head.channels if stored.head.activation == "softmax" else 2)
+    )
     result["colors"] = [
         {"label-value": value, "rgba": [*(int(part) for part in PALETTE[(value - 1) % len(PALETTE)]), 255]}
         for value in values
     ]
     names = dict(enumerate(classes or ())) if stored.head.activation == "softmax" else {}
+    if stored.head.values:
+        names = dict(zip(stored.head.values, classes or (), strict=False))
     result["properties"] = [
         {
             "label-value": value,

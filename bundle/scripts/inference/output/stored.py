@@ -21,9 +21,9 @@ DTYPES = ("uint8", "float16", "float32", "labels")
 class OutputSpec:
     """How a head's result is stored.
 
-    Probabilities become uint8 (255 is 1), float16, float32, or labels: the class of highest probability
-    after a softmax, 0 or 1 by the threshold after a sigmoid. Other results have signs and units; they are float32 if
-    float32 is requested, else float16.
+    Probabilities become uint8 (255 is 1), float16, float32, or labels: the class of highest probability after a
+    softmax, 0 or 1 by the threshold after a sigmoid, of regions the value of the last one above it. Other results have
+    signs and units; they are float32 if float32 is requested, else float16.
 
     Args:
         head: the network's output.
@@ -53,8 +53,8 @@ class OutputSpec:
 
     @property
     def channels(self) -> int:
-        """Stored channels: classes of a softmax become one label map."""
-        return 1 if self.is_labels and self.head.activation == "softmax" else self.head.channels
+        """Stored channels: classes of a softmax, and regions, become one label map."""
+        return 1 if self.is_labels and self.head.has_classes else self.head.channels
 
     @property
     def empty(self) -> float:
@@ -70,6 +70,8 @@ class OutputSpec:
         if self.is_labels:
             if self.head.activation == "softmax":
                 return result.argmax(axis=0)[None].astype(np.uint8)
+            if self.head.values:
+                return self._regions(result)
             return (result >= self.threshold).astype(np.uint8)
         if self.dtype == np.uint8:
             return np.rint(result * 255).astype(np.uint8)
@@ -77,6 +79,13 @@ class OutputSpec:
             limit = np.finfo(np.float16).max
             return np.clip(result, -limit, limit).astype(np.float16)
         return result.astype(np.float32, copy=False)
+
+    def _regions(self, result: np.ndarray) -> np.ndarray:
+        """Return the label map of overlapping regions: later ones lie over earlier ones."""
+        labels = np.zeros((1, *result.shape[1:]), np.uint8)
+        for channel, value in zip(result, self.head.values, strict=True):
+            labels[0][channel >= self.threshold] = value
+        return labels
 
     def coarser(self, values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
         """Return a coarser version of stored values for the next level of a pyramid.

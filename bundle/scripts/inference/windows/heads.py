@@ -33,6 +33,8 @@ class Head:
         activation: sigmoid, softmax or none.
         kind: binary, multiclass, multilabel, distance, vector, axis, tensor or field.
         layout: how the channels change when the image is turned, or None if that is unknown.
+        values: label value of each channel if the channels are regions of one label map, later ones over earlier ones;
+            empty if each channel is a label map.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Head:
     activation: str = "sigmoid"
     kind: str = "binary"
     layout: ChannelLayout | None = None
+    values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -50,6 +53,11 @@ class Head:
     @property
     def is_probability(self) -> bool:
         return self.activation != "none"
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its label map holds classes, which exclude each other."""
+        return self.activation == "softmax" or bool(self.values)
 
     @property
     def blended_channels(self) -> int:
