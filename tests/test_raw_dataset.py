@@ -269,3 +269,23 @@ def test_commands_on_a_raw_folder(tmp_path, capsys):
                "-o", str(tmp_path / "p"), "--dtype", "labels", "--format", "nifti", "--device", "cpu"]  # fmt: skip
     assert main(predict) == 0
     assert (tmp_path / "p" / "case_001_label.nii.gz").is_file()
+    for labels in ("raw", "raw/labelsTr"):
+        report = tmp_path / "report" / labels
+        assert (
+            main(["evaluate", "-p", str(tmp_path / "p"), "-l", str(tmp_path / labels), "-o", str(report)])
+            == 0
+        )
+        found = json.loads((report / "metrics.json").read_text())
+        assert sorted(found["cases"]) == ["case_000", "case_001", "case_002"]
+        assert "label/dice/liver" in found["mean"]
+
+
+def test_labels_of_images_with_one_channel_are_found_by_evaluate(tmp_path):
+    labels = nnunet(tmp_path / "raw", CLASSES, channels=1)
+    for name, label in labels.items():
+        nifti(tmp_path / "p" / f"{name}_0000_label.nii.gz", label)
+    report = tmp_path / "report"
+    assert main(["evaluate", "-p", str(tmp_path / "p"), "-l", str(tmp_path / "raw"), "-o", str(report)]) == 0
+    found = json.loads((report / "metrics.json").read_text())
+    assert len(found["cases"]) == 3
+    assert found["mean"]["label/dice"] == 1

@@ -18,7 +18,7 @@ from volumen.data.formats.volumes import ArrayVolume
 from volumen.data.labels.label_channels import region_representatives
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
-from volumen.inference.output.stored import Stored
+from volumen.inference.output.stored import OutputSpec
 from volumen.inference.predictor import load_predictor
 from volumen.inference.windows.heads import Head
 from volumen.utils.errors import VolumenError
@@ -51,19 +51,19 @@ def test_a_label_map_is_read_as_regions_and_written_back():
         assert np.array_equal(channel, np.where(part == 9, 9, expected))
     assert view.channels == 3
     head = Head("t", 3, "sigmoid", "multilabel", values=tuple(region_representatives(list(REGIONS.values()))))
-    stored = Stored(head, "labels")
+    stored = OutputSpec(head, "labels")
     known = part != 9
     probabilities = np.where(found == 1, 0.9, 0.1).astype(np.float32)
     written = stored.convert(probabilities)
     assert stored.channels == 1
     assert written.shape == (1, *part.shape)
     assert np.array_equal(written[0][known], part[known])
-    assert Stored(head, "uint8").channels == 3
+    assert OutputSpec(head, "uint8").channels == 3
 
 
 def test_later_regions_lie_over_earlier_ones():
     values = (4, 7)
-    stored = Stored(Head("t", 2, "sigmoid", "multilabel", values=values), "labels", 0.5)
+    stored = OutputSpec(Head("t", 2, "sigmoid", "multilabel", values=values), "labels", 0.5)
     result = np.array([[0.9, 0.9, 0.1, 0.5], [0.1, 0.9, 0.9, 0.4]])[:, None, None]
     assert stored.convert(result).ravel().tolist() == [4, 7, 7, 4]
 

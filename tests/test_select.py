@@ -74,6 +74,7 @@ def test_the_choice_is_the_best_score_and_prediction_takes_it(runs, tmp_path, ca
     words = ["select", str(runs / "cv"), str(runs / "single"), "-o", str(out), "--device", "cpu", "--quiet"]
     assert main(words) == 0
     found = json.loads((out / "selection.json").read_text())
+    assert len((out / "selection.csv").read_text().splitlines()) == 7
     means = [entry["mean"] for entry in found["candidates"]]
     assert means == sorted(means, reverse=True)
     names = {entry["name"] for entry in found["candidates"]}

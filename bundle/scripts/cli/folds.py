@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def train_folds(options: argparse.Namespace, sections: Mapping[str, Any], origin
     Raises:
         VolumenError: settings that do not go together, or a folder of another experiment.
     """
+    if "RANK" in os.environ:
+        raise VolumenError(
+            "--folds",
+            "starts its own processes, so torchrun cannot start it",
+            remedy="call volumen train --folds alone",
+        )
     if options.folds < 2:
         raise VolumenError("--folds", expected="at least 2", found=options.folds)
     if sections["dataset_config"].get("fold"):

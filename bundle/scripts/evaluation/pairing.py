@@ -84,7 +84,9 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
         path = labels.get(label_name) if found.is_label else None
         if path is None:
             label_name = f"{found.name}_{source}"
-            path = labels.get(label_name) or (alone if source == only_source else None)
+            path = labels.get(label_name)
+            if path is None and source == only_source:
+                path = _named_as_image(found.name, labels) or alone
         if path is None:
             unlabelled.append(label_name)
             continue
@@ -104,6 +106,11 @@ def find_pairs(request: EvaluateRequest) -> Pairs:
         name for name, path in labels.items() if path not in used and image_of(name, targets) is not None
     ]
     return Pairs(_in_one_unit(agreed(cases)), tuple(sorted(unpredicted)), tuple(sorted(set(unlabelled))))
+
+
+def _named_as_image(name: str, labels: Mapping[str, str]) -> str | None:
+    """Return the label that has its image's name, as nnU-Net's CASE.nii.gz of the image CASE_0000.nii.gz."""
+    return labels.get(name) or labels.get(name.removesuffix("_0000"))
 
 
 def _in_one_unit(cases: list[ScoredCase]) -> list[ScoredCase]:
@@ -312,7 +319,8 @@ def _unrecorded(path: str) -> Found:
 
 
 def _labels_folder(path: Path) -> Path:
-    return path / "labels" if (path / "labels").is_dir() else path
+    found = (path / name for name in ("labels", "labelsTr") if (path / name).is_dir())
+    return next(found, path)
 
 
 def _volumes_by_name(path: Path) -> dict[str, str]:

@@ -7,6 +7,8 @@ prediction of a region is scored and removed.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import math
@@ -317,7 +319,7 @@ def _write(file: Path, entries: Sequence[Entry], subject: Subject, regions: int)
     folder = file.parent.resolve()
     # The default settings leave it to the prediction whether it writes probabilities or labels.
     settings = subject.as_config(chosen.settings) if chosen.settings != subject.default else {}
-    content = {
+    content: dict[str, Any] = {
         "members": [
             os.path.relpath(member.checkpoint.resolve(), folder) for member in chosen.candidate.members
         ],
@@ -341,3 +343,20 @@ def _write(file: Path, entries: Sequence[Entry], subject: Subject, regions: int)
         ],
     }
     write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(file.with_suffix(".csv"), _table_text(content["candidates"]).encode())
+
+
+def _table_text(candidates: Sequence[Mapping[str, Any]]) -> str:
+    """Return the candidates as CSV: a row each, with the score of each region."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    cases = sorted({name for entry in candidates for name in entry["cases"]})
+    columns = ("name", "mean", "difference_to_chosen", "networks", "passes_per_window", "training_patches")
+    intervals = ("interval_95", "difference_interval_95")
+    table.writerow([*columns, *(f"{key}_{end}" for key in intervals for end in ("low", "high")), *cases])
+    for entry in candidates:
+        ends = [end for key in intervals for end in (entry[key] or ("", ""))]
+        table.writerow(
+            [*(entry[key] for key in columns), *ends, *(entry["cases"].get(name) for name in cases)]
+        )
+    return text.getvalue()
