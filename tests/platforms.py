@@ -2,9 +2,10 @@
 
     python tests/platforms.py [3.12-newest ...] [--folder FOLDER]
 
-Each job has an environment of its own in FOLDER (default: .platforms), which uv installs and later runs reuse. Where an
-interpreter is not installed its jobs are left out, which the summary says. The first run downloads a build of torch for
-each Python; on Linux that is several gigabytes, unless UV_TORCH_BACKEND=cpu or UV_FIND_LINKS lead to a smaller one.
+Each job has a separate environment in FOLDER (default: .platforms), which uv installs and later runs reuse. If an
+interpreter is not installed, its jobs are left out, and the summary names it. The first run downloads a build of torch
+for each Python and resolution; on Linux an environment takes about 5.5 GB, unless UV_TORCH_BACKEND=cpu or UV_FIND_LINKS
+lead to a smaller build. uv links the files of its cache into an environment if FOLDER is on the same file system.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 RESOLUTIONS = ("newest", "lowest")
-#: What the lowest job tests with; the other packages of the extra `test` would raise the bounds that it is about.
+#: Extras of the lowest jobs; other packages of the extra `test` would raise the bounds that these jobs test.
 EXTRAS = ("remote", "export", "dask", "instances")
 TOOLS = ("pytest>=8.3", "hypothesis>=6.115")
 #: Every reader and writer, the numerics, training, resuming, prediction, export.
@@ -62,7 +63,7 @@ def find_interpreter(uv: str, version: str) -> str | None:
 
 
 def _version(path: str) -> str | None:
-    """Return the version that an interpreter says it has; None for one that does not run, as a shim of pyenv."""
+    """Return the version that an interpreter reports; None if it does not run, like a shim of pyenv."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
         done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
@@ -91,7 +92,7 @@ def install(uv: str, interpreter: str, resolution: str, environment: Path) -> st
 
 
 def _find_links() -> list[str]:
-    """Give uv the folders of wheels that pip is set up with."""
+    """Return uv's options for the folders of wheels with which pip is configured."""
     places = os.environ.get("PIP_FIND_LINKS", "").split()
     return [word for place in places for word in ("--find-links", place)]
 
@@ -105,7 +106,7 @@ def _run(command: Sequence[str | Path]) -> None:
 
 
 def run_job(uv: str, job: str, folder: Path) -> str:
-    """Install and test one combination; return what the summary says of it."""
+    """Install and test one combination; return its line of the summary."""
     version, resolution = job.split("-")
     interpreter = find_interpreter(uv, version)
     if interpreter is None:
