@@ -311,3 +311,23 @@ def test_the_messages_of_the_data_page_are_real(excerpt, tmp_path):
     with pytest.raises(VolumenError) as told:
         _ = ConfigManager(**settings, dataset_dir=str(tmp_path)).targets
     assert said in str(told.value)
+
+
+def checks_named() -> list[str]:
+    """Return the tests that the page of checks names, as "file: words of the name"."""
+    page = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|")[1:] for line in page.splitlines() if line.startswith("|")]
+    cells = [part.strip() for row in rows for cell in row for part in cell.split(";")]
+    return sorted({cell for cell in cells if ": " in cell})
+
+
+def test_every_test_on_the_page_of_checks_exists():
+    named = checks_named()
+    assert len(named) > 60
+    missing = []
+    for entry in named:
+        file, words = (part.strip().replace(" ", "_") for part in entry.split(":"))
+        path = ROOT / "tests" / f"test_{file}.py"
+        if not path.is_file() or f"\ndef test_{words}(" not in path.read_text(encoding="utf-8"):
+            missing.append(entry)
+    assert not missing
