@@ -14,6 +14,7 @@ from test_placement import write_ome
 
 from volumen.cli.main import main
 from volumen.data.formats.opening import open_volume
+from volumen.data.layout import discover, open_cases
 
 FORMATS = ("zarr", "ome.tif", "nii.gz")
 SPACING = (3.0, 2.0, 1.5)
@@ -36,17 +37,22 @@ TINY = [
 TINY += ["--device", "cpu", "--quiet", "--set", "model_config.features_per_stage=[4,8]"]
 
 
-def write(path, array, spacing=SPACING):
-    """Write a volume (Z, Y, X) of the given voxel size in micrometers, in the format that the name ends with."""
+UNITS = {"micrometer": ("µm", "micron"), "millimeter": ("mm", "mm")}
+
+
+def write(path, array, spacing=SPACING, unit="micrometer", start=(0.0, 0.0, 0.0)):
+    """Write a volume (Z, Y, X) of the given voxel size, unit and place, in the format that the name ends with."""
     if path.name.endswith(".zarr"):
-        write_ome(path, array, spacing, ("micrometer",) * 3)
+        write_ome(path, array, spacing, (unit,) * 3, start)
     elif path.name.endswith(".tif"):
         sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", spacing)}
-        units = {f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"}
+        units = {f"PhysicalSize{axis}Unit": UNITS[unit][0] for axis in "ZYX"}
         tifffile.imwrite(path, array, metadata={"axes": "ZYX", **sizes, **units})
     else:
-        image = nibabel.Nifti1Image(array.T, np.diag([*spacing[::-1], 1]))
-        image.header.set_xyzt_units("micron")
+        affine = np.diag([*spacing[::-1], 1])
+        affine[:3, 3] = start[::-1]
+        image = nibabel.Nifti1Image(array.T, affine)
+        image.header.set_xyzt_units(UNITS[unit][1])
         image.to_filename(path)
     return path
 
@@ -100,6 +106,55 @@ def test_evaluation_measures_in_the_unit_of_the_files(flat, form, truth, capsys)
     assert mean["label/dice"] == pytest.approx(2 * 5 / 11)
     assert mean["label/surface_dice"] < 1
     assert "µm" in (flat / "r" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_volumes_in_several_units_are_trained_and_scored_in_one(flat, form):
+    grown = LABEL.copy()
+    grown[9] = LABEL[8]
+    for part, suffix, array in (
+        ("data/images", "", IMAGE),
+        ("data/labels", "_cell", LABEL),
+        ("p", "_cell", grown),
+    ):
+        (flat / part).mkdir(parents=True)
+        write(flat / part / f"a{suffix}.{form}", array)
+        write(flat / part / f"b{suffix}.{form}", array, [size / 1000 for size in SPACING], "millimeter")
+    cases = open_cases(discover(flat / "data"))
+    assert [case.unit for case in cases] == ["micrometer"] * 2
+    assert [case.spacing for case in cases] == [pytest.approx(SPACING, rel=1e-5)] * 2
+    flags = ["--metrics", "hd95", "--quiet"]
+    assert main(["evaluate", "-p", "p", "-l", "data/labels", "-o", "r", *flags]) == 0
+    found = json.loads((flat / "r" / "metrics.json").read_text())["cases"]
+    assert [case["cell/hd95"] for case in found.values()] == [pytest.approx(3.0, rel=1e-5)] * 2
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "ome.tif"])
+def test_evaluation_says_that_a_label_lies_elsewhere(flat, form, capfd):
+    write(flat / f"p.{form}", LABEL * 255, start=(30, 20, 15))
+    for name, start in (("here", (30, 20, 15)), ("there", (30, 20, 45))):
+        write(flat / f"{name}.{form}", LABEL, start=start)
+        words = ["-p", f"p.{form}", "-l", f"{name}.{form}", "-o", f"r_{name}", "--metrics", "dice"]
+        assert main(["evaluate", *words, "--quiet"]) == 0
+        assert ("elsewhere" in capfd.readouterr().err) is (name == "there")
+
+
+@pytest.mark.parametrize("size", [0.0, float("nan"), -3.0])
+def test_a_size_that_cannot_be_is_said_in_prediction_and_refused_in_evaluation(flat, size, capfd):
+    write(flat / "a.zarr", LABEL * 255, (size, 2.0, 1.5))
+    write(flat / "l.zarr", LABEL)
+    save_checkpoint(flat / "m.pth")
+    flags = ["--device", "cpu", "--amp", "off", "--quiet", "--targets", "ink"]
+    assert main(["predict", "-i", "a.zarr", "-m", "m.pth", "-o", "p.zarr", *flags]) == 0
+    assert (
+        f"a.zarr: states a voxel size of {size:g} x 2 x 1.5, which counts as unknown"
+        in capfd.readouterr().err
+    )
+    words = ["-p", "a.zarr", "-l", "l.zarr", "-o", "r", "--metrics", "hd95", "--quiet"]
+    assert main(["evaluate", *words]) == 2
+    assert (
+        f"a.zarr: expected voxel sizes above 0, found a voxel size of {size:g} x 2" in capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 2])
