@@ -318,16 +318,16 @@ def test_empty_and_ignored_volumes(tmp_path, what):
     none = np.zeros_like(full)
     pred = none if what in ("no prediction", "neither") else full
     truth = none if what in ("no truth", "neither") else full
+    # Beside a volume with something to score.
+    write(tmp_path / "found" / "b_ink.tif", full)
+    write(tmp_path / "data" / "labels" / "b_ink.tif", full)
     found = run(tmp_path, pred, truth, none if what == "all ignored" else None)
-    rows, suspects = rows_of(tmp_path / "out" / "diagnostics.csv"), rows_of(tmp_path / "out" / "suspects.csv")
-    if what in ("neither", "all ignored"):
-        assert rows == suspects == []
-    else:
-        (row,) = suspects
-        assert (row["kind"], row["reason"]) == (
-            ("missing_label", "alone") if what == "no truth" else ("wrong_label", "alone")
-        )
-        assert rows[0]["miss_rate" if what == "no truth" else "false_rate"] == ""
+    (row,) = table(tmp_path, "all")
+    suspects = rows_of(tmp_path / "out" / "suspects.csv")
+    times = {"no truth": (1, 2), "no prediction": (2, 1)}.get(what, (1, 1))
+    assert (int(row["truth_voxels"]), int(row["predicted_voxels"])) == tuple(n * full.sum() for n in times)
+    kinds = {"no truth": ["missing_label"], "no prediction": ["wrong_label"]}.get(what, [])
+    assert [(s["case"], s["kind"], s["reason"]) for s in suspects] == [("a", kind, "alone") for kind in kinds]
     assert found.diagnosis is not None
     assert "Evaluation" in (tmp_path / "out" / "report.html").read_text()
 
