@@ -15,6 +15,7 @@ from scipy import ndimage
 from test_label_scores import smooth
 
 from volumen.cli.main import main
+from volumen.evaluation import cases as cases_module
 from volumen.evaluation.cases import Scale, ScoredCase
 from volumen.evaluation.error_places import place_of_object
 from volumen.evaluation.pictures.planes import SHOWN, planes_through
@@ -272,3 +273,25 @@ def test_the_worst_place_is_found_piece_by_piece():
     assert CELL == 16
     assert place[0] in range(33, 38)
     assert worst_place(case, lambda case, box: 0 * errors[box]) == (25, 20, 20)
+
+
+def test_instances_beyond_the_first_piece_have_their_boxes_and_places(tmp_path, monkeypatch):
+    """An error in the last of several blocks: its box is that of the volume, not of the block."""
+    monkeypatch.setattr(cases_module, "DERIVED_SIDE", 16)
+    truth = np.zeros((20, 40, 50), np.uint16)
+    truth[2:6, 30:34, 20:40], truth[2:6, 34:38, 20:40] = 3, 4
+    truth[2:6, 2:6, 2:6] = 9
+    pred = np.where(truth == 4, 3, truth)
+    pred[truth == 9] = 0
+    for folder, values in (("found", pred), ("data/labels", truth)):
+        (tmp_path / folder).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / folder / "a_cell.tif", values, metadata={"axes": "ZYX"})
+    request = EvaluateRequest(
+        str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"), instances=("cell",)
+    )
+    merged, missed = evaluate(request).details["a"]["cell"][""]["objects"]
+    assert (merged["error"], merged["low"], merged["high"]) == ("merged", [2, 30, 20], [6, 38, 40])
+    assert merged["place"][1] in (33, 34)
+    assert pred[tuple(merged["place"])] == 3
+    assert (missed["error"], missed["low"], missed["high"]) == ("missed", [2, 2, 2], [6, 6, 6])
+    assert truth[tuple(missed["place"])] == 9

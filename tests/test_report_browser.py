@@ -121,6 +121,14 @@ def test_a_report_fits_wide_and_narrow_windows(tmp_path, width, kind):
             **settings,
         )
     )
+    assert fit(tmp_path / "out" / "report.html", tmp_path, width) == f"[{width},[],0,0,true]"
+
+
+def fit(page, folder, width) -> str:
+    """Return what a browser says of a page of some width.
+
+    That is its width, what is wider than it, how many cards are cut and planes bent, and whether there are planes.
+    """
     # An outer page with a frame of this width, since a browser's own window is never narrower than 500 pixels.
     told = (
         "<script>onload=()=>{const cut=[...document.querySelectorAll('.card')].filter("
@@ -133,16 +141,15 @@ def test_a_report_fits_wide_and_narrow_windows(tmp_path, width, kind):
         "parent.postMessage(JSON.stringify([innerWidth,wide,cut,bent,"
         "document.querySelectorAll('.plane').length>0]),'*')}</script>"
     )
-    copy = tmp_path / "copy.html"
-    copy.write_text((tmp_path / "out" / "report.html").read_text().replace("</body>", told + "</body>"))
-    outer = tmp_path / "outer.html"
+    copy = folder / "copy.html"
+    copy.write_text(page.read_text().replace("</body>", told + "</body>"))
+    outer = folder / "outer.html"
     outer.write_text(
         "<title></title><script>onmessage=e=>{document.title=e.data}</script>"
         f"<iframe src=copy.html style='width:{width}px;height:900px;border:0'></iframe>"
     )
-    found = browse(outer, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=4000")
-    title = re.search(r"<title>(.*?)</title>", found)[1]
-    assert title == f"[{width},[],0,0,true]"
+    found = browse(outer, folder / "profile", "--dump-dom", "--virtual-time-budget=4000")
+    return re.search(r"<title>(.*?)</title>", found)[1]
 
 
 def layout(page, folder) -> int:
@@ -175,7 +182,9 @@ def test_a_comparison_fits_a_page_of_1000_pixels(tmp_path):
             write(tmp_path / name / f"{case}_tissue.tif", found)
     request = EvaluateRequest("", str(tmp_path / "data"), str(tmp_path / "out"))
     compare([str(tmp_path / name) for name in names], request)
-    assert layout(tmp_path / "out" / "report.html", tmp_path) > 3
+    page = tmp_path / "out" / "report.html"
+    assert layout(page, tmp_path) > 3
+    assert fit(page, tmp_path, 400) == "[400,[],0,0,false]"
 
 
 def test_curves_fit_a_page_of_1000_pixels_and_are_drawn(tmp_path):

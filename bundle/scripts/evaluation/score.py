@@ -165,6 +165,7 @@ def score(
                 cases=[case.name],
                 spacing=size,
                 regions=False,
+                start=[part.start for part in box],
             )
         costs = {"voxels": time.process_time() - before}
         if case.kind in PROBABILITIES:

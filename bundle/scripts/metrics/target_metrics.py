@@ -137,6 +137,7 @@ class TargetMetrics:
         spacing: Sequence[float] | None = None,
         weights: Sequence[float] | None = None,
         regions: bool = True,
+        start: Sequence[int] = (0, 0, 0),
     ) -> None:
         """Add samples.
 
@@ -153,6 +154,7 @@ class TargetMetrics:
                 instance scores are no sums over blocks, so they take no weight.
             regions: whether the samples are whole regions. False: they are pieces, of which metrics that look around a
                 voxel are not taken.
+            start: first voxel of the samples in their case, by which boxes around objects are those of the case.
         """
         masks = masks or {}
         sizes = {len(predictions[name]) for name in self.targets if name in predictions}
@@ -178,6 +180,7 @@ class TargetMetrics:
                     spacing or self.spacing,
                     shares[i],
                     regions,
+                    start,
                 )
 
     def _add(
@@ -190,6 +193,7 @@ class TargetMetrics:
         spacing: Sequence[float] | None,
         weight: float,
         regions: bool,
+        start: Sequence[int],
     ) -> None:
         if known is not None and not known.any():
             return
@@ -206,7 +210,7 @@ class TargetMetrics:
             sums = angle_sums(pred, truth, known, signed=target.kind == "vector")
             self._store(target.name, "angular_error", "", case, weight * sums)
         elif target.family == INSTANCES and target.metrics:
-            self._store(target.name, _TABLE, "", case, overlaps(pred[0], truth[0], known))
+            self._store(target.name, _TABLE, "", case, overlaps(pred[0], truth[0], known, start))
         elif target.family == VALUES and target.metrics:
             self._store(target.name, "mae", "", case, weight * absolute_sums(pred, truth, known))
 
