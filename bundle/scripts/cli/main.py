@@ -27,7 +27,7 @@ _COMMANDS = (
     (
         "export",
         "volumen.cli.share",
-        "write a trained network as TorchScript, ONNX, pt2 or for bioimage.io",
+        "write a network as TorchScript, ONNX, pt2 or for bioimage.io",
     ),
     ("package", "volumen.cli.share", "write a trained model as a MONAI bundle that runs elsewhere"),
     ("completion", "volumen.cli.completion", "print a script by which bash, zsh or fish completes commands"),

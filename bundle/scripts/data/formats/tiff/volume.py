@@ -225,7 +225,7 @@ def _series_array(path: Path, series: Any) -> _SeriesArray:
 def _with_slices(stored: _SeriesArray) -> _SeriesArray:
     """Return the array of a plane as one of a volume of one slice; any other array as it is."""
     visible = "".join(stored.letters[axis] for axis in stored.visible)
-    if set(visible) - {"y", "x", "c"} or "?" in stored.letters:
+    if sorted(visible) not in (["x", "y"], ["c", "x", "y"]) or "?" in stored.letters:
         return stored
     if "z" in stored.letters:
         return replace(stored, visible=tuple(sorted({*stored.visible, stored.letters.index("z")})))
