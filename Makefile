@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: link demo test test-all platforms lint format docs clean help
+.PHONY: link demo picture test test-all platforms lint format docs clean help
 
 help:
 	@echo "make demo      train on a phantom, predict, evaluate, leave pictures in demo/"
+	@echo "make picture   the film of README.md, from a longer training"
 	@echo "make test      linters, types and the test suite"
 	@echo "make test-all  the same with the slow tests, and a short part on each supported Python"
 	@echo "make platforms that part only, with the newest and the lowest dependencies"
@@ -22,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m volumen.cli.demo -o demo
+
+picture: $(STAMP)
+	$(BIN)/python docs/draw_film.py -o picture
 
 # The import name is `volumen`, the code lies in bundle/scripts: tools that read files see it here as it is imported.
 link: $(STAMP)

@@ -39,7 +39,7 @@ The model of the bundle on a roll that is not in its training data: truth above,
 
 ![Truth and prediction of every target](images/gallery/model.png)
 
-`make demo` makes this film through the volume:
+`make demo` makes this film through the volume; `make picture` makes one from a longer training:
 
 ![Truth and prediction, slice by slice](images/demo.gif)
 
