@@ -8,10 +8,10 @@
 
 The networks differ in training length, width, loss and seed, each trained for a fixed number of steps with one thread;
 the last checkpoint counts. The table gets a row per network as soon as that is done; a network that is in it already is
-not trained again, so the benchmark can be interrupted. Columns: `valid/...` scores of the validation part as
-`volumen evaluate` has them; `valid_counted/...` and `heldout/...` the errors of ranking_sets.py with default
-settings; `heldout_tuned/...` each of them with the settings under which it is least on the validation part.
-`benchmarks/ranking_table.py` computes the correlations.
+not measured again, and one that lies in RUNS not trained again, so the benchmark can be interrupted. Columns:
+`valid/...` scores of the validation part as `volumen evaluate` has them; `valid_counted/...` and `heldout/...` the
+errors of ranking_sets.py with a threshold of 0.5, after specks were removed; `heldout_tuned/...` each of them with the
+settings under which it is least on the validation part. `benchmarks/ranking_table.py` computes the correlations.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
 import argparse
 import csv
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -78,30 +79,49 @@ class Recipe:
     loss: str
     seed: int
 
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.steps}_{self.features}_{self.seed}"
+
 
 RECIPES = (
-    Recipe(30, 16, "cross-entropy + Dice", 0),
-    Recipe(60, 32, "Dice", 1),
-    Recipe(100, 8, "Tversky", 2),
-    Recipe(150, 16, "cross-entropy", 3),
-    Recipe(100, 24, "cross-entropy + Dice", 4),
-    Recipe(150, 8, "Dice + boundary", 5),
-    Recipe(200, 16, "Tversky", 6),
-    Recipe(200, 16, "cross-entropy + skeleton", 7),
-    Recipe(300, 8, "Dice", 8),
-    Recipe(350, 16, "cross-entropy + Dice", 9),
+    Recipe(40, 16, "cross-entropy + Dice", 0),
+    Recipe(80, 32, "Dice", 1),
+    Recipe(150, 8, "Tversky", 2),
+    Recipe(200, 16, "cross-entropy", 3),
+    Recipe(150, 24, "cross-entropy + Dice", 4),
+    Recipe(300, 8, "Dice + boundary", 5),
+    Recipe(300, 16, "Tversky", 6),
+    Recipe(300, 16, "cross-entropy + skeleton", 7),
+    Recipe(500, 8, "Dice", 8),
+    Recipe(600, 16, "cross-entropy + Dice", 9),
 )
 
 
-def train(data: DataSet, recipe: Recipe, folder: str) -> tuple[Predictor, float]:
-    """Train a network; return it and the CPU seconds of its training."""
-    epochs = EPOCHS if recipe.steps >= 4 * EPOCHS else 1
+def train(data: DataSet, recipe: Recipe, folder: Path) -> tuple[Predictor, float]:
+    """Train a network unless the folder has it; return it and the CPU seconds of its training."""
+    last, spent = folder / f"{recipe.name}.pth", folder / f"{recipe.name}.txt"
+    if not spent.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as output:
+            config = configuration(data, recipe, output)
+            before = time.process_time()
+            run_bundle("train.yaml", (), {"config": config})
+            seconds = time.process_time() - before
+            epochs = config.tr_config.max_epoch
+            shutil.copy(config.run_dir / f"{config.tr_setup.model_name}_{epochs}.pth", last)
+        spent.write_text(f"{seconds:.1f}", encoding="utf-8")
+    return load_predictor(last), float(spent.read_text(encoding="utf-8"))
+
+
+def configuration(data: DataSet, recipe: Recipe, output: str) -> ConfigManager:
+    """Return how a network is trained on the training part, without validation."""
     width = recipe.features
     sections = {
         "tr_setup": {"seed": recipe.seed},
         "tr_config": {
-            "patch_size": list(data.patch), "batch_size": data.batch, "max_epoch": epochs,
-            "max_steps_per_epoch": round(recipe.steps / epochs), "num_dataloader_workers": 0,
+            "patch_size": list(data.patch), "batch_size": data.batch, "max_epoch": EPOCHS,
+            "max_steps_per_epoch": round(recipe.steps / EPOCHS), "num_dataloader_workers": 0,
             "initial_lr": 0.003 * math.sqrt(16 / max(16, width)), "keep_checkpoints": 1,
             "losses": LOSSES[recipe.loss], "augment_strength": 0.0,
         },
@@ -110,14 +130,10 @@ def train(data: DataSet, recipe: Recipe, folder: str) -> tuple[Predictor, float]
         },
     }  # fmt: skip
     boxes = {name: list(found) for name, found in data.parts[TRAIN].items()}
-    config = ConfigManager(
-        **merge(shipped_sections(), sections), dataset_dir=data.folder, output_dir=folder, device="cpu",
+    return ConfigManager(
+        **merge(shipped_sections(), sections), dataset_dir=data.folder, output_dir=output, device="cpu",
         split=Split(boxes, {}, 1.0, recipe.seed),
     )  # fmt: skip
-    before = time.process_time()
-    run_bundle("train.yaml", (), {"config": config})
-    seconds = time.process_time() - before
-    return load_predictor(config.run_dir / f"{config.tr_setup.model_name}_{epochs}.pth"), seconds
 
 
 def probabilities(predictor: Predictor, data: DataSet, pieces: Sequence[Piece]) -> list[np.ndarray]:
@@ -159,7 +175,7 @@ def validation_scores(
     return values
 
 
-def measure(data: DataSet, recipe: Recipe, folder: str) -> dict[str, Any]:
+def measure(data: DataSet, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Train a network and return its row of the table."""
     predictor, seconds = train(data, recipe, folder)
     before = time.process_time()
@@ -212,12 +228,13 @@ def main() -> None:
     parser.add_argument("set", choices=list(SETS), help="data set")
     parser.add_argument("-i", "--input", help="its folder; the phantom is written to -o")
     parser.add_argument("--objects", help="of fib25: folder with the numbers of the neurons")
-    parser.add_argument("-o", "--output", required=True, help="folder for what is needed meanwhile")
+    parser.add_argument("-o", "--output", required=True, help="folder for the networks")
     parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per network")
     parser.add_argument("--most", type=int, default=len(RECIPES), help="networks to measure in this call")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    Path(options.output).mkdir(parents=True, exist_ok=True)
+    folder = Path(options.output, f"{options.set}_networks")
+    folder.mkdir(parents=True, exist_ok=True)
     arguments = {
         "phantom": (Path(options.output, "phantom"),),
         "fib25": (options.input, options.objects),
@@ -226,8 +243,7 @@ def main() -> None:
     known = {tuple(row[key] for key in vars(RECIPES[0])) for row in done(options.csv)}
     missing = [recipe for recipe in RECIPES if tuple(map(str, vars(recipe).values())) not in known]
     for recipe in missing[: options.most]:
-        with tempfile.TemporaryDirectory(dir=options.output) as folder:
-            row = measure(data, recipe, folder)
+        row = measure(data, recipe, folder)
         append(options.csv, row)
         print(f"{recipe}: {row['cpu_seconds']} CPU s, dice {row['valid/dice']:.4f}", flush=True)
 

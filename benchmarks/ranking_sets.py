@@ -30,7 +30,7 @@ COUNTED = ("broken", "merged", "missed", "added", "errors", "corrections", "voi"
 right: a true object in three pieces needs two joins, a predicted one of three true ones two cuts, each missed or added
 object one action. `voi` is the sum of both halves of the variation of information, in bits."""
 PHANTOM_SHAPES = {TRAIN: (96, 160, 160), VALID: (96, 144, 144), HELD_OUT: (96, 144, 144)}
-PHANTOM_NOISE = 0.2
+PHANTOM_NOISE = 0.10
 
 Settings = Mapping[str, float]
 Boxes = Mapping[str, Sequence[Box]]
@@ -69,7 +69,8 @@ class DataSet:
             one object as a whole, but several in a small window.
         objects: folder with the instance numbers of the objects that the target encloses; "" for none.
         grid: settings of a prediction that are tried, by name.
-        dust: true objects of fewer voxels in a region do not count.
+        dust: true objects of fewer voxels in a region do not count; predicted ones are removed, as a person who sees
+            thousands of specks first does.
     """
 
     folder: str
@@ -91,8 +92,8 @@ class DataSet:
                 yield _piece(cases[name], numbered.get(name), self.target, box)
 
     def settings(self) -> list[dict[str, float]]:
-        """Return all combinations of the grid, the default first."""
-        default = {"threshold": 0.5, "merge_threshold": 0.5, "min_size": 0.0}
+        """Return all combinations of the grid; the first one is what a prediction does, without specks."""
+        default = {"threshold": 0.5, "merge_threshold": 0.5, "min_size": self.dust}
         default = {name: default[name] for name in self.grid}
         tried = [dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values())]
         return [default, *(entry for entry in tried if entry != default)]
@@ -234,12 +235,12 @@ def phantom(folder: Path) -> DataSet:
             label = (without_small(components(geometry.distance <= 0), DUST) > 0).astype(np.uint8)
             write_ome_zarr(folder / "labels" / f"{part}_surface.zarr", label)
         parts[part] = {part: [whole_box(shape)]}
-    return DataSet(str(folder), "surface", parts, (32, 32, 32), 1, 48, "", LABELS)
+    return DataSet(str(folder), "surface", parts, (32, 32, 32), 1, 24, "", LABELS)
 
 
 def drive(folder: str) -> DataSet:
     """Return vessels of retina photographs: eight images train, five validate."""
-    return DataSet(folder, "vessel", _whole_images(folder, 8, 5), (160, 160), 2, 96, "", LABELS, FLAT_DUST)
+    return DataSet(folder, "vessel", _whole_images(folder, 8, 5), (160, 160), 2, 48, "", LABELS, FLAT_DUST)
 
 
 def hippocampus(folder: str) -> DataSet:
