@@ -98,8 +98,16 @@ def broken(path, content=b""):
     ("name", "spoil", "said"),
     [
         ("b.tif", broken, "b.tif: is empty"),
-        ("b.nii.gz", lambda path: broken(path, b"hello" * 9), "b.nii.gz: expected zarr, TIFF, NIfTI or PNG"),
-        ("b.tif", lambda path: path.mkdir(), "b.tif: expected a zarr, TIFF or NIfTI volume"),
+        (
+            "b.nii.gz",
+            lambda path: broken(path, b"hello" * 9),
+            "b.nii.gz: expected zarr, TIFF, NIfTI, PNG, HDF5, MRC or NRRD",
+        ),
+        (
+            "b.tif",
+            lambda path: path.mkdir(),
+            "b.tif: expected a volume, or a folder of numbered TIFF or PNG slices",
+        ),
         ("b.tif", lambda path: path.symlink_to(path.with_name("gone.tif")), "b.tif"),
         ("b.tif", lambda path: tifffile.imwrite(path, GREY[0]), "b.tif: expected 3 spatial axes"),
         ("b.tif", lambda path: tifffile.imwrite(path, GREY / 255.0), "b.tif: expected values of type uint8"),

@@ -40,7 +40,8 @@ FLAGS = {
     "--nworkers --scheduler --dtype --threshold --min-size --keep-largest --fill-holes --instances --format "
     "--compress --no-pyramid --overwrite",
     "evaluate": "-p --predictions -l --labels -o --output --masks --targets --metrics --instances --threshold "
-    "--tolerance --spacing --worst --ignore-label --require-all --seed --connectivity --surface-border",
+    "--tolerance --spacing --worst --ignore-label --require-all --seed --connectivity --surface-border "
+    "--no-diagnostics",
 }
 ADD = {"predict": add_predict_arguments, "evaluate": add_evaluate_arguments}
 
