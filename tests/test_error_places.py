@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 
 import nibabel
@@ -18,10 +19,14 @@ from volumen.cli.main import main
 from volumen.evaluation import cases as cases_module
 from volumen.evaluation.cases import Scale, ScoredCase
 from volumen.evaluation.error_places import place_of_object
+from volumen.evaluation.pictures import planes as planes_module
+from volumen.evaluation.pictures import views as views_module
 from volumen.evaluation.pictures.planes import SHOWN, planes_through
+from volumen.evaluation.pictures.views import views_of
 from volumen.evaluation.pictures.worst_place import CELL, worst_place
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
+from volumen.metrics import label_scores
 from volumen.metrics.label_scores import LabelScores, LabelSettings
 from volumen.metrics.objects.numbering import OTHER
 from volumen.metrics.objects.places import deepest_error, meeting_place, middle_of
@@ -295,3 +300,41 @@ def test_instances_beyond_the_first_piece_have_their_boxes_and_places(tmp_path, 
     assert pred[tuple(merged["place"])] == 3
     assert (missed["error"], missed["low"], missed["high"]) == ("missed", [2, 2, 2], [6, 6, 6])
     assert truth[tuple(missed["place"])] == 9
+
+
+class _Recorded:
+    """A volume that notes how many voxels each reading takes."""
+
+    def __init__(self, volume, sizes):
+        self._volume, self._sizes = volume, sizes
+
+    def __getattr__(self, name):
+        return getattr(self._volume, name)
+
+    def read(self, region):
+        self._sizes.append(int(np.prod([part.stop - part.start for part in region])))
+        return self._volume.read(region)
+
+
+def test_pictures_read_planes_and_blocks_and_never_the_volume(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_scores, "BLOCK", 16)
+    monkeypatch.setattr(cases_module, "DERIVED_SIDE", 16)
+    monkeypatch.setattr(cases_module, "PIECE_VOXELS", 16**3)
+    monkeypatch.setattr(planes_module, "SHOWN", 40)
+    monkeypatch.setattr(views_module, "CLOSE", 40)
+    pred, truth = phantom_of_three_errors()
+    for folder, values in (("found", pred), ("data/labels", truth)):
+        write(tmp_path / folder / "a_ink.tif", values.astype(np.uint8), (2.0, 1.0, 1.0))
+    request = EvaluateRequest(
+        str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"), worst=0,
+        metrics=("dice", "b0_error@16", "objects_merged"),
+    )  # fmt: skip
+    evaluation = evaluate(request)
+    (case,) = evaluation.scored
+    sizes = []
+    case = replace(case, prediction=_Recorded(case.prediction, sizes), label=_Recorded(case.label, sizes))
+    views = views_of(case, 0.5, evaluation.details["a"]["ink"], evaluation.numbers["a"]["ink"])
+    assert [view.legend for view in views] == ["overlap", "overlap", "objects"]
+    assert all(len(view.planes) == 3 for view in views)
+    assert len(sizes) > 100
+    assert max(sizes) <= 17**3 < pred.size / 200
