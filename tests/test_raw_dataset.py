@@ -134,6 +134,36 @@ def test_a_decathlon_s_folder_and_lists(tmp_path):
     assert len(ConfigManager(dataset_dir=str(root / "plain.json")).cases) == 3
 
 
+def test_the_folds_of_a_list_are_those_of_the_training(tmp_path):
+    items = []
+    for number in range(6):
+        label = label_of(number)
+        nifti(tmp_path / f"i{number}.nii", image_of(label, number))
+        nifti(tmp_path / f"l{number}.nii", label)
+        items.append({"image": f"i{number}.nii", "label": f"l{number}.nii", "fold": number % 3})
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+
+    def config(setup=None, **data):
+        return ConfigManager(
+            dataset_dir=str(tmp_path / "list.json"), dataset_config=data, tr_setup=setup or {}
+        )
+
+    assert set(config().split.val) == {"i0", "i3"}
+    assert set(config(fold="2/3").split.val) == {"i2", "i5"}
+    assert [set(split.val) for split in config().folds(3)] == [{"i0", "i3"}, {"i1", "i4"}, {"i2", "i5"}]
+    assert set(config(val_volumes=["i1"]).split.val) == {"i1"}
+    assert config({"tr_val_split": 1.0}).split.val == {}
+    with pytest.raises(
+        VolumenError, match="expected 5 folds, as --fold or --folds says, found 3 in its list"
+    ):
+        _ = config(fold="0/5").split
+    for wrong in ({"fold": 7}, {"fold": None}, {"fold": "1"}):
+        broken = [*items[:5], {**items[5], **wrong}]
+        (tmp_path / "list.json").write_text(json.dumps(broken))
+        with pytest.raises(VolumenError, match=r"expected a fold 0, 1, 2, \.\.\. of every image"):
+            _ = config().split
+
+
 def test_nnunet_v1_lists_files_without_the_number_of_the_channel(tmp_path):
     nnunet(tmp_path / "raw", CLASSES)
     items = [

@@ -55,6 +55,8 @@ class ExperimentSplit(ExperimentNetwork):
         if data.val_volumes is not None:
             return split_by_name(self._shapes, self._named_volumes(data.val_volumes), *recorded, self._rule)
         fold = read_fold(data.fold) if data.fold else None
+        if self._has_listed_folds and data.split_path is None:
+            return self._listed_fold(*(fold or (0, None)))
         if data.split_path is not None:
             return given_split(Path(data.split_path), self._shapes, *recorded, fold)
         if fold is not None:
@@ -89,7 +91,41 @@ class ExperimentSplit(ExperimentNetwork):
             return [
                 given_split(path, self._shapes, *self._recorded, (number, count)) for number in range(count)
             ]
+        if self._has_listed_folds:
+            return [self._listed_fold(number, count) for number in range(count)]
         return make_folds(self._shapes, count, *self._recorded, self.class_profiles, self._groups)
+
+    def _listed_fold(self, number: int, count: int | None = None) -> Split:
+        """Return the split in which a fold validates that a list of images states.
+
+        Args:
+            number: the fold.
+            count: number of folds, which must be that of the list; None: not checked.
+
+        Raises:
+            VolumenError: the list has another number of folds.
+        """
+        from volumen.data.sampling.split import split_by_name
+
+        folds = {name: fold for name, fold in self.layout.folds.items() if name in self._shapes}
+        listed = max(self.layout.folds.values()) + 1
+        if count not in (None, listed):
+            raise VolumenError(
+                self.layout.root,
+                expected=f"{count} folds, as --fold or --folds says",
+                found=f"{listed} in its list",
+                remedy=f"give {listed}, or take the folds out of the list",
+            )
+        logger.info("fold %d of the %d that %s lists validates", number, listed, self.layout.root)
+        held_out = [name for name, fold in folds.items() if fold == number]
+        return split_by_name(self._shapes, held_out, *self._recorded, f"fold {number}/{listed}")
+
+    @property
+    def _has_listed_folds(self) -> bool:
+        """Whether a list of images states folds, and no setting chooses otherwise."""
+        data = self.dataset_config
+        validates = data.fold is not None or self.tr_setup.tr_val_split < 1
+        return bool(self.layout.folds) and data.group_by is None and validates
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -110,8 +146,8 @@ class ExperimentSplit(ExperimentNetwork):
         if data.split_path is not None:
             fold = f", fold {data.fold}" if data.fold else ""
             return f"split {Path(data.split_path).name}{fold}"
-        if data.fold:
-            return f"fold {data.fold}"
+        if data.fold or self._has_listed_folds:
+            return f"fold {data.fold or f'0/{max(self.layout.folds.values()) + 1}'}"
         return "groups" if data.group_by is not None else ""
 
     @cached_property

@@ -84,6 +84,7 @@ def discover_all(
         cases=cases,
         targets=chosen,
         validates=_validating(layouts, renamed),
+        folds=_folds(layouts, renamed),
         stated=_stated(layouts),
         members={folders[name]: tuple(case.name for case in members) for name, members in renamed.items()},
     )
@@ -100,6 +101,17 @@ def _validating(
         if old.name in (layout.validates or ())
     )
     return names or None
+
+
+def _folds(layouts: Mapping[str, Layout], renamed: Mapping[str, Sequence[Case]]) -> dict[str, int]:
+    """Return the folds that lists of images state; none unless they state that of every image."""
+    folds = {
+        new.name: layout.folds[old.name]
+        for folder, layout in layouts.items()
+        for old, new in zip(layout.cases, renamed[folder], strict=True)
+        if old.name in layout.folds
+    }
+    return folds if len(folds) == sum(map(len, renamed.values())) else {}
 
 
 def _stated(layouts: Mapping[str, Layout]) -> dict[str, Mapping[str, Any]]:

@@ -48,8 +48,8 @@ class Layout:
     """All cases of one or several data folders; `targets` is the sorted union over cases.
 
     `members` has the names of the cases of each folder, by its path, where there are several. `validates` names the
-    cases that a list of images says to validate on, None where none does. `stated` has what such a list says of a
-    target, by key of `dataset_config.targets`.
+    cases that a list of images says to validate on, None where none does, and `folds` the fold in which each
+    one validates, if it says so. `stated` has what such a list says of a target, by key of `dataset_config.targets`.
     """
 
     root: str
@@ -58,6 +58,7 @@ class Layout:
     targets: tuple[str, ...]
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     validates: tuple[str, ...] | None = None
+    folds: Mapping[str, int] = field(default_factory=dict)
     stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

@@ -21,6 +21,8 @@ from volumen.data.pairing import check_targets
 from volumen.utils.errors import VolumenError
 
 DESCRIPTION = "dataset.json"
+FOLD = "fold"
+"""Key of an entry: the fold in which its image validates."""
 IGNORE = "ignore"
 """Name of the label that means unknown, in nnU-Net's `labels`."""
 
@@ -52,8 +54,9 @@ def find_raw(root: str, targets: Sequence[str] | None = None, *, partial: bool =
     if not partial:
         check_targets(str(path), layout.targets, targets)
     names = tuple(case.name for case in layout.cases[len(training) :]) if validation else None
+    folds = {} if validation else _folds(path, training, layout)
     stated = _stated_labels(path, content) if isinstance(content, dict) else {}
-    return replace(layout, root=root, validates=names, stated={target: stated} if stated else {})
+    return replace(layout, root=root, validates=names, folds=folds, stated={target: stated} if stated else {})
 
 
 def _description(root: str) -> Path | None:
@@ -132,6 +135,25 @@ def _with_channels(item: Any, folder: Path) -> Any:
         if re.fullmatch(re.escape(Path(stem).name) + r"_\d{4}" + re.escape(ending), path.name)
     ]
     return {**item, IMAGE: [str(path) for path in channels]} if channels else item
+
+
+def _folds(path: Path, items: Sequence[Any], layout: Layout) -> dict[str, int]:
+    """Return the fold of each image, where a list says in which one it validates, as those of Auto3DSeg do.
+
+    Raises:
+        VolumenError: some images have one and others have none, or the folds are not 0, 1, 2, ...
+    """
+    given = [item.get(FOLD) for item in items]
+    if all(fold is None for fold in given):
+        return {}
+    if sorted(set(given), key=str) != list(range(len(set(given)))) or len(set(given)) < 2:
+        raise VolumenError(
+            f"{path}: {FOLD}",
+            expected="a fold 0, 1, 2, ... of every image",
+            found=", ".join(sorted({str(fold) for fold in given})),
+            remedy="number them, or take them out",
+        )
+    return {case.name: int(fold) for case, fold in zip(layout.cases, given, strict=True)}
 
 
 def _check_files(path: Path, items: Sequence[Any]) -> None:
