@@ -114,7 +114,12 @@ class Bench:
             run("evaluate", "-p", found, "-l", self.labels[what], "-o", report, "--metrics", "all", *only)
         with (report / "metrics.csv").open(newline="", encoding="utf-8") as file:
             (row,) = (row for row in csv.DictReader(file) if row["case"] == "mean")
-        return {key.split("/")[1]: float(value) for key, value in row.items() if "/" in key and value}
+        first = f"{self.measured(what)}/"
+        return {key.removeprefix(first): float(v) for key, v in row.items() if key.startswith(first) and v}
+
+    def measured(self, what: str) -> str:
+        """Return the name of what is measured."""
+        return self.target if what == MEMBRANE else f"{self.target}_instances"
 
     def _instances(self) -> list[str]:
         return ["--instances", self.target]
