@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -82,6 +84,34 @@ def test_blocks_of_any_size_and_order_count_as_the_whole(spacing, kind):
         for quantity, counts in whole.counts.items():
             assert np.array_equal(found.counts[quantity].steps, counts.steps), quantity
             assert np.array_equal(found.counts[quantity].counts, counts.counts), quantity
+
+
+def test_blocks_counted_by_dask_workers_count_as_the_whole():
+    dask = pytest.importorskip("dask")
+    truth, grid, scale = blobs((30, 40, 44), 4, 0.4), BlockGrid.of((30, 40, 44), 20), Scale((2.0, 1.0, 1.0))
+    pred, known = truth ^ blobs(truth.shape, 2, 0.1, 1), np.ones(truth.shape, bool)
+
+    @dask.delayed(pure=False)
+    def one(number):
+        counts, suspects = GeometryTally(1.0), SuspectTally(grid, scale, MISSING)
+        box = grid.box(number)
+        outer = piece_region(box, grid, scale.halo)
+        arrays = [x[outer] for x in (truth, pred, truth & pred, known)]
+        counts.add(Piece(box, outer, *arrays), scale, [(0, n) for n in grid.shape])
+        suspects.add(number, SuspectPiece(box, outer, arrays[0], arrays[1], arrays[3], None))
+        return pickle.dumps((counts, suspects))
+
+    parts = dask.compute(*[one(number) for number in grid], scheduler="threads", num_workers=2)
+    whole, pieces = GeometryTally(1.0), SuspectTally(grid, scale, MISSING)
+    for counts, found in map(pickle.loads, parts):
+        whole.merge(counts)
+        pieces.merge(found)
+    expected = tally(truth, pred, known, spacing=(2.0, 1.0, 1.0))
+    assert repr(whole.tables()) == repr(expected.tables())
+    boxes = [(s.low, s.high, s.voxels) for s in pieces.suspects(99)]
+    assert boxes
+    alone = suspects(MISSING, truth, pred, known, spacing=(2.0, 1.0, 1.0))
+    assert boxes == [(s.low, s.high, s.voxels) for s in alone]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS[:3])

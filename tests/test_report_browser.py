@@ -187,6 +187,32 @@ def test_a_comparison_fits_a_page_of_1000_pixels(tmp_path):
     assert fit(page, tmp_path, 400) == "[400,[],0,0,false]"
 
 
+def test_errors_by_geometry_fit_a_page_of_1000_pixels_and_are_drawn(tmp_path):
+    """Two classes, long names, suspects; the tables behind the figures are open."""
+    grid = np.indices((24, 60, 60))
+    truth = ((grid[0] // 6) % 2 * (1 + (grid[2] > 30))).astype(np.uint8)
+    found = np.where((grid[1] > 40) & (grid[2] > 20), 0, truth).astype(np.uint8)
+    found[:5, 5:25, 5:25] = 1
+    for case in ("first", "a_very_long_name_of_a_volume_from_some_microscope_2026-11-30_with_no_spaces"):
+        write(tmp_path / "data" / "labels" / f"{case}_tissue.tif", truth)
+        write(tmp_path / "found" / f"{case}_tissue.tif", found)
+    folders = (str(tmp_path / part) for part in ("found", "data", "out"))
+    evaluate(EvaluateRequest(*folders, worst=0, metrics=("dice",)))
+    page = tmp_path / "out" / "report.html"
+    text = page.read_text()
+    assert text.count("<svg role=img aria-label='errors by ") == 2 * 4
+    assert "label may be missing" in text
+    opened = tmp_path / "opened.html"
+    opened.write_text(text.replace("<details>", "<details open>"))
+    assert layout(opened, tmp_path) > 8
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1000,2400")
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in ("#0072b2", "#d55e00", "#e3e7ec"):
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=1) < 12).sum() > 300
+
+
 def test_curves_fit_a_page_of_1000_pixels_and_are_drawn(tmp_path):
     rng = np.random.default_rng(0)
     for case in ("first", "second"):
