@@ -88,8 +88,12 @@ def test_a_head_without_a_valid_voxel_is_empty_and_warned_of_once(tmp_path, capl
     assert any("no voxel of ink, which it is derived from, is known" in text for text in warnings)
 
 
-def test_the_warning_names_the_cause(tmp_path, capsys):
-    """Ink is known in one plane of each volume, which is too thin for derived targets."""
+@pytest.mark.parametrize(
+    ("validity", "why"),
+    [("exact", "it is derived from ink"), ("informed", "near unknown voxels of ink it learns from bounds")],
+)
+def test_the_warning_names_the_cause(tmp_path, capsys, validity, why):
+    """Ink is known in one plane of each volume, which is too thin for exact derived targets."""
     label = np.zeros((16, 32, 32), np.uint8)
     label[:, :16] = 1
     mask = np.zeros_like(label)
@@ -99,17 +103,18 @@ def test_the_warning_names_the_cause(tmp_path, capsys):
         "normals": {
             "type": "surface_normals",
             "source_target": "ink",
+            "validity": validity,
             "losses": [{"name": "CosineSimilarityLoss"}],
         }
     }
     rows = train(data, tmp_path / "out", tasks)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "has no valid voxel" in line]
     assert len(warnings) == 1
-    assert (
-        "validation: normals has no valid voxel, so it has no scores: it is derived from ink" in warnings[0]
-    )
+    assert f"validation: normals has no valid voxel, so it has no scores: {why}" in warnings[0]
     for row in rows:
-        assert not any(value for name, value in row.items() if "normals" in name)
+        measured = {name for name, value in row.items() if "normals" in name and value}
+        assert not [name for name in measured if name.startswith("val/") and "/loss/" not in name]
+        assert bool(measured) == (validity == "informed")
         assert float(row["val/ink/dice"]) >= 0
     assert "normals" not in validation_line({"val/loss": 1.0})
 

@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from PIL import Image
 
 from volumen.handlers.preview import colours
-from volumen.handlers.preview.handler import PreviewHandler, encode, most_foreground
+from volumen.handlers.preview.handler import PreviewHandler, encode, most_foreground, shown_voxels
 from volumen.handlers.preview.render import HEADER, KEY, MARGIN, probabilities, render_preview
 from volumen.handlers.records.logs import TensorBoardLog
 from volumen.handlers.records.run_directory import RunDirectory
@@ -326,3 +326,12 @@ def test_stripes_are_explained_where_there_are_any(shape):
     assert not added[:, -40 if len(shape) == 3 else -14 :].any()
     tones = {tuple(colour) for colour in heads[1].reshape(-1, 3)}
     assert {(int(colours.INVALID),) * 3, (int(colours.INVALID_STRIPE),) * 3} <= tones
+
+
+def test_estimates_are_shown_and_bounds_are_not():
+    mask, confidence = torch.zeros(1, 1, 4, 4, dtype=torch.bool), torch.full((1, 1, 4, 4), 0.5)
+    labels = {"n_mask": mask, "n_confidence": confidence, "d_mask": mask, "d_confidence": confidence}
+    labels |= {"d_upper": confidence, "m_mask": mask}
+    assert shown_voxels(labels, "n").all()
+    assert not shown_voxels(labels, "d").any()
+    assert not shown_voxels(labels, "m").any()

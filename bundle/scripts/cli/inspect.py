@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volumen.cli.teaching import teaching_shares
 from volumen.cli.train import experiment_sections
 from volumen.config.manager import ConfigManager
 from volumen.data.resampled import stored_volume
@@ -54,6 +55,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     for part in (
         _volume_table(config, index),
         _target_table(config),
+        *_derived_tables(config, index),
         _patch_summary(config, index),
         config.plan.table(),
         _memory_summary(config),
@@ -178,6 +180,19 @@ def _target_table(config: ConfigManager) -> Any:
             foreground,
         )
     return table
+
+
+def _derived_tables(config: ConfigManager, index: PatchIndex) -> list[Any]:
+    """Return a table of derived targets with the share of labelled voxels that teach each; none without targets."""
+    if not config.derived_tasks:
+        return []
+    columns = ("derived target", "type", "from", "validity", "labelled voxels that teach", "exact")
+    table = make_table("derived targets, in some patches", columns)
+    shares = teaching_shares(config, index)
+    for name, task in config.derived_tasks.items():
+        found = [f"{share:.0%}" for share in shares.get(name, ())] or ["", ""]
+        table.add_row(name, task["type"], task["source_target"], task["validity"], *found)
+    return [table]
 
 
 def _labelled_share(config: ConfigManager, target: str, cases: Sequence[OpenCase]) -> str:

@@ -57,5 +57,5 @@ NEAREST = Calibration(worst=90.0, decay=2.3, margin=0.25, unit=15.0)
 """Directions to the nearest component: angle in degrees."""
 SKELETON = Calibration(worst=0.29, decay=4.5, margin=4.6, unit=0.15)
 """Skeletons: root of the share of wrong voxels."""
-DESCRIPTORS = Calibration(worst=1.0, decay=2.0, margin=8.0, unit=0.5)
-"""Shape descriptors: norm of the difference over the norm of the descriptors' deviations."""
+DESCRIPTORS = Calibration(worst=1.4, decay=4.5, margin=13.5, unit=0.5)
+"""Shape descriptors at the default sigma: root mean square difference in deviations of each channel; a is 0."""

@@ -68,11 +68,12 @@ class EstimatedTask(DerivedTask):
         completed = {**params, "classes": classes}
         values, defined = derive(fields, completed)
         # Without the channel axis.
-        usable = source.channel(defined, 0) & source.known()
+        usable = source.channel(defined, 0) & source.compute_once(("known",), source.known)
         sure = self.sure(source, params) & usable
+        distance, clearance = self.distance(fields, completed), self.clearance(source, params)
         finest = min(source.spacing)
-        distance = self.distance(fields, completed) / finest
-        clearance = self.clearance(source, params) / finest
+        if finest != 1:
+            distance, clearance = distance / finest, clearance / finest
         confidence = source.functions.confidence(self.calibration, distance, clearance, sure, usable)
         found = Informed(values, source.as_channel(sure), source.as_channel(confidence))
         if source.ndim == 2 or self.kind not in ("vector", "axis", "tensor"):

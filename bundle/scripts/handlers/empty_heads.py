@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 
 from volumen.data.sampling.regions import RegionDataset
 from volumen.utils import distributed
+from volumen.utils.sample_keys import confidence_key, mask_key
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class EmptyHeads:
         self.sources = {name: target.get("source_target") for name, target in targets.items()}
         self.blocks = blocks
         self._valid: dict[str, torch.Tensor] = {}
+        self._informed: set[str] = set()
         self._warned: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
@@ -42,7 +44,9 @@ class EmptyHeads:
         output: Any = engine.state.output
         labels = output["label"]
         for name in self.sources:
-            mask = labels.get(f"{name}_mask")
+            if confidence_key(name) in labels:
+                self._informed.add(name)
+            mask = labels.get(mask_key(name))
             if mask is not None:
                 # The result stays on the device, because copying it to the host would wait for the device.
                 found = mask.any()
@@ -66,6 +70,11 @@ class EmptyHeads:
             return (
                 f"no voxel of {of_it} is known in {self.blocks.describe()}; check labels/, masks/ and ignore_label, or "
                 "choose another tr_setup.seed or tr_val_split"
+            )
+        if name in self._informed:
+            return (
+                f"near unknown voxels of {source} it learns from bounds and estimates, and scores compare exact values"
+                " only; label a thicker part to score it"
             )
         return (
             f"it is derived from {source} within a reach that nowhere in the validation part lies inside the known "

@@ -119,13 +119,15 @@ class PlanarityLoss(Loss):
         mask: Tensor | None = None,
         source_pred: Tensor | None = None,
         scale: Sequence[float] | None = None,
+        confidence: Tensor | None = None,
     ) -> Tensor:
         with full_precision(pred):
             mask = full_mask(mask, pred)
             pred = guard(as_real(pred), mask)
             dims = pred.dim() - 2
             if self.kind == "tensor":
-                tensor, gate = pred, mask.to(pred.dtype)
+                tensor = pred
+                gate = mask.to(pred.dtype) if confidence is None else guard(confidence.to(pred.dtype), mask)
                 if source_pred is not None:
                     gate = gate * guard(foreground(as_real(source_pred.detach()), self.source_kind), mask)
             else:

@@ -211,6 +211,7 @@ class NormalGatedRepulsionLoss(Loss):
         mask: Tensor | None = None,
         source_pred: Tensor | None = None,
         source_mask: Tensor | None = None,
+        confidence: Tensor | None = None,
     ) -> Tensor:
         if source_pred is None:
             raise ValueError("NormalGatedRepulsionLoss needs source_pred: give its target a source_target")
@@ -224,18 +225,20 @@ class NormalGatedRepulsionLoss(Loss):
             total, weight = zero_of(pred), pred.new_zeros(())
             for unit in normalised(direction_groups(guard(target, mask)), 2, 1e-6).unbind(1):
                 for step in [sign * s for sign in signs for s in self.steps]:
-                    cost, gate = self._pairs(prob, unit, mask, step)
+                    cost, gate = self._pairs(prob, unit, mask, step, confidence)
                     total, weight = total + cost, weight + gate
             return ratio(total, weight)
 
-    def _pairs(self, prob: Tensor, unit: Tensor, mask: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    def _pairs(
+        self, prob: Tensor, unit: Tensor, mask: Tensor, step: float, confidence: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the sums of gate * p * p' and of the gate over all pairs one step apart."""
         fields = torch.cat([prob, mask.to(prob.dtype), unit], dim=1)
         there = sample_at(fields, unit * step)
         prob_there, known_there, unit_there = there[:, :1], there[:, 1:2], there[:, 2:]
         agreement = (unit * unit_there).sum(dim=1, keepdim=True)
         gate = agreement**2 if self.kind == "axis" else (-agreement).clamp_min(0)
-        gate = guard(gate, mask & (known_there > 0.999))
+        gate = guard(gate if confidence is None else gate * confidence, mask & (known_there > 0.999))
         return (gate * prob * prob_there).sum(), gate.sum()
 
 

@@ -21,7 +21,7 @@ from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.validation import FINAL
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import mask_key
+from volumen.utils.sample_keys import counted_voxels, mask_key, upper_key
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,11 @@ class PreviewHandler:
             _array(output["image"][sample]),
             {name: _array(labels[name][sample]) for name in self.kinds if name in labels},
             {name: _array(_finest(value)[sample]) for name, value in predictions.items()},
-            {name: _array(labels[mask_key(name)][sample]) for name in self.kinds if mask_key(name) in labels},
+            {
+                name: _array(shown_voxels(labels, name)[sample])
+                for name in self.kinds
+                if mask_key(name) in labels
+            },
             self.kinds,
             title=f"{self.directory.model_name}  ·  epoch {engine.state.epoch}{where}",
             spacing=[float(step[sample]) for step in spacing] if spacing is not None else None,
@@ -116,6 +120,11 @@ class PreviewHandler:
         ]
         for _, path in sorted(found)[: -self.history]:
             path.unlink(missing_ok=True)
+
+
+def shown_voxels(labels: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Return the voxels of a target with a value to show: exact ones, and estimates; bounds are no value."""
+    return labels[mask_key(name)] if upper_key(name) in labels else counted_voxels(labels, name)
 
 
 def most_foreground(labels: Mapping[str, torch.Tensor], names: Sequence[str], batch_size: int) -> int:
