@@ -6,8 +6,8 @@
 Trains on a phantom roll that is labelled in 5 of 16 slices, in every 8th slice, or in two small boxes, with five
 derived targets, and scores every head on another roll against the targets of its whole labels. Steps, seeds and network
 are the same for both; the CPU minutes are recorded. Each run adds its rows to OUT/rows.csv and is skipped when the
-command is repeated. `--derive-only` measures the share of labelled voxels that teach each head and the CPU time of the
-derivation.
+command is repeated. `--derive-only` trains nothing and measures what is taught: the share of labelled voxels that
+teach each head, their error, and the CPU time of the derivation.
 
 Errors of voxels within 8 voxels of the surface: mean angle of normals and directions in degrees, mean difference
 of distances in voxels, relative norm of tensors, 1 - Dice of skeletons.
@@ -148,12 +148,17 @@ def error(name: str, found: np.ndarray, truth: np.ndarray, valid: np.ndarray) ->
 
 
 def derivation(labels: str, repeats: int = 3) -> Iterator[dict[str, Any]]:
-    """Yield per validity the share of labelled voxels that teach each head, and CPU seconds of a patch of 64 voxels."""
+    """Yield per validity, for a patch of 64 voxels per axis of a roll, CPU seconds, and for each head two numbers.
+
+    These are the share of labelled voxels that teach it, and the error of what they teach against the target of the
+    whole labels, weighted by the confidence; of distances, of the nearer bound.
+    """
     halo = derive_halo(TASKS, (1.0, 1.0, 1.0))
     size = 64 + 2 * halo[0]
     _, label = roll(size, 0)
     known = labelled(labels, size)
     sample = {"surface": label[None].astype(np.int32), "surface_mask": known[None]}
+    truth = DeriveTargetsd(tasks("exact"), halo)({"surface": sample["surface"]})
     core = known[halo[0] : -halo[0], halo[0] : -halo[0], halo[0] : -halo[0]]
     for validity in ("exact", "informed"):
         derive = DeriveTargetsd(tasks(validity), halo)
@@ -162,9 +167,33 @@ def derivation(labels: str, repeats: int = 3) -> Iterator[dict[str, Any]]:
             start = time.process_time()
             derive(sample)
             times.append(time.process_time() - start)
-        key = "confidence" if validity == "informed" else "mask"
-        shares = {name: float((found[f"{name}_{key}"][0] > 0).sum() / core.sum()) for name in TASKS}
-        yield {"labels": labels, "validity": validity, "cpu_seconds": min(times), **shares}
+        row: dict[str, Any] = {"cpu_seconds": min(times)}
+        for name in TASKS:
+            weight = found.get(f"{name}_confidence", found[f"{name}_mask"].astype(float))[0]
+            row[f"{name} share"] = float((weight > 0).sum() / core.sum())
+            row[f"{name} error"] = taught_error(name, found, truth, weight)
+        yield row
+
+
+def taught_error(name: str, found: Mapping, truth: Mapping, weight: np.ndarray) -> float:
+    """Return the mean error of a target against the truth, by weight; NaN where nothing is taught."""
+    chosen = (weight > 0) & truth[f"{name}_mask"][0]
+    if not chosen.any():
+        return float("nan")
+    values, true, weight = found[name][:, chosen], truth[name][:, chosen], weight[chosen]
+    if name == "distance":
+        wrong = np.maximum(values - true, true - found.get("distance_upper", found[name])[:, chosen]).clip(0)[
+            0
+        ]
+    elif name in ("normals", "direction"):
+        free = found.get(f"{name}_free", np.zeros_like(found[name]))[:, chosen]
+        inside = true - (true * free).sum(axis=0) * free
+        inside /= np.maximum(np.linalg.norm(inside, axis=0), 1e-6)
+        wrong = np.degrees(np.arccos(np.clip((values * inside).sum(axis=0), -1, 1)))
+        wrong = np.minimum(wrong, 180 - wrong) if name == "direction" else wrong
+    else:
+        wrong = np.sqrt(((values - true) ** 2).mean(axis=0))
+    return float((weight * wrong).sum() / weight.sum())
 
 
 def finished(path: Path) -> set[tuple[str, str, int, int]]:
@@ -224,13 +253,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "rows.csv"
     for labels in options.labels if options.derive_only else ():
-        for row in derivation(labels):
-            print(
-                " ".join(
-                    f"{key} {value:.3g}" if isinstance(value, float) else str(value)
-                    for key, value in row.items()
-                )
-            )
+        for validity, row in zip(("exact", "informed"), derivation(labels), strict=True):
+            print(labels, validity, {key: round(value, 3) for key, value in row.items()}, flush=True)
     if options.derive_only:
         return
     for seed in options.seeds:

@@ -102,10 +102,10 @@ def signed_distance(
         if unknown is not None:
             towards, away = towards | unknown, away | unknown
         to_foreground, to_background = (
-            _nearest_squared(side, window.costs, window.part) for side in (towards, away)
+            nearest_squared(side, window.costs, window.part) for side in (towards, away)
         )
         squared = np.where(foreground[window.part], -to_background, to_foreground)
-    nearest_unknown = None if unknown is None else _nearest_squared(unknown, window.costs, window.part)
+    nearest_unknown = None if unknown is None else nearest_squared(unknown, window.costs, window.part)
     return signed_and_valid(squared, window, known, in_volume, nearest_unknown)
 
 
@@ -140,10 +140,10 @@ def distance_bounds(
     unknown = unknown_voxels(known, in_volume)
     certain = certain_voxels(foreground.shape, known, in_volume)
     to_foreground, to_background = (
-        _nearest_squared(side & certain, window.costs, window.part) for side in (foreground, ~foreground)
+        nearest_squared(side & certain, window.costs, window.part) for side in (foreground, ~foreground)
     )
     here = foreground[window.part]
-    nearest_unknown = None if unknown is None else _nearest_squared(unknown, window.costs, window.part)
+    nearest_unknown = None if unknown is None else nearest_squared(unknown, window.costs, window.part)
     other = np.where(here, to_background, to_foreground)
     return signed_bounds(other, here, window, certain[window.part], nearest_unknown)
 
@@ -363,7 +363,8 @@ def check_spacing(ndim: int, spacing: Sequence[float] | None) -> tuple[float, ..
     return steps
 
 
-def _nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
+def nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
+    """Return the squared distance to the nearest True voxel: float32 (*part); `costs` are those of the window."""
     kernels = distance_kernels.nearest_in_row, distance_kernels.nearest_across
     return _axis_by_axis(feature, kernels, costs, part)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import find_objects
 
-from volumen.derived.arrays.fields import check_spacing
+from volumen.derived.arrays.fields import check_spacing, nearest_squared
 from volumen.derived.distance_window import (
     Bounds,
     Region,
@@ -79,6 +79,9 @@ def instance_bounds(
 ) -> Bounds:
     """Return bounds of `instance_distance`, whatever the unknown voxels are: see `fields.distance_bounds`.
 
+    Where an unknown voxel is nearer than every known one of another number, the upper bound of an instance is the
+    distance to the nearest voxel known to be background; a known instance that is nearer is not searched for.
+
     Args:
         labels: integer, 2 or 3 axes; 0 and below is background.
         spacing, reach, known, in_volume, region: see `fields.signed_distance`.
@@ -92,15 +95,24 @@ def instance_bounds(
     known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
     unknown = unknown_voxels(known, in_volume)
     certain = certain_voxels(numbers.shape, known, in_volume)
-    nearest_unknown = None
-    if unknown is None and in_volume is None:
-        other = _squared(numbers, window.costs, window.part)
-    else:
-        other = _squared_inside(numbers, certain, window.costs, window.part)
+    foreground = numbers > 0
+    here = foreground[window.part]
     if unknown is not None:
-        nearest_unknown = _squared(unknown.astype(np.int32), window.costs, window.part)
-    here = numbers[window.part] > 0
-    return signed_bounds(other, here, window, certain[window.part], nearest_unknown)
+        numbers[unknown] = _UNKNOWN
+    if in_volume is None:
+        near = _squared(numbers, window.costs, window.part)
+    else:
+        near = _squared_inside(numbers, in_volume, window.costs, window.part)
+    if unknown is None:
+        return signed_bounds(near, here, window, certain[window.part], None)
+    nearest_unknown = _squared(unknown.astype(np.int32), window.costs, window.part)
+    # Of touching instances the exact distance knows; else the other class, which bounds it too, costs far less.
+    to_foreground, to_background = (
+        nearest_squared(side & certain, window.costs, window.part) for side in (foreground, ~foreground)
+    )
+    known_here = (near < nearest_unknown) | (near >= window.limit)
+    far = np.where(known_here, near, np.where(here, to_background, to_foreground))
+    return signed_bounds(far, here, window, certain[window.part], nearest_unknown)
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

@@ -130,15 +130,23 @@ def instance_bounds(
     window = distance_window(numbers.shape[1:], spacing, reach, region)
     numbers, known, in_volume = (_crop(x, window) for x in (numbers.clamp_min(0), known, in_volume))
     certain, unknown = _certain_and_unknown(numbers, known, in_volume)
-    nearest_unknown = None
-    if unknown is None and in_volume is None:
-        other = _nearest_other(numbers, window.costs, window.part)
-    else:
-        other = _nearest_other_inside(numbers, certain, window.costs, window.part)
+    foreground = numbers > 0
+    here = foreground[(slice(None), *window.part)]
     if unknown is not None:
-        nearest_unknown = nearest_squared(unknown[:, None], window.costs, window.part)[:, 0]
-    here = numbers[(slice(None), *window.part)] > 0
-    return _signed_bounds(other, here, window, certain, nearest_unknown)
+        numbers = torch.where(unknown, -1, numbers)
+    if in_volume is None:
+        near = _nearest_other(numbers, window.costs, window.part)
+    else:
+        near = _nearest_other_inside(numbers, in_volume, window.costs, window.part)
+    if unknown is None:
+        return _signed_bounds(near, here, window, certain, None)
+    sides = torch.stack([foreground & certain, ~foreground & certain, unknown], dim=1)
+    to_foreground, to_background, nearest_unknown = nearest_squared(sides, window.costs, window.part).unbind(
+        1
+    )
+    known_here = (near < nearest_unknown) | (near >= float(window.limit))
+    far = torch.where(known_here, near, torch.where(here, to_background, to_foreground))
+    return _signed_bounds(far, here, window, certain, nearest_unknown)
 
 
 def _certain_and_unknown(
