@@ -49,7 +49,9 @@ def test_the_page_draws_its_tables_and_pictures(tmp_path):
     for name, shift in (("first", 0), ("second & <last>", 9)):
         write(tmp_path / "found" / f"{name}_ink.tif", np.roll(truth, shift, axis=1))
         write(tmp_path / "data" / "labels" / f"{name}_ink.tif", truth)
-    request = EvaluateRequest(str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"))
+    request = EvaluateRequest(
+        str(tmp_path / "found"), str(tmp_path / "data"), str(tmp_path / "out"), diagnostics=False
+    )
     evaluation = evaluate(request)
     page = tmp_path / "out" / "report.html"
     # A script of the test's own, at the end of a copy, says what the browser made of the page.
