@@ -38,7 +38,7 @@ FLAGS = {
     "predict": "-i --input -m --checkpoint -o --output --like --config-path --targets --mask --region --axes --level "
     "--overlap --patch-size --batch-size --tta --device --amp --workers --no-skip-empty --on-corrupt --nonfinite "
     "--nworkers --scheduler --dtype --threshold --min-size --keep-largest --fill-holes --instances --format "
-    "--compress --no-pyramid --overwrite",
+    "--compress --no-fuse --no-pyramid --overwrite",
     "evaluate": "-p --predictions -l --labels -o --output --masks --targets --metrics --instances --threshold "
     "--tolerance --spacing --worst --ignore-label --require-all --seed --connectivity --surface-border "
     "--no-diagnostics",

@@ -24,9 +24,11 @@ def differences(
     Raises:
         VolumenError: the architecture or the data set differs.
     """
-    mine = plain(getattr(network, "final_config", {}))
-    if mine != content["model_config"]:
-        key, expected, found = first_difference(content["model_config"], mine)
+    # A fusion is no part of what is trained; checkpoints of older versions have no such key.
+    mine = {**plain(getattr(network, "final_config", {})), "fusion": None}
+    saved_config = {**content["model_config"], "fusion": None}
+    if mine != saved_config:
+        key, expected, found = first_difference(saved_config, mine)
         raise VolumenError(
             path,
             f"is of another architecture: model_config.{key}",

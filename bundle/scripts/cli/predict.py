@@ -107,6 +107,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         asked.checkpoint,
         choose_device("cpu" if asked.is_shared else asked.device),
         strict=section.get("load_strict"),
+        fuse=True,  # the request says it, and the checkpoint's own settings are a part of that
     )
     trained = request_fields(predictor.config.get("inference_config", {}))
     request = request_from(arguments, {**trained, **settings, "checkpoint": asked.checkpoint})

@@ -16,6 +16,7 @@ from volumen.utils.terminal.console import make_console, make_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from volumen.tuning.fuse import FusionTuning
     from volumen.tuning.tune import Tuning
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
     from volumen.tuning.tune import tune
 
     request = TuneRequest(**given_fields(arguments, TuneRequest, {"instances": read_rules}))
+    if request.fuse is not None:
+        return _run_fusion(request, quiet=arguments.quiet)
     with ProgressBar() as bar:
         found = tune(request, progress=bar)
     if not arguments.quiet:
@@ -44,6 +47,40 @@ def run_tune(arguments: argparse.Namespace) -> int:
         logger.info("the best %s is at the end of those tried: try more beyond it", name)
     logger.info("settings: %s; all trials: %s", found.checkpoint, found.table)
     return 0
+
+
+def _run_fusion(request: TuneRequest, *, quiet: bool) -> int:
+    """Run `volumen tune --fuse`; return the exit status.
+
+    Raises:
+        VolumenError: an error that the user can correct.
+    """
+    from volumen.cli.progress_bar import ProgressBar
+    from volumen.tuning.fuse import tune_fusion
+
+    with ProgressBar() as bar:
+        found = tune_fusion(request, progress=bar)
+    if not quiet:
+        make_console().print(_fusion_table(found))
+    if found.checkpoint is None:
+        logger.info("not better than the own head: nothing is stored; scores: %s", found.table)
+    else:
+        logger.info("fusion: %s; scores: %s", found.checkpoint, found.table)
+    return 0
+
+
+def _fusion_table(found: FusionTuning) -> Table:
+    """Return the score of each way to read the label, and the weights."""
+    better = "smaller" if found.subject.smaller else "larger"
+    title = (
+        f"{found.subject.key} on the validation part, each half by a fit on the other ({better} is better)"
+    )
+    table = make_table(title, ("label read from", "score", ""))
+    for name, value in found.scores.items():
+        table.add_row(name, _text(value), f"gain {found.gain:+.4g}" if name == "fused" else "")
+    for head, weights in found.rule["weights"].items():
+        table.add_row(f"  {head}", "", "weight " + ", ".join(f"{weight:.3g}" for weight in weights))
+    return table
 
 
 def _table(found: Tuning) -> Table:

@@ -110,6 +110,30 @@ class ExperimentTargets(ExperimentData):
             for name, target in self.targets.items()
         }
 
+    @cached_property
+    def fusions(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The labelled targets that may be read from several heads: the heads, and the sign of each of their channels.
+
+        Raises:
+            VolumenError: a `fuse` that has no meaning for its target.
+        """
+        from volumen.config.fusions import fusible_heads
+
+        found = {
+            name: fusible_heads(
+                name,
+                target.fuse,
+                kind=target.kind,
+                instances=target.instances,
+                tasks=self.derived_tasks,
+                ndim=self.spatial_dims,
+                where=f"{self.origin}: targets.{name}.fuse",
+            )
+            for name, target in self.primary_targets.items()
+            if target.fuse != "none"
+        }
+        return {name: heads for name, heads in found.items() if len(heads) > 1}
+
     @property
     def label_channels(self) -> dict[str, int]:
         """Channels of the labels of every labelled target; a volume without the label gets as many, all invalid."""

@@ -148,6 +148,23 @@ class ExperimentTraining(ExperimentSplit):
         return names
 
     @property
+    def always_fused(self) -> list[str]:
+        """The targets whose label is read from listed heads, whether or not that helps.
+
+        Raises:
+            VolumenError: there is nothing to fit a fusion on.
+        """
+        always = [name for name in self.fusions if self.primary_targets[name].fuse != "auto"]
+        if always and not self.validates:
+            raise VolumenError(
+                f"{self.origin}: targets.{always[0]}.fuse",
+                expected="a validation part, on which a fusion is fitted",
+                found=f"tr_setup.tr_val_split {self.tr_setup.tr_val_split}",
+                remedy="set tr_val_split below 1, or fuse: none",
+            )
+        return always
+
+    @property
     def validation_names(self) -> list[str]:
         """Names of all metrics and losses that validation can measure, without "val/"."""
         from volumen.losses.multitask import component_labels
@@ -159,7 +176,8 @@ class ExperimentTraining(ExperimentSplit):
             for name, section in sections.items()
             for part in ("", *(f"/{label}" for label in component_labels(section["losses"])))
         ]
-        return [*measured_names(sections, self.validation_metrics), "loss", *losses]
+        fused = [f"{name}/{what}" for name in self.fusions for what in ("fused_dice", "fused_gain")]
+        return [*measured_names(sections, self.validation_metrics), *fused, "loss", *losses]
 
     @property
     def default_key_metric(self) -> str:

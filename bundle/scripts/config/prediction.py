@@ -49,6 +49,13 @@ class PredictionSettings:
             "Leave windows without contrast at 0; false: predict windows without contrast too.", group=HOW
         ),
     ] = True
+    fuse: Annotated[
+        bool,
+        Described(
+            "Read labels from several heads where the checkpoint says how; false: each from its own head.",
+            group=HOW,
+        ),
+    ] = True
     dtype: Annotated[
         Literal["uint8", "float16", "float32", "labels"],
         Described("Probabilities as uint8 (255 is 1), float16 or float32, or labels.", group=RESULT),

@@ -427,6 +427,14 @@ class TargetConfig:
             " no later region has."
         ),
     ] = None
+    fuse: Annotated[
+        Literal["auto", "none"] | list[str],
+        Field(
+            description="Read the label from the heads derived from it too, by a fusion that validation fits. auto:"
+            " from all that speak for it, if that helps voxels that did not fit it; a list: from these heads, always;"
+            " none: from its own head alone."
+        ),
+    ] = "none"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Target:
         invert: whether 0 in the labels is the foreground.
         regions: label values of each channel by its name, of a target whose channels are regions of a label map.
         region_values: the value of each region in a predicted label map.
+        fuse: "none", "auto" or the heads that the label is read from besides its own.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Target:
     invert: bool = False
     regions: dict[str, list[int]] | None = None
     region_values: tuple[int, ...] | None = None
+    fuse: str | tuple[str, ...] = "none"
 
     @property
     def auxiliary_task(self) -> bool:
@@ -107,6 +109,7 @@ class Target:
             "kind": self.kind,
             "instances": self.instances,
             "invert": self.invert,
+            "fuse": self.fuse if isinstance(self.fuse, str) else list(self.fuse),
             "classes": list(self.classes) if self.classes else None,
             "regions": self.regions,
             "region_values": list(self.region_values) if self.region_values else None,
@@ -235,6 +238,7 @@ def make_target(
         invert=config.invert,
         regions=config.regions,
         region_values=tuple(config.region_values) if config.region_values else None,
+        fuse=config.fuse if isinstance(config.fuse, str) else tuple(config.fuse),
     )
 
 

@@ -20,6 +20,7 @@ from volumen.checkpoints.file import (
     save_checkpoint,
     writing_failed,
 )
+from volumen.handlers.fusion import FitFusion
 from volumen.handlers.metric import KeyMetric
 from volumen.handlers.random_state import random_state, set_random_state
 from volumen.handlers.records.resumable import find_resumable
@@ -60,6 +61,7 @@ class Checkpointer:
         every: epochs between checkpoints; the last epoch is always saved.
         resume: "latest" or True continues from the newest complete checkpoint, a path continues from that file,
             None or False starts from the beginning.
+        fusion: gives the rules by which labels are read from several heads after an epoch; `model_config` holds them.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Checkpointer:
         best: int = 1,
         every: int = 1,
         resume: bool | str | os.PathLike | None = None,
+        fusion: FitFusion | None = None,
     ) -> None:
         for name, value, least in (("keep", keep, 1), ("best", best, 0), ("every", every, 1)):
             if value < least:
@@ -93,6 +96,7 @@ class Checkpointer:
         self.best = best
         self.every = every
         self.resume = resume
+        self.fusion = fusion
         #: The best epochs, the best one first: [metric, epoch].
         self.ranking: list[list[float]] = []
         self._saved_iteration = -1
@@ -190,7 +194,7 @@ class Checkpointer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
                 "epoch": done,
-                "model_config": getattr(network, "final_config", {}),
+                "model_config": self._model_config(network, done),
                 "config": self.config,
                 "iteration": state.iteration,
                 "epoch_length": state.epoch_length,
@@ -210,6 +214,12 @@ class Checkpointer:
                 "format": FORMAT,
             }
         )
+
+    def _model_config(self, network: torch.nn.Module, epoch: int) -> dict[str, Any]:
+        """Return what builds the network for prediction, with the rules that the epoch's validation fitted."""
+        config = dict(getattr(network, "final_config", {}))
+        rules = self.fusion.rules(epoch) if self.fusion is not None else {}
+        return {**config, "fusion": rules} if rules else config
 
     def restore(self, engine: SupervisedTrainer) -> None:
         """Continue from the checkpoint that `resume` names; with "latest" and no checkpoint, start from the beginning.

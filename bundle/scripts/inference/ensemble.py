@@ -29,6 +29,7 @@ def load_model(
     device: str | torch.device = "cpu",
     *,
     strict: bool | None = None,
+    fuse: bool | None = None,
 ) -> Predictor:
     """Load a network, or an ensemble of several.
 
@@ -36,7 +37,7 @@ def load_model(
         checkpoint: a checkpoint, or the folder of a run, or several of them; see `find_members`.
         device: device of the prediction. The weights of all members stay on a GPU if they fit into half of its free
             memory; otherwise they stay in main memory, and one member at a time is moved to the GPU.
-        strict: as for `load_predictor`.
+        strict, fuse: as for `load_predictor`.
 
     Raises:
         VolumenError: there is nothing to load, or members differ in dimensions, channels or targets.
@@ -44,9 +45,9 @@ def load_model(
     given = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     found = [(path, settings) for item in given for path, settings in find_members(item)]
     if len(found) == 1:
-        return _with_settings(load_predictor(found[0][0], device, strict=strict), found[0][1])
+        return _with_settings(load_predictor(found[0][0], device, strict=strict, fuse=fuse), found[0][1])
     settings = found[0][1]
-    members = [load_predictor(path, "cpu", strict=strict) for path, _ in found]
+    members = [load_predictor(path, "cpu", strict=strict, fuse=fuse) for path, _ in found]
     device = torch.device(device)
     held = fits(members, device)
     if not held:
@@ -84,6 +85,7 @@ def join(members: Sequence[Predictor], device: torch.device | None = None, path:
         path=path or " + ".join(member.path for member in members),
         checksum=hashlib.sha256(" ".join(sums).encode()).hexdigest(),
         strict=all(member.strict for member in members),
+        fused={name: heads for member in reversed(members) for name, heads in member.fused.items()},
     )
 
 

@@ -77,8 +77,13 @@ def predict(
         raise VolumenError("--nworkers", expected="at least 1", found=request.nworkers)
     if predictor is None:
         device = "cpu" if request.is_shared else request.device
-        predictor = load_model(request.checkpoint, choose_device(device))
+        predictor = load_model(request.checkpoint, choose_device(device), fuse=True)
+    if not request.fuse:
+        predictor = predictor.unfused()
     request = resolve_request(request, predictor)
+    for name, heads in predictor.fused.items():
+        if name in (request.targets or predictor.targets):
+            logger.info("%s: read from the heads %s (fuse)", name, ", ".join(heads))
     jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
     if request.is_shared:
         from volumen.inference.distributed.cluster import open_cluster

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class Predictor:
         checksum: SHA-256 of the checkpoint, or "" for a network that comes from none.
         epoch: training epochs behind it, or None.
         strict: whether it had to hold every weight of the network, and no other.
+        fused: targets whose label is read from several heads, with these heads.
         members: the networks of an ensemble, whose outputs are averaged; the other fields are those of the first one,
             but for path and checksum. Empty for a single network.
         home: device on which it predicts where its weights are not always there; None for where they are.
@@ -76,6 +77,7 @@ class Predictor:
     checksum: str = ""
     epoch: int | None = None
     strict: bool = True
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     members: tuple[Predictor, ...] = ()
     home: torch.device | None = None
 
@@ -95,6 +97,14 @@ class Predictor:
     def trained_grid(self) -> Geometry | None:
         """The voxel size to which images are resampled; None where they are predicted as stored."""
         return Geometry(self.spacing, self.unit) if self.resamples and self.spacing is not None else None
+
+    def unfused(self) -> Predictor:
+        """Return the predictor after its networks were set to read each label from its own head alone."""
+        for member in self.networks:
+            if member.fused:
+                network: Any = member.network
+                network.fuse(None)
+        return replace(self, fused={}, members=tuple(replace(one, fused={}) for one in self.members))
 
     def heads(self, names: Sequence[str] | None = None) -> tuple[Head, ...]:
         """Return the heads of the named targets, or all.
@@ -137,6 +147,7 @@ def load_predictor(
     network: nn.Module | None = None,
     *,
     strict: bool | None = None,
+    fuse: bool | None = None,
 ) -> Predictor:
     """Load a checkpoint for prediction; no other file is needed.
 
@@ -146,6 +157,8 @@ def load_predictor(
         network: receives the weights; None: built from the checkpoint's `model_config`.
         strict: refuse a checkpoint that lacks or adds weights; False: warn of them; None: as its own setting
             `inference_config.load_strict` states.
+        fuse: whether labels are read from several heads where the checkpoint states how; None: as its own setting
+            `inference_config.fuse` states.
 
     Raises:
         VolumenError: no such file, not a checkpoint, a missing key, or weights that do not fit.
@@ -174,13 +187,19 @@ def load_predictor(
     ):
         if names:
             logger.warning("%s: %d weights %s: %s, ...", path, len(names), what, ", ".join(names[:3]))
+    # The network may have been built by someone else, from a description that knows nothing of a fusion.
+    fused = final_config.get("fusion") or {}
+    if fused and isinstance(network, MultiHeadDynUNet):
+        network.fuse(fused)
     network.to(device).eval()
     dataset = config.get("dataset_config", {})
     resamples = dataset.get("target_spacing") is not None
     given = None if resamples else dataset.get("spacing")
     spacing = given or dataset.get("trained_spacing")
     ndim = int(final_config["spatial_dims"])
-    return Predictor(
+    if fuse is None:
+        fuse = bool(config.get("inference_config", {}).get("fuse", True))
+    predictor = Predictor(
         network=network,
         config=config,
         targets=read_heads(final_config["heads"], config, ndim),
@@ -198,7 +217,9 @@ def load_predictor(
         checksum=file_checksum(path),
         epoch=state.get("epoch"),
         strict=strict,
+        fused={name: tuple(rule["weights"]) for name, rule in fused.items()},
     )
+    return predictor if fuse else predictor.unfused()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from volumen.networks.blocks import Decoder, Head, ResidualEncoder
+from volumen.networks.fusion import FusionRules, checked_rules, fused_logits
 from volumen.networks.gradient_gate import GradientGate
 from volumen.networks.operations import Operations, norm_name
 from volumen.networks.planning import plan_blocks
@@ -75,6 +76,8 @@ class MultiHeadDynUNet(nn.Module):
         squeeze_excitation_reduction_ratio: its hidden width as a fraction of the channels.
         pool_type: downsampling of the encoder: "conv" (strided), "avg" or "max".
         deep_supervision: whether there are heads at every resolution, used in training.
+        fusion: target to the rule by which evaluation reads its logit from several heads, see
+            `volumen.networks.fusion`; None: each target's own head alone. Training does not use it.
 
     Raises:
         ValueError: for settings that contradict each other; the message names the setting and its value.
@@ -104,6 +107,7 @@ class MultiHeadDynUNet(nn.Module):
         squeeze_excitation_reduction_ratio: float = 1.0 / 16,
         pool_type: str = "conv",
         deep_supervision: bool = False,
+        fusion: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -149,6 +153,7 @@ class MultiHeadDynUNet(nn.Module):
             "squeeze_excitation_reduction_ratio": float(squeeze_excitation_reduction_ratio),
             "pool_type": pool_type,
             "deep_supervision": bool(deep_supervision),
+            "fusion": None,
         }
         self.deep_supervision = bool(deep_supervision)
         self.divisor = tuple(_product(step[axis] for step in steps) for axis in range(spatial_dims))
@@ -192,6 +197,7 @@ class MultiHeadDynUNet(nn.Module):
             }
         )
         self._gate: GradientGate | None = None
+        self.fuse(fusion)
         self.apply(_initialise)
 
     @classmethod
@@ -212,9 +218,24 @@ class MultiHeadDynUNet(nn.Module):
         return tuple(self._decoder_of)
 
     def forward(self, x: Tensor, targets: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the logits of `targets`, or of all targets; only their decoders run."""
+        """Return the logits of `targets`, or of all targets; only their decoders run, and those that they are read
+        from.
+        """
         names = self.targets if targets is None else tuple(targets)
         self._check(x, names)
+        rules = {} if self.training else {name: r for name, r in self.fusion.items() if name in names}
+        if not rules:
+            return self._logits(x, names)
+        needed = dict.fromkeys((*names, *(head for rule in rules.values() for head in rule["weights"])))
+        outputs = self._logits(x, tuple(needed))
+        fused = {
+            name: fused_logits(outputs, outputs[name], rule["bias"], rule["weights"])
+            for name, rule in rules.items()
+        }
+        return {name: fused.get(name, outputs[name]) for name in names}
+
+    def _logits(self, x: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return what the heads give, under deep supervision at all levels."""
         skips = self.encoder(x)
         supervised = self.training and self.deep_supervision
         served: dict[str, list[str]] = {}
@@ -229,6 +250,15 @@ class MultiHeadDynUNet(nn.Module):
                 head: Any = self.heads[key_of(name)]
                 outputs[name] = head.at_all_levels(features) if supervised else head(features)
         return {name: outputs[name] for name in names}
+
+    def fuse(self, rules: Mapping[str, Mapping[str, Any]] | None) -> None:
+        """Set the rules by which evaluation reads logits from several heads; None: each target's own head alone.
+
+        Raises:
+            ValueError: rules that do not fit the heads.
+        """
+        self.fusion: FusionRules = checked_rules(rules, self.final_config["heads"])
+        self.final_config["fusion"] = self.fusion or None
 
     def limit_gradients(self, auxiliary: Sequence[str], method: str) -> GradientGate:
         """Limit what the gradients of auxiliary targets change in the parts that they share with other targets.
@@ -285,7 +315,15 @@ class _HeadsView(nn.Module):
         if unknown or not names:
             raise ValueError(f"targets must be of {', '.join(network.targets)}, got {list(names)}")
         self.key_of = {name: key_of(name) for name in names}
-        self.decoder_of = {key_of(name): network._decoder_of[name] for name in names}
+        rules = {name: rule for name, rule in network.fusion.items() if name in names}
+        # The entries without a name are for TorchScript, which cannot infer the type of an empty dictionary.
+        self.fusion_bias = {"": 0.0} | {key_of(name): rule["bias"] for name, rule in rules.items()}
+        self.fusion_weights = {"": {"": [0.0]}} | {
+            key_of(name): {key_of(head): values for head, values in rule["weights"].items()}
+            for name, rule in rules.items()
+        }
+        needed = dict.fromkeys((*names, *(head for rule in rules.values() for head in rule["weights"])))
+        self.decoder_of = {key_of(name): network._decoder_of[name] for name in needed}
         self.used = [key for key in network.decoders if key in self.decoder_of.values()]
 
     @classmethod
@@ -304,7 +342,13 @@ class _HeadsView(nn.Module):
         for key, head in self.heads.items():
             if key in self.decoder_of:
                 by_key[key] = head(decoded[self.decoder_of[key]])
-        return {name: by_key[key] for name, key in self.key_of.items()}
+        found: dict[str, Tensor] = {}
+        for name, key in self.key_of.items():
+            found[name] = by_key[key]
+            if key in self.fusion_bias:
+                weights = self.fusion_weights[key]
+                found[name] = fused_logits(by_key, by_key[key], self.fusion_bias[key], weights)
+        return found
 
 
 class ConcatenatedHeads(_HeadsView):

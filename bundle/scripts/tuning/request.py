@@ -77,6 +77,15 @@ class TuneRequest:
     epochs: Annotated[bool, Described("Try the checkpoints of all epochs that the run still has, too.")] = (
         False
     )
+    fuse: Annotated[
+        tuple[str, ...] | None,
+        Described(
+            "Fit how the label is read from several heads instead of trying settings; auto: from all that speak for it,"
+            " stored if that is better on the half that did not fit it; null: try settings.",
+            "HEADS",
+            alone="auto",
+        ),
+    ] = None
     in_place: Annotated[
         bool, Described("Store the settings in the checkpoint itself, not in a new file.")
     ] = False

@@ -104,18 +104,18 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     """
     first = Path(request.checkpoint)
     predictor = load_predictor(first, choose_device(request.device))
-    asked = _prediction(predictor, request)
+    asked = prediction_of(predictor, request)
     subject = find_subject(predictor, asked, request.score, request.target, request.instances, request.truth)
     grid = make_grid(_values(request, subject), subject.default)
     part = validation_part(first, request.input, subject.truth)
     folder = Path(request.output) if request.output else first.parent
-    results = _results(request, first, folder)
+    results = results_of(request, first, folder)
     paths = [first]
     if request.epochs:
         paths += [path for path in kept_checkpoints(first) if not path.samefile(first)]
     trials: list[Trial] = []
     for path in paths:
-        with _scratch(folder, model_name(first)) as scratch:
+        with scratch_folder(folder, model_name(first)) as scratch:
             if path != first:
                 predictor = load_predictor(path, choose_device(request.device))
             regions = predict_part(
@@ -140,7 +140,7 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     return Tuning(subject, best, default, tuple(trials), *results)
 
 
-def _prediction(predictor: Predictor, request: TuneRequest) -> PredictRequest:
+def prediction_of(predictor: Predictor, request: TuneRequest) -> PredictRequest:
     """Return a prediction with the settings of the checkpoint."""
     fields: dict[str, Any] = request_fields(predictor.config.get("inference_config") or {})
     given = {"input": request.input, "checkpoint": request.checkpoint, "output": "", "device": request.device}
@@ -203,7 +203,7 @@ def _values(request: TuneRequest, subject: Subject) -> dict[str, tuple[float, ..
     return usual
 
 
-def _results(request: TuneRequest, checkpoint: Path, folder: Path) -> tuple[Path, Path]:
+def results_of(request: TuneRequest, checkpoint: Path, folder: Path) -> tuple[Path, Path]:
     """Return the paths of the checkpoint and of the table that are written.
 
     Raises:
@@ -231,7 +231,7 @@ def _results(request: TuneRequest, checkpoint: Path, folder: Path) -> tuple[Path
 
 
 @contextmanager
-def _scratch(folder: Path, name: str) -> Iterator[Path]:
+def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
     """Give a new folder that is removed when the block ends.
 
     Raises:

@@ -118,6 +118,7 @@ class Cluster:
             self._device,
             self._threads,
             predictor.strict,
+            bool(predictor.fused),
         )
         workers = max(1, math.ceil(self.workers / self.volumes_at_once))
         shards = partition_blocks(work.window_plan, workers, state.done)

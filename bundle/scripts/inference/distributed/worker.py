@@ -41,7 +41,8 @@ class StoppedError(Exception):
 class Network:
     """The checkpoints that workers load: their absolute paths, their SHA-256, and the requested device.
 
-    `threads` is the number of computing threads, None for the worker's own; `strict` is that of `load_predictor`.
+    `threads` is the number of computing threads, None for the worker's own; `strict` and `fuse` are those of
+    `load_predictor`.
     """
 
     paths: tuple[str, ...]
@@ -49,6 +50,7 @@ class Network:
     device: str
     threads: int | None = None
     strict: bool = True
+    fuse: bool = True
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def compute_part(blocks: BlockPass, token: str, part: int, parts: int) -> None:
 
 @lru_cache(maxsize=2)
 def _load(network: Network, device: str) -> Predictor:
-    predictor = load_model(network.paths, device, strict=network.strict)
+    predictor = load_model(network.paths, device, strict=network.strict, fuse=network.fuse)
     if predictor.checksum != network.checksum:
         raise VolumenError(
             ", ".join(network.paths),
