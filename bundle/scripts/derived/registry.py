@@ -383,6 +383,7 @@ def _load_entry_points() -> None:
     if _loaded_entry_points:
         return
     _loaded_entry_points = True
+    import volumen.derived.critical_task
     import volumen.derived.instance_tasks
     import volumen.derived.tasks  # noqa: F401
 
