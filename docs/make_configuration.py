@@ -64,6 +64,7 @@ TASK_KEYS = {
         "list of lists of integer, or null",
         "Offsets in voxels, in the order of the axes, one channel each; null: the previous voxel along each axis.",
     ),
+    "radius": ("integer, 0 to 16", "Voxels per axis by which critical voxels are widened."),
     "compute_from": ("", "The signed distance, or the 0/1 mask."),
     "distance_type": (
         "",

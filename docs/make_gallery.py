@@ -325,7 +325,7 @@ GROUPS = (
         label_loss,
         (
             "BCEWithLogitsLoss", "CrossEntropyLoss", "FocalLoss", "SoftDiceLoss", "TverskyLoss", "DiceCELoss",
-            "BoundaryLoss", "SkeletonRecallLoss", "SoftClDiceLoss",
+            "BoundaryLoss", "FieldWeightedLoss", "SkeletonRecallLoss", "SoftClDiceLoss",
         ),
     ),
     Group(

@@ -52,7 +52,10 @@ def test_every_neighbourhood_of_the_plane_is_decided_like_the_count():
         known = np.ones_like(mask)
         expected = _changes(mask, (2, 2)) and not _trivial(mask, (2, 2))
         assert critical(mask, known)[2, 2] == expected, (number, own)
-        assert bool(batch_critical(torch.from_numpy(mask[None]), torch.from_numpy(known[None]))[0, 2, 2]) == expected
+        assert (
+            bool(batch_critical(torch.from_numpy(mask[None]), torch.from_numpy(known[None]))[0, 2, 2])
+            == expected
+        )
 
 
 def test_random_neighbourhoods_of_space_are_decided_like_the_count():

@@ -212,7 +212,7 @@ def check_experiment(text: str, folder: Path) -> None:
     """An experiment file: every key, value, task and loss is accepted for a data folder with its targets."""
     from volumen.config.experiment_file import read_experiment
     from volumen.config.manager import ConfigManager
-    from volumen.config.targets import inject_auxiliary_tasks, make_target
+    from volumen.config.targets import check_fields, inject_auxiliary_tasks, make_target
     from volumen.losses.multitask import MultiTaskLoss
 
     path = folder / "experiment.yaml"
@@ -232,8 +232,9 @@ def check_experiment(text: str, folder: Path) -> None:
             entry, name, kind=kind, out_channels=channels, separate=True, losses=config.tr_config.losses
         )
     targets = inject_auxiliary_tasks(primary, tasks, spatial_dims=3, separate=True, origin=str(path))
+    check_fields(targets, str(path))
     MultiTaskLoss(
-        {name: target.loss_section() for name, target in targets.items()},
+        {name: target.loss_section() for name, target in targets.items() if target.head},
         balancing=config.tr_config.loss_balancing,
         balancing_kwargs=config.tr_config.loss_balancing_kwargs,
         spacing=(1.0, 1.0, 1.0),

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from volumen.config.experiment_data import ExperimentData
-from volumen.config.targets import Target, inject_auxiliary_tasks, make_target
+from volumen.config.targets import Target, check_fields, inject_auxiliary_tasks, make_target
 from volumen.utils.sample_keys import check_names
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,22 @@ class ExperimentTargets(ExperimentData):
 
     @cached_property
     def targets(self) -> dict[str, Target]:
-        """All targets: labelled ones first, then derived ones."""
+        """All targets that the network predicts: labelled ones first, then derived ones."""
+        return {name: target for name, target in self.learned_or_read.items() if target.head}
+
+    @cached_property
+    def learned_or_read(self) -> dict[str, Target]:
+        """The targets, and the derived ones without a head, which losses of their sources read."""
         check_names([*self.primary_targets, *self.auxiliary_tasks], self.origin)
-        return inject_auxiliary_tasks(
+        found = inject_auxiliary_tasks(
             self.primary_targets,
             self.auxiliary_tasks,
             spatial_dims=self.spatial_dims,
             separate=self.model_config.separate_decoders,
             origin=self.origin,
         )
+        check_fields(found, self.origin)
+        return found
 
     @cached_property
     def derived_tasks(self) -> dict[str, dict[str, Any]]:
@@ -55,7 +62,7 @@ class ExperimentTargets(ExperimentData):
                 **target.task_params,
                 "validity": self.validity[name],
             }
-            for name, target in self.targets.items()
+            for name, target in self.learned_or_read.items()
             if target.auxiliary_task
         }
 
@@ -72,7 +79,7 @@ class ExperimentTargets(ExperimentData):
         if everywhere != "auto":
             check_validity("tr_config.validity", everywhere)
         found = {}
-        for name, target in self.targets.items():
+        for name, target in self.learned_or_read.items():
             if target.task_type is None or target.source_target is None:
                 continue
             asked = target.task_params.get("validity") or (None if everywhere == "auto" else everywhere)

@@ -218,7 +218,9 @@ class ConfigManager(ExperimentTraining):
             },
             "inference_config": asdict(self.inference_config),
             "auxiliary_tasks": {
-                name: target.snapshot() for name, target in self.targets.items() if target.auxiliary_task
+                name: target.snapshot()
+                for name, target in self.learned_or_read.items()
+                if target.auxiliary_task
             },
         }
 

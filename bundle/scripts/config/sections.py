@@ -51,6 +51,13 @@ class LossSpec:
     )
     start_epoch: Annotated[Count, Field(description="First epoch (from 0) at which it counts.")] = 0
     skip_deep_supervision: Annotated[bool, Field(description="Only at full resolution.")] = False
+    field: Annotated[
+        str | None,
+        Field(
+            description="A target derived from this one that the loss reads, at full resolution alone, such as a"
+            " skeleton for SkeletonRecallLoss; null: none."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -445,7 +452,13 @@ class AuxiliaryTaskConfig:
 
     type: Annotated[str, Field(description="What is derived, a type of the table below.")]
     source_target: Annotated[str, Field(description="The labelled target that it is derived from.")]
-    losses: Annotated[list[LossSpec], Field(description="Losses, at least one.")]
+    losses: Annotated[list[LossSpec], Field(description="Losses, at least one; none without a head.")] = (
+        field(default_factory=list)
+    )
+    head: Annotated[
+        bool,
+        Field(description="The network predicts it; false: it is derived for losses of its source alone."),
+    ] = True
     loss_weight: Annotated[Amount | None, Field(description="Weight in the total; null: 1.")] = None
     weight: Annotated[Amount | None, Field(description="The same as `loss_weight`.")] = None
     separate_decoder: Annotated[

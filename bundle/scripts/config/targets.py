@@ -45,6 +45,7 @@ class Target:
         invert: whether 0 in the labels is the foreground.
         regions: label values of each channel by its name, of a target whose channels are regions of a label map.
         region_values: the value of each region in a predicted label map.
+        head: whether the network predicts it; a derived target without a head serves losses of its source.
         fuse: "none", "auto" or the heads that the label is read from besides its own.
     """
 
@@ -66,6 +67,7 @@ class Target:
     regions: dict[str, list[int]] | None = None
     region_values: tuple[int, ...] | None = None
     fuse: str | tuple[str, ...] = "none"
+    head: bool = True
 
     @property
     def auxiliary_task(self) -> bool:
@@ -98,6 +100,7 @@ class Target:
                 "type": self.task_type,
                 "source_target": self.source_target,
                 "loss_weight": self.weight,
+                "head": self.head,
                 **head,
                 **self.task_params,
             }
@@ -278,6 +281,36 @@ def inject_auxiliary_tasks(
     return everything
 
 
+def check_fields(targets: Mapping[str, Target], origin: str) -> None:
+    """Check that every `field` of a loss is derived from the loss's target, and that what has no head is read.
+
+    Raises:
+        VolumenError: names the key.
+    """
+    read = set()
+    for name, target in targets.items():
+        derived = [other for other, entry in targets.items() if entry.source_target == name]
+        for number, loss in enumerate(target.losses):
+            if loss.field is None:
+                continue
+            if loss.field not in derived or targets[loss.field].out_channels != 1:
+                raise VolumenError(
+                    f"{origin}: targets.{name}.losses[{number}].field",
+                    expected=f"a target of one channel derived from {name}: {', '.join(derived) or 'none'}",
+                    found=loss.field,
+                    remedy=closest(loss.field, derived) or "add it to auxiliary_tasks, with head: false",
+                )
+            read.add(loss.field)
+    for name, target in targets.items():
+        if not target.head and name not in read:
+            raise VolumenError(
+                f"{origin}: auxiliary_tasks.{name}",
+                expected="with head: false a loss of its source that reads it",
+                found="none",
+                remedy=f"give a loss of {target.source_target} the key field: {name}, or remove the task",
+            )
+
+
 def _derived_target(
     name: str,
     entry: Mapping[str, Any],
@@ -321,6 +354,7 @@ def _derived_target(
         weight=1.0 if head.loss_weight is None else head.loss_weight,
         ds_interpolation=head.ds_interpolation or "linear",
         separate_decoder=separate if head.separate_decoder is None else head.separate_decoder,
+        head=head.head,
         task_type=type_name,
         source_target=source,
         task_params=params,
@@ -338,8 +372,15 @@ def _read_task(name: str, entry: Mapping[str, Any], where: str) -> tuple[Auxilia
     params = {key: value for key, value in entry.items() if key not in common or key in DERIVATION_KEYS}
     channels = entry.get("out_channels", entry.get("channels"))
     validate_task(name, {"type": entry["type"], "out_channels": channels, **params})
-    losses = entry.get("losses")
-    if not losses:
+    losses = entry.get("losses") or []
+    if entry.get("head") is False and losses:
+        raise VolumenError(
+            f"{where}.losses",
+            expected="none, as head: false leaves nothing to train",
+            found=f"{len(losses)}",
+            remedy="give the losses to the source, with field: this task, or remove head: false",
+        )
+    if not losses and entry.get("head") is not False:
         raise VolumenError(
             f"{where}.losses",
             "the head has no loss and would train on nothing",

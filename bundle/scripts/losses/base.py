@@ -51,6 +51,8 @@ class Loss(nn.Module):
     value depends on the target of a voxel through this voxel alone: then a derived target with informed validity
     passes estimates with their confidence, and of a distance between bounds the value nearest the prediction. A
     bool `certain`, (B, 1, *spatial), states where the target is exact. Without `confidence` it gets exact values only.
+    An entry of `losses` that names a `field` passes that derived target as `field` (B, 1, *spatial), 0 where it is not
+    valid.
 
     Args:
         kind: kind of the target: "binary" (one logit, target 0/1), "multiclass" (K logits, class index),

@@ -17,7 +17,7 @@ from volumen.losses.balancing import AlignedBalancing, GradNormBalancing, build_
 from volumen.losses.base import KINDS, LABEL_KINDS, encode_target
 from volumen.losses.deep_supervision import INTERPOLATIONS, default_interpolation, downsample, level_weights
 from volumen.losses.informed import Knowledge
-from volumen.losses.masking import as_real, present_samples, zero_of
+from volumen.losses.masking import as_real, full_mask, guard, present_samples, zero_of
 from volumen.losses.registry import accepted_extras, build_loss
 from volumen.losses.trial import failure, try_loss
 from volumen.utils.errors import VolumenError
@@ -25,7 +25,7 @@ from volumen.utils.sample_keys import confidence_key, counted_voxels, free_key, 
 
 logger = logging.getLogger(__name__)
 
-LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision")
+LOSS_KEYS = ("name", "weight", "kwargs", "start_epoch", "skip_deep_supervision", "field")
 # Other programs' names for the two interpolations.
 INTERPOLATION_ALIASES = {"bilinear": "linear", "trilinear": "linear", "area": "linear"}
 
@@ -40,6 +40,7 @@ class _Entry:
     skip_deep_supervision: bool
     extras: frozenset[str]
     where: str
+    field: str | None = None
 
 
 class _Pyramid:
@@ -93,7 +94,7 @@ class MultiTaskLoss(nn.Module):
 
     Args:
         targets: name -> {"kind", "losses": [{name, weight=1, kwargs={}, start_epoch=0,
-            skip_deep_supervision=False}], "weight"=1, "ds_interpolation"=nearest for labels, linear else,
+            skip_deep_supervision=False, field=None}], "weight"=1, "ds_interpolation"=nearest for labels, linear else,
             "source_target"=None, "activation"=None, "validity"=None}; other keys are ignored. With activation
             "sigmoid", exclusive classes (kind "multiclass") are trained as one binary decision per class, including the
             background. An entry is active from epoch `start_epoch` on; epochs are counted from 0.
@@ -281,10 +282,11 @@ class MultiTaskLoss(nn.Module):
         for entry, loss in zip(self._entries[name], self._modules_of[name], strict=True):
             if self.epoch < entry.start_epoch:
                 continue
-            used = levels[name][:1] if entry.skip_deep_supervision else levels[name]
+            finest_alone = entry.skip_deep_supervision or entry.field is not None
+            used = levels[name][:1] if finest_alone else levels[name]
             value = zero_of(used[0])
             for weight, pred in zip(level_weights(len(used)), used, strict=True):
-                value = value + weight * self._value(name, entry, loss, pred, levels, pyramids)
+                value = value + weight * self._value(name, entry, loss, pred, levels, pyramids, batch)
             self.components[f"{name}/{entry.label}"] = value.detach()
             total = total + entry.weight * value
         return total
@@ -297,6 +299,7 @@ class MultiTaskLoss(nn.Module):
         pred: Tensor,
         levels: Mapping[str, list[Tensor]],
         pyramids: Mapping[str, _Pyramid],
+        batch: Mapping[str, Any],
     ) -> Tensor:
         size = tuple(pred.shape[2:])
         extras: dict[str, Any]
@@ -307,6 +310,8 @@ class MultiTaskLoss(nn.Module):
             extras = {"mask": mask}
         if "scale" in entry.extras:
             extras["scale"] = tuple(f / s for f, s in zip(levels[name][0].shape[2:], size, strict=True))
+        if entry.field is not None:
+            extras["field"] = _field(entry.field, batch)
         source = self._source[name]
         if source is not None and "source_pred" in entry.extras:
             extras["source_pred"] = _at_size(levels[source], size)
@@ -384,7 +389,15 @@ def _entry(
         skip_deep_supervision=bool(entry.get("skip_deep_supervision", False)),
         extras=accepted_extras(loss),
         where=where,
+        field=entry.get("field"),
     )
+    if parsed.field is not None and "field" not in parsed.extras:
+        raise VolumenError(
+            f"{where}.field",
+            expected="none, as the loss reads no field",
+            found=parsed.field,
+            remedy="use SkeletonRecallLoss or FieldWeightedLoss, or remove field",
+        )
     if spacing is not None and channels is not None:
         try_loss(
             loss,
@@ -426,6 +439,15 @@ def _interpolation(value: str | None, kind: str, where: str) -> str:
     if chosen == "linear" and kind == "multiclass":
         raise VolumenError(f"{where}.ds_interpolation", expected="nearest for class indices", found=value)
     return chosen
+
+
+def _field(name: str, batch: Mapping[str, Any]) -> Tensor:
+    """Return a derived field of the batch, (B, 1, *spatial) float32, 0 where it is not valid."""
+    if name not in batch:
+        raise VolumenError(
+            f"batch[{name!r}]", "the batch holds no such field", found=", ".join(map(str, batch))
+        )
+    return guard(as_real(batch[name]), full_mask(batch.get(mask_key(name)), batch[name]))
 
 
 def _levels(outputs: Mapping[str, Tensor | Sequence[Tensor]], name: str) -> list[Tensor]:

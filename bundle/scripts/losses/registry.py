@@ -16,7 +16,7 @@ from volumen.utils.suggest import closest
 
 ENTRY_POINT_GROUP = "volumen.losses"
 # Arguments that a loss may declare in `forward` besides prediction and target.
-EXTRAS = ("mask", "source_pred", "source_mask", "scale", "confidence", "certain")
+EXTRAS = ("mask", "source_pred", "source_mask", "scale", "confidence", "certain", "field")
 # Constructor arguments that the program fills in from the experiment.
 CONTEXT = ("kind", "source_kind", "spacing")
 
@@ -28,6 +28,7 @@ _OWN = {
     "BoundaryLoss": "boundary",
     "SoftClDiceLoss": "topology",
     "SkeletonRecallLoss": "topology",
+    "FieldWeightedLoss": "field_weighted",
     "EigenvalueLoss": "tensors",
     "PlanarityLoss": "tensors",
     "NormalGatedRepulsionLoss": "vectors",

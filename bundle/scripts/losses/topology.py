@@ -119,6 +119,10 @@ class SoftClDiceLoss(_SkeletonLoss):
 class SkeletonRecallLoss(_SkeletonLoss):
     """1 - (sum(p K) + s) / (sum(K) + s), K the truth's skeleton, dilated by `radius` within the truth.
 
+    Without a field, K is the soft skeleton of the truth, computed here. With the derived target `skeleton` as `field`
+    of the entry it is that one: the exact medial surface or centreline, from the distance transform that other targets
+    use too.
+
     Mean over classes, then over samples with a valid voxel. It computes no soft skeleton of the prediction, so it
     costs a fraction of clDice. It only rewards recall: use it together with an overlap loss. Kirchhoff et al. 2024.
 
@@ -143,14 +147,30 @@ class SkeletonRecallLoss(_SkeletonLoss):
         self.radius = radius
         self.precomputed = precomputed
 
+    def forward(
+        self, pred: Tensor, target: Tensor, mask: Tensor | None = None, field: Tensor | None = None
+    ) -> Tensor:
+        if field is None:
+            return super().forward(pred, target, mask)
+        with full_precision(pred):
+            prob, target, mask = self.prepare(pred, target, mask)
+            with torch.no_grad():
+                tube = self._dilated(guard(field, mask).to(prob.dtype), mask) * target
+            return sample_mean(self._recall(prob, tube).mean(dim=1), mask)
+
     def cost(self, prob: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        dims = spatial_dims(prob)
         with torch.no_grad():
             tube = target if self.precomputed else self._tube(target, mask)
+        return self._recall(prob, tube)
+
+    def _recall(self, prob: Tensor, tube: Tensor) -> Tensor:
+        dims = spatial_dims(prob)
         return 1 - ((prob * tube).sum(dims) + self.smooth) / (tube.sum(dims) + self.smooth)
 
     def _tube(self, target: Tensor, mask: Tensor) -> Tensor:
-        tube = soft_skeleton(target, mask, self.iterations)
+        return self._dilated(soft_skeleton(target, mask, self.iterations), mask) * target
+
+    def _dilated(self, tube: Tensor, mask: Tensor) -> Tensor:
         for _ in range(self.radius):
             tube = soft_dilate(tube, mask)
-        return tube * target
+        return tube

@@ -64,6 +64,8 @@ def try_loss(
     for extra, value in (("confidence", mask.float()), ("certain", mask)):
         if extra in extras:
             given[extra] = value
+    if "field" in extras:
+        given["field"] = (torch.rand(2, 1, *size, generator=random) > 0.9).float()
     if "scale" in extras:
         given["scale"] = (1.0,) * ndim
 

@@ -30,7 +30,9 @@ def critical(mask: np.ndarray, known: np.ndarray, in_volume: np.ndarray | None =
         bool (*spatial).
     """
     ndim = mask.ndim
-    state = np.full([n + 2 for n in mask.shape], 3, np.uint8)  # 0 background, 1 foreground, 2 unknown, 3 outside
+    state = np.full(
+        [n + 2 for n in mask.shape], 3, np.uint8
+    )  # 0 background, 1 foreground, 2 unknown, 3 outside
     inner = np.where(known, mask, 2).astype(np.uint8)
     if in_volume is not None:
         inner[~in_volume] = 3
