@@ -61,8 +61,9 @@ TASK_KEYS = {
     "sigma": (LENGTH, "Width of the Gaussian window, in voxels of the smallest spacing."),
     "angle": ("number, 0 to 180 degrees", "Smallest angle between the directions of two nearest surfaces."),
     "offsets": (
-        "list of lists of integer, or null",
-        "Offsets in voxels, in the order of the axes, one channel each; null: the previous voxel along each axis.",
+        "list of lists of integer, auto or null",
+        "Offsets in voxels, in the order of the axes, one channel each; auto: the previous voxel along each axis, and"
+        " long ones by voxel size and object size; null: the previous voxel along each axis.",
     ),
     "radius": ("integer, 0 to 16", "Voxels per axis by which critical voxels are widened."),
     "compute_from": ("", "The signed distance, or the 0/1 mask."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -43,13 +44,39 @@ class ExperimentTargets(ExperimentData):
         check_names([*self.primary_targets, *self.auxiliary_tasks], self.origin)
         found = inject_auxiliary_tasks(
             self.primary_targets,
-            self.auxiliary_tasks,
+            {name: self._with_offsets(name, task) for name, task in self.auxiliary_tasks.items()},
             spatial_dims=self.spatial_dims,
             separate=self.model_config.separate_decoders,
             origin=self.origin,
         )
         check_fields(found, self.origin)
         return found
+
+    def _with_offsets(self, name: str, task: Any) -> Any:
+        """Return the entry of a task, with `offsets: auto` replaced by offsets for the voxel size and the objects."""
+        from volumen.config.object_width import object_width
+        from volumen.derived.long_range import long_range_offsets
+
+        asked = (
+            isinstance(task, Mapping) and task.get("type") == "affinities" and task.get("offsets") == "auto"
+        )
+        source = self.primary_targets.get(str(task.get("source_target"))) if asked else None
+        if source is None:
+            return task
+        width = object_width(
+            self.cases,
+            source.name,
+            ignore=source.ignore_label,
+            numbered=source.instances is not None or source.kind == "multiclass",
+        )
+        offsets = long_range_offsets(self.spacing, width)
+        logger.info(
+            "%s: offsets %s, for objects of %s voxels",
+            name,
+            ", ".join(str(tuple(offset)) for offset in offsets),
+            "unknown size" if width is None else " x ".join(f"{size:.0f}" for size in width),
+        )
+        return {**task, "offsets": offsets}
 
     @cached_property
     def derived_tasks(self) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from volumen.derived import confidence
 from volumen.derived.estimated import EstimatedTask
 from volumen.derived.extents import gaussian_radius
+from volumen.derived.long_range import long_range_offsets
 from volumen.derived.registry import DerivedTask, register_task
 from volumen.utils.errors import VolumenError
 
@@ -97,7 +98,7 @@ class Affinities(DerivedTask):
 
     def check(self, name: str, params: Mapping[str, Any]) -> None:
         offsets = params["offsets"]
-        good = offsets is None or (
+        good = offsets in (None, "auto") or (
             isinstance(offsets, (list, tuple))
             and len(offsets) > 0
             and all(
@@ -109,7 +110,7 @@ class Affinities(DerivedTask):
         if not good:
             raise VolumenError(
                 f"{name}.offsets",
-                expected="a list of whole numbers per axis, as [[-1, 0, 0]]",
+                expected="auto, or a list of whole numbers per axis, as [[-1, 0, 0]]",
                 found=repr(offsets),
             )
 
@@ -140,6 +141,9 @@ class Affinities(DerivedTask):
 
     def offsets(self, ndim: int, params: Mapping[str, Any]) -> Sequence[Sequence[int]]:
         offsets = params["offsets"]
+        if offsets == "auto":
+            # A training replaces this by offsets that suit its voxel size and its objects.
+            return long_range_offsets((1.0,) * ndim)
         if offsets is None:
             return [[-int(axis == other) for other in range(ndim)] for axis in range(ndim)]
         if len(offsets[0]) != ndim:
