@@ -12,7 +12,7 @@ import pytest
 ESCAPE = "\x1b["
 PROGRAM = """
 import logging
-from volumen.cli.execution import set_up_logging
+from volumen.cli.running.execution import set_up_logging
 from volumen.utils.terminal.console import make_console, make_table
 set_up_logging()
 logging.getLogger("volumen").warning("told %s", "[bold]")

@@ -18,7 +18,7 @@ from test_evaluate import write
 
 from volumen.cli.main import main
 from volumen.evaluation import score
-from volumen.evaluation.diagnostics import partners
+from volumen.evaluation.diagnostics.diagnose import partners
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.metrics.objects.contingency import overlaps
@@ -111,7 +111,7 @@ def test_on_a_phantom_errors_are_in_the_bins_of_its_exact_gaps(tmp_path):
 
 @pytest.mark.parametrize("side", [19, 128])
 def test_planted_labels_on_a_phantom_are_found_with_their_boxes(tmp_path, monkeypatch, side):
-    monkeypatch.setattr("volumen.evaluation.diagnostics.BLOCK", side)
+    monkeypatch.setattr("volumen.evaluation.diagnostics.diagnose.BLOCK", side)
     sheet = sheet_geometry(ROLL, (48, 128, 128)).distance < 0
     label = sheet.copy()
     label[10:30, 60:70, 80:128] = False
@@ -186,7 +186,7 @@ def test_blocks_of_any_size_write_the_same_files(tmp_path, monkeypatch):
     mask[:, :, 40:] = 0
     texts = []
     for number, side in enumerate((15, 33, 128)):
-        monkeypatch.setattr("volumen.evaluation.diagnostics.BLOCK", side)
+        monkeypatch.setattr("volumen.evaluation.diagnostics.diagnose.BLOCK", side)
         folder = tmp_path / str(number)
         found = run(folder, pred, truth, mask)
         assert "diagnostics" in found.seconds

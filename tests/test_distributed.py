@@ -15,7 +15,7 @@ from training_toys import ToyNetwork, make_trainer, same_weights, weights
 from two_processes import in_two_processes
 
 from volumen.checkpoints.file import checksum, load_checkpoint
-from volumen.cli.execution import leave
+from volumen.cli.running.execution import leave
 from volumen.data.sampling.regions import RegionSampler
 from volumen.handlers.losses import LossAverages
 from volumen.handlers.running_dice import RunningDice

@@ -16,7 +16,7 @@ from prediction import make_predictor, save_checkpoint
 import volumen
 from volumen.cli.main import main
 from volumen.data.formats.volumes import ArrayVolume
-from volumen.inference import block_maker
+from volumen.inference.blocks import block_maker
 from volumen.inference.ensemble import find_members, join, load_model
 from volumen.inference.jobs import Job
 from volumen.inference.placing import Placing, fits

@@ -19,11 +19,11 @@ from volumen.cli.main import main
 from volumen.evaluation import cases as cases_module
 from volumen.evaluation.cases import Scale, ScoredCase
 from volumen.evaluation.error_places import place_of_object
-from volumen.evaluation.pictures import planes as planes_module
-from volumen.evaluation.pictures import views as views_module
-from volumen.evaluation.pictures.planes import SHOWN, planes_through
-from volumen.evaluation.pictures.views import views_of
-from volumen.evaluation.pictures.worst_place import CELL, worst_place
+from volumen.evaluation.html.pictures import planes as planes_module
+from volumen.evaluation.html.pictures import views as views_module
+from volumen.evaluation.html.pictures.planes import SHOWN, planes_through
+from volumen.evaluation.html.pictures.views import views_of
+from volumen.evaluation.html.pictures.worst_place import CELL, worst_place
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.metrics import label_scores

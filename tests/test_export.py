@@ -15,7 +15,7 @@ import tifffile
 import torch
 from prediction import make_predictor, save_checkpoint
 
-from volumen.cli.execution import run_guarded
+from volumen.cli.running.execution import run_guarded
 from volumen.cli.share import add_export_arguments, run_export
 from volumen.inference.predictor import load_predictor, predict_array
 from volumen.networks.multihead import MultiHeadDynUNet

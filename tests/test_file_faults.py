@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import zarr
 
-from volumen.cli.execution import EXIT_DEFECT, EXIT_USER_ERROR, explain
+from volumen.cli.running.execution import EXIT_DEFECT, EXIT_USER_ERROR, explain
 from volumen.data.formats.opening import open_volume
 from volumen.data.formats.zarr_arrays import chunks as zarr_chunks
 from volumen.data.sampling.dataset import SampleError

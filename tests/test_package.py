@@ -25,8 +25,8 @@ from data_folders import shells, write_tiff_folder
 from meta_schema import SCHEMA
 from prediction import save_checkpoint
 
-from volumen.cli.execution import run_guarded
 from volumen.cli.main import main
+from volumen.cli.running.execution import run_guarded
 from volumen.cli.share import add_package_arguments, run_package
 from volumen.sharing.config_text import ConfigText
 from volumen.sharing.metadata import without_paths

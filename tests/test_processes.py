@@ -18,8 +18,8 @@ from data_folders import shells, write_tiff_folder
 from training_toys import same_weights
 
 from volumen.checkpoints.file import load_checkpoint
-from volumen.cli.execution import run_guarded
-from volumen.cli.processes import LastMessage, conclude
+from volumen.cli.running.execution import run_guarded
+from volumen.cli.running.processes import LastMessage, conclude
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
 
@@ -71,7 +71,7 @@ def test_the_cause_is_told_rather_than_its_consequences(codes, told, code, words
 def test_one_of_several_processes_leaves_its_line_to_the_parent(tmp_path, monkeypatch, capsys):
     from argparse import Namespace
 
-    from volumen.cli.processes import _read
+    from volumen.cli.running.processes import _read
 
     def fail(options):
         raise VolumenError("here", "wrong")

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 
-from volumen.cli.progress_bar import ProgressBar, shortened
+from volumen.cli.running.progress_bar import ProgressBar, shortened
 
 NAME = "segment_20230702185753_surface_volume_of_a_scroll_with_a_long_name_and_more"
 

@@ -14,8 +14,8 @@ from test_evaluate import write
 from test_label_scores import phantom
 
 from volumen.evaluation.comparison import compare
-from volumen.evaluation.report import LISTED, MOST_COLUMNS
-from volumen.evaluation.report_drawing import in_columns
+from volumen.evaluation.html.report import LISTED, MOST_COLUMNS
+from volumen.evaluation.html.report_drawing import in_columns
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 from test_evaluate import write
 
-from volumen.evaluation.report_drawing import (
+from volumen.evaluation.html.report_drawing import (
     COLOURS,
     PARTS,
     RAMP,

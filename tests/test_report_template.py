@@ -8,7 +8,7 @@ from conftest import ROOT
 from jinja2 import UndefinedError
 from test_evaluate import write
 
-from volumen.evaluation.pages import TEMPLATES, render_page
+from volumen.evaluation.html.pages import TEMPLATES, render_page
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 

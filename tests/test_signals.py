@@ -15,7 +15,7 @@ from toy_process import ToyProcess
 from training_toys import make_trainer, same_weights, weights
 
 from volumen.checkpoints.file import load_checkpoint
-from volumen.cli.launch import run_passing_signals
+from volumen.cli.running.launch import run_passing_signals
 from volumen.utils.errors import VolumenError
 
 

@@ -8,7 +8,7 @@ import torch
 
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.evaluation.cases import ScoredCase
-from volumen.evaluation.pictures.views import classes
+from volumen.evaluation.html.pictures.views import classes
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import score
 from volumen.inference.output.stored import OutputSpec

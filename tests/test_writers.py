@@ -206,7 +206,7 @@ def test_a_killed_process_goes_on_with_the_same_bytes(scroll, tmp_path):
     script = f"""
         import sys, time
         from pathlib import Path
-        import volumen.inference.finish as module
+        import volumen.inference.blocks.finish as module
         from volumen.inference.predict import PredictRequest, predict
         finish = module.BlockWriter.__call__
         def slow(self, finished):

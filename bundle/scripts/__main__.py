@@ -1,7 +1,7 @@
 """`python -m volumen ...` is `volumen ...`."""
 
-from volumen.cli.execution import leave
 from volumen.cli.main import main
+from volumen.cli.running.execution import leave
 
 if __name__ == "__main__":
     leave(main())

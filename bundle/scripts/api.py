@@ -162,7 +162,7 @@ def evaluate(predictions: PathName, labels: PathName, output: PathName, **settin
     Args:
         predictions: output of a prediction, or a folder of them.
         labels: folder with `<image>_<target>`, a data folder, or one label volume.
-        output: folder named in the request; `volumen.evaluation.report` writes the report there.
+        output: folder named in the request; `volumen.evaluation.html.report` writes the report there.
         settings: further fields of `EvaluateRequest`, such as `metrics` or `tolerance`.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.cli.execution import run_guarded, set_up_logging
+from volumen.cli.running.execution import run_guarded, set_up_logging
 from volumen.config.experiment_file import SECTION_NAMES
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.sample_keys import mask_key

@@ -59,7 +59,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def _table(evaluation: Evaluation) -> Table:
     """Return the means over cases with their intervals, and which way is better."""
-    from volumen.evaluation.report_words import direction, readable, unit_of
+    from volumen.evaluation.html.report_words import direction, readable, unit_of
 
     title = f"means over {evaluation.coverage}"
     table = make_table(title, ("metric", "mean", "unit", "95 % interval", "better"))
@@ -77,7 +77,7 @@ def _table(evaluation: Evaluation) -> Table:
 
 def _difference_table(comparison: Comparison, model: str) -> Table:
     """Return the differences of a model from the first one, with their intervals, and which is better."""
-    from volumen.evaluation.report_words import number
+    from volumen.evaluation.html.report_words import number
 
     table = make_table(
         f"{model} minus {comparison.first}, over cases that both have",

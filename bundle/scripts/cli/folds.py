@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from volumen.cli.launch import SIGNALS, send
+from volumen.cli.running.launch import SIGNALS, send
 from volumen.config.experiment_file import SECTION_NAMES
 from volumen.inference.run_files import ENSEMBLE, OUT_OF_FOLD
 from volumen.utils.errors import VolumenError

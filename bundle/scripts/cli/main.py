@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complete(parser)
     options = parser.parse_args(words)
     options.words = words
-    from volumen.cli.execution import run_guarded
+    from volumen.cli.running.execution import run_guarded
 
     return run_guarded(options.run, options)
 
@@ -301,6 +301,6 @@ def _run_inspect(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from volumen.cli.execution import leave
+    from volumen.cli.running.execution import leave
 
     leave(main())

@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
         from volumen.cli.main import main as run
 
         return run(words)
-    from volumen.cli.execution import run_guarded
+    from volumen.cli.running.execution import run_guarded
 
     quiet = "--quiet" in words
     options = argparse.Namespace(words=words[1:], verbose="--verbose" in words, quiet=quiet)
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from volumen.cli.progress_bar import ProgressBar
+    from volumen.cli.running.progress_bar import ProgressBar
     from volumen.tuning.out_of_fold import predict_out_of_fold
 
     member, output, device = options.words[:3]
@@ -48,6 +48,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    from volumen.cli.execution import leave
+    from volumen.cli.running.execution import leave
 
     leave(main(sys.argv[1:]))

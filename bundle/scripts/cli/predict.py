@@ -93,7 +93,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    from volumen.cli.progress_bar import ProgressBar
+    from volumen.cli.running.progress_bar import ProgressBar
     from volumen.inference.ensemble import load_model
     from volumen.inference.predict import predict
     from volumen.inference.request import log_report

@@ -65,7 +65,7 @@ def run_select(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: for whatever a user can set right.
     """
-    from volumen.cli.progress_bar import ProgressBar
+    from volumen.cli.running.progress_bar import ProgressBar
     from volumen.tuning.select import SelectRequest, select
 
     request = SelectRequest(

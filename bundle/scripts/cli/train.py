@@ -201,9 +201,9 @@ def run_processes(count: int, words: Sequence[str]) -> int:
     Returns:
         The exit code that the command would have in one process.
     """
-    from volumen.cli.launch import run_passing_signals
+    from volumen.cli.running.launch import run_passing_signals
 
-    return run_passing_signals([sys.executable, "-m", "volumen.cli.processes", str(count), *words])
+    return run_passing_signals([sys.executable, "-m", "volumen.cli.running.processes", str(count), *words])
 
 
 def experiment_sections(options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], str]:

@@ -33,7 +33,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     Raises:
         VolumenError: an error that the user can correct.
     """
-    from volumen.cli.progress_bar import ProgressBar
+    from volumen.cli.running.progress_bar import ProgressBar
     from volumen.tuning.tune import tune
 
     request = TuneRequest(**given_fields(arguments, TuneRequest, {"instances": read_rules}))
@@ -55,7 +55,7 @@ def _run_fusion(request: TuneRequest, *, quiet: bool) -> int:
     Raises:
         VolumenError: an error that the user can correct.
     """
-    from volumen.cli.progress_bar import ProgressBar
+    from volumen.cli.running.progress_bar import ProgressBar
     from volumen.tuning.fuse import tune_fusion
 
     with ProgressBar() as bar:

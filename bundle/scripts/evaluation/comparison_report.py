@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from volumen.evaluation.curves import paired_figures
 from volumen.evaluation.differences import FEWEST, Comparison, Difference
-from volumen.evaluation.pages import render_page
-from volumen.evaluation.report import MOST_COLUMNS, column_words
-from volumen.evaluation.report_drawing import in_columns
-from volumen.evaluation.report_words import direction, number, settings_in_words, unit_of
+from volumen.evaluation.html.pages import render_page
+from volumen.evaluation.html.report import MOST_COLUMNS, column_words
+from volumen.evaluation.html.report_drawing import in_columns
+from volumen.evaluation.html.report_words import direction, number, settings_in_words, unit_of
 from volumen.evaluation.results import cell, finite
 from volumen.metrics.score_names import direction_of, score_of
 from volumen.version import __version__

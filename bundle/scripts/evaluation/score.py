@@ -55,11 +55,11 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 def score_pairs(pairs: Pairs, request: EvaluateRequest) -> Evaluation:
     """Score pairs that were found, and write the report, see `evaluate`."""
     from volumen.evaluation.curves import curves_csv
-    from volumen.evaluation.diagnostic_files import write_files
-    from volumen.evaluation.diagnostics import empty_diagnosis
+    from volumen.evaluation.diagnostics.diagnose import empty_diagnosis
+    from volumen.evaluation.diagnostics.files import write_files
+    from volumen.evaluation.html.report import render_report
     from volumen.evaluation.nothing_to_score import refuse_nothing, warn_of_nothing
     from volumen.evaluation.place_tables import objects_csv, topology_csv
-    from volumen.evaluation.report import render_report
     from volumen.utils import distributed
 
     scored = pairs.cases
@@ -128,7 +128,7 @@ def score(
         diagnosis: counts errors by geometry as well; None: nothing does.
     """
     from volumen.evaluation.case_scores import instance_details, score_regions
-    from volumen.evaluation.diagnostics import diagnose
+    from volumen.evaluation.diagnostics.diagnose import diagnose
     from volumen.evaluation.gather import gather, own_share, unite
     from volumen.evaluation.nothing_to_score import holds_anything, refuse_class_map
     from volumen.metrics.target_metrics import build_metrics

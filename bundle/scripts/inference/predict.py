@@ -15,7 +15,8 @@ import numpy as np
 from volumen.data.placement import OBLIQUE_DEGREES
 from volumen.data.space.geometry import AxisTurn, directions_of, nearest_turn
 from volumen.data.space.resampling import Resampling
-from volumen.inference.block_maker import make_blocks
+from volumen.inference.blocks.block_maker import make_blocks
+from volumen.inference.blocks.products import Outputs
 from volumen.inference.checks.disk_space import check_space, telling_of_full_disk
 from volumen.inference.checks.image import check_image, check_kind, log_small
 from volumen.inference.ensemble import load_model
@@ -26,7 +27,6 @@ from volumen.inference.output.stored import instance_specs
 from volumen.inference.postprocess.instance_output import resolve_request
 from volumen.inference.postprocess.passes import run_here
 from volumen.inference.predictor import Predictor
-from volumen.inference.products import Outputs
 from volumen.inference.progress import Progress
 from volumen.inference.record.machine import describe_machine
 from volumen.inference.record.provenance import make_provenance, nonfinite_rule

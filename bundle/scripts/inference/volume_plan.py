@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.data.space.geometry import AxisTurn
-from volumen.inference.block_maker import PARTIAL_SUMS_BYTES
+from volumen.inference.blocks.block_maker import PARTIAL_SUMS_BYTES
 from volumen.inference.output.exports import format_of
 from volumen.inference.output.ome_zarr import LABELS, target_group
 from volumen.inference.output.stored import OutputSpec

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from volumen.evaluation.suspect_files import MARK, NAME, suspect_volumes
+from volumen.evaluation.diagnostics.suspect_files import MARK, NAME, suspect_volumes
 
 LayerData = tuple[Any, dict[str, Any], str]
 _COLOURS = {"missing_label": "#d55e00", "wrong_label": "#0072b2"}

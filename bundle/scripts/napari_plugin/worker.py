@@ -42,7 +42,7 @@ PAUSE = 0.1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job; return its exit code."""
-    from volumen.cli.execution import explain, set_up_logging
+    from volumen.cli.running.execution import explain, set_up_logging
 
     (path,) = sys.argv[1:] if arguments is None else arguments
     report_event = reserve_stdout()

@@ -59,7 +59,7 @@ def _open_by_content(
 
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
     if kind == "hdf5":
-        from volumen.data.formats.hdf5_volume import open_hdf5
+        from volumen.data.formats.extra.hdf5_volume import open_hdf5
 
         file, inner = split_inner(_fetched(path))
         return open_hdf5(Path(file), inner, axes=axes, level=level, ndim=ndim, labels=labels)
@@ -71,11 +71,11 @@ def _open_by_content(
         return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim, labels=labels)
     path = _fetched(path)
     if kind == "mrc":
-        from volumen.data.formats.mrc_volume import open_mrc
+        from volumen.data.formats.extra.mrc_volume import open_mrc
 
         return open_mrc(Path(path), ndim=ndim)
     if kind == "nrrd":
-        from volumen.data.formats.nrrd_volume import open_nrrd
+        from volumen.data.formats.extra.nrrd_volume import open_nrrd
 
         return open_nrrd(Path(path), ndim=ndim)
     if kind == "tif":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from volumen.inference.arrays import work_folder
-from volumen.inference.block_maker import make_blocks
+from volumen.inference.blocks.block_maker import make_blocks
 from volumen.inference.distributed.partition import Shard
 from volumen.inference.ensemble import load_model
 from volumen.inference.output.block_log import WorkerState

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.damage import UNREADABLE
-from volumen.inference.block_maker import LEAST_CACHE_BYTES, block_cache_of
+from volumen.inference.blocks.block_maker import LEAST_CACHE_BYTES, block_cache_of
 from volumen.inference.output.block_log import differences, identity, read_provenance
 from volumen.inference.rules import read_rules
 from volumen.inference.settings import settings_of_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from volumen.evaluation.diagnostic_files import unit_of_quantity
+from volumen.evaluation.diagnostics.files import unit_of_quantity
 from volumen.metrics.geometry.counts import Bin
 from volumen.metrics.geometry.tally import ALL, BORDER, CONTRAST, CURVATURE, EDGE, GAP, THICKNESS
 

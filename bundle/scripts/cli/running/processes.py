@@ -1,6 +1,6 @@
 """The parent of a training's processes on one machine: starts them, waits, and reports once why they ended.
 
-python -m volumen.cli.processes COUNT WORDS...      runs `volumen WORDS...` in COUNT processes
+python -m volumen.cli.running.processes COUNT WORDS...      runs `volumen WORDS...` in COUNT processes
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from volumen.cli.execution import EXIT_DEFECT, EXIT_INTERRUPT, MESSAGE_FOLDER, print_error
+from volumen.cli.running.execution import EXIT_DEFECT, EXIT_INTERRUPT, MESSAGE_FOLDER, print_error
 
 #: Seconds after a signal in which processes must finish their step and save; a second signal ends them at once.
 GRACE = 600

@@ -13,7 +13,7 @@ import numpy as np
 
 from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import UNKNOWN, AxisMap, map_axes
-from volumen.data.formats.extras import library
+from volumen.data.formats.extra.library import library
 from volumen.data.formats.volumes import LazyVolume, Region, SingleLevelError, single_level
 from volumen.data.space.geometry import Geometry, stated_geometry
 from volumen.data.space.units import unit_name

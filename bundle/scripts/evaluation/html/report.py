@@ -8,13 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from volumen.evaluation.curves import MOST_THIN, single_figures
-from volumen.evaluation.diagnostic_figures import SHOWN, diagnostic_sections, suspect_rows
-from volumen.evaluation.overview import overview
-from volumen.evaluation.pages import render_page
-from volumen.evaluation.pictures.views import views_of
-from volumen.evaluation.place_tables import betti_errors
-from volumen.evaluation.report_drawing import COLOURS, PARTS, RAMP, in_columns
-from volumen.evaluation.report_words import (
+from volumen.evaluation.html.diagnostic_figures import SHOWN, diagnostic_sections, suspect_rows
+from volumen.evaluation.html.overview import overview
+from volumen.evaluation.html.pages import render_page
+from volumen.evaluation.html.pictures.views import views_of
+from volumen.evaluation.html.report_drawing import COLOURS, PARTS, RAMP, in_columns
+from volumen.evaluation.html.report_words import (
     badness,
     direction,
     leading_score,
@@ -23,6 +22,7 @@ from volumen.evaluation.report_words import (
     settings_in_words,
     unit_of,
 )
+from volumen.evaluation.place_tables import betti_errors
 from volumen.metrics.score_names import direction_of, score_of, smaller_is_better
 from volumen.metrics.units import metric_unit
 from volumen.version import __version__

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from volumen.evaluation.pictures.views import object_words
+from volumen.evaluation.html.pictures.views import object_words
+from volumen.evaluation.html.report_words import leading_score, metric_of, number, unit_of
 from volumen.evaluation.place_tables import betti_errors
-from volumen.evaluation.report_words import leading_score, metric_of, number, unit_of
 from volumen.metrics.score_names import direction_of, score_of
 from volumen.utils.terminal.text import counted
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from volumen.inference.finish import BlockWriter
+from volumen.inference.blocks.finish import BlockWriter
+from volumen.inference.blocks.products import Outputs
 from volumen.inference.gain import GainMeter
 from volumen.inference.placing import Placing
 from volumen.inference.predictor import Predictor, WindowNetwork
-from volumen.inference.products import Outputs
 from volumen.inference.volume_work import State, VolumeWork
 from volumen.inference.windows.blending import BlockAccumulator
 from volumen.inference.windows.joining import BlockJoiner

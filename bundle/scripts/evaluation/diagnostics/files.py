@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from volumen.evaluation.suspect_files import NAME
+from volumen.evaluation.diagnostics.suspect_files import NAME
 from volumen.metrics.geometry.tally import BENDING, LENGTH, UNITS
 from volumen.utils.files.atomic import write_atomically
 

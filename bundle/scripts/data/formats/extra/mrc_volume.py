@@ -11,7 +11,7 @@ import numpy as np
 
 from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap
-from volumen.data.formats.extras import library
+from volumen.data.formats.extra.library import library
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
 from volumen.data.space.geometry import Geometry, stated_geometry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from volumen.evaluation.cases import Scale
-from volumen.evaluation.report_drawing import ScaleBar, scale_bar
+from volumen.evaluation.html.report_drawing import ScaleBar, scale_bar
 
 SHOWN = 320
 """A plane shows at most so many voxels of the smallest side around the place."""

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_DEFECT, EXIT_USER_ERROR, EXIT_INTERRUPT = 1, 2, 130
 #: Environment variable: folder in which each of several processes writes its last line for the parent,
-#: `volumen.cli.processes`.
+#: `volumen.cli.running.processes`.
 MESSAGE_FOLDER = "VOLUMEN_TOLD"
 
 

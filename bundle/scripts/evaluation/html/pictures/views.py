@@ -12,10 +12,10 @@ import numpy as np
 
 from volumen.evaluation.case_scores import MaskReader, instances_at
 from volumen.evaluation.cases import Details, ScoredCase
-from volumen.evaluation.pictures.planes import SHOWN_FLAT, Plane, planes_through
-from volumen.evaluation.pictures.worst_place import worst_place
+from volumen.evaluation.html.pictures.planes import SHOWN_FLAT, Plane, planes_through
+from volumen.evaluation.html.pictures.worst_place import worst_place
+from volumen.evaluation.html.report_drawing import COLOURS, PARTS, ColourBar, outline, png, ramp_colours
 from volumen.evaluation.place_tables import betti_errors
-from volumen.evaluation.report_drawing import COLOURS, PARTS, ColourBar, outline, png, ramp_colours
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.objects.numbering import ObjectNumbers
 from volumen.metrics.units import metric_unit

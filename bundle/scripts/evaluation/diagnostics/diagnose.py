@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.evaluation.diagnosis import Diagnosis, Listed
-from volumen.evaluation.suspect_files import SuspectVolume, remove_earlier
+from volumen.evaluation.diagnostics.suspect_files import SuspectVolume, remove_earlier
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.geometry.scale import Scale
 from volumen.metrics.geometry.suspects import (

@@ -1,0 +1,1 @@
+"""Formats whose libraries are the extra `formats`."""

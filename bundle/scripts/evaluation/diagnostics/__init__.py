@@ -1,0 +1,1 @@
+"""Errors by the geometry around them, and labels that may be wrong."""

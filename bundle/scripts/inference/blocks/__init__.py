@@ -1,0 +1,1 @@
+"""Computes the blocks of a volume, and what its prediction consists of."""
