@@ -221,7 +221,7 @@ def run_command(side: int, scratch: str | None) -> tuple[float, float, float]:
             "print(status or 0, own.ru_utime + own.ru_stime, time.time() - start, own.ru_maxrss / 1024)"
         )
         command = [sys.executable, "-c", script, "evaluate", "-p", str(found), "-l", str(label)]
-        command += ["-o", str(Path(folder) / "report"), "--metrics", "all", "--quiet"]
+        command += ["-o", str(Path(folder) / "report"), "--metrics", "all", "--no-diagnostics", "--quiet"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -237,7 +237,7 @@ def _print_commands(sides: list[int], scratch: str | None) -> None:
         seconds, wall, peak = run_command(side, scratch)
         rows.append(f"| {side} | {seconds:.0f} | {wall:.0f} | {seconds / side**3 * 1e6:.2f} | {peak:.0f} |")
         print(rows[-1], flush=True)
-    print("\nvolumen evaluate --metrics all")
+    print("\nvolumen evaluate --metrics all --no-diagnostics")
     print("| side | CPU s | wall s | CPU s / 10^6 voxels | peak MB |\n| --- | --- | --- | --- | --- |")
     print("\n".join(rows))
 
