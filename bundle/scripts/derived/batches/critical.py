@@ -9,11 +9,21 @@ from torch import Tensor
 from volumen.derived.arrays.critical import adjacency
 
 
-def critical(mask: Tensor, known: Tensor, in_volume: Tensor | None = None) -> Tensor:
+def critical(
+    mask: Tensor, known: Tensor, in_volume: Tensor | None = None, *, compact: bool | None = None
+) -> Tensor:
     """Compute `arrays.critical.critical` of bool (B, *spatial): bool (B, *spatial).
 
     The neighbourhoods are integers with a bit per voxel. All floods run at once, each step of them a few shifts.
+
+    Args:
+        mask: foreground.
+        known: voxels whose label is known.
+        in_volume: voxels inside the volume; None: all.
+        compact: flood only the neighbourhoods that need it, as long as they need it, which reads values back from
+            the device; None: on a CPU. The result is the same.
     """
+    compact = mask.device.type == "cpu" if compact is None else compact
     ndim = mask.dim() - 1
     inside = torch.ones_like(mask) if in_volume is None else in_volume
     bits_of_mask = _neighbours(mask & inside, ndim)
@@ -31,11 +41,19 @@ def critical(mask: Tensor, known: Tensor, in_volume: Tensor | None = None) -> Te
     # Only the neighbourhoods that hold both classes are flooded.
     mixed = sure & ~isolated & ~enclosed
     found = sure & ((isolated & mask) | (enclosed & ~mask))
-    fore, back, touch = foreground[mixed], background[mixed], touching[mixed]
-    split = _flood(fore & -fore, fore, ndim, by_face=False) != fore
-    split |= (touch & ~_flood(touch & -touch, back, ndim, by_face=True)) != 0
-    found[mixed] = split
+    if not compact:
+        return found | (mixed & _is_split(foreground, background, touching, ndim, every))
+    found[mixed] = _is_split(foreground[mixed], background[mixed], touching[mixed], ndim, None)
     return found
+
+
+def _is_split(
+    foreground: Tensor, background: Tensor, touching: Tensor, ndim: int, steps: int | None
+) -> Tensor:
+    """Return where the foreground of a neighbourhood, or the background that touches its centre, is in pieces."""
+    split = _flood(foreground & -foreground, foreground, ndim, steps, by_face=False) != foreground
+    reached = _flood(touching & -touching, background, ndim, steps, by_face=True)
+    return split | ((touching & ~reached) != 0)
 
 
 def _neighbours(mask: Tensor, ndim: int) -> Tensor:
@@ -53,10 +71,19 @@ def _neighbours(mask: Tensor, ndim: int) -> Tensor:
     return bits
 
 
-def _flood(start: Tensor, within: Tensor, ndim: int, *, by_face: bool) -> Tensor:
-    """Return the components of `within` that contain the bits of `start`, joined by faces or also by corners."""
-    found = start
-    while True:
+def _flood(start: Tensor, within: Tensor, ndim: int, steps: int | None, *, by_face: bool) -> Tensor:
+    """Return the components of `within` that contain the bits of `start`, joined by faces or also by corners.
+
+    Args:
+        start, within: neighbourhoods as bits.
+        ndim: 2 or 3.
+        steps: number of steps, without a look at the values: no path is longer than a neighbourhood has voxels; None:
+            as many as are needed.
+        by_face: joined by faces only.
+    """
+    found, done = start, 0
+    while steps is None or done < steps:
+        done += 1
         grown = found
         for axis in range(ndim):
             shift = 3 ** (ndim - 1 - axis)
@@ -64,9 +91,10 @@ def _flood(start: Tensor, within: Tensor, ndim: int, *, by_face: bool) -> Tensor
             up, down = source & _plane(axis, ndim, (0, 1)), source & _plane(axis, ndim, (1, 2))
             grown = grown | up << shift | down >> shift
         grown = grown & within
-        if bool((grown == found).all()):
+        if steps is None and bool((grown == found).all()):
             return found
         found = grown
+    return found
 
 
 def _plane(axis: int, ndim: int, places: tuple[int, ...]) -> int:
