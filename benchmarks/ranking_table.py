@@ -31,6 +31,7 @@ OUTCOMES = {
 REFERENCE = "dice"
 CEILING = {"heldout/corrections": "valid_counted/corrections", "heldout/voi": "valid_counted/voi"}
 """The same errors counted on the validation part: what the best possible score could know."""
+CEILING_NAME = "the same errors"
 SUM = "voi_split + voi_merge"
 
 
@@ -142,12 +143,12 @@ def correlations(path: Path) -> dict[str, dict[str, Correlation]]:
     found = {}
     for outcome in OUTCOMES:
         ceiling = CEILING.get(outcome.replace("_tuned", ""), "")
-        found[outcome] = correlate({**scores, "the same errors": -columns[ceiling]}, columns[outcome])
+        found[outcome] = correlate({**scores, CEILING_NAME: -columns[ceiling]}, columns[outcome])
     return found
 
 
 def markdown(name: str, found: Mapping[str, Mapping[str, Correlation]], networks: int) -> str:
-    """Return a table of one data set, the scores of the largest mean correlation first."""
+    """Return a table of one data set, the scores of the largest mean correlation first, equal ones in one row."""
     first = next(iter(found.values()))
     heads = " | ".join(OUTCOMES.values())
     lines = [
@@ -156,10 +157,11 @@ def markdown(name: str, found: Mapping[str, Mapping[str, Correlation]], networks
         f"| score | {heads} | Kendall, {OUTCOMES['heldout/corrections']} |",
     ]
     lines.append("| --- |" + " --- |" * (len(OUTCOMES) + 1))
-    order = sorted(first, key=lambda score: -_mean(found, score))
-    for score in order:
-        cells = [_cell(found[outcome][score]) for outcome in OUTCOMES]
-        lines.append(f"| `{score}` | {' | '.join(cells)} | {_number(first[score].kendall)} |")
+    rows: dict[str, list[str]] = {}
+    for score in sorted(first, key=lambda score: -_mean(found, score)):
+        cells = [*(_cell(found[outcome][score]) for outcome in OUTCOMES), _number(first[score].kendall)]
+        rows.setdefault(" | ".join(cells), []).append(f"`{score}`" if score != CEILING_NAME else score)
+    lines += [f"| {', '.join(scores)} | {cells} |" for cells, scores in rows.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -247,9 +249,14 @@ def main() -> None:
     if options.markdown:
         options.markdown.write_text(text, encoding="utf-8")
     if options.picture:
-        scores = list(
-            dict.fromkeys(score for found in sets.values() for row in found.values() for score in row)
-        )
+        known = [
+            score
+            for found in sets.values()
+            for outcome in COLOURS
+            for score, value in found[outcome].items()
+            if not np.isnan(value.spearman)
+        ]
+        scores = list(dict.fromkeys(known))
         options.picture.write_text(picture(sets, scores), encoding="utf-8")
 
 
