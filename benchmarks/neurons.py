@@ -106,11 +106,8 @@ class Bench:
                 "--overwrite",
                 *words,
             )
-            only = (
-                ["--targets", self.target]
-                if what == MEMBRANE
-                else ["--instances", f"{self.target}_instances"]
-            )
+            only = ["--targets", self.measured(what)]
+            only += ["--instances", self.measured(what)] if what == NEURONS else []
             run("evaluate", "-p", found, "-l", self.labels[what], "-o", report, "--metrics", "all", *only)
         with (report / "metrics.csv").open(newline="", encoding="utf-8") as file:
             (row,) = (row for row in csv.DictReader(file) if row["case"] == "mean")
