@@ -162,7 +162,7 @@ def test_the_bundle_s_files_are_complete(bundle, trained):
     code = ROOT / "bundle" / "scripts"
     files = {file.relative_to(code) for file in code.rglob("*") if file.is_file()}
     shipped = {file for file in files if "__pycache__" not in file.parts}
-    assert Path("evaluation/templates/report.html") in shipped
+    assert Path("evaluation/html/templates/report.html") in shipped
     packaged = bundle / "scripts"
     assert {file.relative_to(packaged) for file in packaged.rglob("*") if file.is_file()} == shipped
 

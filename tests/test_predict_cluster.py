@@ -501,7 +501,7 @@ def test_a_gpu_by_each_worker_and_none_by_the_process_that_asks(tmp_path, monkey
         choose_device("cuda:4")
     asked = []
 
-    def load(_, device):
+    def load(_, device, **settings):
         asked.append(str(device))
         raise Stop
 

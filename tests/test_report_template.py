@@ -36,4 +36,4 @@ def test_a_value_that_a_template_lacks_is_an_error():
 
 
 def test_the_templates_lie_beside_the_code():
-    assert TEMPLATES == ROOT / "bundle" / "scripts" / "evaluation" / "templates"
+    assert TEMPLATES == ROOT / "bundle" / "scripts" / "evaluation" / "html" / "templates"

@@ -34,7 +34,7 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path):
     code = ROOT / "bundle" / "scripts"
     files = [file.relative_to(code) for file in code.rglob("*") if file.is_file()]
     shipped = {f"volumen/{file}" for file in files if "__pycache__" not in file.parts}
-    assert "volumen/evaluation/templates/report.html" in shipped
+    assert "volumen/evaluation/html/templates/report.html" in shipped
     assert shipped <= names(tmp_path, "standard")
 
 

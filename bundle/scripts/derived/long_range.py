@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 STEPS = (3, 9, 27)
 """Long offsets in voxels of the finest axis, as in Lee et al. 2017 (arXiv:1706.00120)."""
@@ -38,6 +40,8 @@ def chord_counts(labels: np.ndarray) -> tuple[int, list[int]]:
     Args:
         labels: integer (*spatial), 0 is background; equal numbers that touch are one object.
     """
+    import numpy as np
+
     inside = labels > 0
     runs = []
     for axis in range(labels.ndim):

@@ -55,6 +55,7 @@ DERIVATION_KEYS = frozenset(
 COMMON_KEYS = DERIVATION_KEYS | {
     "type",
     "source_target",
+    "head",
     "losses",
     "loss_weight",
     "weight",
