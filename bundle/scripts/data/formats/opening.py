@@ -10,6 +10,7 @@ from volumen.data.formats.channel_files import ChannelFiles, channel_paths
 from volumen.data.formats.detection import detect_format, split_inner
 from volumen.data.formats.urls import is_url, local_path
 from volumen.data.formats.volumes import LazyVolume, Volume, single_level
+from volumen.utils.memory_pool import share_memory_between_threads
 
 
 def open_volume(
@@ -41,6 +42,8 @@ def open_volume(
         VolumenError: the file is missing, unreadable, of unknown format, truncated, or no image.
     """
     source = local_path(path)
+    if is_url(source):
+        share_memory_between_threads()
     several = channel_paths(source)
     if len(several) > 1:
         options: dict[str, Any] = {"axes": axes, "level": level, "ndim": ndim, "labels": labels}

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from volumen.utils.errors import VolumenError, file_fault
+from volumen.utils.memory_pool import share_memory_between_threads
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -48,6 +49,7 @@ def remote_items(folder: str) -> list[tuple[str, bool]]:
         import fsspec
     except ImportError:
         raise VolumenError(folder, "URLs need fsspec", remedy="pip install 'volumen[remote]'") from None
+    share_memory_between_threads()
     try:
         filesystem, path = fsspec.core.url_to_fs(folder)
         listed = filesystem.ls(path, detail=True)
