@@ -96,6 +96,17 @@ def test_cremi_s_file_holds_an_image_and_a_label(tmp_path):
     assert label.geometry.origin == (80.0, 8.0, 8.0)
 
 
+def test_a_resolution_without_units_is_a_number_without_a_unit(tmp_path):
+    path = write_h5(tmp_path / "a.h5", {"raw": values(), "other": values((5, 6, 7))})
+    with h5py.File(path, "a") as file:
+        file["raw"].attrs["resolution"] = (40.0, 4.0, 4.0)
+        file["other"].attrs["voxel_size"], file["other"].attrs["units"] = (2.0, 1.0, 1.0), "um"
+    volume = open_volume(path)
+    assert (volume.spacing, volume.unit) == ((40.0, 4.0, 4.0), None)
+    other = open_volume(f"{path}:/other")
+    assert (other.spacing, other.unit) == ((2.0, 1.0, 1.0), "micrometer")
+
+
 def test_ilastik_s_axis_tags_and_fiji_s_voxel_size_are_understood(tmp_path):
     array = values((1, 9, 11, 13, 2))
     path = write_h5(tmp_path / "a.h5", {"exported_data": array})
@@ -227,6 +238,18 @@ def test_nrrd_states_size_place_and_direction(tmp_path, space, signs):
     np.testing.assert_allclose(volume.affine, flip @ expected)
     orientation = "SAR" if signs[0] == 1 else "SPL"
     assert volume.geometry.orientation == orientation
+
+
+def test_a_space_of_several_units_and_an_unnamed_fourth_axis_are_not_guessed(tmp_path):
+    header = {"space": "RAS", "space directions": np.eye(3), "space units": ["mm", "um", "mm"]}
+    nrrd.write(str(tmp_path / "a.nrrd"), values().T, header, index_order="F")
+    volume = open_volume(tmp_path / "a.nrrd")
+    assert volume.spacing is None
+    assert "different units" in volume.geometry.problem
+    for name, shape in (("b", (3, 9, 11, 4)), ("c", (30, 9, 11, 40))):
+        nrrd.write(str(tmp_path / f"{name}.nrrd"), values(shape), {}, index_order="F")
+        with pytest.raises(VolumenError, match="which axis holds channels"):
+            open_volume(tmp_path / f"{name}.nrrd")
 
 
 def test_a_nrrd_lies_where_the_nifti_of_the_same_image_lies(tmp_path):

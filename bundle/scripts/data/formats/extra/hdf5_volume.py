@@ -35,6 +35,7 @@ LABEL_NAMES = (
 
 _BIG_DATA_VIEWER = re.compile(r"t(\d+)/s(\d+)/(\d+)/cells")
 _INSIDE = ":/"
+_CREMI = "/volumes/"
 _CACHE_BYTES = 32 * 2**20
 """Memory for decoded chunks of an open dataset."""
 _MOST_NAMED = 8
@@ -217,15 +218,16 @@ def _axes_of(dataset: Any) -> str | None:
 def _geometry(path: Path, dataset: Any, axis_map: AxisMap) -> Geometry:
     """Return the voxel size that a dataset states.
 
-    Fiji's `element_size_um` is in the order (Z, Y, X), and so is CREMI's `resolution` with its `offset`, in nm unless
-    `units` says otherwise.
+    Fiji's `element_size_um` is in the order (Z, Y, X), and so are CREMI's `resolution` and `offset`, in nm. Other files
+    with these attributes state a unit by `units`, or none.
     """
     attributes = dataset.attrs
     if "element_size_um" in attributes:
         return stated_geometry(_of_space(attributes["element_size_um"], axis_map), "micrometer")
     for key in ("resolution", "voxel_size"):
         if key in attributes:
-            unit = unit_name(_text(attributes["units"])) if "units" in attributes else "nanometer"
+            of_cremi = "nanometer" if dataset.name.startswith(_CREMI) else None
+            unit = unit_name(_text(attributes["units"])) if "units" in attributes else of_cremi
             sizes = _of_space(attributes[key], axis_map)
             origin = _of_space(attributes["offset"], axis_map) if "offset" in attributes else None
             return stated_geometry(sizes, unit, origin=origin)

@@ -54,6 +54,8 @@ _TO_RAS = {
     "lps": (-1, -1, 1),
 }
 """Signs that bring the axes of a space to right, anterior, superior."""
+_MOST_UNNAMED = 4
+"""An axis without a kind of up to this many entries may hold channels, as in other formats."""
 _COLOURS = ("vector", "color", "list", "point", "normal", "matrix", "complex", "quaternion")
 
 
@@ -194,7 +196,7 @@ def _data_file(path: Path, header: dict[str, Any], end: int) -> tuple[Path, int 
 
 
 def _axis_map(path: Path, header: dict[str, Any], shape: tuple[int, ...], ndim: int | None) -> AxisMap:
-    channels = _channel_axes(header, shape)
+    channels = _channel_axes(path, header, shape)
     spatial = [axis for axis in range(len(shape)) if axis not in channels]
     spare = [axis for axis in channels if shape[axis] != 1]
     if len(spatial) > 3:
@@ -214,8 +216,12 @@ def _axis_map(path: Path, header: dict[str, Any], shape: tuple[int, ...], ndim: 
     return AxisMap(shape, tuple(reversed(spatial)), spare[0] if spare else None)
 
 
-def _channel_axes(header: dict[str, Any], shape: tuple[int, ...]) -> list[int]:
-    """Return the axes that are not of space: without a direction, or of a kind that is none of space."""
+def _channel_axes(path: Path, header: dict[str, Any], shape: tuple[int, ...]) -> list[int]:
+    """Return the axes that are not of space: without a direction, or of a kind that is none of space.
+
+    Raises:
+        VolumenError: neither directions nor kinds say which of four axes holds the channels.
+    """
     directions = header.get("space directions")
     if directions is not None:
         rows = [None if row is None else np.asarray(row, dtype=float) for row in directions]
@@ -228,7 +234,15 @@ def _channel_axes(header: dict[str, Any], shape: tuple[int, ...]) -> list[int]:
     ]
     if found or len(shape) != 4:
         return found
-    return [0] if shape[0] <= 4 else [3]
+    small = [axis for axis in (0, 3) if shape[axis] <= _MOST_UNNAMED]
+    if len(small) != 1:
+        raise VolumenError(
+            path,
+            expected="`kinds` that say which axis holds channels",
+            found=f"sizes {shape}",
+            remedy="write them, or split it into files",
+        )
+    return small
 
 
 def _geometry(header: dict[str, Any], axis_map: AxisMap) -> tuple[Geometry, np.ndarray | None]:
@@ -242,8 +256,10 @@ def _geometry(header: dict[str, Any], axis_map: AxisMap) -> tuple[Geometry, np.n
         units = header.get("units")
         named = [unit_name(str(unit)) for unit in axis_map.of_space(units)] if units is not None else None
         return stated_geometry([float(size) for size in axis_map.of_space(sizes)], named), None
-    units = header.get("space units")
-    unit = None if units is None else unit_name(str(units[0]))
+    names = {unit_name(str(unit)) for unit in header.get("space units") or [""]}
+    unit = names.pop() if len(names) == 1 else None
+    if names:
+        return Geometry(problem="a space whose axes have different units"), None
     # Column a: the step along array axis a, components in the order of the space, (x, y, z).
     steps = np.array([np.asarray(directions[axis], dtype=float) for axis in axis_map.spatial]).T
     lengths = np.linalg.norm(steps, axis=0)
