@@ -496,3 +496,104 @@ def test_a_stopped_prediction_goes_on_to_the_same_bytes(tmp_path, monkeypatch, w
     found = run(predictor, path, tmp_path / "out.zarr")["ink/0"][:]
     np.testing.assert_array_equal(found, expected)
     assert not list((tmp_path / "out.zarr").rglob("grid"))
+
+
+@pytest.mark.parametrize("spacing", [(0.4, 0.5, 0.5), (2.0, 1.5, 1.0), (1.7, 0.6, 1.0)])
+def test_in_a_thin_mask_the_prediction_is_that_without_a_mask(tmp_path, spacing):
+    from volumen.data.formats.opening import open_volume
+
+    image = np.random.default_rng(5).integers(0, 255, (40, 44, 48), dtype=np.uint8)
+    mask = np.zeros_like(image)
+    mask[7] = mask[:, 30, 20:] = mask[33, 40, 44] = 1
+    path = save_zarr(tmp_path / "a.zarr", image, spacing)
+    masked = open_volume(save_zarr(tmp_path / "m.zarr", mask, spacing))
+    predictor = known_predictor((1.0, 1.0, 1.0))
+    everywhere = run(predictor, path, tmp_path / "whole.zarr")["ink/0"][:]
+    job = make_job(open_volume(path), masked, str(tmp_path / "out.zarr"), ("ink",), None)
+    predict_volume(predictor, job, PredictRequest(str(path), "", str(tmp_path / "out.zarr"), dtype="float32"))
+    found = zarr.open_group(tmp_path / "out.zarr", mode="r")["ink/0"][:]
+    # Beside what no window covers, a value is the mean of fewer neighbours: exact but at a few voxels.
+    assert (found[mask > 0] > 0).all()
+    assert np.isclose(found[mask > 0], everywhere[mask > 0], atol=1e-5).mean() > 0.95
+    assert not found[mask == 0].any()
+
+
+def test_skipped_windows_do_not_spread_into_predicted_voxels(tmp_path):
+    image = np.zeros((40, 40, 40), np.uint8)
+    image[:, :, 24:] = np.random.default_rng(6).integers(1, 255, (40, 40, 16))
+    path = save_zarr(tmp_path / "a.zarr", image, (0.5, 0.5, 0.5))
+    found = run(known_predictor((1.0, 1.0, 1.0)), path, tmp_path / "out.zarr")["ink/0"][:]
+    assert (found[:, :, 24:] > 0).all()
+
+
+def test_a_box_of_a_view_holds_what_it_holds_in_the_stored_volume():
+    from volumen.data.space.geometry import AxisTurn
+    from volumen.data.turned import TurnedVolume
+    from volumen.data.views import stored_box
+
+    image = np.arange(12 * 14 * 16, dtype=np.int32).reshape(12, 14, 16)
+    turned = TurnedVolume(ArrayVolume(image), AxisTurn((2, 0, 1), (True, False, True)))
+    view = ResampledVolume(turned, Resampling(turned.shape, (0.5, 1.0, 2.0)), is_label=True)
+    box = ((6, 20), (3, 9), (2, 5))
+    inside = np.unique(view.read(tuple(slice(*span) for span in box)))
+    there = image[tuple(slice(*span) for span in stored_box(view, box))]
+    assert np.isin(inside, there).all()
+    # Of two stored voxels along the last axis one is taken; along the others, all.
+    assert 2 * len(inside) == there.size
+    assert stored_box(ArrayVolume(image), box) == box
+
+
+def turned_and_stored(tmp_path, spacing):
+    """Write a volume as NIfTI with reversed axes; return its path, the one read in training, and its grid."""
+    import nibabel
+
+    from volumen.data.formats.opening import open_volume
+    from volumen.data.layout import oriented
+
+    image = ramp((16, 20, 24))
+    sizes = [float(size) for size in spacing[::-1]]
+    for name, signs in (("first", (1, 1, 1)), ("second", (-1, 1, -1))):
+        affine = np.diag([*(s * size for s, size in zip(signs, sizes)), 1.0])
+        stored = nibabel.Nifti1Image(image.T, affine)
+        stored.header.set_xyzt_units("mm")
+        nibabel.save(stored, tmp_path / f"{name}.nii")
+    volumes = [open_volume(tmp_path / f"{name}.nii") for name in ("first", "second")]
+    cases = [OpenCase(str(n), volume, {}, {}, spacing, "millimeter") for n, volume in enumerate(volumes)]
+    return volumes[1], resample_case(oriented(cases)[1], (1.0, 1.0, 1.0))
+
+
+def test_regions_of_a_split_are_found_in_turned_and_resampled_files(tmp_path):
+    from volumen.data.views import stored_box
+    from volumen.tuning.held_out import _stored_box
+    from volumen.tuning.validation_part import _box_in_image
+
+    stored, case = turned_and_stored(tmp_path, (2.0, 1.0, 0.5))
+    predictor = replace(known_predictor((1.0, 1.0, 1.0)), unit="millimeter", orientation="SAR")
+    box = ((4, 20), (5, 15), (2, 9))
+    found = _box_in_image(predictor, stored, box)
+    assert found == _stored_box(case, box) == stored_box(case.image, box)
+    assert found != box
+    with pytest.raises(VolumenError, match="as it was when the run began"):
+        _box_in_image(predictor, stored, ((0, 99), (0, 5), (0, 5)))
+
+
+def test_an_image_without_a_size_has_that_of_the_training_s_settings(tmp_path):
+    image = ramp((16, 24, 24))
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    heads = {"ink": (1, "sigmoid", "binary"), "distance": (1, "none", "distance")}
+    plain = known_predictor((1.0, 1.0, 1.0), heads)
+    group = run(replace(plain, assumed_spacing=(2.0, 1.0, 0.5)), tmp_path / "a.tif", tmp_path / "one.zarr")
+    path = save_zarr(tmp_path / "a.zarr", image, (2.0, 1.0, 0.5))
+    expected = run(plain, path, tmp_path / "two.zarr")
+    for name in heads:
+        np.testing.assert_array_equal(group[f"{name}/0"][:], expected[f"{name}/0"][:])
+
+
+def test_a_file_without_a_size_is_not_taken_for_one_of_size_1_in_memory(tmp_path, caplog):
+    from volumen.inference.bundle.in_memory import ReadVolumed, ResampleToTrainingd
+
+    tifffile.imwrite(tmp_path / "a.tif", ramp((16, 16, 16)))
+    sample = ReadVolumed()({"image": str(tmp_path / "a.tif")})
+    after = ResampleToTrainingd(known_predictor((0.5, 0.5, 0.5)))(sample)
+    assert after["image"].shape == (1, 16, 16, 16)
+    assert "states no voxel size" in caplog.text

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 
 import numpy as np
 
-from volumen.data.formats.volumes import HasGeometry, Region, Volume, check_region, describe_volume
+from volumen.data.formats.volumes import Region, Volume, check_region
 from volumen.data.space.geometry import Geometry
 from volumen.data.space.resampling import Resampling, interpolate, nearest
+from volumen.data.validity import inside_mask
+from volumen.data.views import VolumeView
 
 
-class ResampledVolume(HasGeometry):
+class ResampledVolume(VolumeView):
     """A view of a volume on a grid of another voxel size, computed region by region from the stored voxels.
 
     Images are interpolated linearly, to float32; labels and masks take the nearest stored value.
@@ -25,12 +26,10 @@ class ResampledVolume(HasGeometry):
     """
 
     def __init__(self, volume: Volume, resampling: Resampling, *, is_label: bool = False) -> None:
-        self.volume, self.resampling, self.is_label = volume, resampling, is_label
-        self.source = volume.source
+        super().__init__(volume)
+        self.resampling, self.is_label = resampling, is_label
         self.shape = resampling.resampled_shape
-        self.channels = volume.channels
         self.dtype = volume.dtype if is_label else np.dtype("float32")
-        self.remark = getattr(volume, "remark", "")
         self.chunks = tuple(
             max(1, min(n, math.ceil(chunk / step)))
             for chunk, step, n in zip(volume.chunks, resampling.step, self.shape, strict=True)
@@ -38,18 +37,9 @@ class ResampledVolume(HasGeometry):
         self.geometry = _resampled(volume.geometry, resampling)
         self.affine = _resampled_affine(volume.affine, resampling)
 
-    @property
-    def path(self) -> str:
-        """Path of the volume."""
-        return self.volume.path
-
-    @path.setter
-    def path(self, path: str) -> None:
-        self.volume = copy.copy(self.volume)
-        self.volume.path = path
-
-    def __repr__(self) -> str:
-        return describe_volume(self)
+    def inner_region(self, region: Region) -> Region:
+        box = self.resampling.stored_box([(part.start, part.stop) for part in region])
+        return tuple(slice(*span) for span in box)
 
     def fingerprint(self) -> str:
         """Return a hash of the volume's content and of the grid."""
@@ -72,6 +62,33 @@ class ResampledVolume(HasGeometry):
         if self.is_label:
             return np.ascontiguousarray(nearest(block, positions, first))
         return interpolate(block, positions, first, self.resampling.order)
+
+
+class TouchedMask(ResampledVolume):
+    """A mask on a resampled grid, of which a region is 1 where it has anything to say of a stored voxel in the mask.
+
+    The nearest voxel of a coarser grid may miss a thin mask, and stored voxels at its edge depend on resampled ones
+    outside. So a whole region is 1 if any stored voxel that depends on it is in the mask, else 0.
+
+    Args:
+        volume: the mask, above 0 inside.
+        resampling: the grid.
+    """
+
+    def __init__(self, volume: Volume, resampling: Resampling) -> None:
+        super().__init__(volume, resampling, is_label=True)
+        self.dtype = np.dtype("uint8")
+
+    def read(self, region: Region) -> np.ndarray:
+        region = check_region(region, self.shape)
+        spans = []
+        for axis, (part, size) in enumerate(zip(region, self.volume.shape, strict=True)):
+            # Interpolation at a stored voxel reaches less than one resampled voxel to either side.
+            ends = self.resampling.stored_positions(axis, part.start - 1, part.stop + 1)[[0, -1]]
+            low = min(max(math.floor(ends[0]), 0), size - 1)
+            spans.append(slice(low, max(low + 1, min(math.ceil(ends[1]) + 1, size))))
+        touched = bool(inside_mask(self.volume.read(tuple(spans))).any())
+        return np.full((1, *(part.stop - part.start for part in region)), touched, self.dtype)
 
 
 def stored_volume(volume: Volume) -> Volume:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 
-from volumen.data.formats.volumes import HasGeometry, Region, Volume, check_region, describe_volume
+from volumen.data.formats.volumes import Region, Volume, check_region
 from volumen.data.space.geometry import AxisTurn
+from volumen.data.views import VolumeView
 
 
-class TurnedVolume(HasGeometry):
+class TurnedVolume(VolumeView):
     """A view of a volume with its axes permuted and reversed; each region is read first and reoriented then.
 
     Args:
@@ -19,28 +18,16 @@ class TurnedVolume(HasGeometry):
     """
 
     def __init__(self, volume: Volume, turn: AxisTurn) -> None:
-        self.volume, self.turn = volume, turn
-        self.source = volume.source
+        super().__init__(volume)
+        self.turn = turn
         self.shape = turn.of_axes(volume.shape)
-        self.channels = volume.channels
         self.dtype = volume.dtype
-        self.remark = getattr(volume, "remark", "")
         self.chunks = turn.of_axes(volume.chunks)
         self.geometry = volume.geometry.turned(turn, volume.shape)
         self.affine = _turned_affine(volume.affine, turn, volume.shape)
 
-    @property
-    def path(self) -> str:
-        """Path of the volume."""
-        return self.volume.path
-
-    @path.setter
-    def path(self, path: str) -> None:
-        self.volume = copy.copy(self.volume)
-        self.volume.path = path
-
-    def __repr__(self) -> str:
-        return describe_volume(self)
+    def inner_region(self, region: Region) -> Region:
+        return self.turn.source(region, self.volume.shape)
 
     def fingerprint(self) -> str:
         """Return a hash of the volume's content and of the turn."""
@@ -50,7 +37,7 @@ class TurnedVolume(HasGeometry):
 
     def read(self, region: Region) -> np.ndarray:
         region = check_region(region, self.shape)
-        block = self.volume.read(self.turn.source(region, self.volume.shape))
+        block = self.volume.read(self.inner_region(region))
         return np.ascontiguousarray(self.turn.apply(block))
 
 

@@ -255,7 +255,7 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         cleaning_rules(request, stored),
         _normalizer(predictor, image, resampled=resampling is not None),
         precision,
-        predictor.spacing if turn is None or predictor.spacing is None else turn.undo_axes(predictor.spacing),
+        _spacing_without_one(predictor, turn),
         nonfinite_rule(request, predictor),
         # Labels are of the image's own voxels, while windows of a resampled image are not.
         {} if request.tta == "none" or resampling else find_labels(image.path, heads, predictor.config),
@@ -265,6 +265,12 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         resampling,
         grid_plan,
     )
+
+
+def _spacing_without_one(predictor: Predictor, turn: AxisTurn | None) -> tuple[float, ...] | None:
+    """Return the voxel size, along the axes of an image, for an image that states none."""
+    size = predictor.assumed_spacing or predictor.spacing
+    return size if turn is None or size is None else turn.undo_axes(size)
 
 
 def _normalizer(
@@ -315,7 +321,7 @@ def _member_work(
         raise VolumenError(
             member.path,
             expected="the target_spacing of the first member, since members are averaged on one grid",
-            found="none" if member.trained_grid is None else member.trained_grid.text(),
+            found="none" if member.trained_grid is None else member.trained_grid.geometry.text(),
             remedy="predict with it alone",
         )
     plan = make_plan(member, windows.shape, tuple(heads), replace(request, region=windows.region), turn)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
 from volumen.data.space.geometry import AxisTurn, Geometry
 from volumen.derived.channel_layout import ChannelLayout, make_layout
+from volumen.inference.resampling import TrainedGrid
 from volumen.inference.windows.blending import gaussian_window
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
 from volumen.inference.windows.plan import fit_window
@@ -49,6 +50,7 @@ class Predictor:
         spacing: voxel size of the training volumes, or None.
         unit: unit of the spacing, or None.
         resamples: whether images of another voxel size are resampled to `spacing`, as in training.
+        assumed_spacing: voxel size of images that state none and are resampled, as the training's settings gave it.
         orientation: where the axes of its volumes ran to, such as "SAR", or None.
         in_channels: image channels that it takes.
         divisor: what a window's sides must be divisible by.
@@ -70,6 +72,7 @@ class Predictor:
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
     resamples: bool = False
+    assumed_spacing: tuple[float, ...] | None = None
     orientation: str | None = None
     in_channels: int = 1
     divisor: tuple[int, ...] = ()
@@ -94,9 +97,11 @@ class Predictor:
         return torch.device("cpu") if parameter is None else parameter.device
 
     @property
-    def trained_grid(self) -> Geometry | None:
+    def trained_grid(self) -> TrainedGrid | None:
         """The voxel size to which images are resampled; None where they are predicted as stored."""
-        return Geometry(self.spacing, self.unit) if self.resamples and self.spacing is not None else None
+        if not self.resamples or self.spacing is None:
+            return None
+        return TrainedGrid(Geometry(self.spacing, self.unit), self.assumed_spacing)
 
     def unfused(self) -> Predictor:
         """Return the predictor after its networks were set to read each label from its own head alone."""
@@ -210,6 +215,9 @@ def load_predictor(
         spacing=None if spacing is None else tuple(float(s) for s in spacing),
         unit=None if given else dataset.get("trained_unit"),
         resamples=resamples,
+        assumed_spacing=tuple(map(float, dataset["spacing"]))
+        if resamples and dataset.get("spacing")
+        else None,
         orientation=dataset.get("trained_orientation"),
         in_channels=int(final_config["in_channels"]),
         divisor=tuple(int(d) for d in getattr(network, "divisor", (1,) * ndim)),
@@ -528,5 +536,6 @@ def _blended(
         return blended
     found = on_stored_grid(blended.cpu().numpy(), grid, tuple(slice(0, size) for size in grid.shape))
     values = split_channels(heads, torch.from_numpy(found))
-    factor = length_factor(grid, volume.spacing or (1.0,) * len(grid.shape))
+    assert predictor.trained_grid is not None
+    factor = length_factor(grid, predictor.trained_grid.spacing_of(volume) or ())
     return torch.cat([values[h.name] * (factor if h.kind == "distance" else 1.0) for h in heads])

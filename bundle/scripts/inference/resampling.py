@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +23,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class TrainedGrid:
+    """The one voxel size of a training.
+
+    Args:
+        geometry: the size, along the axes of the training volumes, and its unit.
+        assumed: size of stored voxels that the settings of the training gave (`dataset_config.spacing`), along the same
+            axes; it holds for images that state none. None: no setting.
+    """
+
+    geometry: Geometry
+    assumed: tuple[float, ...] | None = None
+
+    def spacing_of(self, image: Volume, turn: AxisTurn | None = None) -> tuple[float, ...] | None:
+        """Return the voxel size of an image in the training's unit, along its own axes; None if nothing states it."""
+        if image.spacing is not None or self.assumed is None:
+            return image.geometry.in_unit(self.geometry.unit).spacing
+        return self.assumed if turn is None else turn.undo_axes(self.assumed)
+
+
 _MOST_STEP = 64
 """A voxel size that differs from the training's by more than this factor must have a wrong unit."""
 
 
 def resampling_to_training(
-    trained: Geometry | None, image: Volume, turn: AxisTurn | None = None
+    trained: TrainedGrid | None, image: Volume, turn: AxisTurn | None = None
 ) -> Resampling | None:
     """Return the grid over an image with the voxel size of the training; None if the image is not resampled.
 
@@ -39,40 +61,37 @@ def resampling_to_training(
     Raises:
         VolumenError: the voxel sizes differ so much that a unit must be wrong.
     """
-    if trained is None or trained.spacing is None:
+    if trained is None:
         return None
-    own = image.geometry.in_unit(trained.unit)
-    if own.spacing is None:
+    size, stored = trained.geometry, trained.spacing_of(image, turn)
+    if stored is None:
         logger.warning(
-            "%s: states no voxel size, so it is taken to be that of the training, %s",
-            image.path,
-            trained.text(),
+            "%s: states no voxel size, so it is taken to be that of the training, %s", image.path, size.text()
         )
         return None
-    if own.unit != trained.unit:
+    if image.spacing is not None and image.geometry.in_unit(size.unit).unit != size.unit:
         logger.warning(
             "%s: voxel size %s, that of the training %s: the numbers are compared without units",
             image.path,
             image.geometry.text(),
-            trained.text(),
+            size.text(),
         )
-    target = trained.spacing if turn is None else turn.undo_axes(trained.spacing)
-    factors = [new / stored for new, stored in zip(target, own.spacing, strict=True)]
+    assert size.spacing is not None
+    target = size.spacing if turn is None else turn.undo_axes(size.spacing)
+    own = image.geometry.text() if image.spacing is not None else Geometry(stored, size.unit).text()
+    factors = [new / old for new, old in zip(target, stored, strict=True)]
     if max(factors) > _MOST_STEP or min(factors) < 1 / _MOST_STEP:
         raise VolumenError(
             image.path,
-            expected=f"a voxel size near that of the training, {trained.text()}",
-            found=image.geometry.text(),
+            expected=f"a voxel size near that of the training, {size.text()}",
+            found=own,
             remedy="correct the voxel size or its unit in the file",
         )
-    found = Resampling.between(image.shape, own.spacing, target)
+    found = Resampling.between(image.shape, stored, target)
     if found.is_identity:
         return None
     logger.info(
-        "%s: voxel size %s, predicted at %s and brought back to its own voxels",
-        image.path,
-        image.geometry.text(),
-        trained.text(),
+        "%s: voxel size %s, predicted at %s and brought back to its own voxels", image.path, own, size.text()
     )
     return found
 

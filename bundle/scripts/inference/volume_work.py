@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from volumen.data.resampled import ResampledVolume
+from volumen.data.resampled import ResampledVolume, TouchedMask
 from volumen.data.space.geometry import AxisTurn
 from volumen.data.space.resampling import Resampling
 from volumen.inference.gain import Labels
@@ -108,11 +108,11 @@ class VolumeWork:
 
     @property
     def window_mask(self) -> Volume | None:
-        """The mask as windows are read from it."""
+        """The mask as windows are chosen by it; that of the image counts for its voxels."""
         mask = self.job.mask
         if mask is None or self.resampling is None:
             return mask
-        return ResampledVolume(mask, self.resampling, is_label=True)
+        return TouchedMask(mask, self.resampling)
 
     @property
     def voxel_size(self) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from volumen.config.experiment_file import SECTION_NAMES
 from volumen.config.manager import ConfigManager
 from volumen.data.formats.opening import open_volume
 from volumen.data.sampling.split_file import read_split
-from volumen.data.turned import TurnedVolume
+from volumen.data.views import stored_box
 from volumen.inference.checks.image import check_kind
 from volumen.inference.jobs import make_job
 from volumen.inference.predict import output_names, predict_volume
@@ -77,14 +77,23 @@ def experiment_of(predictor: Predictor, data: str | Sequence[str] | None = None)
     return config
 
 
+def model_name(checkpoint: Path) -> str:
+    """Return the run's name, with which the names of its files begin: "a/run_best.pth" gives "run"."""
+    return checkpoint.stem.rpartition("_")[0] or checkpoint.stem
+
+
+def split_path(checkpoint: Path) -> Path:
+    """Return the file that records the split of the run of a checkpoint."""
+    return checkpoint.parent / f"{model_name(checkpoint)}_split.json"
+
+
 def split_of(checkpoint: Path) -> Split:
     """Return the split of the run that a checkpoint belongs to.
 
     Raises:
         VolumenError: there is no file with it.
     """
-    name = checkpoint.stem.rpartition("_")[0] or checkpoint.stem
-    path = checkpoint.parent / f"{name}_split.json"
+    path = split_path(checkpoint)
     if not path.is_file():
         raise VolumenError(
             checkpoint,
@@ -133,10 +142,7 @@ def _stored_box(case: OpenCase, box: Box) -> Box:
             found=f"shape {image.shape}",
             remedy="give the data of the run",
         )
-    if not isinstance(image, TurnedVolume):
-        return tuple(box)
-    region = image.turn.source(tuple(slice(*span) for span in box), image.volume.shape)
-    return tuple((part.start, part.stop) for part in region)
+    return stored_box(image, box)
 
 
 def predict_region(

@@ -8,18 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volumen.data.sampling.split_file import read_split
+from volumen.data.resampled import ResampledVolume
+from volumen.data.turned import TurnedVolume
+from volumen.data.views import stored_box
 from volumen.evaluation.cases import ScoredCase
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.checks.image import check_kind
 from volumen.inference.jobs import Job, find_jobs, image_paths, volume_name
-from volumen.inference.predict import output_names, predict_volume
+from volumen.inference.predict import output_names, predict_volume, turn_to_training
 from volumen.inference.progress import Progress
 from volumen.inference.resampling import resampling_to_training
+from volumen.tuning.held_out import model_name, split_of, split_path
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
+    from volumen.data.formats.volumes import Volume
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictRequest
     from volumen.utils.boxes import Box
@@ -40,11 +44,6 @@ class PredictedRegion:
     case: ScoredCase
     job: Job
     box: Box
-
-
-def model_name(checkpoint: Path) -> str:
-    """Return the run's name, with which the names of its files begin: "a/run_best.pth" gives "run"."""
-    return checkpoint.stem.rpartition("_")[0] or checkpoint.stem
 
 
 def kept_checkpoints(checkpoint: Path) -> list[Path]:
@@ -80,18 +79,12 @@ def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, Labell
     Raises:
         VolumenError: no split, no validation part, an image of it is missing, or none of them is labelled.
     """
-    split = checkpoint.parent / f"{model_name(checkpoint)}_split.json"
-    if not split.is_file():
-        raise VolumenError(
-            checkpoint,
-            expected=f"{split.name} beside it, which says what the run was validated on",
-            found="none",
-            remedy="give a checkpoint in the folder of its run",
-        )
-    boxes = {name: tuple(regions) for name, regions in read_split(split).val.items() if regions}
+    boxes = {name: tuple(regions) for name, regions in split_of(checkpoint).val.items() if regions}
     if not boxes:
         raise VolumenError(
-            split, "the run has no validation part", remedy="train with a --train-split below 1"
+            split_path(checkpoint),
+            "the run has no validation part",
+            remedy="train with a --train-split below 1",
         )
     if not Path(data).is_dir():
         raise VolumenError(data, expected="the folder with images/ and labels/ of the run", found="no folder")
@@ -149,10 +142,7 @@ def predict_part(
     found = []
     for name, image in sorted(part.items()):
         for number, box in enumerate(image.boxes):
-            grid = resampling_to_training(predictor.trained_grid, images[name].image)
-            if grid is not None:
-                box = grid.stored_box(box)
-            _check_box(images[name], box)
+            box = _box_in_image(predictor, images[name].image, box)
             check_kind(predictor, images[name].image)
             # Regions of one image have one name, so that each goes to a folder of its own.
             output = Path(request.output) / f"region_{number}" / f"{name}.zarr"
@@ -171,12 +161,21 @@ def predict_part(
     return found
 
 
-def _check_box(job: Job, box: Box) -> None:
-    shape = job.image.shape
-    if len(shape) != len(box) or any(stop > n for (_, stop), n in zip(box, shape, strict=True)):
+def _box_in_image(predictor: Predictor, image: Volume, box: Box) -> Box:
+    """Return where a region of the split, on the axes and voxels that the training read, lies in the image.
+
+    Raises:
+        VolumenError: the image is smaller than the region.
+    """
+    turn = turn_to_training(predictor, image, ())
+    read: Volume = image if turn is None else TurnedVolume(image, turn)
+    grid = resampling_to_training(predictor.trained_grid, read)
+    read = read if grid is None else ResampledVolume(read, grid)
+    if len(read.shape) != len(box) or any(stop > n for (_, stop), n in zip(box, read.shape, strict=True)):
         raise VolumenError(
-            job.image.path,
+            image.path,
             expected=f"the image as it was when the run began, with the region {box}",
-            found=f"shape {shape}",
+            found=f"shape {read.shape}",
             remedy="give the data of the run",
         )
+    return stored_box(read, box)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 REVERSED = "spatial_axes_reversed"
 """Key in an image's `meta`: its axes run in the opposite order to its `original_affine` and `spatial_shape`."""
 UNIT = "spacing_unit"
-"""In an image's `meta`: the unit of its voxel size, where its file states one."""
+"""In an image's `meta`: the unit of its voxel size, or None; absent where its file states no voxel size."""
 _STORED_GRID = "stored_grid"
 _NO_CHANNEL = "no_channel"
 
@@ -97,7 +97,8 @@ class ReadVolumed(MapTransform):
         self._check_dims(len(volume.shape), volume.path)
         check_memory(volume.path, volume.shape, volume.channels + self.outputs)
         array = volume.read(tuple(slice(0, size) for size in volume.shape))
-        return with_meta(array, {"filename_or_obj": volume.path, UNIT: volume.unit}, affine_of(volume))
+        stated = {} if volume.spacing is None else {UNIT: volume.unit}
+        return with_meta(array, {"filename_or_obj": volume.path, **stated}, affine_of(volume))
 
     def _from_array(self, image: np.ndarray | Tensor, key: str) -> MetaTensor:
         meta = dict(image.meta) if isinstance(image, MetaTensor) else {}
@@ -156,14 +157,17 @@ class ResampleToTrainingd(MapTransform):
             geometry=_geometry_of(image),
             path=str(image.meta.get("filename_or_obj", "image")),
         )
-        grid = resampling_to_training(self.predictor.trained_grid, volume)
-        if grid is None:
+        trained = self.predictor.trained_grid
+        grid = resampling_to_training(trained, volume)
+        if grid is None or trained is None:
             return image
         check_resampled(volume, self.predictor.heads())
         view = ResampledVolume(volume, grid)
         values = view.read(tuple(slice(0, size) for size in view.shape))
         kept = {name: value for name, value in image.meta.items() if name != "affine"}
-        meta = {**kept, _STORED_GRID: {"shape": list(grid.shape), "step": list(grid.step)}}
+        spacing = list(trained.spacing_of(volume) or ())
+        stored = {"shape": list(grid.shape), "step": list(grid.step), "spacing": spacing}
+        meta = {**kept, _STORED_GRID: stored}
         return MetaTensor(torch.from_numpy(values), affine=image.affine, meta=meta)
 
 
@@ -171,8 +175,9 @@ def _geometry_of(image: MetaTensor) -> Geometry:
     """Return the voxel size of an image (C, *space) from its affine, whose first column is that of its first axis."""
     spatial = image.ndim - 1
     matrix = np.asarray(image.affine, dtype=np.float64)
-    known = matrix.shape == (spatial + 1, spatial + 1) and not np.array_equal(matrix, np.eye(spatial + 1))
-    if not known and UNIT not in image.meta:
+    # The matrix of the file's own order of axes is the identity where nothing was stated.
+    stored = np.asarray(image.meta.get("original_affine", matrix), dtype=np.float64)
+    if UNIT not in image.meta and np.array_equal(stored, np.eye(len(stored))):
         return Geometry()
     return stated_geometry(np.linalg.norm(matrix[:spatial, :spatial], axis=0).tolist(), image.meta.get(UNIT))
 
@@ -192,7 +197,7 @@ def to_stored_grid(blend: Tensor, head: Head, image: Any) -> Tensor:
     region = tuple(slice(0, size) for size in grid.shape)
     values = on_stored_grid(blend.detach().cpu().numpy(), grid, region)
     if head.kind == "distance":
-        values *= np.float32(length_factor(grid, _geometry_of(image).spacing or (1.0,) * len(grid.shape)))
+        values *= np.float32(length_factor(grid, said["spacing"]))
     return torch.from_numpy(values)
 
 
