@@ -597,3 +597,33 @@ def test_a_file_without_a_size_is_not_taken_for_one_of_size_1_in_memory(tmp_path
     after = ResampleToTrainingd(known_predictor((0.5, 0.5, 0.5)))(sample)
     assert after["image"].shape == (1, 16, 16, 16)
     assert "states no voxel size" in caplog.text
+
+
+def ensemble_of(*scales, spacings=((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))):
+    from volumen.inference.ensemble import join
+
+    found = []
+    for number, (scale, spacing) in enumerate(zip(scales, spacings, strict=True)):
+        member = known_predictor(spacing, patch=((8, 8, 8), (16, 8, 8))[number])
+        network = Intensity({"ink": [scale]})
+        found.append(replace(member, network=network, checksum=str(number), path=f"member_{number}.pth"))
+    return found, join(found)
+
+
+def test_an_ensemble_averages_logits_on_the_common_grid(tmp_path):
+    image = np.random.default_rng(8).integers(0, 255, (20, 26, 24), dtype=np.uint8)
+    path = save_zarr(tmp_path / "a.zarr", image, (1.6, 0.7, 1.0))
+    members, both = ensemble_of(4.0, -1.0)
+    logits = []
+    for number, member in enumerate(members):
+        alone = run(member, path, tmp_path / f"{number}.zarr")["ink/0"][:].astype(float)
+        logits.append(np.log(alone / (1 - alone)))
+    found = run(both, path, tmp_path / "both.zarr")["ink/0"][:]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.mean(logits, axis=0))), atol=1e-5)
+
+
+def test_members_of_other_voxel_sizes_are_refused(tmp_path):
+    path = save_zarr(tmp_path / "a.zarr", ramp((16, 16, 16)), (2.0, 1.0, 1.0))
+    _, both = ensemble_of(4.0, 2.0, spacings=((1.0, 1.0, 1.0), (0.5, 0.5, 0.5)))
+    with pytest.raises(VolumenError, match="averaged on one grid"):
+        run(both, path, tmp_path / "both.zarr")
