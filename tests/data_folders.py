@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+SHORT = ["--max-epochs", "1", "--steps-per-epoch", "1", "--val-steps", "1", "--workers", "0"]
+"""Flags of a training of one step in this process."""
+
 
 def ball(shape: tuple[int, ...], radius: float = 0.3) -> np.ndarray:
     """A ball (or disc) of 1 in 0, its radius a share of the shortest side."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from data_folders import shells, write_tiff_folder
+from data_folders import SHORT, shells, write_tiff_folder
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_split import boxes_overlap, profiles_of
@@ -371,18 +371,7 @@ def test_commands(tmp_path, capsys):
     assert "val" in rows["two_b"]
     assert "train" in rows["one_b"]
     train = ["train", "-i", str(one), "-i", str(two), "-o", str(tmp_path / "out"), "--device", "cpu", *small]
-    short = [
-        "--max-epochs",
-        "1",
-        "--steps-per-epoch",
-        "1",
-        "--val-steps",
-        "1",
-        "--workers",
-        "0",
-        "--batch-size",
-        "1",
-    ]
+    short = [*SHORT, "--batch-size", "1"]
     assert main([*train, *short, "--split", str(tmp_path / "nnunet.json"), "--fold", "0/1"]) == 2
     assert "at least two folds" in capsys.readouterr().err
     (tmp_path / "mine.json").write_text('{"train": ["a"], "val": ["one_b"]}')

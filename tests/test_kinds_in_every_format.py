@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from data_folders import SHORT
 from prediction import save_checkpoint
 from test_placement import write_ome
 
@@ -22,18 +23,7 @@ SHAPE = (12, 20, 16)
 LABEL = np.zeros(SHAPE, np.uint8)
 LABEL[4:9, 5:15, 3:12] = 1
 IMAGE = (LABEL * 100 + np.random.default_rng(0).integers(0, 60, SHAPE)).astype(np.uint8)
-TINY = [
-    "--patch-size",
-    "8,8,8",
-    "--max-epochs",
-    "1",
-    "--steps-per-epoch",
-    "1",
-    "--val-steps",
-    "1",
-    "--workers",
-    "0",
-]
+TINY = ["--patch-size", "8,8,8", *SHORT]
 TINY += ["--device", "cpu", "--quiet", "--set", "model_config.features_per_stage=[4,8]"]
 
 

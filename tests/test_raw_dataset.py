@@ -7,7 +7,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
-from data_folders import shells, write_tiff_folder
+from data_folders import SHORT, shells, write_tiff_folder
 
 from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
@@ -281,18 +281,7 @@ def test_commands_on_a_raw_folder(tmp_path, capsys):
     small = ["--patch-size", "8,8,8", "--set", "model_config.features_per_stage=[4, 8]", "--device", "cpu"]
     assert main(["inspect", str(tmp_path / "raw"), *small]) == 0
     assert "background, liver, tumour" in capsys.readouterr().out
-    short = [
-        "--max-epochs",
-        "1",
-        "--steps-per-epoch",
-        "1",
-        "--val-steps",
-        "1",
-        "--workers",
-        "0",
-        "--batch-size",
-        "1",
-    ]
+    short = [*SHORT, "--batch-size", "1"]
     train = ["train", "-i", str(tmp_path / "raw"), "-o", str(tmp_path / "out"), *small, *short]
     assert main(train) == 0
     predict = ["predict", "-i", str(tmp_path / "raw" / "imagesTr"), "-m", str(tmp_path / "out" / "model"),

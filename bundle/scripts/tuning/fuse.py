@@ -24,7 +24,13 @@ from volumen.tuning.result import RECORD
 from volumen.tuning.scratch import scratch_array
 from volumen.tuning.subject import Subject, find_subject
 from volumen.tuning.tune import evaluation_of, prediction_of, results_of, scratch_folder
-from volumen.tuning.validation_part import PredictedRegion, model_name, predict_part, validation_part
+from volumen.tuning.validation_part import (
+    PredictedRegion,
+    model_name,
+    predict_part,
+    untouched,
+    validation_part,
+)
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
 
@@ -107,19 +113,8 @@ def tune_fusion(
     folder = Path(request.output) if request.output else first.parent
     target, table = results_of(request, first, folder)
     with scratch_folder(folder, model_name(first)) as scratch:
-        stored = replace(
-            asked,
-            targets=tuple(heads),
-            dtype="float32",
-            threshold=None,
-            min_size=0,
-            keep_largest=None,
-            fill_holes=0,
-            pyramid=False,
-            format="zarr",
-            checkpoint=str(first),
-            output=str(scratch / "found"),
-        )
+        plain = untouched(asked, tuple(heads), "float32")
+        stored = replace(plain, checkpoint=str(first), output=str(scratch / "found"))
         regions = predict_part(predictor, stored, part, subject.target, progress)
         fusing = _Fusing(predictor, regions, heads)
         sample = fusing.sample()

@@ -36,6 +36,7 @@ from volumen.tuning.validation_part import (
     kept_checkpoints,
     model_name,
     predict_part,
+    untouched,
     validation_part,
 )
 from volumen.utils.device import choose_device
@@ -149,19 +150,8 @@ def prediction_of(predictor: Predictor, request: TuneRequest) -> PredictRequest:
 
 def stored_request(asked: PredictRequest, subject: Subject) -> PredictRequest:
     """Return the prediction whose probabilities all settings are tried on."""
-    return replace(
-        asked,
-        targets=subject.heads,
-        # Instances are made from uint8 by a prediction, labels from the probabilities themselves.
-        dtype="float16" if subject.rules is None else "uint8",
-        instances=subject.rules,
-        threshold=None,
-        min_size=0,
-        keep_largest=None,
-        fill_holes=0,
-        pyramid=False,
-        format="zarr",
-    )
+    # Instances are made from uint8 by a prediction, labels from the probabilities themselves.
+    return untouched(asked, subject.heads, "float16" if subject.rules is None else "uint8", subject.rules)
 
 
 def _values(request: TuneRequest, subject: Subject) -> dict[str, tuple[float, ...]]:

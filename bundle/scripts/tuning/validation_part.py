@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from volumen.data.resampled import ResampledVolume
 from volumen.data.turned import TurnedVolume
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictRequest
+    from volumen.inference.rules import InstanceRules
     from volumen.utils.boxes import Box
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -114,6 +115,34 @@ def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, Labell
 
 def _volumes_by_name(folder: Path) -> dict[str, str]:
     return {volume_name(path): path for path in image_paths(str(folder))} if folder.is_dir() else {}
+
+
+def untouched(
+    asked: PredictRequest,
+    targets: Sequence[str],
+    dtype: Literal["uint8", "float16", "float32"],
+    instances: InstanceRules | None = None,
+) -> PredictRequest:
+    """Return a request whose results are stored as the network gives them, so that settings can be tried on them.
+
+    Args:
+        asked: the settings of the windows.
+        targets: heads to store.
+        dtype: float32, float16 or uint8.
+        instances: rules whose sources are among the targets, or None.
+    """
+    return replace(
+        asked,
+        targets=tuple(targets),
+        dtype=dtype,
+        instances=instances,
+        threshold=None,
+        min_size=0,
+        keep_largest=None,
+        fill_holes=0,
+        pyramid=False,
+        format="zarr",
+    )
 
 
 def predict_part(
