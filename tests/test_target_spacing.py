@@ -627,3 +627,18 @@ def test_members_of_other_voxel_sizes_are_refused(tmp_path):
     _, both = ensemble_of(4.0, 2.0, spacings=((1.0, 1.0, 1.0), (0.5, 0.5, 0.5)))
     with pytest.raises(VolumenError, match="averaged on one grid"):
         run(both, path, tmp_path / "both.zarr")
+
+
+def test_runs_whose_splits_count_other_voxels_are_not_compared():
+    from volumen.tuning.candidates import check_one_grid
+
+    first = known_predictor((1.0, 1.0, 1.0))
+    check_one_grid(first, known_predictor((1.0, 1.0, 1.0)))
+    coarser = {"dataset_config": {**first.config["dataset_config"], "ome_zarr_resolution": 1}}
+    for other in (
+        known_predictor((2.0, 1.0, 1.0)),
+        replace(first, resamples=False),
+        replace(first, config=coarser),
+    ):
+        with pytest.raises(VolumenError, match="regions are in voxels of the training"):
+            check_one_grid(first, other)

@@ -118,7 +118,33 @@ def load_runs(paths: Sequence[str], device: torch.device) -> tuple[Run, ...]:
         for member in run.members:
             if member.predictor is not first:
                 join([first, member.predictor])  # refuses what cannot be averaged
+                check_one_grid(first, member.predictor)
     return tuple(runs)
+
+
+def check_one_grid(first: Predictor, other: Predictor) -> None:
+    """Refuse networks whose splits count other voxels: their regions could not be compared.
+
+    Raises:
+        VolumenError: they were trained at different voxel sizes or levels of their volumes.
+    """
+    grids = [(p.trained_grid, _level(p)) for p in (first, other)]
+    if grids[0] != grids[1]:
+        expected, found = (
+            f"level {level}, "
+            + ("no target_spacing" if grid is None else f"target_spacing {grid.geometry.text()}")
+            for grid, level in grids
+        )
+        raise VolumenError(
+            other.path,
+            expected=f"{expected}, as {first.path}, since regions are in voxels of the training",
+            found=found,
+            remedy="predict with each and compare them by volumen evaluate -p A -p B",
+        )
+
+
+def _level(predictor: Predictor) -> int:
+    return int((predictor.config.get("dataset_config") or {}).get("ome_zarr_resolution") or 0)
 
 
 def make_candidates(runs: Sequence[Run], ttas: Sequence[str]) -> list[Candidate]:
