@@ -234,6 +234,8 @@ def test_volumes_without_a_voxel_size_are_refused():
     unknown = OpenCase("b", image, dict(case.labels), {}, (1.0, 1.0, 1.0))
     with pytest.raises(VolumenError, match="state their voxel size"):
         to_target_spacing([unknown], "auto")
+    # A size of 1 that the settings give is stated.
+    assert to_target_spacing([unknown], (2.0, 2.0, 2.0), stated=True)[0].image.shape == (4, 4, 4)
 
 
 class Intensity(nn.Module):

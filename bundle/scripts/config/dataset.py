@@ -143,7 +143,9 @@ class OpenedData:
             warn_of_differing_sizes(cases)
             return cases
 
-        return to_target_spacing(cases, self.settings.target_spacing)
+        return to_target_spacing(
+            cases, self.settings.target_spacing, stated=self.settings.spacing is not None
+        )
 
     def _open(self, level: int) -> list[OpenCase]:
         from volumen.data.layout import open_cases

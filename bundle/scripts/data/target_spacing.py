@@ -50,17 +50,21 @@ def automatic_spacing(
     return tuple(float(value) for value in target)
 
 
-def to_target_spacing(cases: Sequence[OpenCase], setting: Sequence[float] | str) -> list[OpenCase]:
+def to_target_spacing(
+    cases: Sequence[OpenCase], setting: Sequence[float] | str, *, stated: bool = False
+) -> list[OpenCase]:
     """Return cases whose volumes are read on grids of one voxel size; nothing is read or written here.
 
     Args:
         cases: the opened cases, with their voxel sizes in one unit.
         setting: "auto" for `automatic_spacing`, or the voxel size per axis in the unit of the cases.
+        stated: whether the settings give the voxel size of the cases, so that no file has to.
 
     Raises:
         VolumenError: the setting does not fit, or no file states a voxel size.
     """
-    _check_stated(cases)
+    if not stated:
+        _check_stated(cases)
     if setting == AUTO:
         target = automatic_spacing([case.spacing for case in cases], [case.image.shape for case in cases])
     else:
