@@ -1,7 +1,7 @@
 """Scores of a volume by blocks: CPU seconds and memory against MONAI and scikit-image, and memory by volume.
 
     python benchmarks/scores.py [--side 256] [--sides 256 512 1024] [--all]
-    python benchmarks/scores.py --command 256 512 1024 [--scratch FOLDER]
+    python benchmarks/scores.py --command 256 512 1024 [--diagnostics] [--scratch FOLDER]
 
 Each measurement is a process of its own, whose peak memory counts less that of a process that only imports. Volumes are
 wavy sheets with holes, bridges and shifted surfaces, computed where they are read, so that they take no memory
@@ -211,7 +211,7 @@ def store(folder: Path, side: int, chunk: int = 128) -> tuple[Path, Path]:
     return found, label
 
 
-def run_command(side: int, scratch: str | None) -> tuple[float, float, float]:
+def run_command(side: int, diagnostics: bool, scratch: str | None) -> tuple[float, float, float]:
     """Return CPU seconds, wall seconds and peak memory in MB of `volumen evaluate --metrics all`."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         found, label = store(Path(folder), side)
@@ -221,7 +221,8 @@ def run_command(side: int, scratch: str | None) -> tuple[float, float, float]:
             "print(status or 0, own.ru_utime + own.ru_stime, time.time() - start, own.ru_maxrss / 1024)"
         )
         command = [sys.executable, "-c", script, "evaluate", "-p", str(found), "-l", str(label)]
-        command += ["-o", str(Path(folder) / "report"), "--metrics", "all", "--no-diagnostics", "--quiet"]
+        command += ["-o", str(Path(folder) / "report"), "--metrics", "all", "--quiet"]
+        command += [] if diagnostics else ["--no-diagnostics"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -231,13 +232,13 @@ def run_command(side: int, scratch: str | None) -> tuple[float, float, float]:
         return seconds, wall, peak
 
 
-def _print_commands(sides: list[int], scratch: str | None) -> None:
+def _print_commands(sides: list[int], diagnostics: bool, scratch: str | None) -> None:
     rows = []
     for side in sides:
-        seconds, wall, peak = run_command(side, scratch)
+        seconds, wall, peak = run_command(side, diagnostics, scratch)
         rows.append(f"| {side} | {seconds:.0f} | {wall:.0f} | {seconds / side**3 * 1e6:.2f} | {peak:.0f} |")
         print(rows[-1], flush=True)
-    print("\nvolumen evaluate --metrics all --no-diagnostics")
+    print("\nvolumen evaluate --metrics all" + ("" if diagnostics else " --no-diagnostics"))
     print("| side | CPU s | wall s | CPU s / 10^6 voxels | peak MB |\n| --- | --- | --- | --- | --- |")
     print("\n".join(rows))
 
@@ -259,6 +260,9 @@ def main() -> None:
         metavar="SIDE",
         help="score stored volumes of these sides by the command",
     )
+    parser.add_argument(
+        "--diagnostics", action="store_true", help="with --command: errors by geometry and suspects too"
+    )
     parser.add_argument("--scratch", help="folder for the stored volumes; by default that of the system")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -266,7 +270,7 @@ def main() -> None:
         _one(options.one, options.side)
         return
     if options.command:
-        _print_commands(options.command, options.scratch)
+        _print_commands(options.command, options.diagnostics, options.scratch)
         return
     base = measure("nothing", 24)["peak"]
     print(f"{options.side}^3 voxels; memory beyond the {base:.0f} MB of a process that imports")

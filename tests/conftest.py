@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,6 +20,20 @@ torch.set_num_threads(1)
 # Machines are shared, so an example may take any time; the same examples everywhere, so a failure is everyone's.
 settings.register_profile("volumen", deadline=None, derandomize=True)
 settings.load_profile("volumen")
+
+
+DISK = 2e9
+"""Bytes that the tests write at most, with room for the environment's caches."""
+
+
+def pytest_sessionstart():
+    """Stop before the first test on a disk that is too full, where hundreds of tests would fail or crawl."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < DISK:
+        folder = tempfile.gettempdir()
+        pytest.exit(
+            f"{folder}: the tests need about {DISK / 1e9:.0f} GB of free disk, found {free / 1e9:.1f} GB", 3
+        )
 
 
 @pytest.fixture

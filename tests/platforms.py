@@ -5,7 +5,7 @@
 Each job has a separate environment in FOLDER (default: .platforms), which uv installs and later runs reuse. If an
 interpreter is not installed, its jobs are left out, and the summary names it. The first run downloads a build of torch
 for each Python and resolution; on Linux an environment takes about 5.5 GB, unless UV_TORCH_BACKEND=cpu or UV_FIND_LINKS
-lead to a smaller build. uv links the files of its cache into an environment if FOLDER is on the same file system.
+lead to a smaller build. uv's cache is in FOLDER too, unless UV_CACHE_DIR names another: who removes FOLDER removes all.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such job: {', '.join(unknown)}")
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("UV_CACHE_DIR", str(folder / "cache"))
     uv = find_uv(folder)
     results = {}
     for job in options.jobs or jobs:
