@@ -14,6 +14,7 @@ from test_evaluate import write
 from volumen.cli.main import main
 from volumen.evaluation.comparison import compare, model_names
 from volumen.evaluation.differences import FEWEST, Comparison
+from volumen.evaluation.html.compared_diagnostics import compared_sections
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.utils.errors import VolumenError
@@ -230,3 +231,49 @@ def test_recorded_models_that_derive_a_target_differently_compare_by_the_others(
         run(tmp_path, "base", "other", metrics=None)
     compared = run(tmp_path, "base", "other", metrics=None, targets=("ink",)).differences["other"]
     assert compared["ink/dice"].mean == 0
+
+
+def blobs(folder):
+    """Two models of the same ball: one misses a cap of it, the other adds a ball elsewhere."""
+    z, y, x = np.ogrid[:40, :40, :40]
+    truth = ((z - 20) ** 2 + (y - 20) ** 2 + (x - 20) ** 2 < 100).astype(np.uint8)
+    cut, added = truth.copy(), truth.copy()
+    cut[26:] = 0
+    added[2:6, 2:6, 2:6] = 1
+    for n in range(2):
+        write(folder / "data" / "labels" / f"c{n}_ink.tif", truth)
+        write(folder / "cut" / "found" / f"c{n}_ink.tif", cut)
+        write(folder / "added" / "found" / f"c{n}_ink.tif", added)
+    return truth, cut, added
+
+
+def test_errors_by_geometry_are_side_by_side(tmp_path):
+    truth, cut, added = blobs(tmp_path)
+    comparison = run(tmp_path, "cut", "added", diagnostics=True)
+    (section,) = compared_sections({n: found.diagnosis for n, found in comparison.evaluations.items()})
+    missed, false = (truth > cut).sum() / truth.sum(), (added > truth).sum() / added.sum()
+    assert section["totals"] == [
+        {"name": "cut", "missed": f"{100 * missed:.3g} %", "false": "0 %"},
+        {"name": "added", "missed": "0 %", "false": f"{100 * false:.3g} %"},
+    ]
+    titles = [figure["title"] for figure in section["figures"]]
+    assert "missed by mean curvature, 1/voxel" in titles
+    assert "false by thickness, voxels" in titles
+    alone = comparison.evaluations["cut"].diagnosis.tallies["ink"][""].tables()["thickness"]
+    drawn = next(figure for figure in section["figures"] if figure["title"].startswith("missed by thickness"))
+    assert drawn["columns"] == ("true", "cut", "added")
+    assert [row["range"] for row in drawn["rows"]] == ["19 or more", "not measured"]
+    for row, cells in zip(alone, drawn["rows"], strict=False):
+        rate = "–" if not row.truth_voxels else f"{100 * row.missed / row.truth_voxels:.3g} %"
+        assert cells["cells"][:2] == [f"{row.truth_voxels:,}", rate]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "missed by thickness, voxels" in page
+    assert page.count("<polyline") >= 2 * len(titles)
+
+
+def test_errors_by_geometry_of_other_cases_are_not_compared(tmp_path):
+    blobs(tmp_path)
+    (tmp_path / "added" / "found" / "c1_ink.tif").unlink()
+    comparison = run(tmp_path, "cut", "added", diagnostics=True)
+    assert compared_sections({n: found.diagnosis for n, found in comparison.evaluations.items()}) == []
+    assert run(tmp_path, "cut", "added", diagnostics=False).evaluations["cut"].diagnosis is None

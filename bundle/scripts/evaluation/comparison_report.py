@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from volumen.evaluation.curves import paired_figures
 from volumen.evaluation.differences import FEWEST, Comparison, Difference
+from volumen.evaluation.html.compared_diagnostics import compared_sections, strokes_of
 from volumen.evaluation.html.pages import render_page
 from volumen.evaluation.html.report import MOST_COLUMNS, column_words
 from volumen.evaluation.html.report_drawing import in_columns
@@ -88,6 +89,10 @@ def render_comparison(comparison: Comparison) -> str:
             {name: evaluation.histograms for name, evaluation in comparison.evaluations.items()},
             comparison.evaluations[comparison.first].settings["threshold"],
         ),
+        diagnostics=compared_sections(
+            {name: evaluation.diagnosis for name, evaluation in comparison.evaluations.items()}
+        ),
+        strokes=strokes_of(list(comparison.evaluations)),
         comparisons=[_compared(comparison, name) for name in comparison.differences],
         fewest=FEWEST,
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from volumen.evaluation.curves import STROKES
 from volumen.evaluation.diagnostics.files import unit_of_quantity
 from volumen.metrics.geometry.counts import Bin
 from volumen.metrics.geometry.tally import ALL, BORDER, CONTRAST, CURVATURE, EDGE, GAP, THICKNESS
@@ -49,9 +52,8 @@ def diagnostic_sections(diagnosis: Diagnosis | None) -> list[dict[str, Any]]:
             sections.append(
                 {
                     "title": f"{target}, {label}" if label else target,
-                    "all": tables[ALL][0],
-                    "missed": _percent(tables[ALL][0].miss_rate),
-                    "false": _percent(tables[ALL][0].false_rate),
+                    "missed": percent(tables[ALL][0].miss_rate),
+                    "false": percent(tables[ALL][0].false_rate),
                     "figures": [
                         _figure(quantity, unit_of_quantity(quantity, diagnosis.units[target]), bins)
                         for quantity, bins in tables.items()
@@ -62,44 +64,110 @@ def diagnostic_sections(diagnosis: Diagnosis | None) -> list[dict[str, Any]]:
     return sections
 
 
+@dataclass(frozen=True)
+class RateLine:
+    """A line of a figure.
+
+    Args:
+        name: what the line shows.
+        rates: a share per bin, NaN where there is none.
+        colour, dashes: how it is drawn.
+    """
+
+    name: str
+    rates: Sequence[float]
+    colour: str
+    dashes: str = ""
+
+
 def _figure(quantity: str, unit: str, bins: list[Bin]) -> dict[str, Any]:
-    """Return the points, bars and ticks of a figure, one slot a bin, and the rows of its table."""
+    """Return the figure of both kinds of errors of one model."""
     measured = [row for row in bins if not math.isnan(row.low)]
-    rates = [rate for row in measured for rate in (row.miss_rate, row.false_rate) if not math.isnan(rate)]
-    top = next(value for value in _TOPS if value >= min(max(rates, default=0), 1))
-    most = max(max(row.truth_voxels, row.predicted_voxels) for row in measured)
+    return rate_figure(
+        title_of(quantity, unit),
+        unit,
+        bins,
+        [
+            RateLine("missed", [row.miss_rate for row in measured], STROKES[0][0]),
+            RateLine("false", [row.false_rate for row in measured], STROKES[1][0]),
+        ],
+        [
+            f"missed {row.missed:,} of {row.truth_voxels:,} true voxels ({percent(row.miss_rate)}), "
+            f"false {row.false:,} of {row.predicted_voxels:,} predicted ones ({percent(row.false_rate)})"
+            for row in measured
+        ],
+        ("true", "missed", "predicted", "false"),
+        [
+            [
+                f"{row.truth_voxels:,}",
+                percent(row.miss_rate),
+                f"{row.predicted_voxels:,}",
+                percent(row.false_rate),
+            ]
+            for row in bins
+        ],
+    )
+
+
+def title_of(quantity: str, unit: str) -> str:
+    """Return the title of the figure of a quantity."""
+    return f"{WORDS[quantity]}, {unit}" if unit else WORDS[quantity]
+
+
+def rate_figure(
+    title: str,
+    unit: str,
+    bins: Sequence[Bin],
+    lines: Sequence[RateLine],
+    words: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+) -> dict[str, Any]:
+    """Return the points, bars and ticks of a figure, one slot a bin, and the rows of its table.
+
+    Args:
+        title: title of the figure.
+        unit: unit of the quantity, "" for none.
+        bins: bins of the quantity; those that were not measured are in the table only.
+        lines: what is drawn, a share per measured bin.
+        words: what pointing at a measured bin shows.
+        columns, cells: heads of the table's columns, and a row of text per bin.
+    """
+    measured = [row for row in bins if not math.isnan(row.low)]
+    shares = [rate for line in lines for rate in line.rates if not math.isnan(rate)]
+    top = next(value for value in _TOPS if value >= min(max(shares, default=0), 1))
+    most = max(max(row.truth_voxels for row in measured), 1)
     slot = WIDTH / len(measured)
-    slots = [
-        {
-            "x": f"{i * slot:.1f}",
-            "width": f"{max(slot - 2, 1):.1f}",
-            "height": f"{HEIGHT * row.truth_voxels / most:.1f}",
-            "y": f"{HEIGHT - HEIGHT * row.truth_voxels / most:.1f}",
-            "words": f"{_range(row)} {unit}".strip(),
-            **_row(row),
-        }
-        for i, row in enumerate(measured)
-    ]
-    lines = {
-        name: [
-            {"x": f"{(i + 0.5) * slot:.1f}", "y": f"{HEIGHT * (1 - rate / top):.1f}"}
-            for i, rate in enumerate(rates_of)
-            if not math.isnan(rate)
-        ]
-        for name, rates_of in (
-            ("missed", [row.miss_rate for row in measured]),
-            ("false", [row.false_rate for row in measured]),
-        )
-    }
     return {
-        "title": f"{WORDS[quantity]}, {unit}" if unit else WORDS[quantity],
+        "title": title,
         "width": WIDTH,
         "height": HEIGHT,
-        "top": _percent(top),
-        "slots": slots,
-        "lines": lines,
+        "top": percent(top),
+        "slots": [
+            {
+                "x": f"{i * slot:.1f}",
+                "width": f"{max(slot - 2, 1):.1f}",
+                "height": f"{HEIGHT * row.truth_voxels / most:.1f}",
+                "y": f"{HEIGHT - HEIGHT * row.truth_voxels / most:.1f}",
+                "words": f"{_range(row)} {unit}".strip() + f": {words[i]}",
+            }
+            for i, row in enumerate(measured)
+        ],
+        "lines": [
+            {
+                "colour": line.colour,
+                "dashes": line.dashes,
+                "points": [
+                    {"x": f"{(i + 0.5) * slot:.1f}", "y": f"{HEIGHT * (1 - rate / top):.1f}"}
+                    for i, rate in enumerate(line.rates)
+                    if not math.isnan(rate)
+                ],
+            }
+            for line in lines
+        ],
         "ticks": _ticks(measured, slot),
-        "rows": [{"range": _range(row), **_row(row)} for row in bins],
+        "columns": columns,
+        "rows": [{"range": _range(row), "cells": texts} for row, texts in zip(bins, cells, strict=True)],
     }
 
 
@@ -118,18 +186,8 @@ def _range(row: Bin) -> str:
     return f"{row.low:g} to {row.high:g}" if math.isfinite(row.high) else f"{row.low:g} or more"
 
 
-def _row(row: Bin) -> dict[str, str]:
-    return {
-        "truth": f"{row.truth_voxels:,}",
-        "missed": f"{row.missed:,}",
-        "miss_rate": _percent(row.miss_rate),
-        "predicted": f"{row.predicted_voxels:,}",
-        "false": f"{row.false:,}",
-        "false_rate": _percent(row.false_rate),
-    }
-
-
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in percent, a dash where there is none."""
     return "–" if math.isnan(share) else f"{100 * share:.3g} %"
 
 
