@@ -170,6 +170,8 @@ class StopOnSignal:
         path = self.checkpointer.save_interrupted(engine)
         if path is not None:
             logger.warning("saved %s; go on with --resume", path)
+        elif distributed.is_main() and engine.state.iteration:
+            logger.warning("the last checkpoint has every step already; go on with --resume")
         # When one process ends, the launcher ends the others, even one that is still saving.
         distributed.barrier()
 
