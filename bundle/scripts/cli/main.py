@@ -30,6 +30,7 @@ _COMMANDS = (
         "write a network as TorchScript, ONNX, pt2 or for bioimage.io",
     ),
     ("package", "volumen.cli.share", "write a trained model as a MONAI bundle that runs elsewhere"),
+    ("info", "volumen.cli.info", "print versions, devices and extras, for a report of a problem"),
     ("completion", "volumen.cli.completion", "print a script by which bash, zsh or fish completes commands"),
 )
 
