@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: link demo picture test test-all platforms lint format docs clean help
+.PHONY: link demo picture test test-all platforms lint format docs dist clean help
 
 help:
 	@echo "make demo      train on a phantom, predict, evaluate, leave pictures in demo/"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all  the same with the slow tests, and a short part on each supported Python"
 	@echo "make platforms that part only, with the newest and the lowest dependencies"
 	@echo "make lint      ruff and mypy only"
+	@echo "make dist      wheel and source archive in dist/, checked as an index checks them"
 	@echo "make docs      the documentation as a site, in site/"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -46,12 +47,20 @@ format: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
-test-all: lint
+test-all: lint dist
 	$(BIN)/python -m pytest -m ""
 	$(BIN)/python tests/platforms.py
 
 platforms: $(STAMP)
 	$(BIN)/python tests/platforms.py
+
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[release]"
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation -o dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/validate-pyproject pyproject.toml
 
 docs: link
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
