@@ -47,7 +47,7 @@ format: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
-test-all: lint dist
+test-all: lint dist docs
 	$(BIN)/python -m pytest -m ""
 	$(BIN)/python tests/platforms.py
 

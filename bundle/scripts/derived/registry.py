@@ -152,7 +152,8 @@ class DerivedTask:
         A task without this method is always derived with exact validity.
 
         Args:
-            source, params: as for `derive`.
+            source: fields of the label, as for `derive`.
+            params: settings of the task, as for `derive`.
 
         Returns:
             arrays on *source.shape; where `valid` is True the values are those of `derive`.
