@@ -20,6 +20,7 @@ exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
 
 
 _COMMANDS = (
+    ("new", "volumen.cli.new", "write a commented experiment file for a data folder"),
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
     ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
