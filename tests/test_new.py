@@ -90,6 +90,26 @@ def test_it_says_what_was_found(data, tmp_path):
     assert list(yaml.safe_load(text)["dataset_config"]["targets"]) == list(config.primary_targets)
 
 
+def test_given_keys_are_in_the_file(data, tmp_path, capsys):
+    """Without one of them these data cannot be read at all."""
+    path = tmp_path / "mine.yaml"
+    next((data / "labels").glob("v1_*")).unlink()
+    assert main(["new", str(path), "-i", str(data)]) == 2
+    assert "allow_unlabeled_data" in capsys.readouterr().err
+    patch = [16] * len(tifffile.imread(data / "images" / "v0.tif").shape)
+    words = (
+        "dataset_config.allow_unlabeled_data=true",
+        "inference_config.overlap=0.25",
+        f"tr_config.patch_size={patch}",
+    )
+    flags = [word for text in words for word in ("--set", text)]
+    assert main(["new", str(path), "-i", str(data), "--quiet", *flags]) == 0
+    config = configure(data, path)
+    assert config.dataset_config.allow_unlabeled_data
+    assert config.inference_config.overlap == 0.25
+    assert list(config.patch_size) == patch
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [
@@ -97,6 +117,7 @@ def test_it_says_what_was_found(data, tmp_path):
         (["{data}/none/x.yaml", "-i", "{data}"], "there is no such folder"),
         (["{data}/there.yaml", "-i", "{data}"], "exists already"),
         (["{data}/x.yaml", "-i", "{data}/images"], "images"),
+        (["{data}/x.yaml", "-i", "{data}", "--set", "dataset_config.targets.x=1"], "SECTION.KEY=VALUE"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(words, found, tmp_path, capsys):

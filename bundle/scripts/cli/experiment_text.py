@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,15 +30,18 @@ _SUGGESTED = """\
 """
 
 
-def experiment_text(config: ConfigManager, path: Path, inputs: list[str]) -> str:
+def experiment_text(
+    config: ConfigManager, path: Path, inputs: list[str], given: Sequence[tuple[list[str], Any]] = ()
+) -> str:
     """Return the experiment file as text: what was found and planned as values, choices as comments.
 
     Args:
         config: the settings and the data.
         path: where the file will lie.
         inputs: the data folders as the user gave them.
+        given: section and key with their value, which the file has beside those found.
     """
-    return "\n".join(
+    return _with_given(
         [
             f"# Written by volumen {__version__} for {', '.join(inputs)}: {_found(config)}.",
             f"#   volumen train {input_flags(inputs)} -o OUT --config-path {path.name}",
@@ -69,9 +72,20 @@ def experiment_text(config: ConfigManager, path: Path, inputs: list[str]) -> str
                 textwrap.indent(_SUGGESTED.format(name=name, source=_scalar(name)), "  ").rstrip()
                 for name in _derivable(config)
             ),
-            "",
-        ]
+        ],
+        given,
     )
+
+
+def _with_given(lines: list[str], given: Sequence[tuple[list[str], Any]]) -> str:
+    """Return the lines as text, with the given keys at the start of their sections."""
+    lines = list(lines)
+    for (section, key), value in given:
+        if f"{section}:" not in lines:
+            lines += ["", f"{section}:"]
+        written = yaml.safe_dump(value, default_flow_style=True, width=10_000).split("\n")[0]
+        lines.insert(lines.index(f"{section}:") + 1, f"  {key}: {written}")
+    return "\n".join([*lines, ""])
 
 
 def input_flags(inputs: list[str]) -> str:
@@ -107,7 +121,9 @@ def _targets(config: ConfigManager) -> Iterator[str]:
         masks = f", masks in {masked}" if masked else ""
         yield f"    {_scalar(name)}:  # {_kind(target)}; labels in {labelled} of {len(config.cases)}{masks}"
         yield "      weight: 1.0                 # of its loss among all targets"
-        if target.kind == "multiclass" and target.instances is None:
+        if target.instances is not None:
+            yield f"      instances: {target.instances}       # learned; or boundary, interior, distance"
+        elif target.kind == "multiclass":
             yield "      # instances: foreground     # if the numbers count objects rather than name classes"
         if config.ignore_labels.get(name) is None and not masked:
             yield "      # ignore_label: 255         # a value that means unknown"

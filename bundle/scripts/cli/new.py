@@ -24,7 +24,11 @@ def add_new_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with images/, labels/ and, optionally, masks/ (repeatable; NAME=DATA names one)",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key (repeatable)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a key for the file, without which the data cannot be read, say (repeatable)",
     )
 
 
@@ -36,6 +40,7 @@ def run_new(options: argparse.Namespace) -> int:
     """
     from volumen.cli.experiment_text import experiment_text, input_flags
     from volumen.cli.train import experiment_sections
+    from volumen.config.experiment_file import parse_assignment
     from volumen.config.manager import ConfigManager
     from volumen.utils.files.atomic import write_atomically
 
@@ -46,10 +51,14 @@ def run_new(options: argparse.Namespace) -> int:
         raise VolumenError(str(path), "exists already", remedy="give another name, or remove the file")
     if not path.parent.is_dir():
         raise VolumenError(str(path.parent), "there is no such folder", remedy="make it first")
+    given = [parse_assignment(text) for text in options.set]
+    for keys, _ in given:
+        if len(keys) != 2 or keys == ["tr_setup", "model_name"]:
+            raise VolumenError("--set", expected="SECTION.KEY=VALUE", found=".".join(keys))
     options.config_path = None
     found, origin = experiment_sections(options)
     sections: dict[str, Any] = dict(found)
     config = ConfigManager(**sections, dataset_dir=options.input, origin=origin)
-    write_atomically(path, experiment_text(config, path, options.input).encode())
+    write_atomically(path, experiment_text(config, path, options.input, given).encode())
     logger.info("%s: volumen train %s -o OUT --config-path %s", path, input_flags(options.input), path)
     return 0
