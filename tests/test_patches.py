@@ -362,11 +362,39 @@ def test_a_default_ratio_gives_way(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         index = find(case, (16, 16), relax=True, cache_dir=tmp_path)
     assert len(index) == 1
-    assert "at most to 0.0625; 0.0312 is used instead" in caplog.text
+    assert "half of the best share of each is used there" in caplog.text
     assert_same_index(index, find(case, (16, 16), relax=True, cache_dir=tmp_path))
     for options in ({}, {"cache_dir": tmp_path}):
         with pytest.raises(VolumenError):
             find(case, (16, 16), **options)
+
+
+def test_a_default_ratio_gives_way_in_each_image_for_itself(caplog):
+    """A labelled image with sparser objects than the others would else never be trained on, in silence."""
+    rng = np.random.default_rng(3)
+    dense, sparse, empty = ((rng.random((40, 40)) < share).astype(np.uint8) for share in (0.3, 0.02, 0))
+    cases = {
+        name: CaseStub({"t": ArrayStub(array)})
+        for name, array in zip("abc", (dense, sparse, empty), strict=True)
+    }
+    alone = {name: find(case, (16, 16), relax=True, allow_empty=True) for name, case in cases.items()}
+    for name, case in cases.items():
+        case.name = name
+    caplog.clear()
+    boxes = {name: [((0, 40), (0, 40))] for name in cases}
+    options = {"targets": ["t"], "progress": False, "jitter": True, "allow_empty": True}
+    with caplog.at_level(logging.WARNING):
+        together = find_valid_patches(list(cases.values()), boxes, (16, 16), relax=True, **options)
+    counts = np.bincount([together.regions[row][0] for row in together.foreground.region], minlength=3)
+    assert counts.tolist() == [len(alone[name]) for name in "abc"]
+    assert counts[1] > 0
+    assert counts[2] == 0
+    assert "no patch of b is labelled to min_labeled_ratio 0.1" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        kept = find_valid_patches(list(cases.values()), boxes, (16, 16), relax=False, **options)
+    assert len(kept) == counts[0]
+    assert "no patch of b is labelled to min_labeled_ratio 0.1; it has no patch" in caplog.text
 
 
 def test_a_grid_too_fine_for_memory_is_refused():

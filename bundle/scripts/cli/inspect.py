@@ -266,7 +266,8 @@ def _patch_summary(config: ConfigManager, index: PatchIndex) -> str:
         what = "labelled, or foreground where there is no mask"
     condition = f"at least {settings.min_labeled_ratio:.0%} {what}"
     if len(index) and least < settings.min_labeled_ratio - 1e-3:
-        condition = f"at least {least:.1%} {what}, as none reaches {settings.min_labeled_ratio:.0%}"
+        ratio = f"{settings.min_labeled_ratio:.0%}"
+        condition = f"at least {ratio} {what}; at least {least:.1%} in images that reach {ratio} nowhere"
     background = f", {len(index.background)} of background" if settings.bg_sampling_enabled else ""
     return f"{found} ({condition}){background}"
 

@@ -309,8 +309,8 @@ class DatasetConfig:
     min_labeled_ratio: Annotated[
         Share | None,
         Field(
-            description="Least labelled share of a training patch (masks first, else labels); null: 0.10, or half of "
-            "the best share there is where no patch reaches that."
+            description="Least labelled share of a training patch (masks first, else labels); null: 0.10, or half "
+            "of an image's best share where none of its patches reaches that."
         ),
     ] = None
     min_bbox_percent: Annotated[

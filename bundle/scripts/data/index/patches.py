@@ -41,7 +41,7 @@ from volumen.utils.terminal.text import by, counted
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Increased whenever the same parameters would produce another index, so that old cache files are not used."""
 
 
@@ -96,7 +96,7 @@ def find_valid_patches(
         num_threads: threads that read labels; 0 for one per CPU core, at most 8.
         cache_dir: folder for the index, or None for no cache.
         progress: show a progress bar.
-        relax: if no patch reaches `min_labeled_ratio`, use half of the best share found instead and log a
+        relax: in a case of which no patch reaches `min_labeled_ratio`, use half of its best share instead and log a
             warning: for a ratio that is only a default, which small organs never reach.
         allow_empty: return an empty index if no patch is valid.
         part: purpose of the patches, named in messages.
@@ -129,19 +129,18 @@ def find_valid_patches(
         key = {**_cache_key(rules, cases, searched, regions), "relax": relax}
         index = _load(Path(cache_dir), key, rules, regions)
     if index is None:
-        build = partial(_build, cases=cases, searched=searched, regions=regions, progress=progress)
-        threads = num_threads or default_threads()
-        index, best = build(rules, num_threads=threads)
-        if not len(index) and relax and 0 < best[0] < rules.min_labeled_ratio:
-            rules = replace(rules, min_labeled_ratio=best[0] / 2)
-            logger.warning(
-                "%s: no patch is labelled to min_labeled_ratio %g, at most to %.3g; %.3g is used instead",
-                part,
-                min_labeled_ratio,
-                best[0],
-                rules.min_labeled_ratio,
-            )
-            index, best = build(rules, num_threads=threads)
+        index, shares, low = _build(
+            rules,
+            cases=cases,
+            searched=searched,
+            regions=regions,
+            num_threads=num_threads or default_threads(),
+            progress=progress,
+            relax=relax,
+        )
+        best = max(((share, case) for case, share in shares.items()), default=(0.0, None), key=lambda b: b[0])
+        if len(index) and low:
+            _warn_of_low_shares(rules, cases, low, relax, part)
         if not len(index) and not allow_empty:
             raise _nothing_found(rules, cases, regions, best, part)
         if cache_dir is not None and key is not None:
@@ -187,26 +186,35 @@ def _build(
     regions: tuple[tuple[int, Box], ...],
     num_threads: int,
     progress: bool,
-) -> tuple[PatchIndex, tuple[float, int | None]]:
-    """Search all regions; also return the best labelled share and its case."""
+    relax: bool,
+) -> tuple[PatchIndex, dict[int, float], list[int]]:
+    """Search all regions.
+
+    Returns:
+        The index; the best labelled share of each searched case; and those of them that have a labelled voxel and no
+        patch that reaches `min_labeled_ratio`.
+    """
     shifts = shift_table(rules, [box for _, box in regions])
     by_case: dict[int, list[GridRegion]] = {}
     for row, (case, box) in enumerate(regions):
         by_case.setdefault(case, []).append(lay_grid(rules, row, box, shifts, cases[case], searched[case]))
     foreground: list[PatchTable] = []
     background: list[PatchTable] = []
-    best: tuple[float, int | None] = (0.0, None)
+    shares: dict[int, float] = {}
+    low: list[int] = []
     if rules.every_patch:
         check_cells(rules, sum(region.patches for parts in by_case.values() for region in parts))
         foreground = [every_patch_of(rules, region) for parts in by_case.values() for region in parts]
     else:
         for case, parts, counters in _count(rules, searched, by_case, shifts, num_threads, progress):
-            found: list[tuple[PatchTable, PatchTable]] = []
-            for position, region in enumerate(parts):
-                counts = {target: counter.counts[position] for target, counter in counters.items()}
-                found.append(select(rules, region, counts, shifts))
-                if region.best > best[0] or best[1] is None:
-                    best = (region.best, case)
+            found = _select_all(rules, parts, counters, shifts)
+            shares[case] = share = max((region.best for region in parts), default=0.0)
+            # The best share may be that of a patch between those of the grid, so it may reach the ratio with no patch.
+            if share and not any(len(good) for good, _ in found):
+                low.append(case)
+                if relax:
+                    lower = replace(rules, min_labeled_ratio=min(share, rules.min_labeled_ratio) / 2)
+                    found = _select_all(lower, parts, counters, shifts)
             ordered = all(a is b for a, b in zip_longest(parts, by_case[case]))
             foreground += _in_order([good for good, _ in found], ordered)
             background += _in_order([empty for _, empty in found], ordered)
@@ -220,7 +228,35 @@ def _build(
         foreground=PatchTable.concatenate(foreground, ndim, num_classes),
         background=PatchTable.concatenate(background, ndim, num_classes),
     )
-    return index, best
+    return index, shares, low
+
+
+def _select_all(
+    rules: PatchRules,
+    parts: Sequence[GridRegion],
+    counters: Mapping[str, LabelCounter],
+    shifts: Sequence[tuple[int, ...]],
+) -> list[tuple[PatchTable, PatchTable]]:
+    """Return the foreground and the background patches of a case's subregions."""
+    return [
+        select(rules, region, {target: counter.counts[i] for target, counter in counters.items()}, shifts)
+        for i, region in enumerate(parts)
+    ]
+
+
+def _warn_of_low_shares(
+    rules: PatchRules, cases: Sequence[Any], low: Sequence[int], relax: bool, part: str
+) -> None:
+    """Warn of labelled cases that reach `min_labeled_ratio` nowhere: their ratio was lowered, or they have no patch."""
+    more = f" and {len(low) - 3} more" if len(low) > 3 else ""
+    none = f"{'it has' if len(low) == 1 else 'they have'} no patch"
+    logger.warning(
+        "%s: no patch of %s is labelled to min_labeled_ratio %g; %s",
+        part,
+        ", ".join(cases[case].name for case in low[:3]) + more,
+        rules.min_labeled_ratio,
+        "half of the best share of each is used there" if relax else none,
+    )
 
 
 def _in_order(tables: list[PatchTable], ordered: bool) -> list[PatchTable]:
