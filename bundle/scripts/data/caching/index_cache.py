@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.utils.files.arrays import read_arrays
 from volumen.utils.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ def load_arrays(folder: Path, key: Mapping[str, Any]) -> dict[str, np.ndarray] |
     """Return the cached arrays, or None if there are none or the file is damaged (which is logged)."""
     path = cache_path(folder, key)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
         if arrays.pop("key").tobytes() != _canonical(key):
             raise ValueError("it belongs to other parameters")
         _touch(path)

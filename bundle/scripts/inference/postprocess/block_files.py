@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.utils.files.arrays import read_array, read_arrays
 from volumen.utils.files.atomic import write_atomically
 
 
@@ -35,8 +36,7 @@ class BlockFiles:
 
     def load(self, number: int, *names: str) -> dict[str, np.ndarray]:
         """Read the named arrays of a block's file; without names, all of them."""
-        with np.load(self._path(number)) as content:
-            return {name: content[name] for name in names or content.files}
+        return read_arrays(self._path(number), *names)
 
     @property
     def has_table(self) -> bool:
@@ -55,8 +55,8 @@ class BlockFiles:
 
     def table(self, number: int) -> np.ndarray:
         """Return a block's part of the table."""
-        offsets = np.load(self.folder / "offsets.npy", mmap_mode="r")
-        table = np.load(self.folder / "table.npy", mmap_mode="r")
+        offsets = read_array(self.folder / "offsets.npy")
+        table = read_array(self.folder / "table.npy")
         return np.array(table[int(offsets[number]) : int(offsets[number + 1])])
 
     def _path(self, number: int) -> Path:
