@@ -13,7 +13,8 @@ import numpy as np
 
 from volumen.data.layout import OpenCase, discover, open_cases
 from volumen.data.validity import inside_mask
-from volumen.inference.postprocess.instances import InstanceSegmenter
+from volumen.inference.postprocess.graph.sources import Source
+from volumen.inference.postprocess.graph.volume import instances_of
 from volumen.inference.rules import InstanceRules
 from volumen.metrics.objects.contingency import overlaps
 from volumen.metrics.objects.errors import object_errors
@@ -145,7 +146,7 @@ def enclosed(target: str, found: np.ndarray, settings: Settings) -> np.ndarray:
     rules = InstanceRules(
         boundary=target, threshold=settings["threshold"], merge_threshold=settings["merge_threshold"]
     )
-    made = InstanceSegmenter(rules, (1.0,) * (found.ndim - 1))({target: found})
+    made = instances_of({target: found}, Source(rules, (1.0,) * (found.ndim - 1)))
     return without_small(made, int(settings.get("min_size", 0)))
 
 

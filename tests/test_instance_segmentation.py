@@ -12,10 +12,9 @@ from instance_cases import cells, predicted, walls
 from prediction import make_predictor
 
 from volumen.derived.arrays.affinities import affinities
-from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import aligned_block
-from volumen.inference.postprocess.instances import from_affinities, from_boundary, renumber
-from volumen.inference.postprocess.stitch import Stitching
+from volumen.inference.postprocess.graph.sources import Source
+from volumen.inference.postprocess.graph.volume import instances_of
 from volumen.inference.predict import predict
 from volumen.inference.record.reproduce import settings_to_reproduce
 from volumen.inference.request import PredictRequest
@@ -42,23 +41,21 @@ def errors(found, truth):
     return adapted_rand_error(counts), voi_split(counts), voi_merge(counts)
 
 
-def blockwise(segment, shape, block, halo, folder, **options):
-    """Segment arrays block by block."""
-    local, result = np.zeros((2, *shape), np.uint32)
-    count = stitch(Stitching(shape, block, halo, BlockFiles(folder)), segment, local, result, **options)
-    assert result.max() == count
-    return result
+def from_boundary(boundary, inside=None, steps=None, **rules):
+    """Return the instances that walls enclose, within a foreground."""
+    heads = {"wall": boundary[None]}
+    if inside is not None:
+        heads["cell"] = inside[None].astype(np.float32)
+        rules["foreground"] = "cell"
+    return instances_of(heads, Source(InstanceRules("wall", **rules), steps or (1.0,) * boundary.ndim))
 
 
-def stitch(stitching, segment, local, result, min_size=0):
-    """Process all blocks; return the number of instances."""
-    for number in range(stitching.count):
-        stitching.segment(number, segment, local.__setitem__, lambda: None)
-    count = stitching.join(min_size)
-    for number in range(stitching.count):
-        box, numbers = stitching.numbered(number, local.__getitem__)
-        result[box] = numbers
-    return count
+def from_affinities(found, offsets=OFFSETS, **rules):
+    """Return the instances that affinities describe."""
+    source = Source(
+        InstanceRules(affinities="affs", **rules), (1.0,) * (found.ndim - 1), tuple(map(tuple, offsets))
+    )
+    return instances_of({"affs": found}, source)
 
 
 @pytest.mark.parametrize(
@@ -66,23 +63,12 @@ def stitch(stitching, segment, local, result, min_size=0):
     [((32, 48, 48), (1, 1, 1), 12), ((12, 80, 80), (3, 1, 1), 10), ((110, 100), (1, 1), 20)],
     ids=["isotropic", "thick slices", "2d"],
 )
-def test_cells_are_found_whole_and_in_blocks(shape, steps, count, tmp_path):
+def test_cells_are_found(shape, steps, count):
     truth = cells(shape, count, steps)
     boundary = predicted(walls(truth), 0.1)
-    whole = from_boundary(boundary, None, steps)
-    assert max(errors(whole, truth)) < 0.1
-    block = tuple(max(n // 2, 6) for n in shape)
-    halo = tuple(max(round(16 / step), 1) for step in steps)
-    parts = blockwise(lambda box: from_boundary(boundary[box], None, steps), shape, block, halo, tmp_path)
-    assert max(errors(parts, truth)) < 0.15
-    assert max(errors(parts, whole)) < 0.1
-
-
-def test_a_single_block_is_the_whole(tmp_path):
-    truth = cells((60, 70), 12)
-    boundary = predicted(walls(truth))
-    parts = blockwise(lambda box: from_boundary(boundary[box]), truth.shape, (64, 128), (8, 8), tmp_path)
-    np.testing.assert_array_equal(parts, from_boundary(boundary))
+    found = from_boundary(boundary, None, steps)
+    assert max(errors(found, truth)) < 0.1
+    assert (found > 0).all()
 
 
 def test_foreground_bounds_instances_and_touching_ones_are_parted():
@@ -99,67 +85,26 @@ def test_foreground_bounds_instances_and_touching_ones_are_parted():
     assert (parted[inside] > 0).all()
 
 
-def test_mutex_watershed_finds_cells_whole_and_in_blocks(tmp_path):
+@pytest.mark.parametrize("agglomeration", ["mutex", "mean", "multicut"])
+def test_affinities_find_cells(agglomeration):
     truth = cells((24, 48, 48), 20)
     truth[:, :, 44:] = 0
     found = affinity_maps(truth)
     rng = np.random.default_rng(0)
     noisy = np.clip(np.abs(found - 0.3 * rng.random(found.shape)), 0, 1).astype(np.float32)
-    whole = from_affinities(noisy, OFFSETS)
+    whole = from_affinities(noisy, agglomeration=agglomeration)
     assert max(errors(whole, truth)) < 0.05
     assert not whole[:, :, 45:].any()
-    parts = blockwise(
-        lambda box: from_affinities(noisy[(slice(None), *box)], OFFSETS), truth.shape, (24, 24, 24), (8, 8, 8), tmp_path
-    )  # fmt: skip
-    assert max(errors(parts, truth)) < 0.1
-    exact = from_affinities(found.astype(np.float32), OFFSETS)
+    exact = from_affinities(found.astype(np.float32), agglomeration=agglomeration)
     assert errors(exact, truth) == (0, 0, 0)
 
 
-def test_nothing_gives_nothing(tmp_path):
+def test_nothing_gives_nothing():
     empty = np.zeros((8, 9, 10), np.float32)
     assert not from_boundary(empty, empty > 0).any()
     assert not from_boundary(empty + 1).any()
     assert (from_boundary(empty) == 1).all()
     assert not from_affinities(np.zeros((3, 8, 9, 10), np.float32), OFFSETS[:3]).any()
-
-    def nothing(box):
-        return np.zeros([part.stop - part.start for part in box], np.uint32)
-
-    assert not blockwise(nothing, (20, 20), (8, 8), (2, 2), tmp_path).any()
-
-
-def test_an_error_in_one_block_does_not_glue_what_others_part(tmp_path):
-    truth = np.zeros((20, 40), np.uint32)
-    truth[:10], truth[10:] = 1, 2
-
-    def segment(box):
-        return np.ones_like(truth[box]) if box[1].start == 0 else truth[box]
-
-    found = blockwise(segment, truth.shape, (20, 20), (4, 4), tmp_path)
-    assert found[0, 30] != found[15, 30]
-
-
-def test_a_run_goes_on_after_finished_blocks_and_small_instances_go(tmp_path):
-    truth = cells((60, 60), 9).astype(np.uint32)
-    calls = []
-
-    def segment(box):
-        calls.append(box)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return truth[box]
-
-    local, result = np.zeros((2, 60, 60), np.uint32)
-    job = Stitching((60, 60), (30, 30), (4, 4), BlockFiles(tmp_path)), segment, local, result
-    with pytest.raises(KeyboardInterrupt):
-        stitch(*job)
-    assert stitch(*job) == 9
-    assert len(calls) == 5
-    assert errors(result, truth) == (0, 0, 0)
-    sizes = np.bincount(truth.reshape(-1))[1:]
-    least = int(np.sort(sizes)[2])
-    assert stitch(*job, min_size=least) == 7
 
 
 def identity_predictor(heads, channels=1):
@@ -191,8 +136,8 @@ def test_prediction_writes_instances_beside_their_heads(tmp_path):
     predict(request, predictor=predictor)
     root = zarr.open_group(tmp_path / "p.zarr", mode="r")
     assert root["labels/membrane_instances/0"].dtype == np.uint32
-    whole = from_boundary(root["membrane/0"][...].astype(np.float32) / 255)
-    np.testing.assert_array_equal(root["labels/membrane_instances/0"][...], renumber(whole)[0])
+    whole = from_boundary(root["membrane/0"][...])
+    np.testing.assert_array_equal(root["labels/membrane_instances/0"][...], whole)
     assert errors(whole, truth)[0] < 0.1
     assert root["membrane/0"].dtype == np.uint8
     assert len(np.unique(root["membrane/0"][...])) > 2
@@ -254,6 +199,19 @@ def test_affinity_heads_are_known_by_their_task(tmp_path):
     assert max(errors(root["labels/affs_instances/0"][...], truth)) < 0.1
 
 
+def test_affinities_without_neighbours_are_refused(tmp_path):
+    write_image(tmp_path / "s.zarr", np.zeros((8, 16, 16), np.uint8))
+    predictor = identity_predictor({"affs": (2, "sigmoid", "multilabel")})
+    task = {"type": "affinities", "source_target": "cell", "offsets": [[-1, 0, 0], [0, -3, 0]]}
+    predictor.config["auxiliary_tasks"] = {"affs": task}
+    request = PredictRequest(
+        str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), instances=read_rules("affs")
+    )
+    with pytest.raises(VolumenError, match=r"affs\.offsets: expected an offset of one voxel along every axis"):
+        predict(request, predictor=predictor)
+    assert not (tmp_path / "p.zarr").exists()
+
+
 def test_rules_are_read_from_text_and_mappings():
     rules = read_rules("foreground=cell, boundary=wall, block=8x16x16, merge_threshold=0.3")
     assert rules == InstanceRules("wall", "cell", merge_threshold=0.3, block=(8, 16, 16))
@@ -275,6 +233,10 @@ def test_rules_are_read_from_text_and_mappings():
         ("boundary=a,threshold=high", "instances.threshold: expected a value like 0.5, found 'high'"),
         ("boundary=a,threshold=2", "instances.threshold: expected a probability"),
         ("boundary=a,block=0x4", "block of at least 1"),
+        (
+            "boundary=a,agglomeration=men",
+            "instances.agglomeration: expected auto, mean, mutex, multicut, found men",
+        ),
     ],
 )
 def test_impossible_rules_are_refused(text, message):

@@ -363,7 +363,8 @@ def test_a_local_cluster_without_workers_ends(monkeypatch):
     [
         "postprocess.cleaning.SurveyPass",
         "postprocess.cleaning.ChoosePass",
-        "postprocess.instance_output.SegmentPass",
+        "postprocess.instance_output.FragmentPass",
+        "postprocess.instance_output.EdgePass",
         "postprocess.instance_output.NumberPass",
         "postprocess.passes.LevelPass",
     ],

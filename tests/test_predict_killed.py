@@ -30,6 +30,7 @@ PASSES = {
         "/components/tissue-0/block_",
         "/tissue/0/c/",
         "/instances/blocks/block_",
+        "/instances/edges/run_",
         "/ink_instances/0/c/",
         "/ink/1/c/",
         "os.rmdir",

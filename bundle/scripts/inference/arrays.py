@@ -64,7 +64,7 @@ def grid_arrays(work: VolumeWork) -> ZarrOutput:
 
 
 def local_arrays(work: VolumeWork) -> ZarrOutput:
-    """Return the array of instance numbers that are unique within a block only."""
+    """Return the array of the numbers of fragments' pieces, which are unique within a block only."""
     return _arrays(work, work_folder(work) / "instances", instance_specs(work.request.instances))
 
 

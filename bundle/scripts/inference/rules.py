@@ -42,6 +42,9 @@ class CleaningRules:
         return not (self.min_size or self.keep_largest or self.fill_holes)
 
 
+AGGLOMERATIONS = ("auto", "mean", "mutex", "multicut")
+
+
 @dataclass(frozen=True)
 class InstanceRules:
     """The heads from which instances are computed, and the parameters.
@@ -53,8 +56,10 @@ class InstanceRules:
         threshold: smallest probability at which a voxel is wall, and foreground.
         merge_threshold: fragments merge while the mean wall probability between them is below this.
         min_size: instances of fewer voxels are removed.
-        block: voxels per axis that are segmented at once; (): chosen automatically.
-        halo: context around a block, in units of the smallest voxel side.
+        agglomeration: how fragments merge: "mean", "mutex" or "multicut"; "auto": mutex for affinities with distant
+            offsets, else mean.
+        block: voxels per axis that are segmented at once; (): chosen automatically. The result does not depend on it.
+        halo: distances to walls count up to this, in units of the smallest voxel side.
     """
 
     boundary: str | None = None
@@ -64,7 +69,8 @@ class InstanceRules:
     merge_threshold: float = 0.5
     min_size: int = 0
     block: tuple[int, ...] = ()
-    halo: int = 32
+    halo: int = 16
+    agglomeration: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.sources or (self.affinities and self.boundary):
@@ -83,6 +89,10 @@ class InstanceRules:
                 "instances", expected="min_size of at least 0, halo and block of at least 1",
                 found=f"{self.min_size}, {self.halo}, {self.block}",
             )  # fmt: skip
+        if self.agglomeration not in AGGLOMERATIONS:
+            raise VolumenError(
+                "instances.agglomeration", expected=", ".join(AGGLOMERATIONS), found=self.agglomeration
+            )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -161,7 +171,7 @@ def _split(text: str) -> dict[str, Any]:
 
 
 def _typed(key: str, value: Any) -> Any:
-    if key in ("boundary", "foreground", "affinities"):
+    if key in ("boundary", "foreground", "affinities", "agglomeration"):
         return None if value is None else str(value)
     if key == "block":
         return tuple(int(side) for side in (value.split("x") if isinstance(value, str) else value or ()))

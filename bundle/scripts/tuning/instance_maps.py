@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, aligned_block
-from volumen.inference.postprocess.instance_output import BLOCK_VOXELS, MUTEX_BLOCK_VOXELS
-from volumen.inference.postprocess.instances import InstanceSegmenter
-from volumen.inference.postprocess.stitch import Stitching
+from volumen.inference.postprocess.graph.sources import Source
+from volumen.inference.postprocess.graph.volume import VolumeGraph
+from volumen.inference.postprocess.instance_output import BLOCK_VOXELS
 from volumen.inference.rules import InstanceRules
 from volumen.tuning.scratch import scratch_array
 
@@ -50,14 +49,13 @@ class InstanceMaps:
         self._probabilities, self._rules, self._offsets = probabilities, rules, offsets
         self._spacing, self._mask, self._origin = spacing, mask, origin
         self._shape = next(iter(probabilities.values())).shape
-        most = MUTEX_BLOCK_VOXELS if rules.affinities else BLOCK_VOXELS
-        self._block = aligned_block(rules.block or (), self._shape, chunk, most)
-        self._files = BlockFiles(folder / "blocks")
+        self._block = aligned_block(rules.block or (), self._shape, chunk, BLOCK_VOXELS)
+        self._folder = folder
         folder.mkdir(parents=True)
         self._local, self._final = (
             scratch_array(folder / f"{name}.npy", np.uint32, (1, *self._shape)) for name in ("local", "final")
         )
-        self._segmented_of: InstanceRules | None = None
+        self._threshold: float | None = None
 
     def __call__(self, settings: Mapping[str, float]) -> np.ndarray:
         """Return the instances by settings; they are valid until the next call.
@@ -66,39 +64,47 @@ class InstanceMaps:
             settings: `threshold`, `merge_threshold` and `min_size`.
         """
         rules = replace(
-            self._rules, threshold=settings["threshold"], merge_threshold=settings["merge_threshold"]
+            self._rules,
+            threshold=settings["threshold"],
+            merge_threshold=settings["merge_threshold"],
+            min_size=int(settings["min_size"]),
         )
-        segmenter = InstanceSegmenter(rules, self._spacing, self._offsets)
-        stitching = Stitching(self._shape, self._block, segmenter.halo, self._files)
-        if self._segmented_of != rules:
-            self._segment(stitching, segmenter)
-            self._segmented_of = rules
-        stitching.join(int(settings["min_size"]))
-        for number in range(stitching.count):
-            box, numbers = stitching.numbered(number, lambda box: np.asarray(self._local[(0, *box)]))
+        source = Source(rules, self._spacing, self._offsets)
+        graph = VolumeGraph(self._shape, self._block, source, self._folder / "graph")
+        if self._threshold != rules.threshold:
+            self._find_edges(graph)
+            self._threshold = rules.threshold
+        graph.agglomerate()
+        for number in range(graph.count):
+            box, numbers = graph.numbered(number, self._labels)
             self._final[(0, *box)] = numbers
         return self._final
 
-    def _segment(self, stitching: Stitching, segmenter: InstanceSegmenter) -> None:
-        """Segment every block; finished blocks of other settings are forgotten."""
-        shutil.rmtree(self._files.folder, ignore_errors=True)
-        self._files.folder.mkdir()
+    def _find_edges(self, graph: VolumeGraph) -> None:
+        """Find the fragments and edges of every block; files of other settings are removed."""
+        shutil.rmtree(graph.folder, ignore_errors=True)
+        graph.create()
 
         def write(box: Region, numbers: np.ndarray) -> None:
             self._local[(0, *box)] = numbers
 
-        for number in range(stitching.count):
-            stitching.segment(number, lambda box: self._found(segmenter, box), write, lambda: None)
+        for number in range(graph.count):
+            graph.find_fragments(number, self._heads, self._allowed, write, lambda: None)
+        graph.join()
+        for number in range(graph.count):
+            graph.find_edges(number, self._labels, self._heads, lambda: None)
 
-    def _found(self, segmenter: InstanceSegmenter, box: Region) -> np.ndarray:
-        probabilities = {
-            name: volume.read(box).astype(np.float32) / 255 for name, volume in self._probabilities.items()
-        }
-        found = segmenter(probabilities)
-        if self._mask is not None:
-            there = tuple(
-                slice(part.start + first, part.stop + first)
-                for part, first in zip(box, self._origin, strict=True)
-            )
-            found[~self._mask.read(there).any(axis=0)] = 0
-        return found
+    def _labels(self, box: Region) -> np.ndarray:
+        return np.asarray(self._local[(0, *box)])
+
+    def _heads(self, box: Region) -> dict[str, np.ndarray]:
+        return {name: volume.read(box) for name, volume in self._probabilities.items()}
+
+    def _allowed(self, box: Region) -> np.ndarray | None:
+        if self._mask is None:
+            return None
+        there = tuple(
+            slice(part.start + first, part.stop + first)
+            for part, first in zip(box, self._origin, strict=True)
+        )
+        return np.asarray(self._mask.read(there).any(axis=0))

@@ -10,23 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volumen.inference.arrays import final_arrays, local_arrays
-from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, aligned_block
-from volumen.inference.postprocess.instances import InstanceSegmenter
+from volumen.inference.postprocess.graph.sources import Source, is_step
+from volumen.inference.postprocess.graph.volume import VolumeGraph
 from volumen.inference.postprocess.passes import CancellationCheck, Run
-from volumen.inference.postprocess.stitch import Stitching
 from volumen.inference.rules import InstanceRules, offsets_of, resolve_rules
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
-    from volumen.inference.output.ome_zarr import ZarrOutput
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictRequest
     from volumen.inference.volume_work import VolumeWork
 
 BLOCK_VOXELS = 1 << 23
-"""Voxels that are segmented at once without their halo; mutex watershed needs several times the memory."""
-MUTEX_BLOCK_VOXELS = 1 << 21
+"""Voxels of a chosen block without its halo; a thread needs about 30 bytes for each voxel of both, and the heads."""
 
 
 def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictRequest:
@@ -52,6 +49,8 @@ def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictReq
         raise VolumenError(
             "instances.block", expected=f"{len(predictor.patch_size)} numbers", found=rules.block
         )
+    if rules.affinities is not None:
+        _check_offsets(rules.affinities, predictor)
     if importlib.util.find_spec("bioimage_cpp") is None:
         raise VolumenError(
             "--instances", "bioimage-cpp is not installed", remedy='pip install "volumen[instances]"'
@@ -59,13 +58,32 @@ def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictReq
     return replace(request, instances=rules)
 
 
+def _check_offsets(name: str, predictor: Predictor) -> None:
+    """Check that affinities tell apart neighbours along every axis.
+
+    Raises:
+        VolumenError: they do not.
+    """
+    task = (predictor.config.get("auxiliary_tasks") or {}).get(name, {})
+    ndim = len(predictor.patch_size)
+    offsets = offsets_of(task, ndim)
+    along = {axis for offset in offsets if is_step(offset) for axis, step in enumerate(offset) if step}
+    if len(along) < ndim:
+        raise VolumenError(
+            f"auxiliary_tasks.{name}.offsets",
+            expected="an offset of one voxel along every axis, for instances",
+            found=[list(offset) for offset in offsets],
+            remedy="train with these offsets too, or take instances from another head",
+        )
+
+
 @dataclass(frozen=True)
 class _InstancePass:
-    """A pass over the blocks in which instances are segmented.
+    """A pass over the blocks in which instances are found.
 
     Args:
         work: the volume's prediction.
-        offsets: offsets of the affinities, () for boundaries.
+        offsets: offsets of the affinities, () for other heads.
     """
 
     work: VolumeWork
@@ -73,7 +91,7 @@ class _InstancePass:
 
     @property
     def count(self) -> int:
-        return self.stitching.count
+        return self.graph.count
 
     @property
     def rules(self) -> InstanceRules:
@@ -82,58 +100,71 @@ class _InstancePass:
         return self.work.request.instances
 
     @property
-    def segmenter(self) -> InstanceSegmenter:
-        """The function that segments a region."""
-        return InstanceSegmenter(self.rules, self.work.voxel_size, self.offsets)
-
-    @property
-    def stitching(self) -> Stitching:
+    def graph(self) -> VolumeGraph:
         """The blocks and their files."""
-        shape, rules = self.work.plan.output_shape, self.rules
-        most = MUTEX_BLOCK_VOXELS if rules.affinities else BLOCK_VOXELS
-        block = aligned_block(rules.block or (), shape, self.work.plan.block_shape, most)
-        folder = local_arrays(self.work).root / "blocks"
-        return Stitching(shape, block, self.segmenter.halo, BlockFiles(folder))
+        shape = self.work.plan.output_shape
+        block = aligned_block(self.rules.block or (), shape, self.work.plan.block_shape, BLOCK_VOXELS)
+        source = Source(self.rules, self.work.voxel_size, self.offsets)
+        return VolumeGraph(shape, block, source, local_arrays(self.work).root)
+
+    def heads(self, region: Region) -> dict[str, np.ndarray]:
+        """Read the stored outputs of the heads in a region."""
+        final = final_arrays(self.work)
+        return {name: final.read(name, region) for name in self.rules.sources}
+
+    def labels(self, region: Region) -> np.ndarray:
+        """Read the numbers of the pieces in a region."""
+        return local_arrays(self.work).read(self.rules.name, region)[0]
+
+    def mask(self, region: Region) -> np.ndarray | None:
+        """Read where the mask of the prediction allows instances; None: everywhere."""
+        mask, origin = self.work.job.mask, final_arrays(self.work).origin
+        if mask is None:
+            return None
+        place = tuple(
+            slice(part.start + first, part.stop + first) for part, first in zip(region, origin, strict=True)
+        )
+        return np.asarray(mask.read(place).any(axis=0))
 
 
-class SegmentPass(_InstancePass):
-    """Segments every block with its halo."""
+class FragmentPass(_InstancePass):
+    """Finds the fragments of every block."""
 
-    title = "segmenting instances"
+    title = "finding fragments"
     is_light = False
 
     def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
         local, name = local_arrays(self.work), self.rules.name
-        self.stitching.segment(
+        self.graph.find_fragments(
             number,
-            self._segment,
+            self.heads,
+            self.mask,
             lambda box, values: local.write(name, box, values[None]),
             raise_if_cancelled,
         )
 
-    def _segment(self, region: Region) -> np.ndarray:
-        final, mask = final_arrays(self.work), self.work.job.mask
-        found = self.segmenter({name: _probabilities(final, name, region) for name in self.rules.sources})
-        if mask is not None:
-            in_volume = tuple(
-                slice(part.start + first, part.stop + first)
-                for part, first in zip(region, final.origin, strict=True)
-            )
-            found[~mask.read(in_volume).any(axis=0)] = 0
-        return found
+
+class EdgePass(_InstancePass):
+    """Sums the statistics of the edges between fragments in every block."""
+
+    title = "measuring edges"
+    is_light = False
+
+    def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
+        self.graph.find_edges(number, self.labels, self.heads, raise_if_cancelled)
 
 
 class NumberPass(_InstancePass):
-    """Replaces the instance numbers of every block by those of the whole volume."""
+    """Replaces the numbers of the pieces of every block by those of the volume's instances."""
 
     title = "numbering instances"
     is_light = True
 
     def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
-        local, final, name = local_arrays(self.work), final_arrays(self.work), self.rules.name
-        box, numbers = self.stitching.numbered(number, lambda box: local.read(name, box)[0])
+        final = final_arrays(self.work)
+        box, numbers = self.graph.numbered(number, self.labels)
         raise_if_cancelled()
-        final.write(name, box, numbers[None])
+        final.write(self.rules.name, box, numbers[None])
 
 
 def make_instances(work: VolumeWork, provenance: Mapping[str, Any], run: Run) -> None:
@@ -150,13 +181,10 @@ def make_instances(work: VolumeWork, provenance: Mapping[str, Any], run: Run) ->
     if rules.affinities is not None:
         tasks = provenance.get("made_of", {}).get("auxiliary_tasks", {})
         offsets = offsets_of(tasks.get(rules.affinities, {}), work.plan.ndim)
-    segment = SegmentPass(work, offsets)
-    segment.stitching.files.folder.mkdir(parents=True, exist_ok=True)
-    run(segment)
-    segment.stitching.join(rules.min_size)
+    graph = FragmentPass(work, offsets).graph
+    graph.create()
+    run(FragmentPass(work, offsets))
+    graph.join()
+    run(EdgePass(work, offsets))
+    graph.agglomerate()
     run(NumberPass(work, offsets))
-
-
-def _probabilities(arrays: ZarrOutput, name: str, region: Region) -> np.ndarray:
-    values = arrays.read(name, region)
-    return values.astype(np.float32) / (255.0 if values.dtype == np.uint8 else 1.0)

@@ -1,0 +1,168 @@
+"""The table of edges between fragments: sums per block in sorted files, which are merged to one file for the volume.
+
+A row describes two fragments: their numbers, the smaller one first; their faces, the sum of the walls on both sides of
+these, and the lowest of the higher walls of both sides; their distant pairs of voxels, and twice the sum of the walls
+between these. All are integers, so that the table does not depend on the order of additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumen.derived.distance_window import three_axes
+from volumen.inference.postprocess.graph import edge_kernels
+from volumen.utils.files.atomic import write_atomically
+
+FIRST, SECOND, FACES, FACE_SUM, LOWEST, PAIRS, PAIR_SUM = range(7)
+"""Columns of the table."""
+COLUMNS = 7
+MERGED_ROWS = 1 << 21
+"""Rows that are merged at once; memory holds about 400 MB for them, whatever the number of edges is."""
+BINS = 1 << 12
+"""Intervals of fragment numbers by which the rows are counted before they are merged."""
+
+Region = tuple[slice, ...]
+
+
+class EdgeSums:
+    """Sums the edges of one block.
+
+    Args:
+        labels: uint32 (*space), fragment numbers of the block and its surroundings, 0 for none.
+        owned: the block as a part of the labels.
+    """
+
+    def __init__(self, labels: np.ndarray, owned: Region) -> None:
+        self._pad = 3 - labels.ndim
+        self._labels = np.ascontiguousarray(labels).reshape(three_axes(labels.shape))
+        bounds = [(0, 1)] * self._pad + [(part.start, part.stop) for part in owned]
+        self._owned = np.array(bounds, np.int64)
+        self._keys = np.zeros(1 << 12, np.uint64)
+        self._sums = np.zeros((1 << 12, edge_kernels.COLUMNS), np.int64)
+        self._used = 0
+
+    def add_faces(self, wall: np.ndarray) -> None:
+        """Add the faces of the block's voxels towards the next voxel on every axis; `wall` uint16 as the labels."""
+        volume = np.ascontiguousarray(wall).reshape(self._labels.shape)
+        self._keys, self._sums, self._used = edge_kernels.sum_faces(
+            self._labels, volume, self._owned, self._keys, self._sums, self._used
+        )
+
+    def add_offset(self, wall: np.ndarray, offset: Sequence[int], far: bool) -> None:
+        """Add the pairs of the block's voxels and those at an offset.
+
+        Args:
+            wall: uint16, of the block's voxels.
+            offset: voxels per axis.
+            far: whether they count as distant pairs, else as faces.
+        """
+        volume = np.ascontiguousarray(wall).reshape(three_axes(wall.shape))
+        step = np.array([0] * self._pad + list(offset), np.int64)
+        self._keys, self._sums, self._used = edge_kernels.sum_offset(
+            self._labels, volume, self._owned, step, far, self._keys, self._sums, self._used
+        )
+
+    def rows(self) -> np.ndarray:
+        """Return the rows of the table, int64 (n, `COLUMNS`), sorted by both fragments."""
+        at = np.flatnonzero(self._keys)
+        at = at[np.argsort(self._keys[at])]
+        keys = self._keys[at]
+        low = np.uint64((1 << 32) - 1)
+        pairs = np.stack([keys >> np.uint64(32), keys & low], axis=1).astype(np.int64)
+        return np.concatenate([pairs, self._sums[at]], axis=1)
+
+
+def add_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows sorted by both fragments, those of the same fragments added up."""
+    rows = rows[np.lexsort((rows[:, SECOND], rows[:, FIRST]))]
+    if not len(rows):
+        return rows
+    new = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
+    first = np.flatnonzero(np.concatenate([[True], new]))
+    out = rows[first]
+    for column in (FACES, FACE_SUM, PAIRS, PAIR_SUM):
+        out[:, column] = np.add.reduceat(rows[:, column], first)
+    out[:, LOWEST] = np.minimum.reduceat(rows[:, LOWEST], first)
+    return out
+
+
+class EdgeFiles:
+    """The files of a volume's edges.
+
+    Args:
+        folder: folder of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has(self, number: int) -> bool:
+        """Whether the rows of a block are written."""
+        return self._run(number).exists()
+
+    def save(self, number: int, rows: np.ndarray) -> None:
+        """Write the sorted rows of a block."""
+        write_atomically(self._run(number), lambda stream: np.save(stream, rows))
+
+    def forget(self, number: int) -> None:
+        """Remove the rows of a block."""
+        self._run(number).unlink(missing_ok=True)
+
+    def merge(self, blocks: int, fragments: int) -> None:
+        """Merge the rows of all blocks to the table, unless it exists.
+
+        Args:
+            blocks: number of blocks.
+            fragments: number of fragments.
+        """
+        if self.has_table:
+            return
+        runs = [np.load(self._run(number), mmap_mode="r") for number in range(blocks)]
+        bounds = _intervals(runs, fragments)
+        cuts = np.array([np.searchsorted(run[:, FIRST], bounds) for run in runs])
+
+        def write(stream: Any) -> None:
+            for low, high in zip(cuts.T[:-1], cuts.T[1:], strict=True):
+                parts = [run[a:b] for run, a, b in zip(runs, low, high, strict=True)]
+                stream.write(add_rows(np.concatenate(parts)).tobytes())
+
+        write_atomically(self._table, write)
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the table is written."""
+        return self._table.exists()
+
+    def table(self) -> np.ndarray:
+        """Return the table, int64 (edges, `COLUMNS`), mapped into memory."""
+        count = self._table.stat().st_size // (8 * COLUMNS)
+        if not count:
+            return np.zeros((0, COLUMNS), np.int64)
+        return np.memmap(self._table, np.int64, "r", shape=(count, COLUMNS))
+
+    @property
+    def _table(self) -> Path:
+        return self.folder / "edges.bin"
+
+    def _run(self, number: int) -> Path:
+        return self.folder / f"run_{number}.npy"
+
+
+def _intervals(runs: Sequence[np.ndarray], fragments: int) -> list[int]:
+    """Return bounds of intervals of fragment numbers, each with at most `MERGED_ROWS` rows if more than one bin has."""
+    width = max(1, -(-(fragments + 1) // BINS))
+    edges = np.arange(0, fragments + 1 + width, width)
+    rows = np.zeros(len(edges) - 1, np.int64)
+    for run in runs:
+        rows += np.diff(np.searchsorted(run[:, FIRST], edges))
+    bounds, total = [0], 0
+    for number, count in enumerate(rows):
+        if total and total + count > MERGED_ROWS:
+            bounds.append(int(edges[number]))
+            total = 0
+        total += int(count)
+    return [*bounds, int(edges[-1])]

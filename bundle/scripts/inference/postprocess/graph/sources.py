@@ -1,0 +1,139 @@
+"""How heads become a landscape for fragments and statistics of edges: walls and foreground, or affinities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from volumen.derived.arrays.affinities import overlap
+from volumen.derived.extents import in_voxels
+from volumen.inference.postprocess.graph.edges import EdgeSums
+from volumen.inference.postprocess.graph.fragments import ROUNDS
+from volumen.inference.postprocess.graph.landscape import (
+    CERTAIN,
+    Heads,
+    Landscape,
+    as_level,
+    levels,
+    walls_landscape,
+    walls_reach,
+)
+from volumen.inference.rules import InstanceRules
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the rules read from the heads of a region.
+
+    Args:
+        rules: heads and parameters.
+        spacing: voxel size per axis.
+        offsets: offsets of the affinities, voxels per axis in array order, one per channel; () for other heads.
+    """
+
+    rules: InstanceRules
+    spacing: tuple[float, ...]
+    offsets: tuple[tuple[int, ...], ...] = field(default=())
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Voxel size in units of the smallest."""
+        return in_voxels(self.spacing)
+
+    @property
+    def threshold(self) -> int:
+        """The lowest wall that separates."""
+        return as_level(self.rules.threshold)
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """Voxels per axis around a block on which its fragments depend."""
+        return tuple(max(radius + 1, ROUNDS) + 1 for radius in walls_reach(self.rules.halo, self.steps))
+
+    @property
+    def edge_halo(self) -> tuple[tuple[int, int], ...]:
+        """Voxels before and behind a block, per axis, to which its edges reach."""
+        if not self.offsets:
+            return ((0, 1),) * len(self.spacing)
+        axes = list(zip(*self.offsets, strict=True))
+        return tuple((max(0, *(-step for step in axis)), max(0, *axis)) for axis in axes)
+
+    @property
+    def agglomeration(self) -> str:
+        """How fragments merge: "mean", "mutex" or "multicut"."""
+        if self.rules.agglomeration != "auto":
+            return self.rules.agglomeration
+        return "mean" if all(is_step(offset) for offset in self.offsets) else "mutex"
+
+    def landscape(self, heads: Heads, mask: np.ndarray | None = None) -> Landscape:
+        """Return the landscape of a region.
+
+        Args:
+            heads: stored outputs of the heads.
+            mask: bool (*space), where instances may be; None: everywhere.
+        """
+        rules = self.rules
+        inside = mask
+        if rules.foreground is not None:
+            found = levels(heads[rules.foreground]).max(axis=0) >= self.threshold
+            inside = found if inside is None else inside & found
+        if rules.affinities is None:
+            return walls_landscape(self._wall(heads), inside, self.steps, self.threshold, rules.halo)
+        links = self._links(levels(heads[rules.affinities]))
+        wall = links.max(axis=0)
+        if rules.foreground is None:
+            found = _bound(links, as_level(1 - rules.threshold))
+            inside = found if inside is None else inside & found
+        found = walls_landscape(wall, inside, self.steps, self.threshold, rules.halo)
+        return Landscape(found.wall, found.inside, found.free, found.height, links)
+
+    def add_edges(self, sums: EdgeSums, heads: Heads, owned: tuple[slice, ...]) -> None:
+        """Add the edges of a block to its sums.
+
+        Args:
+            sums: the sums, with the labels of the block and its surroundings.
+            heads: stored outputs of the same region.
+            owned: the block as a part of it.
+        """
+        if self.rules.affinities is None:
+            sums.add_faces(self._wall(heads))
+            return
+        affinities = levels(heads[self.rules.affinities])[(slice(None), *owned)]
+        for values, offset in zip(affinities, self.offsets, strict=True):
+            sums.add_offset(np.uint16(CERTAIN) - values, offset, far=not is_step(offset))
+
+    def _wall(self, heads: Heads) -> np.ndarray:
+        if self.rules.boundary is not None:
+            return levels(heads[self.rules.boundary]).max(axis=0)
+        return np.uint16(CERTAIN) - levels(heads[self.rules.foreground or ""]).max(axis=0)
+
+    def _links(self, affinities: np.ndarray) -> np.ndarray:
+        """Return the wall between each voxel and the previous one, uint16 (axes, *space); 0 where there is none."""
+        links = np.zeros((len(self.spacing), *affinities.shape[1:]), np.uint16)
+        for values, offset in zip(affinities, self.offsets, strict=True):
+            if is_step(offset):
+                axis = next(number for number, step in enumerate(offset) if step)
+                here, there = overlap(values.shape, offset)
+                # The affinity is stored at the voxel of `here`; the later voxel of the two holds the link.
+                later = here if offset[axis] < 0 else there
+                links[axis][later] = np.uint16(CERTAIN) - values[here]
+        return links
+
+
+def is_step(offset: Sequence[int]) -> bool:
+    """Whether an offset leads to a neighbour across a face."""
+    return sum(abs(step) for step in offset) == 1
+
+
+def _bound(links: np.ndarray, level: int) -> np.ndarray:
+    """Return bool (*space): voxels with a wall of at most `level` to a neighbour across a face."""
+    found = np.zeros(links.shape[1:], bool)
+    for axis, link in enumerate(links):
+        later = (slice(None),) * axis + (slice(1, None),)
+        before = (slice(None),) * axis + (slice(None, -1),)
+        open_here = link[later] <= level
+        found[later] |= open_here
+        found[before] |= open_here
+    return found

@@ -1,0 +1,246 @@
+"""Instances of a volume in five steps: fragments per block, their joining, edges per block, their merging, numbers.
+
+Steps per block may run in any order, in several threads or processes, and be repeated. Every finished step is a file,
+so that an interrupted run continues. The result is the same for every division into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from volumen.derived.distance_window import surroundings
+from volumen.inference.postprocess.block_files import BlockFiles
+from volumen.inference.postprocess.blocks import Region, block_box, block_counts
+from volumen.inference.postprocess.graph.agglomerate import agglomerate
+from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums
+from volumen.inference.postprocess.graph.fragments import pieces_of
+from volumen.inference.postprocess.graph.landscape import Heads
+from volumen.inference.postprocess.graph.links import Fragments, join_pieces, shell_of
+from volumen.inference.postprocess.graph.sources import Source
+from volumen.utils.files.atomic import write_atomically
+
+ReadHeads = Callable[[Region], Heads]
+ReadMask = Callable[[Region], np.ndarray | None]
+ReadLabels = Callable[[Region], np.ndarray]
+Write = Callable[[Region, np.ndarray], None]
+CancellationCheck = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class VolumeGraph:
+    """The blocks of a volume, and the steps from its heads to its instances.
+
+    `find_fragments` for each block, `join`, `find_edges` for each block, `agglomerate`, then `numbered` for each block.
+
+    Args:
+        shape: shape of the volume.
+        block: shape of a block.
+        source: how heads are read.
+        folder: folder of the files.
+    """
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    source: Source
+    folder: Path
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return math.prod(block_counts(self.shape, self.block))
+
+    @property
+    def pieces(self) -> BlockFiles:
+        """The files of the pieces of each block, and of the fragment of each piece."""
+        return BlockFiles(self.folder / "blocks")
+
+    @property
+    def edges(self) -> EdgeFiles:
+        """The files of the edges."""
+        return EdgeFiles(self.folder / "edges")
+
+    def create(self) -> None:
+        """Create the folders."""
+        for folder in (self.pieces.folder, self.edges.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def box(self, number: int) -> Region:
+        """Return the region of a block."""
+        return block_box(number, self.shape, self.block)
+
+    def find_fragments(
+        self,
+        number: int,
+        heads: ReadHeads,
+        mask: ReadMask,
+        write: Write,
+        raise_if_cancelled: CancellationCheck,
+    ) -> None:
+        """Find the pieces of a block unless they are known.
+
+        Args:
+            number: number of the block.
+            heads: reads the heads of a region.
+            mask: reads where instances may be, bool, or returns None for everywhere.
+            write: writes the numbers of the pieces of a region, uint32, which are unique within the block only.
+            raise_if_cancelled: called before anything is written.
+        """
+        if self.pieces.has(number):
+            return
+        box = self.box(number)
+        outer, inner = surroundings(self.shape, box, self.source.halo)
+        landscape = self.source.landscape(heads(outer), mask(outer))
+        first = [part.start for part in outer]
+        pieces = pieces_of(landscape, self.source.threshold, inner, self.shape, first)
+        raise_if_cancelled()
+        write(box, pieces.labels)
+        content = {"ends": pieces.ends, "sizes": pieces.sizes, "lowest": pieces.lowest}
+        self.pieces.save(number, {**content, **shell_of(pieces.labels, box, self.shape)})
+
+    def join(self) -> int:
+        """Join the pieces of all blocks to fragments, unless that is done, and return the number of fragments."""
+        if not self.pieces.has_table:
+            found = join_pieces(self.pieces.load, self.shape, self.block)
+            write_atomically(self._sizes, lambda stream: np.save(stream, found.sizes))
+            self.pieces.save_table(found.offsets, found.number)
+        return len(np.load(self._sizes, mmap_mode="r"))
+
+    def find_edges(
+        self, number: int, labels: ReadLabels, heads: ReadHeads, raise_if_cancelled: CancellationCheck
+    ) -> None:
+        """Sum the edges of a block unless they are known.
+
+        Args:
+            number: number of the block.
+            labels: reads the numbers that `find_fragments` wrote.
+            heads: reads the heads of a region.
+            raise_if_cancelled: called before anything is written.
+        """
+        if self.edges.has(number):
+            return
+        box = self.box(number)
+        outer = tuple(
+            slice(max(part.start - before, 0), min(part.stop + behind, n))
+            for part, (before, behind), n in zip(box, self.source.edge_halo, self.shape, strict=True)
+        )
+        owned = tuple(
+            slice(part.start - wide.start, part.stop - wide.start)
+            for part, wide in zip(box, outer, strict=True)
+        )
+        sums = EdgeSums(self._fragments(outer, labels), owned)
+        self.source.add_edges(sums, heads(outer), owned)
+        raise_if_cancelled()
+        self.edges.save(number, sums.rows())
+
+    def agglomerate(self) -> int:
+        """Merge the edges of all blocks, then fragments, and number instances; return the number of instances."""
+        sizes = np.load(self._sizes)
+        self.edges.merge(self.count, len(sizes))
+        rules = self.source.rules
+        clusters = agglomerate(
+            self.edges.table(), len(sizes), self.source.agglomeration, rules.merge_threshold
+        )
+        final = without_small(clusters, sizes, rules.min_size)
+        write_atomically(self._final, lambda stream: np.save(stream, final))
+        return int(final.max(initial=0))
+
+    def numbered(self, number: int, labels: ReadLabels) -> tuple[Region, np.ndarray]:
+        """Return the region of a block and its final numbers, uint32.
+
+        Args:
+            number: number of the block.
+            labels: reads the numbers that `find_fragments` wrote.
+        """
+        box = self.box(number)
+        final = np.load(self._final, mmap_mode="r")
+        pieces = self.pieces.table(number)
+        instances = np.array(final[pieces.astype(np.int64) - 1])
+        return box, np.concatenate([np.zeros(1, np.uint32), instances])[labels(box)]
+
+    def _fragments(self, region: Region, labels: ReadLabels) -> np.ndarray:
+        """Return the fragment numbers of a region, uint32, 0 for none."""
+        found = np.empty([part.stop - part.start for part in region], np.uint32)
+        for number, part in self._parts(region):
+            table = np.concatenate([np.zeros(1, np.uint32), self.pieces.table(number)])
+            inner = tuple(
+                slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, region, strict=True)
+            )
+            found[inner] = table[labels(part)]
+        return found
+
+    def _parts(self, region: Region) -> Iterator[tuple[int, Region]]:
+        """Yield the number of every block that meets a region, and the part of the region in it."""
+        counts = block_counts(self.shape, self.block)
+        ranges = [
+            range(part.start // side, -(-part.stop // side))
+            for part, side in zip(region, self.block, strict=True)
+        ]
+        for index in np.ndindex(*(len(r) for r in ranges)):
+            place = tuple(r[i] for r, i in zip(ranges, index, strict=True))
+            number = int(np.ravel_multi_index(place, counts))
+            box = self.box(number)
+            yield (
+                number,
+                tuple(
+                    slice(max(a.start, b.start), min(a.stop, b.stop))
+                    for a, b in zip(box, region, strict=True)
+                ),
+            )
+
+    @property
+    def _sizes(self) -> Path:
+        return self.folder / "sizes.npy"
+
+    @property
+    def _final(self) -> Path:
+        return self.folder / "final.npy"
+
+
+def without_small(clusters: np.ndarray, sizes: np.ndarray, least: int) -> np.ndarray:
+    """Return the instance of each fragment, uint32 from 1 without a gap, 0 for instances of fewer voxels than `least`.
+
+    Args:
+        clusters: cluster of each fragment, from 0.
+        sizes: voxels of each fragment.
+        least: voxels.
+    """
+    total = np.bincount(clusters, weights=sizes) if len(clusters) else np.zeros(0)
+    kept = np.flatnonzero(total >= least)
+    number = np.zeros(len(total), np.uint32)
+    number[kept] = np.arange(1, len(kept) + 1)
+    return number[clusters]
+
+
+def instances_of(heads: Heads, source: Source, mask: np.ndarray | None = None) -> np.ndarray:
+    """Return the instances of arrays in memory, uint32 (*space), 0 for none: the same as those of blocks.
+
+    Args:
+        heads: outputs of the heads, (C, *space).
+        source: how they are read.
+        mask: bool (*space), where instances may be; None: everywhere.
+    """
+    landscape = source.landscape(heads, mask)
+    shape = landscape.wall.shape
+    everything = tuple(slice(0, n) for n in shape)
+    pieces = pieces_of(landscape, source.threshold, everything, shape, (0,) * len(shape))
+    found = _of_one_block(pieces.ends, pieces.sizes, pieces.lowest, shape)
+    numbers = np.concatenate([np.zeros(1, np.uint32), found.number])
+    sums = EdgeSums(numbers[pieces.labels], everything)
+    source.add_edges(sums, heads, everything)
+    rules = source.rules
+    clusters = agglomerate(sums.rows(), len(found.sizes), source.agglomeration, rules.merge_threshold)
+    final = without_small(clusters, found.sizes, rules.min_size)
+    instances = final[found.number.astype(np.int64) - 1]
+    return np.concatenate([np.zeros(1, np.uint32), instances])[pieces.labels]
+
+
+def _of_one_block(
+    ends: np.ndarray, sizes: np.ndarray, lowest: np.ndarray, shape: tuple[int, ...]
+) -> Fragments:
+    content = {"ends": ends, "sizes": sizes, "lowest": lowest}
+    return join_pieces(lambda *_: content, shape, shape)

@@ -1,0 +1,328 @@
+"""Instances by one graph: the same bytes for all blocks, orders and interruptions; tables as by direct loops."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from instance_cases import cells, predicted, walls
+
+from volumen.inference.postprocess.graph import edges as edge_tables
+from volumen.inference.postprocess.graph.agglomerate import agglomerate
+from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, add_rows
+from volumen.inference.postprocess.graph.fragments import pieces_of
+from volumen.inference.postprocess.graph.landscape import CERTAIN
+from volumen.inference.postprocess.graph.sources import Source
+from volumen.inference.postprocess.graph.volume import VolumeGraph, instances_of
+from volumen.inference.rules import InstanceRules
+
+pytest.importorskip("bioimage_cpp", exc_type=ImportError)
+
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-4, 0, 0), (0, -6, 0), (0, 0, 6), (3, 0, -5))
+SHAPE = (30, 44, 52)
+BLOCKS = [(8, 8, 8), (7, 16, 11), (30, 5, 52), (16, 32, 32), (30, 44, 52)]
+
+
+def smooth_noise(shape, seed):
+    return predicted(np.zeros(shape), 1.0, seed)
+
+
+def boundary_case():
+    truth = cells(SHAPE, 14, seed=3)
+    wall = np.rint(255 * predicted(walls(truth), 0.2)).astype(np.uint8)
+    wall[:, :9, :9] = 0  # plateaus
+    wall[10:22, 20:40, 30:50] = 255  # a wall that fragments do not fill
+    return {"wall": wall[None]}, Source(InstanceRules("wall", halo=6), (1.0, 1.0, 1.0))
+
+
+def thick_case():
+    heads, _ = boundary_case()
+    return heads, Source(InstanceRules("wall", halo=9), (2.5, 1.0, 1.2))
+
+
+def foreground_case():
+    heads, _ = boundary_case()
+    heads["cell"] = smooth_noise((1, *SHAPE), 1).astype(np.float16)
+    rules = InstanceRules("wall", "cell", halo=6, threshold=0.3, agglomeration="multicut")
+    return heads, Source(rules, (1.0, 1.0, 1.0))
+
+
+def affinity_case():
+    truth = cells(SHAPE, 14, seed=5)
+    truth[:, 36:] = 0
+    rng = np.random.default_rng(0)
+    found = np.zeros((len(OFFSETS), *SHAPE), np.float32)
+    for values, offset in zip(found, OFFSETS):
+        moved = np.roll(truth, tuple(-step for step in offset), (0, 1, 2))
+        values[...] = np.abs((moved == truth) * (truth > 0) - 0.4 * rng.random(SHAPE))
+    rules = InstanceRules(affinities="affs", halo=6)
+    return {"affs": np.rint(255 * found).astype(np.uint8)}, Source(rules, (1.0, 1.0, 1.0), OFFSETS)
+
+
+CASES = {
+    "walls": boundary_case,
+    "thick": thick_case,
+    "foreground": foreground_case,
+    "affinities": affinity_case,
+}
+
+
+def whole_box(array):
+    return tuple(slice(0, n) for n in array.shape)
+
+
+def mask_of(shape):
+    mask = np.ones(shape, bool)
+    mask[:, 30:, :7] = False
+    return mask
+
+
+class Run:
+    """A segmentation in blocks, of arrays in memory."""
+
+    def __init__(self, heads, source, block, folder, mask=None):
+        self.heads_of, self.mask_of, self.cancel = heads, mask, lambda: None
+        shape = next(iter(heads.values())).shape[1:]
+        self.graph = VolumeGraph(shape, block, source, folder)
+        self.graph.create()
+        self.local, self.final = np.zeros((2, *shape), np.uint32)
+
+    def heads(self, box):
+        return {name: values[(slice(None), *box)] for name, values in self.heads_of.items()}
+
+    def mask(self, box):
+        return None if self.mask_of is None else self.mask_of[box]
+
+    def labels(self, box):
+        return self.local[box]
+
+    def fragments(self, number):
+        self.graph.find_fragments(number, self.heads, self.mask, self.local.__setitem__, self.cancel)
+
+    def edges(self, number):
+        self.graph.find_edges(number, self.labels, self.heads, self.cancel)
+
+    def number(self, number):
+        box, values = self.graph.numbered(number, self.labels)
+        self.final[box] = values
+
+    def __call__(self, each=lambda function, numbers: list(map(function, numbers))):
+        each(self.fragments, range(self.graph.count))
+        self.graph.join()
+        each(self.edges, range(self.graph.count))
+        count = self.graph.agglomerate()
+        each(self.number, range(self.graph.count))
+        assert self.final.max() == count
+        return self.final
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_division_into_blocks_gives_the_bytes_of_the_whole(case, block, tmp_path):
+    heads, source = CASES[case]()
+    mask = mask_of(SHAPE)
+    whole = instances_of(heads, source, mask)
+    assert len(np.unique(whole)) > 8
+    assert not whole[~mask].any()
+    np.testing.assert_array_equal(Run(heads, source, block, tmp_path, mask)(), whole)
+
+
+def test_a_flat_volume_without_blocks_is_one_instance_or_none(tmp_path):
+    source = Source(InstanceRules("wall"), (1.0, 1.0))
+    for value, count in ((0, 1), (255, 0)):
+        heads = {"wall": np.full((1, 40, 50), value, np.uint8)}
+        for block in ((40, 50), (16, 7)):
+            found = Run(heads, source, block, tmp_path / f"{value}-{block}")()
+            assert len(np.unique(found)) == 1
+            assert found.max() == count
+
+
+@pytest.mark.parametrize("case", ["walls", "affinities"])
+def test_order_and_threads_do_not_matter(case, tmp_path):
+    heads, source = CASES[case]()
+    whole = instances_of(heads, source)
+
+    def shuffled(function, numbers):
+        order = list(numbers)
+        random.Random(0).shuffle(order)
+        list(map(function, order))
+
+    def threads(function, numbers):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(function, numbers))
+
+    for name, each in (("shuffled", shuffled), ("threads", threads)):
+        found = Run(heads, source, (8, 16, 16), tmp_path / name)(each)
+        np.testing.assert_array_equal(found, whole)
+
+
+def test_a_step_that_is_interrupted_anywhere_is_repeated_alone(tmp_path):
+    heads, source = boundary_case()
+    whole = instances_of(heads, source)
+    run = Run(heads, source, (16, 16, 32), tmp_path)
+    calls = itertools.count(1)
+
+    def stopped():
+        if next(calls) % 2 == 0:
+            raise KeyboardInterrupt
+
+    stops = 0
+    run.cancel = stopped
+    while True:
+        try:
+            found = run()
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops >= run.graph.count
+    np.testing.assert_array_equal(found, whole)
+
+
+def direct_fragments(landscape, threshold):
+    """Return the peak of every voxel by following the highest neighbour, voxel by voxel; walls are left out."""
+    free, height = landscape.free, landscape.height
+    shape = free.shape
+    following = {}
+    for place in map(tuple, np.argwhere(free)):
+        best, chosen = (height[place], [-n for n in place]), place
+        for step in itertools.product((-1, 0, 1), repeat=3):
+            there = tuple(a + b for a, b in zip(place, step))
+            if any(not 0 <= n < size for n, size in zip(there, shape)) or not free[there]:
+                continue
+            between = itertools.product(*({a, b} for a, b in zip(place, there)))
+            rank = (height[there], [-n for n in there])
+            if all(free[voxel] for voxel in between) and rank > best:
+                best, chosen = rank, there
+        following[place] = chosen
+    peaks = np.full(shape, -1, np.int64)
+    for place in following:
+        end = place
+        while following[end] != end:
+            end = following[end]
+        peaks[place] = np.ravel_multi_index(end, shape)
+    return peaks
+
+
+def test_fragments_are_the_basins_of_steepest_ascent():
+    heads, source = boundary_case()
+    part = (slice(None), slice(0, 12), slice(0, 20), slice(0, 18))
+    landscape = source.landscape({"wall": heads["wall"][part]})
+    shape = landscape.wall.shape
+    pieces = pieces_of(landscape, source.threshold, whole_box(landscape.wall), shape, (0, 0, 0))
+    assert pieces.ends[:, 1].all()
+    peaks = direct_fragments(landscape, source.threshold)
+    free = landscape.free
+    np.testing.assert_array_equal(pieces.ends[pieces.labels[free] - 1, 0], peaks[free])
+    np.testing.assert_array_equal(pieces.sizes, np.bincount(pieces.labels.ravel())[1:])
+    for number in range(1, len(pieces.sizes) + 1):
+        assert pieces.lowest[number - 1] == landscape.wall[pieces.labels == number].min()
+
+
+def direct_rows(labels, wall, affinities=(), offsets=()):
+    """Return the rows of the edges by a loop over all pairs of voxels."""
+    found = {}
+
+    def add(u, v, columns):
+        if u and v and u != v:
+            row = found.setdefault((min(u, v), max(u, v)), [0, 0, 1 << 17, 0, 0])
+            for column, value in columns.items():
+                row[column] = min(row[column], value) if column == 2 else row[column] + value
+
+    shape = labels.shape
+    for place in np.ndindex(shape):
+        if wall is not None:
+            for axis in range(3):
+                there = tuple(n + (axis == k) for k, n in enumerate(place))
+                if there[axis] < shape[axis]:
+                    one, other = int(wall[place]), int(wall[there])
+                    add(labels[place], labels[there], {0: 1, 1: one + other, 2: max(one, other)})
+        for values, offset in zip(affinities, offsets):
+            there = tuple(a + b for a, b in zip(place, offset))
+            if all(0 <= n < size for n, size in zip(there, shape)):
+                value = CERTAIN - int(values[place])
+                near = sum(map(abs, offset)) == 1
+                columns = {0: 1, 1: 2 * value, 2: value} if near else {3: 1, 4: 2 * value}
+                add(labels[place], labels[there], columns)
+    rows = [[u, v, *columns] for (u, v), columns in sorted(found.items())]
+    return np.array(rows, np.int64)
+
+
+def test_edges_are_those_of_a_direct_loop():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 9, (5, 6, 7)).astype(np.uint32)
+    wall = rng.integers(0, CERTAIN + 1, labels.shape).astype(np.uint16)
+    sums = EdgeSums(labels, whole_box(labels))
+    sums.add_faces(wall)
+    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall))
+    affinities = rng.integers(0, CERTAIN + 1, (len(OFFSETS), *labels.shape)).astype(np.uint16)
+    source = Source(InstanceRules(affinities="affs"), (1.0, 1.0, 1.0), OFFSETS)
+    sums = EdgeSums(labels, whole_box(labels))
+    source.add_edges(sums, {"affs": affinities / np.float32(CERTAIN)}, whole_box(labels))
+    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, None, affinities, OFFSETS))
+
+
+def test_many_edges_outgrow_the_first_table():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(1, 4000, (4, 40, 40)).astype(np.uint32)
+    wall = rng.integers(0, CERTAIN + 1, labels.shape).astype(np.uint16)
+    sums = EdgeSums(labels, whole_box(labels))
+    sums.add_faces(wall)
+    assert len(sums.rows()) > 1 << 12
+    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall))
+
+
+@pytest.mark.parametrize("rows", [1, 100, 10**6])
+def test_runs_are_merged_in_parts_of_any_size(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(edge_tables, "MERGED_ROWS", rows)
+    rng = np.random.default_rng(0)
+    files = EdgeFiles(tmp_path)
+    runs = []
+    for number in range(4):
+        pairs = np.sort(rng.integers(1, 90, (300 * (number != 2), 2)), axis=1)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        run = add_rows(np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1))
+        files.save(number, run)
+        runs.append(run)
+    files.merge(4, 90)
+    np.testing.assert_array_equal(files.table(), add_rows(np.concatenate(runs)))
+    expected = {}
+    for row in np.concatenate(runs):
+        old = expected.get((row[0], row[1]), np.array([0, 0, 1 << 17, 0, 0]))
+        new = old + row[2:]
+        new[2] = min(old[2], row[4])
+        expected[row[0], row[1]] = new
+    assert {(row[0], row[1]): tuple(row[2:]) for row in files.table()} == {
+        k: tuple(v) for k, v in expected.items()
+    }
+
+
+def rows_of(*edges):
+    """Return the table of edges (u, v, faces, mean wall[, pairs, mean wall of pairs])."""
+    out = []
+    for u, v, faces, mean, *far in edges:
+        pairs, beyond = far or (0, 0)
+        out.append(
+            [u, v, faces, round(2 * CERTAIN * faces * mean), 0, pairs, round(2 * CERTAIN * pairs * beyond)]
+        )
+    return np.array(out, np.int64)
+
+
+def test_linkage_is_the_mean_over_all_faces():
+    # 1 and 2 merge first; the wall of both towards 3 is then (10 * 0.2 + 90 * 0.7) / 100 = 0.65.
+    table = rows_of((1, 2, 5, 0.1), (1, 3, 10, 0.2), (2, 3, 90, 0.7))
+    np.testing.assert_array_equal(agglomerate(table, 4, "mean", 0.6), [0, 0, 1, 2])
+    np.testing.assert_array_equal(agglomerate(table, 4, "mean", 0.7), [0, 0, 0, 1])
+
+
+def test_distant_pairs_repel():
+    table = rows_of((1, 2, 5, 0.1), (2, 3, 5, 0.2), (1, 3, 0, 0, 50, 0.85))
+    np.testing.assert_array_equal(agglomerate(table, 3, "mutex", 0.5), [0, 0, 1])
+    np.testing.assert_array_equal(agglomerate(table[:, :], 3, "mutex", 0.9), [0, 0, 0])
+    # What does not touch never merges, however alike it is.
+    apart = rows_of((1, 2, 0, 0, 9, 0.0), (1, 3, 4, 0.1))
+    for how in ("mean", "mutex", "multicut"):
+        np.testing.assert_array_equal(agglomerate(apart, 3, how, 0.5), [0, 1, 0])
+    assert agglomerate(np.zeros((0, 7), np.int64), 3, "mean", 0.5).tolist() == [0, 1, 2]
