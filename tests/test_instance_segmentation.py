@@ -207,7 +207,9 @@ def test_affinities_without_neighbours_are_refused(tmp_path):
     request = PredictRequest(
         str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), instances=read_rules("affs")
     )
-    with pytest.raises(VolumenError, match=r"affs\.offsets: expected an offset of one voxel along every axis"):
+    with pytest.raises(
+        VolumenError, match=r"affs\.offsets: expected an offset of one voxel along every axis"
+    ):
         predict(request, predictor=predictor)
     assert not (tmp_path / "p.zarr").exists()
 
