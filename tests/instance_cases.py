@@ -22,6 +22,28 @@ def cells(shape, count, steps=None, seed=0):
     return (cKDTree(points).query(grid)[1] + 1).astype(np.int32)
 
 
+def nuclei(shape, count, steps=None, seed=0):
+    """Return ellipsoids that touch each other, int32 from 1, each in one piece."""
+    steps = np.array(steps or (1.0,) * len(shape))
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, steps)], indexing="ij"), -1)
+    found, nearest = np.zeros(shape, np.int32), np.ones(shape)
+    for number in range(1, count + 1):
+        centre = rng.random(len(shape)) * np.array(shape) * steps
+        radii = rng.uniform(6, 12) * rng.uniform(0.7, 1.3, len(shape))
+        away = np.sqrt((((grid - centre) / radii) ** 2).sum(axis=-1))
+        closer = away < nearest
+        found[closer], nearest[closer] = number, away[closer]
+    for number in range(1, count + 1):
+        parts, pieces = ndimage.label(found == number)
+        sizes = np.bincount(parts.ravel(), minlength=pieces + 1)[1:]
+        if pieces:
+            found[(parts > 0) & (parts != sizes.argmax() + 1)] = 0
+        if sizes.max(initial=0) < 200:
+            found[found == number] = 0
+    return found
+
+
 def walls(labels):
     """Return bool: the voxels with a face neighbour of another cell."""
     found = np.zeros(labels.shape, bool)

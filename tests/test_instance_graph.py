@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from instance_cases import cells, predicted, walls
 
+from volumen.derived.arrays.descriptors import local_shape_descriptors
+from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.inference.postprocess.graph import edges as edge_tables
 from volumen.inference.postprocess.graph.agglomerate import agglomerate
 from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, add_rows
@@ -23,7 +25,7 @@ pytest.importorskip("bioimage_cpp", exc_type=ImportError)
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-4, 0, 0), (0, -6, 0), (0, 0, 6), (3, 0, -5))
 SHAPE = (30, 44, 52)
-BLOCKS = [(8, 8, 8), (7, 16, 11), (30, 5, 52), (16, 32, 32), (30, 44, 52)]
+BLOCKS = [(12, 11, 12), (7, 16, 11), (30, 5, 52), (16, 32, 32), (30, 44, 52)]
 
 
 def smooth_noise(shape, seed):
@@ -62,7 +64,38 @@ def affinity_case():
     return {"affs": np.rint(255 * found).astype(np.uint8)}, Source(rules, (1.0, 1.0, 1.0), OFFSETS)
 
 
+def smooth_field(channels, seed):
+    """Return a random field of unit vectors, float16."""
+    found = np.stack([smooth_noise(SHAPE, seed + channel) for channel in range(channels)]) - 0.5
+    return (found / np.maximum(np.linalg.norm(found, axis=0), 1e-6)).astype(np.float16)
+
+
+def distance_case():
+    truth = cells(SHAPE, 14, seed=4)
+    signed = instance_distance(truth)[0] + 2 * smooth_noise(SHAPE, 7)
+    return {"depth": signed[None].astype(np.float16)}, Source(
+        InstanceRules(distance="depth"), (2.0, 1.0, 1.0)
+    )
+
+
+def sheets_case():
+    heads, _ = distance_case()
+    heads |= {"ink": 1 - boundary_case()[0]["wall"] / np.float32(255), "up": smooth_field(3, 9)}
+    rules = InstanceRules(foreground="ink", normals="up", distance="depth", min_size=20)
+    return heads, Source(rules, (1.0, 1.0, 1.0))
+
+
+def descriptors_case():
+    found = local_shape_descriptors(cells(SHAPE, 14, seed=6), 4.0, (1.0, 1.0, 1.0))
+    noisy = found + 0.2 * np.random.default_rng(0).normal(size=found.shape)
+    rules = InstanceRules(descriptors="lsd", halo=6)
+    return {"lsd": noisy.astype(np.float16)}, Source(rules, (1.0, 1.0, 1.0))
+
+
 CASES = {
+    "distance": distance_case,
+    "sheets": sheets_case,
+    "descriptors": descriptors_case,
     "walls": boundary_case,
     "thick": thick_case,
     "foreground": foreground_case,
@@ -315,6 +348,16 @@ def test_linkage_is_the_mean_over_all_faces():
     table = rows_of((1, 2, 5, 0.1), (1, 3, 10, 0.2), (2, 3, 90, 0.7))
     np.testing.assert_array_equal(agglomerate(table, 4, "mean", 0.6), [0, 0, 1, 2])
     np.testing.assert_array_equal(agglomerate(table, 4, "mean", 0.7), [0, 0, 0, 1])
+
+
+def test_necks_part_whatever_the_size():
+    table = rows_of((1, 2, 4, 0.0), (2, 3, 400, 0.0))
+    lowest = CERTAIN - np.array([8000, 8000, 40000])
+    table[:, 4] = CERTAIN - np.array([6400, 3200])  # depths of the necks: 0.8 and 0.4 of the shallower side
+    assert agglomerate(table, 3, "mean", 0.5, lowest, 1).tolist() == [0, 0, 1]
+    assert agglomerate(table, 3, "mean", 0.1, lowest, 1).tolist() == [0, 1, 2]
+    assert agglomerate(table, 3, "mean", 0.5, lowest, 6).tolist() == [0, 0, 0]
+    assert agglomerate(table, 3, "mean", 0.5, lowest).tolist() == [0, 0, 0]
 
 
 def test_distant_pairs_repel():

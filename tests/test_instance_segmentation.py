@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from instance_cases import cells, predicted, walls
+from instance_cases import cells, nuclei, predicted, walls
 from prediction import make_predictor
+from scipy import ndimage
 
 from volumen.derived.arrays.affinities import affinities
+from volumen.derived.arrays.descriptors import local_shape_descriptors
+from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.inference.postprocess.blocks import aligned_block
 from volumen.inference.postprocess.graph.sources import Source
 from volumen.inference.postprocess.graph.volume import instances_of
 from volumen.inference.predict import predict
 from volumen.inference.record.reproduce import settings_to_reproduce
 from volumen.inference.request import PredictRequest
-from volumen.inference.rules import InstanceRules, read_rules, resolve_rules
+from volumen.inference.rules import HEADS, InstanceRules, read_rules, resolve_rules
 from volumen.inference.settings import request_fields
 from volumen.metrics.objects.contingency import overlaps
+from volumen.metrics.objects.errors import object_errors
 from volumen.metrics.objects.partition import adapted_rand_error, voi_merge, voi_split
+from volumen.phantom.geometry import Roll, sheet_geometry
 from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp", exc_type=ImportError)
@@ -97,6 +102,76 @@ def test_affinities_find_cells(agglomeration):
     assert not whole[:, :, 45:].any()
     exact = from_affinities(found.astype(np.float32), agglomeration=agglomeration)
     assert errors(exact, truth) == (0, 0, 0)
+
+
+def counts(found, truth):
+    """Return how many true objects are broken, merged and missed."""
+    wrong = object_errors(overlaps(found, truth))
+    return len(wrong.broken), len(wrong.merged), len(wrong.missed)
+
+
+def rough(shape, size, seed=0):
+    """Return smooth noise of a standard deviation."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.0)
+    return size * noise / noise.std()
+
+
+@pytest.mark.parametrize("steps", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)], ids=str)
+def test_distances_part_nuclei_that_touch(steps):
+    truth = nuclei((round(48 / steps[0]), 96, 96), 40, steps)
+    plain, _ = ndimage.label(truth > 0)
+    assert counts(plain, truth)[1] > 3
+    signed = instance_distance(truth, spacing=steps)[0]
+    signed = ndimage.gaussian_filter(signed, [0.7 / step for step in steps]) + rough(truth.shape, 0.3)
+    heads = {"depth": signed[None].astype(np.float16)}
+    found = instances_of(heads, Source(InstanceRules(distance="depth", min_size=30), steps))
+    broken, merged, missed = counts(found, truth)
+    assert broken <= 1
+    assert merged <= 1
+    assert missed == 0
+
+
+def test_descriptors_part_nuclei_that_touch():
+    truth = nuclei((48, 96, 96), 40)
+    field = local_shape_descriptors(truth, 4.0, (1.0, 1.0, 1.0))
+    heads = {"lsd": field + rough(field.shape, 0.15), "cell": (truth > 0).astype(np.float32)[None]}
+    rules = InstanceRules(foreground="cell", descriptors="lsd", min_size=30)
+    found = instances_of(heads, Source(rules, (1.0, 1.0, 1.0)))
+    assert sum(counts(found, truth)) <= 1
+    np.testing.assert_array_equal(found[truth == 0], 0)
+
+
+@pytest.mark.parametrize("gap", [2, 3, 5, 8])
+def test_sheets_that_touch_are_parted_wrap_by_wrap(gap):
+    heads, truth = sheets(gap)
+    plain, _ = ndimage.label(heads["ink"][0] >= 0.5)
+    assert counts(plain, truth)[1] > 0
+    rules = InstanceRules(foreground="ink", normals="up", distance="depth", min_size=100)
+    found = instances_of(heads, Source(rules, (1.0, 1.0, 1.0)))
+    assert counts(found, truth) == (0, 0, 0)
+
+
+def sheets(gap, shape=(48, 96, 96)):
+    """Return simulated heads of a roll beside its axis, and its wraps as instances."""
+    roll = replace(
+        Roll.draw((96, 320, 320), 0), pitch=3.0 + gap, thickness=3.0, centre=(-40.0, 48.0), squeeze=min(0.3 * gap, 1.5),
+        last_turn=round(160 / (3 + gap)),
+    )  # fmt: skip
+    true = sheet_geometry(roll, shape)
+    ink = ndimage.gaussian_filter(1 / (1 + np.exp(true.distance / 0.45)), 1.0)
+    normals = np.stack([ndimage.gaussian_filter(part, 1.0) for part in true.normals]) + rough(
+        true.normals.shape, 0.15
+    )
+    heads = {
+        "ink": np.clip(1.3 * ink + rough(shape, 0.15, 1), 0, 1)[None].astype(np.float32),
+        "up": (normals / np.linalg.norm(normals, axis=0)).astype(np.float16),
+        "depth": (ndimage.gaussian_filter(true.distance, 1.0) + rough(shape, 0.3, 2))[None].astype(
+            np.float16
+        ),
+    }
+    truth, _ = ndimage.label(true.distance < 0)
+    truth[np.bincount(truth.ravel())[truth] < 500] = 0
+    return heads, truth
 
 
 def test_nothing_gives_nothing():
@@ -199,6 +274,28 @@ def test_affinity_heads_are_known_by_their_task(tmp_path):
     assert max(errors(root["labels/affs_instances/0"][...], truth)) < 0.1
 
 
+def test_a_predicted_distance_parts_nuclei_in_any_blocks(tmp_path):
+    truth = nuclei((24, 48, 48), 12)
+    signed = np.clip(instance_distance(truth)[0], -6, 6)
+    write_image(tmp_path / "s.zarr", np.rint(255 * (signed + 6) / 12).astype(np.uint8))
+    predictor = identity_predictor({"cell": (1, "none", "distance"), "ink": (1, "sigmoid", "binary")})
+    results = []
+    for words in ("cell", "distance=cell,block=8x16x16"):
+        request = PredictRequest(
+            str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"), amp="off", threshold=0.5,
+            instances=read_rules(words), overwrite=True,
+        )  # fmt: skip
+        predict(request, predictor=predictor)
+        results.append(zarr.open_array(tmp_path / "p.zarr" / "labels/cell_instances/0", mode="r")[...])
+    np.testing.assert_array_equal(*results)
+    assert counts(results[0], truth) == (0, 0, 0)
+    rules = read_rules("distance=ink")
+    with pytest.raises(
+        VolumenError, match=r"--instances: expected predicted targets with a distance: cell, found ink"
+    ):
+        predict(replace(request, instances=rules), predictor=predictor)
+
+
 def test_affinities_without_neighbours_are_refused(tmp_path):
     write_image(tmp_path / "s.zarr", np.zeros((8, 16, 16), np.uint8))
     predictor = identity_predictor({"affs": (2, "sigmoid", "multilabel")})
@@ -224,6 +321,37 @@ def test_rules_are_read_from_text_and_mappings():
     assert read_rules(None) is None
     task = {"edge": {"type": "boundary", "source_target": "cell"}}
     assert resolve_rules(read_rules("edge"), task).sources == ("cell", "edge")
+
+
+def test_heads_are_used_by_their_task():
+    tasks = {
+        "edge": {"type": "boundary", "source_target": "cell"},
+        "depth": {"type": "distance_transform", "source_target": "cell"},
+        "up": {"type": "surface_normals", "source_target": "cell"},
+        "lsd": {"type": "local_shape_descriptors", "source_target": "cell"},
+        "other": {"type": "distance_transform", "source_target": "nucleus"},
+    }
+    kinds = {"cell": "binary", "nucleus": "distance", **dict.fromkeys(tasks, "field")}
+
+    def resolved(words):
+        rules = resolve_rules(read_rules(words), tasks, kinds)
+        return {key: getattr(rules, key) for key in HEADS if getattr(rules, key) is not None}
+
+    assert resolved("depth") == {"distance": "depth", "foreground": "cell"}
+    assert resolved("up") == {"normals": "up", "foreground": "cell"}
+    assert resolved("lsd") == {"descriptors": "lsd", "foreground": "cell"}
+    assert resolved("nucleus") == {"distance": "nucleus"}
+    assert resolved("other") == {"distance": "other"}
+    assert resolved("distance=nucleus,boundary=edge") == {
+        "distance": "nucleus", "boundary": "edge", "foreground": "cell",
+    }  # fmt: skip
+    assert resolved("sheets") == {"foreground": "cell", "normals": "up", "distance": "depth"}
+    assert resolve_rules(read_rules("sheets"), {}, {"sheets": "binary"}).boundary == "sheets"
+    two = {**tasks, "down": {"type": "surface_normals", "source_target": "page"}}
+    with pytest.raises(VolumenError, match=r"--instances sheets: expected one label.*found cell, page"):
+        resolve_rules(read_rules("sheets"), two, kinds)
+    with pytest.raises(VolumenError, match=r"surface_normals.*found none"):
+        resolve_rules(read_rules("sheets"), {}, kinds)
 
 
 @pytest.mark.parametrize(

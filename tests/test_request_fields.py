@@ -270,7 +270,7 @@ OF_OLD_RECORD = {
     "patch_size": (8, 8, 8), "device": "cpu", "amp": "off", "tta": "mirror", "mask": "mask.zarr",
     "region": ((0, 9), (0, 24), (0, 19)), "skip_empty": False, "dtype": "uint8", "threshold": 0.4,
     "compress": "gzip", "min_size": 4, "keep_largest": 5, "fill_holes": 3,
-    "instances": InstanceRules(foreground="ink", min_size=2), "pyramid": False, "on_corrupt": "skip",
+    "instances": InstanceRules(foreground="ink", min_size=2, halo=32), "pyramid": False, "on_corrupt": "skip",
     "nonfinite": None, "axes": "zyx", "level": 1,
 }  # fmt: skip
 

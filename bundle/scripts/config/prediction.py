@@ -111,8 +111,9 @@ class InferenceConfig(PredictionSettings):
     instances: Annotated[
         dict[str, Any] | str | None,
         Described(
-            "Also write TARGET_instances: from a wall such as membrane, from foreground=cell,boundary=membrane, or "
-            "from affinities; more keys: `threshold`, `merge_threshold`, `min_size`, `block`, `halo`; null: none.",
+            "Also write TARGET_instances: from a wall such as membrane, from foreground=cell,boundary=membrane, from "
+            "affinities, distances or shape descriptors, or sheets; more keys: `threshold`, `merge_threshold`, "
+            "`min_size`, `agglomeration`, `halo`, `block`; null: none.",
             "HEADS",
             RESULT,
         ),

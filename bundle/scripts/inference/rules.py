@@ -42,6 +42,10 @@ class CleaningRules:
         return not (self.min_size or self.keep_largest or self.fill_holes)
 
 
+HEADS = ("boundary", "foreground", "affinities", "distance", "normals", "descriptors")
+"""The keys of `InstanceRules` that name heads."""
+SHEETS = "sheets"
+"""Stands for the foreground, normals and distance of a label, see `resolve_rules`."""
 AGGLOMERATIONS = ("auto", "mean", "mutex", "multicut")
 
 
@@ -51,8 +55,12 @@ class InstanceRules:
 
     Args:
         boundary: head with the probability of a wall between instances.
-        foreground: head with the probability of being inside any instance; None: all voxels are inside.
-        affinities: head of `affinities`, instead of `boundary`.
+        foreground: head with the probability of being inside any instance; None: all voxels are inside, or those with
+            a negative distance.
+        affinities: head of `affinities`, instead of walls.
+        distance: head with the signed distance to the border of the voxel's instance, negative inside.
+        normals: head with the unit normals of the instances, outwards: walls stand where they meet.
+        descriptors: head of `local_shape_descriptors`: walls stand where the mean offsets part.
         threshold: smallest probability at which a voxel is wall, and foreground.
         merge_threshold: fragments merge while the mean wall probability between them is below this.
         min_size: instances of fewer voxels are removed.
@@ -65,6 +73,9 @@ class InstanceRules:
     boundary: str | None = None
     foreground: str | None = None
     affinities: str | None = None
+    distance: str | None = None
+    normals: str | None = None
+    descriptors: str | None = None
     threshold: float = 0.5
     merge_threshold: float = 0.5
     min_size: int = 0
@@ -73,10 +84,12 @@ class InstanceRules:
     agglomeration: str = "auto"
 
     def __post_init__(self) -> None:
-        if not self.sources or (self.affinities and self.boundary):
+        others = self.boundary or self.distance or self.normals or self.descriptors
+        if not self.sources or (self.affinities and others):
             raise VolumenError(
                 "instances",
-                expected="boundary=TARGET, foreground=TARGET or both, or affinities=TARGET",
+                expected="boundary=TARGET, foreground=TARGET, distance=TARGET, normals=TARGET, descriptors=TARGET or "
+                "several of them, or affinities=TARGET",
                 found=", ".join(f"{key}={value}" for key, value in self.plain().items() if value),
             )
         for name in ("threshold", "merge_threshold"):
@@ -97,7 +110,10 @@ class InstanceRules:
     @property
     def sources(self) -> tuple[str, ...]:
         """The heads that are read."""
-        return tuple(name for name in (self.foreground, self.affinities, self.boundary) if name)
+        heads = (
+            self.foreground, self.affinities, self.boundary, self.distance, self.normals, self.descriptors
+        )  # fmt: skip
+        return tuple(name for name in heads if name)
 
     @property
     def name(self) -> str:
@@ -138,22 +154,67 @@ def read_rules(value: str | Mapping[str, Any] | InstanceRules | None) -> Instanc
     return InstanceRules(**given) if given else None
 
 
-def resolve_rules(rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]]) -> InstanceRules:
+def resolve_rules(
+    rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str] | None = None
+) -> InstanceRules:
     """Return rules that use each head according to its task.
 
-    A boundary that is a head of affinities becomes `affinities`. For a head of task `boundary`, the foreground is the
-    head of its source unless the rules name another one.
+    A boundary that is a head of affinities, distances, normals or descriptors becomes that. For a derived head other
+    than affinities, the foreground is the head of its source unless the rules name another one or it has none. The
+    boundary "sheets", where no head has this name, becomes the foreground, normals and distance of a label.
 
     Args:
         rules: the rules that the user gave.
         tasks: the network's derived targets by name.
+        kinds: kind of each head by name; None: unknown.
+
+    Raises:
+        VolumenError: no label, or several, have heads for sheets.
     """
-    task = tasks.get(rules.boundary or "", {})
-    if task.get("type") == "affinities":
-        return replace(rules, boundary=None, affinities=rules.boundary)
-    if task.get("type") == "boundary" and rules.foreground is None:
-        return replace(rules, foreground=task["source_target"])
+    name, kinds = rules.boundary or "", kinds or {}
+    if name == SHEETS and name not in {*tasks, *kinds}:
+        return _of_sheets(rules, tasks)
+    task = tasks.get(name, {})
+    key = {
+        "affinities": "affinities",
+        "distance_transform": "distance",
+        "surface_normals": "normals",
+        "local_shape_descriptors": "descriptors",
+    }.get(task.get("type", ""), "distance" if kinds.get(name) == "distance" else "boundary")
+    if key == "affinities":
+        return replace(rules, boundary=None, affinities=name)
+    if key != "boundary":
+        named: dict[str, Any] = {"boundary": None, key: name}
+        rules = replace(rules, **named)
+    source = task.get("source_target")
+    if source and rules.foreground is None and kinds.get(source, "binary") == "binary":
+        return replace(rules, foreground=source)
     return rules
+
+
+def _of_sheets(rules: InstanceRules, tasks: Mapping[str, Mapping[str, Any]]) -> InstanceRules:
+    """Return the rules of a label with normals, and its distance where a head predicts it."""
+    found: dict[str, dict[str, str]] = {}
+    for name, task in tasks.items():
+        if task.get("head", True) and task.get("type") in ("surface_normals", "distance_transform"):
+            found.setdefault(task["source_target"], {})[task["type"]] = name
+    usable = {source: heads for source, heads in found.items() if "surface_normals" in heads}
+    chosen = [source for source in usable if rules.foreground in (None, source)]
+    if len(chosen) != 1:
+        raise VolumenError(
+            "--instances sheets",
+            expected="one label with derived surface_normals and, better, distance_transform",
+            found=", ".join(chosen) or "none",
+            remedy="train with auxiliary_tasks of these types, or write foreground=TARGET,normals=HEAD,distance=HEAD",
+        )
+    heads = usable[chosen[0]]
+    return replace(
+        rules,
+        boundary=None,
+        foreground=chosen[0],
+        normals=heads["surface_normals"],
+        distance=heads.get("distance_transform"),
+    )
 
 
 def offsets_of(task: Mapping[str, Any], ndim: int) -> tuple[tuple[int, ...], ...]:
@@ -171,7 +232,7 @@ def _split(text: str) -> dict[str, Any]:
 
 
 def _typed(key: str, value: Any) -> Any:
-    if key in ("boundary", "foreground", "affinities", "agglomeration"):
+    if key in (*HEADS, "agglomeration"):
         return None if value is None else str(value)
     if key == "block":
         return tuple(int(side) for side in (value.split("x") if isinstance(value, str) else value or ()))

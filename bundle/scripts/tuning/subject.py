@@ -108,7 +108,7 @@ def find_subject(
 
 
 def _of_instances(predictor: Predictor, score: str, rules: InstanceRules, truth: str | None) -> Subject:
-    own = _source(predictor, rules.foreground or rules.affinities or rules.boundary or "")
+    own = _source(predictor, rules.sources[0])
     return Subject(
         rules.name,
         truth or own,

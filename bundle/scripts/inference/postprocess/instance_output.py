@@ -14,13 +14,14 @@ from volumen.inference.postprocess.blocks import Region, aligned_block
 from volumen.inference.postprocess.graph.sources import Source, is_step
 from volumen.inference.postprocess.graph.volume import VolumeGraph
 from volumen.inference.postprocess.passes import CancellationCheck, Run
-from volumen.inference.rules import InstanceRules, offsets_of, resolve_rules
+from volumen.inference.rules import HEADS, InstanceRules, offsets_of, resolve_rules
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictRequest
     from volumen.inference.volume_work import VolumeWork
+    from volumen.inference.windows.heads import Head
 
 BLOCK_VOXELS = 1 << 23
 """Voxels of a chosen block without its halo; a thread needs about 30 bytes for each voxel of both, and the heads."""
@@ -34,14 +35,16 @@ def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictReq
     """
     if request.instances is None:
         return request
-    rules = resolve_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
+    kinds = {head.name: head.kind for head in predictor.heads()}
+    rules = resolve_rules(request.instances, predictor.config.get("auxiliary_tasks") or {}, kinds)
     heads = {head.name: head for head in predictor.heads(request.targets)}
-    for name in rules.sources:
-        if name not in heads or heads[name].activation != "sigmoid":
-            usable = [head.name for head in heads.values() if head.activation == "sigmoid"]
+    for key in HEADS:
+        name = getattr(rules, key)
+        if name is not None and (name not in heads or not _can_be(heads[name], key)):
+            usable = [head.name for head in heads.values() if _can_be(head, key)]
             raise VolumenError(
                 "--instances",
-                expected=f"predicted targets with a sigmoid: {', '.join(usable) or 'there is none'}",
+                expected=f"{_kind(key)}: {', '.join(usable) or 'there is none'}",
                 found=name,
                 remedy="name one, or add it to --targets",
             )
@@ -56,6 +59,19 @@ def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictReq
             "--instances", "bioimage-cpp is not installed", remedy='pip install "volumen[instances]"'
         )
     return replace(request, instances=rules)
+
+
+def _can_be(head: Head, key: str) -> bool:
+    """Whether the rules can use a head under a key of `HEADS`."""
+    if key in ("boundary", "foreground", "affinities"):
+        return head.activation == "sigmoid"
+    return head.kind == {"distance": "distance", "normals": "vector", "descriptors": "field"}[key]
+
+
+def _kind(key: str) -> str:
+    """Return what heads a key of `HEADS` names, in words."""
+    words = {"distance": "a distance", "normals": "normals", "descriptors": "shape descriptors"}
+    return f"predicted targets with {words.get(key, 'a sigmoid')}"
 
 
 def _check_offsets(name: str, predictor: Predictor) -> None:

@@ -14,6 +14,7 @@ from volumen.inference.postprocess.graph.edges import (
     FACE_SUM,
     FACES,
     FIRST,
+    LOWEST,
     PAIR_SUM,
     PAIRS,
     SECOND,
@@ -21,7 +22,14 @@ from volumen.inference.postprocess.graph.edges import (
 from volumen.inference.postprocess.graph.landscape import CERTAIN
 
 
-def agglomerate(table: np.ndarray, fragments: int, how: str, threshold: float) -> np.ndarray:
+def agglomerate(
+    table: np.ndarray,
+    fragments: int,
+    how: str,
+    threshold: float,
+    lowest: np.ndarray | None = None,
+    neck_power: int = 0,
+) -> np.ndarray:
     """Return the cluster of each fragment, uint32 (fragments,), numbered from 0 in the order of their first fragments.
 
     Args:
@@ -29,7 +37,11 @@ def agglomerate(table: np.ndarray, fragments: int, how: str, threshold: float) -
         fragments: number of fragments.
         how: "mean", "mutex" or "multicut".
         threshold: mean wall below which fragments merge.
+        lowest: the lowest value of the basin in each fragment; needed where necks count.
+        neck_power: power by which a neck counts as a wall, see `_necks`; 0: it does not.
     """
+    if lowest is not None and neck_power and len(table):
+        table = _necks(table, lowest, neck_power)
     if not len(table) or not fragments:
         return np.arange(fragments, dtype=np.uint32)
     merged = {"mean": _mean, "mutex": _mutex, "multicut": _multicut}[how](table, fragments, threshold)
@@ -37,6 +49,22 @@ def agglomerate(table: np.ndarray, fragments: int, how: str, threshold: float) -
     rank = np.empty(len(first), np.uint32)
     rank[np.argsort(first)] = np.arange(len(first), dtype=np.uint32)
     return rank[clusters]
+
+
+def _necks(table: np.ndarray, lowest: np.ndarray, power: int) -> np.ndarray:
+    """Return a table whose walls are at least as high as necks are narrow.
+
+    A neck of depth d between fragments of depths a and b counts as a wall of (1 - d / min(a, b))^power, whatever their
+    size: 0 within a tube of constant width, 1 where two objects barely touch.
+    """
+    depth = (CERTAIN - lowest).astype(np.float64)
+    shallower = np.minimum(depth[table[:, FIRST] - 1], depth[table[:, SECOND] - 1])
+    neck = 1 - np.clip((CERTAIN - table[:, LOWEST]) / np.maximum(shallower, 1), 0, 1)
+    neck **= power
+    higher = np.array(table)
+    narrow = np.rint(neck * (2 * CERTAIN)).astype(np.int64) * table[:, FACES]
+    higher[:, FACE_SUM] = np.maximum(table[:, FACE_SUM], narrow)
+    return higher
 
 
 def _graph(table: np.ndarray, fragments: int) -> Any:

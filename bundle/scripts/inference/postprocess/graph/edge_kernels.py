@@ -38,18 +38,19 @@ def _enlarge(keys, sums):
 
 
 @compiled
-def sum_faces(labels, wall, owned, keys, sums, used):
+def sum_faces(labels, wall, basin, owned, keys, sums, used):
     """Add the faces between fragments: for each voxel of a region the faces towards its next voxel on every axis.
 
     Args:
         labels: uint32 (Z, Y, X), numbers of fragments, 0 for none.
         wall: uint16 (Z, Y, X).
+        basin: uint16 (Z, Y, X), how shallow voxels lie.
         owned: int64 (3, 2), start and stop of the region per axis.
         keys, sums, used: the table, and how many places of it are used.
 
     Returns:
-        keys, sums and used. `COUNT` counts faces, `SUM` is the sum of the walls on both sides, `LOWEST` the lowest of
-        the higher walls of both sides.
+        keys, sums and used. `COUNT` counts faces, `SUM` is the sum of the walls on both sides, `LOWEST` the lowest
+        value of the basin over which a path leads across.
     """
     shape = labels.shape
     for z in range(owned[0, 0], owned[0, 1]):
@@ -83,7 +84,8 @@ def sum_faces(labels, wall, owned, keys, sums, used):
                     at = last_at[axis]
                     sums[at, COUNT] += 1
                     sums[at, SUM] += one + other
-                    sums[at, LOWEST] = min(sums[at, LOWEST], max(one, other))
+                    saddle = max(np.int64(basin[z, y, x]), np.int64(basin[a, b, c]))
+                    sums[at, LOWEST] = min(sums[at, LOWEST], saddle)
     return keys, sums, used
 
 

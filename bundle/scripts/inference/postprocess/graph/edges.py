@@ -1,8 +1,8 @@
 """The table of edges between fragments: sums per block in sorted files, which are merged to one file for the volume.
 
 A row describes two fragments: their numbers, the smaller one first; their faces, the sum of the walls on both sides of
-these, and the lowest of the higher walls of both sides; their distant pairs of voxels, and twice the sum of the walls
-between these. All are integers, so that the table does not depend on the order of additions.
+these, and the lowest value of the basin over which a path leads across one; their distant pairs of voxels, and twice
+the sum of the walls between these. All are integers, so that the table does not depend on the order of additions.
 """
 
 from __future__ import annotations
@@ -45,11 +45,17 @@ class EdgeSums:
         self._sums = np.zeros((1 << 12, edge_kernels.COLUMNS), np.int64)
         self._used = 0
 
-    def add_faces(self, wall: np.ndarray) -> None:
-        """Add the faces of the block's voxels towards the next voxel on every axis; `wall` uint16 as the labels."""
+    def add_faces(self, wall: np.ndarray, basin: np.ndarray | None = None) -> None:
+        """Add the faces of the block's voxels towards the next voxel on every axis.
+
+        Args:
+            wall: uint16, shape of the labels.
+            basin: the same, see `Landscape`; None: the wall.
+        """
         volume = np.ascontiguousarray(wall).reshape(self._labels.shape)
+        depth = volume if basin is None else np.ascontiguousarray(basin).reshape(volume.shape)
         self._keys, self._sums, self._used = edge_kernels.sum_faces(
-            self._labels, volume, self._owned, self._keys, self._sums, self._used
+            self._labels, volume, depth, self._owned, self._keys, self._sums, self._used
         )
 
     def add_offset(self, wall: np.ndarray, offset: Sequence[int], far: bool) -> None:

@@ -33,7 +33,7 @@ class Pieces:
         ends: int64 (pieces, 2): index in the volume of the peak, or of the voxel in another block to which the piece's
             last step leads; 1 for a peak, 0 for a step.
         sizes: int64 (pieces,), voxels.
-        lowest: int64 (pieces,), the lowest wall of each piece.
+        lowest: int64 (pieces,), the lowest value of the basin in each piece.
     """
 
     labels: np.ndarray
@@ -72,9 +72,10 @@ def pieces_of(
     labels = np.zeros([stop - start for start, stop in region], np.uint32)
     ends = np.zeros((count, 2), np.int64)
     sizes, lowest = np.zeros((2, count), np.int64)
+    basin = wall if landscape.basin is None else np.ascontiguousarray(landscape.basin).reshape(volume)
     kernels.number_pieces(
         step,
-        wall,
+        basin,
         region,
         np.array(three_axes(shape), np.int64),
         np.array([0] * pad + list(first), np.int64),

@@ -159,12 +159,12 @@ def count_ends(step, region):
 
 
 @compiled
-def number_pieces(step, wall, region, shape, first, labels, ends, sizes, lowest):
+def number_pieces(step, basin, region, shape, first, labels, ends, sizes, lowest):
     """Number the pieces of a region from 1: the voxels whose steps lead to the same end.
 
     Args:
         step: uint8 (Z, Y, X).
-        wall: uint16 (Z, Y, X).
+        basin: uint16 (Z, Y, X), how shallow voxels lie.
         region: int64 (3, 2), start and stop per axis.
         shape: int64 (3,), of the volume.
         first: int64 (3,), place of the arrays in the volume.
@@ -172,7 +172,7 @@ def number_pieces(step, wall, region, shape, first, labels, ends, sizes, lowest)
         ends: int64 (pieces, 2), overwritten: index in the volume of the peak, or of the voxel outside the region to
             which the piece's last step leads; 1 for a peak.
         sizes: int64 (pieces,), zeros; overwritten by the voxels of each piece.
-        lowest: int64 (pieces,), overwritten by the lowest wall of each piece.
+        lowest: int64 (pieces,), overwritten by the lowest value of the basin in each piece.
     """
     z0, y0, x0 = region[0, 0], region[1, 0], region[2, 0]
     nz, ny, nx = labels.shape
@@ -213,6 +213,6 @@ def number_pieces(step, wall, region, shape, first, labels, ends, sizes, lowest)
                 for i in range(length):
                     labels[path[i, 0], path[i, 1], path[i, 2]] = number
                 sizes[number - 1] += 1
-                value = np.int64(wall[z + z0, y + y0, x + x0])
+                value = np.int64(basin[z + z0, y + y0, x + x0])
                 if value < lowest[number - 1]:
                     lowest[number - 1] = value

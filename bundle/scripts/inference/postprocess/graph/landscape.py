@@ -15,6 +15,13 @@ CERTAIN = 65535
 """A wall of probability 1; walls and affinities are uint16, so that sums over voxels are exact in any order."""
 SEED_SIGMA = 2.0
 """Sigma of the Gaussian that smooths the distance to the walls, in smallest voxel sides: fewer peaks."""
+DEPTH_SIGMA = 1.0
+"""The same for a predicted distance, which is smooth already."""
+DEEPEST = 16.0
+"""Predicted distances count up to this, in smallest voxel sides, as they are learned up to it."""
+DESCRIPTOR_JUMP = 1.0
+"""By how many sigma the mean offset of the shape descriptors changes across a certain wall: between two large objects
+it is 1.6, twice the mean of half a normal distribution, and less between objects that are smaller than the window."""
 
 Heads = Mapping[str, np.ndarray]
 """Stored outputs of a region by head, (C, *space)."""
@@ -29,6 +36,7 @@ class Landscape:
         inside: bool (*space), where instances may be.
         free: bool (*space), voxels inside that are no wall: fragments begin there.
         height: float32 (*space), larger for voxels deeper inside an instance.
+        basin: uint16 (*space), how shallow a voxel lies in its instance, 0 for the deepest; None: the wall.
         links: uint16 (axes, *space), the wall between a voxel and the previous one on each axis; None: the walls of the
             voxels say it.
     """
@@ -37,6 +45,7 @@ class Landscape:
     inside: np.ndarray
     free: np.ndarray
     height: np.ndarray
+    basin: np.ndarray | None = None
     links: np.ndarray | None = None
 
 
@@ -75,6 +84,46 @@ def walls_landscape(
     np.minimum(distance, np.float32(reach**2), out=distance)
     np.sqrt(distance, out=distance)
     return Landscape(wall, inside, free, smooth(distance, SEED_SIGMA, steps))
+
+
+def depth_landscape(
+    signed: np.ndarray, wall: np.ndarray, inside: np.ndarray | None, steps: Sequence[float], threshold: int
+) -> Landscape:
+    """Return the landscape of a predicted distance, whose height is the smoothed depth.
+
+    Args:
+        signed: (*space), distance to the border of the voxel's instance, negative inside.
+        wall: uint16 (*space).
+        inside: bool (*space), or None for where the distance is negative.
+        steps: voxel size per axis in units of the smallest.
+        threshold: the lowest wall that separates.
+    """
+    depth = np.clip(-signed.astype(np.float32), 0, np.float32(DEEPEST))
+    inside = depth > 0 if inside is None else inside
+    free = inside & (wall < threshold)
+    return Landscape(wall, inside, free, smooth(depth, DEPTH_SIGMA, steps), basin_of(signed))
+
+
+def basin_of(signed: np.ndarray) -> np.ndarray:
+    """Return how shallow voxels lie, uint16: `CERTAIN` at the border and outside, 0 from `DEEPEST` on."""
+    depth = np.clip(-signed.astype(np.float32) / np.float32(DEEPEST), 0, 1)
+    return np.uint16(CERTAIN) - levels(depth)
+
+
+def converging_wall(field: np.ndarray, least: float) -> np.ndarray:
+    """Return walls where vectors from both sides point at each other, uint16 (*space).
+
+    Args:
+        field: (axes, *space), components (x, y[, z]).
+        least: difference along an axis, over two voxels, that is a certain wall.
+    """
+    wall = np.zeros(field.shape[1:], np.float32)
+    for axis, component in enumerate(field[::-1].astype(np.float32)):
+        lines, out = np.moveaxis(component, axis, 0), np.moveaxis(wall, axis, 0)
+        last = len(lines) - 1
+        for place in range(len(lines)):
+            np.maximum(out[place], lines[max(place - 1, 0)] - lines[min(place + 1, last)], out=out[place])
+    return levels(wall / np.float32(least))
 
 
 def walls_reach(reach: float, steps: Sequence[float]) -> tuple[int, ...]:

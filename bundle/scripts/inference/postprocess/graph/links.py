@@ -22,7 +22,7 @@ class Fragments:
         offsets: first piece of each block, and their count, int64 (blocks + 1,).
         number: fragment of each piece, uint32 (pieces,).
         sizes: voxels of each fragment, int64 (fragments,).
-        lowest: the lowest wall of each fragment, int64 (fragments,).
+        lowest: the lowest value of the basin in each fragment, int64 (fragments,).
     """
 
     offsets: np.ndarray

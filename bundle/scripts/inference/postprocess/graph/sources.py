@@ -1,21 +1,26 @@
-"""How heads become a landscape for fragments and statistics of edges: walls and foreground, or affinities."""
+"""How heads become a landscape for fragments and statistics of edges."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from volumen.derived.arrays.affinities import overlap
-from volumen.derived.extents import in_voxels
+from volumen.derived.extents import gaussian_radius, in_voxels
 from volumen.inference.postprocess.graph.edges import EdgeSums
 from volumen.inference.postprocess.graph.fragments import ROUNDS
 from volumen.inference.postprocess.graph.landscape import (
     CERTAIN,
+    DEPTH_SIGMA,
+    DESCRIPTOR_JUMP,
     Heads,
     Landscape,
     as_level,
+    basin_of,
+    converging_wall,
+    depth_landscape,
     levels,
     walls_landscape,
     walls_reach,
@@ -50,15 +55,31 @@ class Source:
     @property
     def halo(self) -> tuple[int, ...]:
         """Voxels per axis around a block on which its fragments depend."""
-        return tuple(max(radius + 1, ROUNDS) + 1 for radius in walls_reach(self.rules.halo, self.steps))
+        if self.rules.distance is not None:
+            reach = gaussian_radius(DEPTH_SIGMA, self.steps)
+        else:
+            reach = walls_reach(self.rules.halo, self.steps)
+        # A voxel compares the heights of its neighbours, and a wall those of the fields on both sides of it.
+        return tuple(max(radius + 1, ROUNDS) + 1 for radius in reach)
 
     @property
     def edge_halo(self) -> tuple[tuple[int, int], ...]:
         """Voxels before and behind a block, per axis, to which its edges reach."""
-        if not self.offsets:
-            return ((0, 1),) * len(self.spacing)
-        axes = list(zip(*self.offsets, strict=True))
-        return tuple((max(0, *(-step for step in axis)), max(0, *axis)) for axis in axes)
+        if self.offsets:
+            axes = list(zip(*self.offsets, strict=True))
+            return tuple((max(0, *(-step for step in axis)), max(0, *axis)) for axis in axes)
+        fields = bool(self.rules.normals or self.rules.descriptors)
+        return ((int(fields), 1 + int(fields)),) * len(self.spacing)
+
+    @property
+    def neck_power(self) -> int:
+        """Power by which a neck between two fragments counts as a wall: 0 where no distances are predicted.
+
+        The depth of thin sheets, which normals describe, varies by as much as it is: there only the narrowest count.
+        """
+        if self.rules.distance is None:
+            return 0
+        return 1 if self.rules.normals is None else 6
 
     @property
     def agglomeration(self) -> str:
@@ -79,6 +100,9 @@ class Source:
         if rules.foreground is not None:
             found = levels(heads[rules.foreground]).max(axis=0) >= self.threshold
             inside = found if inside is None else inside & found
+        if rules.distance is not None:
+            signed = heads[rules.distance][0]
+            return depth_landscape(signed, self._wall(heads), inside, self.steps, self.threshold)
         if rules.affinities is None:
             return walls_landscape(self._wall(heads), inside, self.steps, self.threshold, rules.halo)
         links = self._links(levels(heads[rules.affinities]))
@@ -87,7 +111,7 @@ class Source:
             found = _bound(links, as_level(1 - rules.threshold))
             inside = found if inside is None else inside & found
         found = walls_landscape(wall, inside, self.steps, self.threshold, rules.halo)
-        return Landscape(found.wall, found.inside, found.free, found.height, links)
+        return replace(found, links=links)
 
     def add_edges(self, sums: EdgeSums, heads: Heads, owned: tuple[slice, ...]) -> None:
         """Add the edges of a block to its sums.
@@ -98,16 +122,30 @@ class Source:
             owned: the block as a part of it.
         """
         if self.rules.affinities is None:
-            sums.add_faces(self._wall(heads))
+            distance = self.rules.distance
+            basin = None if distance is None else basin_of(heads[distance][0])
+            sums.add_faces(self._wall(heads), basin)
             return
         affinities = levels(heads[self.rules.affinities])[(slice(None), *owned)]
         for values, offset in zip(affinities, self.offsets, strict=True):
             sums.add_offset(np.uint16(CERTAIN) - values, offset, far=not is_step(offset))
 
     def _wall(self, heads: Heads) -> np.ndarray:
-        if self.rules.boundary is not None:
-            return levels(heads[self.rules.boundary]).max(axis=0)
-        return np.uint16(CERTAIN) - levels(heads[self.rules.foreground or ""]).max(axis=0)
+        """Return the highest of the walls that the heads state, uint16 (*space)."""
+        rules, axes = self.rules, len(self.spacing)
+        found = []
+        if rules.boundary is not None:
+            found.append(levels(heads[rules.boundary]).max(axis=0))
+        if rules.normals is not None:
+            found.append(converging_wall(heads[rules.normals][:axes], 2.0))
+        if rules.descriptors is not None:
+            # Offsets to the mean of an object point away from its border, normals point at it.
+            found.append(converging_wall(-heads[rules.descriptors][:axes], DESCRIPTOR_JUMP))
+        if found:
+            return np.maximum.reduce(found)
+        if rules.distance is not None:
+            return np.zeros(heads[rules.distance].shape[1:], np.uint16)
+        return np.uint16(CERTAIN) - levels(heads[rules.foreground or ""]).max(axis=0)
 
     def _links(self, affinities: np.ndarray) -> np.ndarray:
         """Return the wall between each voxel and the previous one, uint16 (axes, *space); 0 where there is none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,10 @@ class VolumeGraph:
         """Join the pieces of all blocks to fragments, unless that is done, and return the number of fragments."""
         if not self.pieces.has_table:
             found = join_pieces(self.pieces.load, self.shape, self.block)
-            write_atomically(self._sizes, lambda stream: np.save(stream, found.sizes))
+            for name, values in (("sizes", found.sizes), ("lowest", found.lowest)):
+                write_atomically(self._file(name), partial(np.save, arr=values))
             self.pieces.save_table(found.offsets, found.number)
-        return len(np.load(self._sizes, mmap_mode="r"))
+        return len(np.load(self._file("sizes"), mmap_mode="r"))
 
     def find_edges(
         self, number: int, labels: ReadLabels, heads: ReadHeads, raise_if_cancelled: CancellationCheck
@@ -139,14 +141,11 @@ class VolumeGraph:
 
     def agglomerate(self) -> int:
         """Merge the edges of all blocks, then fragments, and number instances; return the number of instances."""
-        sizes = np.load(self._sizes)
+        sizes = np.load(self._file("sizes"))
         self.edges.merge(self.count, len(sizes))
-        rules = self.source.rules
-        clusters = agglomerate(
-            self.edges.table(), len(sizes), self.source.agglomeration, rules.merge_threshold
-        )
-        final = without_small(clusters, sizes, rules.min_size)
-        write_atomically(self._final, lambda stream: np.save(stream, final))
+        clusters = merge_fragments(self.edges.table(), np.load(self._file("lowest")), self.source)
+        final = without_small(clusters, sizes, self.source.rules.min_size)
+        write_atomically(self._file("final"), lambda stream: np.save(stream, final))
         return int(final.max(initial=0))
 
     def numbered(self, number: int, labels: ReadLabels) -> tuple[Region, np.ndarray]:
@@ -157,7 +156,7 @@ class VolumeGraph:
             labels: reads the numbers that `find_fragments` wrote.
         """
         box = self.box(number)
-        final = np.load(self._final, mmap_mode="r")
+        final = np.load(self._file("final"), mmap_mode="r")
         pieces = self.pieces.table(number)
         instances = np.array(final[pieces.astype(np.int64) - 1])
         return box, np.concatenate([np.zeros(1, np.uint32), instances])[labels(box)]
@@ -192,13 +191,26 @@ class VolumeGraph:
                 ),
             )
 
-    @property
-    def _sizes(self) -> Path:
-        return self.folder / "sizes.npy"
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
 
-    @property
-    def _final(self) -> Path:
-        return self.folder / "final.npy"
+
+def merge_fragments(table: np.ndarray, lowest: np.ndarray, source: Source) -> np.ndarray:
+    """Return the cluster of each fragment, see `agglomerate`.
+
+    Args:
+        table: the edges.
+        lowest: the lowest value of the basin in each fragment.
+        source: how heads are read.
+    """
+    return agglomerate(
+        table,
+        len(lowest),
+        source.agglomeration,
+        source.rules.merge_threshold,
+        lowest,
+        source.neck_power,
+    )
 
 
 def without_small(clusters: np.ndarray, sizes: np.ndarray, least: int) -> np.ndarray:
@@ -232,9 +244,8 @@ def instances_of(heads: Heads, source: Source, mask: np.ndarray | None = None) -
     numbers = np.concatenate([np.zeros(1, np.uint32), found.number])
     sums = EdgeSums(numbers[pieces.labels], everything)
     source.add_edges(sums, heads, everything)
-    rules = source.rules
-    clusters = agglomerate(sums.rows(), len(found.sizes), source.agglomeration, rules.merge_threshold)
-    final = without_small(clusters, found.sizes, rules.min_size)
+    clusters = merge_fragments(sums.rows(), found.lowest, source)
+    final = without_small(clusters, found.sizes, source.rules.min_size)
     instances = final[found.number.astype(np.int64) - 1]
     return np.concatenate([np.zeros(1, np.uint32), instances])[pieces.labels]
 
