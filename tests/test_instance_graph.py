@@ -214,6 +214,38 @@ def test_a_step_that_is_interrupted_anywhere_is_repeated_alone(tmp_path):
     np.testing.assert_array_equal(found, whole)
 
 
+@pytest.mark.parametrize("case", ["walls", "affinities", "sheets"])
+def test_blocks_are_repeated_alone_after_an_edit(case, tmp_path):
+    heads, source = CASES[case]()
+    heads = {name: values.copy() for name, values in heads.items()}
+    run = Run(heads, source, (12, 11, 12), tmp_path)
+    run()
+    read, made = run.heads, []
+
+    def counted(box):
+        made.append(box)
+        return read(box)
+
+    run.heads = counted
+    for seed, box in enumerate([(15, 20, 25), (0, 0, 0), (28, 40, 50)]):
+        region = tuple(slice(start, start + 2) for start in box)
+        for values in heads.values():
+            part = values[(slice(None), *region)]
+            part[...] = (
+                np.random.default_rng(seed).permuted(values[:, :2, :2, :2], axis=None).reshape(part.shape)
+            )
+            part[:, 0] = values.max()
+        made.clear()
+        run.graph.forget(region)
+        run.graph.forget(region)
+        found = run()
+        assert 2 <= len(made) < 2 * run.graph.count
+        np.testing.assert_array_equal(found, instances_of(heads, source))
+    made.clear()
+    run()
+    assert not made
+
+
 def direct_fragments(landscape, threshold):
     """Return the peak of every voxel by following the highest neighbour, voxel by voxel; walls are left out."""
     free, height = landscape.free, landscape.height
@@ -317,9 +349,13 @@ def test_runs_are_merged_in_parts_of_any_size(rows, tmp_path, monkeypatch):
         pairs = np.sort(rng.integers(1, 90, (300 * (number != 2), 2)), axis=1)
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
         run = add_rows(np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1))
-        files.save(number, run)
         runs.append(run)
-    files.merge(4, 90)
+    peaks = np.arange(90) * 7 + 3
+    for number, run in enumerate(runs):
+        named = run.copy()
+        named[:, :2] = peaks[run[:, :2] - 1]
+        files.save(number, named)
+    files.merge(4, peaks)
     np.testing.assert_array_equal(files.table(), add_rows(np.concatenate(runs)))
     expected = {}
     for row in np.concatenate(runs):

@@ -5,7 +5,7 @@ Files are written atomically, so that an interrupted pass continues with the blo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ class BlockFiles:
     def load(self, number: int, *names: str) -> dict[str, np.ndarray]:
         """Read the named arrays of a block's file; without names, all of them."""
         return read_arrays(self._path(number), *names)
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Remove the table, and the files of blocks."""
+        for name in ("table.npy", "offsets.npy"):
+            (self.folder / name).unlink(missing_ok=True)
+        for number in numbers:
+            self._path(number).unlink(missing_ok=True)
 
     @property
     def has_table(self) -> bool:

@@ -1,8 +1,9 @@
 """The table of edges between fragments: sums per block in sorted files, which are merged to one file for the volume.
 
-A row describes two fragments: their numbers, the smaller one first; their faces, the sum of the walls on both sides of
-these, and the lowest value of the basin over which a path leads across one; their distant pairs of voxels, and twice
-the sum of the walls between these. All are integers, so that the table does not depend on the order of additions.
+A row describes two fragments: their numbers, the smaller one first (in the files of blocks the places of their peaks);
+their faces, the sum of the walls on both sides of these, and the lowest value of the basin over which a path leads
+across one; their distant pairs of voxels, and twice the sum of the walls between these. All are integers, so that the
+table does not depend on the order of additions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ COLUMNS = 7
 MERGED_ROWS = 1 << 21
 """Rows that are merged at once; memory holds about 400 MB for them, whatever the number of edges is."""
 BINS = 1 << 12
-"""Intervals of fragment numbers by which the rows are counted before they are merged."""
+"""Intervals of fragments by which the rows are counted before they are merged."""
 
 Region = tuple[slice, ...]
 
@@ -111,30 +112,36 @@ class EdgeFiles:
         return self._run(number).exists()
 
     def save(self, number: int, rows: np.ndarray) -> None:
-        """Write the sorted rows of a block."""
+        """Write the rows of a block, with the places of peaks in place of numbers."""
         write_atomically(self._run(number), lambda stream: np.save(stream, rows))
 
     def forget(self, number: int) -> None:
-        """Remove the rows of a block."""
+        """Remove the rows of a block, and the table."""
+        self._table.unlink(missing_ok=True)
         self._run(number).unlink(missing_ok=True)
 
-    def merge(self, blocks: int, fragments: int) -> None:
+    def merge(self, blocks: int, peaks: np.ndarray) -> None:
         """Merge the rows of all blocks to the table, unless it exists.
 
         Args:
             blocks: number of blocks.
-            fragments: number of fragments.
+            peaks: place of the peak of each fragment, ascending.
         """
         if self.has_table:
             return
+        if not len(peaks):
+            write_atomically(self._table, b"")
+            return
         runs = [np.load(self._run(number), mmap_mode="r") for number in range(blocks)]
-        bounds = _intervals(runs, fragments)
+        bounds = _intervals(runs, peaks)
         cuts = np.array([np.searchsorted(run[:, FIRST], bounds) for run in runs])
 
         def write(stream: Any) -> None:
             for low, high in zip(cuts.T[:-1], cuts.T[1:], strict=True):
                 parts = [run[a:b] for run, a, b in zip(runs, low, high, strict=True)]
-                stream.write(add_rows(np.concatenate(parts)).tobytes())
+                rows = add_rows(np.concatenate(parts))
+                rows[:, :2] = np.searchsorted(peaks, rows[:, :2]) + 1
+                stream.write(rows.tobytes())
 
         write_atomically(self._table, write)
 
@@ -158,14 +165,13 @@ class EdgeFiles:
         return self.folder / f"run_{number}.npy"
 
 
-def _intervals(runs: Sequence[np.ndarray], fragments: int) -> list[int]:
-    """Return bounds of intervals of fragment numbers, each with at most `MERGED_ROWS` rows if more than one bin has."""
-    width = max(1, -(-(fragments + 1) // BINS))
-    edges = np.arange(0, fragments + 1 + width, width)
+def _intervals(runs: Sequence[np.ndarray], peaks: np.ndarray) -> list[int]:
+    """Return bounds of intervals of peaks, each with at most `MERGED_ROWS` rows if it has more than one bin."""
+    edges = np.unique(np.concatenate([peaks[:: max(1, -(-len(peaks) // BINS))], peaks[-1:] + 1]))
     rows = np.zeros(len(edges) - 1, np.int64)
     for run in runs:
         rows += np.diff(np.searchsorted(run[:, FIRST], edges))
-    bounds, total = [0], 0
+    bounds, total = [int(edges[0])], 0
     for number, count in enumerate(rows):
         if total and total + count > MERGED_ROWS:
             bounds.append(int(edges[number]))

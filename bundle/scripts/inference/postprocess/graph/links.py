@@ -23,12 +23,14 @@ class Fragments:
         number: fragment of each piece, uint32 (pieces,).
         sizes: voxels of each fragment, int64 (fragments,).
         lowest: the lowest value of the basin in each fragment, int64 (fragments,).
+        peaks: index in the volume of the peak of each fragment, int64 (fragments,), ascending.
     """
 
     offsets: np.ndarray
     number: np.ndarray
     sizes: np.ndarray
     lowest: np.ndarray
+    peaks: np.ndarray
 
 
 def shell_of(labels: np.ndarray, box: Region, shape: Sequence[int]) -> dict[str, np.ndarray]:
@@ -79,7 +81,7 @@ def join_pieces(load: Load, shape: Sequence[int], block: Sequence[int]) -> Fragm
     total = np.bincount(fragment, weights=sizes, minlength=len(peaks) + 1)[1:].astype(np.int64)
     least = np.full(len(peaks) + 1, np.iinfo(np.int64).max)
     np.minimum.at(least, fragment, lowest)
-    return Fragments(offsets, fragment, total, least[1:])
+    return Fragments(offsets, fragment, total, least[1:], ends[peaks, 0])
 
 
 def _on_shell(planes: Mapping[str, np.ndarray], places: np.ndarray, box: Region) -> np.ndarray:

@@ -7,10 +7,11 @@ so that an interrupted run continues. The result is the same for every division 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,10 +108,53 @@ class VolumeGraph:
         """Join the pieces of all blocks to fragments, unless that is done, and return the number of fragments."""
         if not self.pieces.has_table:
             found = join_pieces(self.pieces.load, self.shape, self.block)
-            for name, values in (("sizes", found.sizes), ("lowest", found.lowest)):
+            self._forget_changed(found)
+            columns = {"sizes": found.sizes, "lowest": found.lowest, "peaks": found.peaks}
+            for name, values in columns.items():
                 write_atomically(self._file(name), partial(np.save, arr=values))
             self.pieces.save_table(found.offsets, found.number)
+            self._before.unlink(missing_ok=True)
         return len(np.load(self._file("sizes"), mmap_mode="r"))
+
+    def forget(self, region: Region) -> None:
+        """Forget what depends on a region of the heads, which has changed; the other blocks need not be read again.
+
+        Afterwards, repeat all steps: those of blocks that are still valid return at once.
+
+        Args:
+            region: in the volume.
+        """
+        if self.pieces.has_table and not self._before.exists():
+            peaks = np.load(self._file("peaks"))
+            tables = [peaks[self.pieces.table(number).astype(np.int64) - 1] for number in range(self.count)]
+            before = {str(number): table for number, table in enumerate(tables)}
+            content: Any = before
+            write_atomically(self._before, lambda stream: np.savez(stream, **content))
+        halo = [(width, width) for width in self.source.halo]
+        self.pieces.forget(number for number, _ in self._parts(self._widened(region, halo)))
+        behind = [(after, before) for before, after in self.source.edge_halo]
+        for number, _ in self._parts(self._widened(region, behind)):
+            self.edges.forget(number)
+
+    def _forget_changed(self, found: Fragments) -> None:
+        """Forget the edges of the blocks of which, or around which, a piece belongs to another fragment than before."""
+        if not self._before.exists():
+            return
+        behind = [(after, before) for before, after in self.source.edge_halo]
+        with np.load(self._before) as content:
+            for number in range(self.count):
+                part = slice(found.offsets[number], found.offsets[number + 1])
+                now = found.peaks[found.number[part].astype(np.int64) - 1]
+                if not np.array_equal(now, content[str(number)]):
+                    for other, _ in self._parts(self._widened(self.box(number), behind)):
+                        self.edges.forget(other)
+
+    def _widened(self, region: Region, widths: Sequence[tuple[int, int]]) -> Region:
+        """Return a region with voxels before and behind it, within the volume."""
+        return tuple(
+            slice(max(part.start - before, 0), min(part.stop + behind, n))
+            for part, (before, behind), n in zip(region, widths, self.shape, strict=True)
+        )
 
     def find_edges(
         self, number: int, labels: ReadLabels, heads: ReadHeads, raise_if_cancelled: CancellationCheck
@@ -126,10 +170,7 @@ class VolumeGraph:
         if self.edges.has(number):
             return
         box = self.box(number)
-        outer = tuple(
-            slice(max(part.start - before, 0), min(part.stop + behind, n))
-            for part, (before, behind), n in zip(box, self.source.edge_halo, self.shape, strict=True)
-        )
+        outer = self._widened(box, self.source.edge_halo)
         owned = tuple(
             slice(part.start - wide.start, part.stop - wide.start)
             for part, wide in zip(box, outer, strict=True)
@@ -137,12 +178,14 @@ class VolumeGraph:
         sums = EdgeSums(self._fragments(outer, labels), owned)
         self.source.add_edges(sums, heads(outer), owned)
         raise_if_cancelled()
-        self.edges.save(number, sums.rows())
+        rows = sums.rows()
+        rows[:, :2] = np.load(self._file("peaks"), mmap_mode="r")[rows[:, :2] - 1]
+        self.edges.save(number, rows)
 
     def agglomerate(self) -> int:
         """Merge the edges of all blocks, then fragments, and number instances; return the number of instances."""
         sizes = np.load(self._file("sizes"))
-        self.edges.merge(self.count, len(sizes))
+        self.edges.merge(self.count, np.load(self._file("peaks")))
         clusters = merge_fragments(self.edges.table(), np.load(self._file("lowest")), self.source)
         final = without_small(clusters, sizes, self.source.rules.min_size)
         write_atomically(self._file("final"), lambda stream: np.save(stream, final))
@@ -190,6 +233,10 @@ class VolumeGraph:
                     for a, b in zip(box, region, strict=True)
                 ),
             )
+
+    @property
+    def _before(self) -> Path:
+        return self.folder / "before.npz"
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
