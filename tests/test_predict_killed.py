@@ -29,7 +29,7 @@ PASSES = {
     "zarr": (
         "/components/tissue-0/block_",
         "/tissue/0/c/",
-        "/instances/blocks/block_",
+        "/instances/pieces/block_",
         "/instances/edges/run_",
         "/ink_instances/0/c/",
         "/ink/1/c/",

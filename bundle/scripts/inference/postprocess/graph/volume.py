@@ -59,7 +59,7 @@ class VolumeGraph:
     @property
     def pieces(self) -> BlockFiles:
         """The files of the pieces of each block, and of the fragment of each piece."""
-        return BlockFiles(self.folder / "blocks")
+        return BlockFiles(self.folder / "pieces")
 
     @property
     def edges(self) -> EdgeFiles:
