@@ -12,6 +12,7 @@ import numpy as np
 from volumen.evaluation.cases import Evaluation
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate as _evaluate
+from volumen.inference.array_prediction import predict_prepared_array
 from volumen.inference.ensemble import load_model
 from volumen.inference.predict import predict as _predict
 from volumen.inference.predictor import Predictor
@@ -93,7 +94,7 @@ def load(checkpoint: PathName | Sequence[PathName], device: str = "cpu") -> Pred
 
     Args:
         checkpoint: a `.pth` file of a run, the `model.pt` of a bundle, or the folder of a run, of which folds are
-            averaged; several of them are averaged too.
+            averaged; several of them are averaged too. A folder of nnU-Net v2's results works as well.
         device: torch device on which the network goes.
 
     Raises:
@@ -153,6 +154,8 @@ def predict_array(
             expected=f"{model.in_channels} channel(s) first and {ndim} spatial axes",
             found=f"shape {np.shape(image)}",
         )
+    if model.preparation is not None:
+        return predict_prepared_array(model, array, **settings)
     return _predict_array(model, array, **settings)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from volumen.checkpoints.nnunet_plan import fold_checkpoints, results_folder
+from volumen.inference.nnunet_model import load_nnunet_predictor
 from volumen.inference.placing import fits
 from volumen.inference.predictor import Predictor, load_predictor
 from volumen.inference.run_files import ENSEMBLE, SELECTION
@@ -31,7 +33,7 @@ def load_model(
     strict: bool | None = None,
     fuse: bool | None = None,
 ) -> Predictor:
-    """Load a network, or an ensemble of several.
+    """Load a network, or an ensemble of several; also those that nnU-Net v2 trained.
 
     Args:
         checkpoint: a checkpoint, or the folder of a run, or several of them; see `find_members`.
@@ -44,11 +46,16 @@ def load_model(
     """
     given = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     found = [(path, settings) for item in given for path, settings in find_members(item)]
+    device, settings = torch.device(device), found[0][1]
+
+    def load(path: Path, place: torch.device) -> Predictor:
+        if results_folder(path) is not None:
+            return load_nnunet_predictor(path, place)
+        return load_predictor(path, place, strict=strict, fuse=fuse)
+
     if len(found) == 1:
-        return _with_settings(load_predictor(found[0][0], device, strict=strict, fuse=fuse), found[0][1])
-    settings = found[0][1]
-    members = [load_predictor(path, "cpu", strict=strict, fuse=fuse) for path, _ in found]
-    device = torch.device(device)
+        return _with_settings(load(found[0][0], device), settings)
+    members = [load(path, torch.device("cpu")) for path, _ in found]
     held = fits(members, device)
     if not held:
         logger.info(
@@ -125,13 +132,16 @@ def find_members(path: PathName, *, selected: bool = True) -> list[tuple[Path, d
 
     Args:
         path: a checkpoint; the folder of a run (its best checkpoint, else its newest); the folder of a run with folds
-            (the checkpoints of all folds); the folder of a selection by `volumen select`; or the listing file in it.
+            (the checkpoints of all folds); the folder of a selection by `volumen select`; or the listing file in it; or
+            a folder of nnU-Net v2's results with `plans.json` (its folds).
         selected: whether a selection in the folder takes precedence over its folds.
 
     Raises:
         VolumenError: no such path, a folder without checkpoints, or folds that are not trained yet.
     """
     path = Path(path)
+    if path.is_dir() and results_folder(path) is not None:
+        return [(file, {}) for file in fold_checkpoints(path)]
     if path.is_dir():
         names = (SELECTION, ENSEMBLE) if selected else (ENSEMBLE,)
         listing = next((path / name for name in names if (path / name).is_file()), None)

@@ -52,6 +52,7 @@ from volumen.utils.errors import VolumenError
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
     from volumen.inference.distributed.cluster import Cluster
+    from volumen.inference.nnunet.preparation import Preparation, Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def report_augmentation(
     plain, every = counts.seconds
     return AugmentationReport(
         work.request.tta,
-        len(transforms(work.request.tta, _seen_patch(work), predictor.spacing)),
+        len(transforms(work.request.tta, _seen_patch(work), predictor.spacing, predictor.mirror_axes)),
         every / plain if plain else None,
         {name: dice(overlaps) for name, overlaps in counts.overlaps.items()},
     )
@@ -233,8 +234,8 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     check_image(predictor, image)
     heads = predictor.heads(request.targets)
     check_layouts(heads, request.tta)
-    turn = turn_to_training(predictor, image, heads)
-    resampling = resampling_to_training(predictor.trained_grid, image, turn)
+    prepared = _prepared(predictor, image, request)
+    turn, resampling = _turn_and_grid(predictor, image, heads, prepared)
     plan = make_plan(predictor, image.shape, heads, request, turn)
     grid_plan = None
     if resampling is not None:
@@ -242,9 +243,12 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         grid_plan = make_grid_plan(predictor, plan, resampling, heads, request, turn)
     windows = grid_plan or plan
     others = tuple(
-        _member_work(member, job, heads, request, windows, resampling) for member in predictor.networks[1:]
+        _member_work(member, job, heads, request, windows, resampling, predictor.preparation, prepared)
+        for member in predictor.networks[1:]
     )
-    log_small(image, windows.shape, windows.patch_size, request.patch_size or predictor.patch_size)
+    usual = tuple(request.patch_size or predictor.patch_size)
+    usual = usual if turn is None else turn.undo_axes(usual)
+    log_small(image, windows.shape, windows.patch_size, usual, windows.rules)
     stored = [output_spec(head, request) for head in heads]
     check_names([*stored, *instance_specs(request.instances)])
     return VolumeWork(
@@ -264,7 +268,27 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
         others,
         resampling,
         grid_plan,
+        prepared,
     )
+
+
+def _prepared(predictor: Predictor, image: Volume, request: PredictRequest) -> Prepared | None:
+    """Return what a network of another program sees of an image; None for a network of this one."""
+    if predictor.preparation is None:
+        return None
+    return predictor.preparation.of(
+        image, on_corrupt=request.on_corrupt, nonfinite=nonfinite_rule(request, predictor)
+    )
+
+
+def _turn_and_grid(
+    predictor: Predictor, image: Volume, heads: Sequence[Head], prepared: Prepared | None
+) -> tuple[AxisTurn | None, Resampling | None]:
+    """Return how windows are turned, and the network's grid where it is not the image's."""
+    if prepared is not None:
+        return prepared.turn, None if prepared.grid.is_identity else prepared.grid
+    turn = turn_to_training(predictor, image, heads)
+    return turn, resampling_to_training(predictor.trained_grid, image, turn)
 
 
 def _spacing_without_one(predictor: Predictor, turn: AxisTurn | None) -> tuple[float, ...] | None:
@@ -309,14 +333,22 @@ def _member_work(
     request: PredictRequest,
     windows: PredictPlan,
     resampling: Resampling | None,
+    preparation: Preparation | None,
+    prepared: Prepared | None,
 ) -> MemberWork:
     """Return what a further member of an ensemble does for a volume, over the blocks of the first one.
 
     Raises:
-        VolumenError: it was trained at another voxel size than the first one.
+        VolumenError: it was trained at another voxel size than the first one, or on images prepared in another way.
     """
-    turn = turn_to_training(member, job.image, heads)
-    own = resampling_to_training(member.trained_grid, job.image, turn)
+    if member.preparation != preparation:
+        raise VolumenError(
+            member.path,
+            expected="the plan of the first member, by which nnU-Net prepares images for all of them",
+            found="another one" if member.preparation else "a network of volumen",
+            remedy="predict with it alone",
+        )
+    turn, own = _turn_and_grid(member, job.image, heads, prepared)
     if own != resampling:
         raise VolumenError(
             member.path,

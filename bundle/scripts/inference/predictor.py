@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
+from volumen.checkpoints.nnunet_plan import results_folder
 from volumen.data.space.geometry import AxisTurn, Geometry
 from volumen.derived.channel_layout import ChannelLayout, make_layout
 from volumen.inference.resampling import TrainedGrid
@@ -24,12 +25,14 @@ from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, spl
 from volumen.inference.windows.plan import fit_window
 from volumen.inference.windows.sliding import SlidingWindow
 from volumen.inference.windows.tta import AxisTransform, check_layouts, transforms
+from volumen.inference.windows.window_rules import NNUNET, OURS, WindowRules
 from volumen.utils.errors import VolumenError
 from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import ArrayVolume
+    from volumen.inference.nnunet.preparation import Preparation
     from volumen.transforms.normalize import Normalizer
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,8 @@ class Predictor:
         members: the networks of an ensemble, whose outputs are averaged; the other fields are those of the first one,
             but for path and checksum. Empty for a single network.
         home: device on which it predicts where its weights are not always there; None for where they are.
+        preparation: prepares images for a network of another program, instead of `normalizer` and `spacing`.
+        mirror_axes: the only axes along which test-time mirroring flips; None: all.
     """
 
     network: nn.Module
@@ -83,6 +88,13 @@ class Predictor:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     members: tuple[Predictor, ...] = ()
     home: torch.device | None = None
+    preparation: Preparation | None = None
+    mirror_axes: tuple[int, ...] | None = None
+
+    @property
+    def window_rules(self) -> WindowRules:
+        """Where windows lie and how they are weighted."""
+        return OURS if self.preparation is None else NNUNET
 
     @property
     def networks(self) -> tuple[Predictor, ...]:
@@ -129,7 +141,8 @@ class Predictor:
 
     def fit_patch(self, patch_size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
         """Return the window for an image of a spatial shape, no larger than the image needs; see `fit_window`."""
-        return fit_window(patch_size, shape, self.divisor) if self.divisor else tuple(patch_size)
+        shrinks = self.divisor and self.window_rules.shrinks
+        return fit_window(patch_size, shape, self.divisor) if shrinks else tuple(patch_size)
 
     def check_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Check that the network can process a window size, and return it.
@@ -238,6 +251,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise VolumenError(path, "no such checkpoint", remedy="give the .pth file of a trained model")
+    if results_folder(path) is not None:
+        raise VolumenError(
+            path, "a checkpoint of nnU-Net can only predict", remedy="give it to volumen predict -m"
+        )
     state = read_file(path)
     if isinstance(state, dict) and CHECKSUM in state:
         state = verify_checksum(state, path)
@@ -370,10 +387,14 @@ class WindowNetwork:
         check_layouts(self.heads, tta)
         self.base = None if turn is None else AxisTransform(turn.order, turn.flips)
         seen = tuple(patch_size) if turn is None else turn.of_axes(tuple(patch_size))
-        self.turns: tuple[AxisTransform, ...] = transforms(tta, seen, predictor.spacing)
+        self.turns: tuple[AxisTransform, ...] = transforms(
+            tta, seen, predictor.spacing, predictor.mirror_axes
+        )
         self.precision = precision
         self.device = predictor.device
-        self._weights = torch.from_numpy(gaussian_window(tuple(patch_size))).to(self.device)
+        later = predictor.window_rules.later_centre
+        weights = gaussian_window(tuple(patch_size), later_centre=later)
+        self._weights = torch.from_numpy(weights).to(self.device)
         self._mean_weights = self._weights
         if len(self.turns) > 1:
             self._mean_weights = self._weights / self._counts(tuple(patch_size)).to(self.device)

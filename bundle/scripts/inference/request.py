@@ -40,8 +40,8 @@ class PredictRequest(PredictionSettings):
         str | tuple[str, ...],
         FromKey(InferenceConfig, "checkpoint_path"),
         Described(
-            "Trained network: a .pth file, a bundle's model.pt, or the folder of a run, of which folds are averaged; "
-            "several are averaged.",
+            "Trained network: a .pth file, a bundle's model.pt, the folder of a run, of which folds are averaged, or a "
+            "folder of nnU-Net v2's results; several are averaged.",
             "MODEL.pth",
             WHAT,
             "-m",

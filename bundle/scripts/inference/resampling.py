@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.data.space.geometry import AxisTurn, Geometry
-from volumen.data.space.resampling import Resampling, interpolate
+from volumen.data.space.resampling import Resampling
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -139,5 +139,4 @@ def on_stored_grid(
     positions = [
         resampling.resampled_positions(axis, part.start, part.stop) for axis, part in enumerate(region)
     ]
-    # The reverse order: an axis that resampling enlarged is reduced again.
-    return interpolate(blend, positions, first or (0,) * len(positions), resampling.order[::-1])
+    return resampling.on_stored(blend, positions, first or (0,) * len(positions))

@@ -61,6 +61,7 @@ def make_plan(
         block_shape=choose_block_shape(output_shape, patch),
         batch_size=request.batch_size,
         tile=choose_tile(patch, request.overlap, channels, PARTIAL_SUMS_BYTES),
+        rules=predictor.window_rules,
     )
 
 

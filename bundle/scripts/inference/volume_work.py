@@ -22,6 +22,7 @@ from volumen.inference.windows.plan import Box, PredictPlan
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
+    from volumen.inference.nnunet.preparation import Prepared
     from volumen.inference.request import PredictRequest
 
 
@@ -72,6 +73,7 @@ class VolumeWork:
         resampling: the network's grid, for an image whose voxel size is not that of the training; None for the
             image's own voxels.
         grid_plan: windows and blocks on that grid; those of `plan` are of the image's voxels.
+        prepared: what a network of another program sees of the image; None: the image itself, or resampled.
     """
 
     job: Job
@@ -89,6 +91,7 @@ class VolumeWork:
     others: tuple[MemberWork, ...] = ()
     resampling: Resampling | None = None
     grid_plan: PredictPlan | None = None
+    prepared: Prepared | None = None
 
     @property
     def members(self) -> tuple[MemberWork, ...]:
@@ -104,6 +107,8 @@ class VolumeWork:
     def window_image(self) -> Volume:
         """The image as windows are read from it."""
         image = self.job.image
+        if self.prepared is not None:
+            return self.prepared.view(image)
         return image if self.resampling is None else ResampledVolume(image, self.resampling)
 
     @property

@@ -90,6 +90,23 @@ class Resampling:
             for (start, stop), n, size, step in zip(box, self.shape, whole, self.step, strict=True)
         )
 
+    def on_stored(
+        self, values: np.ndarray, positions: Sequence[np.ndarray], first: Sequence[int]
+    ) -> np.ndarray:
+        """Return values of the resampled grid at stored voxels, by linear interpolation.
+
+        Args:
+            values: (C, *space), a part of the resampled grid.
+            positions: `resampled_positions` of the stored voxels, per axis.
+            first: first voxel of `values` in the resampled grid.
+        """
+        # The reverse order: an axis that resampling enlarged is reduced again.
+        return interpolate(values, positions, first, self.order[::-1])
+
+    def outside(self, region: Sequence[slice]) -> np.ndarray | None:
+        """Return the stored voxels of a region that the resampled grid does not cover, bool; None if it covers all."""
+        return None
+
     def resampled_box(self, box: Sequence[Sequence[int]]) -> Box:
         """Return the resampled voxels that linear interpolation needs at the stored voxels of a box."""
         found = []

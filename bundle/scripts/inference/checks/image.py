@@ -10,6 +10,7 @@ from volumen.data.placement import warn_impossible
 from volumen.data.space.geometry import Geometry, directions_of, nearest_turn
 from volumen.inference.intensity_check import check_intensities
 from volumen.inference.predictor import Predictor
+from volumen.inference.windows.window_rules import OURS, WindowRules
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import by, counted
 
@@ -98,14 +99,21 @@ def _check_spacing(predictor: Predictor, image: Volume) -> None:
         )
 
 
-def log_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual: Sequence[int]) -> None:
-    """Log which windows an image smaller than the usual window gets, and how much of them is reflected.
+def log_small(
+    image: Volume,
+    shape: Sequence[int],
+    window: Sequence[int],
+    usual: Sequence[int],
+    rules: WindowRules = OURS,
+) -> None:
+    """Log which windows an image smaller than the usual window gets, and how much of them lies beyond it.
 
     Args:
         image: for its name.
         shape: voxels per axis, as the windows see the image.
         window: its windows.
         usual: the windows of larger images.
+        rules: what windows hold beyond the image.
     """
     if all(size >= side for size, side in zip(shape, usual, strict=True)):
         return
@@ -118,5 +126,5 @@ def log_small(image: Volume, shape: Sequence[int], window: Sequence[int], usual:
         if side > size
     ]
     if beyond:
-        text += f", of which {' and '.join(beyond)} are reflected"
+        text += f", of which {' and '.join(beyond)} are {'0' if rules.zero_beyond else 'reflected'}"
     logger.info("%s: %s is smaller than a window: %s", image.path, by(shape), text)

@@ -82,13 +82,16 @@ def _on_stored_grid(
     """
     first = [start for start, _ in place]
     missing = np.isnan(blend).any(axis=0, keepdims=True)
+    outside = resampling.outside(region)
     if not missing.any():
         values = on_stored_grid(blend, resampling, region, first)
-        return values, np.zeros(values.shape[1:], bool)
+        return values, np.zeros(values.shape[1:], bool) if outside is None else outside
     positions = [resampling.resampled_positions(axis, r.start, r.stop) for axis, r in enumerate(region)]
     empty = nearest(missing, positions, first)[0]
     values = on_stored_grid(np.where(missing, np.float32(0), blend), resampling, region, first)
     weight = on_stored_grid((~missing).astype(np.float32), resampling, region, first)[0]
     values /= np.where(empty, np.float32(1), weight)
+    if outside is not None:
+        empty |= outside
     values[:, empty] = 0
     return values, empty

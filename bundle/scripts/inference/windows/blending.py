@@ -21,23 +21,27 @@ SIGMA_SHARE = 0.125
 """Standard deviation of the importance weights as a share of the patch, per axis (Isensee et al. 2021)."""
 
 
-def gaussian_axis(size: int) -> np.ndarray:
+def gaussian_axis(size: int, *, later_centre: bool = False) -> np.ndarray:
     """Return the importance weights along one axis: float32, shape (size,), highest in the middle.
 
     The weights lie in [exp(-8), 1], since the border is at most 4 sigma from the centre. They are never 0, so that
     the result is also defined at a voxel that only the corner of one window covers.
+
+    Args:
+        size: voxels of a window along the axis.
+        later_centre: put the highest weight at the voxel after the middle of an even size.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    position = np.arange(size) - (size - 1) / 2
+    position = np.arange(size) - (size // 2 if later_centre else (size - 1) / 2)
     return np.exp(-0.5 * (position / (SIGMA_SHARE * size)) ** 2).astype(np.float32)
 
 
-def gaussian_window(patch_size: tuple[int, ...]) -> np.ndarray:
+def gaussian_window(patch_size: tuple[int, ...], *, later_centre: bool = False) -> np.ndarray:
     """Return the importance weights of a window: float32, shape `patch_size`."""
     weights = np.ones((), dtype=np.float32)
     for size in patch_size:
-        weights = np.multiply.outer(weights, gaussian_axis(size))
+        weights = np.multiply.outer(weights, gaussian_axis(size, later_centre=later_centre))
     return weights
 
 
@@ -45,7 +49,8 @@ def axis_weight_sums(plan: PredictPlan) -> tuple[np.ndarray, ...]:
     """Return, per axis, the sum of the weights of all windows at each voxel of the region (float32)."""
     sums = []
     for axis, (low, high) in enumerate(plan.box):
-        weights = gaussian_axis(plan.patch_size[axis]).astype(np.float64)
+        weights = gaussian_axis(plan.patch_size[axis], later_centre=plan.rules.later_centre)
+        weights = weights.astype(np.float64)
         total = np.zeros(high - low)
         for start in plan.starts[axis]:
             begin, end = max(start, low), min(start + len(weights), high)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from volumen.inference.windows.window_rules import OURS, WindowRules, spread_starts
+
 MOST_GROWTH = 2
 """Largest ratio of the voxels of a small image's window to those of the usual window; it bounds the memory."""
 
@@ -18,7 +20,7 @@ Box = tuple[tuple[int, int], ...]
 """Start and stop of each spatial axis, in voxels."""
 
 
-def axis_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
+def axis_starts(size: int, patch: int, overlap: float, *, spread: bool = False) -> tuple[int, ...]:
     """Return the start positions of the windows along one axis.
 
     Windows are `round(patch * (1 - overlap))` voxels apart; the last one is shifted inward so that it ends where the
@@ -29,6 +31,7 @@ def axis_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
         size: length of the axis in voxels, at least 1.
         patch: length of a window in voxels, at least 1.
         overlap: share of a window that its neighbour covers, in [0, 1).
+        spread: spread the windows evenly instead, see `spread_starts`.
 
     Raises:
         ValueError: for a size or patch below 1, or an overlap outside [0, 1).
@@ -39,6 +42,8 @@ def axis_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
         raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}")
     if size <= patch:
         return (-((patch - size) // 2),)
+    if spread:
+        return spread_starts(size, patch, overlap)
     stride = max(1, round(patch * (1 - overlap)))
     return (*range(0, size - patch, stride), size - patch)
 
@@ -71,6 +76,7 @@ class PredictPlan:
         block_shape: shape of an output block, the unit that is written and recorded.
         batch_size: windows per forward pass.
         tile: windows per tile and axis.
+        rules: where windows lie and how they are weighted.
     """
 
     shape: tuple[int, ...]
@@ -80,6 +86,7 @@ class PredictPlan:
     block_shape: tuple[int, ...] = ()
     batch_size: int = 1
     tile: tuple[int, ...] = ()
+    rules: WindowRules = OURS
     starts: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +105,7 @@ class PredictPlan:
         set_field(self, "tile", self.tile or (4,) * ndim)
         starts = []
         for size, patch, (low, high) in zip(self.shape, self.patch_size, region, strict=True):
-            every = axis_starts(size, patch, self.overlap)
+            every = axis_starts(size, patch, self.overlap, spread=self.rules.spread)
             starts.append(tuple(s for s in every if s < high and s + patch > low))
         set_field(self, "starts", tuple(starts))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumen.data.damage import UNREADABLE
-from volumen.data.space.reflection import reflect
 from volumen.data.validity import inside_mask
 from volumen.inference.windows.plan import Box, PredictPlan
 from volumen.utils.boxes import box_of, box_text
@@ -126,7 +125,8 @@ class WindowReader:
     """Returns normalised windows of a volume, or None if there is nothing to predict.
 
     A window is skipped if the mask has no voxel in it, or if every channel of the image is constant in it. Outside the
-    volume, the image is reflected; unreadable voxels have the mean of the other voxels of the window.
+    volume, the image is reflected, or 0 if the plan's rules say so; unreadable voxels have the mean of the other voxels
+    of the window.
 
     Args:
         volume: the image.
@@ -180,7 +180,8 @@ class WindowReader:
         if nonfinite is not None:
             values[nonfinite] = 0
         _fill_with_mean(values, bad)
-        return reflect(values, [s - r.start for s, r in zip(start, region, strict=True)], patch)
+        starts = [s - r.start for s, r in zip(start, region, strict=True)]
+        return self.plan.rules.pad(values, starts, patch)
 
     def _not_finite(self, raw: np.ndarray, region: Region) -> np.ndarray | None:
         """Return where values are NaN or infinite, bool with the shape of `raw`; None if all are finite.

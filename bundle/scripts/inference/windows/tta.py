@@ -144,7 +144,10 @@ def check_layouts(heads: Sequence[Head], mode: str) -> None:
 
 
 def transforms(
-    mode: str, patch_size: Sequence[int], spacing: Sequence[float] | None = None
+    mode: str,
+    patch_size: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    mirror_axes: Sequence[int] | None = None,
 ) -> tuple[AxisTransform, ...]:
     """Return the transforms of a mode, the identity first.
 
@@ -153,6 +156,7 @@ def transforms(
             axes that have equal patch size and spacing).
         patch_size: shape of a window.
         spacing: voxel size per axis; None for equal.
+        mirror_axes: the only axes that mirror flips; None: all.
 
     Raises:
         ValueError: for an unknown mode.
@@ -171,5 +175,6 @@ def transforms(
             for order in itertools.permutations(range(ndim))
             if all(sizes[order[axis]] == sizes[axis] for axis in range(ndim))
         ]
-    flips = list(itertools.product((False, True), repeat=ndim))
+    free = range(ndim) if mode == "rotate" or mirror_axes is None else mirror_axes
+    flips = list(itertools.product(*((False, True) if axis in free else (False,) for axis in range(ndim))))
     return tuple(AxisTransform(order, flip) for order in orders for flip in flips)
