@@ -136,6 +136,25 @@ def test_a_fold_alone_and_all_of_them_are_averages(tmp_path):
     assert np.allclose((each[0] + each[1]) / 2, both, atol=1e-5)
 
 
+def test_the_files_of_one_case_in_a_folder_are_one_image(tmp_path):
+    model, output = MODELS / "anisotropic", tmp_path / "out"
+    report = volumen.predict(model / "images", model, output, dtype="labels", amp="off")
+    assert [Path(volume.output).name for volume in report.volumes] == ["case.zarr"]
+    again = volumen.predict(model / "images", model, output, dtype="labels", amp="off")
+    assert [volume.already_done for volume in again.volumes] == [True]
+
+
+def test_other_processes_predict_the_same(tmp_path):
+    pytest.importorskip("distributed")
+    model = MODELS / "anisotropic"
+    outputs = [str(tmp_path / f"{number}.zarr") for number in (1, 2)]
+    for number, output in enumerate(outputs, start=1):
+        volumen.predict(image_of(model), model, output, dtype="float32", amp="off", nworkers=number)
+    alone, shared = (zarr.open_group(output, mode="r")["label/0"][:] for output in outputs)
+    assert alone.any()
+    assert np.allclose(shared, alone, atol=1e-6)
+
+
 def test_a_region_is_the_crop_of_the_whole(tmp_path):
     model = MODELS / "residual"
     whole = logits_of(model, tmp_path / "whole.zarr")

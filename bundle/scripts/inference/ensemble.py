@@ -50,7 +50,7 @@ def load_model(
 
     def load(path: Path, place: torch.device) -> Predictor:
         if results_folder(path) is not None:
-            return load_nnunet_predictor(path, place)
+            return load_nnunet_predictor(path, place, predicts_on=device)
         return load_predictor(path, place, strict=strict, fuse=fuse)
 
     if len(found) == 1:

@@ -41,20 +41,23 @@ class Job:
         return str(self.export.sidecar if self.export else self.output)
 
 
-def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> list[Job]:
+def find_jobs(
+    request: PredictRequest, targets: tuple[str, ...], ndim: int, channels: int | None = None
+) -> list[Job]:
     """Open the images of a request.
 
     Args:
         request: what to predict.
         targets: names of the outputs.
         ndim: spatial axes of the network.
+        channels: files of an image, CASE_0000, CASE_0001, ..., if the network is known to need as many.
 
     Raises:
         VolumenError: no image, an unreadable image, or a mask that is missing or of another shape.
     """
     from volumen.data.formats.opening import open_volume
 
-    items = volume_items(request.input, request.mask, ndim)
+    items = volume_items(request.input, request.mask, ndim, channels)
     _, suffix = format_of(request.output, request.format)
     if suffix and [item["image"] for item in items] != [request.input]:
         raise VolumenError(request.output, expected="a folder, since there are several images", found=suffix)
@@ -66,18 +69,23 @@ def find_jobs(request: PredictRequest, targets: tuple[str, ...], ndim: int) -> l
     return jobs
 
 
-def volume_items(source: str, mask: str | None = None, ndim: int | None = None) -> list[dict[str, str]]:
+def volume_items(
+    source: str, mask: str | None = None, ndim: int | None = None, channels: int | None = None
+) -> list[dict[str, str]]:
     """Return the images of a path as MONAI items: {"image": path} and, if masks are given, its "mask".
 
     Args:
         source: an image, a folder of images, or a dataset with an `images` folder.
         mask: a volume for one image, else a folder with one per image; None for none.
         ndim: spatial axes of the network; with 3, a folder of numbered slices is one image, otherwise many.
+        channels: as for `find_jobs`; a folder of such files is none of slices.
 
     Raises:
         VolumenError: no image, or a mask that is missing.
     """
-    images = [source] if ndim == 3 and is_stack(source) else image_paths(source)
+    images = (
+        [source] if channels is None and ndim == 3 and is_stack(source) else image_paths(source, channels)
+    )
     if not images:
         raise VolumenError(source, "no image found", remedy="give an image, or a folder that holds some")
     if mask is None:
@@ -125,8 +133,13 @@ def make_job(
     return Job(image, export.working, mask, export)
 
 
-def image_paths(source: str) -> list[str]:
-    """Return the images of a path: itself, those in its `images` folder, or those in the folder itself."""
+def image_paths(source: str, channels: int | None = None) -> list[str]:
+    """Return the images of a path: itself, those in its `images` folder, or those in the folder itself.
+
+    Args:
+        source: the path.
+        channels: as for `find_jobs`.
+    """
     from volumen.data.formats.detection import (
         detect_format,
         is_hidden,
@@ -151,10 +164,10 @@ def image_paths(source: str) -> list[str]:
                 raise
     # PNG files beside volumes of other formats are pictures of them.
     paths = [name for name, kind in found if kind != "png"] or [name for name, _ in found]
-    return _joined_channels(paths)
+    return _joined_channels(paths, channels)
 
 
-def _joined_channels(paths: list[str]) -> list[str]:
+def _joined_channels(paths: list[str], channels: int | None = None) -> list[str]:
     """Join the files of one image's channels, CASE_0000, CASE_0001, ...; leave a folder of other names as it is."""
     parts = [_CHANNEL.fullmatch(volume_name(path)) for path in paths]
     numbers = {match[2] for match in parts if match}
@@ -165,7 +178,8 @@ def _joined_channels(paths: list[str]) -> list[str]:
         assert match is not None
         cases.setdefault(match[1], []).append(path)
     # Slices are numbered too: channels are as many for every image.
-    if len(cases) < 2 or any(len(files) != len(numbers) for files in cases.values()):
+    few = len(cases) < 2 and len(numbers) != channels
+    if few or any(len(files) != len(numbers) for files in cases.values()):
         return paths
     return [joined_path(files) for files in cases.values()]
 

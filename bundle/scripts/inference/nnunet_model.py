@@ -43,12 +43,15 @@ class NamedOutput(nn.Module):
         return {self.name: self.network(images.squeeze(2)).unsqueeze(2)}
 
 
-def load_nnunet_predictor(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+def load_nnunet_predictor(
+    path: str | Path, device: str | torch.device = "cpu", *, predicts_on: torch.device | None = None
+) -> Predictor:
     """Load one fold of a network that nnU-Net v2 trained.
 
     Args:
         path: checkpoint of the fold, in a folder with nnU-Net's `plans.json` and `dataset.json`.
         device: device of the network.
+        predicts_on: device of the prediction, if the network is moved there later.
 
     Raises:
         VolumenError: the plan is not supported, or the checkpoint does not fit it.
@@ -74,7 +77,7 @@ def load_nnunet_predictor(path: str | Path, device: str | torch.device = "cpu") 
     named.to(device).eval()
     return Predictor(
         network=named,
-        config=_config(plan, head, torch.device(device), bool(mirror)),
+        config=_config(plan, head, predicts_on or torch.device(device), bool(mirror)),
         targets={head.name: head},
         normalizer=Normalizer("none"),
         patch_size=(*ahead, *plan.patch_size),

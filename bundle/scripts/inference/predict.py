@@ -85,7 +85,12 @@ def predict(
     for name, heads in predictor.fused.items():
         if name in (request.targets or predictor.targets):
             logger.info("%s: read from the heads %s (fuse)", name, ", ".join(heads))
-    jobs = find_jobs(request, output_names(predictor, request), len(predictor.patch_size))
+    jobs = find_jobs(
+        request,
+        output_names(predictor, request),
+        len(predictor.patch_size),
+        None if predictor.preparation is None else predictor.in_channels,
+    )
     if request.is_shared:
         from volumen.inference.distributed.cluster import open_cluster
 

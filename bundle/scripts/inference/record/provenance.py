@@ -49,7 +49,7 @@ def make_provenance(predictor: Predictor, work: VolumeWork, machine: Machine) ->
         **({} if work.resampling is None else {"resampling": {
             "shape": list(work.resampling.resampled_shape), "step": list(work.resampling.step),
             "spacing": list(predictor.spacing or ()), "unit": predictor.unit}}),
-        **({} if work.prepared is None else {"prepared": work.prepared.plain()}),
+        **({} if work.prepared is None else {"prepared": plain(work.prepared.plain())}),
         "precision": machine.precision,
         "device": machine.device,
         "nonfinite": nonfinite_rule(request, predictor),
