@@ -155,11 +155,29 @@ def test_other_processes_predict_the_same(tmp_path):
     assert np.allclose(shared, alone, atol=1e-6)
 
 
-def test_a_region_is_the_crop_of_the_whole(tmp_path):
-    model = MODELS / "residual"
+@pytest.mark.parametrize(
+    ("name", "region"),
+    [("residual", ((3, 9), (5, 20), (0, 11))), ("anisotropic", ((3, 20), (0, 7), (5, 21)))],
+)
+def test_a_region_is_the_crop_of_the_whole(tmp_path, name, region):
+    whole = logits_of(MODELS / name, tmp_path / "whole.zarr")
+    part = logits_of(MODELS / name, tmp_path / "part.zarr", region=region)
+    assert part.any()
+    assert np.allclose(part, whole[(slice(None), *(slice(*span) for span in region))], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_mask_chooses_voxels_and_changes_none(tmp_path, name):
+    model = MODELS / name
     whole = logits_of(model, tmp_path / "whole.zarr")
-    part = logits_of(model, tmp_path / "part.zarr", region=((3, 9), (5, 20), (0, 11)))
-    assert np.allclose(part, whole[:, 3:9, 5:20, 0:11], atol=1e-5)
+    image = nibabel.load(sorted((model / "images").iterdir())[0])
+    mask = np.zeros(image.shape, np.uint8)
+    mask[8:11, 4:7, 9] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+    part = logits_of(model, tmp_path / "part.zarr", mask=str(tmp_path / "mask.nii.gz"))
+    inside = mask.T > 0
+    assert np.allclose(part[:, inside], whole[:, inside], atol=1e-5)
+    assert not part[:, ~inside].any()
 
 
 def test_an_array_in_memory_gives_the_same(tmp_path):
@@ -196,6 +214,7 @@ def copied(tmp_path: Path, change) -> Path:
         (lambda plans, own: own.update(preprocessor_name="Own"), "preprocessor_name: Own"),
         (lambda plans, own: own["resampling_fn_data_kwargs"].update(order_z=1), "order_z"),
         (lambda plans, own: plans.update(label_manager="Other"), "label_manager: Other"),
+        (lambda plans, own: plans.update(transpose_forward=[0, 1]), "transpose_forward"),
         (lambda plans, own: plans["configurations"].pop("3d_fullres"), "3d_fullres"),
         (lambda plans, own: own.pop("spacing"), "lacks 'spacing'"),
         (lambda plans, own: own["architecture"]["arch_kwargs"].update(features_per_stage=[4, 6, 9]), "do not fit"),
@@ -261,6 +280,9 @@ def test_values_that_are_not_finite_do_not_spread(tmp_path, value, caplog):
     found = volumen.predict_array(volumen.load(model), array, spacing=(1.3, 0.9, 1.1))["label"]
     assert np.isfinite(found).all()
     assert "count as 0" in caplog.text
+    nibabel.save(nibabel.Nifti1Image(array.T, image.affine), tmp_path / "image.nii.gz")
+    with pytest.raises(VolumenError, match="NaN or infinite"):
+        volumen.predict(tmp_path / "image.nii.gz", model, tmp_path / "out.zarr", nonfinite="refuse")
 
 
 def test_an_image_of_zeros_is_predicted_as_a_whole():

@@ -27,6 +27,7 @@ SCHEMES = {
 }
 RESAMPLING = "resample_data_or_seg_to_shape"
 FLAT_READER = "NaturalImage2DIO"
+MOST_LABELS = 255
 _IGNORE = "ignore"
 _REMEDY = "predict with nnUNetv2_predict"
 
@@ -192,7 +193,13 @@ def _plan(
     kind, arguments = _architecture(chosen)
     check_arguments(kind, arguments)
     names, values = _labels(description)
+    if max(len(names) - 1, *values, 0) > MOST_LABELS:
+        raise ValueError(f"labels above {MOST_LABELS}, since label maps have 8 bits")
     patch = tuple(int(size) for size in chosen["patch_size"])
+    transpose = tuple(int(axis) for axis in plans["transpose_forward"])
+    reader = short_name(str(plans.get("image_reader_writer", "SimpleITKIO")))
+    if sorted(transpose) != [0, 1, 2] or (reader == FLAT_READER and transpose[0] != 0):
+        raise ValueError(f"transpose_forward: {list(transpose)}")
     if dimensions(arguments) != len(patch):
         raise ValueError(f"a patch of {len(patch)} axes for {dimensions(arguments)}D convolutions")
     return NnunetPlan(
@@ -201,13 +208,13 @@ def _plan(
         arguments=json.dumps(arguments, sort_keys=True),
         patch_size=patch,
         spacing=tuple(float(size) for size in chosen["spacing"]),
-        transpose=tuple(int(axis) for axis in plans["transpose_forward"]),
+        transpose=transpose,
         channels=_channels(plans, description, chosen),
         data=_resampling(chosen, "data"),
         logits=_resampling(chosen, "probabilities"),
         names=names,
         region_values=values,
-        reader=short_name(str(plans.get("image_reader_writer", "SimpleITKIO"))),
+        reader=reader,
     )
 
 
