@@ -6,7 +6,8 @@
 The volumes are rolled sheets of the phantom (another roll each), written at three voxel sizes; and, with --data, scans
 in the program's layout, of which every second and third is resampled to other voxel sizes (images linearly, labels
 nearest). Each arm trains the same number of steps on the same volumes; scored are whole held-out volumes, by
-`volumen evaluate`, on their own voxels. One thread; a finished run in OUT is not repeated.
+`volumen evaluate`, on their own voxels. One thread; a finished run in OUT is not repeated. The interval of the gain
+holds 95 % of 2000 bootstrap samples of the held-out volumes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
     os.environ[_name] = "1"
 
 import argparse
+import csv
 import json
 import time
 from pathlib import Path
@@ -46,14 +48,16 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=6)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--csv", type=Path, help="Dice of every held-out volume; in OUT by default")
     options = parser.parse_args()
-    sets = {"phantom": make_phantom(options.output / "phantom")}
+    sets: dict[str, Path] = {"phantom": make_phantom(options.output / "phantom")}
     if options.data is not None:
         sets[options.data.name] = make_scans(options.output / options.data.name, options)
     rows = []
-    for name, folder in sets.items():
-        for seed in options.seeds:
+    for seed in options.seeds:
+        for name, folder in sets.items():
             rows += [run_arm(name, folder, arm, seed, options) for arm in ARMS]
+            write_csv(options.csv or options.output / "rows.csv", rows, sets)
     print(table(rows))
 
 
@@ -110,7 +114,7 @@ def run_arm(name: str, folder: Path, arm: str, seed: int, options: argparse.Name
     output = options.output / "runs" / f"{name}_{list(ARMS).index(arm)}_{seed}_{options.steps}"
     stored = output / "row.json"
     if stored.exists():
-        return json.loads(stored.read_text())
+        return {"steps": options.steps, **json.loads(stored.read_text())}
     epochs = 10
     settings = {
         "tr_setup": {"seed": seed},
@@ -137,20 +141,46 @@ def run_arm(name: str, folder: Path, arm: str, seed: int, options: argparse.Name
     cases = {
         name: next(v for k, v in values.items() if k.endswith("/dice")) for name, values in found.items()
     }
-    row = {"set": name, "arm": arm, "seed": seed, "cpu_seconds": round(cpu), "dice": cases}
+    row = {
+        "set": name,
+        "arm": arm,
+        "seed": seed,
+        "steps": options.steps,
+        "cpu_seconds": round(cpu),
+        "dice": cases,
+    }
     stored.write_text(json.dumps(row))
     return row
 
 
+def write_csv(path: Path, rows: list[dict[str, Any]], sets: dict[str, Path]) -> None:
+    """Write the Dice of every held-out volume, with its voxel size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["set", "arm", "seed", "steps", "cpu_seconds", "volume", "voxel_size", "dice"])
+        for row in rows:
+            for volume, dice in row["dice"].items():
+                spacing = open_volume(sets[row["set"]] / "test" / "images" / f"{volume}.ome.tif").spacing
+                size = "x".join(f"{value:g}" for value in spacing or ())
+                head = [row["set"], row["arm"], row["seed"], row["steps"], row["cpu_seconds"]]
+                writer.writerow([*head, volume, size, f"{dice:.4f}"])
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the table: the mean Dice of the held-out volumes, and of those at each voxel size."""
-    lines = ["| set | arm | seed | Dice, all held-out volumes | CPU s |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        values = list(row["dice"].values())
-        lines.append(
-            f"| {row['set']} | {row['arm']} | {row['seed']} | {np.mean(values):.3f}"
-            f" ({', '.join(f'{v:.3f}' for v in values)}) | {row['cpu_seconds']} |"
-        )
+    """Return the mean Dice of the held-out volumes over seeds, with an interval of the paired difference."""
+    lines = ["| set | seeds | " + " | ".join(ARMS) + " | gain |", "| --- " * (len(ARMS) + 3) + "|"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        arms = []
+        for arm in ARMS:
+            own = [row["dice"] for row in rows if row["set"] == name and row["arm"] == arm]
+            arms.append({volume: float(np.mean([dice[volume] for dice in own])) for volume in own[0]})
+        seeds = len({row["seed"] for row in rows if row["set"] == name})
+        gains = np.array([arms[1][volume] - arms[0][volume] for volume in arms[0]])
+        drawn = np.random.default_rng(0).integers(0, len(gains), (2000, len(gains)))
+        low, high = np.percentile(gains[drawn].mean(axis=1), [2.5, 97.5])
+        means = " | ".join(f"{np.mean(list(arm.values())):.3f}" for arm in arms)
+        lines.append(f"| {name} | {seeds} | {means} | {gains.mean():+.3f} ({low:+.3f} to {high:+.3f}) |")
     return "\n".join(lines)
 
 
