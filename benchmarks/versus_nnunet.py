@@ -282,12 +282,14 @@ def blocks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
 
 
 def counted(truth: np.ndarray, found: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
-    """Return where voxels count: both, truth, found; boundaries near the other's, and all boundaries."""
-    truth, found = truth & valid, found & valid
+    """Return where voxels count: both, truth, found; boundaries near the other's, and all boundaries.
+
+    A boundary voxel has a face neighbour outside its mask; those at the edge of the known part do not become one.
+    """
     edges = [mask & ~ndimage.binary_erosion(mask, border_value=1) for mask in (truth, found)]
     reach = ndimage.generate_binary_structure(truth.ndim, 1)
     near = [edge & ndimage.binary_dilation(other, reach) for edge, other in zip(edges, edges[::-1])]
-    return [truth & found, truth, found, *near, *edges]
+    return [part & valid for part in (truth & found, truth, found, *near, *edges)]
 
 
 def ratios(counts: list[int]) -> tuple[float, float]:
