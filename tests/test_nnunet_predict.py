@@ -18,7 +18,7 @@ from conftest import ROOT
 from scipy import ndimage
 
 import volumen
-from volumen.checkpoints.nnunet_plan import ResamplingRule, fold_checkpoints
+from volumen.checkpoints.nnunet_plan import ResamplingRule, fold_checkpoints, read_plan
 from volumen.cli.main import main
 from volumen.data.formats.volumes import ArrayVolume
 from volumen.inference.ensemble import load_model
@@ -224,6 +224,51 @@ def test_what_is_not_supported_is_named_in_one_line(tmp_path, change, named):
     with pytest.raises(VolumenError, match=named) as caught:
         load_model(copied(tmp_path, change))
     assert "\n" not in str(caught.value)
+
+
+def test_the_ignore_label_is_no_class(tmp_path):
+    model = copied(tmp_path, lambda plans, own: None)
+    description = json.loads((model / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (model / "dataset.json").write_text(json.dumps(description))
+    assert load_model(model).targets == load_model(MODELS / "residual").targets
+
+
+def test_more_labels_than_a_byte_are_refused(tmp_path):
+    model = copied(tmp_path, lambda plans, own: None)
+    description = json.loads((model / "dataset.json").read_text())
+    description["labels"] = {"background": 0, **{f"label{n}": n for n in range(1, 257)}}
+    (model / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(VolumenError, match="labels above 255"):
+        load_model(model)
+
+
+def test_plans_of_earlier_versions_are_read(tmp_path):
+    def to_old(plans, own):
+        arguments = own.pop("architecture")["arch_kwargs"]
+        own.update(
+            UNet_class_name="PlainConvUNet", UNet_base_num_features=4, unet_max_num_features=10,
+            n_conv_per_stage_encoder=[1, 2, 2], n_conv_per_stage_decoder=[1, 2], num_pool_per_axis=[1, 2, 2],
+            conv_kernel_sizes=arguments["kernel_sizes"], pool_op_kernel_sizes=arguments["strides"],
+        )  # fmt: skip
+
+    plan = read_plan(copied(tmp_path, to_old), "3d_fullres")
+    new = read_plan(MODELS / "residual", "3d_fullres").network_arguments
+    assert plan.kind == "PlainConvUNet"
+    found = plan.network_arguments
+    assert found["features_per_stage"] == [4, 8, 10]
+    assert found["n_conv_per_stage"] == [1, 2, 2]
+    for key in ("kernel_sizes", "strides", "conv_op", "conv_bias", "norm_op", "norm_op_kwargs", "nonlin"):
+        assert found[key] == new[key]
+
+
+def test_a_configuration_inherits_from_another(tmp_path):
+    def inherit(plans, own):
+        plans["configurations"]["parent"] = dict(own)
+        own.clear()
+        own.update(inherits_from="parent", batch_size=7)
+
+    assert read_plan(copied(tmp_path, inherit), "3d_fullres") == read_plan(MODELS / "residual", "3d_fullres")
 
 
 def test_a_folder_without_a_final_checkpoint_is_refused(tmp_path):
