@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from volumen.data.space.geometry import GRID
 from volumen.inference.output.block_log import STATE_FOLDER
+from volumen.inference.output.exports import MULTISCALE
 from volumen.inference.output.ome_zarr import ZarrOutput
 from volumen.inference.output.stored import OutputSpec, StoredBlend, instance_specs
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def final_arrays(work: VolumeWork) -> ZarrOutput:
     """Return the final arrays of a prediction."""
     stored = (*work.stored, *instance_specs(work.request.instances))
-    pyramid = work.request.pyramid and work.job.export is None
+    export = work.job.export
+    pyramid = work.request.pyramid and (export is None or export.kind in MULTISCALE)
     return _arrays(work, work.job.output, stored, pyramid=pyramid)
 
 

@@ -144,12 +144,13 @@ def image_paths(source: str, channels: int | None = None) -> list[str]:
         detect_format,
         is_hidden,
         is_zarr_folder,
+        special_folder,
         split_suffix,
         unsupported_container,
     )
 
     path = Path(source)
-    if "://" in source or not path.is_dir() or is_zarr_folder(path):
+    if "://" in source or not path.is_dir() or is_zarr_folder(path) or special_folder(path):
         return [source]
     folder = path / "images" if (path / "images").is_dir() else path
     found: list[tuple[str, str]] = []

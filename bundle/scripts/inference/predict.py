@@ -23,6 +23,7 @@ from volumen.inference.ensemble import load_model
 from volumen.inference.gain import AugmentationReport, dice, find_labels
 from volumen.inference.jobs import Job, find_jobs, volume_name
 from volumen.inference.output.block_log import OutputState
+from volumen.inference.output.exports import check_export, format_of
 from volumen.inference.output.stored import instance_specs
 from volumen.inference.postprocess.instance_output import resolve_request
 from volumen.inference.postprocess.passes import run_here
@@ -255,7 +256,9 @@ def plan_work(predictor: Predictor, job: Job, request: PredictRequest, precision
     usual = usual if turn is None else turn.undo_axes(usual)
     log_small(image, windows.shape, windows.patch_size, usual, windows.rules)
     stored = [output_spec(head, request) for head in heads]
-    check_names([*stored, *instance_specs(request.instances)])
+    outputs = [*stored, *instance_specs(request.instances)]
+    check_names(outputs)
+    check_export(format_of(request.output, request.format)[0], outputs, request.output)
     return VolumeWork(
         job,
         request,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from volumen.data.formats.urls import is_url, names_in
+from volumen.data.formats.urls import format_scheme, is_url, names_in
 from volumen.utils.errors import VolumenError
 
 SUFFIXES = {
@@ -18,10 +18,14 @@ SUFFIXES = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".ilp"),
     "mrc": (".mrc", ".rec", ".map"),
     "nrrd": (".nrrd", ".nhdr"),
+    "precomputed": (".precomputed",),
 }
 """File name suffixes per format, the longest of each family first."""
 
+FOLDERS = ("zarr", "precomputed")
+"""Formats of volumes that are folders."""
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+_PRECOMPUTED_MARK = "info"
 _N5_MARK = "attributes.json"
 _ZIP_MAGIC = b"PK\x03\x04"
 _UNSUPPORTED = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
@@ -108,6 +112,21 @@ def is_zarr_folder(path: Path) -> bool:
     return any((path / mark).is_file() for mark in _ZARR_MARKS)
 
 
+def special_folder(folder: Path) -> str | None:
+    """Return the format of a folder that is one volume, but neither zarr nor a stack of slices; None for others."""
+    if _holds(folder / _PRECOMPUTED_MARK, b'"scales"'):
+        return "precomputed"
+    return None
+
+
+def _holds(file: Path, mark: bytes) -> bool:
+    """Return whether a small file contains some text."""
+    try:
+        return file.is_file() and mark in file.read_bytes()
+    except OSError:
+        return False
+
+
 def stack_files(folder: Path) -> tuple[str, ...]:
     """Return the files of a folder that are slices of one volume, see `stack_order`."""
     return stack_order(os.listdir(folder))  # noqa: PTH208
@@ -135,14 +154,18 @@ def stack_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def folder_kind(names: Iterable[str]) -> str | None:
-    """Return the kind of a folder with these names: "zarr", "stack" (of TIFF or PNG slices), or None."""
+    """Return the kind of a folder with these names: "zarr", "precomputed", "stack" (of slices), or None."""
     names = list(names)
     if any(mark in names for mark in _ZARR_MARKS):
         return "zarr"
+    if _PRECOMPUTED_MARK in names:
+        return "precomputed"
     return "stack" if stack_order(names) else None
 
 
 def _url_format(url: str) -> str:
+    if (stated := format_scheme(url)) is not None:
+        return stated
     kind = split_suffix(url.rstrip("/"))[1]
     if kind is not None or ".zarr/" in url:
         return kind or "zarr"
@@ -184,6 +207,8 @@ def detect_format(path: str | os.PathLike) -> str:
 def _folder_format(folder: Path) -> str:
     if is_zarr_folder(folder):
         return "zarr"
+    if (kind := special_folder(folder)) is not None:
+        return kind
     if _is_n5(folder):
         raise _n5(folder)
     if folder.name.endswith(".zarr") or _inside_zarr(folder):

@@ -13,6 +13,7 @@ from volumen.data.formats.detection import (
     folder_kind,
     is_hidden,
     is_zarr_folder,
+    special_folder,
     split_suffix,
     stack_files,
     stack_order,
@@ -92,6 +93,8 @@ def _folder_entry(path: Path) -> tuple[str, str | None]:
     if path.is_dir():
         if is_zarr_folder(path):
             return path.name, "zarr"
+        if (kind := special_folder(path)) is not None:
+            return path.name, kind
         if files := stack_files(path):
             return path.name, split_suffix(files[0])[1]
     return path.name, None

@@ -8,7 +8,7 @@ from typing import Any
 
 from volumen.data.formats.channel_files import ChannelFiles, channel_paths
 from volumen.data.formats.detection import detect_format, split_inner
-from volumen.data.formats.urls import is_url, local_path
+from volumen.data.formats.urls import is_url, local_path, without_scheme
 from volumen.data.formats.volumes import LazyVolume, Volume, single_level
 from volumen.utils.memory_pool import share_memory_between_threads
 
@@ -61,6 +61,10 @@ def _open_by_content(
         from volumen.data.formats.zarr_arrays.volume import open_zarr
 
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
+    if kind == "precomputed":
+        from volumen.data.formats.precomputed.volume import open_precomputed
+
+        return open_precomputed(without_scheme(str(path)), level=level, ndim=ndim)
     if kind == "hdf5":
         from volumen.data.formats.extra.hdf5_volume import open_hdf5
 

@@ -24,6 +24,20 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
     return unquote(text.removeprefix("file://")) if text.startswith("file://") else path
 
 
+_FORMAT_SCHEME = re.compile(r"(precomputed|n5)://(?=[a-z0-9+.-]+://|/)", re.IGNORECASE)
+
+
+def format_scheme(path: str | os.PathLike) -> str | None:
+    """Return the format that neuroglancer's way of writing a source names: "precomputed" of `precomputed://URL`."""
+    found = _FORMAT_SCHEME.match(str(path))
+    return found[1].lower() if found else None
+
+
+def without_scheme(path: str) -> str:
+    """Return a path or URL without the format that it begins with, see `format_scheme`."""
+    return str(local_path(_FORMAT_SCHEME.sub("", path, count=1)))
+
+
 def child(root: str, *names: str) -> str:
     """Join a path or URL and names below it."""
     if is_url(root):

@@ -75,10 +75,10 @@ class Outputs:
             make_instances(self._work, state.provenance, run)
         extra = {"corrupt": [[list(side) for side in box] for box in state.corrupt]}
         job, request = self._work.job, self._work.request
+        for level in range(1, len(self._final.factors) + 1):
+            boxes = self._final.boxes_with_content(level) if self._sparse else None
+            run(LevelPass(self._work, level, boxes))
         if job.export is None:
-            for level in range(1, len(self._final.factors) + 1):
-                boxes = self._final.boxes_with_content(level) if self._sparse else None
-                run(LevelPass(self._work, level, boxes))
             state.complete(extra)
             return
         state.close()
@@ -87,4 +87,5 @@ class Outputs:
             {"recipe": state.provenance, **extra},
             image=job.image,
             compress=request.compress != "none",
+            classes=self._work.classes,
         )

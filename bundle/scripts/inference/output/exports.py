@@ -1,30 +1,70 @@
-"""Writes TIFF and NIfTI files of a finished prediction, slab by slab, from its zarr arrays."""
+"""Writes the files of a finished prediction, slab by slab, from its zarr arrays."""
 
 from __future__ import annotations
 
 import glob
 import gzip
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 
+from volumen.data.formats.extra.library import library
+from volumen.data.formats.urls import is_url
 from volumen.data.space.units import OME_SYMBOLS, factor
 from volumen.inference.output.block_log import LOG, PROVENANCE, STATE_FOLDER, difference
-from volumen.inference.output.ome_zarr import ZarrOutput
+from volumen.inference.output.file_formats import mrc
+from volumen.inference.output.file_formats.hdf5 import write_hdf5
+from volumen.inference.output.file_formats.neuroglancer_state import (
+    BASE,
+    LayerContent,
+    layer,
+    viewer_state,
+)
+from volumen.inference.output.file_formats.nrrd import write_nrrd
+from volumen.inference.output.file_formats.precomputed import write_precomputed
+from volumen.inference.output.file_formats.slabs import PARTIAL, slabs, wide
+from volumen.inference.output.ome_zarr import ZarrOutput, is_label_map
+from volumen.inference.output.stored import OutputSpec
 from volumen.utils.errors import VolumenError
 from volumen.utils.files.atomic import UNFINISHED, write_atomically
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
 
-SUFFIXES = {".tif": "tif", ".tiff": "tif", ".nii": "nifti", ".nii.gz": "nifti", ".zarr": "zarr"}
-DEFAULT_SUFFIX = {"tif": ".tif", "nifti": ".nii.gz", "zarr": ".zarr"}
+SUFFIXES = {
+    ".tif": "tif",
+    ".tiff": "tif",
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".zarr": "zarr",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".mrc": "mrc",
+    ".rec": "mrc",
+    ".nrrd": "nrrd",
+    ".precomputed": "precomputed",
+}
+DEFAULT_SUFFIX = {
+    "tif": ".tif",
+    "nifti": ".nii.gz",
+    "zarr": ".zarr",
+    "hdf5": ".h5",
+    "mrc": ".mrc",
+    "nrrd": ".nrrd",
+    "precomputed": ".precomputed",
+}
+MULTISCALE = ("precomputed",)
+"""Formats with coarser levels, besides zarr."""
+_LIBRARIES = {"hdf5": "h5py", "mrc": "mrcfile"}
+"""Packages of the extra `formats` that write a format."""
 
 
 def format_of(output: str, required: str | None) -> tuple[str, str]:
@@ -32,7 +72,7 @@ def format_of(output: str, required: str | None) -> tuple[str, str]:
 
     Args:
         output: path that the user gave.
-        required: "zarr", "tif" or "nifti"; None: from the name, zarr for a folder.
+        required: a key of `DEFAULT_SUFFIX`; None: from the name, zarr for a folder.
 
     Raises:
         VolumenError: the name has the suffix of another format than the required one.
@@ -44,8 +84,36 @@ def format_of(output: str, required: str | None) -> tuple[str, str]:
     return required or named or "zarr", suffix
 
 
+def check_export(kind: str, stored: Sequence[OutputSpec], output: str) -> None:
+    """Refuse outputs that a format cannot hold, and formats whose package is missing, before anything is predicted.
+
+    Args:
+        kind: a key of `DEFAULT_SUFFIX`.
+        stored: how the outputs are stored.
+        output: the output, named in errors.
+
+    Raises:
+        VolumenError: names the first output that does not fit, and what does.
+    """
+    if kind in _LIBRARIES:
+        library(_LIBRARIES[kind], output)
+    if kind != "mrc":
+        return
+    for item in stored:
+        if not mrc.holds(item.dtype, item.channels):
+            several = f"{item.channels} channels" if item.channels > 1 else f"{item.dtype.name} values"
+            raise VolumenError(
+                output,
+                expected="outputs of one channel and at most 16 bits, since MRC holds no others",
+                found=f"{item.head.name} with {several}",
+                remedy="choose --format hdf5, nrrd or zarr, or other --targets",
+            )
+
+
 class FileExport:
     """The files of one volume's prediction, and the `<name>.volumen.json` with their provenance.
+
+    In a format of folders, each target is a folder.
 
     Args:
         folder: folder of the files.
@@ -60,7 +128,9 @@ class FileExport:
         self.files = {
             target: folder / (f"{name}{suffix}" if bare else f"{name}_{target}{suffix}") for target in names
         }
+        self.kind = SUFFIXES[suffix]
         self.sidecar = folder / f"{name}.volumen.json"
+        self.state = folder / f"{name}.neuroglancer.json" if self.kind == "precomputed" else None
         self.working = folder / f".{name}.volumen.zarr"
 
     def resolve(self, provenance: Mapping[str, Any], *, overwrite: bool) -> bool:
@@ -90,8 +160,8 @@ class FileExport:
         shutil.rmtree(self.working, ignore_errors=True)  # a process was killed after it wrote the record
         if not overwrite and all(path.exists() for path in self.files.values()):
             return True
-        for name in old["files"]:
-            (self.sidecar.parent / name).unlink(missing_ok=True)
+        for name in (*old["files"], *([self.state.name] if self.state else [])):
+            _remove(self.sidecar.parent / name)
         self.sidecar.unlink()
         return False
 
@@ -102,24 +172,39 @@ class FileExport:
         *,
         image: Volume,
         compress: bool,
+        classes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Write the files from finished arrays, then the record, and remove the working arrays.
 
         Args:
             arrays: the finished prediction.
             attributes: the provenance and other entries of the record.
-            image: the predicted image; NIfTI files have its affine.
-            compress: whether TIFF pages are compressed; the suffix decides it for NIfTI.
+            image: the predicted image; NIfTI and NRRD files have its affine.
+            compress: whether voxels are compressed; the suffix decides it for NIfTI, and MRC has no compression.
+            classes: names of the classes by target.
         """
         for target, path in self.files.items():
-            # The mark of an unfinished file is a prefix, since the suffix decides the format.
-            partial = path.with_name(f".partial-{path.name}")
-            if path.suffix in (".tif", ".tiff"):
+            partial = path.with_name(f"{PARTIAL}{path.name}")
+            _remove(partial)
+            if self.kind == "tif":
                 made_by = f"{json.dumps(attributes, sort_keys=True)} {target}"
                 write_tiff(partial, arrays, target, compress=compress, identity=made_by)
+            elif self.kind == "hdf5":
+                write_hdf5(partial, arrays, target, compress=compress)
+            elif self.kind == "mrc":
+                mrc.write_mrc(partial, arrays, target)
+            elif self.kind == "nrrd":
+                write_nrrd(partial, arrays, target, image.affine, compress=compress)
+            elif self.kind == "precomputed":
+                names = (classes or {}).get(target)
+                write_precomputed(partial, arrays, target, compress=compress, classes=names)
             else:
                 write_nifti(partial, arrays, target, image.affine)
+            if path.is_dir():
+                _remove(path)  # of a run that was interrupted; a folder cannot be replaced
             partial.replace(path)
+        if self.state is not None:
+            write_atomically(self.state, json.dumps(self._viewer_state(arrays, image), indent=1).encode())
         for leftover in self.sidecar.parent.glob(f".{glob.escape(self.sidecar.name)}{UNFINISHED[1:]}"):
             leftover.unlink(missing_ok=True)
         record = {**attributes, "files": [path.name for path in self.files.values()]}
@@ -128,15 +213,38 @@ class FileExport:
         (self.working / STATE_FOLDER / LOG).unlink(missing_ok=True)
         shutil.rmtree(self.working)
 
+    def _viewer_state(self, arrays: ZarrOutput, image: Volume) -> dict[str, Any]:
+        """Return a state of Neuroglancer with the image, if it can be opened there, and every target over it."""
+        layers = []
+        if (source := _source_of(image, self.sidecar.parent)) is not None:
+            layers.append(layer("image", source, LayerContent("image", image.channels)))
+        for target, path in self.files.items():
+            stored = arrays.stored[target]
+            kind = "labels" if is_label_map(stored) else stored.head.kind
+            content = LayerContent(kind, stored.channels, 255 if stored.dtype == np.uint8 else 1)
+            layers.append(layer(target, f"precomputed://{BASE}/{quote(path.name)}", content))
+        return viewer_state(layers, arrays.spacing, arrays.unit)
 
-def slabs(arrays: ZarrOutput, target: str) -> Iterator[np.ndarray]:
-    """Yield the slabs of an array along the first spatial axis, channel by channel: (depth, *rest)."""
-    depth = arrays.block_shape[0]
-    rest = tuple(slice(0, n) for n in arrays.shape[1:])
-    for channel in range(arrays.stored[target].channels):
-        for start in range(0, arrays.shape[0], depth):
-            box = (slice(start, min(start + depth, arrays.shape[0])), *rest)
-            yield arrays.read(target, box)[channel]
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _source_of(image: Volume, folder: Path) -> str | None:
+    """Return the source of an image for Neuroglancer: its URL, or its place in the served folder; None if neither."""
+    kind = {"ZarrVolume": "zarr", "PrecomputedVolume": "precomputed", "N5Volume": "n5"}.get(
+        type(image).__name__
+    )
+    if kind is None:
+        return None
+    if is_url(image.source):
+        return f"{kind}://{image.source}"
+    inside = os.path.relpath(image.source, folder)
+    return None if inside.startswith("..") else f"{kind}://{BASE}/{quote(Path(inside).as_posix())}"
 
 
 def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool, identity: str) -> None:
@@ -154,7 +262,7 @@ def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool, i
     import tifffile
 
     stored = arrays.stored[target]
-    dtype = _wide(stored.dtype)
+    dtype = wide(stored.dtype)
     shape: tuple[int, ...] = (*((stored.channels,) if stored.channels > 1 else ()), *arrays.shape)
     axes = "CZYX"[-len(shape) :] if len(arrays.shape) == 3 else "CYX"[-len(shape) :]
 
@@ -186,11 +294,6 @@ def write_tiff(path: Path, arrays: ZarrOutput, target: str, *, compress: bool, i
     )
 
 
-def _wide(dtype: np.dtype) -> np.dtype:
-    """Return the type of a file's values: float32 for float16, which OME-TIFF and NIfTI lack."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
 def _physical_sizes(arrays: ZarrOutput) -> dict[str, Any]:
     """Return the voxel size for OME-XML; without a unit it is in pixels, not in OME's default of micrometers."""
     found: dict[str, Any] = {}
@@ -220,7 +323,7 @@ def write_nifti(path: Path, arrays: ZarrOutput, target: str, affine: np.ndarray 
     import nibabel
 
     stored = arrays.stored[target]
-    dtype = _wide(stored.dtype)
+    dtype = wide(stored.dtype)
     header = nibabel.Nifti1Header()
     header.set_data_dtype(dtype)
     space = arrays.shape[::-1]

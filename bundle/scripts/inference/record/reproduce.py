@@ -33,7 +33,7 @@ def provenance_of(old: Path) -> dict[str, Any]:
     """
     provenance = read_provenance(old)
     for record in [old] if old.name.endswith(".json") else sorted(old.parent.glob("*.volumen.json")):
-        if provenance is None and old.is_file():
+        if provenance is None and old.exists():
             provenance = _recorded(record, old.name)
     if not isinstance(provenance, dict):
         raise VolumenError(

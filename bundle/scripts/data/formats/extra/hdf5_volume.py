@@ -219,10 +219,11 @@ def _geometry(path: Path, dataset: Any, axis_map: AxisMap) -> Geometry:
     """Return the voxel size that a dataset states.
 
     Fiji's `element_size_um` is in the order (Z, Y, X), and so are CREMI's `resolution` and `offset`, in nm. Other files
-    with these attributes state a unit by `units`, or none.
+    with these attributes state a unit by `units`, or none. A `resolution` with `units` takes precedence, since it may
+    have an `offset`.
     """
     attributes = dataset.attrs
-    if "element_size_um" in attributes:
+    if "element_size_um" in attributes and not {"resolution", "units"} <= set(attributes):
         return stated_geometry(_of_space(attributes["element_size_um"], axis_map), "micrometer")
     for key in ("resolution", "voxel_size"):
         if key in attributes:

@@ -264,7 +264,15 @@ def _geometry(header: dict[str, Any], axis_map: AxisMap) -> tuple[Geometry, np.n
     steps = np.array([np.asarray(directions[axis], dtype=float) for axis in axis_map.spatial]).T
     lengths = np.linalg.norm(steps, axis=0)
     signs = _TO_RAS.get(str(header.get("space", "")).lower())
-    if not np.isfinite(lengths).all() or not lengths.all() or signs is None or len(steps) != ndim:
+    usable = np.isfinite(lengths).all() and lengths.all() and len(steps) == ndim
+    if usable and "space" not in header and "space origin" in header:
+        # A space without a name: its axes are those of the array.
+        place = np.asarray(header["space origin"], dtype=float)[::-1]
+        geometry = stated_geometry(
+            lengths.tolist(), unit, origin=place.tolist(), directions=(steps / lengths)[::-1]
+        )
+        return geometry, None
+    if not usable or signs is None:
         return stated_geometry(lengths.tolist(), unit), None
     steps = steps * np.asarray(signs, dtype=float)[:ndim, None]
     origin = np.asarray(header.get("space origin", np.zeros(ndim)), dtype=float) * np.asarray(signs)[:ndim]

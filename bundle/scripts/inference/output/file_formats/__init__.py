@@ -1,0 +1,1 @@
+"""Writers of finished predictions in files of other programs, one file format each."""
