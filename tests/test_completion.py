@@ -34,7 +34,7 @@ def offered(line: str, folder: str = ".") -> set[str]:
     [
         ("volumen tr", {"train"}),
         ("volumen train --patch", {"--patch-size"}),
-        ("volumen train --format n", {"nifti", "napari", "nrrd"}),
+        ("volumen train --format n", {"nifti", "napari", "nrrd", "n5"}),
         ("volumen train --set tr_config.initial", {"tr_config.initial_lr="}),
         ("volumen train --loss SoftCl", {"SoftClDiceLoss"}),
         ("volumen train -i data --device cu", {"cuda"}),

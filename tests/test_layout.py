@@ -233,7 +233,7 @@ def test_folders_that_are_wrong(tmp_path):
     assert "found only a.jpg, b.jpg; add images, or convert them" in refusal(tmp_path / "jpgs")
     assert refusal(tmp_path / "outer/data", format="zarr").endswith("found only a.tif; pass --format tif")
     assert refusal(tmp_path, format="jpg").startswith(
-        "--format: expected one of zarr, tif, nifti, png, hdf5, mrc, nrrd, napari"
+        "--format: expected one of zarr, tif, nifti, png, hdf5, mrc, nrrd, precomputed, n5, "
     )
 
 
@@ -419,8 +419,8 @@ def test_files_that_are_not_what_they_seem(tmp_path):
     assert "a_ink.tif: is empty (0 bytes)" in refusal(tmp_path)
     (tmp_path / "labels/a_ink.tif").write_bytes(b"hello, I am no image")
     assert (
-        "a_ink.tif: expected zarr, TIFF, NIfTI, PNG, HDF5, MRC or NRRD, found a file that starts with b'hello, I'"
-        in refusal(tmp_path)
+        "a_ink.tif: expected zarr, TIFF, NIfTI, PNG, HDF5, MRC, NRRD, MetaImage or DICOM, "
+        "found a file that starts with b'hello, I'" in refusal(tmp_path)
     )
     (tmp_path / "labels/a_ink.tif").unlink()
     (tmp_path / "labels/a_ink.zarr").mkdir()

@@ -145,6 +145,21 @@ def test_what_is_no_volume_in_hdf5_is_one_line(tmp_path, kind):
         open_volume(path)
 
 
+def test_a_file_that_another_program_writes_is_one_line(tmp_path):
+    import subprocess
+    import sys
+
+    path = write_h5(tmp_path / "a.h5", {"raw": values()})
+    script = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout.readline()
+        with pytest.raises(VolumenError, match=r"a\.h5: is being written by another program"):
+            open_volume(path)
+        writer.stdin.close()
+
+
 # MRC
 
 
@@ -250,6 +265,18 @@ def test_a_space_of_several_units_and_an_unnamed_fourth_axis_are_not_guessed(tmp
         nrrd.write(str(tmp_path / f"{name}.nrrd"), values(shape), {}, index_order="F")
         with pytest.raises(VolumenError, match="which axis holds channels"):
             open_volume(tmp_path / f"{name}.nrrd")
+
+
+def test_a_skewed_space_and_an_unknown_unit_of_nrrd_are_not_guessed(tmp_path):
+    header = {"space": "RAS", "space directions": [[1, 0, 0], [0.1, 1, 0], [0, 0, 1]]}
+    nrrd.write(str(tmp_path / "a.nrrd"), values().T, header, index_order="F")
+    with pytest.raises(VolumenError, match=r"expected space directions at right angles, found .*0\.1, 1, 0"):
+        open_volume(tmp_path / "a.nrrd")
+    header = {"space": "RAS", "space directions": np.eye(3), "space units": ["parsec"] * 3}
+    nrrd.write(str(tmp_path / "b.nrrd"), values().T, header, index_order="F")
+    volume = open_volume(tmp_path / "b.nrrd")
+    assert volume.spacing is None
+    assert volume.geometry.problem == "a space whose unit is 'parsec'"
 
 
 def test_a_nrrd_lies_where_the_nifti_of_the_same_image_lies(tmp_path):

@@ -125,7 +125,21 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--format",
-        choices=("zarr", "tif", "nifti", "png", "hdf5", "mrc", "nrrd", "napari"),
+        choices=(
+            "zarr",
+            "tif",
+            "nifti",
+            "png",
+            "hdf5",
+            "mrc",
+            "nrrd",
+            "precomputed",
+            "n5",
+            "metaimage",
+            "dicom",
+            "webknossos",
+            "napari",
+        ),
         help="data format (default: by content)",
     )
     data.add_argument(

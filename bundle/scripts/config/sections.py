@@ -228,7 +228,22 @@ class DatasetConfig:
         ),
     ] = None
     format: Annotated[
-        Literal["zarr", "tif", "nifti", "png", "hdf5", "mrc", "nrrd", "napari"] | None,
+        Literal[
+            "zarr",
+            "tif",
+            "nifti",
+            "png",
+            "hdf5",
+            "mrc",
+            "nrrd",
+            "precomputed",
+            "n5",
+            "metaimage",
+            "dicom",
+            "webknossos",
+            "napari",
+        ]
+        | None,
         Field(description="Data format; null: by content."),
     ] = None
     targets: Annotated[

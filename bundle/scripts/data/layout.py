@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from volumen.data.formats.axes import AmbiguousAxesError
-from volumen.data.formats.detection import SUFFIXES, is_hidden, unsupported_container
+from volumen.data.formats.detection import SUFFIXES, is_hidden
 from volumen.data.formats.integral import IntegralVolume
 from volumen.data.formats.listing import Entry, folder_exists, list_volumes, refuse_file
 from volumen.data.formats.opening import open_volume
@@ -481,9 +481,6 @@ def _refuse_empty(folder: str, requested: str | None, listed: list[Entry]) -> No
     kinds = [requested] if requested else list(SUFFIXES)
     endings = ", ".join(ending for kind in kinds for ending in SUFFIXES[kind])
     found = f"only {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "an empty folder"
-    unsupported = next((error for error in map(unsupported_container, names) if error is not None), None)
-    if unsupported is not None and not listed:
-        raise VolumenError(folder, f"holds no image that is read: {unsupported}")
     remedy = f"pass --format {listed[0].format}" if listed else "add images, or convert them"
     raise VolumenError(folder, expected=f"images ({endings})", found=found, remedy=remedy)
 

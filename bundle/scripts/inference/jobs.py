@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volumen.data.formats.channel_files import joined_path, name_without_channels
+from volumen.data.formats.detection import dicom_files
 from volumen.inference.output.exports import DEFAULT_SUFFIX, FileExport, format_of
 from volumen.utils.errors import VolumenError
 
@@ -77,15 +78,19 @@ def volume_items(
     Args:
         source: an image, a folder of images, or a dataset with an `images` folder.
         mask: a volume for one image, else a folder with one per image; None for none.
-        ndim: spatial axes of the network; with 3, a folder of numbered slices is one image, otherwise many.
+        ndim: spatial axes of the network; with 3, a folder of numbered slices is one image, otherwise many. A folder
+            of DICOM files is many for 2.
         channels: as for `find_jobs`; a folder of such files is none of slices.
 
     Raises:
         VolumenError: no image, or a mask that is missing.
     """
-    images = (
-        [source] if channels is None and ndim == 3 and is_stack(source) else image_paths(source, channels)
-    )
+    if channels is None and ndim == 3 and is_stack(source):
+        images = [source]
+    elif channels is None and ndim == 2 and is_dicom_folder(source):
+        images = [str(file) for file in dicom_files(Path(source))]
+    else:
+        images = image_paths(source, channels)
     if not images:
         raise VolumenError(source, "no image found", remedy="give an image, or a folder that holds some")
     if mask is None:
@@ -143,14 +148,12 @@ def image_paths(source: str, channels: int | None = None) -> list[str]:
     from volumen.data.formats.detection import (
         detect_format,
         is_hidden,
-        is_zarr_folder,
-        special_folder,
         split_suffix,
-        unsupported_container,
+        volume_folder,
     )
 
     path = Path(source)
-    if "://" in source or not path.is_dir() or is_zarr_folder(path) or special_folder(path):
+    if "://" in source or not path.is_dir() or volume_folder(path):
         return [source]
     folder = path / "images" if (path / "images").is_dir() else path
     found: list[tuple[str, str]] = []
@@ -161,7 +164,7 @@ def image_paths(source: str, channels: int | None = None) -> list[str]:
             found.append((str(entry), detect_format(entry)))
         except VolumenError:
             # Other files are ignored, but a damaged volume must not be left out in silence.
-            if split_suffix(entry.name)[1] is not None or unsupported_container(entry.name) is not None:
+            if split_suffix(entry.name)[1] is not None:
                 raise
     # PNG files beside volumes of other formats are pictures of them.
     paths = [name for name, kind in found if kind != "png"] or [name for name, _ in found]
@@ -183,6 +186,13 @@ def _joined_channels(paths: list[str], channels: int | None = None) -> list[str]
     if few or any(len(files) != len(numbers) for files in cases.values()):
         return paths
     return [joined_path(files) for files in cases.values()]
+
+
+def is_dicom_folder(source: str) -> bool:
+    """Whether a path is a folder of DICOM files."""
+    from volumen.data.formats.detection import volume_folder
+
+    return "://" not in source and Path(source).is_dir() and volume_folder(Path(source)) == "dicom"
 
 
 def is_stack(source: str) -> bool:

@@ -11,7 +11,7 @@ from volumen.data.formats.urls import format_scheme, is_url, names_in
 from volumen.utils.errors import VolumenError
 
 SUFFIXES = {
-    "zarr": (".ome.zarr", ".zarr"),
+    "zarr": (".ome.zarr", ".zarr", ".ome.zarr.zip", ".zarr.zip", ".ozx"),
     "tif": (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".btf", ".tf8"),
     "nifti": (".nii.gz", ".nii"),
     "png": (".png",),
@@ -19,17 +19,18 @@ SUFFIXES = {
     "mrc": (".mrc", ".rec", ".map"),
     "nrrd": (".nrrd", ".nhdr"),
     "precomputed": (".precomputed",),
+    "n5": (".n5",),
+    "metaimage": (".mha", ".mhd"),
+    "dicom": (".dcm", ".dicom"),
+    "webknossos": (),
 }
 """File name suffixes per format, the longest of each family first."""
 
-FOLDERS = ("zarr", "precomputed")
-"""Formats of volumes that are folders."""
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _PRECOMPUTED_MARK = "info"
 _N5_MARK = "attributes.json"
+_WEBKNOSSOS_MARK = "datasource-properties.json"
 _ZIP_MAGIC = b"PK\x03\x04"
-_UNSUPPORTED = {".zarr.zip": "zip", ".ozx": "zip", ".n5": "n5"}
-"""Suffixes of containers that are recognised but not supported."""
 _SYSTEM_NAMES = {
     "@eadir",
     "@recycle",
@@ -50,12 +51,11 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _NRRD_MAGIC = b"NRRD"
 _MRC_MAGIC, _MRC_PLACE = b"MAP ", 208
+_DICOM_MAGIC, _DICOM_PLACE = b"DICM", 128
+_META_IMAGE_START = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*=")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SLICES = ("tif", "png")
 """Formats of slices; if a folder has several, the first takes precedence."""
-
-
-"""`scheme://`, or fsspec's chained `cache::scheme://`; another colon may be part of a file name."""
 
 
 _INNER = re.compile(r"(.+\.(?:h5|hdf5|hdf|ilp)):(/.*)", re.IGNORECASE)
@@ -83,28 +83,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
-def unsupported_container(name: str) -> VolumenError | None:
-    """Return the error for a container with an unsupported suffix, with a remedy; None for other names."""
-    kind = next(
-        (kind for ending, kind in _UNSUPPORTED.items() if name.lower().rstrip("/").endswith(ending)), None
-    )
-    return {"zip": _zipped, "n5": _n5}[kind](name) if kind else None
-
-
-def _zipped(where: object) -> VolumenError:
-    return VolumenError(where, "is a zip archive", remedy="unzip it: a zarr is read from a folder")
-
-
-def _n5(where: object) -> VolumenError:
-    return VolumenError(
-        where,
-        "is an N5 container, which is not read",
-        remedy="save it as OME-Zarr, for instance in Fiji (File > Save As > HDF5/N5/Zarr/OME-NGFF)",
-    )
-
-
 def _is_n5(folder: Path) -> bool:
-    return folder.name.lower().endswith(".n5") or (folder / _N5_MARK).is_file()
+    """Return whether a folder is an N5 container, or a dataset or group in one; a group needs no attributes."""
+    inside = any(part.name.lower().endswith(".n5") for part in (folder, *folder.parents))
+    return inside or _holds(folder / _N5_MARK, b'"n5"') or _holds(folder / _N5_MARK, b'"blockSize"')
 
 
 def is_zarr_folder(path: Path) -> bool:
@@ -112,11 +94,38 @@ def is_zarr_folder(path: Path) -> bool:
     return any((path / mark).is_file() for mark in _ZARR_MARKS)
 
 
-def special_folder(folder: Path) -> str | None:
-    """Return the format of a folder that is one volume, but neither zarr nor a stack of slices; None for others."""
+def volume_folder(folder: Path) -> str | None:
+    """Return the format of a folder that is one volume, but no stack of slices; None for others."""
+    if any((place / _WEBKNOSSOS_MARK).is_file() for place in (folder, folder.parent)):
+        return "webknossos"  # a dataset or a layer, which may be a zarr group too
+    if is_zarr_folder(folder):
+        return "zarr"
     if _holds(folder / _PRECOMPUTED_MARK, b'"scales"'):
         return "precomputed"
-    return None
+    if _is_n5(folder):
+        return "n5"
+    return "dicom" if dicom_files(folder, first=True) else None
+
+
+def dicom_files(folder: Path, *, first: bool = False) -> list[Path]:
+    """Return the DICOM files of a folder, sorted by name.
+
+    Args:
+        folder: the folder.
+        first: look at its first file only; the result is empty unless that one is DICOM.
+    """
+    found = []
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208
+        path = folder / name
+        if is_hidden(name) or name.upper() == "DICOMDIR" or not path.is_file():
+            continue
+        with path.open("rb") as stream:
+            stream.seek(_DICOM_PLACE)
+            if stream.read(len(_DICOM_MAGIC)) == _DICOM_MAGIC:
+                found.append(path)
+        if first:
+            break
+    return found
 
 
 def _holds(file: Path, mark: bytes) -> bool:
@@ -154,12 +163,19 @@ def stack_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def folder_kind(names: Iterable[str]) -> str | None:
-    """Return the kind of a folder with these names: "zarr", "precomputed", "stack" (of slices), or None."""
+    """Return the kind of a folder with these names: "zarr", "precomputed", "n5", "webknossos", "stack" (of slices), or
+    None.
+    """
     names = list(names)
     if any(mark in names for mark in _ZARR_MARKS):
         return "zarr"
-    if _PRECOMPUTED_MARK in names:
-        return "precomputed"
+    for mark, kind in (
+        (_WEBKNOSSOS_MARK, "webknossos"),
+        (_PRECOMPUTED_MARK, "precomputed"),
+        (_N5_MARK, "n5"),
+    ):
+        if mark in names:
+            return kind
     return "stack" if stack_order(names) else None
 
 
@@ -167,8 +183,11 @@ def _url_format(url: str) -> str:
     if (stated := format_scheme(url)) is not None:
         return stated
     kind = split_suffix(url.rstrip("/"))[1]
-    if kind is not None or ".zarr/" in url:
-        return kind or "zarr"
+    for mark, inside in ((".zarr/", "zarr"), (".n5/", "n5")):
+        if kind is None and mark in url:
+            return inside
+    if kind is not None:
+        return kind
     try:
         return folder_kind(names_in(url)) or "zarr"
     except VolumenError:  # zarr needs no list of its files, which many servers do not provide
@@ -197,6 +216,8 @@ def detect_format(path: str | os.PathLike) -> str:
         if any(part.endswith(".zarr") for part in file.parts[:-1]):
             return "zarr"
         raise VolumenError(file, "no such file or folder", remedy="check the path") from None
+    except NotADirectoryError:
+        return "zarr"  # a path in a zip archive
     except PermissionError:
         raise VolumenError(
             file, "may not be read", remedy="give yourself read permission (chmod u+r)"
@@ -205,12 +226,8 @@ def detect_format(path: str | os.PathLike) -> str:
 
 
 def _folder_format(folder: Path) -> str:
-    if is_zarr_folder(folder):
-        return "zarr"
-    if (kind := special_folder(folder)) is not None:
+    if (kind := volume_folder(folder)) is not None:
         return kind
-    if _is_n5(folder):
-        raise _n5(folder)
     if folder.name.endswith(".zarr") or _inside_zarr(folder):
         return "zarr"
     if stack_files(folder):
@@ -234,7 +251,7 @@ def _file_format(file: Path, head: bytes) -> str:
     if head[:8] == PNG_MAGIC:
         return "png"
     if head[:4] == _ZIP_MAGIC:
-        raise _zipped(file)
+        return "zarr"
     if head[:2] == _GZIP_MAGIC and file.name.lower().endswith(".gz"):
         return "nifti"
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
@@ -243,12 +260,16 @@ def _file_format(file: Path, head: bytes) -> str:
         return "hdf5"
     if head[:4] == _NRRD_MAGIC:
         return "nrrd"
+    if head[_DICOM_PLACE:].startswith(_DICOM_MAGIC):
+        return "dicom"
+    if _META_IMAGE_START.match(head):
+        return "metaimage"
     # Older MRC files have no mark.
     if head[_MRC_PLACE:].startswith(_MRC_MAGIC) or split_suffix(file.name)[1] == "mrc":
         return "mrc"
     raise VolumenError(
         file,
-        expected="zarr, TIFF, NIfTI, PNG, HDF5, MRC or NRRD",
+        expected="zarr, TIFF, NIfTI, PNG, HDF5, MRC, NRRD, MetaImage or DICOM",
         found=f"a file that starts with {head[:8]!r}",
         remedy="convert it, or copy it again if it should be one of these",
     )

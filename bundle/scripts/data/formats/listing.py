@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -12,17 +11,13 @@ from pathlib import Path
 from volumen.data.formats.detection import (
     folder_kind,
     is_hidden,
-    is_zarr_folder,
-    special_folder,
     split_suffix,
     stack_files,
     stack_order,
-    unsupported_container,
+    volume_folder,
 )
 from volumen.data.formats.urls import child, is_url, remote_items, remote_names
 from volumen.utils.errors import VolumenError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,7 @@ class Entry:
 def list_volumes(folder: str) -> list[Entry]:
     """List the volumes in a folder, sorted by name; suffix and content decide what is a volume.
 
-    Hidden files, folders of file servers (`@eaDir`) and files of other kinds are ignored; a warning names zipped zarr
-    and N5 containers. Links are followed.
+    Hidden files, folders of file servers (`@eaDir`) and files of other kinds are ignored. Links are followed.
 
     Raises:
         VolumenError: permission to read the folder or one of its volumes is missing, or a link is broken.
@@ -77,7 +71,7 @@ def _local_entries(folder: Path) -> Iterator[Entry]:
         ) from None
     for name in names:
         path = os.path.join(folder, name)  # noqa: PTH118
-        if is_hidden(name) or _is_left_out(name, path):
+        if is_hidden(name):
             continue
         stem, kind = split_suffix(name)
         if kind is not None and not os.path.exists(path):  # noqa: PTH110
@@ -89,23 +83,13 @@ def _local_entries(folder: Path) -> Iterator[Entry]:
 
 
 def _folder_entry(path: Path) -> tuple[str, str | None]:
-    """Return name and format of a folder without suffix: a zarr or a stack of slices, else no format."""
+    """Return name and format of a folder without suffix: one volume or a stack of slices, else no format."""
     if path.is_dir():
-        if is_zarr_folder(path):
-            return path.name, "zarr"
-        if (kind := special_folder(path)) is not None:
+        if (kind := volume_folder(path)) is not None:
             return path.name, kind
         if files := stack_files(path):
             return path.name, split_suffix(files[0])[1]
     return path.name, None
-
-
-def _is_left_out(name: str, path: str) -> bool:
-    """Return whether an entry is a container of an unsupported kind, and warn of it."""
-    unsupported = unsupported_container(name)
-    if unsupported is not None:
-        logger.warning("%s is left out: %s", path, unsupported)
-    return unsupported is not None
 
 
 def _forbidden(folder: object) -> VolumenError:
@@ -115,7 +99,7 @@ def _forbidden(folder: object) -> VolumenError:
 def _remote_entries(folder: str) -> Iterator[Entry]:
     for name, is_folder in remote_items(folder):
         path = child(folder, name)
-        if is_hidden(name) or _is_left_out(name, path):
+        if is_hidden(name):
             continue
         stem, kind = split_suffix(name)
         if kind is None and is_folder:

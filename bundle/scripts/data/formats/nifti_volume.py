@@ -15,7 +15,13 @@ from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.data.space.geometry import PATIENT, Geometry, nearest_turn, stated_geometry
+from volumen.data.space.geometry import (
+    PATIENT,
+    Geometry,
+    at_right_angles,
+    nearest_turn,
+    stated_geometry,
+)
 from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault
 
@@ -191,6 +197,10 @@ def _geometry(path: Path, image: Any, axis_map: AxisMap) -> Geometry:
             path,
             geometry.text(),
             " x ".join(f"{size:g}" for size in header_sizes),
+        )
+    if geometry.directions is not None and not at_right_angles(np.array(geometry.directions)):
+        logger.warning(
+            "%s: its axes are not at right angles; distances and turns are computed as if they were", path
         )
     if all(codes) and geometry.is_placed:
         other = _of_affine(header.get_qform(), unit, ndim)

@@ -28,11 +28,12 @@ def open_volume(
     included, are fetched whole, once.
 
     Args:
-        path: file, zarr folder, folder of TIFF or PNG slices, or URL; `FILE.h5:/NAME` for a dataset of an HDF5 file;
+        path: file, zarr folder, N5 container, precomputed volume, WEBKNOSSOS dataset or layer, folder of TIFF, PNG or
+            DICOM slices, or URL; `FILE.h5:/NAME` for a dataset of an HDF5 file;
             CASE_{0000,0001}.nii.gz for an image whose channels are files of their own.
         axes: letters of the stored axes, such as "zyx", "cyx", "yxc"; necessary only if metadata and shape are
             ambiguous. The axes of NIfTI are fixed.
-        level: resolution level of an OME-Zarr pyramid, 0 is the finest.
+        level: resolution level of a pyramid, 0 is the finest.
         ndim: number of spatial axes if known (a label has those of its image).
         labels: whether it is a label or a mask: PNG files with a palette or fewer than 8 bits are then read as numbers.
 
@@ -60,11 +61,21 @@ def _open_by_content(
     if kind == "zarr":
         from volumen.data.formats.zarr_arrays.volume import open_zarr
 
+        if is_url(path) and str(path).endswith((".zip", ".ozx")):
+            path = _fetched(path)
         return open_zarr(str(path), axes=axes, level=level, ndim=ndim)
     if kind == "precomputed":
         from volumen.data.formats.precomputed.volume import open_precomputed
 
         return open_precomputed(without_scheme(str(path)), level=level, ndim=ndim)
+    if kind == "n5":
+        from volumen.data.formats.n5_volume import open_n5
+
+        return open_n5(without_scheme(str(path)), axes=axes, level=level, ndim=ndim, labels=labels)
+    if kind == "webknossos":
+        from volumen.data.formats.webknossos.volume import open_webknossos
+
+        return open_webknossos(str(path), level=level, ndim=ndim, labels=labels)
     if kind == "hdf5":
         from volumen.data.formats.extra.hdf5_volume import open_hdf5
 
@@ -77,6 +88,14 @@ def _open_by_content(
 
         return open_stack(str(path).rstrip("/"), axes=axes, ndim=ndim, labels=labels)
     path = _fetched(path)
+    if kind == "dicom":
+        from volumen.data.formats.extra.dicom_series import open_dicom
+
+        return open_dicom(Path(path), ndim=ndim)
+    if kind == "metaimage":
+        from volumen.data.formats.meta_image import open_meta_image
+
+        return open_meta_image(Path(path), ndim=ndim)
     if kind == "mrc":
         from volumen.data.formats.extra.mrc_volume import open_mrc
 

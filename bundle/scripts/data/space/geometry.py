@@ -20,6 +20,8 @@ PATIENT = "patient"
 _LETTERS = ("IS", "PA", "LR")
 _SAME_SPACING = 1e-2
 _SAME_DEGREES = 0.5
+_SQUARE = 1e-3
+"""Largest cosine between two axes that count as being at right angles."""
 _SAME_VOXELS = 0.5 + 1e-3
 """Half a voxel: levels of two pyramids differ by less if one averages voxels and the other takes the first one."""
 
@@ -255,6 +257,13 @@ def nearest_turn(reference: Geometry, other: Geometry) -> tuple[AxisTurn, float]
     chosen = [float(cosines[i, axis]) for i, axis in enumerate(order)]
     angle = max(math.degrees(math.acos(min(1.0, abs(value)))) for value in chosen)
     return AxisTurn(order, tuple(value < 0 for value in chosen)), angle
+
+
+def at_right_angles(directions: np.ndarray) -> bool:
+    """Return whether the columns of a matrix are at right angles to each other, up to rounding errors of files."""
+    lengths = np.linalg.norm(directions, axis=0)
+    cosines = (directions / lengths).T @ (directions / lengths)
+    return bool(np.abs(cosines - np.eye(len(cosines))).max() <= _SQUARE)
 
 
 def is_parallel(angle: float) -> bool:

@@ -14,31 +14,17 @@ import numpy as np
 from volumen.data.caching.fingerprints import file_fingerprint
 from volumen.data.formats.axes import UNKNOWN, AxisMap, map_axes
 from volumen.data.formats.extra.library import library
+from volumen.data.formats.usual_names import IMAGE_NAMES, LABEL_NAMES, listed
 from volumen.data.formats.volumes import LazyVolume, Region, SingleLevelError, single_level
 from volumen.data.space.geometry import Geometry, stated_geometry
 from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault
-
-IMAGE_NAMES = ("volumes/raw", "raw", "image", "images", "data", "main", "exported_data", "volume")
-LABEL_NAMES = (
-    "volumes/labels/neuron_ids",
-    "volumes/labels/ids",
-    "label",
-    "labels",
-    "gt",
-    "exported_data",
-    "main",
-    "data",
-    "raw",
-)
-"""Names that programs give to images and to labels (CREMI, ilastik, PyTorch Connectomics, h5py's examples)."""
 
 _BIG_DATA_VIEWER = re.compile(r"t(\d+)/s(\d+)/(\d+)/cells")
 _INSIDE = ":/"
 _CREMI = "/volumes/"
 _CACHE_BYTES = 32 * 2**20
 """Memory for decoded chunks of an open dataset."""
-_MOST_NAMED = 8
 
 
 class Hdf5Volume(LazyVolume):
@@ -97,7 +83,7 @@ def open_hdf5(
     Args:
         path: the file.
         name: path of the dataset in the file; None: the only one that holds a volume, else the only one with one of
-            the usual names (`IMAGE_NAMES`, `LABEL_NAMES`).
+            the usual names (see `usual_names`).
         axes: letters of its axes, as for `open_volume`.
         level: resolution level, of a file of BigDataViewer.
         ndim: number of spatial axes if known.
@@ -188,9 +174,7 @@ def _choose(path: Path, candidates: dict[str, tuple[int, ...]], level: int, labe
 
 
 def _listed(path: Path, candidates: dict[str, tuple[int, ...]]) -> str:
-    names = [f"/{name} {shape}" for name, shape in list(candidates.items())[:_MOST_NAMED]]
-    more = len(candidates) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else f"none in {path.name}"
+    return listed(candidates) if candidates else f"none in {path.name}"
 
 
 def _axes_of(dataset: Any) -> str | None:

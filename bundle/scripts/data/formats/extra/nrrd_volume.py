@@ -14,8 +14,8 @@ from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.extra.library import library
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
-from volumen.data.space.geometry import PATIENT, Geometry, stated_geometry
-from volumen.data.space.units import unit_name
+from volumen.data.space.geometry import PATIENT, Geometry, at_right_angles, stated_geometry
+from volumen.data.space.units import factor, unit_name
 from volumen.utils.errors import VolumenError, file_fault
 
 _TYPES = {
@@ -78,7 +78,7 @@ class NrrdVolume(LazyVolume):
         self, path: Path, data: Path, header: Any, axis_map: AxisMap, dtype: np.dtype, offset: int | None
     ) -> None:
         self._data, self._stored_dtype, self._offset = str(data), dtype, offset
-        geometry, affine = _geometry(header, axis_map)
+        geometry, affine = _geometry(path, header, axis_map)
         status = data.stat()
         self._stamp = (str(data), status.st_size, status.st_mtime_ns)
         super().__init__(
@@ -245,7 +245,7 @@ def _channel_axes(path: Path, header: dict[str, Any], shape: tuple[int, ...]) ->
     return small
 
 
-def _geometry(header: dict[str, Any], axis_map: AxisMap) -> tuple[Geometry, np.ndarray | None]:
+def _geometry(where: Path, header: dict[str, Any], axis_map: AxisMap) -> tuple[Geometry, np.ndarray | None]:
     """Return voxel size and place, and the (4, 4) affine over (X, Y, Z) in right-anterior-superior space, if stated."""
     ndim = len(axis_map.spatial)
     directions = header.get("space directions")
@@ -265,6 +265,15 @@ def _geometry(header: dict[str, Any], axis_map: AxisMap) -> tuple[Geometry, np.n
     lengths = np.linalg.norm(steps, axis=0)
     signs = _TO_RAS.get(str(header.get("space", "")).lower())
     usable = np.isfinite(lengths).all() and lengths.all() and len(steps) == ndim
+    if usable and not at_right_angles(steps):
+        raise VolumenError(
+            where,
+            expected="space directions at right angles",
+            found=" ".join(f"({', '.join(f'{value:g}' for value in step)})" for step in steps.T),
+            remedy="resample it to a rectangular grid",
+        )
+    if unit is not None and factor(unit, "millimeter") is None:
+        return Geometry(problem=f"a space whose unit is {unit!r}"), None
     if usable and "space" not in header and "space origin" in header:
         # A space without a name: its axes are those of the array.
         place = np.asarray(header["space origin"], dtype=float)[::-1]

@@ -157,7 +157,7 @@ class PrecomputedVolume(LazyVolume):
 
     def fingerprint(self) -> str:
         """Return a hash of the description; on disk also of all files' names, sizes and times."""
-        details = (self._info, self._scale)
+        details = (self.dtype.name, self.channels, self._scale)
         if is_url(self.path):
             return digest([self.path, *details])
         from pathlib import Path

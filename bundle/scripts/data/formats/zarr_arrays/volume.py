@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from volumen.data.caching.fingerprints import digest, folder_fingerprint
+from volumen.data.caching.fingerprints import digest, file_fingerprint, folder_fingerprint
 from volumen.data.formats.axes import AxisMap, map_axes
 from volumen.data.formats.urls import is_url
 from volumen.data.formats.volumes import LazyVolume, Region, single_level
@@ -28,6 +28,7 @@ from volumen.data.formats.zarr_arrays.ome import (
     ome_attributes,
 )
 from volumen.data.formats.zarr_arrays.remote_chunks import chunks_in, fetch_region
+from volumen.data.formats.zarr_arrays.zipped import open_zipped, split_archive
 from volumen.data.space.geometry import Geometry, stated_geometry
 from volumen.data.space.units import unit_name
 from volumen.utils.errors import VolumenError, file_fault, is_defect
@@ -47,7 +48,9 @@ class ZarrVolume(LazyVolume):
         super().__init__(path, axis_map, array.dtype, chunks=axis_map.of_space(array.chunks), **known)
         self._stored_chunks = tuple(array.chunks)
         self._metadata = digest([array.metadata.to_dict()])
-        self._witness = None if is_url(path) else metadata_file(Path(path))
+        archive = split_archive(path)
+        self._archive = None if archive is None else str(archive[0])
+        self._witness = None if is_url(path) else self._archive or metadata_file(Path(path))
 
     def _open(self) -> tuple[Any, ChunkReader | None]:
         array = _open_node(self.path)
@@ -58,8 +61,8 @@ class ZarrVolume(LazyVolume):
         if reader is not None:
             return reader.read(region)
         try:
-            if is_url(self.path):
-                return fetch_region(array, region, (self.path, self._metadata))
+            if is_url(self.path) or self._archive is not None:
+                return fetch_region(array, region, (self.path, self.fingerprint()))
             values = np.asarray(array[region])
         except Exception as error:
             raise self._read_error(region, error) from error
@@ -79,9 +82,14 @@ class ZarrVolume(LazyVolume):
         return file_fault(error, self.path, "cannot be read", remedy="try again")
 
     def fingerprint(self) -> str:
-        """Return a hash of the metadata and of all chunks' sizes and times; of a URL, of its text and metadata."""
+        """Return a hash of the metadata and of all chunks' sizes and times; of a URL, of its text and metadata.
+
+        Of a zip archive, of the metadata and of the archive's size, time and first bytes.
+        """
         if is_url(self.path):
             return digest([self.path, self._metadata])
+        if self._archive is not None:
+            return file_fingerprint(Path(self._archive), self._metadata)
         return folder_fingerprint(Path(self.path), self._metadata)
 
 
@@ -120,7 +128,10 @@ def group_labels(path: str) -> dict[str, str]:
     import zarr
 
     try:
-        group = zarr.open_group(zarr_store(_join(path, "labels")), mode="r")
+        if split_archive(path) is not None:
+            group = _open_node(_join(path, "labels"))
+        else:
+            group = zarr.open_group(zarr_store(_join(path, "labels")), mode="r")
         names = label_names(group.attrs.asdict()) or sorted(group.group_keys())
     except Exception as error:
         if is_defect(error):
@@ -137,6 +148,9 @@ def zarr_store(path: str) -> Any:
 def _open_node(path: str) -> Any:
     import zarr
 
+    archive = split_archive(path)
+    if archive is not None:
+        return open_zipped(*archive)
     try:
         return zarr.open(zarr_store(path), mode="r")
     except (FileNotFoundError, KeyError) as error:
@@ -197,7 +211,10 @@ def _level_of_group(path: str) -> LevelInfo | None:
     if is_url(path) or not parent or not name:
         return None
     try:
-        multiscale = multiscale_of(zarr.open_group(zarr_store(parent), mode="r").attrs.asdict())
+        if split_archive(path) is not None:
+            multiscale = multiscale_of(_open_node(parent).attrs.asdict())
+        else:
+            multiscale = multiscale_of(zarr.open_group(zarr_store(parent), mode="r").attrs.asdict())
         for level, entry in enumerate(multiscale["datasets"] if multiscale else ()):
             if entry["path"] == name:
                 return level_info(parent, multiscale or {}, level)

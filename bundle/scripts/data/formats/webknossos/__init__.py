@@ -1,0 +1,1 @@
+"""WEBKNOSSOS datasets: their description, the WKW format of older ones, and a lazy reader of layers."""
