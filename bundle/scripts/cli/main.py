@@ -23,6 +23,7 @@ _COMMANDS = (
     ("new", "volumen.cli.new", "write a commented experiment file for a data folder"),
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
+    ("view", "volumen.cli.view", "show images, predictions and errors in napari or Neuroglancer"),
     ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
     ("select", "volumen.cli.select", "choose among runs, ensembles and augmentation by a score"),
     (

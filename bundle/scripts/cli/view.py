@@ -1,0 +1,68 @@
+"""`volumen view`: flags in, a viewer or a server out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `volumen view` to a parser."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="volume, output of a prediction, folder of a run, or report of an evaluation (its worst case)",
+    )
+    parser.add_argument(
+        "--labels",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="volume shown as a label map (repeatable)",
+    )
+    parser.add_argument("--case", metavar="NAME", help="image, where PATH has several")
+    parser.add_argument(
+        "--level", type=int, default=0, metavar="N", help="finest level of images (default: 0)"
+    )
+    parser.add_argument(
+        "--with",
+        dest="viewer",
+        choices=("napari", "neuroglancer"),
+        default="neuroglancer",
+        help="napari, or a server for Neuroglancer in a browser of this machine (default)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, metavar="N", help="port of the server (default: a free one)"
+    )
+
+
+def run_view(arguments: argparse.Namespace) -> int:
+    """Run `volumen view`; return the exit status when the window is closed or the command is stopped.
+
+    Raises:
+        VolumenError: an error that the user can correct.
+    """
+    from volumen.viewing.sources import find_view
+
+    view = find_view(arguments.paths, labels=arguments.labels, case=arguments.case, level=arguments.level)
+    logger.info("%s: %s", view.title, ", ".join(layer.name for layer in view.layers))
+    if arguments.viewer == "napari":
+        from volumen.viewing.napari_window import show
+
+        show(view)
+        return 0
+    from volumen.utils.terminal.console import make_console
+    from volumen.viewing.server import ViewServer
+
+    with ViewServer(view, arguments.port) as server:
+        make_console().print(server.start_page, soft_wrap=True, markup=False, highlight=False)
+        where = "" if server.page else "; the page of the viewer comes from the internet"
+        logger.info("open this address in a browser of this machine%s; Ctrl-C stops", where)
+        try:
+            server.serve_forever(poll_interval=0.1)
+        except KeyboardInterrupt:
+            logger.info("stopped")
+    return 0
