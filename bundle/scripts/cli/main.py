@@ -24,6 +24,7 @@ _COMMANDS = (
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
     ("view", "volumen.cli.view", "show images, predictions and errors in napari or Neuroglancer"),
+    ("mesh", "volumen.cli.mesh", "write meshes of objects or of a surface as PLY, OBJ or for Neuroglancer"),
     ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
     ("select", "volumen.cli.select", "choose among runs, ensembles and augmentation by a score"),
     (

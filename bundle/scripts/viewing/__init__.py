@@ -1,1 +1,1 @@
-"""Shows images, predictions, labels and errors: in napari, or to Neuroglancer by a server on this machine."""
+"""Shows images, predictions, labels and errors, in napari or to Neuroglancer, and writes meshes of objects."""
