@@ -16,7 +16,7 @@ from test_placement import write_nifti, write_ome
 from volumen.data.formats.opening import open_volume
 from volumen.data.formats.precomputed.volume import open_precomputed
 from volumen.inference.output import exports
-from volumen.inference.output.file_formats import precomputed
+from volumen.inference.output.file_formats import precomputed, webknossos
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest
 from volumen.utils.errors import VolumenError
@@ -60,7 +60,7 @@ def expected_of(tmp_path, name, level=0, **options):
     return values if values.ndim == 4 else values[None]
 
 
-def first(region):
+def first_of(region):
     return [p + s * (r[0] if region else 0) for p, s, r in zip(PLACE, SPACING, region or ((0, 0),) * 3)]
 
 
@@ -79,11 +79,11 @@ def test_hdf5_holds_values_axes_and_place(tmp_path, region, compress):
             assert dataset.chunks is not None
             assert (dataset.compression is None) == (compress == "none")
             np.testing.assert_allclose(dataset.attrs["element_size_um"], np.array(SPACING) / 1000)
-            np.testing.assert_allclose(dataset.attrs["offset"], first(region))
+            np.testing.assert_allclose(dataset.attrs["offset"], first_of(region))
             tags = json.loads(dataset.attrs["axistags"])["axes"]
             assert "".join(tag["key"] for tag in tags) == ("czyx" if len(values) > 1 else "zyx")
         again = open_volume(tmp_path / "out" / f"a_{name}.h5")
-        assert again.geometry.origin == pytest.approx(first(region))
+        assert again.geometry.origin == pytest.approx(first_of(region))
         assert (again.spacing, again.unit) == (SPACING, "nanometer")
         assert again.channels == len(values)
 
@@ -101,13 +101,13 @@ def test_mrc_holds_values_and_place(tmp_path, region):
             sizes = [float(file.voxel_size[axis]) for axis in "zyx"]
             np.testing.assert_allclose(sizes, np.array(SPACING) * 10, rtol=1e-6)
             place = [float(file.header.origin[axis]) for axis in "zyx"]
-            np.testing.assert_allclose(place, np.array(first(region)) * 10, rtol=1e-6)
+            np.testing.assert_allclose(place, np.array(first_of(region)) * 10, rtol=1e-6)
             assert float(file.header.dmean) == pytest.approx(
                 float(file.data.mean(dtype=np.float64)), rel=1e-5
             )
             assert float(file.header.rms) == pytest.approx(float(file.data.std(dtype=np.float64)), rel=1e-4)
         again = open_volume(path)
-        assert again.geometry.in_unit("nanometer").origin == pytest.approx(first(region), rel=1e-5)
+        assert again.geometry.in_unit("nanometer").origin == pytest.approx(first_of(region), rel=1e-5)
 
 
 @pytest.mark.parametrize("region", [None, REGION])
@@ -118,11 +118,11 @@ def test_nrrd_holds_values_and_place(tmp_path, region, compress):
         values = expected_of(tmp_path, name, region=region)
         found, header = nrrd.read(str(tmp_path / "out" / f"a_{name}.nrrd"), index_order="C")
         np.testing.assert_array_equal(found if len(values) > 1 else found[None], values.astype(found.dtype))
-        np.testing.assert_allclose(header["space origin"], first(region)[::-1])
+        np.testing.assert_allclose(header["space origin"], first_of(region)[::-1])
         np.testing.assert_allclose(np.diag(header["space directions"][:3]), SPACING[::-1])
         assert header["space units"] == ["nm"] * 3
         again = open_volume(tmp_path / "out" / f"a_{name}.nrrd")
-        assert again.geometry.origin == pytest.approx(first(region))
+        assert again.geometry.origin == pytest.approx(first_of(region))
         assert (again.spacing, again.unit, again.channels) == (SPACING, "nanometer", len(values))
 
 
@@ -178,7 +178,7 @@ def test_precomputed_is_read_by_tensorstore(tmp_path, monkeypatch, sharded, regi
             coarse = expected_of(tmp_path, name, level, region=region, dtype=dtype)
             np.testing.assert_array_equal(theirs, coarse.astype(theirs.dtype))
             assert scale["size"] == list(ours.shape[::-1])
-        assert open_precomputed(str(folder)).geometry.origin == pytest.approx(first(region))
+        assert open_precomputed(str(folder)).geometry.origin == pytest.approx(first_of(region))
 
 
 def test_instances_are_64_bit_safe_labels_with_a_state_that_opens_all(tmp_path):
@@ -208,13 +208,43 @@ def test_names_of_classes_are_segment_properties(tmp_path):
     assert inline["ids"] == ["1", "2"]
 
 
+@pytest.mark.parametrize("region", [None, REGION])
+@pytest.mark.parametrize("dtype", ["uint8", "labels"])
+def test_a_webknossos_dataset_has_a_layer_per_target(tmp_path, monkeypatch, region, dtype):
+    monkeypatch.setattr(webknossos, "CHUNK", 4)
+    monkeypatch.setattr(webknossos, "SHARD", 8)
+    heads = {name: HEADS[name] for name in ("ink", "depth")}
+    run(tmp_path, "p.webknossos", heads=heads, region=region, dtype=dtype)
+    content = json.loads((tmp_path / "p.webknossos" / "datasource-properties.json").read_text())
+    assert content["scale"] == {"factor": [4.0, 4.0, 8.0], "unit": "nanometer"}
+    start = [low for low, _ in region or ((0, 0),) * 3]
+    for layer in content["dataLayers"]:
+        name = layer["name"]
+        labels = dtype == "labels" and name == "ink"
+        assert layer["category"] == ("segmentation" if labels else "color")
+        assert layer.get("largestSegmentId") == (1 if labels else None)
+        assert layer["boundingBox"]["topLeft"] == [30 + start[2], 20 + start[1], 5 + start[0]]
+        for level, mag in enumerate(layer["mags"]):
+            values = expected_of(tmp_path, name, level, heads=heads, region=region, dtype=dtype)[0]
+            array = zarr.open_array(tmp_path / "p.webknossos" / mag["path"], mode="r")
+            assert array.metadata.dimension_names == ("c", "x", "y", "z")
+            first = [low // m for low, m in zip(layer["boundingBox"]["topLeft"], mag["mag"])]
+            found = array[(0, *(slice(a, None) for a in first))].transpose()
+            np.testing.assert_array_equal(found, values.astype(found.dtype))
+        volume = open_volume(tmp_path / "p.webknossos" / name)
+        assert volume.geometry.origin == pytest.approx(first_of(region))
+        assert volume.shape == expected_of(tmp_path, name, heads=heads, region=region, dtype=dtype)[0].shape
+    with pytest.raises(VolumenError, match="found normals with 3 channels"):
+        run(tmp_path, "q.webknossos")
+
+
 def test_a_place_between_voxels_is_said(tmp_path, caplog):
     write_ome(tmp_path / "a.zarr", IMAGE, SPACING, translation=(41.0, 80.0, 120.0))
     run(tmp_path, "p.precomputed", heads={"ink": HEADS["ink"]})
     assert "p.precomputed: the place of its first voxel is rounded by up to 0.12 voxels" in caplog.text
 
 
-@pytest.mark.parametrize("suffix", ["h5", "mrc", "nrrd", "precomputed"])
+@pytest.mark.parametrize("suffix", ["h5", "mrc", "nrrd", "precomputed", "webknossos"])
 @pytest.mark.parametrize("unit", [None, "micrometer"])
 def test_images_in_2d_are_written(tmp_path, suffix, unit):
     sizes = {"PhysicalSizeY": 0.5, "PhysicalSizeX": 0.25} if unit else {}
@@ -236,7 +266,7 @@ def test_what_mrc_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("suffix", ["h5", "mrc", "nrrd", "precomputed"])
+@pytest.mark.parametrize("suffix", ["h5", "mrc", "nrrd", "precomputed", "webknossos"])
 def test_an_interrupted_export_goes_on_and_leaves_nothing_behind(tmp_path, monkeypatch, suffix):
     heads = {"ink": HEADS["ink"], "depth": HEADS["depth"]}
     replace_path, count = Path.replace, 0
@@ -257,7 +287,9 @@ def test_an_interrupted_export_goes_on_and_leaves_nothing_behind(tmp_path, monke
     request = run(tmp_path, "out", format=kind, heads=heads)
     names = {path.name for path in Path(request.output).iterdir()}
     state = {"a.neuroglancer.json"} if suffix == "precomputed" else set()
-    assert names == {f"a_ink.{suffix}", f"a_depth.{suffix}", "a.volumen.json"} | state
+    files = {"a.webknossos"} if suffix == "webknossos" else {f"a_ink.{suffix}", f"a_depth.{suffix}"}
+    assert names == files | {"a.volumen.json"} | state
+    assert not list(Path(request.output).rglob(".partial-*"))
     for path in sorted(Path(request.output).rglob("*")):
         other = tmp_path / "whole" / path.relative_to(request.output)
         if path.is_file() and path.suffix != ".json":
@@ -279,7 +311,7 @@ def test_a_missing_package_is_named_before_the_prediction(tmp_path, monkeypatch,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["hdf5", "mrc", "nrrd", "precomputed"])
+@pytest.mark.parametrize("kind", ["hdf5", "mrc", "nrrd", "precomputed", "webknossos"])
 def test_predictions_are_scored_as_those_in_zarr(tmp_path, kind):
     from volumen.evaluation.request import EvaluateRequest
     from volumen.evaluation.score import evaluate

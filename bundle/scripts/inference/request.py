@@ -100,7 +100,7 @@ class PredictRequest(PredictionSettings):
         ),
     ] = None
     format: Annotated[
-        Literal["zarr", "tif", "nifti", "hdf5", "mrc", "nrrd", "precomputed"] | None,
+        Literal["zarr", "tif", "nifti", "hdf5", "mrc", "nrrd", "precomputed", "webknossos"] | None,
         Described("Format of the output; null: by its name.", group=RESULT),
     ] = None
     overwrite: Annotated[bool, Described("Remove an earlier prediction in the output.", group=RESULT)] = False

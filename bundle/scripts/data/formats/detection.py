@@ -22,7 +22,7 @@ SUFFIXES = {
     "n5": (".n5",),
     "metaimage": (".mha", ".mhd"),
     "dicom": (".dcm", ".dicom"),
-    "webknossos": (),
+    "webknossos": (".webknossos",),
 }
 """File name suffixes per format, the longest of each family first."""
 

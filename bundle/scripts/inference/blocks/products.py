@@ -86,6 +86,6 @@ class Outputs:
             self._final,
             {"recipe": state.provenance, **extra},
             image=job.image,
-            compress=request.compress != "none",
+            compress=request.compress,
             classes=self._work.classes,
         )

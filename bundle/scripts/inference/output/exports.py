@@ -18,6 +18,7 @@ import numpy as np
 
 from volumen.data.formats.extra.library import library
 from volumen.data.formats.urls import is_url
+from volumen.data.formats.webknossos.properties import PROPERTIES
 from volumen.data.space.units import OME_SYMBOLS, factor
 from volumen.inference.output.block_log import LOG, PROVENANCE, STATE_FOLDER, difference
 from volumen.inference.output.file_formats import mrc
@@ -31,6 +32,7 @@ from volumen.inference.output.file_formats.neuroglancer_state import (
 from volumen.inference.output.file_formats.nrrd import write_nrrd
 from volumen.inference.output.file_formats.precomputed import write_precomputed
 from volumen.inference.output.file_formats.slabs import PARTIAL, slabs, wide
+from volumen.inference.output.file_formats.webknossos import write_description, write_layer
 from volumen.inference.output.ome_zarr import ZarrOutput, is_label_map
 from volumen.inference.output.stored import OutputSpec
 from volumen.utils.errors import VolumenError
@@ -51,6 +53,7 @@ SUFFIXES = {
     ".rec": "mrc",
     ".nrrd": "nrrd",
     ".precomputed": "precomputed",
+    ".webknossos": "webknossos",
 }
 DEFAULT_SUFFIX = {
     "tif": ".tif",
@@ -60,8 +63,9 @@ DEFAULT_SUFFIX = {
     "mrc": ".mrc",
     "nrrd": ".nrrd",
     "precomputed": ".precomputed",
+    "webknossos": ".webknossos",
 }
-MULTISCALE = ("precomputed",)
+MULTISCALE = ("precomputed", "webknossos")
 """Formats with coarser levels, besides zarr."""
 _LIBRARIES = {"hdf5": "h5py", "mrc": "mrcfile"}
 """Packages of the extra `formats` that write a format."""
@@ -97,10 +101,15 @@ def check_export(kind: str, stored: Sequence[OutputSpec], output: str) -> None:
     """
     if kind in _LIBRARIES:
         library(_LIBRARIES[kind], output)
-    if kind != "mrc":
-        return
     for item in stored:
-        if not mrc.holds(item.dtype, item.channels):
+        if kind == "webknossos" and item.channels > 1:
+            raise VolumenError(
+                output,
+                expected="outputs of one channel, since a layer of WEBKNOSSOS shows no others",
+                found=f"{item.head.name} with {item.channels} channels",
+                remedy="choose another --format, other --targets, or --dtype labels",
+            )
+        if kind == "mrc" and not mrc.holds(item.dtype, item.channels):
             several = f"{item.channels} channels" if item.channels > 1 else f"{item.dtype.name} values"
             raise VolumenError(
                 output,
@@ -113,7 +122,7 @@ def check_export(kind: str, stored: Sequence[OutputSpec], output: str) -> None:
 class FileExport:
     """The files of one volume's prediction, and the `<name>.volumen.json` with their provenance.
 
-    In a format of folders, each target is a folder.
+    In a format of folders, each target is a folder; the layers of a WEBKNOSSOS dataset lie in one folder.
 
     Args:
         folder: folder of the files.
@@ -125,10 +134,15 @@ class FileExport:
 
     def __init__(self, folder: Path, name: str, names: tuple[str, ...], suffix: str, *, plain: bool) -> None:
         bare = plain and len(names) == 1
-        self.files = {
-            target: folder / (f"{name}{suffix}" if bare else f"{name}_{target}{suffix}") for target in names
-        }
         self.kind = SUFFIXES[suffix]
+        self.dataset = folder / f"{name}{suffix}" if self.kind == "webknossos" else None
+        if self.dataset is not None:
+            self.files = {target: self.dataset / target for target in names}
+        else:
+            self.files = {
+                target: folder / (f"{name}{suffix}" if bare else f"{name}_{target}{suffix}")
+                for target in names
+            }
         self.sidecar = folder / f"{name}.volumen.json"
         self.state = folder / f"{name}.neuroglancer.json" if self.kind == "precomputed" else None
         self.working = folder / f".{name}.volumen.zarr"
@@ -162,6 +176,8 @@ class FileExport:
             return True
         for name in (*old["files"], *([self.state.name] if self.state else [])):
             _remove(self.sidecar.parent / name)
+        if self.dataset is not None:
+            (self.dataset / PROPERTIES).unlink(missing_ok=True)
         self.sidecar.unlink()
         return False
 
@@ -171,7 +187,7 @@ class FileExport:
         attributes: Mapping[str, Any],
         *,
         image: Volume,
-        compress: bool,
+        compress: str,
         classes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Write the files from finished arrays, then the record, and remove the working arrays.
@@ -180,38 +196,49 @@ class FileExport:
             arrays: the finished prediction.
             attributes: the provenance and other entries of the record.
             image: the predicted image; NIfTI and NRRD files have its affine.
-            compress: whether voxels are compressed; the suffix decides it for NIfTI, and MRC has no compression.
+            compress: compression of zarr arrays, or "none"; other formats are compressed in their own way unless it is
+                "none". The suffix decides it for NIfTI, and MRC has no compression.
             classes: names of the classes by target.
         """
+        packed = compress != "none"
+        if self.dataset is not None:
+            self.dataset.mkdir(exist_ok=True)
         for target, path in self.files.items():
             partial = path.with_name(f"{PARTIAL}{path.name}")
             _remove(partial)
             if self.kind == "tif":
                 made_by = f"{json.dumps(attributes, sort_keys=True)} {target}"
-                write_tiff(partial, arrays, target, compress=compress, identity=made_by)
+                write_tiff(partial, arrays, target, compress=packed, identity=made_by)
             elif self.kind == "hdf5":
-                write_hdf5(partial, arrays, target, compress=compress)
+                write_hdf5(partial, arrays, target, compress=packed)
             elif self.kind == "mrc":
                 mrc.write_mrc(partial, arrays, target)
             elif self.kind == "nrrd":
-                write_nrrd(partial, arrays, target, image.affine, compress=compress)
+                write_nrrd(partial, arrays, target, image.affine, compress=packed)
             elif self.kind == "precomputed":
                 names = (classes or {}).get(target)
-                write_precomputed(partial, arrays, target, compress=compress, classes=names)
+                write_precomputed(partial, arrays, target, compress=packed, classes=names)
+            elif self.kind == "webknossos":
+                write_layer(partial, arrays, target, compress=compress)
             else:
                 write_nifti(partial, arrays, target, image.affine)
             if path.is_dir():
                 _remove(path)  # of a run that was interrupted; a folder cannot be replaced
             partial.replace(path)
+        if self.dataset is not None:
+            write_description(self.dataset, arrays, list(self.files.values()))
         if self.state is not None:
             write_atomically(self.state, json.dumps(self._viewer_state(arrays, image), indent=1).encode())
         for leftover in self.sidecar.parent.glob(f".{glob.escape(self.sidecar.name)}{UNFINISHED[1:]}"):
             leftover.unlink(missing_ok=True)
-        record = {**attributes, "files": [path.name for path in self.files.values()]}
+        record = {**attributes, "files": [self._relative(path) for path in self.files.values()]}
         write_atomically(self.sidecar, json.dumps(record, indent=1).encode())
         # The log first: after an interrupted removal it must not list blocks whose files no longer exist.
         (self.working / STATE_FOLDER / LOG).unlink(missing_ok=True)
         shutil.rmtree(self.working)
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.sidecar.parent).as_posix()
 
     def _viewer_state(self, arrays: ZarrOutput, image: Volume) -> dict[str, Any]:
         """Return a state of Neuroglancer with the image, if it can be opened there, and every target over it."""
