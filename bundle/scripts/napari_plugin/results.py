@@ -46,7 +46,7 @@ def read_prediction(
 
     group: Any = zarr.open_group(str(path), mode="r")
     layers: list[LayerData] = []
-    for target in sorted(kinds, key=lambda name: kinds[name] not in _LABELLED):
+    for target in sorted(kinds, key=lambda name: kinds[name] not in (*_LABELLED, "instances")):
         place = next((place for place in (f"{LABELS}/{target}", target) if place in group), None)
         if place is None:
             continue
@@ -81,7 +81,7 @@ def _channel_names(kind: str, channels: int) -> list[str]:
 
 def _layer(levels: list[Any], name: str, kind: str) -> LayerData:
     finest = levels[0]
-    if kind in _LABELLED and finest.dtype.kind in "ui":
+    if kind == "instances" or (kind in _LABELLED and finest.dtype.kind in "ui"):
         small = finest.nbytes <= _EDITABLE_BYTES
         data = np.asarray(finest) if small else levels
         return data, {"name": name, **({} if small else {"multiscale": len(levels) > 1})}, "labels"

@@ -163,6 +163,12 @@ class TrainAndPredict(QScrollArea):
         for key, text in _SAVED_AS.items():
             self.saved_as.addItem(text, key)
         form.addRow("classes as", self.saved_as)
+        self.instances = QLineEdit()
+        self.instances.setPlaceholderText("such as membrane, or foreground=cell; empty: none")
+        self.instances.setToolTip(
+            "As volumen predict --instances; the widget Tune instances finds the settings."
+        )
+        form.addRow("instances", self.instances)
         self.overlap = QDoubleSpinBox()
         self.overlap.setRange(0, 0.9)
         self.overlap.setSingleStep(0.05)
@@ -293,6 +299,7 @@ class TrainAndPredict(QScrollArea):
             "targets": [part.strip() for part in self.targets.text().split(",") if part.strip()],
             "overlap": self.overlap.value(),
             "dtype": self.saved_as.currentData(),
+            "instances": self.instances.text().strip(),
             "device": self.device.currentText().strip() or "auto",
         }
         self._begin(Job("predict", [layer], folder, options), self._predicted)

@@ -182,9 +182,12 @@ def predict(job: Mapping[str, Any], report_event: ReportEvent) -> str:
     from volumen.data.napari_layers import viewer_geometry
     from volumen.inference.ensemble import load_model
     from volumen.inference.jobs import make_job
+    from volumen.inference.output.stored import instance_specs
+    from volumen.inference.postprocess.instance_output import resolve_request
     from volumen.inference.predict import output_names, predict_volume
     from volumen.inference.progress import Progress
     from volumen.inference.request import PredictRequest
+    from volumen.inference.rules import read_rules
     from volumen.utils.device import choose_device
 
     last = -math.inf
@@ -205,10 +208,13 @@ def predict(job: Mapping[str, Any], report_event: ReportEvent) -> str:
         overlap=job["overlap"],
         dtype=job["dtype"],
         device=job["device"],
+        instances=read_rules(job.get("instances") or None),
     )
     report_event("message", text="loading the model")
     predictor = load_model(request.checkpoint, choose_device(request.device))
-    report_event("heads", kinds={head.name: head.kind for head in predictor.heads(request.targets)})
+    request = resolve_request(request, predictor)
+    heads = [*predictor.heads(request.targets), *(item.head for item in instance_specs(request.instances))]
+    report_event("heads", kinds={head.name: head.kind for head in heads})
     image: Any = open_volume(layer["path"], axes=job["axes"])
     image.geometry = viewer_geometry(
         layer["scale"], layer.get("translate") or None, layer["unit"], len(image.shape)
