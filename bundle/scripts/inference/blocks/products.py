@@ -14,9 +14,10 @@ from volumen.inference.arrays import (
     raw_arrays,
 )
 from volumen.inference.output.block_log import OutputState
-from volumen.inference.output.stored import OutputSpec
+from volumen.inference.output.stored import OutputSpec, instance_specs
 from volumen.inference.postprocess.cleaning import clean_labels
 from volumen.inference.postprocess.instance_output import make_instances
+from volumen.inference.postprocess.instance_table import describe_instances
 from volumen.inference.postprocess.passes import LevelPass, Run
 from volumen.inference.postprocess.stored_grid import StoredGridPass
 
@@ -79,6 +80,8 @@ class Outputs:
             boxes = self._final.boxes_with_content(level) if self._sparse else None
             run(LevelPass(self._work, level, boxes))
         if job.export is None:
+            for item in instance_specs(request.instances):
+                describe_instances(self._final, item.head.name)
             state.complete(extra)
             return
         state.close()
