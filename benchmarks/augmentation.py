@@ -28,7 +28,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from monai.transforms import Compose
 from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
@@ -45,6 +44,7 @@ from volumen.transforms.intensity import (
 )
 from volumen.transforms.read import ReadPatchd
 from volumen.transforms.spatial import RandSpatialTransformd
+from volumen.transforms.training import TrainingTransforms
 
 INITIAL = {64: 102, 128: 205}  # nnU-Net's initial patch: room for 30 degrees and a scaling by 1.4
 PATCHES = {64: 60, 128: 16}
@@ -112,9 +112,14 @@ def reference_pipeline(size: int) -> Callable:
     )
 
 
-def our_pipeline(scheme: str) -> Compose:
-    """Return this program's transforms with the same draws, which read from a case."""
-    return Compose(
+def our_pipeline(scheme: str, on_device: bool = False) -> TrainingTransforms:
+    """Return this program's transforms with the same draws, which read from a case.
+
+    Args:
+        scheme: of the normalisation.
+        on_device: the worker only draws and reads, as for `tr_config.augment_on_device`.
+    """
+    return TrainingTransforms(
         [
             RandSpatialTransformd(rotate90=False),
             ReadPatchd(LABELS, normalization_scheme=scheme),
@@ -127,7 +132,8 @@ def our_pipeline(scheme: str) -> Compose:
             RandGammad(prob=0.3),
             CropHalod(LABELS),
             FinalizePatchd(LABELS),
-        ]
+        ],
+        on_device=on_device,
     )
 
 
@@ -165,7 +171,8 @@ def compare(size: int, rounds: int, uint8: bool) -> None:
     )
     start = ((INITIAL[size] - size) // 2,) * 3
     location = SimpleNamespace(case=0, start=start, size=(size,) * 3, bounds=((0, INITIAL[size]),) * 3)
-    reference, ours = reference_pipeline(size), our_pipeline("unit" if uint8 else "none")
+    scheme = "unit" if uint8 else "none"
+    reference, ours, reader = reference_pipeline(size), our_pipeline(scheme), our_pipeline(scheme, True)
 
     def run_reference(seed: int) -> object:
         np.random.seed(seed)
@@ -176,16 +183,22 @@ def compare(size: int, rounds: int, uint8: bool) -> None:
         ours.set_random_state(seed=seed)
         return ours({"case": case, "location": location})
 
-    for run in (run_reference, run_ours):
+    def run_reader(seed: int) -> object:
+        reader.set_random_state(seed=seed)
+        return reader({"case": case, "location": location})
+
+    runs = {"reference": run_reference, "ours": run_ours, "reading": run_reader}
+    for run in runs.values():
         seconds_per_patch(run, PATCHES[size], 10**6)
-    times: dict[str, list[float]] = {"reference": [], "ours": []}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
-        times["reference"].append(seconds_per_patch(run_reference, PATCHES[size], number * PATCHES[size]))
-        times["ours"].append(seconds_per_patch(run_ours, PATCHES[size], number * PATCHES[size]))
-    theirs, own = statistics.median(times["reference"]), statistics.median(times["ours"])
+        for name, run in runs.items():
+            times[name].append(seconds_per_patch(run, PATCHES[size], number * PATCHES[size]))
+    theirs, own, read = (statistics.median(times[name]) for name in runs)
     print(
         f"{size}^3: batchgeneratorsv2 {1 / theirs:7.1f} patches per CPU second, "
-        f"ours {1 / own:7.1f}, ratio {theirs / own:.2f}"
+        f"ours {1 / own:7.1f}, ratio {theirs / own:.2f}; "
+        f"a worker that reads for the device {1 / read:7.1f}, {own / read:.1f} times ours"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from volumen.config.experiment_data import ExperimentData
 from volumen.config.targets import Target, check_fields, inject_auxiliary_tasks, make_target
+from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import check_names
 
 logger = logging.getLogger(__name__)
@@ -208,6 +209,21 @@ class ExperimentTargets(ExperimentData):
     def derives_on_device(self) -> bool:
         """Whether the training device computes derived targets, if their tasks support it."""
         setting = self.tr_config.derive_on_device
+        if setting == "auto":
+            return self.device.type == "cuda" or self.augments_on_device
+        return setting
+
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether the training device augments patches that the workers only read."""
+        setting = self.tr_config.augment_on_device
+        if setting is True and self.device.type == "mps":
+            raise VolumenError(
+                "tr_config.augment_on_device",
+                expected="a device with float64, on which the positions of voxels are computed",
+                found=self.device.type,
+                remedy="set it to false",
+            )
         return self.device.type == "cuda" if setting == "auto" else setting
 
     @property

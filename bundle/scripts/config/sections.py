@@ -150,11 +150,18 @@ class TrainingConfig:
             " source target is masked or has an ignore label."
         ),
     ] = "auto"
+    augment_on_device: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="Augment training patches of a whole batch on the training device; the workers only read"
+            " them. auto: on CUDA."
+        ),
+    ] = "auto"
     derive_on_device: Annotated[
         bool | Literal["auto"],
         Field(
             description="Derive auxiliary targets of a whole batch on the training device instead of in the workers;"
-            " auto: on CUDA."
+            " auto: on CUDA, and where the device augments."
         ),
     ] = "auto"
     val_every_n: Annotated[Positive, Field(description="Epochs between validations.")] = 1
@@ -541,8 +548,4 @@ ALIASES: dict[str, dict[str, str]] = {
 }
 
 # Keys of older files that have no effect here, with their replacement: section -> key -> advice.
-RETIRED: dict[str, dict[str, str]] = {
-    "tr_config": {
-        "augment_on_device": "augmentation runs in the worker processes; set num_dataloader_workers",
-    },
-}
+RETIRED: dict[str, dict[str, str]] = {}

@@ -9,9 +9,11 @@ import torch
 from monai.data import MetaTensor
 
 from volumen.networks.placement import memory_format
+from volumen.utils.sample_keys import DEFERRED
 
 if TYPE_CHECKING:
     from volumen.transforms.derive_batch import DeriveBatch
+    from volumen.transforms.device.augment import AugmentBatch
 
 IMAGE = "image"
 
@@ -42,22 +44,26 @@ def prepare_batch(
         if isinstance(value, torch.Tensor)
     }
     image = tensors.pop(IMAGE)
-    if channels_last:
-        image = image.to(memory_format=memory_format(image.ndim - 2))
-    return image, tensors
+    return _ordered(image, channels_last), tensors
 
 
 class PrepareBatch:
-    """Run `prepare_batch`, then derive targets on the device.
+    """Run `prepare_batch`, augment raw patches on the device, then derive targets there.
 
     Args:
         channels_last: store the image with the channel axis innermost.
         derive: derives targets from packed labels; None if the workers derive all targets.
+        augment: augments the batches whose patches the workers only read; None if there are none.
     """
 
-    def __init__(self, channels_last: bool = False, derive: DeriveBatch | None = None) -> None:
+    def __init__(
+        self,
+        channels_last: bool = False,
+        derive: DeriveBatch | None = None,
+        augment: AugmentBatch | None = None,
+    ) -> None:
         self.channels_last = channels_last
-        self.derive = derive
+        self.derive, self.augment = derive, augment
 
     def __call__(
         self,
@@ -67,8 +73,25 @@ class PrepareBatch:
         **_: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return image and targets on the device; see `prepare_batch`."""
+        if DEFERRED in batch:
+            return self._augmented(batch, torch.device(device or "cpu"), non_blocking)
         image, tensors = prepare_batch(batch, device, non_blocking, channels_last=self.channels_last)
         return image, tensors if self.derive is None else self.derive(tensors, self.derive.host_facts(batch))
+
+    def _augmented(
+        self, batch: Mapping[str, Any], device: torch.device, non_blocking: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert self.augment is not None, "the workers read raw patches only if the device augments them"
+        image, tensors, facts = self.augment(batch[DEFERRED].to(device, non_blocking), device)
+        for key, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                tensors[key] = _plain(value).to(device, non_blocking=non_blocking)
+        image = _ordered(image, self.channels_last)
+        return image, tensors if self.derive is None else self.derive(tensors, facts)
+
+
+def _ordered(image: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    return image.to(memory_format=memory_format(image.ndim - 2)) if channels_last else image
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -116,7 +116,9 @@ def _quiet(name: str) -> Iterator[None]:
 def _measure(config: ConfigManager, enough: float) -> Cost | None:
     from torch.utils.data import default_collate
 
+    from volumen.transforms.deferred import DeferredBatch
     from volumen.utils import distributed
+    from volumen.utils.sample_keys import DEFERRED
 
     parser = training_objects(_anywhere(config))
     dataset = parser.get_parsed_content("train#dataset")
@@ -134,6 +136,8 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
         for key, value in samples[0].items()
         if hasattr(value, "shape")
     }
+    if DEFERRED in samples[0]:
+        batch[DEFERRED] = DeferredBatch([sample[DEFERRED] for sample in samples[1 : batch_size + 1]])
     network = _time_network(config, parser, batch, enough)
     if network is None:
         return None

@@ -26,9 +26,11 @@ from volumen.derived.registry import (
     served_extent,
     validate_task,
 )
+from volumen.transforms.deferred import as_int32
 from volumen.transforms.derive import UNITS, informed_entries
+from volumen.utils.device import sent
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import PACKED, mask_key
+from volumen.utils.sample_keys import DEFERRED, PACKED, mask_key
 
 SPACING_KEY = f"{PACKED}/spacing"
 """Voxel size per axis, float64 (D,)."""
@@ -59,6 +61,8 @@ class PackSourcesd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
+        if DEFERRED in sample:
+            return sample  # the device itself packs what it augments
         for source in self.sources:
             labels, state, flags = packed_keys(source)
             values, known = np.asarray(sample[source]), sample.get(mask_key(source))
@@ -68,7 +72,7 @@ class PackSourcesd(Transform):
                 place[~known] = UNKNOWN
             if inside is not None:
                 place[~inside] = OUTSIDE
-            sample[labels] = _int32(values)
+            sample[labels] = as_int32(values)
             sample[state] = place
             sample[flags] = np.array([(place == UNKNOWN).any(), (place == OUTSIDE).any()])
         if self.sources:
@@ -166,7 +170,7 @@ class DeriveBatch:
         if len(parts) == 1:
             return {**others, **parts[0]}
         order = [row for spacing in dict.fromkeys(spacings) for row in _rows(spacings, spacing)]
-        back = torch.tensor(np.argsort(order), device=device)
+        back = sent(np.argsort(order), device)
         return {**others, **{key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}}
 
     def _derive(
@@ -206,7 +210,7 @@ class DeriveBatch:
         labels_key, state_key, _ = packed_keys(source)
         labels, state = tensors[labels_key], tensors[state_key]
         if len(rows) < len(labels):
-            chosen = torch.tensor(rows, device=labels.device)
+            chosen = sent(rows, labels.device)
             labels, state = labels[chosen], state[chosen]
         some_unknown, some_outside = facts[source]
         reach, margin = served_extent(self._tasks.values(), source, spacing)
@@ -224,11 +228,3 @@ class DeriveBatch:
 
 def _rows(spacings: Sequence[tuple[float, ...]], spacing: tuple[float, ...]) -> list[int]:
     return [row for row, one in enumerate(spacings) if one == spacing]
-
-
-def _int32(values: np.ndarray) -> np.ndarray:
-    """Return labels as int32; numbers too large for it are renumbered, and the background stays 0."""
-    if values.dtype.itemsize >= 4 and values.size and values.max() > np.iinfo(np.int32).max:
-        numbers, compact = np.unique(np.where(values > 0, values, 0), return_inverse=True)
-        return (compact.reshape(values.shape) + int(numbers[0] > 0)).astype(np.int32)
-    return values.astype(np.int32, copy=False)

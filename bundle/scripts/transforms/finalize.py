@@ -11,7 +11,7 @@ from monai.transforms import Transform
 
 from volumen.data.validity import labelled_voxels
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import PACKED, confidence_key, informed_keys, labelled_key, mask_key
+from volumen.utils.sample_keys import DEFERRED, PACKED, confidence_key, informed_keys, labelled_key, mask_key
 
 
 class CropHalod(Transform):
@@ -60,6 +60,8 @@ class RestrictToLabelledd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
         for target, source in self.sources.items():
+            if DEFERRED in sample and mask_key(target) not in sample:
+                continue
             labelled = labelled_voxels(sample.get(labelled_key(source), sample[source]))
             sample[mask_key(target)] = sample[mask_key(target)] & labelled
             if confidence_key(target) in sample:
@@ -76,7 +78,8 @@ class FinalizePatchd(Transform):
 
     Returns:
         image float32, targets and derived as above, their masks bool (1, *patch), "volume_name" str,
-        "start" int64 (n,), "spacing" n floats (in a batch n tensors (B,)), and what is packed for the device.
+        "start" int64 (n,), "spacing" n floats (in a batch n tensors (B,)), and what is packed for the device. Of a
+        patch that the device augments: its `RawPatch` instead of the image and the labelled targets.
 
     Raises:
         VolumenError: a label exceeds int16, as instance labels may.
@@ -86,8 +89,12 @@ class FinalizePatchd(Transform):
         self.targets, self.derived = tuple(targets), tuple(derived)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        final: dict[Hashable, Any] = {"image": _tensor(data["image"], np.float32)}
-        for target in self.targets:
+        final: dict[Hashable, Any] = {}
+        if DEFERRED in data:
+            final[DEFERRED] = data[DEFERRED]
+        else:
+            final["image"] = _tensor(data["image"], np.float32)
+        for target in () if DEFERRED in data else self.targets:
             final[target] = _label_tensor(data[target], target, data["volume_name"])
             final[mask_key(target)] = _tensor(data[mask_key(target)], np.bool_)
         for target in self.derived:

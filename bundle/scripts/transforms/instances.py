@@ -12,7 +12,7 @@ from volumen.data.validity import refuse_negative
 from volumen.derived.derivation import derive_target
 from volumen.derived.extents import distance_halo, in_voxels
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import labelled_key, mask_key
+from volumen.utils.sample_keys import DEFERRED, labelled_key, mask_key
 
 INSTANCE_MODES = ("foreground", "boundary", "interior", "distance")
 
@@ -50,9 +50,17 @@ class InstancesToTargetd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
+        volume = str(sample.get("volume_name", "a volume"))
         for target, mode in self.targets.items():
+            if DEFERRED in sample:
+                raw = sample[DEFERRED].labels[target]
+                if not raw.lies_within(0, None):
+                    values, known = raw.for_checks()
+                    refuse_negative(values, known, target, volume)
+                if target not in sample:
+                    continue
             label, valid = sample[target], sample[mask_key(target)]
-            refuse_negative(label, valid, target, str(sample.get("volume_name", "a volume")))
+            refuse_negative(label, valid, target, volume)
             inside = label > 0
             sample[labelled_key(target)] = inside
             if mode == "foreground":

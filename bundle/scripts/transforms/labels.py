@@ -7,8 +7,9 @@ from typing import Any
 
 from monai.transforms import Transform
 
-from volumen.data.validity import binary_truth, class_truth
-from volumen.utils.sample_keys import mask_key
+from volumen.data.validity import binary_truth, class_truth, refuse_negative
+from volumen.transforms.deferred import RawPatch
+from volumen.utils.sample_keys import DEFERRED, mask_key
 
 
 class PrepareLabelsd(Transform):
@@ -29,10 +30,26 @@ class PrepareLabelsd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sample = dict(data)
+        if DEFERRED in sample:
+            self._check_raw(sample[DEFERRED], sample["volume_name"])
         for target, classes in self.classes.items():
+            if DEFERRED in sample and target not in sample:
+                continue
             valid, volume = sample.get(mask_key(target)), sample["volume_name"]
             if classes is None:
                 sample[target] = binary_truth(sample[target], valid, target, volume)
             else:
                 sample[target] = class_truth(sample[target], valid, target, classes, volume)
         return sample
+
+    def _check_raw(self, patch: RawPatch, volume: str) -> None:
+        """Check the stored voxels of a patch, whose labels the training device converts."""
+        for target, classes in self.classes.items():
+            raw = patch.labels[target]
+            if raw.lies_within(0, None if classes is None else classes - 1):
+                continue
+            values, known = raw.for_checks()
+            if classes is None:
+                refuse_negative(values, known, target, volume)
+            else:
+                class_truth(values, known, target, classes, volume)

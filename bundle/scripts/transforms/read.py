@@ -11,12 +11,13 @@ from monai.transforms import Transform
 
 from volumen.data.resampled import resampling_of
 from volumen.data.target_spacing import stored_case
-from volumen.data.validity import known_voxels, without_ignored
+from volumen.data.validity import inside_mask, known_voxels, without_ignored
+from volumen.transforms.deferred import RawLabel, RawPatch, as_int32, as_tensor
 from volumen.transforms.kernels.grid import Grid, LabelReader, Region, is_empty
 from volumen.transforms.normalize import Normalizer
 from volumen.transforms.spatial import SpatialTransform
 from volumen.utils.errors import VolumenError
-from volumen.utils.sample_keys import mask_key
+from volumen.utils.sample_keys import DEFERRED, mask_key
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class ReadPatchd(Transform):
         <target>_mask: bool (1, *(patch + 2 halo)): the label is known.
         in_volume: bool (1, *(patch + 2 halo)), or None when every voxel lies inside the volume.
         spacing, volume_name, start (of the patch before augmentation).
+    If the sample has a `RawPatch` under `DEFERRED`, the image and the labels are stored there as they are read, and
+    only the patch's `worker_targets` are sampled as above.
 
     Raises:
         VolumenError: a setting is not valid, or an image holds NaN or infinity and `nonfinite` is "refuse".
@@ -90,11 +93,16 @@ class ReadPatchd(Transform):
             patch, wide = patch.resampled(resampling), wide.resampled(resampling)
             bounds, case = resampling.stored_box(bounds), stored_case(case)
 
-        sample["image"] = self._image(case.image, patch, patch.region(bounds))
+        deferred = sample.get(DEFERRED)
         labels = LabelReader(wide, bounds)
-        for target in self.targets:
+        if deferred is None:
+            sample["image"] = self._image(case.image, patch, patch.region(bounds))
+        else:
+            sample[DEFERRED] = self._raw(deferred, case, patch, bounds, labels)
+        for target in self.targets if deferred is None else deferred.worker_targets:
             sample[target], sample[mask_key(target)] = self._label(case, target, labels)
-        sample["in_volume"] = wide.inside(tuple((0, n) for n in case.image.shape))
+        if deferred is None or deferred.worker_targets:
+            sample["in_volume"] = wide.inside(tuple((0, n) for n in case.image.shape))
         sample["spacing"] = tuple(float(step) for step in case.spacing)
         sample["volume_name"] = case.name
         sample["start"] = tuple(int(first) for first in location.start)
@@ -110,16 +118,62 @@ class ReadPatchd(Transform):
     def _image(self, volume: Any, grid: Grid, region: Region) -> np.ndarray:
         if is_empty(region):
             return np.zeros((volume.channels, *grid.patch_shape), dtype=np.float32)
-        raw = np.asarray(volume.read(region))
-        normalizer = self.normalizer.for_volume(volume)
-        coefficients = normalizer.coefficients(raw.dtype, len(raw))
+        raw, normalizer, coefficients = self._stored(volume, region)
         zero = normalizer.zero_level(coefficients)
-        if raw.dtype.kind == "f":
-            raw = self._finite(raw, volume, region, zero)
         # The image is reflected, because a constant beyond the border would change the instance normalisation.
         raw, region = grid.reflect(raw, region)
         # Interpolating raw values moves less memory than interpolating normalised ones, and has the same result.
         return normalizer.apply(grid.sample(raw, region, zero, self.image_order), coefficients)
+
+    def _stored(self, volume: Any, region: Region) -> tuple[np.ndarray, Normalizer, np.ndarray]:
+        """Return a region's finite values, and the normaliser and coefficients that belong to them."""
+        raw = np.asarray(volume.read(region))
+        normalizer = self.normalizer.for_volume(volume)
+        coefficients = normalizer.coefficients(raw.dtype, len(raw))
+        if raw.dtype.kind == "f":
+            raw = self._finite(raw, volume, region, normalizer.zero_level(coefficients))
+        return raw, normalizer, coefficients
+
+    def _raw(
+        self, deferred: RawPatch, case: Any, patch: Grid, bounds: tuple, labels: LabelReader
+    ) -> RawPatch:
+        """Return a patch's stored voxels; the worker changes none of them."""
+        if self.image_order != 1:
+            raise ValueError("splines are not available on the training device")
+        region, image = patch.region(bounds), None
+        coefficients = np.ones((case.image.channels, 4), np.float32)
+        if not is_empty(region):
+            raw, _, coefficients = self._stored(case.image, region)
+            image = as_tensor(raw)
+        return RawPatch(
+            worker_targets=deferred.worker_targets,
+            patch=patch,
+            wide=labels.grid,
+            image=image,
+            image_region=region,
+            coefficients=coefficients,
+            labels={target: self._raw_label(case, target, labels.region) for target in self.targets},
+            label_region=labels.region,
+            volume_shape=tuple(int(n) for n in case.image.shape),
+            spacing=tuple(float(step) for step in case.spacing),
+        )
+
+    def _raw_label(self, case: Any, target: str, region: Region) -> RawLabel:
+        volume, ignore = case.labels.get(target), self.ignore_labels.get(target)
+        if volume is None:
+            return RawLabel(None, None, None, self.label_channels.get(target, 1))
+        if is_empty(region):
+            return RawLabel(None, None, None, volume.channels)
+        label = np.asarray(volume.read(region))
+        mask = np.asarray(case.masks[target].read(region)) if target in case.masks else None
+        known, extremes = None if mask is None else inside_mask(mask), None
+        if ignore is not None and not _holds(label.dtype, ignore):
+            ignore = None
+        if label.dtype.kind in "iu" and not np.can_cast(label.dtype, np.int32):
+            known, label, ignore = known_voxels(label, mask, ignore), without_ignored(label, ignore), None
+            extremes, label = _extremes(label, known), as_int32(label)
+        stored_mask = None if known is None else as_tensor(known[None])
+        return RawLabel(as_tensor(label), stored_mask, ignore, volume.channels, extremes)
 
     def _finite(self, raw: np.ndarray, volume: Any, region: Region, zero: np.ndarray) -> np.ndarray:
         finite = np.isfinite(raw)
@@ -159,3 +213,16 @@ class ReadPatchd(Transform):
         if valid is None:
             valid = np.ones((1, *label.shape[1:]), dtype=bool)
         return without_ignored(label, ignore), valid
+
+
+def _holds(dtype: np.dtype, value: int) -> bool:
+    """Whether a type can hold a value, which otherwise never equals any of its values."""
+    if dtype.kind not in "iu":
+        return True
+    return bool(np.iinfo(dtype).min <= value <= np.iinfo(dtype).max)
+
+
+def _extremes(label: np.ndarray, known: np.ndarray | None) -> tuple[int, int] | None:
+    """Return the smallest and the largest known value, or None if there is none."""
+    values = label if known is None else label[:, known]
+    return (int(values.min()), int(values.max())) if values.size else None

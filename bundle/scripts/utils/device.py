@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from volumen.utils.errors import VolumenError
 
@@ -49,3 +52,17 @@ def time_convolutions(device: torch.device, deterministic: bool) -> None:
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
+
+
+def sent(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return numbers as a tensor on a device, without waiting for the copy: a plain copy to a GPU synchronises.
+
+    Args:
+        values: a sequence of numbers, or an array.
+        device: where the tensor shall lie.
+        dtype: its type; None: that of the values.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

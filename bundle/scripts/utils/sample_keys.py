@@ -14,6 +14,7 @@ from volumen.utils.errors import VolumenError
 RESERVED = frozenset(
     {
         "case",
+        "deferred",
         "image",
         "in_volume",
         "location",
@@ -26,6 +27,8 @@ RESERVED = frozenset(
     }
 )
 """Keys that a sample, or the output of an engine, uses for other things than a target."""
+DEFERRED = "deferred"
+"""Key of the stored voxels of patches that the training device augments, see `volumen.transforms.deferred`."""
 PACKED = "wide/"
 """Prefix of entries that are transferred to the training device to derive targets there."""
 _MASK, _LABELLED = "_mask", "_labelled"

@@ -89,11 +89,12 @@ def gaussian(image: np.ndarray, sigmas: Sequence[float], out: np.ndarray) -> Non
         sigmas: voxels per axis; 0 leaves an axis unchanged.
         out: same shape and type as `image`, contiguous, overwritten.
     """
-    kernels = [_half_kernel(sigma) for sigma in (0.0,) * (3 - image.ndim) + tuple(sigmas)]
+    kernels = [half_kernel(sigma) for sigma in (0.0,) * (3 - image.ndim) + tuple(sigmas)]
     _convolve(as_box(np.ascontiguousarray(image)), *kernels, as_box(out))
 
 
-def _half_kernel(sigma: float) -> np.ndarray:
+def half_kernel(sigma: float) -> np.ndarray:
+    """Return the weights float32 of a Gaussian from its centre outwards, in voxels; a single 1 for a sigma of 0."""
     if sigma <= 0:
         return np.ones(1, dtype=np.float32)
     reach = max(1, int(np.ceil(_TRUNCATE * sigma - 0.5)))
@@ -142,12 +143,13 @@ def low_resolution(image: np.ndarray, zooms: Sequence[float], out: np.ndarray) -
         zooms: per axis, lower resolution as a fraction of the original one, in (0, 1].
         out: same shape and type as `image`, contiguous, overwritten.
     """
-    taps = [_low_resolution_taps(size, zoom) for size, zoom in zip(image.shape, zooms)]
+    taps = [low_resolution_taps(size, zoom) for size, zoom in zip(image.shape, zooms)]
     z, y, x = [linear_taps(np.zeros(1), 1)] * (3 - image.ndim) + taps
     blend_separably(as_box(np.ascontiguousarray(image)), *z, *y, *x, np.float32(0), as_box(out))
 
 
-def _low_resolution_taps(size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def low_resolution_taps(size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, like `linear_taps`, where each voxel of an axis comes from that is sampled at a lower resolution."""
     coarse = max(1, round(size * zoom))
     nearest = np.minimum(((np.arange(coarse) + 0.5) * size / coarse).astype(np.int64), size - 1)
     positions = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)

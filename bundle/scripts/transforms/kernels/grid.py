@@ -81,7 +81,7 @@ class Grid:
     def region(self, bounds: Box) -> Region:
         """Return the region of the volume that the grid needs, clipped to `bounds`."""
         spans = []
-        for (low, high), (start, stop) in zip(self._extent(), bounds):
+        for (low, high), (start, stop) in zip(self.extent(), bounds):
             first = min(max(low, start), stop)
             spans.append(slice(first, max(first, min(high, stop))))
         return tuple(spans)
@@ -97,7 +97,7 @@ class Grid:
             The extended image and its region, whose starts may be negative; the arguments themselves if the grid
             lies inside.
         """
-        extent = tuple(slice(*span) for span in self._extent())
+        extent = tuple(slice(*span) for span in self.extent())
         wide = tuple(
             slice(min(e.start, r.start), max(e.stop, r.stop)) for e, r in zip(extent, region, strict=True)
         )
@@ -137,7 +137,7 @@ class Grid:
 
     def inside(self, bounds: Box) -> np.ndarray | None:
         """Return which voxels (1, *patch_shape) lie in `bounds`; None if all do."""
-        if all(start <= low and high <= stop for (low, high), (start, stop) in zip(self._extent(), bounds)):
+        if all(start <= low and high <= stop for (low, high), (start, stop) in zip(self.extent(), bounds)):
             return None
         if self.matrix is None:
             region = self.region(bounds)
@@ -146,7 +146,8 @@ class Grid:
         index = self.nearest(tuple(slice(*span) for span in bounds))
         return np.ascontiguousarray(self.spatial.permute((index >= 0).reshape(1, *self.shape)))
 
-    def _extent(self) -> list[tuple[int, int]]:
+    def extent(self) -> list[tuple[int, int]]:
+        """Return the first and the last plus one voxel of the volume that the grid needs, per axis, also outside it."""
         if self.matrix is None:
             return [(int(first), int(first) + size) for first, size in zip(self.offset, self.shape)]
         reach = self.matrix * (np.asarray(self.shape) - 1)
