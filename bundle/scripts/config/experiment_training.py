@@ -106,6 +106,21 @@ class ExperimentTraining(ExperimentSplit):
         return world_size()
 
     @property
+    def fused_optimizer(self) -> bool | None:
+        """Whether the optimizer updates all weights in one kernel; None: if it has one."""
+        setting = self.tr_config.fused_optimizer
+        if setting == "auto":
+            return None if self.device.type == "cuda" else False
+        return setting
+
+    @property
+    def read_every(self) -> int:
+        """Steps between two reads of losses from the device: a GPU waits while the host reads."""
+        from volumen.utils.device import READ_EVERY
+
+        return READ_EVERY if self.device.type == "cuda" else 1
+
+    @property
     def samples_per_epoch(self) -> int | None:
         """Training patches per epoch, summed over all processes; None: each valid patch once."""
         steps = self.tr_config.max_steps_per_epoch

@@ -82,6 +82,13 @@ class TrainingConfig:
     optimizer_kwargs: Annotated[dict[str, Any], Field(description="More arguments of the optimizer.")] = (
         field(default_factory=dict)
     )
+    fused_optimizer: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="Update all weights in one kernel, which on a GPU also spares every step from waiting; auto: on"
+            " CUDA, if the optimizer has one."
+        ),
+    ] = "auto"
     scheduler: Annotated[
         str,
         Field(description="cosine (CosineAnnealingLR), poly, linear, onecycle or constant; steps per epoch."),

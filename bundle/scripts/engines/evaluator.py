@@ -12,7 +12,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 
 from volumen.engines.amp import AmpPolicy
-from volumen.engines.trainer import loss_values
+from volumen.engines.loss_values import loss_values
 from volumen.networks.placement import local_network
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,42 @@ class NonFiniteGuard:
             raise ValueError(f"max_skipped must not be negative, got {max_skipped}")
         self.max_skipped = max_skipped
         self.skipped = 0
+        self._watched: list[_Watched] = []
+
+    def watch_loss(
+        self,
+        engine: Any,
+        batch: Mapping[str, Any],
+        losses: Mapping[str, float],
+        predictions: Any,
+        bad: torch.Tensor,
+    ) -> None:
+        """Remember a step's losses, and the bool scalar on the device that says whether they are not finite."""
+        place = {**_place(batch), "sums": _sample_sums([engine.state.output["image"], predictions])}
+        self._watched.append(_Watched(_where(engine), place, losses, bad))
+
+    def watch_gradient(self, engine: Any, batch: Mapping[str, Any], bad: torch.Tensor) -> None:
+        """Remember whether a step's gradient is not finite although its loss is: a bool scalar on the device."""
+        self._watched.append(_Watched(_where(engine), _place(batch), None, bad))
+
+    def read_flags(self) -> None:
+        """Report all steps watched since the last call that were skipped; every process must call this.
+
+        Raises:
+            VolumenError: more steps than allowed were skipped.
+        """
+        watched, self._watched = self._watched, []
+        if not watched:
+            return
+        everywhere = distributed.gather(torch.stack([one.bad for one in watched]).tolist())
+        for one, flags in zip(watched, zip(*everywhere)):
+            if not any(flags):
+                continue
+            if one.losses is None:
+                patches = ", ".join(distributed.gather(describe_patches(one.place, None)))
+                self._skip(one.where, f"the gradient is not finite ({patches})")
+            else:
+                self._report_loss(one.where, one.place, one.losses, None)
 
     def report_loss(
         self, engine: Any, batch: Mapping[str, Any], losses: Mapping[str, float], predictions: Any
@@ -36,13 +73,18 @@ class NonFiniteGuard:
         Raises:
             VolumenError: more steps than allowed were skipped.
         """
+        self._report_loss(_where(engine), batch, losses, predictions)
+
+    def _report_loss(
+        self, where: str, batch: Mapping[str, Any], losses: Mapping[str, float], predictions: Any
+    ) -> None:
         bad = [(name, value) for name, value in losses.items() if not math.isfinite(value)]
         # A target's sum is not finite if one of its losses is not, so the single losses are more informative.
         named = [item for item in bad if "/" in item[0]] or [item for item in bad if item[0] != "loss"] or bad
         what = ", ".join(_describe(name, value) for name, value in named)
         # Processes whose own losses are finite have nothing to report, but must skip the step too.
         messages = distributed.gather(f"{what} ({describe_patches(batch, predictions)})" if named else "")
-        self._skip(engine, "; ".join(filter(None, messages)))
+        self._skip(where, "; ".join(filter(None, messages)))
 
     def report_gradient(self, engine: Any, batch: Mapping[str, Any]) -> None:
         """Report a gradient that is not finite although the loss is; every process must call this.
@@ -51,11 +93,10 @@ class NonFiniteGuard:
             VolumenError: more steps than allowed were skipped.
         """
         patches = ", ".join(distributed.gather(describe_patches(batch, None)))
-        self._skip(engine, f"the gradient is not finite ({patches})")
+        self._skip(_where(engine), f"the gradient is not finite ({patches})")
 
-    def _skip(self, engine: Any, what: str) -> None:
+    def _skip(self, where: str, what: str) -> None:
         self.skipped += 1
-        where = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
         if self.skipped > self.max_skipped:
             raise VolumenError(
                 where,
@@ -77,6 +118,30 @@ class NonFiniteGuard:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Restore the number of steps skipped so far."""
         self.skipped = int(state["skipped"])
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A step whose values still lie on the device: where it is, its patches, its losses (None: its gradient)."""
+
+    where: str
+    place: Mapping[str, Any]
+    losses: Mapping[str, float] | None
+    bad: torch.Tensor
+
+
+def _where(engine: Any) -> str:
+    return f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
+
+
+def _place(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: batch[key] for key in ("volume_name", "start") if key in batch}
+
+
+@torch.no_grad()
+def _sample_sums(values: Any) -> torch.Tensor:
+    """Return sums (B, tensors) over the values of each sample; a sum is not finite if one of its values is not."""
+    return torch.stack([tensor.float().flatten(1).sum(dim=1) for tensor in _tensors(values)], dim=1)
 
 
 def describe_patches(batch: Mapping[str, Any], predictions: Any) -> str:

@@ -34,6 +34,7 @@ def build_optimizer(
     decay_norm_and_bias: bool = True,
     undecayed: Iterable[torch.nn.Parameter] = (),
     options: Mapping[str, Any] | None = None,
+    fused: bool | None = False,
     **kwargs: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer of `torch.optim`.
@@ -47,6 +48,7 @@ def build_optimizer(
             decay.
         undecayed: further parameters that are always exempt from weight decay.
         options: the optimizer's other arguments as a mapping, e.g. `tr_config.optimizer_kwargs`.
+        fused: update all weights in one kernel; None: if the optimizer has one and `options` chooses no other way.
         kwargs: the same as keywords, e.g. `momentum=0.99, nesterov=True`.
 
     Raises:
@@ -77,6 +79,17 @@ def build_optimizer(
             expected=", ".join(key for key in known if key not in own),
             remedy=closest(unknown[0], known),
         )
+    if fused and "fused" not in known:
+        raise VolumenError(
+            "tr_config.fused_optimizer",
+            expected="an optimizer with a fused kernel, such as AdamW or SGD",
+            found=kind.__name__,
+            remedy="set it to auto",
+        )
+    if fused or (
+        fused is None and "fused" in known and not {"foreach", "fused", "differentiable"} & set(kwargs)
+    ):
+        kwargs["fused"] = True
     if "weight_decay" in known:
         kwargs["weight_decay"] = weight_decay
     elif weight_decay:

@@ -19,6 +19,7 @@ from monai.utils.enums import CommonKeys as Keys
 
 from volumen.engines.amp import AmpPolicy
 from volumen.engines.guard import NonFiniteGuard
+from volumen.engines.loss_values import loss_values
 from volumen.utils import distributed
 from volumen.utils.memory import limit_kept_memory
 
@@ -36,15 +37,22 @@ class TrainStep:
 
     `engine.state.output` holds MONAI's keys `image`, `label`, `pred` (detached) and `loss` (detached scalar),
     and
-    - `losses`: floats: `loss` (the total), each target and each `target/LossName`;
+    - `losses`: `LossValues`: `loss` (the total), each target and each `target/LossName`;
     - `stepped`: whether the optimizer stepped;
     - `gradient_norm`: the norm before clipping, None on steps that only accumulate.
+
+    On a GPU a step that reads a value makes the host wait until the GPU has finished, and then the GPU wait for the
+    host. With `read_every` above 1 and a fused optimizer no step does so: a loss or gradient that is not finite makes
+    the optimizer leave its weights and state unchanged by a flag on the device, the guard learns of it every
+    `read_every` steps and at the epoch's end, `gradient_norm` is a tensor, and `stepped` is always True. Other
+    optimizers cannot be skipped on the device; with them every step reads the values.
 
     Args:
         amp: number format and gradient scaler.
         gradient_clip: maximum norm of the whole gradient; None or 0 does not clip.
         guard: handles a loss or gradient that is not finite; by default ten steps are skipped before
             training stops.
+        read_every: steps between two reads of values from the device.
     """
 
     def __init__(
@@ -53,11 +61,14 @@ class TrainStep:
         *,
         gradient_clip: float | None = None,
         guard: NonFiniteGuard | None = None,
+        read_every: int = 1,
     ) -> None:
         self.amp = amp or AmpPolicy("off")
         self.gradient_clip = gradient_clip or None
         self.guard = guard or NonFiniteGuard()
+        self.read_every = read_every
         self._group_failed = False
+        self._bad_loss: torch.Tensor | None = None
 
     def __call__(self, engine: SupervisedTrainer, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Run one iteration; the class describes the result."""
@@ -70,7 +81,7 @@ class TrainStep:
         engine.network.train()
         if first:
             engine.optimizer.zero_grad(set_to_none=True)
-            self._group_failed = False
+            self._group_failed, self._bad_loss = False, None
 
         output: dict[str, Any] = {
             Keys.IMAGE: image,
@@ -79,15 +90,22 @@ class TrainStep:
             "gradient_norm": None,
         }
         engine.state.output = output
+        waits = self.read_every <= 1 or not skips_on_device(engine.optimizer)
         with distributed.without_gradient_sync(engine.network, active=not last):
-            self._forward_and_backward(engine, batch, size)
-        if last:
+            self._forward_and_backward(engine, batch, size, waits)
+        if last and waits:
             self._finish_group(engine, batch)
+        elif last:
+            self._finish_group_on_device(engine, batch)
+        if not waits and _ends_interval(engine, self.read_every):
+            self.guard.read_flags()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         limit_kept_memory()
         return output
 
-    def _forward_and_backward(self, engine: SupervisedTrainer, batch: Mapping[str, Any], size: int) -> None:
+    def _forward_and_backward(
+        self, engine: SupervisedTrainer, batch: Mapping[str, Any], size: int, waits: bool
+    ) -> None:
         output = engine.state.output
         with self.amp.autocast():
             predictions = engine.inferer(output[Keys.IMAGE], engine.network)
@@ -98,13 +116,16 @@ class TrainStep:
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         output["losses"] = loss_values(loss, engine.loss_function)
-        finite = math.isfinite(output["losses"]["loss"])
         # All processes must agree; otherwise some would wait forever for the gradients of the one that skips.
-        if distributed.any_rank(not finite, engine.state.device):
+        if waits and distributed.any_rank(not math.isfinite(output["losses"]["loss"]), engine.state.device):
             self._group_failed = True
             self.guard.report_loss(engine, batch, output["losses"], predictions)
         else:
             self.amp.scaler.scale(loss / size).backward()
+        if not waits:
+            bad = ~torch.isfinite(loss.detach())
+            self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
+            self.guard.watch_loss(engine, batch, output["losses"], predictions, bad)
         output[Keys.LOSS] = loss.detach()
         output[Keys.PRED] = detach(predictions)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
@@ -129,6 +150,30 @@ class TrainStep:
         scaler.update()
         output["stepped"] = math.isfinite(norm)
 
+    def _finish_group_on_device(self, engine: SupervisedTrainer, batch: Mapping[str, Any]) -> None:
+        """Step, or skip the step by a flag on the device."""
+        scaler, output = self.amp.scaler, engine.state.output
+        optimizer: Any = engine.optimizer
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in engine.network.parameters() if p.grad is not None], self.gradient_clip or math.inf
+        )
+        output["gradient_norm"], output["stepped"] = norm, True
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
+            return
+        assert self._bad_loss is not None
+        bad_norm = ~torch.isfinite(norm)
+        skipped = distributed.largest_on_device((self._bad_loss | bad_norm).float())
+        self.guard.watch_gradient(engine, batch, bad_norm & ~self._bad_loss)
+        # The protocol of torch's GradScaler with fused optimizers: where `found_inf` is 1 they change nothing.
+        optimizer.grad_scale, optimizer.found_inf = None, skipped
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+
     def state_dict(self) -> dict[str, Any]:
         """Return the scaler's state and the number of skipped steps."""
         return {"scaler": self.amp.state_dict(), "guard": self.guard.state_dict()}
@@ -137,6 +182,18 @@ class TrainStep:
         """Restore the result of `state_dict`."""
         self.amp.load_state_dict(state["scaler"])
         self.guard.load_state_dict(state["guard"])
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a flag on the device can make an optimizer skip a step."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and all(
+        group.get("fused") for group in optimizer.param_groups
+    )
+
+
+def _ends_interval(engine: SupervisedTrainer, every: int) -> bool:
+    iteration, length = engine.state.iteration, engine.state.epoch_length
+    return iteration % every == 0 or (length is not None and iteration % length == 0)
 
 
 def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> tuple[bool, bool, int]:
@@ -156,23 +213,6 @@ def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> 
     position = (iteration - 1) % epoch_length
     size = min(steps, epoch_length - position // steps * steps)
     return position % steps == 0, (position + 1) % steps == 0 or position + 1 == epoch_length, size
-
-
-def loss_values(total: torch.Tensor, loss_function: Any) -> dict[str, float]:
-    """Return the total and every component of a loss as floats, fetched from the device in one transfer.
-
-    A target without a valid voxel has no components, because a loss of 0 would look like a perfect one.
-    """
-    components: dict[str, torch.Tensor] = dict(getattr(loss_function, "components", None) or {})
-    present: dict[str, torch.Tensor] = dict(getattr(loss_function, "present", None) or {})
-    tensors = [
-        total.detach(),
-        *(torch.as_tensor(value, device=total.device) for value in (*components.values(), *present.values())),
-    ]
-    values = torch.stack([tensor.float().reshape(()) for tensor in tensors]).tolist()
-    here = dict(zip(present, values[1 + len(components) :]))
-    named = zip(["loss", *components], values)
-    return {name: value for name, value in named if here.get(name.split("/")[0], 1.0)}
 
 
 def detach(predictions: Any) -> Any:

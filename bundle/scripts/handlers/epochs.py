@@ -11,6 +11,8 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch.utils.data import DataLoader
 
+from volumen.data.sampling.loader import PatchLoader
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +53,11 @@ def remaining_batches(loader: Iterable[Any], done: int) -> Iterable[Any]:
     """Return a copy of a data loader that yields an epoch's batches without the first `done`."""
     if not isinstance(loader, DataLoader):
         return list(itertools.islice(loader, done, None))
-    return DataLoader(
+    kind: Any = DataLoader
+    options: dict[str, Any] = {}
+    if isinstance(loader, PatchLoader):
+        kind, options = PatchLoader, {"device": loader.device}
+    return kind(
         loader.dataset,
         batch_sampler=list(itertools.islice(iter(loader.batch_sampler), done, None)),  # type: ignore[arg-type]
         num_workers=loader.num_workers,
@@ -61,6 +67,7 @@ def remaining_batches(loader: Iterable[Any], done: int) -> Iterable[Any]:
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
+        **options,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from monai.engines import Workflow
 from volumen.data.sampling.regions import BLOCK_WEIGHT
 from volumen.handlers.state import between_epochs, register_state
 from volumen.utils import distributed
+from volumen.utils.device import sent
 from volumen.utils.sample_keys import counted_voxels
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,7 @@ class LossAverages:
 
     def __init__(self, save_as: str | None = None) -> None:
         self.save_as = save_as
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
+        self._totals = _Totals()
         self._counted: dict[str, torch.Tensor | bool] = {}
         self._warned: set[str] = set()
         self._averaged: set[str] = set()
@@ -52,15 +51,18 @@ class LossAverages:
 
     def _add(self, engine: Workflow) -> None:
         output: dict[str, Any] = engine.state.output
-        losses, size = output.get("losses", {}), _weight(engine)
-        if all(math.isfinite(value) for value in losses.values()):
-            for name, value in losses.items():
-                self._count(name if name == "loss" else f"loss/{name}", value, size)
+        losses, size = output.get("losses"), _weight(engine)
+        if losses:
+            names = tuple(name if name == "loss" else f"loss/{name}" for name in losses.names)
+            values, counted = losses.values_on_device, losses.counted
+            finite = (torch.isfinite(values) | ~counted).all()
+            self._totals.add(names, values, (counted & finite) * size)
         if self.save_as is not None:
             self._notice(output.get("label") or {})
         norm = output.get("gradient_norm")
-        if norm is not None and math.isfinite(norm):
-            self._count("gradient_norm", norm, 1)
+        if norm is not None:
+            norm = torch.as_tensor(norm).reshape(1)
+            self._totals.add(("gradient_norm",), norm, torch.isfinite(norm) * 1.0)
 
     def _notice(self, labels: Mapping[str, torch.Tensor]) -> None:
         """Record which targets had a voxel that counts; the result stays on the device to avoid waiting for it."""
@@ -81,12 +83,8 @@ class LossAverages:
                     name,
                 )
 
-    def _count(self, name: str, value: float, weight: float) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value * weight
-        self._counts[name] = self._counts.get(name, 0.0) + weight
-
     def _finish(self, engine: Workflow) -> None:
-        sums, counts = distributed.sum_over_ranks(self._sums), distributed.sum_over_ranks(self._counts)
+        sums, counts = (distributed.sum_over_ranks(part) for part in self._totals.read())
         for name in self._averaged - set(sums):  # of an earlier epoch
             engine.state.metrics.pop(name, None)
         self._averaged = set(sums)
@@ -96,16 +94,17 @@ class LossAverages:
     def _clear(self, engine: Workflow) -> None:
         # This is not done at the epoch's end: a signal during validation saves the epoch's sums as they are.
         if between_epochs(engine):
-            self._sums, self._counts, self._counted = {}, {}, {}
+            self._totals, self._counted = _Totals(), {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums and counts of the epoch so far."""
         counted = {name: bool(value) for name, value in self._counted.items()}
-        return {"sums": dict(self._sums), "counts": dict(self._counts), "counted": counted}
+        sums, counts = self._totals.read()
+        return {"sums": sums, "counts": counts, "counted": counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the sums of a checkpoint."""
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        self._totals = _Totals(state["sums"], state["counts"])
         self._counted = dict(state.get("counted", {}))
 
     def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -116,6 +115,47 @@ class LossAverages:
                 for name, value in state.get(part, {}).items():
                     values[name] = values[name] + value if name in values else value
         return together
+
+
+class _Totals:
+    """Weighted sums of named values, which stay on the device until they are read.
+
+    Args:
+        sums: the sums so far by name.
+        counts: the sums of weights so far.
+    """
+
+    def __init__(
+        self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None
+    ) -> None:
+        self._sums, self._counts = dict(sums or {}), dict(counts or {})
+        self._tables: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def add(self, names: tuple[str, ...], values: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add values (K,) with weights (K,); a value of weight 0 does not count, even if it is not finite."""
+        if names not in self._tables:
+            for other in [other for other in self._tables if set(other) & set(names)]:
+                self._fetch(other)
+            before = [[part.get(name, 0.0) for name in names] for part in (self._sums, self._counts)]
+            # Some devices have no float64.
+            kind = torch.float32 if values.device.type == "mps" else torch.float64
+            self._tables[names] = sent(before, values.device, kind)
+        table = self._tables[names]
+        weights = weights.to(table.dtype)
+        table[0] += torch.where(weights > 0, values.to(table.dtype) * weights, 0.0)
+        table[1] += weights
+
+    def read(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the sums and the sums of weights by name, of all names that count."""
+        for names in list(self._tables):
+            self._fetch(names)
+        return dict(self._sums), dict(self._counts)
+
+    def _fetch(self, names: tuple[str, ...]) -> None:
+        sums, counts = self._tables.pop(names).tolist()
+        for name, total, count in zip(names, sums, counts):
+            if count:
+                self._sums[name], self._counts[name] = total, count
 
 
 def _weight(engine: Workflow) -> float:

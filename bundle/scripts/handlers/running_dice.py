@@ -29,12 +29,20 @@ class RunningDice(Metric):
     Args:
         kinds: target to kind.
         save_as: the name under which checkpoints store an unfinished epoch's counts.
+        classes: number of classes of multiclass targets; without it every step reads the largest class present from
+            the device.
     """
 
     # Ignite sums the tensors named here over processes; our dictionaries are summed in `_summed`.
     _state_dict_all_req_keys: tuple[str, ...] = ()
 
-    def __init__(self, kinds: Mapping[str, str], save_as: str = "train_dice") -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, str],
+        save_as: str = "train_dice",
+        classes: Mapping[str, int | None] | None = None,
+    ) -> None:
+        self.classes = dict(classes or {})
         self.kinds = {name: kind for name, kind in kinds.items() if kind in LABEL_KINDS}
         self.save_as = save_as
         self._counts: dict[str, Tensor] = {}
@@ -63,7 +71,7 @@ class RunningDice(Metric):
             if name not in self.kinds or name not in labels:
                 continue
             valid = labels.get(mask_key(name))
-            counts = label_counts(found, labels[name], valid, self.kinds[name])
+            counts = label_counts(found, labels[name], valid, self.kinds[name], self.classes.get(name))
             self._counts[name] = _widened(self._counts.get(name), counts)
 
     def compute(self) -> float:
@@ -111,7 +119,9 @@ class RunningDice(Metric):
         return {name: _table(entries) for name, entries in summed.items()}
 
 
-def label_counts(found: Tensor, truth: Tensor, valid: Tensor | None, kind: str) -> Tensor:
+def label_counts(
+    found: Tensor, truth: Tensor, valid: Tensor | None, kind: str, classes: int | None = None
+) -> Tensor:
     """Count, for each class, the voxels that are both predicted and true, predicted, and true.
 
     Args:
@@ -119,6 +129,7 @@ def label_counts(found: Tensor, truth: Tensor, valid: Tensor | None, kind: str) 
         truth: class indices (B, 1, *space), or 0 and 1 (B, C, *space).
         valid: bool (B, 1, *space), the valid voxels, or None for all.
         kind: binary, multiclass or multilabel.
+        classes: number of classes of a multiclass target, which no valid voxel exceeds; None: as many as occur.
 
     Returns:
         int64 (classes without the background, 3).
@@ -129,12 +140,15 @@ def label_counts(found: Tensor, truth: Tensor, valid: Tensor | None, kind: str) 
             found, true = found & (valid > 0), true & (valid > 0)
         axes = (0, *range(2, found.ndim))
         return torch.stack([(found & true).sum(axes), found.sum(axes), true.sum(axes)], dim=1)
-    classes = int(torch.maximum(found.max(), truth.max())) + 1
+    if classes is None:
+        classes = int(torch.maximum(found.max(), truth.max())) + 1
     pairs = truth.long() * classes + found.long()
     if valid is not None:
         pairs = torch.where(valid > 0, pairs, classes * classes)
-    table = torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[: classes * classes]
-    table = table.reshape(classes, classes)
+    # Not `bincount`, which reads the largest number from a GPU to know the size of its result.
+    pairs = pairs.flatten()
+    table = pairs.new_zeros(classes * classes + 1).index_add(0, pairs, torch.ones_like(pairs))
+    table = table[: classes * classes].reshape(classes, classes)
     return torch.stack([table.diagonal(), table.sum(0), table.sum(1)], dim=1)[1:]
 
 

@@ -211,6 +211,7 @@ def _time_network(
         lr=training.initial_lr,
         weight_decay=training.weight_decay,
         options=training.optimizer_kwargs,
+        fused=config.fused_optimizer,
     )
 
     def step() -> None:

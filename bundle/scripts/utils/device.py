@@ -9,6 +9,9 @@ from torch import Tensor
 
 from volumen.utils.errors import VolumenError
 
+READ_EVERY = 20
+"""Steps on a GPU between two reads of losses and of the flags of losses that are not finite."""
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device of this name; `auto` is CUDA if it is available, else the CPU.

@@ -139,6 +139,14 @@ def _reduced(value: float, how: Any, device: torch.device | None) -> float:
     return float(reduced.item())
 
 
+def largest_on_device(value: torch.Tensor) -> torch.Tensor:
+    """Return the maximum of a scalar tensor over all processes, without waiting for the device."""
+    if is_distributed():
+        value = value.clone()
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def broadcast_buffers(network: torch.nn.Module) -> None:
     """Copy the first process's buffers, such as running means, to all processes; checkpoints hold these buffers."""
     if is_distributed():

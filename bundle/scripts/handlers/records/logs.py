@@ -22,6 +22,7 @@ from volumen.handlers.records.run_directory import RunDirectory
 from volumen.handlers.state import between_epochs, register_state
 from volumen.metrics.units import metric_unit
 from volumen.utils import distributed
+from volumen.utils.device import READ_EVERY
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +332,9 @@ class Progress(_EpochLog):
         self._redirect.__enter__()
 
     def _advance(self, engine: Workflow) -> None:
-        self._loss.add(engine.state.output["losses"]["loss"])
+        losses = engine.state.output["losses"]
+        if losses.is_cheap or engine.state.iteration % READ_EVERY == 0:
+            self._loss.add(losses["loss"])
         if self._bar is not None:
             self._show_numbers([*self._loss_and_dice(self._last_dice), f"{self._speed.now:.3g} patches/s"])
 
