@@ -282,7 +282,9 @@ def _memory_summary(config: ConfigManager) -> str:
         network = MultiHeadDynUNet.from_config(config.network_config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     activations = _activation_bytes(
-        network, (config.tr_config.batch_size, config.in_channels, *config.patch_size)
+        network,
+        (config.tr_config.batch_size, config.in_channels, *config.patch_size),
+        config.tr_config.activation_checkpointing,
     )
     # Weights, gradients and AdamW's two moments in float32, plus the feature maps stored for the backward pass.
     total = parameters * 16 + activations
@@ -292,22 +294,32 @@ def _memory_summary(config: ConfigManager) -> str:
     )
 
 
-def _activation_bytes(network: Any, shape: tuple[int, ...]) -> int:
+def _activation_bytes(network: Any, shape: tuple[int, ...], recomputed: bool) -> int:
+    """Return the bytes of the outputs of all layers; with `recomputed` what lies within a block counts only once."""
     import torch
 
-    stored = 0
+    from volumen.networks.recompute import recomputed_modules
 
-    def count(_module: Any, _inputs: Any, output: Any) -> None:
+    blocks = recomputed_modules(network) if recomputed else []
+    within = {leaf: block for block in blocks for leaf in block.modules()}
+    stored = 0
+    by_block: dict[Any, int] = dict.fromkeys(blocks, 0)
+
+    def count(module: Any, _inputs: Any, output: Any) -> None:
         nonlocal stored
-        if isinstance(output, torch.Tensor):
+        if not isinstance(output, torch.Tensor):
+            return
+        if module in by_block or module not in within:
             stored += output.numel() * 4
+        else:
+            by_block[within[module]] += output.numel() * 4
 
     leaves = [module for module in network.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(count) for module in leaves]
+    hooks = [module.register_forward_hook(count) for module in (*leaves, *blocks)]
     network(torch.empty(shape, device="meta"))
     for hook in hooks:
         hook.remove()
-    return stored
+    return stored + max(by_block.values(), default=0)
 
 
 def _share(axes: list[np.ndarray], case: OpenCase) -> float:

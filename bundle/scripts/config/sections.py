@@ -148,7 +148,20 @@ class TrainingConfig:
         ),
     ] = "auto"
     channels_last: Annotated[bool, Field(description="Memory format channels last.")] = False
-    compile: Annotated[bool, Field(description="Compile the network with torch.compile.")] = False
+    compile: Annotated[
+        bool | Literal["reduce-overhead", "max-autotune"],
+        Field(
+            description="Compile network and losses with torch.compile for the patch's size; reduce-overhead: with"
+            " CUDA graphs; max-autotune: with a search for the fastest kernels."
+        ),
+    ] = False
+    activation_checkpointing: Annotated[
+        bool,
+        Field(
+            description="Store only the inputs of each block and compute its feature maps again in the backward pass:"
+            " about a third of the memory, for about a third more time."
+        ),
+    ] = False
     validity: Annotated[
         Literal["auto", "exact", "informed", "completed"],
         Field(

@@ -20,6 +20,7 @@ from volumen.losses.informed import Knowledge
 from volumen.losses.masking import as_real, full_mask, guard, present_samples, zero_of
 from volumen.losses.registry import accepted_extras, build_loss
 from volumen.losses.trial import failure, try_loss
+from volumen.utils.compilation import compile_arguments
 from volumen.utils.errors import VolumenError
 from volumen.utils.sample_keys import confidence_key, counted_voxels, free_key, mask_key, upper_key
 
@@ -105,6 +106,9 @@ class MultiTaskLoss(nn.Module):
         shared_parameters: see `set_shared_parameters`; "gradnorm" needs them.
         network: the network without wrappers; "aligned" needs it, and limits the gradients of targets with a source.
         device: the device of the outputs; without it the first step moves the parameters to the right device.
+        compile: compile every loss with `torch.compile`; also a name of `COMPILE_MODES`, of which CUDA graphs do not
+            apply to losses.
+        compile_kwargs: more of its arguments.
 
     Attributes:
         components: detached scalars of the last step: per target the weighted sum of its losses ("membrane"),
@@ -128,6 +132,8 @@ class MultiTaskLoss(nn.Module):
         shared_parameters: Iterable[nn.Parameter] | None = None,
         network: nn.Module | None = None,
         device: torch.device | str | None = None,
+        compile: bool | str = False,
+        compile_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not targets:
@@ -146,6 +152,10 @@ class MultiTaskLoss(nn.Module):
         self.losses = nn.ModuleList()
         for name, target in targets.items():
             self._add(name, target, targets, None if spacing is None else tuple(spacing))
+        if compile:
+            arguments = compile_arguments(True, **(compile_kwargs or {}))
+            for module in self.losses:
+                module.compile(**arguments)
         self.balancing = self._balancing(balancing, dict(balancing_kwargs or {}))
         if shared_parameters is not None:
             self.set_shared_parameters(shared_parameters)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from volumen.networks.recompute import recompute_activations
+from volumen.utils.compilation import compile_arguments
 from volumen.utils.distributed import is_distributed
 
 
@@ -14,9 +16,10 @@ def prepare_network(
     device: str | torch.device = "cpu",
     *,
     channels_last: bool = False,
-    compile: bool = False,
+    compile: bool | str = False,
     compile_kwargs: dict[str, Any] | None = None,
     find_unused_parameters: bool = False,
+    activation_checkpointing: bool = False,
 ) -> torch.nn.Module:
     """Move a network to its device and wrap it as the settings require.
 
@@ -25,14 +28,17 @@ def prepare_network(
         device: the device of the training.
         channels_last: store convolution weights with the channel axis innermost in memory, which is faster on tensor
             cores and with oneDNN. `prepare_batch` must then do the same for the images.
-        compile: compile with `torch.compile`.
-        compile_kwargs: its arguments.
+        compile: compile with `torch.compile`; also a name of `COMPILE_MODES`.
+        compile_kwargs: more of its arguments.
         find_unused_parameters: for several processes, if a step leaves out some heads.
+        activation_checkpointing: see `recompute_activations`.
 
     Returns:
         The network, inside `DistributedDataParallel` when there are several processes, and compiled if required.
     """
     device = torch.device(device)
+    if activation_checkpointing:
+        recompute_activations(network)
     network = network.to(device)
     if channels_last:
         network = network.to(memory_format=memory_format(spatial_dims(network)))  # type: ignore[call-overload]
@@ -41,9 +47,12 @@ def prepare_network(
             network,
             device_ids=[device.index] if device.type == "cuda" else None,
             find_unused_parameters=find_unused_parameters,
+            # Gradients lie in the buffers that are exchanged while the backward pass still runs, and are not copied.
+            gradient_as_bucket_view=True,
         )
     if compile:
-        network = torch.compile(network, **(compile_kwargs or {}))  # type: ignore[assignment]
+        arguments = compile_arguments(compile, **(compile_kwargs or {}))
+        network = torch.compile(network, **arguments)  # type: ignore[assignment]
     return network
 
 
