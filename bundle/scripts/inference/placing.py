@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,12 +39,12 @@ class Placing:
         """Number of consecutive batches of one member."""
         return 1 if self.held else RUN
 
-    def bring(self, number: int, network: WindowNetwork) -> Callable[[np.ndarray], np.ndarray]:
+    def bring(self, number: int, network: WindowNetwork) -> Callable[[np.ndarray], Any]:
         """Return a function that predicts windows with a member and moves its weights if necessary."""
         if self.held:
             return network
 
-        def predict(windows: np.ndarray) -> np.ndarray:
+        def predict(windows: np.ndarray) -> Any:
             if self._there != number:
                 if self._there is not None:
                     self._members[self._there].network.to("cpu")

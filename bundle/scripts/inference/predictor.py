@@ -26,6 +26,7 @@ from volumen.inference.windows.plan import fit_window
 from volumen.inference.windows.sliding import SlidingWindow
 from volumen.inference.windows.tta import AxisTransform, check_layouts, transforms
 from volumen.inference.windows.window_rules import NNUNET, OURS, WindowRules
+from volumen.utils.device import sent
 from volumen.utils.errors import VolumenError
 from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
@@ -363,6 +364,7 @@ class WindowNetwork:
         precision: "float32", "bfloat16" or "float16".
         compare: whether to append the outputs without augmentation as further channels.
         turn: how windows are turned before they enter the network; the outputs are turned back. None: not turned.
+        stays: return tensors on the device, so that windows are blended there.
     """
 
     def __init__(
@@ -375,7 +377,9 @@ class WindowNetwork:
         precision: str = "float32",
         compare: bool = False,
         turn: AxisTurn | None = None,
+        stays: bool = False,
     ) -> None:
+        self.stays = stays
         self.predictor = predictor
         self.heads = tuple(heads)
         self.names = [head.name for head in self.heads]
@@ -400,7 +404,7 @@ class WindowNetwork:
             self._mean_weights = self._weights / self._counts(tuple(patch_size)).to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, windows: np.ndarray) -> np.ndarray:
+    def __call__(self, windows: np.ndarray) -> Any:
         """Return weighted, encoded outputs.
 
         Args:
@@ -408,10 +412,10 @@ class WindowNetwork:
 
         Returns:
             Mean over the augmentations of the encoded outputs, times the blending weights: float32, shape
-            (B, blended channels, *patch); with `compare` twice the channels.
+            (B, blended channels, *patch), an array, or with `stays` a tensor; with `compare` twice the channels.
         """
         began = first = self._clock()
-        images = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        images = sent(windows, self.device)
         if self.base is not None:
             images = self.base.apply(images)
         total: Tensor | None = None
@@ -432,7 +436,8 @@ class WindowNetwork:
         total *= self._mean_weights
         self._time(began, first)
         limit_kept_memory()
-        return (total if plain is None else torch.cat([total, plain], dim=1)).cpu().numpy()
+        weighted = total if plain is None else torch.cat([total, plain], dim=1)
+        return weighted if self.stays else weighted.cpu().numpy()
 
     def _counts(self, patch_size: tuple[int, ...]) -> Tensor:
         """Return how many turned windows have a value: one number, or (blended channels, *patch)."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from volumen.inference.blocks.finish import BlockWriter
 from volumen.inference.blocks.products import Outputs
@@ -24,6 +25,8 @@ from volumen.utils.memory import freed_memory_kept
 
 PARTIAL_SUMS_BYTES = 1 << 23
 """Memory for partial sums, but at least the blocks of two windows; further blocks go to a temporary file."""
+_SHARE_OF_GPU = 0.1
+"""Share of a GPU's free memory for partial sums; the windows need the rest."""
 LEAST_CACHE_BYTES = 1 << 24
 MOST_CACHE_BYTES = 1 << 30
 """Smallest and largest memory for decoded input chunks; more is used for large chunks."""
@@ -67,6 +70,8 @@ def make_blocks(
         )
         for member in work.members
     ]
+    # The means of an ensemble are computed in main memory.
+    blends_there = blends_on_device(predictor.device) and len(work.members) == 1
     networks = [
         WindowNetwork(
             model,
@@ -76,6 +81,7 @@ def make_blocks(
             precision=work.precision,
             compare=gain is not None,
             turn=member.turn,
+            stays=blends_there,
         )
         for model, member in zip(predictor.networks, work.members, strict=True)
     ]
@@ -102,7 +108,14 @@ def make_blocks(
                 own.window,
                 placing.bring(number, network),
                 stack.enter_context(
-                    BlockAccumulator(member.plan, channels, PARTIAL_SUMS_BYTES, scratch, done)
+                    BlockAccumulator(
+                        member.plan,
+                        channels,
+                        sums_bytes(predictor.device) if blends_there else PARTIAL_SUMS_BYTES,
+                        scratch,
+                        done,
+                        predictor.device if blends_there else None,
+                    )
                 ),
             )
             for number, (member, own, network) in enumerate(zip(work.members, readers, networks, strict=True))
@@ -128,6 +141,18 @@ def make_blocks(
     )
     counts.overlaps = gain.overlaps if gain else {}
     return counts
+
+
+def blends_on_device(device: torch.device) -> bool:
+    """Whether windows are blended where the network computes them: on a GPU, so that only whole blocks leave it."""
+    return device.type == "cuda"
+
+
+def sums_bytes(device: torch.device) -> int:
+    """Return the bytes of partial sums in the memory of a device."""
+    if device.type != "cuda":
+        return PARTIAL_SUMS_BYTES
+    return max(PARTIAL_SUMS_BYTES, int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_GPU))
 
 
 def _note_of(work: VolumeWork, state: State) -> Callable[[Box], None]:

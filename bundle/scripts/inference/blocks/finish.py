@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,26 +60,32 @@ class BlockWriter:
         self._state.record(block)
 
     def results(
-        self, box: tuple[slice, ...], values: np.ndarray | None, empty: list[tuple[slice, ...]]
+        self, box: tuple[slice, ...], values: Any, empty: list[tuple[slice, ...]]
     ) -> list[tuple[str, np.ndarray]]:
-        """Return the stored values of every target for a block, 0 where it is empty."""
+        """Return the stored values of every target for a block, 0 where it is empty.
+
+        Args:
+            box: region of the block in the output.
+            values: weighted sums (channels, *block_shape), an array or a tensor on any device; None: all is empty.
+            empty: empty parts of the block.
+        """
         shape = tuple(part.stop - part.start for part in box)
         if values is None:
             return [(s.head.name, np.full((s.channels, *shape), s.empty, s.dtype)) for s in self._stored]
-        values = np.ascontiguousarray(values[(slice(None), *(slice(0, n) for n in shape))])
+        values = torch.as_tensor(values)[(slice(None), *(slice(0, n) for n in shape))].contiguous()
         if self._sums is not None:
             divide_by_weights(values, self._sums, box)
         half = len(values) // 2 if self._gain else len(values)
-        parts = split_channels(self._heads, torch.from_numpy(values[:half]))
-        plain = split_channels(self._heads, torch.from_numpy(values[half:])) if self._gain else {}
+        parts = split_channels(self._heads, values[:half])
+        plain = split_channels(self._heads, values[half:]) if self._gain else {}
         outside = self._reader.masked_out(box)
         empty = [*empty, *self._reader.empty_parts(box)]
         results = []
         for stored in self._stored:
             head = stored.head
             if self._gain is not None and head.name in self._gain:
-                decoded = head.decode(parts[head.name]).numpy()
-                self._gain.add(head.name, box, head.decode(plain[head.name]).numpy(), decoded)
+                decoded, without = (head.decode(part[head.name]).cpu().numpy() for part in (parts, plain))
+                self._gain.add(head.name, box, without, decoded)
             result = stored.of_blend(parts[head.name])
             for part in empty:
                 result[(slice(None), *part)] = stored.empty

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from volumen.inference.windows.heads import Head
@@ -63,7 +64,11 @@ class OutputSpec:
 
     def of_blend(self, blended: Tensor) -> np.ndarray:
         """Turn blended values (head.blended_channels, *block) into what is stored (channels, *block)."""
-        return self.convert(self.head.decode(blended).numpy())
+        decoded = self.head.decode(blended)
+        if self.is_labels or self.dtype != np.uint8:
+            return self.convert(decoded.cpu().numpy())
+        # Converted where it lies, so that a quarter of the bytes leave a GPU.
+        return (decoded * 255).round_().to(torch.uint8).cpu().numpy()
 
     def convert(self, result: np.ndarray) -> np.ndarray:
         """Convert a decoded result (head.channels, *block) to stored values (channels, *block)."""
@@ -128,7 +133,7 @@ class StoredBlend(OutputSpec):
         return np.nan
 
     def of_blend(self, blended: Tensor) -> np.ndarray:
-        return blended.numpy()
+        return blended.cpu().numpy()
 
 
 @dataclass(frozen=True)

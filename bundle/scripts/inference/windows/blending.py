@@ -11,10 +11,13 @@ import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import torch
 
 from volumen.inference.windows.plan import PredictPlan
+from volumen.utils.device import sent
 from volumen.utils.files.positioned_io import read_into, write_at
 
 SIGMA_SHARE = 0.125
@@ -59,11 +62,11 @@ def axis_weight_sums(plan: PredictPlan) -> tuple[np.ndarray, ...]:
     return tuple(sums)
 
 
-def divide_by_weights(values: np.ndarray, sums: tuple[np.ndarray, ...], box: tuple[slice, ...]) -> None:
+def divide_by_weights(values: Any, sums: tuple[np.ndarray, ...], box: tuple[slice, ...]) -> None:
     """Convert weighted sums to means in place.
 
     Args:
-        values: weighted sums of a block, float32, shape (channels, *block).
+        values: weighted sums of a block, float32, shape (channels, *block), an array or a tensor.
         sums: the result of `axis_weight_sums`.
         box: region of the block in the output.
     """
@@ -71,7 +74,8 @@ def divide_by_weights(values: np.ndarray, sums: tuple[np.ndarray, ...], box: tup
     for axis, total in enumerate(sums):
         shape = [1] * (ndim + 1)
         shape[axis + 1] = -1
-        values /= total[box[axis]].reshape(shape)
+        part: Any = total[box[axis]].reshape(shape)
+        values /= part if isinstance(values, np.ndarray) else sent(part, values.device)
 
 
 class SpillFile:
@@ -133,11 +137,20 @@ class BlockAccumulator:
         budget: bytes of partial sums in memory.
         folder: folder for partial sums beyond the budget.
         done: blocks that are already finished, bool, shape `plan.blocks`; nothing is summed for them.
+        device: where sums in memory lie, as tensors, and windows come from; None: arrays in main memory. The sums are
+            bitwise the same.
     """
 
     def __init__(
-        self, plan: PredictPlan, channels: int, budget: int, folder: Path, done: np.ndarray | None = None
+        self,
+        plan: PredictPlan,
+        channels: int,
+        budget: int,
+        folder: Path,
+        done: np.ndarray | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        self._device = device
         self.plan = plan
         self.spilled = 0
         self._shape = (channels, *plan.block_shape)
@@ -146,7 +159,7 @@ class BlockAccumulator:
         self._limit = max(budget // block_bytes, 2 * per_window)
         self._folder = folder
         self._spill: SpillFile | None = None
-        self._blocks: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._skipped: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
         self._done = done
         # Number of missing windows, only of blocks that have a partial sum, so that it stays small.
@@ -164,15 +177,13 @@ class BlockAccumulator:
         if self._spill is not None:
             self._spill.close()
 
-    def add(
-        self, position: int, values: np.ndarray | None
-    ) -> list[tuple[tuple[int, ...], np.ndarray | None, list[tuple[slice, ...]]]]:
+    def add(self, position: int, values: Any) -> list[tuple[tuple[int, ...], Any, list[tuple[slice, ...]]]]:
         """Add a window; return the blocks that it completes.
 
         Args:
             position: the window's position in the plan's order.
-            values: weighted values, float32, shape (channels, *patch); None for a skipped window, whose
-                voxels are empty in the output.
+            values: weighted values, float32, shape (channels, *patch), an array, or a tensor on the device; None for
+                a skipped window, whose voxels are empty in the output.
 
         Returns:
             For each completed block: its number, its weighted sums (channels, *block_shape), or None if all of it is
@@ -193,7 +204,7 @@ class BlockAccumulator:
                 finished.append((block, self._pop(block), self._skipped.pop(block, [])))
         return finished
 
-    def _get(self, block: tuple[int, ...]) -> np.ndarray:
+    def _get(self, block: tuple[int, ...]) -> Any:
         values = self._blocks.get(block)
         if values is not None:
             self._blocks.move_to_end(block)
@@ -201,9 +212,11 @@ class BlockAccumulator:
         while len(self._blocks) >= self._limit:
             self._evict()
         if self._spill is not None and block in self._spill:
-            values = self._spill.take(block)
-        else:
+            values = self._placed(self._spill.take(block))
+        elif self._device is None:
             values = np.zeros(self._shape, dtype=np.float32)
+        else:
+            values = torch.zeros(self._shape, device=self._device)
         self._blocks[block] = values
         return values
 
@@ -211,12 +224,15 @@ class BlockAccumulator:
         if self._spill is None:
             self._spill = SpillFile(self._folder, self._shape)
         oldest, values = self._blocks.popitem(last=False)
-        self._spill.put(oldest, values)
+        self._spill.put(oldest, values if self._device is None else values.cpu().numpy())
         self.spilled += 1
 
-    def _pop(self, block: tuple[int, ...]) -> np.ndarray | None:
+    def _pop(self, block: tuple[int, ...]) -> Any:
         if block in self._blocks:
             return self._blocks.pop(block)
         if self._spill is not None and block in self._spill:
-            return self._spill.take(block)
+            return self._placed(self._spill.take(block))
         return None
+
+    def _placed(self, values: np.ndarray) -> Any:
+        return values if self._device is None else torch.from_numpy(values).to(self._device)

@@ -28,7 +28,8 @@ _SCATTERED = 16
 """The unfinished blocks are searched one by one if their windows are this many times fewer than those of the box around
 them."""
 
-Finished = tuple[tuple[int, ...], "np.ndarray | None", "list[tuple[slice, ...]]"]
+Finished = tuple[tuple[int, ...], Any, "list[tuple[slice, ...]]"]
+"""A block's number, its weighted sums (an array, a tensor, or None if all of it is empty), and its empty parts."""
 
 
 @dataclass
@@ -98,13 +99,14 @@ class Lane:
     Args:
         plan: windows, order and blocks.
         read: returns the window at a position, or None to skip it; called from several threads.
-        network: returns weighted outputs (B, K, *patch) for windows (B, C, *patch).
+        network: returns weighted outputs (B, K, *patch) for windows (B, C, *patch): arrays, or tensors if the
+            accumulator lies on a device.
         accumulator: partial sums.
     """
 
     plan: PredictPlan
     read: Callable[[int], np.ndarray | None]
-    network: Callable[[np.ndarray], np.ndarray]
+    network: Callable[[np.ndarray], Any]
     accumulator: BlockAccumulator
 
 
@@ -183,7 +185,7 @@ def stream(
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         writing: deque[Future[None]] = deque()
 
-        def add(lane: int, batch: range, skipped: set[int], outputs: np.ndarray | None) -> None:
+        def add(lane: int, batch: range, skipped: set[int], outputs: Any) -> None:
             row = 0
             for position in batch:
                 values = None
