@@ -35,7 +35,7 @@ class Costs:
     forward_ms: float = 30.0
     decode_ms: float = 1000 / (590 * 8)
     draw_ms: float = 1000 / 196
-    window_ms: float = 12.0
+    window_ms: float = 5.0
     image_ratio: float = 2.0
     label_ratio: float = 20.0
     batch: int = 2
