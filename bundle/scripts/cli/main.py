@@ -28,6 +28,11 @@ _COMMANDS = (
     ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
     ("select", "volumen.cli.select", "choose among runs, ensembles and augmentation by a score"),
     (
+        "suggest",
+        "volumen.cli.suggest",
+        "say which boxes to label next, and take painted boxes back as labels",
+    ),
+    (
         "export",
         "volumen.cli.share",
         "write a network as TorchScript, ONNX, pt2 or for bioimage.io",

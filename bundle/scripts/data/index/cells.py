@@ -76,6 +76,20 @@ def cell_sums(flags: np.ndarray, cuts: Sequence[AxisCut]) -> np.ndarray:
     return sums
 
 
+def cell_totals(values: np.ndarray, cuts: Sequence[AxisCut], ufunc: np.ufunc = np.add) -> np.ndarray:
+    """Reduce the values in each cell; sums of integers are exact, whatever the block that was read.
+
+    Args:
+        values: block of any dtype, cropped to the grid.
+        cuts: one per axis.
+        ufunc: np.add of integers, which gives int64, np.minimum or np.maximum, which keep the dtype.
+    """
+    dtype = np.dtype(np.int64) if ufunc is np.add else values.dtype
+    for axis, cut in enumerate(cuts):
+        values = _reduce(values, cut, axis, ufunc, dtype)
+    return values
+
+
 def cell_any(flags: np.ndarray, cuts: Sequence[AxisCut]) -> np.ndarray:
     """Return 1 for each cell that contains a true voxel, else 0 (uint8); arguments as for `cell_sums`."""
     found = flags.view(np.uint8)
