@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from data_folders import image_of, shells, write_tiff_folder
+from data_folders import image_of, write_tiff_folder
+from suggestion_case import SHAPE, TRAIN, TRUTH, paint, request_of, train_sparsely
 
 from volumen.cli.main import main
 from volumen.data.formats.opening import open_volume
@@ -23,14 +24,6 @@ from volumen.suggestion.request import AcceptRequest, SuggestRequest
 from volumen.suggestion.suggest import suggest
 from volumen.utils.errors import VolumenError
 
-SHAPE = (16, 24, 32)
-TRUTH = {"a": shells(SHAPE), "b": shells(SHAPE, 7.0), "c": shells(SHAPE, 9.0)}
-TRAIN = [
-    "--patch-size", "8,8,8", "--set", "model_config.features_per_stage=[4, 8]", "--steps-per-epoch", "8",
-    "--set", "dataset_config.allow_unlabeled_data=true", "--val-steps", "2", "--workers", "0", "--batch-size", "2",
-    "--device", "cpu", "--amp", "off", "--max-epochs", "1", "--quiet",
-]  # fmt: skip
-
 
 def snapshot(folder):
     """Return the bytes of every file below a folder."""
@@ -39,30 +32,12 @@ def snapshot(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A sparsely labelled folder of two volumes, a third one without a label, and a network trained on it."""
-    folder = tmp_path_factory.mktemp("suggest")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VOLUMEN_CACHE", str(folder / "cache"))
-        mask = np.zeros(SHAPE, np.uint8)
-        mask[:8, :12, :16] = 1
-        labels = {name: {"ink": TRUTH[name] * mask} for name in "ab"}
-        images = {name: image_of(TRUTH[name]) for name in "abc"}
-        root = write_tiff_folder(
-            folder / "data", labels, images=images, masks={n: {"ink": mask} for n in "ab"}
-        )
-        tifffile.imwrite(root / "images" / "c.tif", images["c"])
-        assert main(["train", "-i", str(root), "-o", str(folder), *TRAIN]) == 0
-    return folder
+    return train_sparsely(tmp_path_factory.mktemp("suggest"))
 
 
 @pytest.fixture(autouse=True)
 def no_shared_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("VOLUMEN_CACHE", str(tmp_path / "cache"))
-
-
-def request_of(trained, output, **settings):
-    settings = {"number": 4, "size": (8, 8, 8), "device": "cpu", "overlap": 0.25, **settings}
-    return SuggestRequest(str(trained / "model"), str(trained / "data"), str(output), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +56,6 @@ def painted(suggested, tmp_path):
         paint(folder, box, TRUTH[box.volume][tuple(slice(*side) for side in box.box)])
         (folder / "boxes" / box.folder / "done").touch()
     return folder
-
-
-def paint(folder, box, label):
-    zarr.open_array(folder / "boxes" / box.folder / "ink.zarr" / "0", mode="r+")[...] = label
 
 
 def test_what_is_written_lies_where_the_box_lies(suggested, trained):
