@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 import zarr
 from conftest import ROOT
@@ -419,6 +420,29 @@ def test_a_prediction_has_the_voxel_size_of_its_layer(tmp_path):
     assert moved == {"type": "translation", "translation": [0.0, 5.0, 0.0]}
     assert told[-1][0] == "progress"
     assert told[-1][1]["done"] == told[-1][1]["total"]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("uint8", "image"), ("float16", "image"), ("labels", "labels")])
+def test_stored_probabilities_are_shown_as_an_image(tmp_path, dtype, kind):
+    from prediction import save_checkpoint
+
+    from volumen.inference.predict import predict
+    from volumen.inference.request import PredictRequest
+    from volumen.napari_plugin.results import read_prediction
+
+    checkpoint = save_checkpoint(tmp_path / "m.pth", 3, (8, 8, 8), tasks=False)
+    values = np.random.default_rng(0).integers(0, 256, (8, 9, 10), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    output = str(tmp_path / "a.zarr")
+    predict(
+        PredictRequest(str(tmp_path / "a.tif"), str(checkpoint), output, ("ink",), dtype=dtype, device="cpu")
+    )
+    ((_, options, found),) = read_prediction(
+        output, "a", {"ink": "binary"}, scale=(1,) * 3, translate=(0,) * 3
+    )
+    assert found == kind
+    limits = {"uint8": (0, 255), "float16": (0, 1), "labels": None}
+    assert options.get("contrast_limits") == limits[dtype]
 
 
 @pytest.mark.slow

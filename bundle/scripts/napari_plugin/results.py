@@ -52,7 +52,9 @@ def read_prediction(
             continue
         stored = [group[place][str(level)] for level in range(len(list(group[place].array_keys())))]
         levels = [dask.array.from_array(array, chunks=array.chunks) for array in stored]
-        layers += _layers_of(levels, f"{image} {target}", kinds[target], len(scale))
+        kind = kinds[target]
+        labels = kind == "instances" or (kind in _LABELLED and _holds_labels(group[place], levels[0].dtype))
+        layers += _layers_of(levels, f"{image} {target}", kind, len(scale), labels=labels)
     for number, (_, options, _) in enumerate(layers):
         options.update(scale=list(scale), translate=list(translate), visible=number == 0)
         if units is not None:
@@ -61,12 +63,18 @@ def read_prediction(
     return layers
 
 
-def _layers_of(levels: list[Any], name: str, kind: str, ndim: int) -> list[LayerData]:
+def _holds_labels(group: Any, dtype: np.dtype) -> bool:
+    """Whether a target is stored as labels: a pyramid of means is one of probabilities, which may be uint8 too."""
+    multiscales = group.attrs.get("ome", {}).get("multiscales") or [{}]
+    return dtype.kind in "ui" and multiscales[0].get("type") != "mean"
+
+
+def _layers_of(levels: list[Any], name: str, kind: str, ndim: int, *, labels: bool) -> list[LayerData]:
     if len(levels[0].shape) == ndim:
-        return [_layer(levels, name, kind)]
+        return [_layer(levels, name, kind, labels=labels)]
     parts = _channel_names(kind, levels[0].shape[0])
     return [
-        _layer([level[number] for level in levels], f"{name} {part}", kind)
+        _layer([level[number] for level in levels], f"{name} {part}", kind, labels=labels)
         for number, part in enumerate(parts)
     ]
 
@@ -79,15 +87,17 @@ def _channel_names(kind: str, channels: int) -> list[str]:
     return [str(number) for number in range(channels)]
 
 
-def _layer(levels: list[Any], name: str, kind: str) -> LayerData:
+def _layer(levels: list[Any], name: str, kind: str, *, labels: bool) -> LayerData:
     finest = levels[0]
-    if kind == "instances" or (kind in _LABELLED and finest.dtype.kind in "ui"):
+    if labels:
         small = finest.nbytes <= _EDITABLE_BYTES
         data = np.asarray(finest) if small else levels
         return data, {"name": name, **({} if small else {"multiscale": len(levels) > 1})}, "labels"
     options: dict[str, Any] = {"name": name, "multiscale": len(levels) > 1}
     if kind in _LABELLED:
-        options.update(colormap="magma", contrast_limits=(0, 1), blending="additive")
+        options.update(
+            colormap="magma", contrast_limits=(0, 255 if finest.dtype.kind == "u" else 1), blending="additive"
+        )
     elif kind in ("vector", "axis"):
         options.update(colormap="twilight_shifted", contrast_limits=(-1, 1))
     elif kind == "distance":
