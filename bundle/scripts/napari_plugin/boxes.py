@@ -11,7 +11,7 @@ import numpy as np
 from volumen.data.formats.opening import open_volume
 from volumen.data.formats.volumes import Volume
 from volumen.data.space.geometry import Geometry
-from volumen.inference.output.ome_zarr import find_target
+from volumen.napari_plugin.results import read_prediction
 from volumen.suggestion.crops import crop_geometry, write_volume
 from volumen.suggestion.record import (
     BOXES,
@@ -110,29 +110,21 @@ class BoxSession:
 
     def prediction_layers(self, volume: str) -> list[LayerData]:
         """Return the probabilities of a whole volume, read from disk when they are displayed; hidden at first."""
-        import dask.array
-        import zarr
-
         shape = self._shape(volume)
-        place = placed(
-            crop_geometry(Geometry.from_plain(self.found.geometry[volume]), [0] * len(shape)), len(shape)
+        geometry = crop_geometry(Geometry.from_plain(self.found.geometry[volume]), [0] * len(shape))
+        place = placed(geometry, len(shape))
+        kinds = {target: str(entry["kind"]) for target, entry in self.found.targets.items()}
+        layers = read_prediction(
+            self.folder / PREDICTIONS / f"{volume}.zarr",
+            volume,
+            kinds,
+            scale=place["scale"],
+            translate=place["translate"],
+            units=place.get("units"),
         )
-        options = {
-            "colormap": "magma", "contrast_limits": (0, 255), "blending": "additive", "visible": False,
-            "metadata": {FOLDER: str(self.folder)}, **place,
-        }  # fmt: skip
-        layers: list[LayerData] = []
-        for target in self.found.targets:
-            path = find_target(self.folder / PREDICTIONS / f"{volume}.zarr", target)
-            group: Any = zarr.open_group(path, mode="r")
-            stored = [group[str(level)] for level in range(len(list(group.array_keys())))]
-            levels = [dask.array.from_array(array, chunks=array.chunks) for array in stored]
-            several = len(levels[0].shape) > len(shape)
-            for number in range(levels[0].shape[0] if several else 1):
-                own = [level[number] for level in levels] if several else levels
-                name = f"{volume} {target} {number}" if several else f"{volume} {target}"
-                shown = own if len(own) > 1 else own[0]
-                layers.append((shown, {"name": name, "multiscale": len(own) > 1, **options}, "image"))
+        for _, options, _ in layers:
+            options["visible"] = False
+            options["metadata"] = {**options["metadata"], FOLDER: str(self.folder)}
         return layers
 
     def frames(self, volume: str) -> LayerData:
