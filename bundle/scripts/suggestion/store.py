@@ -203,7 +203,14 @@ def _link(path: str, folder: Path, name: str) -> None:
     suffix = next(
         (end for ends in SUFFIXES.values() for end in ends if source.name.lower().endswith(end)), ""
     )
-    (folder / f"{name}{suffix}").symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    try:
+        (folder / f"{name}{suffix}").symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    except OSError as error:
+        raise VolumenError(
+            folder,
+            f"cannot hold a link to {path} ({error.strerror})",
+            remedy="give -o on a disk that knows links",
+        ) from error
 
 
 def _write_label(path: Path, image: LabelledImage, subject: Subject, boxes: Sequence[Painted]) -> None:

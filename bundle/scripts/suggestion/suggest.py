@@ -376,8 +376,8 @@ def _reason(
     candidates: Candidates,
 ) -> str:
     """Return why a box was chosen, in words."""
-    above = 100 * float((candidates.entropy < entropy).mean())
-    uncertain = f"mean entropy {entropy:.3f}, above that of {above:.0f} % of the candidates"
+    above = int(100 * float((candidates.entropy < entropy).mean()))  # never 100: its own is not below itself
+    uncertain = f"mean entropy {entropy:.3f}, above that of {above} % of the candidates"
     if drawn is not None:
         subject, name = drawn
         share = 100 * shares[subject.name][name]
