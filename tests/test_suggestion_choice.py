@@ -135,7 +135,7 @@ def test_a_label_to_paint_is_what_a_prediction_of_labels_writes():
         raw = stored(5, subject.head.channels, (6, 7))
         expected = OutputSpec(subject.head, "labels").convert(raw.astype(np.float32) / 255)
         assert np.array_equal(subject.decide(raw), expected)
-    assert REGIONS.values == (0, 1, 3, 255)
+    assert REGIONS.form.values == (0, 1, 3, 255)
 
 
 def candidates_of(scores, shares=None, *, corners=None, volume=None, side=4, features=None):

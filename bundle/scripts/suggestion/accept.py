@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from volumen.data.formats.listing import list_volumes
 from volumen.data.formats.volumes import Volume
-from volumen.data.labels.label_channels import LabelRule, open_label
+from volumen.data.labels.label_channels import open_label
 from volumen.data.layout import Layout
 from volumen.data.space.geometry import Geometry
-from volumen.inference.windows.heads import Head
 from volumen.suggestion.crops import crop_geometry
 from volumen.suggestion.labelled import HowOpened, LabelledImage, Labelling, find_images, open_images
 from volumen.suggestion.record import BOXES, DONE, SuggestedBox, Suggestions, read_record
 from volumen.suggestion.request import AcceptRequest
 from volumen.suggestion.store import Painted, new_data, write_in_place
-from volumen.suggestion.subject import Subject
+from volumen.suggestion.subject import LabelForm
 from volumen.suggestion.to_paint import label_name
 from volumen.utils.boxes import box_extent, box_text
 from volumen.utils.errors import VolumenError
@@ -81,18 +79,18 @@ def accept(request: AcceptRequest) -> AcceptReport:
     folder = Path(request.suggestions)
     found = read_record(folder)
     boxes = _painted_boxes(folder, found, request.boxes)
-    subjects = _subjects(found)
+    forms = _forms(found)
     layout = find_images(request.input)
     how = HowOpened(**found.how)
-    images = _images(layout, subjects, how, found, boxes)
+    images = _images(layout, forms, how, found, boxes)
     report = AcceptReport(request.output or request.input, tuple(box.rank for box in boxes))
     painted: dict[tuple[str, str], list[Painted]] = {}
     for box in boxes:
-        for subject in subjects:
-            label = _read(folder / BOXES / box.folder, box, subject, found)
-            labelling = images[box.volume].labels[subject.name]
-            one = _merged(label, box, subject, labelling, request, report)
-            painted.setdefault((box.volume, subject.name), []).append(one)
+        for form in forms:
+            label = _read(folder / BOXES / box.folder, box, form, found)
+            labelling = images[box.volume].labels[form.name]
+            one = _merged(label, box, form, labelling, request, report)
+            painted.setdefault((box.volume, form.name), []).append(one)
     for target, voxels in report.kept.items():
         if voxels:
             logger.warning(
@@ -100,14 +98,14 @@ def accept(request: AcceptRequest) -> AcceptReport:
                 target, counted(voxels, "earlier label"),
             )  # fmt: skip
     if request.output is None:
-        write_in_place(Path(request.input), images, painted, subjects)
+        write_in_place(Path(request.input), images, painted)
     else:
         if layout.stated:
             logger.warning(
                 "%s: the classes and the ignore label of the description of %s are not part of it: give them in"
                 " dataset_config.targets", request.output, layout.root,
             )  # fmt: skip
-        new_data(Path(request.output), layout, images, painted, subjects)
+        new_data(Path(request.output), layout, images, painted)
     return report
 
 
@@ -134,36 +132,18 @@ def _painted_boxes(folder: Path, found: Suggestions, ranks: Sequence[int] | None
     return done
 
 
-def _subjects(found: Suggestions) -> list[Subject]:
-    """Return the targets as the record describes their labels."""
+def _forms(found: Suggestions) -> list[LabelForm]:
+    """Return how the label of each target is painted, as the record says it."""
+    names = [item.name for item in fields(LabelForm)]
     return [
-        _Recorded(Head(name, int(entry["channels"])), (), entry["ignore"], entry)
-        for name, entry in found.targets.items()
+        LabelForm(**{**{name: entry[name] for name in names}, "values": tuple(entry["values"])})
+        for entry in found.targets.values()
     ]
-
-
-@dataclass(frozen=True)
-class _Recorded(Subject):
-    """A target whose label is as a record describes it; no network is needed."""
-
-    entry: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def rule(self) -> LabelRule:
-        return LabelRule(f"targets.{self.name}", separate=bool(self.entry["separate"]), unknown=self.ignore)
-
-    @property
-    def channels(self) -> int:
-        return int(self.entry["channels"])
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        return tuple(self.entry["values"])
 
 
 def _images(
     layout: Layout,
-    subjects: Sequence[Subject],
+    forms: Sequence[LabelForm],
     how: HowOpened,
     found: Suggestions,
     boxes: Sequence[SuggestedBox],
@@ -181,9 +161,7 @@ def _images(
                 layout.root, expected=f"the image {name} of the suggestions", found="no such image",
                 remedy="give the data folder that the suggestions are of",
             )  # fmt: skip
-        (image,) = open_images(
-            Layout(layout.root, layout.format, (cases[name],), layout.targets), subjects, how
-        )
+        (image,) = open_images(Layout(layout.root, layout.format, (cases[name],), layout.targets), forms, how)
         expected = tuple(found.shapes[name])
         geometry = Geometry.from_plain(found.geometry[name])
         if image.image.shape != expected:
@@ -200,18 +178,18 @@ def _images(
     return images
 
 
-def _read(folder: Path, box: SuggestedBox, subject: Subject, found: Suggestions) -> np.ndarray:
+def _read(folder: Path, box: SuggestedBox, form: LabelForm, found: Suggestions) -> np.ndarray:
     """Read the painted label of a box, (channels, *box).
 
     Raises:
         VolumenError: it is missing or twice there, or differs in shape, place or values.
     """
-    volume = _open(folder, subject, len(box.box))
+    volume = _open(folder, form, len(box.box))
     extent = box_extent(box.box)
-    if volume.shape != extent or volume.channels != subject.channels:
+    if volume.shape != extent or volume.channels != form.channels:
         raise VolumenError(
             volume.source,
-            expected=f"shape {extent} of the box, {counted(subject.channels, 'channel')}",
+            expected=f"shape {extent} of the box, {counted(form.channels, 'channel')}",
             found=f"{volume.shape}, {counted(volume.channels, 'channel')}",
             remedy="paint the label that volumen suggest wrote, without cropping it",
         )
@@ -228,24 +206,24 @@ def _read(folder: Path, box: SuggestedBox, subject: Subject, found: Suggestions)
             remedy="save the label under the name and place that it had",
         )
     label = volume.read(tuple(slice(0, n) for n in volume.shape))
-    foreign = ~np.isin(label, subject.values)
+    foreign = ~np.isin(label, form.values)
     if foreign.any():
         shown = ", ".join(map(str, np.unique(label[foreign])[:_SHOWN]))
         raise VolumenError(
             volume.source,
-            expected=f"the values {', '.join(map(str, subject.values))} of {subject.name}",
+            expected=f"the values {', '.join(map(str, form.values))} of {form.name}",
             found=shown,
             remedy="paint these values only",
         )
     return label
 
 
-def _open(folder: Path, subject: Subject, ndim: int) -> Volume:
+def _open(folder: Path, form: LabelForm, ndim: int) -> Volume:
     if not folder.is_dir():
         raise VolumenError(
             folder, "the folder of a suggested box is missing", remedy="leave this box out with --boxes"
         )
-    name = label_name(subject.name)
+    name = label_name(form.name)
     fitting = [entry.path for entry in list_volumes(str(folder)) if entry.name == name]
     if len(fitting) != 1:
         raise VolumenError(
@@ -254,7 +232,7 @@ def _open(folder: Path, subject: Subject, ndim: int) -> Volume:
             found=" and ".join(Path(path).name for path in fitting) or "none",
             remedy="keep the one that is painted" if fitting else "leave this box out with --boxes",
         )
-    return open_label(fitting[0], ndim=ndim, rule=subject.rule)
+    return open_label(fitting[0], ndim=ndim, rule=form.rule)
 
 
 def _place(geometry: Geometry) -> str:
@@ -264,7 +242,7 @@ def _place(geometry: Geometry) -> str:
 def _merged(
     label: np.ndarray,
     box: SuggestedBox,
-    subject: Subject,
+    form: LabelForm,
     labelling: Labelling,
     request: AcceptRequest,
     report: AcceptReport,
@@ -273,8 +251,8 @@ def _merged(
     region = tuple(slice(*side) for side in box.box)
     earlier, known = labelling.read(region)
     painted = np.ones(label.shape[1:], bool)
-    if subject.ignore is not None:
-        painted = ~(label == subject.ignore).any(axis=0)
+    if form.ignore is not None:
+        painted = ~(label == form.ignore).any(axis=0)
     differs = np.zeros(known.shape, bool) if earlier is None else (earlier != label).any(axis=0)
     conflict = known & painted & differs
     written = painted & ~known
@@ -282,7 +260,7 @@ def _merged(
     if request.overwrite_labels:
         written |= conflict
         counts = report.replaced
-    name = subject.name
+    name = form.name
     counts[name] = counts.get(name, 0) + int(conflict.sum())
     report.new[name] = report.new.get(name, 0) + int((painted & ~known).sum())
     return Painted(region, label, written)

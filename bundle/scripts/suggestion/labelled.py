@@ -16,7 +16,7 @@ from volumen.data.labels.label_channels import LabelRule, open_label
 from volumen.data.layout import Layout, fit_label
 from volumen.data.pairing import Case
 from volumen.data.validity import known_voxels, labelled_voxels
-from volumen.suggestion.subject import Subject
+from volumen.suggestion.subject import LabelForm
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def find_images(data: str) -> Layout:
     return discover_any(data, allow_unlabeled=True, partial=True)
 
 
-def open_images(layout: Layout, subjects: Sequence[Subject], how: HowOpened) -> list[LabelledImage]:
+def open_images(layout: Layout, forms: Sequence[LabelForm], how: HowOpened) -> list[LabelledImage]:
     """Open the images of a data folder with the labels of some targets.
 
     Labels are read on the grid of the stored image, whatever `target_spacing` or the orientation of other images is.
@@ -117,19 +117,19 @@ def open_images(layout: Layout, subjects: Sequence[Subject], how: HowOpened) -> 
     Raises:
         VolumenError: a volume cannot be opened, or a label does not fit its image.
     """
-    return [_open(case, subjects, how) for case in layout.cases]
+    return [_open(case, forms, how) for case in layout.cases]
 
 
-def _open(case: Case, subjects: Sequence[Subject], how: HowOpened) -> LabelledImage:
+def _open(case: Case, forms: Sequence[LabelForm], how: HowOpened) -> LabelledImage:
     image = open_volume(case.image, axes=how.axes, level=how.level)
     labels = {}
-    for subject in subjects:
-        paths = case.labels.get(subject.name), case.masks.get(subject.name)
+    for form in forms:
+        paths = case.labels.get(form.name), case.masks.get(form.name)
         label, mask = (
             None if path is None else _fitted(path, image, rule, how, mask=rule is None)
-            for path, rule in zip(paths, (subject.rule, None), strict=True)
+            for path, rule in zip(paths, (form.rule, None), strict=True)
         )
-        labels[subject.name] = Labelling(label, mask, subject.ignore, how.labelled_only)
+        labels[form.name] = Labelling(label, mask, form.ignore, how.labelled_only)
     return LabelledImage(case, image, labels)
 
 

@@ -59,7 +59,7 @@ class Suggestions:
     Args:
         asked: the request, without what does not change the result.
         boxes: in the order of their ranks.
-        targets: how each label is painted: `values`, `channels`, `ignore`, `separate` by target.
+        targets: by name, the fields of its `LabelForm`, and `classes` and `kind`.
         how: how the images are opened: `axes`, `level`, `labelled_only`.
         shapes: shape of each image by name.
         geometry: plain geometry of each image by name; see `Geometry.plain`.

@@ -25,7 +25,6 @@ from volumen.data.space.geometry import GRID, Geometry
 from volumen.data.validity import inside_mask
 from volumen.suggestion.crops import create_volume, replace_folder
 from volumen.suggestion.labelled import LabelledImage
-from volumen.suggestion.subject import Subject
 from volumen.utils.errors import VolumenError
 
 MARK = "volumen_accepted"
@@ -51,9 +50,7 @@ Boxes = Mapping[tuple[str, str], Sequence[Painted]]
 """Painted boxes by image and target."""
 
 
-def write_in_place(
-    data: Path, images: Mapping[str, LabelledImage], painted: Boxes, subjects: Sequence[Subject]
-) -> None:
+def write_in_place(data: Path, images: Mapping[str, LabelledImage], painted: Boxes) -> None:
     """Write labels and masks into a data folder: new files, or those of an earlier acceptance.
 
     Raises:
@@ -63,7 +60,6 @@ def write_in_place(
         raise VolumenError(
             data, expected="a data folder with images/", found="none", remedy="give -o NEW_DATA"
         )
-    by_name = {subject.name: subject for subject in subjects}
     for (name, target), _ in painted.items():
         _refuse_foreign(images[name].files, target)
     for (name, target), boxes in painted.items():
@@ -71,7 +67,7 @@ def write_in_place(
         if target in files.labels:
             _update(Path(files.labels[target]), Path(files.masks[target]), boxes)
         else:
-            _create(data, image, by_name[target], boxes)
+            _create(data, image, target, boxes)
 
 
 def _refuse_foreign(files: Case, target: str) -> None:
@@ -119,15 +115,15 @@ def _update(label: Path, mask: Path, boxes: Sequence[Painted]) -> None:
         _unmask(arrays[1], one)
 
 
-def _create(data: Path, image: LabelledImage, subject: Subject, boxes: Sequence[Painted]) -> None:
+def _create(data: Path, image: LabelledImage, target: str, boxes: Sequence[Painted]) -> None:
     """Write a new label and a new mask of an image that had none."""
     for folder in ("labels", "masks"):
         (data / folder).mkdir(exist_ok=True)
-    name = f"{image.name}_{subject.name}.zarr"
+    name = f"{image.name}_{target}.zarr"
     with_temporary = [data / folder / f".{name}.{uuid4().hex[:16]}.tmp" for folder in ("labels", "masks")]
     try:
-        _write_label(with_temporary[0], image, subject, boxes)
-        _write_mask(with_temporary[1], image, subject, boxes)
+        _write_label(with_temporary[0], image, target, boxes)
+        _write_mask(with_temporary[1], image, target, boxes)
         replace_folder(with_temporary[1], data / "masks" / name)
         replace_folder(with_temporary[0], data / "labels" / name)
     finally:
@@ -140,7 +136,6 @@ def new_data(
     layout: Layout,
     images: Mapping[str, LabelledImage],
     painted: Boxes,
-    subjects: Sequence[Subject],
 ) -> None:
     """Write a data folder with links to the images, the earlier labels and masks, and those with painted boxes.
 
@@ -151,7 +146,6 @@ def new_data(
         layout: the earlier data.
         images: the images with painted boxes.
         painted: the boxes.
-        subjects: the targets.
 
     Raises:
         VolumenError: the folder is not empty, or a volume is no single local file or folder, which cannot be linked.
@@ -162,7 +156,6 @@ def new_data(
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{uuid4().hex[:16]}.tmp")
-    by_name = {subject.name: subject for subject in subjects}
     try:
         for folder in ("images", "labels", "masks"):
             (temporary / folder).mkdir(parents=True)
@@ -175,12 +168,12 @@ def new_data(
                 if (case.name, target) not in painted:
                     _link(path, temporary / "masks", f"{case.name}_{target}")
         for (name, target), boxes in painted.items():
-            image, subject = images[name], by_name[target]
+            image = images[name]
             file = f"{name}_{target}.zarr"
-            _write_label(temporary / "labels" / file, image, subject, boxes)
+            _write_label(temporary / "labels" / file, image, target, boxes)
             labelling = image.labels[target]
             if labelling.label is None or labelling.mask is not None:
-                _write_mask(temporary / "masks" / file, image, subject, boxes)
+                _write_mask(temporary / "masks" / file, image, target, boxes)
         if output.exists():
             output.rmdir()
         temporary.rename(output)
@@ -213,9 +206,9 @@ def _link(path: str, folder: Path, name: str) -> None:
         ) from error
 
 
-def _write_label(path: Path, image: LabelledImage, subject: Subject, boxes: Sequence[Painted]) -> None:
+def _write_label(path: Path, image: LabelledImage, target: str, boxes: Sequence[Painted]) -> None:
     """Write a label: the earlier one, and the boxes over it."""
-    labelling = image.labels[subject.name]
+    labelling = image.labels[target]
     dtype, fill = np.dtype(np.uint8), 0
     if labelling.label is not None:
         dtype = np.dtype(labelling.label.dtype)
@@ -239,13 +232,13 @@ def _write_label(path: Path, image: LabelledImage, subject: Subject, boxes: Sequ
         _paint(array, one)
 
 
-def _write_mask(path: Path, image: LabelledImage, subject: Subject, boxes: Sequence[Painted]) -> None:
+def _write_mask(path: Path, image: LabelledImage, target: str, boxes: Sequence[Painted]) -> None:
     """Write a mask: the earlier one, or nothing where there was no label, and the boxes."""
-    mask = image.labels[subject.name].mask
+    mask = image.labels[target].mask
     array = create_volume(
         path, image.image.shape, np.dtype(np.uint8), _geometry(image), attributes={MARK: True}
     )
-    if image.labels[subject.name].label is not None and mask is not None:
+    if image.labels[target].label is not None and mask is not None:
         _copy(mask, array, 0, lambda block: inside_mask(block)[None].astype(np.uint8))
     for one in boxes:
         _unmask(array, one)

@@ -21,8 +21,32 @@ FULL = 255
 
 
 @dataclass(frozen=True)
+class LabelForm:
+    """How the label of a target is stored and painted.
+
+    Args:
+        name: the target.
+        values: values that the label may have, the ignored one included.
+        channels: channels of the label.
+        separate: each channel is a class of its own.
+        ignore: label value that means unknown, or None.
+    """
+
+    name: str
+    values: tuple[int, ...]
+    channels: int = 1
+    separate: bool = False
+    ignore: int | None = None
+
+    @property
+    def rule(self) -> LabelRule:
+        """How a file is read: as the annotator sees it, so regions are values of one label map."""
+        return LabelRule(f"targets.{self.name}", separate=self.separate, unknown=self.ignore)
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A labelled target.
+    """A labelled target of a network.
 
     Args:
         head: output of the network, probabilities.
@@ -45,25 +69,16 @@ class Subject:
         return int(self.head.activation == "softmax")
 
     @property
-    def rule(self) -> LabelRule:
-        """How its label is stored: as the annotator sees it, so regions are values of one label map."""
-        separate = self.head.kind == "multilabel" and not self.head.values
-        return LabelRule(f"targets.{self.name}", separate=separate, unknown=self.ignore)
-
-    @property
-    def channels(self) -> int:
-        """Channels of its label."""
-        return self.head.channels if self.rule.separate else 1
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Values that a label may have, the ignored one included."""
+    def form(self) -> LabelForm:
+        """How its label is stored and painted."""
         own: Sequence[int] = (0, 1)
         if self.head.values:
             own = (0, *self.head.values)
         elif self.head.activation == "softmax":
             own = range(self.head.channels)
-        return tuple(sorted({*own, *(() if self.ignore is None else (self.ignore,))}))
+        values = tuple(sorted({*own, *(() if self.ignore is None else (self.ignore,))}))
+        separate = self.head.kind == "multilabel" and not self.head.values
+        return LabelForm(self.name, values, self.head.channels if separate else 1, separate, self.ignore)
 
     def decide(self, stored: np.ndarray) -> np.ndarray:
         """Return the label (channels, *space) uint8 that a prediction stands for.

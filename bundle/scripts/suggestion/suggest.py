@@ -72,7 +72,7 @@ def suggest(request: SuggestRequest, *, progress: Tell | None = None) -> Suggest
     subjects = find_subjects(predictor, request.target)
     size = _box_size(request, predictor)
     how = HowOpened.of_config(predictor.config)
-    images = open_images(find_images(request.input), subjects, how)
+    images = open_images(find_images(request.input), [subject.form for subject in subjects], how)
     for image in images:
         check_kind(predictor, image.image)
     asked = _identity(request, predictor, subjects, size)
@@ -393,14 +393,8 @@ def _file_name(name: str) -> str:
 
 def _painting(subject: Subject) -> dict[str, Any]:
     """Return what the record says of a target's label."""
-    return {
-        "values": list(subject.values),
-        "channels": subject.channels,
-        "separate": subject.rule.separate,
-        "ignore": subject.ignore,
-        "classes": list(subject.classes),
-        "kind": subject.head.kind,
-    }
+    form = asdict(subject.form)
+    return {**form, "values": list(form["values"]), "classes": list(subject.classes), "kind": subject.head.kind}
 
 
 def describe(found: Suggestions) -> list[tuple[str, ...]]:
