@@ -391,3 +391,58 @@ def test_a_placed_image_of_nifti_gets_labels_on_its_grid(trained, tmp_path):
     label = case.labels["ink"].read(tuple(slice(0, n) for n in SHAPE))[0]
     assert np.array_equal(label, truth * mask)
     assert case.spacing == (3.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_a_loss_on_labels_only_a_painted_box_is_not_suggested_again(
+    trained, tmp_path, monkeypatch, masked
+):
+    predictor = load_predictor(next((trained / "model").glob("*_best.pth")))
+    predictor.config["tr_setup"]["compute_loss_on_labeled_only"] = True
+    monkeypatch.setattr("volumen.suggestion.suggest.load_model", lambda *_, **__: predictor)
+    label = np.zeros(SHAPE, np.uint8)
+    label[:8, :8, :8] = 1
+    masks = {"a": {"ink": np.ones(SHAPE, np.uint8)}} if masked else None
+    data = write_tiff_folder(tmp_path / "data", {"a": {"ink": label}}, masks=masks)
+    boxes, earlier = [], np.zeros(SHAPE, bool)
+    for step in range(3):
+        folder = tmp_path / f"s{step}"
+        request = SuggestRequest(
+            "m", str(data), str(folder), 4, (8, 8, 8), seed=step, max_labelled=0.0, device="cpu"
+        )
+        found = suggest(request).boxes
+        for box in found:
+            inside = tuple(slice(*side) for side in box.box)
+            assert not label[inside].any()
+            assert not earlier[inside].any(), "it was painted in an earlier round"
+            earlier[inside] = True
+            paint(folder, box, np.zeros((8, 8, 8)))
+        boxes += found
+        accept(
+            AcceptRequest(
+                str(folder), str(data), str(tmp_path / f"d{step}"), tuple(box.rank for box in found)
+            )
+        )
+        data = tmp_path / f"d{step}"
+    (case,) = open_cases(discover(data))
+    whole = tuple(slice(0, n) for n in SHAPE)
+    assert np.array_equal(case.labels["ink"].read(whole)[0], label), "nothing but background was painted"
+    assert np.array_equal(case.masks["ink"].read(whole)[0] > 0, earlier | (label > 0))
+
+
+@pytest.mark.parametrize("where", ["beside", "new"])
+def test_a_failure_while_writing_leaves_nothing(painted, trained, tmp_path, monkeypatch, where):
+    data = tmp_path / "data"
+    shutil.copytree(trained / "data", data)
+    before = snapshot(data)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("volumen.suggestion.store._unmask", fail)
+    output = str(tmp_path / "new") if where == "new" else None
+    with pytest.raises(OSError, match="No space"):
+        accept(AcceptRequest(str(painted), str(data), output, ranks_in(painted, "c")))
+    assert snapshot(data) == before
+    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob(".*.tmp"))

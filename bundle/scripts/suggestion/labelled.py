@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from volumen.data.pairing import Case
 from volumen.data.validity import known_voxels, labelled_voxels
 from volumen.suggestion.subject import LabelForm
 
-logger = logging.getLogger(__name__)
+MARK = "volumen_accepted"
+"""Attribute of the volumes that an acceptance wrote."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Labelling:
         mask: where it is valid; None: everywhere.
         ignore: label value that means unknown, or None.
         labelled_only: only voxels above 0 count as labelled (`compute_loss_on_labeled_only`).
+        is_accepted: the mask was written by an acceptance, which says what a person has looked at: with
+            `labelled_only`, too, 0 is then an answer inside it, and its boxes are not suggested again.
     """
 
     label: Volume | None
     mask: Volume | None = None
     ignore: int | None = None
     labelled_only: bool = False
+    is_accepted: bool = False
 
     def read(self, region: Region) -> tuple[np.ndarray | None, np.ndarray]:
         """Return the label (channels, *space), None if there is none, and where it is known: bool (*space)."""
@@ -45,14 +49,14 @@ class Labelling:
         label = self.label.read(region)
         mask = None if self.mask is None else self.mask.read(region)
         known = known_voxels(label, mask, self.ignore)
-        if self.labelled_only:
+        if self.labelled_only and not self.is_accepted:
             return label, labelled_voxels(label, known)
         return label, np.ones(shape, bool) if known is None else known
 
     def fingerprint(self) -> list[Any]:
         """Return what identifies the labelled part."""
         volumes = [None if volume is None else volume.fingerprint() for volume in (self.label, self.mask)]
-        return [*volumes, self.ignore, self.labelled_only]
+        return [*volumes, self.ignore, self.labelled_only, self.is_accepted]
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,15 @@ def open_images(layout: Layout, forms: Sequence[LabelForm], how: HowOpened) -> l
     return [_open(case, forms, how) for case in layout.cases]
 
 
+def is_accepted(path: str) -> bool:
+    """Whether an acceptance wrote a label or a mask, so that a later one may change it."""
+    import zarr
+
+    if not (Path(path) / "zarr.json").is_file():
+        return False
+    return MARK in zarr.open(str(path), mode="r").attrs
+
+
 def _open(case: Case, forms: Sequence[LabelForm], how: HowOpened) -> LabelledImage:
     image = open_volume(case.image, axes=how.axes, level=how.level)
     labels = {}
@@ -129,7 +142,8 @@ def _open(case: Case, forms: Sequence[LabelForm], how: HowOpened) -> LabelledIma
             None if path is None else _fitted(path, image, rule, how, mask=rule is None)
             for path, rule in zip(paths, (form.rule, None), strict=True)
         )
-        labels[form.name] = Labelling(label, mask, form.ignore, how.labelled_only)
+        accepted = paths[1] is not None and is_accepted(paths[1])
+        labels[form.name] = Labelling(label, mask, form.ignore, how.labelled_only, accepted)
     return LabelledImage(case, image, labels)
 
 

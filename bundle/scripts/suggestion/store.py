@@ -24,11 +24,8 @@ from volumen.data.pairing import Case
 from volumen.data.space.geometry import GRID, Geometry
 from volumen.data.validity import inside_mask
 from volumen.suggestion.crops import create_volume, replace_folder
-from volumen.suggestion.labelled import LabelledImage
+from volumen.suggestion.labelled import MARK, LabelledImage, is_accepted
 from volumen.utils.errors import VolumenError
-
-MARK = "volumen_accepted"
-"""Attribute of the volumes that an acceptance wrote, which a later one may change."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _refuse_foreign(files: Case, target: str) -> None:
         VolumenError: names the file.
     """
     for path in (files.labels.get(target), files.masks.get(target)):
-        if path is not None and not _is_ours(path):
+        if path is not None and not is_accepted(path):
             raise VolumenError(
                 path,
                 "is a file of yours, which is not changed",
@@ -89,14 +86,6 @@ def _refuse_foreign(files: Case, target: str) -> None:
             "has lost its mask, so it counts as known everywhere",
             remedy="give -o NEW_DATA",
         )
-
-
-def _is_ours(path: str) -> bool:
-    import zarr
-
-    if not (Path(path) / "zarr.json").is_file():
-        return False
-    return MARK in zarr.open(str(path), mode="r").attrs
 
 
 def _update(label: Path, mask: Path, boxes: Sequence[Painted]) -> None:
@@ -172,7 +161,7 @@ def new_data(
             file = f"{name}_{target}.zarr"
             _write_label(temporary / "labels" / file, image, target, boxes)
             labelling = image.labels[target]
-            if labelling.label is None or labelling.mask is not None:
+            if labelling.label is None or labelling.mask is not None or labelling.labelled_only:
                 _write_mask(temporary / "masks" / file, image, target, boxes)
         if output.exists():
             output.rmdir()
@@ -234,12 +223,18 @@ def _write_label(path: Path, image: LabelledImage, target: str, boxes: Sequence[
 
 def _write_mask(path: Path, image: LabelledImage, target: str, boxes: Sequence[Painted]) -> None:
     """Write a mask: the earlier one, or nothing where there was no label, and the boxes."""
-    mask = image.labels[target].mask
+    labelling = image.labels[target]
     array = create_volume(
         path, image.image.shape, np.dtype(np.uint8), _geometry(image), attributes={MARK: True}
     )
-    if image.labels[target].label is not None and mask is not None:
-        _copy(mask, array, 0, lambda block: inside_mask(block)[None].astype(np.uint8))
+    if labelling.label is not None and labelling.labelled_only:
+        # What a person has looked at: training counts the same voxels of it, those above 0.
+        for region in stored_regions(labelling.label)[0]:
+            known = labelling.read(region)[1]
+            if known.any():
+                array[region] = known.astype(np.uint8)
+    elif labelling.label is not None and labelling.mask is not None:
+        _copy(labelling.mask, array, 0, lambda block: inside_mask(block)[None].astype(np.uint8))
     for one in boxes:
         _unmask(array, one)
 

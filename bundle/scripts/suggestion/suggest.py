@@ -394,7 +394,12 @@ def _file_name(name: str) -> str:
 def _painting(subject: Subject) -> dict[str, Any]:
     """Return what the record says of a target's label."""
     form = asdict(subject.form)
-    return {**form, "values": list(form["values"]), "classes": list(subject.classes), "kind": subject.head.kind}
+    return {
+        **form,
+        "values": list(form["values"]),
+        "classes": list(subject.classes),
+        "kind": subject.head.kind,
+    }
 
 
 def describe(found: Suggestions) -> list[tuple[str, ...]]:
