@@ -446,3 +446,16 @@ def test_a_failure_while_writing_leaves_nothing(painted, trained, tmp_path, monk
     assert snapshot(data) == before
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "another version", "a target without its form"])
+def test_a_damaged_record_is_named(painted, trained, tmp_path, damage):
+    path = painted / "suggestions.json"
+    content = json.loads(path.read_text())
+    if damage == "another version":
+        content["volumen_suggestions"] = 0
+    if damage == "a target without its form":
+        del content["targets"]["ink"]["values"]
+    path.write_text(path.read_text()[:-9] if damage == "cut" else json.dumps(content))
+    with pytest.raises(VolumenError, match=r"suggestions\.json"):
+        accept(AcceptRequest(str(painted), str(trained / "data"), str(tmp_path / "new")))

@@ -16,7 +16,7 @@ from volumen.data.layout import Layout
 from volumen.data.space.geometry import Geometry
 from volumen.suggestion.crops import crop_geometry
 from volumen.suggestion.labelled import HowOpened, LabelledImage, Labelling, find_images, open_images
-from volumen.suggestion.record import BOXES, DONE, SuggestedBox, Suggestions, read_record
+from volumen.suggestion.record import BOXES, DONE, RECORD, SuggestedBox, Suggestions, read_record
 from volumen.suggestion.request import AcceptRequest
 from volumen.suggestion.store import Painted, new_data, write_in_place
 from volumen.suggestion.subject import LabelForm
@@ -79,7 +79,7 @@ def accept(request: AcceptRequest) -> AcceptReport:
     folder = Path(request.suggestions)
     found = read_record(folder)
     boxes = _painted_boxes(folder, found, request.boxes)
-    forms = _forms(found)
+    forms = _forms(folder, found)
     layout = find_images(request.input)
     how = HowOpened(**found.how)
     images = _images(layout, forms, how, found, boxes)
@@ -132,13 +132,22 @@ def _painted_boxes(folder: Path, found: Suggestions, ranks: Sequence[int] | None
     return done
 
 
-def _forms(found: Suggestions) -> list[LabelForm]:
-    """Return how the label of each target is painted, as the record says it."""
+def _forms(folder: Path, found: Suggestions) -> list[LabelForm]:
+    """Return how the label of each target is painted, as the record says it.
+
+    Raises:
+        VolumenError: the record does not say it.
+    """
     names = [item.name for item in fields(LabelForm)]
-    return [
-        LabelForm(**{**{name: entry[name] for name in names}, "values": tuple(entry["values"])})
-        for entry in found.targets.values()
-    ]
+    try:
+        return [
+            LabelForm(**{**{name: entry[name] for name in names}, "values": tuple(entry["values"])})
+            for entry in found.targets.values()
+        ]
+    except (KeyError, TypeError) as error:
+        raise VolumenError(
+            folder / RECORD, f"does not say how labels are painted ({error})", remedy="restore the file"
+        ) from None
 
 
 def _images(
