@@ -389,11 +389,11 @@ def test_a_huge_volume_is_predicted_where_its_mask_is(tmp_path, visited):
 
 
 def test_a_time_budget_looks_at_a_part_of_a_huge_volume(tmp_path):
-    from volumen.time_budget.measure import _anywhere
+    from volumen.time_budget.measure import anywhere
 
     for part, name in (("images", "a"), ("labels", "a_ink")):
         (tmp_path / part).mkdir()
         write_sparse(tmp_path / part / f"{name}.zarr")
     config = ConfigManager(dataset_dir=str(tmp_path), tr_config={"patch_size": [16, 16, 16]}, device="cpu")
-    boxes = _anywhere(config).split.train["a"]
+    boxes = anywhere(config).split.train["a"]
     assert sum(math.prod((b - a) // 8 for a, b in box) for box in boxes) < 10**6

@@ -13,7 +13,7 @@ from volumen.config.manager import ConfigManager
 from volumen.data.labels.label_channels import LabelRule, label_rule
 from volumen.data.layout import Layout
 from volumen.utils.bundle_root import configs_dir
-from volumen.utils.errors import VolumenError, find_cause
+from volumen.utils.errors import VolumenError, find_cause, is_out_of_memory
 from volumen.utils.verbatim import Verbatim, protect
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from volumen.handlers.records.run_directory import RunDirectory
 
 Settings = Mapping[str, Mapping[str, Any]]
+logger = logging.getLogger(__name__)
+
+FIRST_STEPS = 10
+"""Steps after whose last one a lack of memory no longer starts the run again."""
 OpenCases = Callable[[Sequence[str] | None, bool, Mapping[str, LabelRule]], list["OpenCase"]]
 """Opens volumes, given the configured targets (None: all there are), whether labels may be missing, and what the
 settings say of how labels are stored."""
@@ -135,6 +139,45 @@ def run_bundle(
     Returns:
         Exit code.
     """
+    try:
+        return _run_once(name, overlays, overrides, handlers, tracking)
+    except _OutOfMemory as error:
+        smaller = error.smaller
+        logger.warning(
+            "out of memory in the first steps: starting again with %s", smaller.tr_config.memory_choice
+        )
+    # Only here, where the error and its frames are gone, is the memory of the first try free.
+    finish_run(smaller)
+    _free_memory()
+    return _run_once(name, overlays, {**overrides, "config": smaller}, handlers, tracking, again=True)
+
+
+class _OutOfMemory(Exception):
+    """The first steps ran out of memory.
+
+    Args:
+        smaller: the configuration of a run that needs less.
+    """
+
+    def __init__(self, smaller: ConfigManager) -> None:
+        super().__init__("out of memory")
+        self.smaller = smaller
+
+
+def _run_once(
+    name: str,
+    overlays: Sequence[str],
+    overrides: dict[str, Any],
+    handlers: Sequence[Any],
+    tracking: str | None,
+    *,
+    again: bool = False,
+) -> int:
+    """Run a config; see `run_bundle`.
+
+    Raises:
+        _OutOfMemory: the first steps ran out of memory, a smaller batch or patch may be chosen, and not `again`.
+    """
     from monai.bundle import ConfigWorkflow
 
     # It would log that our own logging set-up stays; importing it has set its level.
@@ -156,10 +199,42 @@ def run_bundle(
         # Before `initialize` the parser holds the plain config; a list in it may hold objects besides.
         workflow.parser["train#handlers"].extend(handlers)
     workflow.initialize()
-    results = workflow.run()
+    smaller = None
+    try:
+        results = workflow.run()
+    except Exception as error:
+        if again or not is_out_of_memory(error):
+            raise
+        smaller = _smaller_run(workflow.parser)
+        if smaller is None:
+            raise
+    if smaller is not None:
+        raise _OutOfMemory(smaller)
     workflow.finalize()
     codes = [result for result in results if isinstance(result, int) and not isinstance(result, bool)]
     return codes[-1] if codes else 0
+
+
+def _smaller_run(parser: Any) -> ConfigManager | None:
+    """Return the configuration with half the batch or patch, if a new run failed in its first steps."""
+    from volumen.time_budget.memory_fit import halved
+    from volumen.utils.distributed import is_distributed
+
+    config = parser.get_parsed_content("config")
+    steps = parser.get_parsed_content("train#trainer").state.iteration
+    if config.resumes or is_distributed() or steps > FIRST_STEPS:
+        return None
+    return halved(parser.get_parsed_content("experiment"), config)
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def start_run(

@@ -13,6 +13,7 @@ from volumen.cli.teaching import teaching_shares
 from volumen.cli.train import experiment_sections
 from volumen.config.manager import ConfigManager
 from volumen.data.resampled import stored_volume
+from volumen.time_budget.memory_fit import within_memory
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.console import make_console, make_table
 from volumen.utils.terminal.text import by
@@ -50,6 +51,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     console = make_console()
     if options.check:
         _check(config, console)
+    config = within_memory(config)
     _try_losses(config)
     index = _index(config)
     for part in (
@@ -273,53 +275,16 @@ def _patch_summary(config: ConfigManager, index: PatchIndex) -> str:
 
 
 def _memory_summary(config: ConfigManager) -> str:
-    """Estimate the training's memory roughly from the feature maps of a forward pass, without allocation."""
-    import torch
+    """Return the estimated peak memory of a training step."""
+    from volumen.time_budget.memory_estimate import step_memory
+    from volumen.utils.precision import choose_dtype
 
-    from volumen.networks.multihead import MultiHeadDynUNet
-
-    with torch.device("meta"):
-        network = MultiHeadDynUNet.from_config(config.network_config)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    activations = _activation_bytes(
-        network,
-        (config.tr_config.batch_size, config.in_channels, *config.patch_size),
-        config.tr_config.activation_checkpointing,
-    )
-    # Weights, gradients and AdamW's two moments in float32, plus the feature maps stored for the backward pass.
-    total = parameters * 16 + activations
+    needed = step_memory(config)
+    precision = str(choose_dtype(config.tr_config.amp, config.device) or "float32").removeprefix("torch.")
     return (
-        f"network: {parameters / 1e6:.1f} M parameters; training at batch {config.tr_config.batch_size} in float32"
-        f" needs about {total / 2**30:.1f} GiB"
+        f"network: {needed.parameters / 1e6:.1f} M parameters; training at batch {config.tr_config.batch_size} in"
+        f" {precision} needs about {needed.total / 2**30:.1f} GiB"
     )
-
-
-def _activation_bytes(network: Any, shape: tuple[int, ...], recomputed: bool) -> int:
-    """Return the bytes of the outputs of all layers; with `recomputed` what lies within a block counts only once."""
-    import torch
-
-    from volumen.networks.recompute import recomputed_modules
-
-    blocks = recomputed_modules(network) if recomputed else []
-    within = {leaf: block for block in blocks for leaf in block.modules()}
-    stored = 0
-    by_block: dict[Any, int] = dict.fromkeys(blocks, 0)
-
-    def count(module: Any, _inputs: Any, output: Any) -> None:
-        nonlocal stored
-        if not isinstance(output, torch.Tensor):
-            return
-        if module in by_block or module not in within:
-            stored += output.numel() * 4
-        else:
-            by_block[within[module]] += output.numel() * 4
-
-    leaves = [module for module in network.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(count) for module in (*leaves, *blocks)]
-    network(torch.empty(shape, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return stored + max(by_block.values(), default=0)
 
 
 def _share(axes: list[np.ndarray], case: OpenCase) -> float:

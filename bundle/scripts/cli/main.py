@@ -185,6 +185,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--patch-size", metavar="Z,Y,X", help="patch in voxels, e.g. 192,192,192 (default: from the data)"
     )
+    _add_preset(model)
     model.add_argument(
         "--loss",
         nargs="+",
@@ -193,7 +194,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--batch-size", type=int, metavar="N", help="patches per step (default: 2)")
+    training.add_argument(
+        "--batch-size", type=int, metavar="N", help="patches per step (default: 2, or what fits a GPU)"
+    )
     training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
     training.add_argument(
         "--time-budget",
@@ -248,6 +251,15 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_train)
 
 
+def _add_preset(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--preset",
+        choices=("small", "medium", "large", "xlarge"),
+        help="choose patch, batch and network for 8, 12, 24 or 40 GB of a GPU, or 2, 4, 8 or 16 GB on a CPU"
+        " (default: for the free memory)",
+    )
+
+
 def _add_split_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options that choose what validates; return their group."""
     split = parser.add_argument_group("training and validation part")
@@ -300,6 +312,7 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="first read all images, labels and masks, and list what is damaged",
     )
+    _add_preset(parser)
     parser.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of labels over images")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     _add_split_arguments(parser)

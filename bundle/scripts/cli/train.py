@@ -38,6 +38,7 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "seed": ("tr_setup", "seed"),
     "batch_size": ("tr_config", "batch_size"),
     "max_epochs": ("tr_config", "max_epoch"),
+    "preset": ("tr_config", "preset"),
     "time_budget": ("tr_config", "time_budget"),
     "steps_per_epoch": ("tr_config", "max_steps_per_epoch"),
     "val_steps": ("tr_config", "max_val_steps_per_epoch"),

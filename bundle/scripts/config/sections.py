@@ -101,6 +101,20 @@ class TrainingConfig:
         ),
     ] = field(default_factory=dict)
     warmup_epochs: Annotated[Count, Field(description="Epochs of linear warm-up before the schedule.")] = 0
+    preset: Annotated[
+        Literal["small", "medium", "large", "xlarge"] | None,
+        Field(
+            description="Memory for which patch, batch, width and depth are chosen, as far as they are not set: 8, 12,"
+            " 24 or 40 GB of a GPU, or 2, 4, 8 or 16 GB of main memory on a CPU; null: what is free, on a GPU up to"
+            " large, on a CPU no more than the default patch needs."
+        ),
+    ] = None
+    memory_choice: Annotated[
+        str | None,
+        Field(
+            description="Written by a run whose patch, batch or network was fitted to the memory: what it chose."
+        ),
+    ] = None
     time_budget: Annotated[
         Duration | None,
         Field(

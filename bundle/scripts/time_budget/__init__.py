@@ -1,1 +1,1 @@
-"""Training within a given time: measures this machine, then chooses network, patch and number of steps."""
+"""Fits a training to this machine: to a given time, for which it measures the machine, and to its memory."""

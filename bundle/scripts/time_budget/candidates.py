@@ -42,6 +42,7 @@ PRESETS: dict[int, tuple[Preset, ...]] = {
         Preset(96**3, 32, False, 2),
         Preset(128**3, 32, False, 2),
         Preset(192**3, 32, False, 2),
+        Preset(224**3, 32, False, 2),
     ),
     2: (
         Preset(128**2, 16, True, 4),
@@ -107,11 +108,12 @@ def candidates(config: ConfigManager) -> list[Candidate]:
     """
     found: list[Candidate] = []
     if config.tr_setup.autoconfigure:
-        found = [_fill(config, preset) for preset in PRESETS[config.spatial_dims]]
-    return list(dict.fromkeys(found)) or [_as_set(config)]
+        found = [preset_candidate(config, preset) for preset in PRESETS[config.spatial_dims]]
+    return list(dict.fromkeys(found)) or [as_set(config)]
 
 
-def _fill(config: ConfigManager, preset: Preset) -> Candidate:
+def preset_candidate(config: ConfigManager, preset: Preset) -> Candidate:
+    """Return a preset with the user's own settings in the place of its values."""
     from volumen.config.detection import default_patch_size
     from volumen.networks.planning import FIRST_STAGES_BLOCKS, plan_blocks
 
@@ -148,7 +150,8 @@ def _rate(width: int) -> float:
     return round(BASE_RATE * math.sqrt(BASE_WIDTH / max(width, BASE_WIDTH)), 5)
 
 
-def _as_set(config: ConfigManager) -> Candidate:
+def as_set(config: ConfigManager) -> Candidate:
+    """Return the values that the configuration has."""
     plan = config.plan
     return Candidate(
         tuple(plan.patch_size),

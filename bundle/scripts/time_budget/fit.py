@@ -7,13 +7,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from volumen.time_budget.candidates import Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
 from volumen.time_budget.measure import Cost, measure, training_objects
+from volumen.time_budget.memory_fit import fits, memory_limit, smallest, within_memory
+from volumen.time_budget.probe import measured_peak
+from volumen.time_budget.snapshot import decided_settings
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import aligned, by, counted
@@ -108,7 +110,8 @@ def choose(measured: Sequence[Measured]) -> Measured:
 def within_budget(config: ConfigManager) -> ConfigManager:
     """Apply `tr_config.time_budget`: choose a candidate that fits, log it, and return the configuration with it.
 
-    The time counts from this call. Without a budget the configuration is returned as it is. A resumed run keeps the
+    The time counts from this call. Without a budget the sizes are fitted to the memory alone, see `within_memory`. With
+    one, only candidates that fit into the memory are measured. A resumed run keeps the
     choice of its snapshot: nothing is measured again; a larger budget adds epochs, see `extended`. Several processes
     measure together, see `measure`, and follow the first one's choice.
 
@@ -123,7 +126,7 @@ def within_budget(config: ConfigManager) -> ConfigManager:
     """
     text = config.tr_config.time_budget
     if text is None:
-        return config
+        return within_memory(config, probe=measured_peak if config.device.type == "cuda" else None)
     _ = config.device  # several processes meet here
     try:
         seconds = parse_duration(text)
@@ -237,7 +240,7 @@ def _measure_all(config: ConfigManager, budget: float, started: float) -> list[M
     def elapsed() -> float:
         return distributed.largest(time.perf_counter() - started, config.device)
 
-    for candidate in candidates(config):
+    for candidate in _within_memory(config):
         left = limit - elapsed()
         if measured and left <= 0:
             break
@@ -261,6 +264,20 @@ def _measure_all(config: ConfigManager, budget: float, started: float) -> list[M
             remedy="give more time, or a smaller --patch-size",
         )
     return measured
+
+
+def _within_memory(config: ConfigManager) -> list[Candidate]:
+    """Return the candidates that fit into the memory, or into that of a preset; at least one."""
+    found, limit = candidates(config), memory_limit(config)
+    fitting = list(takewhile(lambda candidate: fits(config, candidate, limit), found))
+    if len(fitting) < len(found):
+        logger.info(
+            "time budget: %d of %d candidates fit into %.1f GiB of memory",
+            len(fitting),
+            len(found),
+            (limit or 0) / 2**30,
+        )
+    return fitting or [smallest(config)]
 
 
 def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> dict[str, Any]:
@@ -363,16 +380,7 @@ def _threads(config: ConfigManager) -> int:
 
 def _decided_before(config: ConfigManager) -> dict[str, dict[str, Any]] | None:
     """Return the settings that the resumed run's budget decided, from its snapshot; None without such a snapshot."""
-    snapshot = config.resumed_file("config.yaml")
-    if snapshot is None:
-        return None
-    content = yaml.safe_load(snapshot.read_text(encoding="utf-8"))
-    if not content.get("tr_config", {}).get("time_budget_choice"):
-        return None
-    return {
-        section: {key: content[section][key] for key in keys if key in content[section]}
-        for section, keys in DECIDED.items()
-    }
+    return decided_settings(config, "time_budget_choice", DECIDED)
 
 
 def extended(kept: dict[str, dict[str, Any]], budget: float) -> dict[str, dict[str, Any]]:
@@ -411,6 +419,6 @@ def extended(kept: dict[str, dict[str, Any]], budget: float) -> dict[str, dict[s
 
 def _applied(config: ConfigManager, decided: dict[str, dict[str, Any]]) -> ConfigManager:
     return config.variant(
-        tr_config=replace(config.tr_config, time_budget=None, **decided["tr_config"]),
+        tr_config=replace(config.tr_config, time_budget=None, preset=None, **decided["tr_config"]),
         model_config=replace(config.model_config, **decided["model_config"]),
     )

@@ -86,7 +86,7 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
     devices = [config.device] if config.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
-        _quiet("volumen.data.index.patches"),
+        quiet("volumen.data.index.patches"),
         freed_memory_kept(config.device),
     ):
         try:
@@ -102,7 +102,7 @@ def measure(config: ConfigManager, candidate: Candidate, *, enough: float = 20.0
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Suppress a logger's messages about each candidate's data."""
     log = logging.getLogger(name)
     level = log.level
@@ -114,13 +114,10 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def _measure(config: ConfigManager, enough: float) -> Cost | None:
-    from torch.utils.data import default_collate
-
-    from volumen.transforms.deferred import DeferredBatch
+    from volumen.time_budget.trial_step import collated
     from volumen.utils import distributed
-    from volumen.utils.sample_keys import DEFERRED
 
-    parser = training_objects(_anywhere(config))
+    parser = training_objects(anywhere(config))
     dataset = parser.get_parsed_content("train#dataset")
     batch_size = config.tr_config.batch_size
     samples, seconds = [], []
@@ -131,14 +128,7 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
         seconds.append(time.perf_counter() - started)
         if not number:
             distributed.barrier()
-    batch = {
-        key: default_collate([sample[key] for sample in samples[1 : batch_size + 1]])
-        for key, value in samples[0].items()
-        if hasattr(value, "shape")
-    }
-    if DEFERRED in samples[0]:
-        batch[DEFERRED] = DeferredBatch([sample[DEFERRED] for sample in samples[1 : batch_size + 1]])
-    network = _time_network(config, parser, batch, enough)
+    network = _time_network(config, parser, collated(samples[1 : batch_size + 1]), enough)
     if network is None:
         return None
     step, forward, parameters = network
@@ -162,7 +152,7 @@ def training_objects(config: ConfigManager) -> Any:
     return parser
 
 
-def _anywhere(config: ConfigManager) -> ConfigManager:
+def anywhere(config: ConfigManager) -> ConfigManager:
     """Return the configuration with patches from everywhere, with or without labels."""
     from volumen.data.sampling.split import make_split
 
@@ -191,42 +181,17 @@ def _time_network(
 ) -> tuple[float, float, int] | None:
     import torch
 
-    from volumen.engines.amp import AmpPolicy
-    from volumen.engines.optimizers import build_optimizer
     from volumen.losses.masking import this_rank_alone
-    from volumen.networks.placement import memory_format, prepare_network
+    from volumen.time_budget.trial_step import TrialStep
     from volumen.utils import distributed
 
-    training = config.tr_config
-    alone = parser.get_parsed_content("network_def").to(config.device).train()
-    if training.channels_last:
-        alone = alone.to(memory_format=memory_format(config.spatial_dims))
-    network = alone
-    loss_function = parser.get_parsed_content("loss")
-    prepare_batch = parser.get_parsed_content("prepare_batch")
-    amp = AmpPolicy(training.amp, config.device)
-    optimizer = build_optimizer(
-        training.optimizer,
-        params=network,
-        lr=training.initial_lr,
-        weight_decay=training.weight_decay,
-        options=training.optimizer_kwargs,
-        fused=config.fused_optimizer,
-    )
+    trial = TrialStep(config, parser)
 
     def step() -> None:
-        image, targets = prepare_batch(batch, config.device)
-        optimizer.zero_grad(set_to_none=True)
-        with amp.autocast():
-            loss = loss_function(network(image), targets).mean()
-        amp.scaler.scale(loss).backward()
-        amp.scaler.step(optimizer)
-        amp.scaler.update()
+        trial.step(batch)
 
     def forward() -> None:
-        image, _ = prepare_batch(batch, config.device)
-        with torch.no_grad(), amp.autocast():
-            alone(image)
+        trial.forward(batch)
 
     # The first step allocates memory and chooses algorithms. In it no process waits for another, so that a process
     # whose memory is too small can report it to the others.
@@ -240,14 +205,13 @@ def _time_network(
         return None
     first = distributed.largest(first, config.device)
     times = [first] if first > enough else []
-    network = prepare_network(alone, config.device)
+    trial.join_processes()
     while len(times) < STEPS and first + sum(times) < enough:
         times.append(distributed.largest(_seconds(step, config.device), config.device))
-    alone.eval()
     ahead = (
         distributed.largest(_seconds(forward, config.device), config.device) if first < enough else first / 3
     )
-    return median(times), ahead, sum(weight.numel() for weight in alone.parameters())
+    return median(times), ahead, trial.parameters
 
 
 def _seconds(work: Any, device: torch.device) -> float:

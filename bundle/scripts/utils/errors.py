@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class VolumenError(ValueError):
         return _rebuild, (type(self), self._arguments)
 
 
+# What torch says of main memory, and of a GPU through libraries.
+_WITHOUT_MEMORY = re.compile(r"out of memory|can't allocate memory|CUDNN_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _CODE = str(Path(__file__).resolve().parents[1])
 
 
@@ -106,6 +109,16 @@ def find_cause(error: BaseException) -> BaseException:
         if isinstance(link, VolumenError):
             return link
     return chain[-1]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory of a device or of the machine was not enough, at any place of a chain of errors."""
+    return any(
+        isinstance(link, MemoryError)
+        or type(link).__name__ == "OutOfMemoryError"
+        or (isinstance(link, RuntimeError) and _WITHOUT_MEMORY.search(str(link)) is not None)
+        for link in _chain(error)
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from volumen.utils.errors import VolumenError, find_cause
+from volumen.utils.errors import VolumenError, find_cause, is_out_of_memory
 from volumen.utils.terminal.console import coloured
 
 logger = logging.getLogger(__name__)
@@ -120,10 +120,10 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(cause, OSError):
         return EXIT_USER_ERROR, _explain_os_error(cause)
     text = " ".join(str(cause).split())
-    if "out of memory" in text.lower() or isinstance(cause, MemoryError):
+    if is_out_of_memory(error):
         return (
             EXIT_USER_ERROR,
-            f"out of memory ({text[:200]}); use a smaller --patch-size or --batch-size",
+            f"out of memory ({text[:200]}); use a smaller --patch-size, --batch-size or --preset",
         )
     return EXIT_DEFECT, (
         f"{type(cause).__name__}: {text[:500]}; this may be a defect: run again with --verbose for a traceback"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from volumen.inference.resampling import (
     on_stored_grid,
     resampling_to_training,
 )
+from volumen.utils.device_memory import main_memory
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def check_memory(where: str, shape: tuple[int, ...], channels: int) -> None:
     Raises:
         VolumenError: states the memory needed and the memory available.
     """
-    needed, free = 4 * channels * int(np.prod(shape, dtype=np.int64)), free_memory()
+    needed, free = 4 * channels * int(np.prod(shape, dtype=np.int64)), main_memory()
     if free is not None and needed > free:
         raise VolumenError(
             where,
@@ -289,16 +289,6 @@ def check_memory(where: str, shape: tuple[int, ...], channels: int) -> None:
             found=f"{needed / 2**30:.1f} GiB",
             remedy="predict it with volumen predict, or with run of this config, which stream it",
         )
-
-
-def free_memory() -> int | None:
-    """Return the bytes that a process can still use without swapping; None if the system does not state it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
 
 
 def _channel_axis(stated: Any, ndim: int, spatial_dims: int) -> int | None:
