@@ -256,6 +256,26 @@ class ExperimentTargets(ExperimentData):
         return {name: task["source_target"] for name, task in self.worker_tasks.items()}
 
     @property
+    def class_scores(self) -> dict[str, tuple[str, int]]:
+        """The Dice of each class by its name in a validation, without "val/": target and label value.
+
+        The value is `ANY_OBJECT` for the single Dice of a target without classes.
+        """
+        from volumen.data.index.label_counts import ANY_OBJECT
+        from volumen.metrics.target_metrics import class_names
+
+        found: dict[str, tuple[str, int]] = {}
+        for name, target in self.primary_targets.items():
+            if target.kind not in ("binary", "multiclass", "multilabel"):
+                continue
+            section = {"out_channels": target.out_channels, "classes": target.classes}
+            names = class_names(name, target.kind, section)
+            for value, label in enumerate(names, start=1):
+                key = f"{name}/dice/{label}" if len(names) > 1 else f"{name}/dice"
+                found[key] = (name, value if target.kind == "multiclass" else ANY_OBJECT)
+        return found
+
+    @cached_property
     def sampled_classes(self) -> dict[str, list[int]]:
         """Label values by target whose presence in a patch is recorded, for sampling by class.
 

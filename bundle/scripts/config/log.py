@@ -87,7 +87,7 @@ def without_effect(config: ConfigManager) -> list[str]:
             lines.append(
                 f"tr_config.{key}: has no effect without validation (tr_val_split {setup.tr_val_split:g})"
             )
-    if data.class_oversampling and _every_patch_holds_every_class(config):
+    if data.class_oversampling not in (0, "auto") and _every_patch_holds_every_class(config):
         lines.append(
             "dataset_config.class_oversampling: has no effect, as there is one class and every valid patch holds it"
         )

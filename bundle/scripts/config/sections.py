@@ -396,8 +396,11 @@ class DatasetConfig:
     )
     bg_to_fg_ratio: Annotated[Amount, Field(description="Background patches per foreground patch.")] = 0.5
     class_oversampling: Annotated[
-        Share,
-        Field(description="Share of the patches drawn for what they hold: each class, or target, as often."),
+        Share | Literal["auto"],
+        Field(
+            description="Share of the patches drawn for what they hold: each class, or target, as often; auto: up to"
+            " half, the rarer a class is among the patches and the lower its score at the last validation the more."
+        ),
     ] = 0.0
     normalization_scheme: Annotated[
         Scheme, Field(description="unit ([0, 1]), percentile, zscore, ct or none.")

@@ -104,6 +104,7 @@ class Schedule(LRScheduler):
         self.curve = curve
         self.total = total
         self.warmup = warmup
+        self.scale = 1.0
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
@@ -114,15 +115,16 @@ class Schedule(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return the current learning rate of each parameter group."""
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        return [base * self.scale * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Return only the position: the curve belongs to the configuration."""
-        return {"last_epoch": self.last_epoch, "total": self.total}
+        return {"last_epoch": self.last_epoch, "total": self.total, "scale": self.scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Move to the position of a checkpoint on this run's own curve."""
         self.last_epoch = int(state["last_epoch"])
+        self.scale = float(state.get("scale", 1.0))
         # Torch warns if the schedule steps before the optimizer; here the optimizer stepped before the checkpoint.
         self._step_count = self.last_epoch + 2
         self._set_rates()
@@ -130,6 +132,11 @@ class Schedule(LRScheduler):
     def extend(self, total: int) -> None:
         """Stretch the curve over `total` steps and take the learning rate of this step on it."""
         self.total = total
+        self._set_rates()
+
+    def lower(self, factor: float) -> None:
+        """Multiply all learning rates from now on by a factor."""
+        self.scale *= factor
         self._set_rates()
 
     def _set_rates(self) -> None:

@@ -457,14 +457,14 @@ def build_metrics(
         family = family_of(kind)
         metrics = names_of(family) if wanted is None else tuple(n for n in wanted if measures(n, family))
         labelled = target.get("source_target") is None
-        built.append(_Target(name, kind, _class_names(name, kind, target), metrics, labelled))
+        built.append(_Target(name, kind, class_names(name, kind, target), metrics, labelled))
     return TargetMetrics(
         built, spacing, tolerance=tolerance, threshold=threshold, pool=pool, connectivity=connectivity,
         border=border,
     )  # fmt: skip
 
 
-def _class_names(name: str, kind: str, target: Mapping[str, Any]) -> tuple[str, ...]:
+def class_names(name: str, kind: str, target: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes that are scored, or one empty name for a regression."""
     if kind not in ("multiclass", "multilabel"):
         return ("",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from monai.transforms import Randomizable
@@ -31,7 +31,8 @@ class SampleError(VolumenError):
 class PatchDataset(Dataset):
     """Samples of patches; `dataset[(epoch, index)]` is a pure function of the seed, the epoch and the index.
 
-    Patches are drawn by `plan_epoch` and moved off the grid. Validation reads whole regions, see `RegionDataset`.
+    `dataset[(epoch, index, shares)]` draws classes by these shares, see `plan_epoch`; it is pure as well. Patches are
+    drawn by `plan_epoch` and moved off the grid. Validation reads whole regions, see `RegionDataset`.
 
     Args:
         data: the cases in MONAI's list form; only opened cases (`OpenCase`) in it can be read.
@@ -41,7 +42,7 @@ class PatchDataset(Dataset):
         seed: seed of all random choices.
         samples_per_epoch: steps * batch size * processes; None for one sample per foreground patch.
         bg_to_fg_ratio: background patches per foreground patch (`bg_sampling_enabled`).
-        class_oversampling: share of foreground samples drawn by class.
+        class_oversampling: share of foreground samples drawn by class; "auto": by the shares of the keys.
         chunk_cache_mib: size of the cache of decoded chunks in each process that loads samples, in MiB; None does
             not change it. It affects speed, not values.
         cases: the opened cases, whose volumes are read lazily and can be pickled; None: `data` contains them.
@@ -56,7 +57,7 @@ class PatchDataset(Dataset):
         seed: int,
         samples_per_epoch: int | None = None,
         bg_to_fg_ratio: float = 0.0,
-        class_oversampling: float = 0.0,
+        class_oversampling: float | Literal["auto"] = 0.0,
         chunk_cache_mib: int | None = None,
         cases: Sequence[Any] | None = None,
     ) -> None:
@@ -67,20 +68,23 @@ class PatchDataset(Dataset):
         self.transform = transform
         self.seed = int(seed)
         self.bg_to_fg_ratio = bg_to_fg_ratio
-        self.class_oversampling = class_oversampling
+        # By `auto` the sampler's shares decide; without them no class is preferred.
+        self.class_oversampling = 0.0 if class_oversampling == "auto" else float(class_oversampling)
         self.chunk_cache_mib = chunk_cache_mib
         self._cached_by: int | None = None
-        self._plan: tuple[int, EpochPlan] | None = None
+        self._plan: tuple[tuple[int, tuple[float, ...] | None], EpochPlan] | None = None
         self.samples_per_epoch = samples_per_epoch or len(index)
 
     def __len__(self) -> int:
         return self.samples_per_epoch
 
-    def location(self, epoch: int, index: int) -> PatchLocation:
+    def location(
+        self, epoch: int, index: int, class_shares: tuple[float, ...] | None = None
+    ) -> PatchLocation:
         """Return the location of a sample's patch."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        plan = self._epoch_plan(epoch)
+        plan = self._epoch_plan(epoch, class_shares)
         class_row = int(plan.class_row[index])
         return self.index.random_location(
             int(plan.row[index]),
@@ -89,12 +93,12 @@ class PatchDataset(Dataset):
             class_row=None if class_row < 0 else class_row,
         )
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Any:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple[int, int] | tuple[int, int, tuple[float, ...]]) -> Any:
+        epoch, index, *shares = key if isinstance(key, tuple) else (0, key)
         epoch, index = int(epoch), int(index)
         self._bound_cache()
         keep_in_worker()
-        location = self.location(epoch, index)
+        location = self.location(epoch, index, tuple(shares[0]) if shares else None)
         case = self.cases[location.case]
         sample = {"case": case, "location": location}
         if self.transform is None:
@@ -125,8 +129,8 @@ class PatchDataset(Dataset):
         """
         return self
 
-    def _epoch_plan(self, epoch: int) -> EpochPlan:
-        if self._plan is None or self._plan[0] != epoch:
+    def _epoch_plan(self, epoch: int, class_shares: tuple[float, ...] | None) -> EpochPlan:
+        if self._plan is None or self._plan[0] != (epoch, class_shares):
             plan = plan_epoch(
                 self.index,
                 seed=self.seed,
@@ -134,8 +138,9 @@ class PatchDataset(Dataset):
                 samples=self.samples_per_epoch,
                 bg_to_fg_ratio=self.bg_to_fg_ratio,
                 class_oversampling=self.class_oversampling,
+                class_shares=class_shares,
             )
-            self._plan = (epoch, plan)
+            self._plan = ((epoch, class_shares), plan)
         return self._plan[1]
 
 

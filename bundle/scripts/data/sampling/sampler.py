@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ def plan_epoch(
     samples: int,
     bg_to_fg_ratio: float = 0.0,
     class_oversampling: float = 0.0,
+    class_shares: Sequence[float] | None = None,
 ) -> EpochPlan:
     """Choose the patches of an epoch.
 
@@ -50,6 +51,8 @@ def plan_epoch(
         bg_to_fg_ratio: background patches per foreground patch; 0, or an index without background: none.
         class_oversampling: share of the foreground samples, 0 to 1, that are drawn by class: each class of
             `index.classes` in turn, from the patches that contain it.
+        class_shares: share of the foreground samples for each of `index.classes`, at most 1 together, in place of
+            `class_oversampling`.
 
     Returns:
         The plan, in random order.
@@ -64,9 +67,14 @@ def plan_epoch(
     empty = round(samples * bg_to_fg_ratio / (1 + bg_to_fg_ratio)) if len(index.background) else 0
     by_class = [np.flatnonzero(bits) for bits in index.foreground.class_shifts]
     drawable = [k for k, rows in enumerate(by_class) if len(rows)]
-    oversampled = round((samples - empty) * class_oversampling) if drawable else 0
+    if class_shares is None:
+        oversampled = round((samples - empty) * class_oversampling) if drawable else 0
+        drawn = np.resize(drawable, oversampled) if oversampled else np.zeros(0, np.int64)
+    else:
+        drawn = _by_shares(class_shares, drawable, samples - empty)
+        oversampled = len(drawn)
     class_row = np.full(samples, -1, np.int64)
-    class_row[:oversampled] = np.resize(drawable, oversampled) if oversampled else -1
+    class_row[:oversampled] = drawn
     row = np.empty(samples, np.int64)
     for k in drawable if oversampled else []:
         chosen = class_row[:oversampled] == k
@@ -76,6 +84,12 @@ def plan_epoch(
     background = np.arange(samples) >= samples - empty
     order = rng.permutation(samples)
     return EpochPlan(row[order], background[order], class_row[order])
+
+
+def _by_shares(shares: Sequence[float], drawable: Sequence[int], samples: int) -> np.ndarray:
+    """Return the row of a class for each sample that is drawn by class, each class as often as its share says."""
+    counts = [int(samples * shares[k]) for k in drawable]
+    return np.repeat(np.asarray(drawable, np.int64), counts)
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -91,7 +105,7 @@ def _cycled(rng: np.random.Generator, population: int, count: int) -> np.ndarray
 
 
 class PatchSampler(DistributedSampler):
-    """Yields the (epoch, index) pairs of one process.
+    """Yields the (epoch, index) pairs of one process, or (epoch, index, class shares) once shares are set.
 
     Process r of w gets the indices r, r + w, r + 2w, ... All processes together get every index once, except the
     remainder of a division by w; so w processes with batches of b use the same samples as one process with batches of
@@ -122,12 +136,14 @@ class PatchSampler(DistributedSampler):
         self.shuffle = False
         self.seed = 0
         # Equal for every process: otherwise the others would wait for the gradients of a process that has fewer.
+        self.class_shares: tuple[float, ...] | None = None
         self._indices = range(rank, length - length % world_size, world_size)
         self.num_samples = len(self._indices)
         self.total_size = length
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([(self.epoch, index) for index in self._indices])
+        shares = () if self.class_shares is None else (self.class_shares,)
+        return iter([(self.epoch, index, *shares) for index in self._indices])
 
     def __len__(self) -> int:
         return len(self._indices)
