@@ -50,7 +50,8 @@ def test_axes_found(shape, options, spatial, channel):
 @pytest.mark.parametrize("shape", [(3, 40, 50), (40, 50, 3), (2, 30, 40, 3), (50, 40, 30, 20)])
 def test_open_shapes_name_the_setting(shape):
     with pytest.raises(
-        AmbiguousAxesError, match=r"a: shape .* is the small axis a channel\?; set dataset_config.axes: "
+        AmbiguousAxesError,
+        match=r"a: shape .* is the small axis a channel\?; set dataset_config.axes, or --axes of v",
     ):
         map_axes("a", shape)
 

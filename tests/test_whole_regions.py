@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from volumen.handlers.metric import KeyMetric
 from volumen.handlers.scores import TargetScores
+from volumen.metrics import whole_regions
 from volumen.metrics.target_metrics import build_metrics, smaller_is_better
 from volumen.metrics.whole_regions import WholeRegions
 from volumen.utils.errors import VolumenError
@@ -129,3 +132,58 @@ def test_every_metric_has_a_direction():
     assert smaller_is_better("cells/voi_merge")
     assert not smaller_is_better("cells/dice/2")
     assert not smaller_is_better("mean_dice")
+
+
+@pytest.mark.parametrize("shape", [(12, 20, 18), (40, 30)])
+def test_a_large_region_scores_the_same_without_being_assembled(shape, monkeypatch):
+    names = ("hd95", "cldice", "b0_error", "voi_merge", "surface_dice")
+    spacing = (4.0, 1.0, 1.0)[3 - len(shape) :]
+    pred, truth = labels(1, shape), labels(2, shape)
+    known = np.random.default_rng(3).random(shape) < 0.9
+    regions = WholeRegions(TARGETS, spacing, names)
+    for low in range(0, shape[0], 5):
+        part = np.s_[:, low : low + 5]
+        regions.add(
+            "cells", "a", (low + 7, *(3,) * (len(shape) - 1)), pred[part], truth[part], known[part[1:]]
+        )
+    assembled = regions.compute()
+    assert "cells/hd95/1" in assembled
+    monkeypatch.setattr(whole_regions, "MOST_VOXELS", 0)
+    assert regions.compute() == pytest.approx(assembled, nan_ok=True)
+
+
+def test_blocks_far_apart_are_regions_of_their_own_and_need_little_memory():
+    regions = WholeRegions(TARGETS, None, NAMES)
+    each = []
+    for number in range(3):
+        pred, truth = labels(number), labels(number + 10)
+        # Two touching halves at each of three places that are far apart.
+        for low in (0, 6):
+            part = np.s_[:, low : low + 6]
+            regions.add("cells", "a", np.add([low, 0, 0], number * 10**6), pred[part], truth[part])
+        alone = WholeRegions(TARGETS, None, NAMES)
+        alone.add("cells", "a", (0, 0, 0), pred, truth)
+        each.append(alone.compute())
+    tracemalloc.start()
+    found = regions.compute()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+    assert set(found) == set(each[0])
+    for metric in ("cells/hd95/1", "cells/hd95/2"):
+        assert found[metric] == pytest.approx(np.mean([values[metric] for values in each]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_connected_groups_are_those_of_an_independent_labelling(seed):
+    rng = np.random.default_rng(seed)
+    field = np.zeros((40, 40), bool)
+    regions = WholeRegions(TARGETS, None, NAMES)
+    for _ in range(12):
+        start, size = rng.integers(0, 34, 2), rng.integers(1, 6, 2)
+        field[tuple(slice(s, s + n) for s, n in zip(start, size))] = True
+        regions.add("ink", "a", start, np.ones((1, *size)), np.ones((1, *size)))
+    (blocks_of_case,) = regions.state().values()
+    groups = whole_regions.connected_groups(blocks_of_case)
+    assert sum(map(len, groups)) == 12
+    assert len(groups) == ndimage.label(field, np.ones((3, 3)))[1]

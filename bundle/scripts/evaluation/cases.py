@@ -82,6 +82,7 @@ class ScoredCase:
         truth: makes the truth of a derived target from the label; None where the label itself is it.
         spacing: voxel size in `unit`, which is the same for all cases; None where no file states it.
         unit: unit of the spacing, or None.
+        size_is_given: whether the user gave the voxel size, so that units of the files do not belong to it.
         model: file name and epoch of the model that predicted, or None.
     """
 
@@ -103,6 +104,14 @@ class ScoredCase:
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
     model: str | None = None
+    size_is_given: bool = False
+
+    @property
+    def stated_unit(self) -> str | None:
+        """Unit of the spacing, else of the files; None where the user gave the spacing, or no file states one."""
+        if self.size_is_given:
+            return self.unit
+        return self.unit or self.prediction.unit or self.label.unit
 
     @property
     def as_target(self) -> dict[str, Any]:
@@ -117,7 +126,7 @@ class ScoredCase:
     @property
     def scale_of_voxels(self) -> Scale:
         """What turns voxels of the label into lengths."""
-        unit = length_unit(self.unit or self.prediction.unit or self.label.unit, self.spacing)
+        unit = length_unit(self.stated_unit, self.spacing)
         return Scale(self.spacing if unit else None, short_unit(unit) if unit else "")
 
     def pieces(self) -> Iterator[tuple[slice, ...]]:

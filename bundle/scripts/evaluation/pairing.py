@@ -388,6 +388,7 @@ def _pair(
         labelled_only=bool(found.config.get("tr_setup", {}).get("compute_loss_on_labeled_only")),
         truth=None if kind == "instances" else _derivation(found, target, tuple(spacing)),
         spacing=stated.spacing, unit=stated.unit, model=_model_of(found.recipe),
+        size_is_given=request.spacing is not None,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from volumen.utils.errors import VolumenError
 
 SETTING = "dataset_config.axes"
+_SET = f"set {SETTING}, or --axes of volumen predict"
 UNKNOWN = "?"
 _SPATIAL = "zyx"
 _ORDERS = {2: ("yx",), 3: ("zyx", "cyx", "yxc"), 4: ("czyx", "zyxc", "zcyx")}
@@ -101,9 +102,7 @@ def map_axes(
 def _build(where: object, shape: tuple[int, ...], letters: str, ndim: int | None) -> AxisMap:
     at = {letter: axis for axis, letter in enumerate(letters)}
     if len(at) != len(letters) or not {"y", "x"} <= set(at):
-        raise VolumenError(
-            where, expected="axes with y and x, each once", found=repr(letters), remedy=f"set {SETTING}"
-        )
+        raise VolumenError(where, expected="axes with y and x, each once", found=repr(letters), remedy=_SET)
     extra = [letter for letter in letters if letter not in "zyxc" and shape[at[letter]] != 1]
     if extra:
         sizes = ", ".join(f"{letter}={shape[at[letter]]}" for letter in extra)
@@ -111,7 +110,7 @@ def _build(where: object, shape: tuple[int, ...], letters: str, ndim: int | None
             where,
             expected="axes among c, z, y, x",
             found=f"{letters!r} with {sizes}",
-            remedy=f"set {SETTING} (zyx, if the pages are slices) or save one file per {extra[0]}",
+            remedy=f"{_SET} (zyx, if the pages are slices) or save one file per {extra[0]}",
         )
     spatial = [letter for letter in _SPATIAL if letter in at]
     if ndim == 2 and len(spatial) == 3 and shape[at["z"]] == 1:
@@ -121,7 +120,7 @@ def _build(where: object, shape: tuple[int, ...], letters: str, ndim: int | None
             where,
             expected=f"{ndim} spatial axes",
             found=f"shape {shape} with axes {letters!r}",
-            remedy=f"set {SETTING}",
+            remedy=_SET,
         )
     return AxisMap(shape, tuple(at[letter] for letter in spatial), at.get("c"))
 
@@ -156,9 +155,7 @@ def _guess(where: object, shape: tuple[int, ...], known: str, ndim: int | None) 
     ]
     if not orders:
         found = f"shape {shape}" + (f" for {ndim} spatial axes" if ndim else "")
-        raise VolumenError(
-            where, expected="2 or 3 spatial axes and channels", found=found, remedy=f"set {SETTING}"
-        )
+        raise VolumenError(where, expected="2 or 3 spatial axes and channels", found=found, remedy=_SET)
     return "0123456789"[:spare] + (orders[0] if len(orders) == 1 else _by_size(where, shape, spare, orders))
 
 
@@ -183,5 +180,5 @@ def _refuse_ambiguous(where: object, shape: tuple[int, ...]) -> NoReturn:
     raise AmbiguousAxesError(
         where,
         f"shape {shape} can be read in two ways: is the small axis a channel?",
-        remedy=f"set {SETTING}: {choices}",
+        remedy=f"{_SET}: {choices}",
     )

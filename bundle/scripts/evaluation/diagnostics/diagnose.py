@@ -69,7 +69,7 @@ def diagnose(
         return
     shape = case.prediction.shape
     size = tuple(float(side) for side in spacing or (1.0,) * len(shape))
-    unit = length_unit(case.prediction.unit or case.label.unit, spacing)
+    unit = length_unit(case.stated_unit, spacing)
     diagnosis.units[case.target] = short_unit(unit)
     blocks = _CaseBlocks(case, metrics, Scale(size))
     suspects = {

@@ -107,7 +107,7 @@ def remove_earlier(folder: Path) -> None:
 
 def _multiscale(case: ScoredCase, spacing: Sequence[float]) -> dict[str, Any]:
     """Return the metadata of one level, placed as the label is."""
-    unit = unit_name(case.label.unit or case.prediction.unit)
+    unit = unit_name(case.stated_unit)
     axes = [
         {"name": axis, "type": "space", **({"unit": unit} if unit else {})} for axis in "zyx"[-len(spacing) :]
     ]
