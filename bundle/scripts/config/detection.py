@@ -45,12 +45,14 @@ def median_spacing(cases: Sequence[OpenCase]) -> tuple[float, ...]:
     return tuple(float(median(values)) for values in axes)
 
 
-def needs_intensity_properties(scheme: str, cases: Sequence[OpenCase]) -> bool:
+def needs_intensity_properties(scheme: str | Sequence[str], cases: Sequence[OpenCase]) -> bool:
     """Whether a normalisation scheme needs statistics of the images.
 
     The scheme "unit" needs none for uint8, which usually fills the range of its type. Other types often do not: 12-bit
     data in uint16 would be scaled to nearly 0.
     """
+    if not isinstance(scheme, str):
+        return any(needs_intensity_properties(one, cases) for one in scheme)
     if scheme == "unit":
         return any(np.dtype(stored_volume(case.image).dtype) != np.uint8 for case in cases)
     return scheme != "none"

@@ -21,6 +21,14 @@ class ExperimentTraining(ExperimentSplit):
         from volumen.config.detection import check_finite
         from volumen.data.resampled import stored_volume
 
+        scheme = self.dataset_config.normalization_scheme
+        if not isinstance(scheme, str) and len(scheme) != self.in_channels:
+            raise VolumenError(
+                f"{self.origin}: dataset_config.normalization_scheme",
+                expected=f"{self.in_channels} schemes, one for each channel of the images",
+                found=", ".join(scheme),
+                remedy="list one for each channel, or give one for all",
+            )
         if self.dataset_config.nonfinite == "refuse":
             check_finite([stored_volume(case.image) for case in self.cases], cache_dir=self.cache_dir)
         if self.dataset_config.intensity_properties:
@@ -46,15 +54,17 @@ class ExperimentTraining(ExperimentSplit):
     def _sampled_intensities(self) -> dict[str, Any]:
         """Statistics sampled from the training part; from fewer regions if the normalisation does not need them."""
         from volumen.transforms.intensity_properties import sample_intensity_properties
+        from volumen.transforms.normalize import schemes_of
 
         needed = self._normalization_needs_samples
-        raw = self.dataset_config.normalization_scheme == "none"
+        scheme, by_volume = self.dataset_config.normalization_scheme, self.dataset_config.normalize_per_volume
+        raw = set(schemes_of(scheme)) == {"none"}
         return sample_intensity_properties(
             self.cases,
             boxes=self.split.train,
             seed=self.tr_setup.seed,
             ignore_labels=self.ignore_labels,
-            per_volume=False if raw else self.dataset_config.normalize_per_volume,
+            per_volume=False if raw or not isinstance(scheme, str) else by_volume,
             foreground=needed,
             max_regions=128 if needed else 32,
             most_cases=None if needed else 256,

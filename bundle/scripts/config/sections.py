@@ -403,7 +403,10 @@ class DatasetConfig:
         ),
     ] = 0.0
     normalization_scheme: Annotated[
-        Scheme, Field(description="unit ([0, 1]), percentile, zscore, ct or none.")
+        Scheme | Annotated[list[Scheme], Field(min_length=1)],
+        Field(
+            description="unit ([0, 1]), percentile, zscore, ct or none; or a list with one for each channel."
+        ),
     ] = "unit"
     normalize_per_volume: Annotated[
         bool | None,

@@ -127,6 +127,12 @@ def _checked(name: str, values: Mapping[str, Any], origin: str) -> Any:
         )
     if name == "dataset_config":
         _refuse_two_splits(checked, f"{origin}: {name}")
+        if checked.normalize_per_volume and not isinstance(checked.normalization_scheme, str):
+            raise VolumenError(
+                f"{origin}: {name}.normalize_per_volume",
+                "does not go with a scheme for each channel, which takes the statistics of the training set",
+                remedy="leave it out, or give one scheme for all channels",
+            )
     return checked
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from volumen.transforms.normalize import Normalizer
+from volumen.utils.errors import VolumenError
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,14 @@ def input_steps(normalizer: Normalizer, dtype: np.dtype, channels: int) -> Input
             return InputSteps(dtype, percentiles=(0.5, 99.5), clip=True)
         return InputSteps(dtype, percentiles=(0.5, 99.5) if normalizer.every_type else (0.0, 100.0))
     rows = normalizer.coefficients(dtype, channels).astype(np.float64)
-    if not np.isfinite(rows[:, :2]).all():
+    bounded = np.isfinite(rows[:, :2]).all(axis=1)
+    if bounded.any() and not bounded.all():
+        raise VolumenError(
+            "dataset_config.normalization_scheme",
+            "the channels are normalised by steps that this format has no common form for: some are clipped, some not",
+            remedy="train with one scheme for all channels, or export to another format",
+        )
+    if not bounded.all():
         first = tuple((1 / width, -shift / width) for _, _, shift, width in rows)
         return InputSteps(dtype, first=_unless_idle(first))
     # First to [0, 1], so that one pair of bounds clips every channel; then to the range of the training.

@@ -15,6 +15,7 @@ from volumen.handlers.final_scores import read_scores
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.heads import Head
 from volumen.sharing.preprocessing import preprocessing_lines
+from volumen.transforms.normalize import schemes_of
 from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ def _read_split(run_folder: Path, model_name: str | None) -> dict[str, Any]:
 
 def _input(predictor: Predictor) -> dict[str, Any]:
     names = ["image"] if predictor.in_channels == 1 else _numbered("channel", predictor.in_channels)
-    scaled = _scheme(predictor) in ("unit", "percentile")
+    scaled = set(schemes_of(_scheme(predictor))) <= {"unit", "percentile"}
     return {
         "type": "image",
         "format": "magnitude",
@@ -383,7 +384,7 @@ def _dims(predictor: Predictor) -> int:
     return len(predictor.patch_size)
 
 
-def _scheme(predictor: Predictor) -> str:
+def _scheme(predictor: Predictor) -> str | list[str]:
     return predictor.config.get("dataset_config", {}).get("normalization_scheme", "unit")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from volumen.inference.predictor import Predictor
-from volumen.transforms.normalize import Normalizer
+from volumen.transforms.normalize import Normalizer, schemes_of
 
 _OWN_STATISTICS = {
     "unit": "subtract the image's minimum and divide by its maximum less its minimum",
@@ -20,7 +20,7 @@ def preprocessing_lines(predictor: Predictor) -> list[str]:
     """Return the steps from raw values to the network's input values; one line per image type if types differ."""
     normalizer, channels = predictor.normalizer, predictor.in_channels
     bytes_, floats = np.dtype("uint8"), np.dtype("float32")
-    if normalizer.scheme == "unit":
+    if "unit" in schemes_of(normalizer.scheme):
         lines = [f"8-bit images: {_steps(normalizer, bytes_, channels)}"]
         if normalizer.properties:
             lines.append(f"other images: {_steps(normalizer, floats, channels)}")
@@ -35,7 +35,7 @@ def preprocessing_code(predictor: Predictor) -> str:
     """
     normalizer, channels = predictor.normalizer, predictor.in_channels
     dtype = np.dtype("float32" if normalizer.properties or normalizer.scheme == "none" else "uint8")
-    if normalizer.goes_by_volume(dtype):
+    if normalizer.goes_by_volume(dtype) and isinstance(normalizer.scheme, str):
         return {
             "unit": "(image - image.min()) / (image.max() - image.min())",
             "percentile": "(lambda a, b: (image.clip(a, b) - a) / (b - a))(*np.percentile(image, [0.5, 99.5]))",
@@ -44,7 +44,7 @@ def preprocessing_code(predictor: Predictor) -> str:
     rows = normalizer.coefficients(dtype, channels)
     low, high, shift, width = (_column(rows[:, number], len(predictor.patch_size)) for number in range(4))
     code = "image"
-    if np.isfinite(rows[:, :2]).all():
+    if np.isfinite(rows[:, :2]).any():
         code = f"{code}.clip({low}, {high})"
     if np.any(rows[:, 2]):
         code = f"({code} - {shift})"
@@ -54,7 +54,7 @@ def preprocessing_code(predictor: Predictor) -> str:
 def _steps(normalizer: Normalizer, dtype: np.dtype, channels: int) -> str:
     if normalizer.goes_by_volume(dtype):
         each = ", channel by channel" if channels > 1 else ""
-        return _OWN_STATISTICS[normalizer.scheme] + each
+        return _OWN_STATISTICS[schemes_of(normalizer.scheme)[0]] + each
     rows = normalizer.coefficients(dtype, channels)
     texts = [_row(row) for row in rows]
     if len(set(texts)) == 1:
@@ -72,9 +72,13 @@ def _row(row: Sequence[float]) -> str:
     return ", ".join(steps) or "values as they are"
 
 
+def _number(value: float) -> str:
+    return f"{value:.9g}" if np.isfinite(value) else f"{'-' if value < 0 else ''}np.inf"
+
+
 def _column(values: np.ndarray, ndim: int) -> str:
     """Return Python text for one number, or for one number per channel that broadcasts over (C, *space)."""
-    numbers = [f"{float(value):.9g}" for value in values]
+    numbers = [_number(float(value)) for value in values]
     if len(set(numbers)) == 1:
         return numbers[0]
     return f"np.array([{', '.join(numbers)}], np.float32).reshape(-1{', 1' * ndim})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,11 @@ SCHEMES = ("unit", "percentile", "zscore", "ct", "none")
 _COMPILED = ("uint8", "uint16", "int16", "float32")
 _BY_TYPE = ("bool", "uint8")  # the scheme "unit" uses the range of these types
 _MIN_RANGE = 1e-8  # avoids division by zero for a constant image
+
+
+def schemes_of(scheme: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the schemes of a setting: one, or one for each channel."""
+    return (scheme,) if isinstance(scheme, str) else tuple(scheme)
 
 
 class Normalizer:
@@ -34,34 +39,40 @@ class Normalizer:
     of the percentiles 0.5 and 99.5, without clipping; properties of earlier versions lack it.
 
     Args:
-        scheme: one of the schemes above.
+        scheme: one of the schemes above, or one for each channel, which then take the statistics of the training set.
         properties: the result of `volumen.transforms.intensity_properties.sample_intensity_properties`.
 
     Raises:
         VolumenError: the scheme is unknown, or needs properties that were not sampled.
     """
 
-    def __init__(self, scheme: str = "unit", properties: Mapping[str, Any] | None = None) -> None:
-        if scheme not in SCHEMES:
-            raise VolumenError(
-                "dataset_config.normalization_scheme",
-                expected=f"one of {', '.join(SCHEMES)}",
-                found=repr(scheme),
-            )
-        if scheme in ("percentile", "zscore", "ct") and not properties:
+    def __init__(
+        self, scheme: str | Sequence[str] = "unit", properties: Mapping[str, Any] | None = None
+    ) -> None:
+        each = schemes_of(scheme)
+        for one in each:
+            if one not in SCHEMES:
+                raise VolumenError(
+                    "dataset_config.normalization_scheme",
+                    expected=f"one of {', '.join(SCHEMES)}",
+                    found=repr(one),
+                )
+        sampled = [one for one in each if one in ("percentile", "zscore", "ct")]
+        if sampled and not properties:
             raise VolumenError(
                 "dataset_config.intensity_properties",
-                expected=f"sampled properties for the scheme {scheme!r}",
+                expected=f"sampled properties for the scheme {sampled[0]!r}",
                 found="none",
                 remedy="leave normalization to the training command, which samples them, or use 'unit'",
             )
-        self.scheme = scheme
+        #: The scheme of all channels, or of each.
+        self.scheme: str | tuple[str, ...] = scheme if isinstance(scheme, str) else each
         self.properties = dict(properties) if properties else None
         self._coefficients: dict[np.dtype, np.ndarray] = {}
         self._volumes: dict[str, Normalizer] = {}
 
     @classmethod
-    def from_config(cls, scheme: str, properties: Mapping[str, Any] | None) -> Normalizer:
+    def from_config(cls, scheme: str | Sequence[str], properties: Mapping[str, Any] | None) -> Normalizer:
         """Return the normaliser of a snapshot's `normalization_scheme` and `intensity_properties`."""
         return cls(scheme, properties)
 
@@ -105,7 +116,7 @@ class Normalizer:
     def goes_by_volume(self, dtype: np.dtype) -> bool:
         """Whether images of a type are normalised by the statistics of their own volume."""
         name = np.dtype(dtype).name
-        if self.scheme in ("ct", "none"):
+        if self.scheme in ("ct", "none") or not isinstance(self.scheme, str):
             return False
         if self.scheme == "unit" and (name == "bool" or (name in _BY_TYPE and not self.every_type)):
             return False
@@ -153,22 +164,30 @@ class Normalizer:
             raise ValueError(
                 "intensity statistics are per volume: call for_volume(volume) for the normalizer"
             )
+        if not isinstance(self.scheme, str) and len(self.scheme) != channels:
+            raise VolumenError(
+                "dataset_config.normalization_scheme",
+                expected=f"{channels} schemes, one for each channel",
+                found=len(self.scheme),
+                remedy="list one for each channel, or give one for all",
+            )
         if dtype not in self._coefficients or len(self._coefficients[dtype]) != channels:
             rows = [self._row(dtype, channel, channels) for channel in range(channels)]
             self._coefficients[dtype] = np.asarray(rows, dtype=np.float32)
         return self._coefficients[dtype]
 
     def _row(self, dtype: np.dtype, channel: int, channels: int) -> tuple[float, float, float, float]:
-        if self.scheme == "none":
+        scheme = self.scheme if isinstance(self.scheme, str) else self.scheme[channel]
+        if scheme == "none":
             return -np.inf, np.inf, 0.0, 1.0
-        if self.scheme == "unit":
+        if scheme == "unit":
             low, high = self._unit_range(dtype, channel, channels)
             return -np.inf, np.inf, low, max(high - low, _MIN_RANGE)
-        if self.scheme == "percentile":
+        if scheme == "percentile":
             statistics = self._statistics_of("channels", channel, channels)
             low, high = statistics["percentile_00_5"], statistics["percentile_99_5"]
             return low, high, low, max(high - low, _MIN_RANGE)
-        if self.scheme == "zscore":
+        if scheme == "zscore":
             statistics = self._statistics_of("channels", channel, channels)
             return -np.inf, np.inf, statistics["mean"], max(statistics["std"], _MIN_RANGE)
         statistics = self._statistics_of("foreground", channel, channels)

@@ -58,7 +58,7 @@ class ReadPatchd(Transform):
         targets: Sequence[str],
         patch_size: Sequence[int] | None = None,
         halo: Sequence[int] | int = 0,
-        normalization_scheme: str = "unit",
+        normalization_scheme: str | Sequence[str] = "unit",
         intensity_properties: Mapping[str, Any] | None = None,
         image_order: int = 1,
         ignore_labels: Mapping[str, int] | None = None,

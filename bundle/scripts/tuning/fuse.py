@@ -109,7 +109,7 @@ def tune_fusion(
     asked = replace(prediction_of(predictor, request), instances=None, fuse=False)
     subject = find_subject(predictor, asked, request.score, request.target, None)
     heads = _heads(predictor, subject.target, fuse)
-    part = validation_part(first, request.input, subject.truth)
+    part = validation_part(first, request.input, subject.truth, predictor)
     folder = Path(request.output) if request.output else first.parent
     target, table = results_of(request, first, folder)
     with scratch_folder(folder, model_name(first)) as scratch:

@@ -18,8 +18,8 @@ class TuneRequest:
         str, Described("Checkpoint in the folder of its run.", "MODEL.pth", short="-m", once=True)
     ]
     input: Annotated[
-        str,
-        Described("The data of the run: folder with images/ and labels/.", "DATA", short="-i", once=True),
+        str | tuple[str, ...],
+        Described("The data of the run, also of nnU-Net and MONAI.", "DATA", short="-i", several=True),
     ]
     score: Annotated[
         str,

@@ -108,7 +108,7 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
     asked = prediction_of(predictor, request)
     subject = find_subject(predictor, asked, request.score, request.target, request.instances, request.truth)
     grid = make_grid(_values(request, subject), subject.default)
-    part = validation_part(first, request.input, subject.truth)
+    part = validation_part(first, request.input, subject.truth, predictor)
     folder = Path(request.output) if request.output else first.parent
     results = results_of(request, first, folder)
     paths = [first]
@@ -144,7 +144,8 @@ def tune(request: TuneRequest, *, progress: Callable[[str, int, int], None] | No
 def prediction_of(predictor: Predictor, request: TuneRequest) -> PredictRequest:
     """Return a prediction with the settings of the checkpoint."""
     fields: dict[str, Any] = request_fields(predictor.config.get("inference_config") or {})
-    given = {"input": request.input, "checkpoint": request.checkpoint, "output": "", "device": request.device}
+    data = request.input if isinstance(request.input, str) else request.input[0]
+    given = {"input": data, "checkpoint": request.checkpoint, "output": "", "device": request.device}
     return PredictRequest(**{**fields, **given})
 
 

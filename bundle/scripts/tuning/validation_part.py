@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from volumen.data.formats.opening import open_volume
 from volumen.data.resampled import ResampledVolume
 from volumen.data.turned import TurnedVolume
 from volumen.data.views import stored_box
@@ -15,15 +16,23 @@ from volumen.evaluation.cases import ScoredCase
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.checks.image import check_kind
-from volumen.inference.jobs import Job, find_jobs, image_paths, volume_name
+from volumen.inference.jobs import Job, find_jobs, image_paths, make_job, volume_name
 from volumen.inference.predict import output_names, predict_volume, turn_to_training
 from volumen.inference.progress import Progress
 from volumen.inference.resampling import resampling_to_training
-from volumen.tuning.held_out import model_name, split_of, split_path
+from volumen.tuning.held_out import (
+    HeldOut,
+    experiment_of,
+    held_out_regions,
+    model_name,
+    split_of,
+    split_path,
+)
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import Volume
+    from volumen.data.sampling.split import Split
     from volumen.inference.predictor import Predictor
     from volumen.inference.request import PredictRequest
     from volumen.inference.rules import InstanceRules
@@ -59,23 +68,28 @@ class LabelledImage:
     """An image of the validation part.
 
     Args:
-        boxes: its regions in the validation part.
+        boxes: its regions in the validation part, on the axes and voxels that the training read.
         label: path of the label that is the truth.
         mask: path of the mask, scored where above 0; None for none.
+        image: path of the image; None: that of this name in the dataset's `images` folder.
     """
 
     boxes: tuple[Box, ...]
     label: str
     mask: str | None = None
+    image: str | None = None
 
 
-def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, LabelledImage]:
+def validation_part(
+    checkpoint: Path, data: str | Sequence[str], truth: str, predictor: Predictor | None = None
+) -> dict[str, LabelledImage]:
     """Return the images of the validation part that have a label, by name.
 
     Args:
         checkpoint: of the run; `<model>_split.json` is beside it.
-        data: dataset with the folders `images` and `labels`.
+        data: dataset with the folders `images` and `labels`; or one of another program, or several.
         truth: the labelled target.
+        predictor: the network, which records how such data are read.
 
     Raises:
         VolumenError: no split, no validation part, an image of it is missing, or none of them is labelled.
@@ -87,6 +101,10 @@ def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, Labell
             "the run has no validation part",
             remedy="train with a --train-split below 1",
         )
+    folders = [data] if isinstance(data, str) else list(data)
+    if predictor is not None and (len(folders) > 1 or not Path(folders[0], "images").is_dir()):
+        return _part_of_experiment(predictor, folders, split_of(checkpoint), truth)
+    data = folders[0]
     if not Path(data).is_dir():
         raise VolumenError(data, expected="the folder with images/ and labels/ of the run", found="no folder")
     missing = sorted(set(boxes) - {volume_name(path) for path in image_paths(data)})
@@ -109,6 +127,30 @@ def validation_part(checkpoint: Path, data: str, truth: str) -> dict[str, Labell
             expected=f"labels of the validation part, such as {min(boxes)}_{truth}",
             found="none of them",
             remedy="give data with labels of that target",
+        )
+    return found
+
+
+def _part_of_experiment(
+    predictor: Predictor, folders: Sequence[str], split: Split, truth: str
+) -> dict[str, LabelledImage]:
+    """Find images and labels as the training does, in data of any kind that it reads."""
+    regions: dict[str, list[HeldOut]] = {}
+    for region in held_out_regions(experiment_of(predictor, folders), split):
+        regions.setdefault(region.name, []).append(region)
+    found = {
+        name: LabelledImage(
+            tuple(region.box for region in own),
+            own[0].files.labels[truth],
+            own[0].files.masks.get(truth),
+            own[0].files.image,
+        )
+        for name, own in regions.items()
+        if truth in own[0].files.labels
+    }
+    if not found:
+        raise VolumenError(
+            ", ".join(folders), expected=f"labels of {truth} in the validation part", found="none of them"
         )
     return found
 
@@ -164,10 +206,7 @@ def predict_part(
     Raises:
         VolumenError: an image, label or mask that does not fit.
     """
-    names = output_names(predictor, request)
-    images = {
-        volume_name(job.image.source): job for job in find_jobs(request, names, len(predictor.patch_size))
-    }
+    images = _jobs(predictor, request, part)
     found = []
     for name, image in sorted(part.items()):
         for number, box in enumerate(image.boxes):
@@ -188,6 +227,27 @@ def predict_part(
                 PredictedRegion(replace(case, name=f"{name} {number}") if several else case, job, box)
             )
     return found
+
+
+def _jobs(predictor: Predictor, request: PredictRequest, part: Mapping[str, LabelledImage]) -> dict[str, Job]:
+    """Return the jobs of a part's images by name."""
+    names, paths = output_names(predictor, request), {name: image.image for name, image in part.items()}
+    if any(paths.values()):
+        axes = predictor.config.get("dataset_config", {}).get("axes")
+        level = predictor.config.get("dataset_config", {}).get("ome_zarr_resolution") or 0
+        return {
+            name: make_job(
+                open_volume(str(path), axes=request.axes or axes, level=level),
+                None,
+                request.output,
+                names,
+                "zarr",
+            )
+            for name, path in paths.items()
+        }
+    return {
+        volume_name(job.image.source): job for job in find_jobs(request, names, len(predictor.patch_size))
+    }
 
 
 def _box_in_image(predictor: Predictor, image: Volume, box: Box) -> Box:

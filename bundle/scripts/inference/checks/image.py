@@ -11,6 +11,7 @@ from volumen.data.space.geometry import Geometry, directions_of, nearest_turn
 from volumen.inference.intensity_check import check_intensities
 from volumen.inference.predictor import Predictor
 from volumen.inference.windows.window_rules import OURS, WindowRules
+from volumen.transforms.normalize import schemes_of
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import by, counted
 
@@ -51,7 +52,9 @@ def check_kind(predictor: Predictor, image: Volume) -> None:
 def _is_scaled_by_type(predictor: Predictor) -> bool:
     """Whether training scaled its images to [0, 1] by the range of their type, which it does for uint8 only."""
     dataset = predictor.config.get("dataset_config") or {}
-    return dataset.get("normalization_scheme") == "unit" and not dataset.get("intensity_properties")
+    return "unit" in schemes_of(dataset.get("normalization_scheme") or ()) and not dataset.get(
+        "intensity_properties"
+    )
 
 
 def check_image(predictor: Predictor, image: Volume) -> None:
