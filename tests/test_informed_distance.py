@@ -13,6 +13,8 @@ from patch_cases import case_of, sample_of
 from scipy import ndimage
 
 from volumen.derived import registry
+from volumen.derived.arrays.fields import nearest_squared
+from volumen.derived.distance_window import distance_window
 from volumen.derived.registry import DerivedTask, get_task, task_types, validate_task
 from volumen.transforms.derive import DeriveTargetsd, derive_halo
 from volumen.transforms.derive_batch import DeriveBatch, PackSourcesd
@@ -310,3 +312,22 @@ def test_a_subclass_that_overrides_the_derivation_alone_does_not_inherit_the_bou
     assert get_task("distance_transform").informs_on_device
     assert not own().informs
     assert not own().informs_on_device
+
+
+@pytest.mark.parametrize("shape", [(30, 34), (14, 17, 19)])
+@pytest.mark.parametrize("share", [0.002, 0.05, 0.6])
+def test_distances_where_they_are_needed_are_those_of_the_whole(shape, share):
+    rng = np.random.default_rng(7)
+    feature = rng.random(shape) < share
+    region = tuple(slice(2, size - 3) for size in shape)
+    window = distance_window(shape, (1.0,) * len(shape), 6.0, region)
+    inner = feature[window.around]
+    whole = nearest_squared(inner, window.costs, window.part)
+    for needed in (rng.random(whole.shape) < 0.1, np.zeros(whole.shape, bool), np.ones(whole.shape, bool)):
+        found = nearest_squared(inner, window.costs, window.part, needed)
+        np.testing.assert_array_equal(found[needed], whole[needed])
+        assert (found >= whole).all()
+    if inner.any():
+        exact = ndimage.distance_transform_edt(~inner)[window.part]
+        near = exact - 0.5 < 6.0
+        np.testing.assert_allclose(np.sqrt(whole)[near], exact[near], rtol=1e-5)

@@ -104,6 +104,7 @@ def test_values_are_the_exact_ones_where_these_are_valid(shape, seed, mask, outs
         core = tuple(slice(edge, size - edge) for edge, size in zip(halo, shape))
         assert not confidence[0][~sample["label_mask"][(0, *core)]].any()
         assert np.isfinite(found[name]).all()
+        assert confidence.dtype == np.float32
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -136,15 +137,28 @@ def test_a_batch_on_the_device_has_the_estimates_of_the_workers(shape, seed, mas
         assert far.sum() <= 3 + 2e-3 * far.size, name
 
 
-def test_surfaces_go_on_as_the_definition_says():
+def known_voxels(shape, mask, rng):
+    known = np.zeros(shape, bool)
+    if mask == "random":
+        known = rng.random(shape) > 0.6
+    elif mask == "box":
+        known[1:4, 2:6, 3:7] = True
+    else:
+        known[[1, 2, 6] if mask == "slabs" else [3]] = True
+    return known
+
+
+@pytest.mark.parametrize("mask", ["random", "slabs", "slice", "box"])
+@pytest.mark.parametrize("seed", [4, 5])
+def test_surfaces_go_on_as_the_definition_says(mask, seed):
     """Nested loops over all voxels of a small array."""
-    rng = np.random.default_rng(4)
-    shape, spacing = (7, 9, 8), (2.0, 1.0, 1.5)
-    label, known = blobs(shape, rng, 1.5) > 0, rng.random(shape) > 0.6
+    rng = np.random.default_rng(seed)
+    shape, spacing = (8, 9, 8), (2.0, 1.0, 1.5)
+    label, known = blobs(shape, rng, 1.5) > 0, known_voxels(shape, mask, rng)
     lower, upper, *_ = distance_bounds(label, known=known, spacing=spacing)
     distance = np.where(label, lower, upper)
     found = continue_surfaces(
-        label, known, distance, tuple(slice(0, n) for n in shape), spacing=spacing, reach=6.0
+        label, known, distance, tuple(slice(0, n) for n in shape), spacing=spacing, reach=30.0
     )
     np.testing.assert_array_equal(found[known], label[known])
     places = list(itertools.product(*map(range, shape)))

@@ -17,7 +17,7 @@ from volumen.derived.batches.fields import (
     signed_distance,
     smooth,
 )
-from volumen.derived.batches.planes import confidence, free_direction
+from volumen.derived.batches.planes import confidence, free_direction, within_planes
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
 
@@ -50,8 +50,8 @@ class BatchFields(LabelFields):
         continue_numbers,
         free_direction,
         confidence,
+        within_planes,
         torch.where,
-        torch.stack,
     )
 
     def __init__(

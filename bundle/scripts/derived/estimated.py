@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from volumen.derived.label_fields import LabelFields
     from volumen.derived.source_fields import SourceFields
 
-LEAST_PART = 0.3
-"""A vector of which a smaller part lies within the plane that is known has no target there."""
-
 
 class EstimatedTask(DerivedTask):
     """A task that is derived from completed labels near unknown voxels, see `LabelFields.estimated`.
@@ -85,43 +82,11 @@ class EstimatedTask(DerivedTask):
         free, flat = source.free_direction()
         if flat is None:
             return found if self.kind == "axis" else found._replace(free=free)
-        flat = source.as_channel(flat) & ~found.valid
-        choose = source.functions.choose
         if self.kind == "axis":
+            flat = source.as_channel(flat) & ~found.valid
             return found._replace(confidence=found.confidence * ~flat)
-        values, share = (_vector if self.kind == "vector" else _tensor)(source, found.values, free)
-        planar = source.as_channel((free != 0).any(-source.ndim - 1))
-        trust = self.calibration.plane_confidence * share * planar * (found.confidence > 0)
-        return found._replace(
-            values=choose(flat & planar, values, found.values),
-            confidence=choose(flat, trust, found.confidence),
-            free=free * flat,
+        flat = flat & ~source.channel(found.valid, 0)
+        values, confidence, free = source.functions.within_planes(
+            found.values, source.channel(found.confidence, 0), free, flat, self.calibration.plane_confidence
         )
-
-
-def _vector(source: LabelFields, values: Any, free: Any) -> tuple[Any, Any]:
-    """Return the unit vector of the part across `free`, and its length, 0 if it is short: (..., 1, *shape)."""
-    axes = range(source.ndim)
-    along = sum(source.channel(values, i) * source.channel(free, i) for i in axes)
-    parts = [source.channel(values, i) - along * source.channel(free, i) for i in axes]
-    length = sum(part * part for part in parts) ** 0.5
-    unit = source.functions.stack([part / length.clip(1e-6, None) for part in parts], -source.ndim - 1)
-    return unit, source.as_channel(length * (length >= LEAST_PART))
-
-
-def _tensor(source: LabelFields, values: Any, free: Any) -> tuple[Any, Any]:
-    """Return the tensor's part across `free` on both sides, P A P with P = 1 - f f^T, and 1."""
-    axes = range(source.ndim)
-    direction = [source.channel(free, i) for i in reversed(axes)]
-    pairs = [(i, j) for i in axes for j in axes if j >= i]
-    entries = {pair: source.channel(values, number) for number, pair in enumerate(pairs)}
-    product = [sum(entries[min(i, j), max(i, j)] * direction[j] for j in axes) for i in axes]
-    both = sum(product[i] * direction[i] for i in axes)
-    inside = [
-        entries[i, j]
-        - direction[i] * product[j]
-        - product[i] * direction[j]
-        + both * direction[i] * direction[j]
-        for i, j in pairs
-    ]
-    return source.functions.stack(inside, -source.ndim - 1), 1.0
+        return found._replace(values=values, confidence=source.as_channel(confidence), free=free)

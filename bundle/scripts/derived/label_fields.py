@@ -17,7 +17,7 @@ Classes = Sequence[int] | None
 
 
 class FieldFunctions(NamedTuple):
-    """The functions of `fields`, `instance_distance` and `completion`, for arrays or for batches of tensors."""
+    """The functions of `fields`, `instance_distance`, `completion` and `planes`, for arrays or batches of tensors."""
 
     signed_distance: Callable[..., tuple[Any, Any]]
     instance_distance: Callable[..., tuple[Any, Any]]
@@ -30,8 +30,8 @@ class FieldFunctions(NamedTuple):
     continue_numbers: Callable[..., Any]
     free_direction: Callable[..., tuple[Any, Any]]
     confidence: Callable[..., Any]
+    within_planes: Callable[..., tuple[Any, Any, Any]]
     choose: Callable[..., Any]
-    stack: Callable[..., Any]
 
 
 class LabelFields(ABC):
@@ -209,7 +209,7 @@ class LabelFields(ABC):
 
     def _completed(self, classes: Classes) -> LabelFields:
         lower, upper = self.distance_bounds(None, classes, self._margin)[:2]
-        foreground, window = self._foreground(self._labels, classes), self.window(self._margin)
+        foreground, window = self._all_foreground(classes), self.window(self._margin)
         # The far bound is the distance to what is known.
         distance = self.functions.choose(foreground[(..., *window)], lower, upper)
         completed = self.functions.continue_surfaces(
@@ -302,6 +302,12 @@ class LabelFields(ABC):
     def _only_channel(self, labels: Any) -> Any:
         return labels[(..., 0, *(slice(None),) * self.ndim)]
 
+    def _all_foreground(self, classes: Classes) -> Any:
+        """Return the foreground on the whole arrays."""
+        return self.compute_once(
+            ("foreground", _key(classes)), lambda: self._foreground(self._labels, classes)
+        )
+
     def _foreground(self, labels: Any, classes: Classes) -> Any:
         if self.channels > 1:
             every = (slice(None),) * self.ndim
@@ -332,7 +338,7 @@ class LabelFields(ABC):
         if self._instances and classes is None and self.channels == 1:
             measure, of = functions[1], self._only_channel(self._labels)
         else:
-            measure, of = functions[0], self._foreground(self._labels, classes)
+            measure, of = functions[0], self._all_foreground(classes)
         return measure(
             of,
             spacing=self.spacing,

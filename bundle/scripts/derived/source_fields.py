@@ -9,7 +9,7 @@ import numpy as np
 from volumen.derived.arrays.completion import continue_numbers, continue_surfaces
 from volumen.derived.arrays.fields import distance_bounds, erode, gradient, signed_distance, smooth
 from volumen.derived.arrays.instance_distance import instance_bounds, instance_distance
-from volumen.derived.arrays.planes import free_direction
+from volumen.derived.arrays.planes import free_direction, within_planes
 from volumen.derived.arrays.trust import confidence
 from volumen.derived.distance_window import check_masks
 from volumen.derived.label_fields import FieldFunctions, LabelFields, core_sizes
@@ -52,8 +52,8 @@ class SourceFields(LabelFields):
         continue_numbers,
         free_direction,
         confidence,
+        within_planes,
         np.where,
-        np.stack,
     )
 
     def __init__(

@@ -87,7 +87,9 @@ def _nearest_known(
 ) -> tuple[np.ndarray, ...]:
     """Return squared distance and steps (z, y, x) to the nearest known voxel of (Z, Y, X)."""
     costs = [np.zeros(1, np.float32)] * (3 - len(spacing)) + step_costs(spacing, reach)
-    squared, steps_x = kernels.known_in_row(known, costs[2])
-    squared, steps_y = kernels.known_across(squared, costs[1], 1)
-    squared, steps_z = kernels.known_across(squared, costs[0], 0)
-    return squared, steps_z, steps_y, steps_x
+    steps = [np.empty(known.shape, np.int16) for _ in range(3)]
+    squared, other = np.empty(known.shape, np.float32), np.empty(known.shape, np.float32)
+    kernels.known_in_row(known, costs[2], squared, steps[2])
+    kernels.known_across(squared, costs[1], 1, other, steps[1])
+    kernels.known_across(other, costs[0], 0, squared, steps[0])
+    return squared, *steps

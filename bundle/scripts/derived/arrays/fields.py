@@ -13,7 +13,7 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,8 +39,6 @@ from volumen.derived.kernels.filter_weights import (
     keep,
     scale_to_one,
 )
-
-Kernel = Callable[..., np.ndarray]
 
 MIN_GRADIENT = 0.1
 """Below this norm of the smoothed gradient a normal is undefined: surfaces that face each other cancel."""
@@ -139,13 +137,12 @@ def distance_bounds(
     known, in_volume = (None if mask is None else mask[window.around] for mask in (known, in_volume))
     unknown = unknown_voxels(known, in_volume)
     certain = certain_voxels(foreground.shape, known, in_volume)
-    to_foreground, to_background = (
-        nearest_squared(side & certain, window.costs, window.part) for side in (foreground, ~foreground)
-    )
-    here = foreground[window.part]
-    nearest_unknown = None if unknown is None else nearest_squared(unknown, window.costs, window.part)
-    other = np.where(here, to_background, to_foreground)
-    return signed_bounds(other, here, window, certain[window.part], nearest_unknown)
+    here, sure = foreground[window.part], certain[window.part]
+    to_foreground = nearest_squared(foreground & certain, window.costs, window.part, sure & ~here)
+    to_background = nearest_squared(~foreground & certain, window.costs, window.part, sure & here)
+    nearest_unknown = None if unknown is None else nearest_squared(unknown, window.costs, window.part, sure)
+    np.copyto(to_foreground, to_background, where=here)
+    return signed_bounds(to_foreground, here, window, sure, nearest_unknown)
 
 
 def distance_transform(signed: np.ndarray, distance_type: str = "signed") -> np.ndarray:
@@ -363,27 +360,30 @@ def check_spacing(ndim: int, spacing: Sequence[float] | None) -> tuple[float, ..
     return steps
 
 
-def nearest_squared(feature: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    """Return the squared distance to the nearest True voxel: float32 (*part); `costs` are those of the window."""
-    kernels = distance_kernels.nearest_in_row, distance_kernels.nearest_across
-    return _axis_by_axis(feature, kernels, costs, part)
+def nearest_squared(
+    feature: np.ndarray, costs: Sequence[np.ndarray], part: Region, needed: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the squared distance to the nearest True voxel: float32 (*part); `costs` are those of the window.
+
+    Where `needed`, bool (*part), is False, the result may be larger.
+    """
+    volume = np.ascontiguousarray(feature).reshape(three_axes(feature.shape))
+    if needed is not None:
+        needed = np.ascontiguousarray(needed).reshape(three_axes(needed.shape))
+    squared = distance_kernels.nearest_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
+    rows = None if needed is None else needed.any(axis=0, keepdims=True)
+    squared = distance_kernels.nearest_across(squared, costs[-2], part[-2].start, part[-2].stop, 1, rows)
+    if feature.ndim == 3:
+        squared = distance_kernels.nearest_across(squared, costs[0], part[0].start, part[0].stop, 0, needed)
+    return squared.reshape([piece.stop - piece.start for piece in part])
 
 
 def _opposite_squared(kind: np.ndarray, costs: Sequence[np.ndarray], part: Region) -> np.ndarray:
-    kernels = distance_kernels.opposite_in_row, distance_kernels.opposite_across
-    return _axis_by_axis(kind, kernels, costs, part)
-
-
-def _axis_by_axis(
-    array: np.ndarray, kernels: tuple[Kernel, Kernel], costs: Sequence[np.ndarray], part: Region
-) -> np.ndarray:
-    """Return the squared distances that two kernels, for the rows and across them, find in `part` of an array."""
-    in_row, across = kernels
-    volume = np.ascontiguousarray(array).reshape(three_axes(array.shape))
-    squared = in_row(volume, costs[-1], part[-1].start, part[-1].stop)
-    squared = across(squared, costs[-2], part[-2].start, part[-2].stop, 1)
-    if array.ndim == 3:
-        squared = across(squared, costs[0], part[0].start, part[0].stop, 0)
+    volume = np.ascontiguousarray(kind).reshape(three_axes(kind.shape))
+    squared = distance_kernels.opposite_in_row(volume, costs[-1], part[-1].start, part[-1].stop)
+    squared = distance_kernels.opposite_across(squared, costs[-2], part[-2].start, part[-2].stop, 1)
+    if kind.ndim == 3:
+        squared = distance_kernels.opposite_across(squared, costs[0], part[0].start, part[0].stop, 0)
     return squared.reshape([piece.stop - piece.start for piece in part])
 
 

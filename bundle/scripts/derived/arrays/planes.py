@@ -20,6 +20,9 @@ BLOCK = 4
 LEAST_GAP = 0.4
 """Least difference of the two smallest eigenvalues of the scatter, over the largest, in a plane."""
 
+LEAST_PART = 0.3
+"""A vector of which a smaller part lies within the plane that is known has no target there."""
+
 
 def free_direction(
     known: np.ndarray, spacing: Sequence[float], in_volume: np.ndarray | None, region: Region
@@ -52,8 +55,39 @@ def free_direction(
     # Of a plane that is perpendicular to n in voxels, n over the voxel size is perpendicular in space.
     direction /= np.array(spacing[::-1], np.float32).reshape(3, 1, 1, 1)
     direction /= np.maximum(np.sqrt((direction**2).sum(axis=0)), np.float32(1e-6))
-    rows, columns, lines = np.ix_(*blocks)
-    return direction[:, rows, columns, lines] * flat, flat
+    found = np.zeros((known.ndim, *shape), np.float32)
+    z, y, x = np.nonzero(flat)
+    found[:, z, y, x] = direction[:, blocks[0][z], blocks[1][y], blocks[2][x]]
+    return found, flat
+
+
+def within_planes(
+    values: np.ndarray, confidence: np.ndarray, free: np.ndarray, flat: np.ndarray, plane_confidence: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where only a plane is known, replace vectors or tensors by their part within it.
+
+    Of a vector this is the unit vector of the part across `free`; its confidence is `plane_confidence` times the length
+    of that part, 0 below `LEAST_PART`. Of a tensor A it is P A P, P = 1 - f f^T. Where the voxels around form no plane,
+    `free` is 0 and the confidence 0.
+
+    Args:
+        values: float32 (3, Z, Y, X) vectors (x, y, z), or (6, Z, Y, X) tensors (zz, zy, zx, yy, yx, xx).
+        confidence: float32 (Z, Y, X), of the values.
+        free: float32 (3, Z, Y, X), order (x, y, z), the direction across the plane.
+        flat: bool (Z, Y, X), where only a plane is known.
+        plane_confidence: of the part within the plane.
+
+    Returns:
+        new arrays in place of values, confidence and free; the last one is 0 where not `flat`.
+    """
+    count = flat.size
+    values, confidence = values.copy(), np.array(confidence, np.float32)
+    trust, least = np.float32(plane_confidence), np.float32(LEAST_PART)
+    directions = np.ascontiguousarray(free).reshape(3, count)
+    places = np.flatnonzero(flat)
+    across = kernels.vectors_across if len(values) == 3 else kernels.tensors_across
+    across(values.reshape(-1, count), confidence.reshape(-1), directions, places, trust, least)
+    return values, confidence, free * flat
 
 
 def lattice(part: slice) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volumen.derived.arrays.planes import LEAST_GAP, NEAR, SIDE, lattice
+from volumen.derived.arrays.planes import LEAST_GAP, LEAST_PART, NEAR, SIDE, lattice
 from volumen.derived.batches.axes import smallest_axis
 from volumen.derived.batches.fields import along, erode, pad_axis
 from volumen.derived.confidence import LEAST, Calibration
@@ -49,6 +49,44 @@ def confidence(
     value = 1 / (1 + (calibration.worst / calibration.unit) ** 2 * ratio)
     value = torch.where(value >= LEAST, value, 0.0)
     return torch.where(sure, 1.0, value) * usable
+
+
+def within_planes(
+    values: Tensor, confidence: Tensor, free: Tensor, flat: Tensor, plane_confidence: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `planes.within_planes` of a batch."""
+    planar = (free != 0).any(dim=1)
+    inside, share = _vectors_across(values, free) if values.shape[1] == 3 else _tensors_across(values, free)
+    trust = plane_confidence * share * planar * (confidence > 0)
+    return (
+        torch.where((flat & planar)[:, None], inside, values),
+        torch.where(flat, trust, confidence),
+        free * flat[:, None],
+    )
+
+
+def _vectors_across(values: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unit vector of the part across `free`, and its length (B, *s), 0 if it is short."""
+    parts = values - (values * free).sum(dim=1, keepdim=True) * free
+    length = parts.square().sum(dim=1).sqrt()
+    return parts / length.clamp_min(1e-6)[:, None], length * (length >= LEAST_PART)
+
+
+def _tensors_across(values: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tensor's part across `free` on both sides, P A P with P = 1 - f f^T, and 1."""
+    direction = free.flip(1).unbind(1)
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    entries = dict(zip(pairs, values.unbind(1), strict=True))
+    product = [sum(entries[min(i, j), max(i, j)] * direction[j] for j in range(3)) for i in range(3)]
+    both = sum(product[i] * direction[i] for i in range(3))
+    inside = [
+        entries[i, j]
+        - direction[i] * product[j]
+        - product[i] * direction[j]
+        + both * direction[i] * direction[j]
+        for i, j in pairs
+    ]
+    return torch.stack(inside, dim=1), torch.ones_like(inside[0])
 
 
 def _interior(known: Tensor, in_volume: Tensor | None) -> Tensor:

@@ -31,6 +31,12 @@ def nearest_in_row(feature, cost, start, stop):
     ahead = np.empty(nx, np.int32)
     for z in range(nz):
         for y in range(ny):
+            count = 0
+            for x in range(nx):
+                count += feature[z, y, x]
+            if count == 0 or count == nx:
+                out[z, y, :] = np.float32(0) if count else np.float32(1e30)
+                continue
             steps = last + 1
             for x in range(nx - 1, -1, -1):
                 steps = 0 if feature[z, y, x] else min(steps + 1, last + 1)
@@ -58,7 +64,7 @@ def _result(array, extent, axis):
 
 
 @compiled
-def nearest_across(squared, cost, start, stop, axis):
+def nearest_across(squared, cost, start, stop, axis, needed=None):
     """Return the minimum over steps k along axis 0 or 1 of `squared + cost[|k|]`.
 
     Args:
@@ -66,6 +72,8 @@ def nearest_across(squared, cost, start, stop, axis):
         cost: float32 (K + 1,), as above, for this axis.
         start, stop: positions to compute.
         axis: 0 or 1.
+        needed: bool, shape of the result, where the minimum is needed; a single plane stands for all along axis 0.
+            Elsewhere the result may be larger. Default everywhere.
 
     Returns:
         float32, shape of `squared` with stop - start in place of `axis`.
@@ -75,33 +83,48 @@ def nearest_across(squared, cost, start, stop, axis):
     nb = squared.shape[2]
     reach = cost.size - 1
     out = _result(squared, stop - start, axis)
-    empty = np.empty(length, np.bool_)
-    for a in range(others):
-        for n in range(length):
+    empty = np.empty((length, others), np.bool_)
+    for n in range(length):
+        for a in range(others):
             row = _row(squared, n, a, axis)
-            lowest = np.float32(1e30)
+            finite = False
             for b in range(nb):
-                lowest = row[b] if row[b] < lowest else lowest
-            empty[n] = lowest >= np.float32(1e30)
-        for n in range(start, stop):
-            best = _row(out, n - start, a, axis)
+                finite |= row[b] < np.float32(1e30)
+            empty[n, a] = not finite
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            n, a = (i + start, j) if axis == 0 else (j + start, i)
+            best = out[i, j]
             best[:] = _row(squared, n, a, axis)
+            low, high = 0, nb
+            if needed is not None:
+                wanted = needed[min(i, needed.shape[0] - 1), j]
+                while low < nb and not wanted[low]:
+                    low += 1
+                while high > low and not wanted[high - 1]:
+                    high -= 1
+                if low == high:
+                    continue
+            near = best[low:high]
+            changed = True
             for k in range(1, reach + 1):
                 step = cost[k]
-                if k % 3 == 1:
-                    # Outwards: no row that is farther than the largest distance so far changes any.
-                    largest = best[0]
-                    for b in range(nb):
-                        largest = best[b] if best[b] > largest else largest
-                    if step >= largest:
+                if changed:
+                    # Outwards: no row that is farther than all distances so far changes any.
+                    changed = False
+                    open_ = False
+                    for b in range(near.size):
+                        open_ |= near[b] > step
+                    if not open_:
                         break
                 for m in (n - k, n + k):
-                    if m < 0 or m >= length or empty[m]:
+                    if m < 0 or m >= length or empty[m, a]:
                         continue
-                    other = _row(squared, m, a, axis)
-                    for b in range(nb):
+                    changed = True
+                    other = _row(squared, m, a, axis)[low:high]
+                    for b in range(near.size):
                         value = other[b] + step
-                        best[b] = value if value < best[b] else best[b]
+                        near[b] = value if value < near[b] else near[b]
     return out
 
 

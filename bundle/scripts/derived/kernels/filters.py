@@ -309,6 +309,9 @@ def all_within_row(valid, radius, start, stop):
         bad[0] = 0
         for n in range(nn):
             bad[n + 1] = bad[n] + (1 - valid[a, n])
+        if bad[nn] == 0 or bad[nn] == nn:
+            out[a] = bad[nn] == 0
+            continue
         for n in range(start, stop):
             out[a, n - start] = bad[min(nn, n + radius + 1)] == bad[max(0, n - radius)]
     return out
