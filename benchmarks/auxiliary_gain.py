@@ -1,13 +1,19 @@
 # ruff: noqa: E402
-"""Measure whether derived targets help: train the membrane of a volume with and without them at equal CPU time.
+"""Do derived targets help the label? Trains cells of data, labels, targets and seed; counts errors on a held-out part.
 
-    python benchmarks/auxiliary_gain.py --data DATA --output OUT --minutes 30 --seeds 0 1 2 [--overlay my.yaml]
+    python benchmarks/auxiliary_gain.py -o RUNS --csv benchmarks/results/auxiliary_gain.csv
+        --sets phantom --labels tenth --arms alone distance several --seeds 0 1 [--seconds 25]
+    python benchmarks/auxiliary_gain.py -o RUNS --csv ... --sets fib25 -i fib25=FIB25 -i neurons=FIB25_NEURONS
+    python benchmarks/auxiliary_gain.py -o RUNS --csv ... --table
 
-Each arm first takes a few steps to measure the cost of one, then trains for as many steps as fit into the time, with
-the learning rate annealed to their end: the arm with derived targets takes fewer. Scored on the validation part, which
-is the same for both: Dice and surface Dice at one voxel. One thread; the time is that of the process's own CPU, so that
-a busy machine does not matter, and the table states the actual time of each run. A finished run is stored in
-OUT and skipped when the command is repeated; so is its cost of a step.
+Every cell first takes a few steps to measure the cost of one, then trains for as many steps as fit into the CPU time,
+with the learning rate annealed to their end: targets that make a step longer get fewer steps. One thread. `labels` says
+what is labelled of the training part: everything, or whole slices or boxes of a tenth or a fiftieth of it, others for
+every seed; networks and labels are the same for all arms of a seed. The last checkpoint is scored on the held-out part
+(`ranking_sets.py`): Dice, surface Dice at one voxel, clDice, and what a person counts, with the threshold and the
+smallest size that are best on the validation part, which is labelled in full. Each cell adds a row to the table as soon
+as it is done, and a cell that is in it already is skipped. `--table` prints means, and for each arm the mean difference
+to the label alone over the same seeds with its 95 % interval (Student's t).
 """
 
 from __future__ import annotations
@@ -19,9 +25,9 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
     os.environ[_name] = "1"
 
 import argparse
-import hashlib
+import dataclasses
 import itertools
-import json
+import math
 import statistics
 import tempfile
 import time
@@ -29,40 +35,75 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tifffile
 import torch
 from ignite.engine import Engine, Events
+from ranking import append, done, probabilities
+from ranking_sets import COUNTED, HELD_OUT, SETS, TRAIN, VALID, DataSet, enclosed
+from scipy.stats import t as student
 
-from volumen.config.experiment_file import merge, read_experiment, shipped_sections
+from volumen.config.experiment_file import merge, shipped_sections
 from volumen.config.manager import ConfigManager
-from volumen.inference.predictor import load_predictor, predict_array
+from volumen.data.layout import discover, open_cases
+from volumen.data.sampling.split import Split
+from volumen.data.validity import inside_mask
+from volumen.inference.predictor import Predictor, load_predictor
+from volumen.metrics.objects.contingency import overlaps
+from volumen.metrics.objects.errors import object_errors
+from volumen.metrics.objects.scores import object_score
 from volumen.metrics.target_metrics import build_metrics
+from volumen.phantom.volume import write_ome_zarr
 from volumen.run import run_bundle
+from volumen.utils.boxes import Box
 
-SMALL = {
-    "tr_config": {"patch_size": [64, 64, 64], "batch_size": 2, "val_every_n": 10**6},
-    "model_config": {"features_per_stage": [16, 32, 64, 128], "separate_decoders": False},
-}
-"""Settings that suit a CPU; an overlay takes precedence over them."""
-FIXED = {"num_dataloader_workers": 0, "early_stopping_patience": None, "time_budget": None}
-"""Settings that do all work in one process, whose time is measured."""
-TRIAL_STEPS, WARM_UP = 10, 3
-EPOCHS = 10
-ALONE, DERIVED = "label alone", "with four derived"
+TRIAL_STEPS, WARM_UP, EPOCHS = 12, 4, 10
+SHARES = {"full": 1.0, "tenth": 0.1, "fiftieth": 0.02}
+SLAB = 5
+"""Slices of a labelled slab; at a fiftieth single slices are labelled."""
+WEIGHT = 0.3
+"""Of each derived target in the total."""
+ALONE = "alone"
+FIELDS = ("set", "labels", "arm", "seed", "seconds")
+LABEL_SCORES = ("dice", "surface_dice@1", "cldice")
+SCORES = (*LABEL_SCORES, *COUNTED, "adapted_rand_error")
+TASKS: dict[str, dict[str, Any]] = {
+    "distance": {"type": "distance_transform", "losses": [{"name": "SignedDistanceLoss"}]},
+    "normals": {"type": "surface_normals", "losses": [{"name": "CosineSimilarityLoss"}]},
+    "tensor": {"type": "structure_tensor", "losses": [{"name": "MaskedMSELoss"}]},
+    "direction": {"type": "inplane_direction", "losses": [{"name": "CosineSimilarityLoss"}]},
+    "skeleton": {
+        "type": "skeleton", "losses": [{"name": "BCEWithLogitsLoss", "kwargs": {"pos_weight": 3.0}}],
+    },
+    "boundary": {"type": "boundary", "losses": [{"name": "SoftDiceLoss"}]},
+    "affinities": {"type": "affinities", "offsets": "auto", "losses": [{"name": "BCEWithLogitsLoss"}]},
+}  # fmt: skip
+SEVERAL = ("distance", "normals", "skeleton")
+FIELD_LOSSES: list[dict[str, Any]] = [
+    {"name": "DiceCELoss"},
+    {"name": "FieldWeightedLoss", "kwargs": {"gain": 4.0}, "field": "thin"},
+    {"name": "SkeletonRecallLoss", "weight": 0.5, "field": "middle"},
+]
+ARMS = (ALONE, *TASKS, "several", "fused", "aligned", "losses")
 
 
-def auxiliary_tasks(source: str, weight: float) -> dict[str, Any]:
-    """Return the four derived targets of a source, with small weights so that the source target dominates."""
-    tensor = {"compute_from": "sdt", "grad_sigma": 1.0, "tensor_sigma": 1.5}
-    tasks: dict[str, dict[str, Any]] = {
-        "distance": {
-            "type": "distance_transform",
-            "losses": [{"name": "SignedDistanceLoss", "kwargs": {"rho": 6, "beta": 1, "eikonal": True}}],
-        },
-        "normals": {"type": "surface_normals", "losses": [{"name": "CosineSimilarityLoss"}]},
-        "tensor": {"type": "structure_tensor", "losses": [{"name": "MaskedMSELoss"}], **tensor},
-        "direction": {"type": "inplane_direction", "losses": [{"name": "MaskedMSELoss"}], **tensor},
-    }
-    return {name: {**task, "source_target": source, "loss_weight": weight} for name, task in tasks.items()}
+def arm_sections(arm: str, target: str) -> dict[str, Any]:
+    """Return the settings of an arm: of derived targets, of the label's losses, of fusion or balancing."""
+    if arm == "losses":
+        fields = {"thin": {"type": "critical"}, "middle": {"type": "skeleton"}}
+        tasks = {name: {**task, "source_target": target, "head": False} for name, task in fields.items()}
+        return {
+            "auxiliary_tasks": tasks,
+            "dataset_config": {"targets": {target: {"losses": FIELD_LOSSES}}},
+        }
+    names = {ALONE: (), "several": SEVERAL, "fused": SEVERAL, "aligned": SEVERAL}.get(arm, (arm,))
+    tasks = {name: {**TASKS[name], "source_target": target, "loss_weight": WEIGHT} for name in names}
+    sections: dict[str, Any] = {"auxiliary_tasks": tasks}
+    if arm == "fused":
+        sections["dataset_config"] = {"targets": {target: {"fuse": "auto"}}}
+    if arm == "aligned":
+        sections["tr_config"] = {"loss_balancing": "aligned"}
+    return sections
 
 
 class StepClock:
@@ -88,155 +129,233 @@ class StepClock:
         return self.times[-1] - self.times[0]
 
 
-class Experiment:
-    """Both arms on one data set; the results are stored on disk.
+def labelled(box: Box, share: float, rng: np.random.Generator) -> list[tuple[slice, ...]]:
+    """Return the labelled parts of a box: whole slices in 3D, a box in 2D and in volumes of few slices.
 
     Args:
-        options: the parsed flags.
+        box: start and stop along every axis.
+        share: of its voxels, at most 1.
+        rng: draws where they lie.
     """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.folder = Path(options.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        overlay = read_experiment(options.overlay) if options.overlay else {}
-        base = merge(merge(merge(shipped_sections(), SMALL), overlay), {"tr_config": FIXED})
-        tasks = auxiliary_tasks(options.target, options.weight)
-        self.arms = {ALONE: merge(base, {}), DERIVED: merge(base, {"auxiliary_tasks": tasks})}
-        self.arms[ALONE]["auxiliary_tasks"] = {}
-
-    def result(self, arm: str, seed: int) -> dict[str, float]:
-        """Return steps, CPU minutes and scores of one run; train it if it has not been trained."""
-        return self._stored_or_computed(
-            f"{arm} {seed}", [self.options.minutes, seed], arm, lambda: self._train(arm, seed)
-        )
-
-    def step_cost(self, arm: str) -> float:
-        """Return the CPU seconds of a step of an arm, measured once."""
-
-        def measure() -> dict[str, float]:
-            with tempfile.TemporaryDirectory() as folder:
-                return {"seconds": self._run(arm, 0, TRIAL_STEPS, folder)[1].step}
-
-        return self._stored_or_computed(f"{arm} cost", [], arm, measure)["seconds"]
-
-    def _stored_or_computed(self, name: str, depends: Sequence[Any], arm: str, make: Any) -> dict[str, float]:
-        # A result that was computed with other settings is recomputed.
-        facts = [depends, self.arms[arm], str(Path(self.options.data).resolve()), self.options.target]
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-        path = self.folder / f"{name.replace(' ', '_')}.json"
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] == key:
-                return kept["result"]
-        result = make()
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"key": key, "result": result}, indent=1), encoding="utf-8")
-        fresh.replace(path)
-        return result
-
-    def _train(self, arm: str, seed: int) -> dict[str, float]:
-        steps = max(TRIAL_STEPS, int(self.options.minutes * 60 / self.step_cost(arm)))
-        with tempfile.TemporaryDirectory() as folder:
-            config, clock = self._run(arm, seed, steps, folder)
-            dice, surface = score(config, self.options.target)
-        return {
-            "steps": len(clock.times) - 1,
-            "minutes": clock.total / 60,
-            "dice": dice,
-            "surface_dice": surface,
-        }
-
-    def _run(self, arm: str, seed: int, steps: int, output: str) -> tuple[ConfigManager, StepClock]:
-        """Train for about this many steps, in epochs of equal length."""
-        epochs = EPOCHS if steps >= 4 * EPOCHS else 1
-        schedule = {"max_epoch": epochs, "max_steps_per_epoch": max(1, round(steps / epochs))}
-        sections = merge(self.arms[arm], {"tr_config": schedule, "tr_setup": {"seed": seed}})
-        config = ConfigManager(**sections, dataset_dir=self.options.data, output_dir=output, device="cpu")
-        clock = StepClock()
-        run_bundle("train.yaml", (), {"config": config}, handlers=[clock])
-        return config, clock
+    whole = tuple(slice(start, stop) for start, stop in box)
+    depth = box[0][1] - box[0][0]
+    if share >= 1:
+        return [whole]
+    if len(box) == 3 and depth >= 2 / share:
+        thick = SLAB if depth * share >= SLAB else max(1, round(depth * share))
+        period = round(thick / share)
+        first = box[0][0] + int(rng.integers(max(1, min(period, depth) - thick)))
+        return [(slice(z, z + thick), *whole[1:]) for z in range(first, box[0][1] - thick + 1, period)]
+    if len(box) == 3 and depth * share >= 1:
+        z = box[0][0] + int(rng.integers(depth - round(depth * share) + 1))
+        return [(slice(z, z + round(depth * share)), *whole[1:])]
+    part = math.sqrt(share)
+    sides = [max(1, round(part * (stop - start))) for start, stop in box[-2:]]
+    starts = [
+        start + int(rng.integers(stop - start - side + 1)) for (start, stop), side in zip(box[-2:], sides)
+    ]
+    return [(*whole[:-2], *(slice(start, start + side) for start, side in zip(starts, sides)))]
 
 
-def score(config: ConfigManager, target: str) -> tuple[float, float]:
-    """Return Dice and surface Dice at one voxel of the last checkpoint on the validation part."""
-    name = f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
-    predictor = load_predictor(config.run_dir / name)
-    section = {target: config.loss_sections[target]}
-    metrics = build_metrics(section, config.spacing, names=("dice", "surface_dice"))
-    for case in config.cases:
-        for box in config.split.val.get(case.name, ()):
-            region = tuple(slice(start, stop) for start, stop in box)
-            found = predict_array(predictor, case.image.read(region), targets=[target])
-            truth = (case.labels[target].read(region) != 0)[None]
-            metrics.update({target: found[target][None]}, {target: truth})
-    values = metrics.compute()
-    return values[f"{target}/dice"], values[f"{target}/surface_dice"]
+def sparse_folder(data: DataSet, share: float, seed: int, folder: Path) -> str:
+    """Return a data folder in which only a share of the training part is labelled; the rest is as in the original.
+
+    Images and labels are links, masks are written.
+    """
+    if share >= 1:
+        return data.folder
+    rng = np.random.default_rng(seed)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+        for path in sorted(Path(data.folder, kind).iterdir()):
+            (folder / kind / path.name).symlink_to(path.resolve())
+    (folder / "masks").mkdir()
+    for case in open_cases(discover(data.folder)):
+        shape = case.image.shape
+        region = tuple(slice(0, size) for size in shape)
+        mask = case.masks.get(data.target)
+        known = np.ones(shape, bool) if mask is None else inside_mask(mask.read(region))
+        allowed = known.copy()
+        for box in data.parts[TRAIN].get(case.name, ()):
+            known[tuple(slice(start, stop) for start, stop in box)] = False
+            for part in labelled(box, share, rng):
+                known[part] = allowed[part]
+        name = folder / "masks" / f"{case.name}_{data.target}"
+        if known.ndim == 3:
+            write_ome_zarr(name.with_suffix(".zarr"), known.astype(np.uint8))
+        else:
+            tifffile.imwrite(name.with_suffix(".tif"), known.astype(np.uint8))
+    return str(folder)
 
 
-def table(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
-    """Return a Markdown table: a row per run, and mean and standard deviation of each arm and of the gain."""
+def train(
+    data: DataSet, folder: str, arm: str, seed: int, steps: int, output: str
+) -> tuple[ConfigManager, StepClock]:
+    """Train an arm for about this many steps."""
+    epochs = EPOCHS if steps >= 4 * EPOCHS else 1
+    sections = {
+        "tr_setup": {"seed": seed},
+        "tr_config": {
+            "patch_size": list(data.patch), "batch_size": data.batch, "max_epoch": epochs,
+            "max_steps_per_epoch": max(1, round(steps / epochs)), "num_dataloader_workers": 0,
+            "initial_lr": 0.003, "keep_checkpoints": 1, "augment_strength": 0.3, "val_every_n": 10**6,
+            "losses": [{"name": "DiceCELoss"}],
+        },
+        "model_config": {
+            "features_per_stage": [16, 32, 64, 128], "n_blocks_per_stage": [1, 2, 2, 2],
+            "separate_decoders": False,
+        },
+        "dataset_config": {"min_labeled_ratio": 0.005},
+    }  # fmt: skip
+    # A fusion is fitted on the validation part, after the last step.
+    parts = [{name: list(found) for name, found in data.parts[part].items()} for part in (TRAIN, VALID)]
+    valid = parts[1] if arm == "fused" and steps > TRIAL_STEPS else {}
+    config = ConfigManager(
+        **merge(merge(shipped_sections(), sections), arm_sections(arm, data.target)),
+        dataset_dir=folder, output_dir=output, device="cpu", split=Split(parts[0], valid, 1.0, seed),
+    )  # fmt: skip
+    clock = StepClock()
+    run_bundle("train.yaml", (), {"config": config}, handlers=[clock])
+    return config, clock
+
+
+def measure(data: DataSet, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a cell and return its row."""
+    arm, seed = str(cell["arm"]), int(cell["seed"])
+    with tempfile.TemporaryDirectory() as place:
+        folder = sparse_folder(data, SHARES[str(cell["labels"])], seed, Path(place, "data"))
+        step = train(data, folder, arm, seed, TRIAL_STEPS, str(Path(place, "trial")))[1].step
+        steps = max(TRIAL_STEPS + 1, int(float(cell["seconds"]) / step))
+        config, clock = train(data, folder, arm, seed, steps, str(Path(place, "run")))
+        name = f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
+        predictor = load_predictor(config.run_dir / name)
+    spent = {"steps": len(clock.times) - 1, "cpu_seconds": round(clock.total, 1)}
+    return {**cell, **spent, **scores(predictor, data)}
+
+
+def scores(predictor: Predictor, data: DataSet) -> dict[str, float]:
+    """Return the scores of the held-out part, see `SCORES`; NaN for what the data set has not."""
+    pieces = {part: list(data.pieces(part)) for part in (VALID, HELD_OUT)}
+    found = {part: probabilities(predictor, data, pieces[part]) for part in pieces}
+    (head,) = predictor.heads([data.target])
+    section = {data.target: {"kind": head.kind, "out_channels": head.channels}}
+    metrics = build_metrics(section, None, names=list(LABEL_SCORES))
+    for number, (pred, piece) in enumerate(zip(found[HELD_OUT], pieces[HELD_OUT], strict=True)):
+        metrics.update(
+            {data.target: pred[None]}, {data.target: piece.label[None, None]},
+            {data.target: piece.known[None, None]}, cases=[number],
+        )  # fmt: skip
+    measured = metrics.compute()
+    row = {name: measured[f"{data.target}/{name}"] for name in LABEL_SCORES}
+    tried = data.settings()
+    counts = [data.count(found[VALID], pieces[VALID], one)["errors"] for one in tried]
+    best = tried[min(range(len(tried)), key=counts.__getitem__)]
+    row |= data.count(found[HELD_OUT], pieces[HELD_OUT], best)
+    row["adapted_rand_error"] = rand_error(data, found[HELD_OUT], pieces[HELD_OUT], best)
+    return row
+
+
+def rand_error(data: DataSet, found: Sequence[np.ndarray], pieces: Sequence[Any], best: Mapping) -> float:
+    """Return the mean adapted Rand error of the instances that the target encloses; NaN without instances."""
+    if not data.objects:
+        return math.nan
+    tables = [
+        overlaps(enclosed(data.target, one, best), piece.objects, piece.sure)
+        for one, piece in zip(found, pieces, strict=True)
+    ]
+    return statistics.mean(object_score("adapted_rand_error", one, object_errors(one)) for one in tables)
+
+
+def fewer_settings(data: DataSet) -> DataSet:
+    """Return a data set of which three thresholds and two sizes are tried."""
+    grid = {
+        name: values[1::3] if name == "threshold" and len(values) > 3 else values
+        for name, values in data.grid.items()
+    }
+    if "min_size" in grid:
+        grid["min_size"] = grid["min_size"][::2]
+    return dataclasses.replace(data, grid=grid)
+
+
+def difference(values: Sequence[float]) -> str:
+    """Return the mean of paired differences with its 95 % interval."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.3g}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.3g} ({mean - half:+.3g} to {mean + half:+.3g})"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a Markdown table: per cell the label alone, and the differences of the other arms to it."""
+    shown = ("dice", "surface_dice@1", "cldice", "broken", "merged", "voi", "adapted_rand_error")
     lines = [
-        "| arm | seed | steps | CPU minutes | Dice | surface Dice |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| set | labels | targets | seeds | steps | {' | '.join(shown)} |",
+        "| --- " * (5 + len(shown)) + "|",
     ]
-    for arm, runs in results.items():
-        for seed, run in runs.items():
+    for place in dict.fromkeys((row["set"], row["labels"], row["seconds"]) for row in rows):
+        here = [row for row in rows if (row["set"], row["labels"], row["seconds"]) == place]
+        alone = {row["seed"]: row for row in here if row["arm"] == ALONE}
+        for arm in dict.fromkeys(row["arm"] for row in here):
+            mine = {row["seed"]: row for row in here if row["arm"] == arm}
+            seeds = [seed for seed in mine if arm == ALONE or seed in alone]
+            if not seeds:
+                continue
+            cells = []
+            for name in shown:
+                values = [float(mine[seed][name]) for seed in seeds]
+                if any(map(math.isnan, values)):
+                    cells.append("")
+                elif arm == ALONE:
+                    cells.append(f"{statistics.mean(values):.3g}")
+                else:
+                    pairs = zip(values, (float(alone[seed][name]) for seed in seeds), strict=True)
+                    cells.append(difference([value - other for value, other in pairs]))
+            steps = round(statistics.mean(int(mine[seed]["steps"]) for seed in seeds))
             lines.append(
-                f"| {arm} | {seed} | {run['steps']} | {run['minutes']:.1f} | {run['dice']:.4f} |"
-                f" {run['surface_dice']:.4f} |"
+                f"| {place[0]} | {place[1]} | {arm} | {len(seeds)} | {steps} | {' | '.join(cells)} |"
             )
-    for arm, runs in results.items():
-        dice, surface = (spread([run[key] for run in runs.values()]) for key in ("dice", "surface_dice"))
-        lines.append(f"| **{arm}** | mean (sd) | | | {dice} | {surface} |")
-    alone, derived = results[ALONE], results[DERIVED]
-    gains = [
-        spread([derived[seed][key] - alone[seed][key] for seed in alone if seed in derived], sign=True)
-        for key in ("dice", "surface_dice")
-    ]
-    lines.append(f"| **gain** | mean (sd) of pairs | | | {gains[0]} | {gains[1]} |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: Sequence[float], sign: bool = False) -> str:
-    """Return mean and standard deviation as text."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{'+' if sign else ''}.4f} ({deviation:.4f})"
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Train both arms for every seed and print a table."""
+    """Measure the cells that the table lacks, or print it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-i", "--data", required=True, help="data folder")
-    parser.add_argument("-o", "--output", required=True, help="folder that keeps results of finished runs")
-    parser.add_argument("--target", default="membrane", help="labelled target (default: membrane)")
     parser.add_argument(
-        "--minutes", type=float, default=5.0, help="CPU minutes of training per run (default: 5)"
+        "-i", "--input", action="append", default=[], metavar="NAME=FOLDER", help="data folders"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the phantom")
+    parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per cell")
+    parser.add_argument("--sets", nargs="+", choices=["phantom", "fib25", "drive"], default=["phantom"])
+    parser.add_argument("--labels", nargs="+", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--weight", type=float, default=0.1, help="weight of each derived target (default: 0.1)"
+        "--seconds", type=int, default=60, help="CPU seconds of training per cell (default: 60)"
     )
-    parser.add_argument("--overlay", help="experiment file with settings of both arms")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    experiment = Experiment(options)
-    results: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in experiment.arms}
-    for seed in options.seeds:
-        for arm in experiment.arms:
-            results[arm][seed] = found = experiment.result(arm, seed)
-            print(
-                f"{arm:<18} seed {seed}: {found['steps']} steps, {found['minutes']:.1f} CPU minutes,"
-                f" Dice {found['dice']:.4f}, surface Dice {found['surface_dice']:.4f}",
-                flush=True,
-            )
-    text = table(results)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
+    if options.table:
+        print(table(done(options.csv)))
+        return
+    folders = dict(entry.split("=", 1) for entry in options.input)
+    sources = {
+        "phantom": (options.output / "phantom",),
+        "fib25": (folders.get("fib25"), folders.get("neurons")),
+        "drive": (folders.get("drive"),),
+    }
+    for seed, name, labels, arm in itertools.product(
+        options.seeds, options.sets, options.labels, options.arms
+    ):
+        cell = dict(zip(FIELDS, (name, labels, arm, seed, options.seconds)))
+        if tuple(map(str, cell.values())) in {tuple(row[key] for key in FIELDS) for row in done(options.csv)}:
+            continue
+        row = measure(fewer_settings(SETS[name](*sources[name])), cell)
+        append(options.csv, row)
+        print({key: value for key, value in row.items() if key in (*FIELDS, "steps", *SCORES)}, flush=True)
 
 
 if __name__ == "__main__":
