@@ -23,6 +23,7 @@ from volumen.time_budget import fit
 from volumen.time_budget import measure as measure_module
 from volumen.time_budget.candidates import PRESETS, Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
+from volumen.time_budget.heads import decoder_line
 from volumen.time_budget.measure import Cost, measure
 from volumen.utils.errors import VolumenError
 
@@ -342,6 +343,52 @@ def test_a_budget_with_too_few_steps_says_that_the_model_will_be_weak_and_what_w
         caplog.clear()
         fit.within_budget(config_of(folder, tr_config={"time_budget": "200s"}))
         assert ("expect a weak model" in caplog.text) is warns
+
+
+def test_the_cost_of_derived_heads_is_measured_and_logged(folder, monkeypatch, caplog):
+    distance = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "L1Loss"}]}
+    normals = {
+        "type": "surface_normals",
+        "source_target": "ball",
+        "losses": [{"name": "CosineSimilarityLoss"}],
+    }
+    tasks = {"far": distance, "out": normals}
+
+    def cost(config, candidate, **_):
+        names = set(config.auxiliary_tasks)
+        return Cost(0.5 + 0.25 * ("far" in names) + 0.005 * ("out" in names), 0.0, 0.1, 2_430_000)
+
+    monkeypatch.setattr(fit, "candidates", lambda config: [SMALL])
+    monkeypatch.setattr(fit, "measure", cost)
+    monkeypatch.setattr(fit, "_resolve", lambda *given: {"tr_config": {}, "model_config": {}})
+    config = config_of(folder, tr_config={"time_budget": "420s"}, auxiliary_tasks=tasks)
+    with caplog.at_level("INFO"):
+        fit.within_budget(config)
+    # 0.86 * 420 s of 0.755 s, 0.5 s and 0.505 s; 624 steps are enough.
+    assert (
+        "derived targets far, out: 34% of a step; without, 722 steps instead of 478, and 624" in caplog.text
+    )
+    assert "derived target far: 33% of a step; without, 715 steps instead of 478" in caplog.text
+    assert "derived target out: hardly any part of a step" in caplog.text
+    fused = {"targets": {"ball": {"fuse": ["far"]}}}
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        fit.within_budget(
+            config_of(folder, tr_config={"time_budget": "420s"}, auxiliary_tasks=tasks, dataset_config=fused)
+        )
+    assert "derived target out" in caplog.text
+    assert "derived target far" not in caplog.text
+
+
+def test_a_shared_decoder_is_explained():
+    shared = replace(measured(2_430_000, 1.0, 700), candidate=replace(SMALL, separate_decoders=False))
+    separate = measured(8_000_000, 2.0, 350)
+    assert separate.needed == 1131
+    told = decoder_line([shared, separate], shared)
+    assert told is not None
+    assert told.endswith("with a decoder each there are 350 steps where 1131 are enough")
+    assert decoder_line([shared], shared) is None
+    assert decoder_line([shared, replace(separate, steps=2000)], separate) is None
 
 
 def test_a_budget_that_is_no_duration_is_told(folder):

@@ -6,13 +6,15 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from volumen.time_budget.candidates import Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
-from volumen.time_budget.measure import Cost, measure, training_objects
+from volumen.time_budget.heads import cost_lines, decoder_line
+from volumen.time_budget.measure import measure, training_objects
+from volumen.time_budget.measured import Measured
 from volumen.time_budget.memory_fit import fits, memory_limit, smallest, within_memory
 from volumen.time_budget.probe import measured_peak
 from volumen.time_budget.snapshot import decided_settings
@@ -55,44 +57,6 @@ DECIDED = {
     ),
     "model_config": ("features_per_stage", "n_blocks_per_stage", "separate_decoders"),
 }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A candidate with its measured cost and the number of steps that fit.
-
-    Args:
-        candidate: the choice.
-        cost: its measured cost.
-        seconds: time between two steps.
-        steps: number of steps that fit into the budget.
-    """
-
-    candidate: Candidate
-    cost: Cost
-    seconds: float
-    steps: int
-
-    @property
-    def needed(self) -> int:
-        """The number of steps that a network of this size needs to be better than a smaller one."""
-        return enough_steps(self.cost.parameters)
-
-
-def enough_steps(parameters: int) -> int:
-    """Return the number of steps below which a network of this size learns less than a smaller one in the same time.
-
-    400 times the square root of the millions of parameters, at least 300. The constant is fitted to runs on
-    electron microscopy of neural tissue on one core: 2.4 million parameters and 796 steps reached Dice 0.75, while
-    16.5 million and 279 steps reached 0.61 in more than twice the time.
-
-    Args:
-        parameters: number of parameters of the whole network.
-
-    Returns:
-        Number of optimizer steps.
-    """
-    return max(300, round(400 * math.sqrt(parameters / 1e6)))
 
 
 def choose(measured: Sequence[Measured]) -> Measured:
@@ -148,10 +112,28 @@ def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
     measured = _measure_all(config, budget, started)
     chosen = choose(measured)
     logger.info("time budget:\n%s", table(measured, chosen))
+    _log_heads(config, measured, chosen, budget, started)
     if chosen.steps < chosen.needed:
         logger.warning("%s", too_short(chosen, budget))
     # What the first process finds out about the patches of the choice is in the cache when the others ask.
     return distributed.broadcast(_resolve(config, chosen, budget, started) if distributed.is_main() else None)
+
+
+def _log_heads(
+    config: ConfigManager, measured: Sequence[Measured], chosen: Measured, budget: float, started: float
+) -> None:
+    """Log what the heads of derived targets cost, as far as there is time to measure it."""
+    decoders = decoder_line(measured, chosen)
+    if decoders is not None:
+        logger.info("time budget: %s", decoders)
+    limit = min(MOST_MEASURING, MEASURING * budget)
+
+    def again(fewer: ConfigManager) -> Measured | None:
+        left = limit - _elapsed(config, started)
+        return None if left <= 0 else _measured(fewer, chosen.candidate, budget, started, left)
+
+    for line in cost_lines(config, chosen, again):
+        logger.info("time budget: %s", line)
 
 
 def too_short(chosen: Measured, budget: float) -> str:
@@ -235,24 +217,15 @@ def _measure_all(config: ConfigManager, budget: float, started: float) -> list[M
     """Measure candidates until one gets too few steps or the time for measuring is over."""
     limit = min(MOST_MEASURING, MEASURING * budget)
     measured: list[Measured] = []
-    here = cores() / distributed.processes_here()
-
-    def elapsed() -> float:
-        return distributed.largest(time.perf_counter() - started, config.device)
-
     for candidate in _within_memory(config):
-        left = limit - elapsed()
+        left = limit - _elapsed(config, started)
         if measured and left <= 0:
             break
-        cost = measure(config, candidate, enough=max(left, 1.0) / 2)
-        if cost is None:
+        found = _measured(config, candidate, budget, started, left)
+        if found is None:
             break
-        seconds = cost.per_step(
-            candidate.batch_size, workers=config.workers, cpu_threads=_threads(config), cores=here
-        )
-        steps = int((1 - RESERVE - VALIDATION) * (budget - elapsed()) / seconds)
-        measured.append(Measured(candidate, cost, seconds, steps))
-        if steps < measured[-1].needed:
+        measured.append(found)
+        if found.steps < found.needed:
             break
     if not measured:
         raise VolumenError(KEY, "not even the smallest network fits into the device's memory")
@@ -278,6 +251,28 @@ def _within_memory(config: ConfigManager) -> list[Candidate]:
             (limit or 0) / 2**30,
         )
     return fitting or [smallest(config)]
+
+
+def _elapsed(config: ConfigManager, started: float) -> float:
+    """Return the seconds since `started`, those of the slowest process."""
+    return distributed.largest(time.perf_counter() - started, config.device)
+
+
+def _measured(
+    config: ConfigManager, candidate: Candidate, budget: float, started: float, left: float
+) -> Measured | None:
+    """Measure a candidate within the seconds that are left; None if it does not fit into memory."""
+    cost = measure(config, candidate, enough=max(left, 1.0) / 2)
+    if cost is None:
+        return None
+    seconds = cost.per_step(
+        candidate.batch_size,
+        workers=config.workers,
+        cpu_threads=_threads(config),
+        cores=cores() / distributed.processes_here(),
+    )
+    steps = int((1 - RESERVE - VALIDATION) * (budget - _elapsed(config, started)) / seconds)
+    return Measured(candidate, cost, seconds, steps)
 
 
 def plan_schedule(config: ConfigManager, chosen: Measured, seconds: float) -> dict[str, Any]:
