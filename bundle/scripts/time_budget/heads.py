@@ -65,8 +65,10 @@ def cost_line(names: Sequence[str], chosen: Measured, fewer: Measured) -> str:
     part = 1 - fewer.seconds / chosen.seconds
     if part < NOTHING:
         return f"{text}: hardly any part of a step"
-    line = f"{text}: {part:.0%} of a step; without, {fewer.steps} steps instead of {chosen.steps}"
-    if chosen.steps < chosen.needed <= fewer.steps:
+    # Not the steps of `fewer`: it was measured later, when less of the budget was left.
+    steps = round(chosen.steps * chosen.seconds / fewer.seconds)
+    line = f"{text}: {part:.0%} of a step; without, {steps} steps instead of {chosen.steps}"
+    if chosen.steps < chosen.needed <= steps:
         line += f", and {chosen.needed} are enough: leave out what you do not need to predict"
     return line
 
