@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
@@ -221,23 +222,38 @@ def append(path: Path, rows: list[Mapping[str, Any]]) -> None:
 
 
 def table(path: Path) -> str:
-    """Return a Markdown table: the mean error per labels and head, exact beside informed."""
+    """Return a Markdown table: per labels and head the mean error over the seeds that both have, and their ratio."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    lines = ["| labels | head | exact | informed | seeds |", "| --- | --- | --- | --- | --- |"]
-    for labels in dict.fromkeys(row["labels"] for row in rows):
-        for head in TASKS:
-            found = {
-                validity: [
-                    float(row["error"])
-                    for row in rows
-                    if (row["labels"], row["head"], row["validity"]) == (labels, head, validity)
-                ]
-                for validity in ("exact", "informed")
-            }
-            means = [f"{statistics.mean(one):.3g}" if one else "" for one in found.values()]
-            lines.append(f"| {labels} | {head} | {' | '.join(means)} | {min(map(len, found.values()))} |")
+    lines = ["| labels | head | exact | informed | informed / exact | seeds |", "| --- " * 6 + "|"]
+    cells = {
+        (row["labels"], row["head"], row["validity"], row["steps"], row["seed"]): float(row["error"])
+        for row in rows
+    }
+    for labels, head, steps in dict.fromkeys((row["labels"], row["head"], row["steps"]) for row in rows):
+        seeds = [
+            seed
+            for seed in dict.fromkeys(row["seed"] for row in rows)
+            if {(labels, head, one, steps, seed) for one in ("exact", "informed")} <= cells.keys()
+        ]
+        if not seeds:
+            continue
+        exact, informed = (
+            [cells[labels, head, one, steps, seed] for seed in seeds] for one in ("exact", "informed")
+        )
+        means = " | ".join(f"{statistics.mean(one):.3g}" for one in (exact, informed))
+        share = ratio([mine / other for mine, other in zip(informed, exact, strict=True)])
+        lines.append(f"| {labels} | {head} | {means} | {share} | {len(seeds)} |")
     return "\n".join(lines)
+
+
+def ratio(values: list[float]) -> str:
+    """Return the mean of ratios of pairs with its 95 % interval (Student's t)."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.2f} ({max(0.0, mean - half):.2f} to {mean + half:.2f})"
 
 
 def main() -> None:
@@ -252,11 +268,15 @@ def main() -> None:
         "--labels", nargs="+", default=["slabs", "slices", "boxes"], help="default: all three"
     )
     parser.add_argument("--validity", nargs="+", default=["informed", "exact"], help="default: both")
+    parser.add_argument("--table", action="store_true", help="print the table of OUT/rows.csv, train nothing")
     parser.add_argument("--derive-only", action="store_true", help="train nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "rows.csv"
+    if options.table:
+        print(table(path))
+        return
     for labels in options.labels if options.derive_only else ():
         for validity, row in zip(("exact", "informed"), derivation(labels), strict=True):
             print(labels, validity, {key: round(value, 3) for key, value in row.items()}, flush=True)

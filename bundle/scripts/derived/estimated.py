@@ -19,8 +19,9 @@ class EstimatedTask(DerivedTask):
     """A task that is derived from completed labels near unknown voxels, see `LabelFields.estimated`.
 
     The values are those that the type derives from the completed labels. So they are exact where no unknown voxel can
-    change them, and else estimates with a confidence below 1. Where only a plane is known, such as a single slice, the
-    part of vectors and tensors within it is a target and the rest is free; axes have no target there.
+    change them, and else estimates with a confidence below 1; where that is 0 they are any finite number. Where only a
+    plane is known, such as a single slice, the part of vectors and tensors within it is a target and the rest is free;
+    axes have no target there.
 
     Attributes:
         calibration: the expected error.

@@ -216,7 +216,9 @@ class _TensorTask(EstimatedTask):
         radius = gaussian_radius(sigmas[1], source.spacing)
         slope, known = source.gradient(origin, sigmas[0], reach, classes, radius)
         inner = source.inner(radius)
-        tensor = smooth_products(slope, sigmas[1], source.spacing, source.inside(radius), inner)
+        tensor = smooth_products(
+            slope, sigmas[1], source.spacing, source.inside(radius), inner, source.wanted()
+        )
         valid = source.erode(known, radius, radius) & (tensor_trace(tensor) >= PLAIN_TRACE)
         if origin == "sdt":
             valid &= np.abs(source.signed_distance(reach, classes)[0]) < np.float32(reach)

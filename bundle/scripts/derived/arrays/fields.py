@@ -138,8 +138,10 @@ def distance_bounds(
     unknown = unknown_voxels(known, in_volume)
     certain = certain_voxels(foreground.shape, known, in_volume)
     here, sure = foreground[window.part], certain[window.part]
-    to_foreground = nearest_squared(foreground & certain, window.costs, window.part, sure & ~here)
-    to_background = nearest_squared(~foreground & certain, window.costs, window.part, sure & here)
+    inside = foreground & certain
+    outside = certain ^ inside
+    to_foreground = nearest_squared(inside, window.costs, window.part, outside[window.part])
+    to_background = nearest_squared(outside, window.costs, window.part, inside[window.part])
     nearest_unknown = None if unknown is None else nearest_squared(unknown, window.costs, window.part, sure)
     np.copyto(to_foreground, to_background, where=here)
     return signed_bounds(to_foreground, here, window, sure, nearest_unknown)
@@ -226,6 +228,7 @@ def smooth_products(
     spacing: Sequence[float],
     in_volume: np.ndarray | None = None,
     region: Region | None = None,
+    wanted: np.ndarray | None = None,
 ) -> np.ndarray:
     """Apply a Gaussian filter to every product slope[i] * slope[j], i <= j, normalised over the volume.
 
@@ -235,6 +238,7 @@ def smooth_products(
     Args:
         slope: float32 (D, *spatial), D = 2 or 3; 0 outside the volume.
         sigma, spacing, in_volume, region: see `smooth`.
+        wanted: bool (*region), rows along the last axis in which no voxel is wanted are 0; default everywhere.
 
     Returns:
         float32 (D (D + 1) / 2, *region).
@@ -246,9 +250,12 @@ def smooth_products(
     (weights_z, first_z), (weights_y, first_y), (weights_x, first_x) = filters
     size = (ndim * (ndim + 1) // 2, volume.shape[1], len(weights_y), weights_x.shape[1])
     planes = np.empty(size, np.float32)
-    filter_kernels.filter_product_planes(volume, weights_y, first_y, weights_x, first_x, planes)
+    shape = (len(weights_z), len(weights_y))
+    rows = np.ones(shape, bool) if wanted is None else np.asarray(wanted.any(axis=-1)).reshape(shape)
+    inner = _rows_before(rows, weights_z, first_z, volume.shape[1])
+    filter_kernels.filter_product_planes(volume, weights_y, first_y, weights_x, first_x, inner, planes)
     if ndim == 3:
-        planes = _filter_depth(planes, weights_z, first_z)
+        planes = _filter_depth(planes, weights_z, first_z, rows)
     tensor = planes.reshape(len(planes), *planes.shape[-ndim:])
     if in_volume is not None:
         tensor *= volume_weight(in_volume, sigma, spacing, region)
@@ -396,14 +403,24 @@ def _filter(
     out = np.empty((volume.shape[0], len(weights_y), weights_x.shape[1]), np.float32)
     filter_kernels.filter_planes(volume, weights_y, first_y, weights_x, first_x, out)
     if field.ndim == 3:
-        out = _filter_depth(out[None], weights_z, first_z)[0]
+        rows = np.ones((len(weights_z), out.shape[1]), bool)
+        out = _filter_depth(out[None], weights_z, first_z, rows)[0]
     return out.reshape(out.shape[-field.ndim :])
 
 
-def _filter_depth(planes: np.ndarray, weights: np.ndarray, first: int) -> np.ndarray:
+def _filter_depth(planes: np.ndarray, weights: np.ndarray, first: int, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(planes), len(weights), *planes.shape[2:]), np.float32)
-    filter_kernels.filter_depth(planes, weights, first, out)
+    filter_kernels.filter_depth(planes, weights, first, rows, out)
     return out
+
+
+def _rows_before(rows: np.ndarray, weights: np.ndarray, first: int, depth: int) -> np.ndarray:
+    """Return which rows (depth, Y) a filter along z reads for the rows (outputs, Y)."""
+    radius = weights.shape[1] // 2
+    before = np.zeros((depth, rows.shape[1]), bool)
+    for output, row in enumerate(rows):
+        before[max(0, output + first - radius) : output + first + radius + 1] |= row
+    return before
 
 
 def _axis_filters(

@@ -23,7 +23,8 @@ def confidence(
         sure, usable: bool (*spatial).
     """
     out = np.empty(distance.shape, np.float32)
-    flat = (np.ascontiguousarray(one).reshape(-1) for one in (distance, clearance, sure, usable))
+    arrays = (distance, clearance, sure, usable, out)
+    *fields, target = (one if one.ndim == 3 else one[None] for one in arrays)
     numbers = (calibration.worst / calibration.unit, calibration.decay, calibration.margin, LEAST)
-    estimate_confidence(*flat, *map(np.float32, numbers), out.reshape(-1))
+    estimate_confidence(*fields, *map(np.float32, numbers), target)
     return out

@@ -362,22 +362,26 @@ def estimate_confidence(distance, clearance, sure, usable, worst, decay, margin,
     """Compute `Calibration.confidence`: 1 where `sure`, 0 where not `usable` or below `least`.
 
     Args:
-        distance, clearance: float32 (N,), in the smallest voxel size.
-        sure, usable: bool (N,).
+        distance, clearance: float32 (Z, Y, X), in the smallest voxel size; parts of larger arrays need no copy.
+        sure, usable: bool (Z, Y, X).
         worst: largest error over its unit.
         decay, margin: see `Calibration`.
         least: see above.
-        out: float32 (N,), overwritten.
+        out: float32 (Z, Y, X), overwritten.
     """
     square = worst * worst
     rate = np.float32(-2) * decay
     one = np.float32(1)
-    for i in range(out.size):
-        value = np.float32(0)
-        if usable[i]:
-            if sure[i]:
-                value = one
-            else:
-                value = one / (one + square * np.exp(rate * clearance[i] / (abs(distance[i]) + margin)))
-                value = value if value >= least else np.float32(0)
-        out[i] = value
+    nz, ny, nx = out.shape
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                value = np.float32(0)
+                if usable[z, y, x]:
+                    if sure[z, y, x]:
+                        value = one
+                    else:
+                        reach = abs(distance[z, y, x]) + margin
+                        value = one / (one + square * np.exp(rate * clearance[z, y, x] / reach))
+                        value = value if value >= least else np.float32(0)
+                out[z, y, x] = value

@@ -13,8 +13,10 @@ from volumen.utils.jit import compiled
 
 
 @compiled
-def _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, out):
+def _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, rows, out):
     """Filter one (Y, X) plane along y, then x, into `out`; `lines` is a buffer with r_x zeros on the left.
+
+    Rows of `out` for which bool (outputs_y,) `rows` is False are 0.
 
     It processes four taps at a time, so that sums stay in registers; the order of additions is the same everywhere.
     """
@@ -28,6 +30,9 @@ def _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, out):
     end = max(min(nx - rx - first_x, width), begin)
     last = ny - 1
     for j in range(out.shape[0]):
+        if not rows[j]:
+            out[j] = np.float32(0)
+            continue
         line = lines[rx : rx + nx]
         line[:] = np.float32(0)
         top = j + first_y - taps_y // 2
@@ -91,17 +96,19 @@ def filter_planes(field, weights_y, first_y, weights_x, first_x, out):
     """
     nz, _, nx = field.shape
     lines = np.zeros(nx + weights_x.shape[0] + 4, np.float32)
+    rows = np.ones(out.shape[1], np.bool_)
     for z in range(nz):
-        _filter_slice(field[z], weights_y, first_y, weights_x, first_x, lines, out[z])
+        _filter_slice(field[z], weights_y, first_y, weights_x, first_x, lines, rows, out[z])
 
 
 @compiled
-def filter_depth(field, weights, first, out):
+def filter_depth(field, weights, first, rows, out):
     """Filter along z.
 
     Args:
         field: float32 (C, Z, Y, X).
         weights: float32 (outputs, 2 r + 1); first: input position of the first output.
+        rows: bool (outputs, Y), which rows to compute; the others are 0.
         out: float32 (C, outputs, Y, X), overwritten.
     """
     nc, nz, ny, nx = field.shape
@@ -113,6 +120,8 @@ def filter_depth(field, weights, first, out):
             for y in range(ny):
                 target = out[c, i, y]
                 target[:] = np.float32(0)
+                if not rows[i, y]:
+                    continue
                 for k in range(0, taps, 4):
                     w0 = weights[i, k]
                     w1 = weights[i, k + 1] if k + 1 < taps else np.float32(0)
@@ -127,18 +136,22 @@ def filter_depth(field, weights, first, out):
 
 
 @compiled
-def filter_product_planes(slope, weights_y, first_y, weights_x, first_x, out):
+def filter_product_planes(slope, weights_y, first_y, weights_x, first_x, rows, out):
     """Compute `filter_planes` of every product slope[i] * slope[j], i <= j, which is computed plane by plane.
 
     Args:
         slope: float32 (D, Z, Y, X), D = 2 or 3.
         weights_y, first_y, weights_x, first_x: as above.
+        rows: bool (Z, outputs_y), which rows to compute; the others are 0.
         out: float32 (D (D + 1) / 2, Z, outputs_y, outputs_x), overwritten.
     """
     nd, nz, ny, nx = slope.shape
     lines = np.zeros(nx + weights_x.shape[0] + 4, np.float32)
     plane = np.empty((ny, nx), np.float32)
     for z in range(nz):
+        if not rows[z].any():
+            out[:, z] = np.float32(0)
+            continue
         pair = 0
         for i in range(nd):
             for j in range(i, nd):
@@ -148,7 +161,7 @@ def filter_product_planes(slope, weights_y, first_y, weights_x, first_x, out):
                     row = plane[y]
                     for x in range(nx):
                         row[x] = left[x] * right[x]
-                _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, out[pair, z])
+                _filter_slice(plane, weights_y, first_y, weights_x, first_x, lines, rows[z], out[pair, z])
                 pair += 1
 
 
