@@ -304,13 +304,12 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
             cells = []
             for name in shown:
                 values = [float(mine[seed][name]) for seed in seeds]
+                if arm != ALONE:
+                    values = [value - float(alone[seed][name]) for seed, value in zip(seeds, values)]
                 if any(map(math.isnan, values)):
                     cells.append("")
-                elif arm == ALONE:
-                    cells.append(f"{statistics.mean(values):.3g}")
                 else:
-                    pairs = zip(values, (float(alone[seed][name]) for seed in seeds), strict=True)
-                    cells.append(difference([value - other for value, other in pairs]))
+                    cells.append(f"{statistics.mean(values):.3g}" if arm == ALONE else difference(values))
             steps = round(statistics.mean(int(mine[seed]["steps"]) for seed in seeds))
             lines.append(
                 f"| {place[0]} | {place[1]} | {arm} | {len(seeds)} | {steps} | {' | '.join(cells)} |"
