@@ -327,7 +327,9 @@ def main() -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the phantom")
     parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per cell")
-    parser.add_argument("--sets", nargs="+", choices=["phantom", "fib25", "drive"], default=["phantom"])
+    parser.add_argument(
+        "--sets", nargs="+", choices=["phantom", "fib25", "vnc", "drive"], default=["phantom"]
+    )
     parser.add_argument("--labels", nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -344,6 +346,7 @@ def main() -> None:
     sources = {
         "phantom": (options.output / "phantom",),
         "fib25": (folders.get("fib25"), folders.get("neurons")),
+        "vnc": (folders.get("vnc"),),
         "drive": (folders.get("drive"),),
     }
     for seed, name, labels, arm in itertools.product(

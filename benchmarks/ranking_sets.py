@@ -224,6 +224,15 @@ def fib25(folder: str, objects: str) -> DataSet:
     return DataSet(folder, "membrane", parts, (32, 32, 32), 1, None, objects, WALLS)
 
 
+def vnc(folder: str) -> DataSet:
+    """Return membranes in 13 thick sections: strips of one volume."""
+    (case,) = open_cases(discover(folder))
+    z, y, x = case.image.shape
+    ends = {TRAIN: (0, y // 2), VALID: (y // 2, 3 * y // 4), HELD_OUT: (3 * y // 4, y)}
+    parts = {part: {case.name: [((0, z), span, (0, x))]} for part, span in ends.items()}
+    return DataSet(folder, "membrane", parts, (8, 96, 96), 1, 64, "", LABELS)
+
+
 def phantom(folder: Path) -> DataSet:
     """Return rolled sheets, one roll for each part; written where the folder does not have them."""
     parts = {}
@@ -262,5 +271,5 @@ def _whole_images(folder: str, train: int, valid: int) -> dict[str, Boxes]:
 
 
 SETS: dict[str, Callable[..., DataSet]] = {
-    "fib25": fib25, "phantom": phantom, "drive": drive, "hippocampus": hippocampus,
+    "fib25": fib25, "phantom": phantom, "drive": drive, "hippocampus": hippocampus, "vnc": vnc,
 }  # fmt: skip
