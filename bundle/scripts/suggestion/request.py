@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from volumen.config.described import Described, FromKey, document_fields
-from volumen.config.prediction import HOW, PredictionSettings
-from volumen.config.sections import InferenceConfig
+from volumen.config.prediction import HOW, InferenceConfig, PredictionSettings
 
 CHOICE = "choice"
 

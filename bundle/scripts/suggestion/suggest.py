@@ -46,6 +46,7 @@ from volumen.tuning.validation_part import untouched
 from volumen.utils.boxes import Box, box_text
 from volumen.utils.device import choose_device
 from volumen.utils.errors import VolumenError
+from volumen.utils.files.arrays import read_arrays
 from volumen.utils.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -228,8 +229,7 @@ def _table(
     path = folder / TABLES / f"{image.name}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = dict(stored)
+            arrays = read_arrays(path)
             if str(arrays.pop("key")) == key:
                 extent = tuple(int(side) for side in arrays.pop("extent"))
                 return BoxTable.from_arrays(arrays, extent)

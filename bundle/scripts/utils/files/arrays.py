@@ -15,15 +15,19 @@ import numpy as np
 _ONE = threading.Lock()
 
 
-def read_array(path: str | os.PathLike) -> np.ndarray:
-    """Return the array of an .npy file, mapped into memory and read-only.
+def read_array(path: str | os.PathLike, *, mapped: bool = True) -> np.ndarray:
+    """Return the array of an .npy file.
+
+    Args:
+        path: the file.
+        mapped: map the file into memory, read-only, instead of reading it.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no such file.
     """
     with _ONE:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def read_arrays(path: str | os.PathLike, *names: str) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from volumen.derived.distance_window import three_axes
 from volumen.inference.postprocess.graph import edge_kernels
+from volumen.utils.files.arrays import read_array
 from volumen.utils.files.atomic import write_atomically
 
 FIRST, SECOND, FACES, FACE_SUM, LOWEST, PAIRS, PAIR_SUM = range(7)
@@ -132,7 +133,7 @@ class EdgeFiles:
         if not len(peaks):
             write_atomically(self._table, b"")
             return
-        runs = [np.load(self._run(number), mmap_mode="r") for number in range(blocks)]
+        runs = [read_array(self._run(number)) for number in range(blocks)]
         bounds = _intervals(runs, peaks)
         cuts = np.array([np.searchsorted(run[:, FIRST], bounds) for run in runs])
 

@@ -24,6 +24,7 @@ from volumen.inference.postprocess.graph.fragments import pieces_of
 from volumen.inference.postprocess.graph.landscape import Heads
 from volumen.inference.postprocess.graph.links import Fragments, join_pieces, shell_of
 from volumen.inference.postprocess.graph.sources import Source
+from volumen.utils.files.arrays import read_array
 from volumen.utils.files.atomic import write_atomically
 
 ReadHeads = Callable[[Region], Heads]
@@ -114,7 +115,7 @@ class VolumeGraph:
                 write_atomically(self._file(name), partial(np.save, arr=values))
             self.pieces.save_table(found.offsets, found.number)
             self._before.unlink(missing_ok=True)
-        return len(np.load(self._file("sizes"), mmap_mode="r"))
+        return len(read_array(self._file("sizes")))
 
     def forget(self, region: Region) -> None:
         """Forget what depends on a region of the heads, which has changed; the other blocks need not be read again.
@@ -125,7 +126,7 @@ class VolumeGraph:
             region: in the volume.
         """
         if self.pieces.has_table and not self._before.exists():
-            peaks = np.load(self._file("peaks"))
+            peaks = read_array(self._file("peaks"), mapped=False)
             tables = [peaks[self.pieces.table(number).astype(np.int64) - 1] for number in range(self.count)]
             before = {str(number): table for number, table in enumerate(tables)}
             content: Any = before
@@ -179,14 +180,16 @@ class VolumeGraph:
         self.source.add_edges(sums, heads(outer), owned)
         raise_if_cancelled()
         rows = sums.rows()
-        rows[:, :2] = np.load(self._file("peaks"), mmap_mode="r")[rows[:, :2] - 1]
+        rows[:, :2] = read_array(self._file("peaks"))[rows[:, :2] - 1]
         self.edges.save(number, rows)
 
     def agglomerate(self) -> int:
         """Merge the edges of all blocks, then fragments, and number instances; return the number of instances."""
-        sizes = np.load(self._file("sizes"))
-        self.edges.merge(self.count, np.load(self._file("peaks")))
-        clusters = merge_fragments(self.edges.table(), np.load(self._file("lowest")), self.source)
+        sizes = read_array(self._file("sizes"), mapped=False)
+        self.edges.merge(self.count, read_array(self._file("peaks"), mapped=False))
+        clusters = merge_fragments(
+            self.edges.table(), read_array(self._file("lowest"), mapped=False), self.source
+        )
         final = without_small(clusters, sizes, self.source.rules.min_size)
         write_atomically(self._file("final"), lambda stream: np.save(stream, final))
         return int(final.max(initial=0))
@@ -199,7 +202,7 @@ class VolumeGraph:
             labels: reads the numbers that `find_fragments` wrote.
         """
         box = self.box(number)
-        final = np.load(self._file("final"), mmap_mode="r")
+        final = read_array(self._file("final"))
         pieces = self.pieces.table(number)
         instances = np.array(final[pieces.astype(np.int64) - 1])
         return box, np.concatenate([np.zeros(1, np.uint32), instances])[labels(box)]
