@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from volumen.inference.rules import read_rules
-from volumen.napari_plugin.crops import CropSettings, as_flags, crop_around, segment_crop, without_small
+from volumen.napari_plugin.crops import CropSettings, as_flags, crop_around, segment_crop
 from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp")
@@ -49,23 +49,28 @@ def test_settings_change_what_a_part_shows():
 
 
 def test_a_part_of_the_whole_size_is_what_predict_writes():
-    from volumen.inference.postprocess.instances import InstanceSegmenter
+    from volumen.inference.postprocess.graph.sources import Source
+    from volumen.inference.postprocess.graph.volume import instances_of
 
     walls, _ = cells()
     text = as_flags(CropSettings(0.4, 0.7, 30), "membrane", None)
     rules = read_rules(text)
     assert (rules.threshold, rules.merge_threshold, rules.min_size) == (0.4, 0.7, 30)
-    expected = InstanceSegmenter(rules, (2.0, 1.0, 1.0))({"membrane": walls[None]})
-    found = segment_crop(walls, None, (20,) * 3, (2.0, 1.0, 1.0), CropSettings(0.4, 0.7, 0, 512))
+    expected = instances_of({"membrane": walls[None]}, Source(rules, (2.0, 1.0, 1.0)))
+    found = segment_crop(walls, None, (20,) * 3, (2.0, 1.0, 1.0), CropSettings(0.4, 0.7, 30, 512))
+    assert found.count == expected.max() > 1
     np.testing.assert_array_equal(found.labels, expected)
 
 
 def test_small_instances_are_removed():
-    labels = np.array([1, 1, 1, 2, 0, 3, 3], np.uint32)
-    found, count = without_small(labels, 2)
-    assert count == 2
-    assert found.tolist() == [1, 1, 1, 0, 0, 2, 2]
-    assert without_small(labels, 0)[1] == 3
+    walls, _ = cells()
+    every = segment_crop(walls, None, (20,) * 3, (1,) * 3, CropSettings(side=512))
+    sizes = np.bincount(every.labels.reshape(-1))[1:]
+    least = int(sizes.max())
+    assert sizes.min() < least
+    found = segment_crop(walls, None, (20,) * 3, (1,) * 3, CropSettings(min_size=least, side=512))
+    assert 0 < found.count == (sizes >= least).sum() < every.count
+    assert np.bincount(found.labels.reshape(-1))[1:].min() >= least
 
 
 def test_the_widget_shows_the_part_and_follows_its_fields(monkeypatch):

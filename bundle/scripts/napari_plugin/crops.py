@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from volumen.inference.postprocess.instances import InstanceSegmenter, renumber
+from volumen.inference.postprocess.graph.sources import Source
+from volumen.inference.postprocess.graph.volume import instances_of
 from volumen.inference.rules import InstanceRules
 from volumen.utils.errors import VolumenError
 
@@ -95,23 +96,17 @@ def segment_crop(
         foreground=_FOREGROUND if foreground is not None else None,
         threshold=settings.threshold,
         merge_threshold=settings.merge_threshold,
+        min_size=settings.min_size,
     )
     parts = {name: _probabilities(array, region)[None] for name, array in given.items()}
-    labels = InstanceSegmenter(rules, tuple(float(size) for size in spacing))(parts)
-    labels, count = without_small(labels, settings.min_size)
-    return Crop(labels, tuple(part.start for part in region), count)
+    labels = instances_of(parts, Source(rules, tuple(float(size) for size in spacing)))
+    return Crop(labels, tuple(part.start for part in region), int(labels.max(initial=0)))
 
 
 def _probabilities(array: Any, region: tuple[slice, ...]) -> np.ndarray:
     values = np.asarray(array[region])
     scale = 255.0 if values.dtype == np.uint8 else 1.0
     return values.astype(np.float32) / scale
-
-
-def without_small(labels: np.ndarray, min_size: int) -> tuple[np.ndarray, int]:
-    """Remove instances of fewer voxels than `min_size`; return the others, numbered without a gap, and their count."""
-    sizes = np.bincount(labels.reshape(-1))
-    return renumber(labels, (sizes >= min_size)[labels] & (labels > 0))
 
 
 def as_flags(settings: CropSettings, walls: str | None, foreground: str | None) -> str:
