@@ -101,7 +101,7 @@ def test_the_estimate_grows_with_patch_batch_targets_and_width(folder):
     small = total()
     assert small < min(total(batch=4), total(side=32), total(width=8), total(tasks=1), total(ema_decay=0.9))
     recomputed = total(side=32, activation_checkpointing=True)
-    assert 0.3 * total(side=32) < recomputed < 0.8 * total(side=32)
+    assert 0.3 * total(side=32) < recomputed < 0.9 * total(side=32)
     # Feature maps dominate, and their number is proportional to the voxels.
     work = [total(side=32, batch=batch) for batch in (2, 4, 8)]
     assert work[2] - work[1] == pytest.approx(2 * (work[1] - work[0]), rel=0.02)
