@@ -116,7 +116,7 @@ def on_disk(source: Any, head: Any, shape: tuple[int, ...], folder: Path) -> Non
         graph.find_fragments(number, heads, lambda _: None, local.__setitem__, lambda: None)
     graph.join()
     for number in range(graph.count):
-        graph.find_edges(number, local.__getitem__, heads, lambda: None)
+        graph.find_edges(number, local.__getitem__, heads, lambda _: None, lambda: None)
     graph.agglomerate()
     for number in range(graph.count):
         box, values = graph.numbered(number, local.__getitem__)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from instance_cases import cells, predicted, walls
+from scipy import ndimage
 
 from volumen.derived.arrays.descriptors import local_shape_descriptors
 from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.inference.postprocess.graph import edges as edge_tables
+from volumen.inference.postprocess.graph import flooding
 from volumen.inference.postprocess.graph.agglomerate import agglomerate
 from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, add_rows
+from volumen.inference.postprocess.graph.flooding import flood, table_of_regions
 from volumen.inference.postprocess.graph.fragments import pieces_of
-from volumen.inference.postprocess.graph.landscape import CERTAIN
+from volumen.inference.postprocess.graph.landscape import CERTAIN, Landscape
 from volumen.inference.postprocess.graph.sources import Source
 from volumen.inference.postprocess.graph.volume import VolumeGraph, instances_of
 from volumen.inference.rules import InstanceRules
@@ -136,7 +140,7 @@ class Run:
         self.graph.find_fragments(number, self.heads, self.mask, self.local.__setitem__, self.cancel)
 
     def edges(self, number):
-        self.graph.find_edges(number, self.labels, self.heads, self.cancel)
+        self.graph.find_edges(number, self.labels, self.heads, self.mask, self.cancel)
 
     def number(self, number):
         box, values = self.graph.numbered(number, self.labels)
@@ -246,47 +250,114 @@ def test_blocks_are_repeated_alone_after_an_edit(case, tmp_path):
     assert not made
 
 
-def direct_fragments(landscape, threshold):
-    """Return the peak of every voxel by following the highest neighbour, voxel by voxel; walls are left out."""
-    free, height = landscape.free, landscape.height
-    shape = free.shape
-    following = {}
+def direct_bottoms(landscape):
+    """Return the bottom of every voxel by following the lowest neighbour across a face, voxel by voxel."""
+    shape = landscape.inside.shape
+
+    def rank(place):
+        return landscape.height[place], place
+
+    def following(place):
+        near = []
+        for axis, step in itertools.product(range(3), (-1, 1)):
+            there = tuple(n + step * (axis == k) for k, n in enumerate(place))
+            if 0 <= there[axis] < shape[axis] and landscape.inside[there]:
+                near.append(there)
+        best = min(near, key=rank, default=place)
+        return best if rank(best) < rank(place) else place
+
+    found = np.full(shape, -1, np.int64)
+    for place in map(tuple, np.argwhere(landscape.inside)):
+        end = place
+        while following(end) != end:
+            end = following(end)
+        found[place] = np.ravel_multi_index(end, shape)
+    return found
+
+
+def direct_peaks(landscape):
+    """Return the free voxels than which no free neighbour is deeper, with free voxels between."""
+    free, depth = landscape.free, landscape.depth
+    found = free.copy()
     for place in map(tuple, np.argwhere(free)):
-        best, chosen = (height[place], [-n for n in place]), place
         for step in itertools.product((-1, 0, 1), repeat=3):
             there = tuple(a + b for a, b in zip(place, step))
-            if any(not 0 <= n < size for n, size in zip(there, shape)) or not free[there]:
+            if any(not 0 <= n < size for n, size in zip(there, free.shape)):
                 continue
             between = itertools.product(*({a, b} for a, b in zip(place, there)))
-            rank = (height[there], [-n for n in there])
-            if all(free[voxel] for voxel in between) and rank > best:
-                best, chosen = rank, there
-        following[place] = chosen
-    peaks = np.full(shape, -1, np.int64)
-    for place in following:
-        end = place
-        while following[end] != end:
-            end = following[end]
-        peaks[place] = np.ravel_multi_index(end, shape)
-    return peaks
+            deeper = (depth[there], place) > (depth[place], there)
+            found[place] &= not (deeper and all(free[voxel] for voxel in between))
+    return found
 
 
-def test_fragments_are_the_basins_of_steepest_ascent():
+def test_fragments_are_the_basins_of_steepest_descent():
     heads, source = boundary_case()
     part = (slice(None), slice(0, 12), slice(0, 20), slice(0, 18))
-    landscape = source.landscape({"wall": heads["wall"][part]})
-    shape = landscape.wall.shape
-    pieces = pieces_of(landscape, source.threshold, whole_box(landscape.wall), shape, (0, 0, 0))
+    landscape = source.landscape(
+        {"wall": heads["wall"][part]}, mask_of(SHAPE)[part[1:]] & (heads["wall"][0][part[1:]] != 7)
+    )
+    pieces = pieces_of(landscape, whole_box(landscape.wall), landscape.wall.shape, (0, 0, 0))
     assert pieces.ends[:, 1].all()
-    peaks = direct_fragments(landscape, source.threshold)
-    free = landscape.free
-    np.testing.assert_array_equal(pieces.ends[pieces.labels[free] - 1, 0], peaks[free])
+    inside = landscape.inside
+    assert 0 < inside.sum() < inside.size
+    np.testing.assert_array_equal(
+        pieces.ends[pieces.labels[inside] - 1, 0], direct_bottoms(landscape)[inside]
+    )
+    np.testing.assert_array_equal(pieces.labels == 0, ~inside)
     np.testing.assert_array_equal(pieces.sizes, np.bincount(pieces.labels.ravel())[1:])
+    peaks = direct_peaks(landscape)
+    parts, count = ndimage.label(landscape.free)
+    assert len(np.unique(parts[peaks])) == count
     for number in range(1, len(pieces.sizes) + 1):
-        assert pieces.lowest[number - 1] == landscape.wall[pieces.labels == number].min()
+        chosen = pieces.labels == number
+        assert pieces.lowest[number - 1] == landscape.height[chosen].min()
+        assert pieces.seeds[number - 1] == peaks[chosen].sum()
 
 
-def direct_rows(labels, wall, affinities=(), offsets=()):
+def test_flooding_gives_each_fragment_to_the_seed_over_the_lowest_pass():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        count = 25
+        pairs = np.array([pair for pair in itertools.combinations(range(count), 2) if rng.random() < 0.12])
+        passes = rng.permutation(10 * len(pairs))[: len(pairs)]
+        table = np.zeros((len(pairs), 7), np.int64)
+        table[:, :2], table[:, 4] = pairs + 1, passes
+        seeds = (rng.random(count) < 0.2).astype(np.int64)
+        height = np.full((count, count), np.inf)
+        np.fill_diagonal(height, -1)
+        height[pairs[:, 0], pairs[:, 1]] = height[pairs[:, 1], pairs[:, 0]] = passes
+        for middle in range(count):
+            height = np.minimum(height, np.maximum(height[:, [middle]], height[[middle]]))
+        found = flood(table, seeds)
+        chosen = np.flatnonzero(seeds)
+        for number in range(count):
+            reached = height[number, chosen]
+            if not len(chosen) or np.isinf(reached.min()):
+                assert found[number] == 0
+            else:
+                assert found[number] in found[chosen[reached == reached.min()]]
+        assert set(found) - {0} == set(range(1, len(chosen) + 1))
+
+
+def test_edges_of_regions_are_the_sums_of_those_of_their_fragments(monkeypatch):
+    rng = np.random.default_rng(3)
+    pairs = np.array(list(itertools.combinations(range(1, 13), 2)))
+    table = np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1)
+    region = rng.integers(0, 4, 12).astype(np.uint32)
+    expected = {}
+    for row in table:
+        u, v = sorted(int(region[n - 1]) for n in row[:2])
+        if u and u != v:
+            old = expected.setdefault((u, v), [0, 0, 1 << 17, 0, 0])
+            expected[u, v] = [a + b if k != 2 else min(a, b) for k, (a, b) in enumerate(zip(old, row[2:]))]
+    for rows in (5, 1 << 20):
+        monkeypatch.setattr(flooding, "ROWS", rows)
+        found = table_of_regions(table, region)
+        assert [tuple(row[:2]) for row in found] == sorted(expected)
+        assert {tuple(row[:2]): list(row[2:]) for row in found} == expected
+
+
+def direct_rows(labels, wall, height, links=None, affinities=(), offsets=()):
     """Return the rows of the edges by a loop over all pairs of voxels."""
     found = {}
 
@@ -298,18 +369,20 @@ def direct_rows(labels, wall, affinities=(), offsets=()):
 
     shape = labels.shape
     for place in np.ndindex(shape):
-        if wall is not None:
-            for axis in range(3):
-                there = tuple(n + (axis == k) for k, n in enumerate(place))
-                if there[axis] < shape[axis]:
-                    one, other = int(wall[place]), int(wall[there])
-                    add(labels[place], labels[there], {0: 1, 1: one + other, 2: max(one, other)})
+        for axis in range(3):
+            there = tuple(n + (axis == k) for k, n in enumerate(place))
+            if there[axis] < shape[axis]:
+                over = max(int(height[place]), int(height[there]))
+                if links is not None and links[(axis, *there)]:
+                    over = (1 << 16) + int(links[(axis, *there)])
+                sums = {} if wall is None else {0: 1, 1: int(wall[place]) + int(wall[there])}
+                add(labels[place], labels[there], {**sums, 2: over})
         for values, offset in zip(affinities, offsets):
             there = tuple(a + b for a, b in zip(place, offset))
             if all(0 <= n < size for n, size in zip(there, shape)):
                 value = CERTAIN - int(values[place])
                 near = sum(map(abs, offset)) == 1
-                columns = {0: 1, 1: 2 * value, 2: value} if near else {3: 1, 4: 2 * value}
+                columns = {0: 1, 1: 2 * value} if near else {3: 1, 4: 2 * value}
                 add(labels[place], labels[there], columns)
     rows = [[u, v, *columns] for (u, v), columns in sorted(found.items())]
     return np.array(rows, np.int64)
@@ -318,25 +391,31 @@ def direct_rows(labels, wall, affinities=(), offsets=()):
 def test_edges_are_those_of_a_direct_loop():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 9, (5, 6, 7)).astype(np.uint32)
-    wall = rng.integers(0, CERTAIN + 1, labels.shape).astype(np.uint16)
+    wall, height = rng.integers(0, CERTAIN + 1, (2, *labels.shape)).astype(np.uint16)
+    inside = labels > 0
+    landscape = Landscape(wall, inside, inside, height.astype(np.float32), height)
+    source = Source(InstanceRules("wall"), (1.0, 1.0, 1.0))
     sums = EdgeSums(labels, whole_box(labels))
-    sums.add_faces(wall)
-    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall))
+    source.add_edges(sums, landscape, {}, whole_box(labels))
+    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall, height))
+    links = rng.integers(0, CERTAIN + 1, (3, *labels.shape)).astype(np.uint16)
     affinities = rng.integers(0, CERTAIN + 1, (len(OFFSETS), *labels.shape)).astype(np.uint16)
     source = Source(InstanceRules(affinities="affs"), (1.0, 1.0, 1.0), OFFSETS)
     sums = EdgeSums(labels, whole_box(labels))
-    source.add_edges(sums, {"affs": affinities / np.float32(CERTAIN)}, whole_box(labels))
-    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, None, affinities, OFFSETS))
+    source.add_edges(
+        sums, replace(landscape, links=links), {"affs": affinities / np.float32(CERTAIN)}, whole_box(labels)
+    )
+    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, None, height, links, affinities, OFFSETS))
 
 
 def test_many_edges_outgrow_the_first_table():
     rng = np.random.default_rng(2)
     labels = rng.integers(1, 4000, (4, 40, 40)).astype(np.uint32)
-    wall = rng.integers(0, CERTAIN + 1, labels.shape).astype(np.uint16)
+    wall, height = rng.integers(0, CERTAIN + 1, (2, *labels.shape)).astype(np.uint16)
     sums = EdgeSums(labels, whole_box(labels))
-    sums.add_faces(wall)
+    sums.add_faces(wall, height)
     assert len(sums.rows()) > 1 << 12
-    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall))
+    np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall, height))
 
 
 @pytest.mark.parametrize("rows", [1, 100, 10**6])
@@ -350,12 +429,12 @@ def test_runs_are_merged_in_parts_of_any_size(rows, tmp_path, monkeypatch):
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
         run = add_rows(np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1))
         runs.append(run)
-    peaks = np.arange(90) * 7 + 3
+    bottoms = np.arange(90) * 7 + 3
     for number, run in enumerate(runs):
         named = run.copy()
-        named[:, :2] = peaks[run[:, :2] - 1]
+        named[:, :2] = bottoms[run[:, :2] - 1]
         files.save(number, named)
-    files.merge(4, peaks)
+    files.merge(4, bottoms)
     np.testing.assert_array_equal(files.table(), add_rows(np.concatenate(runs)))
     expected = {}
     for row in np.concatenate(runs):

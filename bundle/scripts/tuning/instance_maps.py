@@ -92,7 +92,7 @@ class InstanceMaps:
             graph.find_fragments(number, self._heads, self._allowed, write, lambda: None)
         graph.join()
         for number in range(graph.count):
-            graph.find_edges(number, self._labels, self._heads, lambda: None)
+            graph.find_edges(number, self._labels, self._heads, self._allowed, lambda: None)
 
     def _labels(self, box: Region) -> np.ndarray:
         return np.asarray(self._local[(0, *box)])

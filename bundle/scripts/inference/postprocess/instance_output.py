@@ -167,7 +167,7 @@ class EdgePass(_InstancePass):
     is_light = False
 
     def make(self, number: int, raise_if_cancelled: CancellationCheck) -> None:
-        self.graph.find_edges(number, self.labels, self.heads, raise_if_cancelled)
+        self.graph.find_edges(number, self.labels, self.heads, self.mask, raise_if_cancelled)
 
 
 class NumberPass(_InstancePass):

@@ -37,7 +37,7 @@ def agglomerate(
         fragments: number of fragments.
         how: "mean", "mutex" or "multicut".
         threshold: mean wall below which fragments merge.
-        lowest: the lowest value of the basin in each fragment; needed where necks count.
+        lowest: the lowest height of each region; needed where necks count.
         neck_power: power by which a neck counts as a wall, see `_necks`; 0: it does not.
     """
     if lowest is not None and neck_power and len(table):

@@ -38,19 +38,21 @@ def _enlarge(keys, sums):
 
 
 @compiled
-def sum_faces(labels, wall, basin, owned, keys, sums, used):
+def sum_faces(labels, wall, height, links, owned, keys, sums, used):
     """Add the faces between fragments: for each voxel of a region the faces towards its next voxel on every axis.
 
     Args:
         labels: uint32 (Z, Y, X), numbers of fragments, 0 for none.
-        wall: uint16 (Z, Y, X).
-        basin: uint16 (Z, Y, X), how shallow voxels lie.
+        wall: uint16 (Z, Y, X); of shape (0, 0, 0): faces are not counted, only their passes.
+        height: uint16 (Z, Y, X).
+        links: uint16 (3, Z, Y, X), the wall between a voxel and the previous one on each axis, or of shape
+            (0, 0, 0, 0).
         owned: int64 (3, 2), start and stop of the region per axis.
         keys, sums, used: the table, and how many places of it are used.
 
     Returns:
         keys, sums and used. `COUNT` counts faces, `SUM` is the sum of the walls on both sides, `LOWEST` the lowest
-        value of the basin over which a path leads across.
+        pass: the higher of both sides, or over a wall between, which is higher than all heights, 65536 plus that wall.
     """
     shape = labels.shape
     for z in range(owned[0, 0], owned[0, 1]):
@@ -69,7 +71,6 @@ def sum_faces(labels, wall, basin, owned, keys, sums, used):
                     if v == 0 or v == u:
                         continue
                     key = (u << np.uint64(32)) | v if u < v else (v << np.uint64(32)) | u
-                    one, other = np.int64(wall[z, y, x]), np.int64(wall[a, b, c])
                     if key != last_key[axis]:
                         at = _place(keys, key)
                         if keys[at] == 0:
@@ -82,9 +83,12 @@ def sum_faces(labels, wall, basin, owned, keys, sums, used):
                             used += 1
                         last_key[axis], last_at[axis] = key, at
                     at = last_at[axis]
-                    sums[at, COUNT] += 1
-                    sums[at, SUM] += one + other
-                    saddle = max(np.int64(basin[z, y, x]), np.int64(basin[a, b, c]))
+                    if wall.shape[0]:
+                        sums[at, COUNT] += 1
+                        sums[at, SUM] += np.int64(wall[z, y, x]) + np.int64(wall[a, b, c])
+                    saddle = max(np.int64(height[z, y, x]), np.int64(height[a, b, c]))
+                    if links.shape[0] and links[axis, a, b, c] > 0:
+                        saddle = (1 << 16) + np.int64(links[axis, a, b, c])
                     sums[at, LOWEST] = min(sums[at, LOWEST], saddle)
     return keys, sums, used
 
@@ -139,5 +143,4 @@ def sum_offset(labels, wall, owned, offset, far, keys, sums, used):
                 else:
                     sums[last_at, COUNT] += 1
                     sums[last_at, SUM] += 2 * value
-                    sums[last_at, LOWEST] = min(sums[last_at, LOWEST], value)
     return keys, sums, used

@@ -1,9 +1,9 @@
 """The table of edges between fragments: sums per block in sorted files, which are merged to one file for the volume.
 
-A row describes two fragments: their numbers, the smaller one first (in the files of blocks the places of their peaks);
-their faces, the sum of the walls on both sides of these, and the lowest value of the basin over which a path leads
-across one; their distant pairs of voxels, and twice the sum of the walls between these. All are integers, so that the
-table does not depend on the order of additions.
+A row describes two fragments: their numbers, the smaller one first (in the files of blocks the places of their
+bottoms); their faces, the sum of the walls on both sides of these, and the lowest pass between them; their distant
+pairs of voxels, and twice the sum of the walls between these. All are integers, so that the table does not depend on
+the order of additions.
 """
 
 from __future__ import annotations
@@ -47,17 +47,24 @@ class EdgeSums:
         self._sums = np.zeros((1 << 12, edge_kernels.COLUMNS), np.int64)
         self._used = 0
 
-    def add_faces(self, wall: np.ndarray, basin: np.ndarray | None = None) -> None:
+    def add_faces(self, wall: np.ndarray | None, height: np.ndarray, links: np.ndarray | None = None) -> None:
         """Add the faces of the block's voxels towards the next voxel on every axis.
 
         Args:
-            wall: uint16, shape of the labels.
-            basin: the same, see `Landscape`; None: the wall.
+            wall: uint16, shape of the labels; None: only the passes over the faces count.
+            height, links: the same, see `Landscape`.
         """
-        volume = np.ascontiguousarray(wall).reshape(self._labels.shape)
-        depth = volume if basin is None else np.ascontiguousarray(basin).reshape(volume.shape)
+        shape = self._labels.shape
+        volume = np.zeros((0, 0, 0), np.uint16) if wall is None else np.ascontiguousarray(wall).reshape(shape)
         self._keys, self._sums, self._used = edge_kernels.sum_faces(
-            self._labels, volume, depth, self._owned, self._keys, self._sums, self._used
+            self._labels,
+            volume,
+            np.ascontiguousarray(height).reshape(shape),
+            three_links(links, shape),
+            self._owned,
+            self._keys,
+            self._sums,
+            self._used,
         )
 
     def add_offset(self, wall: np.ndarray, offset: Sequence[int], far: bool) -> None:
@@ -82,6 +89,15 @@ class EdgeSums:
         low = np.uint64((1 << 32) - 1)
         pairs = np.stack([keys >> np.uint64(32), keys & low], axis=1).astype(np.int64)
         return np.concatenate([pairs, self._sums[at]], axis=1)
+
+
+def three_links(links: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Return links (axes, *space) as those of three axes, or as an array without any for None."""
+    if links is None:
+        return np.zeros((0, 0, 0, 0), np.uint16)
+    out = np.zeros((3, *shape), np.uint16)
+    out[3 - len(links) :] = links.reshape(-1, *shape)
+    return out
 
 
 def add_rows(rows: np.ndarray) -> np.ndarray:
@@ -113,7 +129,7 @@ class EdgeFiles:
         return self._run(number).exists()
 
     def save(self, number: int, rows: np.ndarray) -> None:
-        """Write the rows of a block, with the places of peaks in place of numbers."""
+        """Write the rows of a block, with the places of bottoms in place of numbers."""
         write_atomically(self._run(number), lambda stream: np.save(stream, rows))
 
     def forget(self, number: int) -> None:
@@ -121,27 +137,27 @@ class EdgeFiles:
         self._table.unlink(missing_ok=True)
         self._run(number).unlink(missing_ok=True)
 
-    def merge(self, blocks: int, peaks: np.ndarray) -> None:
+    def merge(self, blocks: int, bottoms: np.ndarray) -> None:
         """Merge the rows of all blocks to the table, unless it exists.
 
         Args:
             blocks: number of blocks.
-            peaks: place of the peak of each fragment, ascending.
+            bottoms: place of the bottom of each fragment, ascending.
         """
         if self.has_table:
             return
-        if not len(peaks):
+        if not len(bottoms):
             write_atomically(self._table, b"")
             return
         runs = [read_array(self._run(number)) for number in range(blocks)]
-        bounds = _intervals(runs, peaks)
+        bounds = _intervals(runs, bottoms)
         cuts = np.array([np.searchsorted(run[:, FIRST], bounds) for run in runs])
 
         def write(stream: Any) -> None:
             for low, high in zip(cuts.T[:-1], cuts.T[1:], strict=True):
                 parts = [run[a:b] for run, a, b in zip(runs, low, high, strict=True)]
                 rows = add_rows(np.concatenate(parts))
-                rows[:, :2] = np.searchsorted(peaks, rows[:, :2]) + 1
+                rows[:, :2] = np.searchsorted(bottoms, rows[:, :2]) + 1
                 stream.write(rows.tobytes())
 
         write_atomically(self._table, write)
@@ -166,9 +182,9 @@ class EdgeFiles:
         return self.folder / f"run_{number}.npy"
 
 
-def _intervals(runs: Sequence[np.ndarray], peaks: np.ndarray) -> list[int]:
-    """Return bounds of intervals of peaks, each with at most `MERGED_ROWS` rows if it has more than one bin."""
-    edges = np.unique(np.concatenate([peaks[:: max(1, -(-len(peaks) // BINS))], peaks[-1:] + 1]))
+def _intervals(runs: Sequence[np.ndarray], bottoms: np.ndarray) -> list[int]:
+    """Return bounds of intervals of bottoms, each with at most `MERGED_ROWS` rows if it has more than one bin."""
+    edges = np.unique(np.concatenate([bottoms[:: max(1, -(-len(bottoms) // BINS))], bottoms[-1:] + 1]))
     rows = np.zeros(len(edges) - 1, np.int64)
     for run in runs:
         rows += np.diff(np.searchsorted(run[:, FIRST], edges))

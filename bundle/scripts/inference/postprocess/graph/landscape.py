@@ -15,8 +15,12 @@ CERTAIN = 65535
 """A wall of probability 1; walls and affinities are uint16, so that sums over voxels are exact in any order."""
 SEED_SIGMA = 2.0
 """Sigma of the Gaussian that smooths the distance to the walls, in smallest voxel sides: fewer peaks."""
+DISTANCE_SHARE = 0.2
+"""Weight of the distance in the height; the wall has the remaining weight."""
 DEPTH_SIGMA = 1.0
 """The same for a predicted distance, which is smooth already."""
+SHEET_SIGMA = 0.5
+"""The same for the predicted distance of sheets, which are a few voxels thick."""
 DEEPEST = 16.0
 """Predicted distances count up to this, in smallest voxel sides, as they are learned up to it."""
 DESCRIPTOR_JUMP = 1.0
@@ -34,19 +38,30 @@ class Landscape:
     Args:
         wall: uint16 (*space), `CERTAIN` for a certain wall.
         inside: bool (*space), where instances may be.
-        free: bool (*space), voxels inside that are no wall: fragments begin there.
-        height: float32 (*space), larger for voxels deeper inside an instance.
-        basin: uint16 (*space), how shallow a voxel lies in its instance, 0 for the deepest; None: the wall.
-        links: uint16 (axes, *space), the wall between a voxel and the previous one on each axis; None: the walls of the
-            voxels say it.
+        free: bool (*space), voxels inside that are no wall.
+        depth: float32 (*space), the smoothed distance to the walls or borders; its peaks are the seeds.
+        height: uint16 (*space), which is flooded from the seeds.
+        links: uint16 (axes, *space), the wall between a voxel and the previous one on each axis; None: the height says
+            it.
     """
 
     wall: np.ndarray
     inside: np.ndarray
     free: np.ndarray
+    depth: np.ndarray
     height: np.ndarray
-    basin: np.ndarray | None = None
     links: np.ndarray | None = None
+
+    def cropped(self, region: tuple[slice, ...]) -> Landscape:
+        """Return a part of the landscape."""
+        return Landscape(
+            self.wall[region],
+            self.inside[region],
+            self.free[region],
+            self.depth[region],
+            self.height[region],
+            None if self.links is None else self.links[(slice(None), *region)],
+        )
 
 
 def as_level(probability: float) -> int:
@@ -64,7 +79,7 @@ def levels(values: np.ndarray) -> np.ndarray:
 def walls_landscape(
     wall: np.ndarray, inside: np.ndarray | None, steps: Sequence[float], threshold: int, reach: float
 ) -> Landscape:
-    """Return the landscape of regions that walls enclose: the height is the smoothed distance to the walls.
+    """Return the landscape of regions that walls enclose, as Beier et al. 2017 flood it.
 
     Args:
         wall: uint16 (*space).
@@ -83,13 +98,21 @@ def walls_landscape(
     distance = nearest_squared(~free, costs, everywhere)
     np.minimum(distance, np.float32(reach**2), out=distance)
     np.sqrt(distance, out=distance)
-    return Landscape(wall, inside, free, smooth(distance, SEED_SIGMA, steps))
+    depth = smooth(distance, SEED_SIGMA, steps)
+    share = np.float32(DISTANCE_SHARE)
+    height = (1 - share) * (wall / np.float32(CERTAIN)) + share / (1 + np.maximum(depth, 0))
+    return Landscape(wall, inside, free, depth, levels(height))
 
 
 def depth_landscape(
-    signed: np.ndarray, wall: np.ndarray, inside: np.ndarray | None, steps: Sequence[float], threshold: int
+    signed: np.ndarray,
+    wall: np.ndarray,
+    inside: np.ndarray | None,
+    steps: Sequence[float],
+    threshold: int,
+    sigma: float,
 ) -> Landscape:
-    """Return the landscape of a predicted distance, whose height is the smoothed depth.
+    """Return the landscape of a predicted distance, which is flooded from its deepest voxels; walls are high.
 
     Args:
         signed: (*space), distance to the border of the voxel's instance, negative inside.
@@ -97,17 +120,14 @@ def depth_landscape(
         inside: bool (*space), or None for where the distance is negative.
         steps: voxel size per axis in units of the smallest.
         threshold: the lowest wall that separates.
+        sigma: of the Gaussian that smooths the depth, in smallest voxel sides.
     """
     depth = np.clip(-signed.astype(np.float32), 0, np.float32(DEEPEST))
     inside = depth > 0 if inside is None else inside
     free = inside & (wall < threshold)
-    return Landscape(wall, inside, free, smooth(depth, DEPTH_SIGMA, steps), basin_of(signed))
-
-
-def basin_of(signed: np.ndarray) -> np.ndarray:
-    """Return how shallow voxels lie, uint16: `CERTAIN` at the border and outside, 0 from `DEEPEST` on."""
-    depth = np.clip(-signed.astype(np.float32) / np.float32(DEEPEST), 0, 1)
-    return np.uint16(CERTAIN) - levels(depth)
+    depth = smooth(depth, sigma, steps)
+    height = np.uint16(CERTAIN) - levels(depth / np.float32(DEEPEST))
+    return Landscape(wall, inside, free, depth, np.maximum(height, wall))
 
 
 def converging_wall(field: np.ndarray, least: float) -> np.ndarray:

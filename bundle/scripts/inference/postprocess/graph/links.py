@@ -1,4 +1,4 @@
-"""Joins the pieces of all blocks to fragments, and numbers these by the place of their peaks."""
+"""Joins the pieces of all blocks to fragments, and numbers these by the place of their bottoms."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ Load = Callable[..., Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Fragments:
-    """Fragments of a volume, numbered from 1 in the order of their peaks.
+    """Fragments of a volume, numbered from 1 in the order of their bottoms.
 
     Args:
         offsets: first piece of each block, and their count, int64 (blocks + 1,).
         number: fragment of each piece, uint32 (pieces,).
         sizes: voxels of each fragment, int64 (fragments,).
-        lowest: the lowest value of the basin in each fragment, int64 (fragments,).
-        peaks: index in the volume of the peak of each fragment, int64 (fragments,), ascending.
+        lowest: the lowest height of each fragment, int64 (fragments,).
+        seeds: peaks in each fragment, int64 (fragments,).
+        bottoms: index in the volume of the bottom of each fragment, int64 (fragments,), ascending.
     """
 
     offsets: np.ndarray
     number: np.ndarray
     sizes: np.ndarray
     lowest: np.ndarray
-    peaks: np.ndarray
+    seeds: np.ndarray
+    bottoms: np.ndarray
 
 
 def shell_of(labels: np.ndarray, box: Region, shape: Sequence[int]) -> dict[str, np.ndarray]:
@@ -48,16 +50,16 @@ def join_pieces(load: Load, shape: Sequence[int], block: Sequence[int]) -> Fragm
     """Join the pieces of all blocks; memory holds about 50 bytes per piece.
 
     Args:
-        load: returns the arrays `ends`, `sizes`, `lowest` and those of `shell_of` of a block.
+        load: returns the arrays `ends`, `sizes`, `lowest`, `seeds` and those of `shell_of` of a block.
         shape: shape of the volume.
         block: shape of a block.
     """
     counts = block_counts(shape, block)
     blocks = math.prod(counts)
-    found = [load(number, "ends", "sizes", "lowest") for number in range(blocks)]
+    found = [load(number, "ends", "sizes", "lowest", "seeds") for number in range(blocks)]
     offsets = np.concatenate([[0], np.cumsum([len(part["sizes"]) for part in found])]).astype(np.int64)
-    ends, sizes, lowest = (
-        np.concatenate([part[name] for part in found]) for name in ("ends", "sizes", "lowest")
+    ends, sizes, lowest, seeds = (
+        np.concatenate([part[name] for part in found]) for name in ("ends", "sizes", "lowest", "seeds")
     )
     del found
     root = np.arange(len(ends))
@@ -73,15 +75,18 @@ def join_pieces(load: Load, shape: Sequence[int], block: Sequence[int]) -> Fragm
             local = _on_shell(load(number), places[chosen], box)
             root[leaving[chosen]] = offsets[number] + local.astype(np.int64) - 1
     root = _ends_of_chains(root)
-    peaks = np.flatnonzero(ends[:, 1] == 1)
-    peaks = peaks[np.argsort(ends[peaks, 0], kind="stable")]
-    of_peak = np.zeros(len(ends), np.uint32)
-    of_peak[peaks] = np.arange(1, len(peaks) + 1)
-    fragment = of_peak[root]
-    total = np.bincount(fragment, weights=sizes, minlength=len(peaks) + 1)[1:].astype(np.int64)
-    least = np.full(len(peaks) + 1, np.iinfo(np.int64).max)
+    bottoms = np.flatnonzero(ends[:, 1] == 1)
+    bottoms = bottoms[np.argsort(ends[bottoms, 0], kind="stable")]
+    of_bottom = np.zeros(len(ends), np.uint32)
+    of_bottom[bottoms] = np.arange(1, len(bottoms) + 1)
+    fragment = of_bottom[root]
+    total, inner = (
+        np.bincount(fragment, weights=values, minlength=len(bottoms) + 1)[1:].astype(np.int64)
+        for values in (sizes, seeds)
+    )
+    least = np.full(len(bottoms) + 1, np.iinfo(np.int64).max)
     np.minimum.at(least, fragment, lowest)
-    return Fragments(offsets, fragment, total, least[1:], ends[peaks, 0])
+    return Fragments(offsets, fragment, total, least[1:], inner, ends[bottoms, 0])
 
 
 def _on_shell(planes: Mapping[str, np.ndarray], places: np.ndarray, box: Region) -> np.ndarray:

@@ -10,15 +10,14 @@ import numpy as np
 from volumen.derived.arrays.affinities import overlap
 from volumen.derived.extents import gaussian_radius, in_voxels
 from volumen.inference.postprocess.graph.edges import EdgeSums
-from volumen.inference.postprocess.graph.fragments import ROUNDS
 from volumen.inference.postprocess.graph.landscape import (
     CERTAIN,
     DEPTH_SIGMA,
     DESCRIPTOR_JUMP,
+    SHEET_SIGMA,
     Heads,
     Landscape,
     as_level,
-    basin_of,
     converging_wall,
     depth_landscape,
     levels,
@@ -56,30 +55,29 @@ class Source:
     def halo(self) -> tuple[int, ...]:
         """Voxels per axis around a block on which its fragments depend."""
         if self.rules.distance is not None:
-            reach = gaussian_radius(DEPTH_SIGMA, self.steps)
+            reach = gaussian_radius(self._depth_sigma, self.steps)
         else:
             reach = walls_reach(self.rules.halo, self.steps)
-        # A voxel compares the heights of its neighbours, and a wall those of the fields on both sides of it.
-        return tuple(max(radius + 1, ROUNDS) + 1 for radius in reach)
+        # A voxel compares the heights of its neighbours, and a wall the fields on both sides of it.
+        return tuple(radius + 2 for radius in reach)
 
     @property
     def edge_halo(self) -> tuple[tuple[int, int], ...]:
-        """Voxels before and behind a block, per axis, to which its edges reach."""
+        """Voxels before and behind a block, per axis, whose fragments its edges reach."""
         if self.offsets:
             axes = list(zip(*self.offsets, strict=True))
-            return tuple((max(0, *(-step for step in axis)), max(0, *axis)) for axis in axes)
-        fields = bool(self.rules.normals or self.rules.descriptors)
-        return ((int(fields), 1 + int(fields)),) * len(self.spacing)
+            return tuple((max(0, *(-step for step in axis)), max(1, *axis)) for axis in axes)
+        return ((0, 1),) * len(self.spacing)
 
     @property
     def neck_power(self) -> int:
         """Power by which a neck between two fragments counts as a wall: 0 where no distances are predicted.
 
-        The depth of thin sheets, which normals describe, varies by as much as it is: there only the narrowest count.
+        The depth of thin sheets, which normals describe, varies by as much as it is: there narrow ones count less.
         """
         if self.rules.distance is None:
             return 0
-        return 1 if self.rules.normals is None else 6
+        return 1 if self.rules.normals is None else 2
 
     @property
     def agglomeration(self) -> str:
@@ -102,33 +100,39 @@ class Source:
             inside = found if inside is None else inside & found
         if rules.distance is not None:
             signed = heads[rules.distance][0]
-            return depth_landscape(signed, self._wall(heads), inside, self.steps, self.threshold)
+            wall = self._wall(heads)
+            return depth_landscape(signed, wall, inside, self.steps, self.threshold, self._depth_sigma)
         if rules.affinities is None:
             return walls_landscape(self._wall(heads), inside, self.steps, self.threshold, rules.halo)
         links = self._links(levels(heads[rules.affinities]))
-        wall = links.max(axis=0)
         if rules.foreground is None:
             found = _bound(links, as_level(1 - rules.threshold))
             inside = found if inside is None else inside & found
-        found = walls_landscape(wall, inside, self.steps, self.threshold, rules.halo)
+        # Noise below the threshold would make a fragment of every few voxels.
+        links[links < self.threshold] = 0
+        found = walls_landscape(links.max(axis=0), inside, self.steps, self.threshold, rules.halo)
         return replace(found, links=links)
 
-    def add_edges(self, sums: EdgeSums, heads: Heads, owned: tuple[slice, ...]) -> None:
+    def add_edges(self, sums: EdgeSums, landscape: Landscape, heads: Heads, owned: tuple[slice, ...]) -> None:
         """Add the edges of a block to its sums.
 
         Args:
             sums: the sums, with the labels of the block and its surroundings.
-            heads: stored outputs of the same region.
-            owned: the block as a part of it.
+            landscape: of the same region.
+            heads: stored outputs of the block.
+            owned: the block as a part of the region.
         """
         if self.rules.affinities is None:
-            distance = self.rules.distance
-            basin = None if distance is None else basin_of(heads[distance][0])
-            sums.add_faces(self._wall(heads), basin)
+            sums.add_faces(landscape.wall, landscape.height)
             return
-        affinities = levels(heads[self.rules.affinities])[(slice(None), *owned)]
+        sums.add_faces(None, landscape.height, landscape.links)
+        affinities = levels(heads[self.rules.affinities])
         for values, offset in zip(affinities, self.offsets, strict=True):
             sums.add_offset(np.uint16(CERTAIN) - values, offset, far=not is_step(offset))
+
+    @property
+    def _depth_sigma(self) -> float:
+        return DEPTH_SIGMA if self.rules.normals is None else SHEET_SIGMA
 
     def _wall(self, heads: Heads) -> np.ndarray:
         """Return the highest of the walls that the heads state, uint16 (*space)."""

@@ -20,8 +20,9 @@ from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, block_box, block_counts
 from volumen.inference.postprocess.graph.agglomerate import agglomerate
 from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums
+from volumen.inference.postprocess.graph.flooding import flood, table_of_regions
 from volumen.inference.postprocess.graph.fragments import pieces_of
-from volumen.inference.postprocess.graph.landscape import Heads
+from volumen.inference.postprocess.graph.landscape import CERTAIN, Heads
 from volumen.inference.postprocess.graph.links import Fragments, join_pieces, shell_of
 from volumen.inference.postprocess.graph.sources import Source
 from volumen.utils.files.arrays import read_array
@@ -99,10 +100,11 @@ class VolumeGraph:
         outer, inner = surroundings(self.shape, box, self.source.halo)
         landscape = self.source.landscape(heads(outer), mask(outer))
         first = [part.start for part in outer]
-        pieces = pieces_of(landscape, self.source.threshold, inner, self.shape, first)
+        pieces = pieces_of(landscape, inner, self.shape, first)
         raise_if_cancelled()
         write(box, pieces.labels)
-        content = {"ends": pieces.ends, "sizes": pieces.sizes, "lowest": pieces.lowest}
+        names = ("ends", "sizes", "lowest", "seeds")
+        content = {name: getattr(pieces, name) for name in names}
         self.pieces.save(number, {**content, **shell_of(pieces.labels, box, self.shape)})
 
     def join(self) -> int:
@@ -110,9 +112,8 @@ class VolumeGraph:
         if not self.pieces.has_table:
             found = join_pieces(self.pieces.load, self.shape, self.block)
             self._forget_changed(found)
-            columns = {"sizes": found.sizes, "lowest": found.lowest, "peaks": found.peaks}
-            for name, values in columns.items():
-                write_atomically(self._file(name), partial(np.save, arr=values))
+            for name in ("sizes", "lowest", "seeds", "bottoms"):
+                write_atomically(self._file(name), partial(np.save, arr=getattr(found, name)))
             self.pieces.save_table(found.offsets, found.number)
             self._before.unlink(missing_ok=True)
         return len(read_array(self._file("sizes")))
@@ -126,14 +127,17 @@ class VolumeGraph:
             region: in the volume.
         """
         if self.pieces.has_table and not self._before.exists():
-            peaks = read_array(self._file("peaks"), mapped=False)
-            tables = [peaks[self.pieces.table(number).astype(np.int64) - 1] for number in range(self.count)]
+            bottoms = read_array(self._file("bottoms"), mapped=False)
+            tables = [bottoms[self.pieces.table(number).astype(np.int64) - 1] for number in range(self.count)]
             before = {str(number): table for number, table in enumerate(tables)}
             content: Any = before
             write_atomically(self._before, lambda stream: np.savez(stream, **content))
         halo = [(width, width) for width in self.source.halo]
         self.pieces.forget(number for number, _ in self._parts(self._widened(region, halo)))
-        behind = [(after, before) for before, after in self.source.edge_halo]
+        behind = [
+            (after + width, before + width)
+            for (before, after), width in zip(self.source.edge_halo, self.source.halo, strict=True)
+        ]
         for number, _ in self._parts(self._widened(region, behind)):
             self.edges.forget(number)
 
@@ -145,7 +149,7 @@ class VolumeGraph:
         with np.load(self._before) as content:
             for number in range(self.count):
                 part = slice(found.offsets[number], found.offsets[number + 1])
-                now = found.peaks[found.number[part].astype(np.int64) - 1]
+                now = found.bottoms[found.number[part].astype(np.int64) - 1]
                 if not np.array_equal(now, content[str(number)]):
                     for other, _ in self._parts(self._widened(self.box(number), behind)):
                         self.edges.forget(other)
@@ -158,39 +162,45 @@ class VolumeGraph:
         )
 
     def find_edges(
-        self, number: int, labels: ReadLabels, heads: ReadHeads, raise_if_cancelled: CancellationCheck
+        self,
+        number: int,
+        labels: ReadLabels,
+        heads: ReadHeads,
+        mask: ReadMask,
+        raise_if_cancelled: CancellationCheck,
     ) -> None:
         """Sum the edges of a block unless they are known.
 
         Args:
             number: number of the block.
             labels: reads the numbers that `find_fragments` wrote.
-            heads: reads the heads of a region.
+            heads, mask: see `find_fragments`.
             raise_if_cancelled: called before anything is written.
         """
         if self.edges.has(number):
             return
         box = self.box(number)
-        outer = self._widened(box, self.source.edge_halo)
-        owned = tuple(
-            slice(part.start - wide.start, part.stop - wide.start)
-            for part, wide in zip(box, outer, strict=True)
-        )
-        sums = EdgeSums(self._fragments(outer, labels), owned)
-        self.source.add_edges(sums, heads(outer), owned)
+        near = self._widened(box, self.source.edge_halo)
+        wide = self._widened(near, [(width, width) for width in self.source.halo])
+        values = heads(wide)
+        landscape = self.source.landscape(values, mask(wide)).cropped(_inside(near, wide))
+        owned = {name: head[(slice(None), *_inside(box, wide))] for name, head in values.items()}
+        sums = EdgeSums(self._fragments(near, labels), _inside(box, near))
+        self.source.add_edges(sums, landscape, owned, _inside(box, near))
         raise_if_cancelled()
         rows = sums.rows()
-        rows[:, :2] = read_array(self._file("peaks"))[rows[:, :2] - 1]
+        rows[:, :2] = read_array(self._file("bottoms"))[rows[:, :2] - 1]
         self.edges.save(number, rows)
 
     def agglomerate(self) -> int:
         """Merge the edges of all blocks, then fragments, and number instances; return the number of instances."""
         sizes = read_array(self._file("sizes"), mapped=False)
-        self.edges.merge(self.count, read_array(self._file("peaks"), mapped=False))
-        clusters = merge_fragments(
-            self.edges.table(), read_array(self._file("lowest"), mapped=False), self.source
+        self.edges.merge(self.count, read_array(self._file("bottoms"), mapped=False))
+        lowest, seeds = (
+            read_array(self._file("lowest"), mapped=False),
+            read_array(self._file("seeds"), mapped=False),
         )
-        final = without_small(clusters, sizes, self.source.rules.min_size)
+        final = merge_fragments(self.edges.table(), sizes, lowest, seeds, self.source)
         write_atomically(self._file("final"), lambda stream: np.save(stream, final))
         return int(final.max(initial=0))
 
@@ -212,10 +222,7 @@ class VolumeGraph:
         found = np.empty([part.stop - part.start for part in region], np.uint32)
         for number, part in self._parts(region):
             table = np.concatenate([np.zeros(1, np.uint32), self.pieces.table(number)])
-            inner = tuple(
-                slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, region, strict=True)
-            )
-            found[inner] = table[labels(part)]
+            found[_inside(part, region)] = table[labels(part)]
         return found
 
     def _parts(self, region: Region) -> Iterator[tuple[int, Region]]:
@@ -245,37 +252,43 @@ class VolumeGraph:
         return self.folder / f"{name}.npy"
 
 
-def merge_fragments(table: np.ndarray, lowest: np.ndarray, source: Source) -> np.ndarray:
-    """Return the cluster of each fragment, see `agglomerate`.
+def merge_fragments(
+    table: np.ndarray, sizes: np.ndarray, lowest: np.ndarray, seeds: np.ndarray, source: Source
+) -> np.ndarray:
+    """Return the instance of each fragment, uint32 from 1 without a gap, 0 for none and for small instances.
+
+    Fragments are flooded from those with seeds; the regions are merged by their edges, see `agglomerate`.
 
     Args:
         table: the edges.
-        lowest: the lowest value of the basin in each fragment.
+        sizes: voxels of each fragment.
+        lowest: the lowest height of each fragment.
+        seeds: peaks in each fragment.
         source: how heads are read.
     """
-    return agglomerate(
-        table,
-        len(lowest),
+    region = flood(table, seeds)
+    regions = int(region.max(initial=0))
+    deepest = np.full(regions + 1, CERTAIN)
+    np.minimum.at(deepest, region, lowest)
+    clusters = agglomerate(
+        table_of_regions(table, region),
+        regions,
         source.agglomeration,
         source.rules.merge_threshold,
-        lowest,
+        deepest[1:],
         source.neck_power,
     )
-
-
-def without_small(clusters: np.ndarray, sizes: np.ndarray, least: int) -> np.ndarray:
-    """Return the instance of each fragment, uint32 from 1 without a gap, 0 for instances of fewer voxels than `least`.
-
-    Args:
-        clusters: cluster of each fragment, from 0.
-        sizes: voxels of each fragment.
-        least: voxels.
-    """
-    total = np.bincount(clusters, weights=sizes) if len(clusters) else np.zeros(0)
-    kept = np.flatnonzero(total >= least)
+    cluster = np.concatenate([np.zeros(1, np.int64), clusters.astype(np.int64) + 1])[region]
+    total = np.bincount(cluster, weights=sizes, minlength=1)
+    kept = np.flatnonzero(total >= source.rules.min_size)
     number = np.zeros(len(total), np.uint32)
-    number[kept] = np.arange(1, len(kept) + 1)
-    return number[clusters]
+    number[kept[kept > 0]] = np.arange(1, (kept > 0).sum() + 1)
+    return number[cluster]
+
+
+def _inside(region: Region, around: Region) -> Region:
+    """Return a region as a part of one that contains it."""
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, around, strict=True))
 
 
 def instances_of(heads: Heads, source: Source, mask: np.ndarray | None = None) -> np.ndarray:
@@ -289,19 +302,11 @@ def instances_of(heads: Heads, source: Source, mask: np.ndarray | None = None) -
     landscape = source.landscape(heads, mask)
     shape = landscape.wall.shape
     everything = tuple(slice(0, n) for n in shape)
-    pieces = pieces_of(landscape, source.threshold, everything, shape, (0,) * len(shape))
-    found = _of_one_block(pieces.ends, pieces.sizes, pieces.lowest, shape)
+    pieces = pieces_of(landscape, everything, shape, (0,) * len(shape))
+    found = join_pieces(lambda *_: vars(pieces), shape, shape)
     numbers = np.concatenate([np.zeros(1, np.uint32), found.number])
     sums = EdgeSums(numbers[pieces.labels], everything)
-    source.add_edges(sums, heads, everything)
-    clusters = merge_fragments(sums.rows(), found.lowest, source)
-    final = without_small(clusters, found.sizes, source.rules.min_size)
+    source.add_edges(sums, landscape, heads, everything)
+    final = merge_fragments(sums.rows(), found.sizes, found.lowest, found.seeds, source)
     instances = final[found.number.astype(np.int64) - 1]
     return np.concatenate([np.zeros(1, np.uint32), instances])[pieces.labels]
-
-
-def _of_one_block(
-    ends: np.ndarray, sizes: np.ndarray, lowest: np.ndarray, shape: tuple[int, ...]
-) -> Fragments:
-    content = {"ends": ends, "sizes": sizes, "lowest": lowest}
-    return join_pieces(lambda *_: content, shape, shape)
