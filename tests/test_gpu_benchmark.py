@@ -23,7 +23,7 @@ def parts(monkeypatch):
     return gpu_parts
 
 
-def run(folder, *options, timeout=900):
+def run(folder, *options, timeout=3000):
     command = [sys.executable, str(SCRIPT), "-o", str(folder), "--device", "cpu", "--tiny", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     results = folder / "results.jsonl"
@@ -32,7 +32,7 @@ def run(folder, *options, timeout=900):
 
 @pytest.mark.slow
 def test_it_runs_whole_on_a_cpu(tmp_path):
-    done, rows = run(tmp_path, "--limit", "800")
+    done, rows = run(tmp_path, "--limit", "3000")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert {row["part"] for row in rows} == set("abcde")
     assert not [row for row in rows if "failed" in row or "skipped" in row]
