@@ -3,7 +3,7 @@
 Each size trains for three steps in a process of its own, with the run's network, losses, optimizer and data; measured
 is the largest resident memory of the process less what it occupied before the network was built.
 
-    python benchmarks/memory_fit.py             # about two minutes on one core
+    python benchmarks/memory_fit.py             # two minutes of CPU
     python benchmarks/memory_fit.py --large     # and sizes up to 6 GB
 """
 

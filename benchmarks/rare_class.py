@@ -3,7 +3,7 @@
 Two anisotropic volumes (voxels 4 x 1 x 1) contain tissue, and a few small cells in it: one trains, one validates. Each
 seed trains with patches drawn without and with attention to classes (`dataset_config.class_oversampling`).
 
-    python benchmarks/rare_class.py                  # three seeds, about ten minutes on one core
+    python benchmarks/rare_class.py                  # three seeds, twice each
     python benchmarks/rare_class.py --seeds 1 --epochs 10
 """
 
