@@ -175,7 +175,7 @@ def test_pages_have_a_line_per_model_and_names_stay_text(folder):
     request = EvaluateRequest("", str(folder / "data"), str(folder / "both"), metrics=("ece",))
     compare([str(folder / "found"), str(folder / "<b>new")], request)
     page = (folder / "both" / "report.html").read_text()
-    assert page.count("<polyline") == 4
+    assert page.count("</title></polyline>") == 4
     assert "<b>new" not in page
     names = re.findall(r"</i>(\S+): calibration error (\d\.\d{4})", page)
     assert [name for name, _ in names] == ["found", "&lt;b&gt;new"]

@@ -232,17 +232,21 @@ def test_a_port_that_is_taken_is_one_line(served, tmp_path, capsys):
         ViewServer(find_view([str(tmp_path / "x.zarr")]), 99999)
 
 
-def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path, number):
     write_ome(tmp_path / "a.zarr", IMAGE, SPACING)
     before = sorted(tmp_path.rglob("*"))
     command = [sys.executable, "-m", "volumen", "view", str(tmp_path / "a.zarr")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        page = process.stdout.readline().strip()
-        info = json.loads(urllib.request.urlopen(f"{page}layers/0/info").read())
-        assert info["scales"][0]["size"] == list(SHAPE[::-1])
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
-        assert "Traceback" not in process.stderr.read()
+        try:
+            page = process.stdout.readline().strip()
+            info = json.loads(urllib.request.urlopen(f"{page}layers/0/info").read())
+            assert info["scales"][0]["size"] == list(SHAPE[::-1])
+            process.send_signal(number)
+            assert process.wait(timeout=60) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(page)
     assert sorted(tmp_path.rglob("*")) == before

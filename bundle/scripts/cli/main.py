@@ -12,8 +12,8 @@ from volumen.cli.flags import Once
 from volumen.version import __version__
 
 _DESCRIPTION = """\
-Train one network on many targets of a 2D or 3D volume: what a person labelled,
-and what can be derived from it. `volumen COMMAND --help` tells every option."""
+Train one network on many targets of a volume, labelled and derived ones.
+`volumen COMMAND --help` tells every option."""
 _EPILOG = """\
 exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
 130 stopped by Ctrl-C, 143 by SIGTERM, both saved"""
@@ -24,13 +24,13 @@ _COMMANDS = (
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
     ("view", "volumen.cli.view", "show images, predictions and errors in napari or Neuroglancer"),
-    ("mesh", "volumen.cli.mesh", "write meshes of objects or of a surface as PLY, OBJ or for Neuroglancer"),
+    ("mesh", "volumen.cli.mesh", "write meshes of objects or of a surface"),
     ("tune", "volumen.cli.tune", "choose threshold, cleaning and epoch by a score"),
     ("select", "volumen.cli.select", "choose among runs, ensembles and augmentation by a score"),
     (
         "suggest",
         "volumen.cli.suggest",
-        "say which boxes to label next, and take painted boxes back as labels",
+        "suggest boxes to label next, and take painted ones back",
     ),
     (
         "export",
@@ -44,23 +44,35 @@ _COMMANDS = (
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help formatter with space for the longest command, whose indentation argparse ignores."""
+    """Help formatter of the list of commands: space for the longest, and no line above it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog)
+        # argparse ignores the indentation of the longest command.
         self._action_max_length = 14
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            return self._join_parts(map(self._format_action, self._iter_indented_subactions(action)))
+        return super()._format_action(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every command."""
     parser = argparse.ArgumentParser(
         prog="volumen",
+        usage="volumen [-h] [--version] COMMAND ...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=_Help,
+        add_help=False,
     )
-    parser.add_argument("--version", action="version", version=f"volumen {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # The usage names these two, so that the list of commands fits a screen.
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--version", action="version", version=f"volumen {__version__}", help=argparse.SUPPRESS
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_train(commands)
     _add_inspect(commands)
     for name, module, text in _COMMANDS:

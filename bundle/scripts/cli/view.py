@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +66,26 @@ def run_view(arguments: argparse.Namespace) -> int:
         make_console().print(server.start_page, soft_wrap=True, markup=False, highlight=False)
         where = "" if server.page else "; the page of the viewer comes from the internet"
         logger.info("open this address in a browser of this machine%s; Ctrl-C stops", where)
-        try:
+        with _stopped_by_signals():
             server.serve_forever(poll_interval=0.1)
-        except KeyboardInterrupt:
-            logger.info("stopped")
+        logger.info("stopped")
     return 0
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """End the block without an error at Ctrl-C or SIGTERM, also where a shell lets commands ignore Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
