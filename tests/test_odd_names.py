@@ -159,8 +159,8 @@ def test_a_nested_group_names_the_images_in_it(tmp_path):
     "words",
     [
         ["train", "-o", "a", "--output", "b"],
-        ["tune", "-i", "a", "-i", "b"],
-        ["tune", "-i", "a", "--input=b"],
+        ["tune", "-m", "a", "-m", "b"],
+        ["export", "-o", "a", "--output=b"],
     ],
 )
 def test_a_flag_of_one_path_is_not_taken_twice(capsys, words):

@@ -304,7 +304,7 @@ def test_workers_clean_and_segment_to_the_same_bytes(scheduler, tmp_path, cleane
 
     monkeypatch.setattr(Cluster, "_run", record)
     predict(replace(cleaned, scheduler=scheduler, nworkers=2))
-    passes = {"SurveyPass", "ChoosePass", "SegmentPass", "NumberPass", "LevelPass"}
+    passes = {"SurveyPass", "ChoosePass", "FragmentPass", "EdgePass", "NumberPass", "LevelPass"}
     assert made == {"VolumeWork", *passes}
     assert content(tmp_path / "one.zarr") == content(tmp_path / "two.zarr")
 
@@ -320,9 +320,15 @@ def test_passes_tell_how_far_they_are(scheduler, tmp_path, cleaned, shared):
     predict(replace(cleaned, **settings), progress=take)
     windows, *passes = told
     assert windows == "scroll"
-    expected = ["finding components", "cleaning", "segmenting instances", "numbering instances"]
-    assert passes[:4] == [f"scroll, {title}" for title in expected]
-    assert passes[4:] == [f"scroll, level {level} of the pyramid" for level in range(1, len(passes) - 3)]
+    expected = [
+        "finding components",
+        "cleaning",
+        "finding fragments",
+        "measuring edges",
+        "numbering instances",
+    ]
+    assert passes[:5] == [f"scroll, {title}" for title in expected]
+    assert passes[5:] == [f"scroll, level {level} of the pyramid" for level in range(1, len(passes) - 4)]
     for states in told.values():
         totals = {total for _, total in states}
         assert len(totals) == 1

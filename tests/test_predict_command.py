@@ -101,7 +101,7 @@ def broken(path, content=b""):
         (
             "b.nii.gz",
             lambda path: broken(path, b"hello" * 9),
-            "b.nii.gz: expected zarr, TIFF, NIfTI, PNG, HDF5, MRC or NRRD",
+            "b.nii.gz: expected zarr, TIFF, NIfTI, PNG, HDF5, MRC, NRRD,",
         ),
         (
             "b.tif",

@@ -184,7 +184,8 @@ def test_one_voxel(tmp_path, ndim):
 def test_axes_decide_an_ambiguous_shape(tmp_path, axes, ndim):
     tifffile.imwrite(tmp_path / "a.tif", random_stack((3, 40, 50)), photometric="minisblack")
     with pytest.raises(
-        VolumenError, match=r"a\.tif: shape \(3, 40, 50\) .*dataset_config\.axes: zyx, cyx or yxc"
+        VolumenError,
+        match=r"a\.tif: shape \(3, 40, 50\) .*--axes of volumen predict: zyx, cyx or yxc",
     ):
         open_volume(tmp_path / "a.tif")
     assert len(open_volume(tmp_path / "a.tif", axes=axes).shape) == ndim

@@ -28,6 +28,7 @@ from volumen.inference.gain import GainMeter, Labels
 from volumen.inference.output.stored import OutputSpec
 from volumen.inference.windows.heads import Head
 from volumen.inference.windows.reader import WindowReader
+from volumen.inference.windows.window_rules import OURS
 from volumen.transforms.intensity_properties import _read as read_for_statistics
 from volumen.transforms.read import ReadPatchd
 from volumen.utils.errors import VolumenError
@@ -135,7 +136,11 @@ def test_every_part_follows_the_rule(kind, ignore):
 def test_a_prediction_s_mask_follows_the_rule():
     mask = np.array([[-1, 0, 1], [2, -3, 0]], np.int16)
     plan = SimpleNamespace(
-        box=((0, 2), (0, 3)), shape=(2, 3), patch_size=(1, 1), start=lambda place: divmod(place, 3)
+        box=((0, 2), (0, 3)),
+        shape=(2, 3),
+        patch_size=(1, 1),
+        start=lambda place: divmod(place, 3),
+        rules=OURS,
     )
     image = ArrayVolume(np.arange(6, dtype=np.uint8).reshape(2, 3))
     reader = WindowReader(
