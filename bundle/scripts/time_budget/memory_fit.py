@@ -84,6 +84,8 @@ def within_memory(config: ConfigManager, *, probe: Probe | None = None) -> Confi
     """
     training = config.tr_config
     _ = config.device  # several processes meet here
+    if not config.has_data:  # a published network, loaded without its data: nothing is trained
+        return config
     if training.memory_choice is not None and training.preset is None:
         return config
     if config.resumes:
