@@ -123,8 +123,10 @@ def data(tmp_path_factory) -> Path:
 
 def test_a_training_derives_the_fields_and_the_network_has_no_head_for_them(data, tmp_path):
     weights = {}
+    # Not AdamW: it makes whole steps of the rounding of gradients that are 0 in theory (biases before normalisation).
+    training = {"optimizer": "SGD", "initial_lr": 0.5}
     for where in (False, True):
-        config = _configured(data, tmp_path / str(where), tr_config={"derive_on_device": where})
+        config = _configured(data, tmp_path / str(where), tr_config={**training, "derive_on_device": where})
         assert set(config.derived_tasks) == {"crit", "middle"}
         assert set(config.network_config["heads"]) == {"surface"}
         run_bundle("train.yaml", (), {"config": config})
