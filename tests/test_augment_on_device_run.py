@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
-from test_derive_on_device_run import configured, data, rows, train, weights  # noqa: F401
+from test_derive_on_device_run import check_both_ways, configured, data  # noqa: F401
 
 from volumen.utils.errors import VolumenError
 
@@ -15,22 +13,7 @@ CHOSEN = {"tr_config": {"augment_on_device": True}}
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_both_train_the_same_network_and_resume_exactly(data, tmp_path, workers):  # noqa: F811
-    chosen = {"tr_config": {"augment_on_device": True, "num_dataloader_workers": workers}}
-    by_workers = train(data, tmp_path / "workers", tr_config={"augment_on_device": False})
-    on_device = train(data, tmp_path / "device", **chosen)
-    for ours, theirs in zip(rows(on_device), rows(by_workers), strict=True):
-        for key in (key for key in theirs if key.startswith(("train", "val")) and theirs[key]):
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=2e-3, abs=2e-4), key
-    theirs = weights(by_workers, 2)
-    for name, value in weights(on_device, 2).items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=2e-3)
-
-    stopped = tmp_path / "stopped" / "model"
-    shutil.copytree(on_device, stopped)
-    (stopped / "model_2.pth").unlink()
-    train(data, tmp_path / "stopped", tr_setup={"resume": True}, **chosen)
-    for name, value in weights(stopped, 2).items():
-        assert torch.equal(value, weights(on_device, 2)[name]), name
+    check_both_ways(data, tmp_path, "augment_on_device", num_dataloader_workers=workers)
 
 
 @pytest.mark.parametrize(

@@ -61,23 +61,35 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_both_train_the_same_network_and_resume_exactly(data, tmp_path):
-    on = {"tr_config": {"derive_on_device": True}}
-    by_workers = train(data, tmp_path / "workers", tr_config={"derive_on_device": False})
-    on_device = train(data, tmp_path / "device", **on)
+def check_both_ways(data: Path, folder: Path, key: str, **training) -> None:
+    """Train in the workers and on the device, compare, and resume the second exactly.
+
+    Args:
+        data: the data folder.
+        folder: an empty folder.
+        key: key of `tr_config` that says where the work is done.
+        training: other keys of `tr_config`, for the training on the device.
+    """
+    on = {"tr_config": {key: True, **training}}
+    by_workers = train(data, folder / "workers", tr_config={key: False})
+    on_device = train(data, folder / "device", **on)
     for ours, theirs in zip(rows(on_device), rows(by_workers), strict=True):
-        for key in (key for key in theirs if key.startswith(("train", "val")) and theirs[key]):
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=2e-3, abs=2e-4), key
+        for name in (name for name in theirs if name.startswith(("train", "val")) and theirs[name]):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=2e-3, abs=2e-4), name
     theirs = weights(by_workers, 2)
     for name, value in weights(on_device, 2).items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=2e-3)
 
-    stopped = tmp_path / "stopped" / "model"
+    stopped = folder / "stopped" / "model"
     shutil.copytree(on_device, stopped)
     (stopped / "model_2.pth").unlink()
-    train(data, tmp_path / "stopped", tr_setup={"resume": True}, **on)
+    train(data, folder / "stopped", tr_setup={"resume": True}, **on)
     for name, value in weights(stopped, 2).items():
         assert torch.equal(value, weights(on_device, 2)[name]), name
+
+
+def test_both_train_the_same_network_and_resume_exactly(data, tmp_path):
+    check_both_ways(data, tmp_path, "derive_on_device")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ have no effect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,26 +90,28 @@ class _Convolution(nn.Module):
         return x
 
 
+def _in_a_row(
+    block: Callable[..., nn.Module],
+    parts: _Parts,
+    count: int,
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+) -> nn.Sequential:
+    """Return blocks one after the other, of which the first has the inputs and the stride."""
+    one = (1,) * parts.ndim
+    return nn.Sequential(
+        *(block(parts, outputs if n else inputs, outputs, kernel, one if n else stride) for n in range(count))
+    )
+
+
 class _Stack(nn.Module):
     """Convolutions one after the other, of which the first has the stride: StackedConvBlocks."""
 
-    def __init__(
-        self,
-        parts: _Parts,
-        count: int,
-        inputs: int,
-        outputs: int,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-    ) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__()
-        one = (1,) * parts.ndim
-        self.convs = nn.Sequential(
-            *(
-                _Convolution(parts, outputs if n else inputs, outputs, kernel, one if n else stride)
-                for n in range(count)
-            )
-        )
+        self.convs = _in_a_row(_Convolution, *arguments)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convs(x)
@@ -138,23 +140,9 @@ class _ResidualBlock(nn.Module):
 class _ResidualStack(nn.Module):
     """Residual blocks, of which the first has the stride: StackedResidualBlocks."""
 
-    def __init__(
-        self,
-        parts: _Parts,
-        count: int,
-        inputs: int,
-        outputs: int,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-    ) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__()
-        one = (1,) * parts.ndim
-        self.blocks = nn.Sequential(
-            *(
-                _ResidualBlock(parts, outputs if n else inputs, outputs, kernel, one if n else stride)
-                for n in range(count)
-            )
-        )
+        self.blocks = _in_a_row(_ResidualBlock, *arguments)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x)
