@@ -322,6 +322,23 @@ def checks_named() -> list[str]:
     return sorted({cell for cell in cells if ": " in cell})
 
 
+def test_the_page_of_the_architecture_names_every_folder():
+    """A newcomer looks there for a folder's sentence; its parts are named in the row of the folder."""
+    code = ROOT / "bundle" / "scripts"
+    table = (ROOT / "docs" / "architecture.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    missing = []
+    for folder in sorted(path for path in code.glob("*/") if path.name != "__pycache__"):
+        row = next((row for row in rows if f"`{folder.name}/`" in row.split("|")[1]), None)
+        parts = [
+            part.name for part in folder.glob("*/") if part.name != "__pycache__" and any(part.glob("*.py"))
+        ]
+        missing += (
+            [folder.name] if row is None else [f"{folder.name}/{p}" for p in parts if f"{p}/`" not in row]
+        )
+    assert missing == []
+
+
 def test_every_test_on_the_page_of_checks_exists():
     named = checks_named()
     assert len(named) > 60
