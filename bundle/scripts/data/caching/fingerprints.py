@@ -39,6 +39,11 @@ def file_fingerprint(path: Path, *details: object) -> str:
     return digest([stat.st_size, stat.st_mtime_ns, zlib.crc32(head), *details])
 
 
+def files_fingerprint(paths: Iterable[str | Path], *details: object) -> str:
+    """Hash several files like `file_fingerprint`, such as a header and its voxels; a file named twice counts once."""
+    return digest([file_fingerprint(Path(path), *details) for path in dict.fromkeys(paths)])
+
+
 def folder_fingerprint(folder: Path, *details: object) -> str:
     """Hash names, sizes and modification times of all files below a folder.
 

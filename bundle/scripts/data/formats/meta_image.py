@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from volumen.data.caching.block_cache import BLOCKS
-from volumen.data.caching.fingerprints import digest, file_fingerprint
+from volumen.data.caching.fingerprints import files_fingerprint
 from volumen.data.formats.axes import AxisMap
 from volumen.data.formats.raw_file import read_raw, too_short
 from volumen.data.formats.volumes import LazyVolume, Region
@@ -98,9 +98,7 @@ class MetaImageVolume(LazyVolume):
 
     def fingerprint(self) -> str:
         """Return a hash of sizes, modification times and first bytes of the header's file and of the voxels'."""
-        details = (self.shape, self.channels, self.dtype)
-        files = dict.fromkeys((self.path, self._data))
-        return digest([file_fingerprint(Path(file), *details) for file in files])
+        return files_fingerprint((self.path, self._data), self.shape, self.channels, self.dtype)
 
 
 def open_meta_image(path: Path, *, ndim: int | None = None) -> MetaImageVolume:
