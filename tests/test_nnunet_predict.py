@@ -330,6 +330,30 @@ def test_values_that_are_not_finite_do_not_spread(tmp_path, value, caplog):
         volumen.predict(tmp_path / "image.nii.gz", model, tmp_path / "out.zarr", nonfinite="refuse")
 
 
+def test_an_image_without_a_voxel_size_has_that_of_the_plan(caplog):
+    """Taken for 1, it would be resampled by factors that nobody stated; ours do the same with `target_spacing`."""
+    model = volumen.load(MODELS / "anisotropic")
+    plan = model.preparation.plan
+    array = np.random.default_rng(0).normal(100, 30, (2, 11, 12, 13)).astype(np.float32)
+    # The plan has the axes as its network sees them.
+    stated = tuple(float(plan.spacing[plan.transpose.index(axis)]) for axis in range(3))
+    assert stated == (1.0, 3.0, 1.2)
+    expected = volumen.predict_array(model, array, spacing=stated)
+    assert "states no voxel size" not in caplog.text
+    found = volumen.predict_array(model, array)
+    assert "states no voxel size, so it is taken to be that of the training" in caplog.text
+    wrong = volumen.predict_array(model, array, spacing=(1.0, 1.0, 1.0))
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values)
+        assert not np.array_equal(wrong[name], values)
+
+
+def test_a_voxel_size_in_another_unit_is_refused():
+    model = volumen.load(MODELS / "residual")
+    with pytest.raises(VolumenError, match="correct the voxel size or its unit"):
+        volumen.predict_array(model, np.ones((9, 9, 9), np.int16), spacing=(2000.0, 1500.0, 1500.0))
+
+
 def test_an_image_of_zeros_is_predicted_as_a_whole():
     found = volumen.predict_array(
         volumen.load(MODELS / "residual"), np.zeros((9, 9, 9), np.int16), spacing=(1.0, 1.0, 1.0)

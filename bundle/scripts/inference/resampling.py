@@ -79,14 +79,7 @@ def resampling_to_training(
     assert size.spacing is not None
     target = size.spacing if turn is None else turn.undo_axes(size.spacing)
     own = image.geometry.text() if image.spacing is not None else Geometry(stored, size.unit).text()
-    factors = [new / old for new, old in zip(target, stored, strict=True)]
-    if max(factors) > _MOST_STEP or min(factors) < 1 / _MOST_STEP:
-        raise VolumenError(
-            image.path,
-            expected=f"a voxel size near that of the training, {size.text()}",
-            found=own,
-            remedy="correct the voxel size or its unit in the file",
-        )
+    refuse_distant_sizes(image.path, stored, target, found=own, expected=size.text())
     found = Resampling.between(image.shape, stored, target)
     if found.is_identity:
         return None
@@ -111,6 +104,29 @@ def check_resampled(image: Volume, heads: Sequence[Head]) -> None:
                 found=f"a voxel size of {image.geometry.text()}",
                 remedy="leave that target out with --targets, or resample the image",
             )
+
+
+def refuse_distant_sizes(
+    path: object, stored: Sequence[float], target: Sequence[float], *, found: str, expected: str
+) -> None:
+    """Refuse an image whose voxel size is so far from the training's that a unit must be wrong.
+
+    Args:
+        path: the image, for the message.
+        stored, target: voxel sizes of the image and of the training, along the same axes.
+        found, expected: both as text.
+
+    Raises:
+        VolumenError: the sizes differ by more than the factor `_MOST_STEP`.
+    """
+    factors = [new / old for new, old in zip(target, stored, strict=True)]
+    if max(factors) > _MOST_STEP or min(factors) < 1 / _MOST_STEP:
+        raise VolumenError(
+            path,
+            expected=f"a voxel size near that of the training, {expected}",
+            found=found,
+            remedy="correct the voxel size or its unit in the file",
+        )
 
 
 def length_factor(resampling: Resampling | None, spacing: Sequence[float]) -> float:

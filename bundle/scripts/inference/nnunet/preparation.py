@@ -20,6 +20,7 @@ from volumen.data.space.geometry import AxisTurn, directions_of, nearest_turn
 from volumen.data.space.resampling import Box
 from volumen.inference.nnunet.grid import PlannedGrid
 from volumen.inference.nnunet.prepared_volume import Normalisation, PreparedVolume
+from volumen.inference.resampling import refuse_distant_sizes
 from volumen.inference.windows.reader import RegionReader
 from volumen.utils.terminal.text import by
 
@@ -120,13 +121,23 @@ class Preparation:
             if "IO" in plan.reader and "Tiff" not in plan.reader
             else image.geometry
         )
-        spacing = geometry.spacing or (1.0,) * ndim
+        spacing = geometry.spacing
         if plan.is_flat:
             spacing = (1.0,) * ndim  # nnU-Net's reader of 2D images says so, whatever the file does
+        elif spacing is None:
+            spacing = (*(1.0,) * (ndim - len(plan.spacing)), *plan.spacing)
+            spacing = spacing if turn is None else turn.undo_axes(spacing)
+            logger.warning(
+                "%s: states no voxel size, so it is taken to be that of the training, %s",
+                image.path,
+                by(f"{size:g}" for size in plan.spacing),
+            )
         seen = spacing if turn is None else turn.of_axes(spacing)
         # A 2D network predicts every slice of a volume as it is stored.
         target = (*seen[: ndim - len(plan.spacing)], *plan.spacing)
         target = target if turn is None else turn.undo_axes(target)
+        own, planned = (by(f"{size:g}" for size in sizes) for sizes in (spacing, target))
+        refuse_distant_sizes(image.path, spacing, target, found=own, expected=planned)
         return PlannedGrid.planned(image.shape, crop, spacing, target, plan.data, plan.logits)
 
 
