@@ -23,7 +23,7 @@ from volumen.time_budget import fit
 from volumen.time_budget import measure as measure_module
 from volumen.time_budget.candidates import PRESETS, Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
-from volumen.time_budget.heads import decoder_line
+from volumen.time_budget.heads import decoder_line, left_out
 from volumen.time_budget.measure import Cost, measure
 from volumen.utils.errors import VolumenError
 
@@ -360,6 +360,7 @@ def test_the_cost_of_derived_heads_is_measured_and_logged(folder, monkeypatch, c
 
     monkeypatch.setattr(fit, "candidates", lambda config: [SMALL])
     monkeypatch.setattr(fit, "measure", cost)
+    monkeypatch.setattr(fit, "_elapsed", lambda *given: 0.0)  # else a slow machine has fewer steps
     monkeypatch.setattr(fit, "_resolve", lambda *given: {"tr_config": {}, "model_config": {}})
     config = config_of(folder, tr_config={"time_budget": "420s"}, auxiliary_tasks=tasks)
     with caplog.at_level("INFO"):
@@ -378,6 +379,79 @@ def test_the_cost_of_derived_heads_is_measured_and_logged(folder, monkeypatch, c
         )
     assert "derived target out" in caplog.text
     assert "derived target far" not in caplog.text
+
+
+def optional_tasks(*names: str) -> dict[str, dict]:
+    loss = [{"name": "L1Loss"}]
+    return {
+        name: {"type": "distance_transform", "source_target": "ball", "losses": loss, "optional": True}
+        for name in names
+    }
+
+
+def test_optional_heads_are_left_out_only_until_the_steps_are_enough(folder):
+    """0.86 * 420 s: with all heads 361 steps, without `dear` 516, without `dear` and `fair` 722; 624 are enough."""
+    tasks = {**optional_tasks("fair", "dear", "cheap", "free"), "asked": optional_tasks("asked")["asked"]}
+    tasks["asked"]["optional"] = False
+    config = config_of(folder, auxiliary_tasks=tasks)
+    all_heads = measured(2_430_000, 1.0, 361)
+    cost = {"fair": 0.2, "dear": 0.3, "cheap": 0.1, "free": 0.01, "asked": 0.4}
+    without = {(name,): measured(2_430_000, 1.0 - part, 0) for name, part in cost.items()}
+    names, fewer = left_out(config, all_heads, without)
+    assert names == ["fair", "dear"]
+    assert fewer.seconds == pytest.approx(0.5)
+    assert fewer.steps == 722
+    enough = replace(all_heads, steps=624)
+    assert left_out(config, enough, without) == ([], enough)
+    names, fewer = left_out(config, replace(all_heads, steps=30), without)
+    assert names == ["fair", "dear", "cheap"]  # never one that costs nothing, never one that is not optional
+    assert left_out(config, all_heads, {}) == ([], all_heads)  # there was no time to measure any
+
+
+def test_a_head_that_a_fusion_reads_is_not_left_out(folder):
+    config = config_of(
+        folder,
+        auxiliary_tasks=optional_tasks("far", "near"),
+        dataset_config={"targets": {"ball": {"fuse": ["far"]}}},
+    )
+    one = measured(2_430_000, 1.0, 100)
+    without = {(name,): measured(2_430_000, 0.6, 0) for name in ("far", "near")}
+    assert left_out(config, one, without)[0] == ["near"]
+
+
+def test_a_run_without_its_optional_head_and_its_resumption(folder, tmp_path, monkeypatch, capsys):
+    def cost(config, candidate, **_):
+        return Cost(0.5 if "far" in config.auxiliary_tasks else 0.25, 0.01, 0.1, 10**4)
+
+    monkeypatch.setattr(fit, "candidates", lambda config: [SMALL])
+    monkeypatch.setattr(fit, "measure", cost)
+    monkeypatch.setattr(fit, "_elapsed", lambda *given: 0.0)  # else a slow machine does not measure heads
+    monkeypatch.setattr(fit, "EPOCHS", 3)
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text(yaml.safe_dump({"auxiliary_tasks": optional_tasks("far")}))
+    command = [
+        "train",
+        "-i",
+        str(folder),
+        "-o",
+        str(tmp_path / "out"),
+        "--config-path",
+        str(experiment),
+        "--quiet",
+    ]
+    command += ["--time-budget", "4s", "--workers", "0", "--device", "cpu"]
+    assert main(command) == 0
+    run = tmp_path / "out" / "model"
+    snapshot = yaml.safe_load((run / "model_config.yaml").read_text())
+    assert snapshot["tr_config"]["time_budget_left_out"] == ["far"]
+    assert snapshot["auxiliary_tasks"] == {}
+    assert "leaves out the optional far" in capsys.readouterr().err
+    monkeypatch.setattr(fit, "measure", None)  # a resumed run measures nothing
+    command[command.index("4s")] = "8s"
+    assert main([*command, "--resume"]) == 0
+    longer = yaml.safe_load((run / "model_config.yaml").read_text())
+    assert longer["tr_config"]["time_budget_left_out"] == ["far"]
+    assert longer["tr_config"]["max_epoch"] == 2 * snapshot["tr_config"]["max_epoch"]
 
 
 def test_a_shared_decoder_is_explained():

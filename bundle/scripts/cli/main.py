@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"volumen {__version__}", help=argparse.SUPPRESS
     )
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, prog="volumen"
+    )
     _add_train(commands)
     _add_inspect(commands)
     for name, module, text in _COMMANDS:

@@ -126,6 +126,12 @@ class TrainingConfig:
         str | None,
         Field(description="Written by a run with a time budget: what it chose."),
     ] = None
+    time_budget_left_out: Annotated[
+        list[str],
+        Field(
+            description="Written by a run with a time budget: optional derived targets that it leaves out."
+        ),
+    ] = field(default_factory=list)
     max_epoch: Annotated[Positive, Field(description="Epochs to train.")] = 1000
     max_steps_per_epoch: Annotated[
         Positive | None, Field(description="Steps per epoch; null: one pass over the valid patches.")
@@ -526,6 +532,10 @@ class AuxiliaryTaskConfig:
     separate_decoder: Annotated[
         bool | None, Field(description="A decoder of its own; null: as `separate_decoders`.")
     ] = None
+    optional: Annotated[
+        bool,
+        Field(description="A time budget may leave it out where it has too few steps for the network."),
+    ] = False
     ds_interpolation: Annotated[
         Literal["nearest", "linear"] | None,
         Field(description="Downsampling under deep supervision; null: linear."),

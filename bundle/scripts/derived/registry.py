@@ -63,6 +63,7 @@ COMMON_KEYS = DERIVATION_KEYS | {
     "channels",
     "activation",
     "separate_decoder",
+    "optional",
     "ds_interpolation",
 }
 """Keys of every derived target besides those of its type: the fields of `volumen.config.sections.AuxiliaryTaskConfig`,

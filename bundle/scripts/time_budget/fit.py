@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from volumen.time_budget.candidates import Candidate, candidates
 from volumen.time_budget.duration import format_duration, parse_duration
-from volumen.time_budget.heads import cost_lines, decoder_line
+from volumen.time_budget.heads import cost_line, decoder_line, left_out, measure_without
 from volumen.time_budget.measure import measure, training_objects
 from volumen.time_budget.measured import Measured
 from volumen.time_budget.memory_fit import fits, memory_limit, smallest, within_memory
@@ -54,6 +54,7 @@ DECIDED = {
         "val_every_n",
         "warmup_epochs",
         "time_budget_choice",
+        "time_budget_left_out",
     ),
     "model_config": ("features_per_stage", "n_blocks_per_stage", "separate_decoders"),
 }
@@ -112,28 +113,53 @@ def _decide(config: ConfigManager, budget: float) -> dict[str, dict[str, Any]]:
     measured = _measure_all(config, budget, started)
     chosen = choose(measured)
     logger.info("time budget:\n%s", table(measured, chosen))
-    _log_heads(config, measured, chosen, budget, started)
-    if chosen.steps < chosen.needed:
-        logger.warning("%s", too_short(chosen, budget))
-    # What the first process finds out about the patches of the choice is in the cache when the others ask.
-    return distributed.broadcast(_resolve(config, chosen, budget, started) if distributed.is_main() else None)
-
-
-def _log_heads(
-    config: ConfigManager, measured: Sequence[Measured], chosen: Measured, budget: float, started: float
-) -> None:
-    """Log what the heads of derived targets cost, as far as there is time to measure it."""
     decoders = decoder_line(measured, chosen)
     if decoders is not None:
         logger.info("time budget: %s", decoders)
+    dropped, chosen = _fewer_heads(config, chosen, budget, started)
+    if dropped:
+        config = _without(config, dropped)
+    if chosen.steps < chosen.needed:
+        logger.warning("%s", too_short(chosen, budget))
+    # What the first process finds out about the patches of the choice is in the cache when the others ask.
+    decided = _resolve(config, chosen, budget, started) if distributed.is_main() else None
+    if decided is not None:
+        decided["tr_config"]["time_budget_left_out"] = dropped
+    return distributed.broadcast(decided)
+
+
+def _fewer_heads(
+    config: ConfigManager, chosen: Measured, budget: float, started: float
+) -> tuple[list[str], Measured]:
+    """Log what the heads of derived targets cost, as far as there is time to measure it.
+
+    Returns:
+        The optional ones to leave out, and the choice without them.
+    """
     limit = min(MOST_MEASURING, MEASURING * budget)
 
     def again(fewer: ConfigManager) -> Measured | None:
         left = limit - _elapsed(config, started)
         return None if left <= 0 else _measured(fewer, chosen.candidate, budget, started, left)
 
-    for line in cost_lines(config, chosen, again):
-        logger.info("time budget: %s", line)
+    without = measure_without(config, again)
+    for names, fewer in without.items():
+        logger.info("time budget: %s", cost_line(names, chosen, fewer))
+    dropped, remaining = left_out(config, chosen, without)
+    if dropped:
+        logger.warning(
+            "time budget: leaves out the optional %s: %d steps instead of %d, where %d are enough",
+            ", ".join(dropped),
+            remaining.steps,
+            chosen.steps,
+            chosen.needed,
+        )
+    return dropped, remaining
+
+
+def _without(config: ConfigManager, names: Sequence[str]) -> ConfigManager:
+    tasks = {name: task for name, task in config.auxiliary_tasks.items() if name not in names}
+    return config.variant(auxiliary_tasks=tasks)
 
 
 def too_short(chosen: Measured, budget: float) -> str:
@@ -413,7 +439,7 @@ def extended(kept: dict[str, dict[str, Any]], budget: float) -> dict[str, dict[s
 
 
 def _applied(config: ConfigManager, decided: dict[str, dict[str, Any]]) -> ConfigManager:
-    return config.variant(
+    return _without(config, decided["tr_config"].get("time_budget_left_out", ())).variant(
         tr_config=replace(config.tr_config, time_budget=None, preset=None, **decided["tr_config"]),
         model_config=replace(config.model_config, **decided["model_config"]),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from volumen.time_budget.measured import Measured
@@ -31,26 +32,61 @@ def without_heads(config: ConfigManager, names: Sequence[str]) -> ConfigManager 
     return fewer
 
 
-def cost_lines(
-    config: ConfigManager, chosen: Measured, again: Callable[[ConfigManager], Measured | None]
-) -> list[str]:
-    """Return a line on the cost of all derived targets together, and one on each if there are several.
+def measure_without(
+    config: ConfigManager, again: Callable[[ConfigManager], Measured | None]
+) -> dict[tuple[str, ...], Measured]:
+    """Measure the chosen network without all derived targets together, and without each of them if there are several.
+
+    Args:
+        config: the run's configuration.
+        again: measures the choice for another configuration; None where there is no time left. Every process calls it
+            equally often.
+
+    Returns:
+        What was measured, by the names of the targets that were left out.
+    """
+    names = derived_heads(config)
+    groups = [tuple(names), *((name,) for name in names if len(names) > 1)] if names else []
+    found = {}
+    for group in groups:
+        fewer = without_heads(config, group)
+        cost = None if fewer is None else again(fewer)
+        if cost is not None:
+            found[group] = cost
+    return found
+
+
+def left_out(
+    config: ConfigManager, chosen: Measured, without: Mapping[tuple[str, ...], Measured]
+) -> tuple[list[str], Measured]:
+    """Choose the optional derived targets to leave out, where there are too few steps for the network.
+
+    The most expensive one is left out first, until the steps are enough. Targets that cost hardly anything remain, and
+    those that other settings need. Costs of several targets are added.
 
     Args:
         config: the run's configuration.
         chosen: the choice, with all heads.
-        again: measures the choice for another configuration; None where there is no time left. Every process calls it
-            equally often.
+        without: the same network without some targets, see `measure_without`.
+
+    Returns:
+        The names in the order of the configuration, and the choice with its time and its steps without them.
     """
-    names = derived_heads(config)
-    groups = [names, *([name] for name in names if len(names) > 1)] if names else []
-    lines = []
-    for group in groups:
-        fewer = without_heads(config, group)
-        found = None if fewer is None else again(fewer)
-        if found is not None:
-            lines.append(cost_line(group, chosen, found))
-    return lines
+    cost = {
+        group[0]: chosen.seconds - fewer.seconds
+        for group, fewer in without.items()
+        if len(group) == 1 and config.auxiliary_tasks[group[0]].get("optional")
+    }
+    dropped: list[str] = []
+    fewer = chosen
+    for name in sorted(cost, key=lambda name: -cost[name]):
+        free = cost[name] < NOTHING * chosen.seconds
+        if fewer.steps >= chosen.needed or free or without_heads(config, [*dropped, name]) is None:
+            continue
+        dropped.append(name)
+        seconds = chosen.seconds - sum(cost[each] for each in dropped)
+        fewer = replace(chosen, seconds=seconds, steps=round(chosen.steps * chosen.seconds / seconds))
+    return [name for name in config.auxiliary_tasks if name in dropped], fewer
 
 
 def cost_line(names: Sequence[str], chosen: Measured, fewer: Measured) -> str:
@@ -69,7 +105,7 @@ def cost_line(names: Sequence[str], chosen: Measured, fewer: Measured) -> str:
     steps = round(chosen.steps * chosen.seconds / fewer.seconds)
     line = f"{text}: {part:.0%} of a step; without, {steps} steps instead of {chosen.steps}"
     if chosen.steps < chosen.needed <= steps:
-        line += f", and {chosen.needed} are enough: leave out what you do not need to predict"
+        line += f", and {chosen.needed} are enough: leave out what you do not need to predict, or set optional: true"
     return line
 
 
