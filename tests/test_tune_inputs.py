@@ -45,9 +45,9 @@ def test_raw_data_of_nnunet_are_tuned_as_the_same_files_in_our_layout(tmp_path):
         (ours / goal).mkdir(parents=True)
         for number in range(3):
             name = f"case_{number:03d}"
-            target = f"{name}_0000.nii.gz" if goal == "images" else f"{name}_0000_label.nii.gz"
+            target = f"{name}.nii.gz" if goal == "images" else f"{name}_label.nii.gz"
             shutil.copy(raw / part / f"{name}{ending}.nii.gz", ours / goal / target)
-    checkpoint = trained([raw], tmp_path, "case_001_0000", "8,16,16")
+    checkpoint = trained([raw], tmp_path, "case_001", "8,16,16")
     rows = tuned(checkpoint, [raw], tmp_path / "one")
     assert len(rows) == 2
     assert rows == tuned(checkpoint, [ours], tmp_path / "two")

@@ -349,6 +349,8 @@ def cache_folder(settings: DatasetConfig) -> Path | None:
 
 def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
     """Return the layout with only the volumes that `dataset_config.volumes` names."""
+    from volumen.data.case_names import known_name
+
     if volumes is None:
         return layout
     names = [case.name for case in layout.cases]
@@ -356,6 +358,7 @@ def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
         raise VolumenError(
             f"{origin}: dataset_config.volumes", "names no image", remedy="leave it out to use all of them"
         )
+    volumes = [known_name(name, names) for name in volumes]
     for name in volumes:
         if name not in names:
             raise VolumenError(

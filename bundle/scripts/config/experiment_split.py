@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volumen.config.experiment_network import ExperimentNetwork
+from volumen.data.case_names import known_name
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -162,6 +163,7 @@ class ExperimentSplit(ExperimentNetwork):
         names, where = list(self._shapes), f"{self.origin}: dataset_config.val_volumes"
         found: list[str] = []
         for text in patterns:
+            text = known_name(text, names)
             matches = [text] if text in names else [name for name in names if fnmatchcase(name, text)]
             if not matches:
                 raise VolumenError(

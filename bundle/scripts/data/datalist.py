@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from volumen.data.case_names import case_of
 from volumen.data.formats.channel_files import channel_paths, joined_path, name_without_channels
 from volumen.data.formats.detection import detect_format, split_suffix
 from volumen.data.formats.urls import is_url
@@ -117,7 +118,7 @@ def _case(item: Any, where: str, root: str | None, target: str, taken: Container
     own = {key.removeprefix(f"{MASK}_"): path for key, path in paths.items() if key.startswith(f"{MASK}_")}
     masks = {name: own.get(name, paths.get(MASK)) for name in labels}
     return Case(
-        _free_name(paths[IMAGE], taken),
+        _free_name(paths[IMAGE], next(iter(labels.values())), taken),
         paths[IMAGE],
         labels,
         {name: path for name, path in masks.items() if path is not None},
@@ -138,13 +139,18 @@ def _path(value: Any, where: str, root: str | None) -> str:
     return path if root is None or is_url(path) else str(Path(root, path))
 
 
-def _free_name(image: str, taken: Container[str]) -> str:
+def _free_name(image: str, label: str, taken: Container[str]) -> str:
     """Return an image's name, followed by a number if an image of another folder has the same name."""
-    base = split_suffix(name_without_channels(image.rstrip("/").rsplit("/", 1)[-1]))[0]
+    base = case_of(_stem(image), _stem(label))
     name, number = base, 2
     while name in taken:
         name, number = f"{base}_{number}", number + 1
     return name
+
+
+def _stem(path: str) -> str:
+    """Return the name of a file without folder, channels and format."""
+    return split_suffix(name_without_channels(path.rstrip("/").rsplit("/", 1)[-1]))[0]
 
 
 def _shown(value: Any) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from volumen.data.case_names import FIRST_CHANNEL
 from volumen.data.formats.channel_files import joined_path, name_without_channels
 from volumen.data.formats.detection import dicom_files
 from volumen.inference.output.exports import DEFAULT_SUFFIX, FileExport, format_of
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+_RAW_IMAGES = re.compile(r"images[A-Z]\w*")
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ def find_jobs(
         raise VolumenError(request.output, expected="a folder, since there are several images", found=suffix)
     jobs = []
     for item in items:
+        name = case_name(item["image"], channels)
         image = open_volume(item["image"], axes=request.axes, level=request.level)
         mask = open_mask(item["mask"], image) if "mask" in item else None
-        jobs.append(make_job(image, mask, request.output, targets, request.format))
+        jobs.append(make_job(image, mask, request.output, targets, request.format, name))
     return jobs
 
 
@@ -117,7 +121,12 @@ def open_mask(path: str | Path, image: Volume) -> Volume:
 
 
 def make_job(
-    image: Volume, mask: Volume | None, output: str, targets: tuple[str, ...], required: str | None
+    image: Volume,
+    mask: Volume | None,
+    output: str,
+    targets: tuple[str, ...],
+    required: str | None,
+    name: str | None = None,
 ) -> Job:
     """Return the job of an image, with the place of its output.
 
@@ -127,9 +136,10 @@ def make_job(
         output: `NAME.zarr`, `NAME.tif` or `NAME.nii.gz` of one image, else a folder.
         targets: names of the outputs.
         required: format, or None to choose it by the output's name.
+        name: of the image; None: by its path.
     """
     kind, suffix = format_of(output, required)
-    folder, name = Path(output), volume_name(image.source)
+    folder, name = Path(output), name or volume_name(image.source)
     if suffix:
         folder, name = folder.parent, folder.name[: -len(suffix)]
     if kind == "zarr":
@@ -173,7 +183,7 @@ def image_paths(source: str, channels: int | None = None) -> list[str]:
 
 def _joined_channels(paths: list[str], channels: int | None = None) -> list[str]:
     """Join the files of one image's channels, CASE_0000, CASE_0001, ...; leave a folder of other names as it is."""
-    parts = [_CHANNEL.fullmatch(volume_name(path)) for path in paths]
+    parts = [_CHANNEL.fullmatch(_stem(path)) for path in paths]
     numbers = {match[2] for match in parts if match}
     if not all(parts) or len(numbers) < 2:
         return paths
@@ -205,9 +215,60 @@ def is_stack(source: str) -> bool:
 
 def volume_name(path: str) -> str:
     """Return an image's name without folder and format: "a/b.ome.zarr" gives "b", and so does "a/b.h5:/raw"."""
-    from volumen.data.formats.detection import split_inner, split_suffix
+    from volumen.data.formats.detection import split_inner
 
-    return split_suffix(name_without_channels(split_inner(path)[0].rstrip("/").rsplit("/", 1)[-1]))[0]
+    place = split_inner(path)[0].rstrip("/")
+    name = _stem(place)
+    return name.removesuffix(FIRST_CHANNEL) if _is_channel(place, name) else name
+
+
+def _stem(path: str) -> str:
+    """Return the name of a path without folder, channels and format."""
+    from volumen.data.formats.detection import split_suffix
+
+    return split_suffix(name_without_channels(path.rsplit("/", 1)[-1]))[0]
+
+
+def case_name(path: str, channels: int | None = None) -> str:
+    """Return the name of an image that is predicted, see `volume_name`.
+
+    Args:
+        path: the image.
+        channels: as for `find_jobs`; if given, a network of nnU-Net predicts, whose images end in a channel's number.
+    """
+    name = volume_name(path)
+    return name if channels is None else name.removesuffix(FIRST_CHANNEL)
+
+
+def _is_channel(path: str, name: str) -> bool:
+    """Whether the name of an image ends in the number of nnU-Net's only channel, CASE_0000, which names no case.
+
+    That is so in nnU-Net's own folders (imagesTr, imagesTs), and in another one where all of several images end so.
+    """
+    if not name.endswith(FIRST_CHANNEL) or name == FIRST_CHANNEL or "://" in path:
+        return False
+    folder = Path(path).parent
+    if _RAW_IMAGES.fullmatch(folder.name):
+        return True
+    try:
+        return folder.name != "images" and _all_first_channels(str(folder), folder.stat().st_mtime_ns)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=8)
+def _all_first_channels(folder: str, changed: int) -> bool:
+    """Whether a folder holds several images and all of their names end in the number of the first channel.
+
+    Args:
+        folder: the folder.
+        changed: time of its last change, in ns; makes a changed folder another entry of the cache.
+    """
+    from volumen.data.formats.detection import is_hidden, split_suffix
+
+    parts = [split_suffix(path.name) for path in Path(folder).iterdir() if not is_hidden(path.name)]
+    stems = [stem for stem, kind in parts if kind is not None]
+    return len(stems) > 1 and all(stem.endswith(FIRST_CHANNEL) for stem in stems)
 
 
 def _mask_of(folder: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from volumen.config.experiment_file import SECTION_NAMES
 from volumen.config.manager import ConfigManager
 from volumen.data.formats.opening import open_volume
-from volumen.data.sampling.split_file import read_split
+from volumen.data.sampling.split_file import read_split, with_cases
 from volumen.data.views import stored_box
 from volumen.inference.checks.image import check_kind
 from volumen.inference.jobs import make_job
@@ -114,7 +114,7 @@ def held_out_regions(config: ConfigManager, split: Split) -> list[HeldOut]:
     files = {case.name: case for case in config.layout.cases}
     settings = config.dataset_config
     found = []
-    for name, boxes in split.val.items():
+    for name, boxes in with_cases(split, opened).val.items():
         if name not in opened:
             raise VolumenError(
                 config.layout.root,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from volumen.data.case_names import known_name
 from volumen.data.formats.detection import split_suffix
 from volumen.utils.errors import VolumenError
 
@@ -70,7 +71,7 @@ def _of_table(names: Sequence[str], rule: str) -> dict[str, str]:
     table: dict[str, str] = {}
     for row in rows:
         volume, group = ((row[column] or "").strip() for column in _COLUMNS)
-        name = volume if volume in names else split_suffix(volume)[0]
+        name = volume if volume in names else known_name(split_suffix(volume)[0], names)
         if not group:
             raise VolumenError(path, expected=f"a group of {volume!r}", found="nothing")
         if table.setdefault(name, group) != group:

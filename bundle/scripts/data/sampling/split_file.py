@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from volumen.data.case_names import known_name, with_known_names
 from volumen.data.sampling.split import Split
 from volumen.utils.boxes import Box, box_text, whole_box
 from volumen.utils.errors import VolumenError
@@ -34,6 +36,11 @@ def read_split(path: Path) -> Split:
         raise VolumenError(path, f"is not a split ({error})", remedy="start a new run") from None
 
 
+def with_cases(split: Split, known: Container[str]) -> Split:
+    """Return a split with its volumes as the cases of the data are called now."""
+    return replace(split, train=with_known_names(split.train, known), val=with_known_names(split.val, known))
+
+
 def load_split(path: Path, shapes: Shapes) -> Split:
     """Read a run's split and check that it fits the volumes.
 
@@ -44,7 +51,7 @@ def load_split(path: Path, shapes: Shapes) -> Split:
     Raises:
         VolumenError: the file is damaged, or describes other volumes.
     """
-    split = read_split(path)
+    split = with_cases(read_split(path), shapes)
     for name, boxes in [*split.train.items(), *split.val.items()]:
         shape = shapes.get(name)
         if shape is None or any(stop > extent for box in boxes for (_, stop), extent in zip(box, shape)):
@@ -126,6 +133,7 @@ def _part(path: Path, part: str, content: Any, shapes: Shapes) -> dict[str, list
     names = list(content) if isinstance(content, Mapping | list) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise VolumenError(f"{path}: {part}", expected="names of volumes", found=repr(content)[:80])
+    names = [known_name(name, shapes) for name in names]
     for name, times in Counter(names).items():
         if times > 1:
             raise VolumenError(f"{path}: {part}", f"names the volume {name!r} twice", remedy="name it once")
@@ -136,7 +144,7 @@ def _part(path: Path, part: str, content: Any, shapes: Shapes) -> dict[str, list
                 found=repr(name),
                 remedy=closest(name, shapes) or f"known: {', '.join(list(shapes)[:10])}",
             )
-    regions = content if isinstance(content, Mapping) else {}
+    regions = with_known_names(content, shapes) if isinstance(content, Mapping) else {}
     return {name: _boxes(f"{path}: {part}.{name}", regions.get(name), shapes[name]) for name in names}
 
 
