@@ -64,6 +64,9 @@ def run_inspect(options: argparse.Namespace) -> int:
     ):
         console.print(part)
         console.print()
+    if config.patch_line:
+        console.print(config.patch_line)
+        console.print()
     if options.sheet:
         console.print(f"contact sheet: {write_sheet(config, Path(options.sheet))}")
     return 0

@@ -197,7 +197,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-name", metavar="NAME", help="name of the run's folder and files (default: model)"
     )
     model.add_argument(
-        "--patch-size", metavar="Z,Y,X", help="patch in voxels, e.g. 192,192,192 (default: from the data)"
+        "--patch-size",
+        metavar="Z,Y,X",
+        help="patch in voxels, e.g. 192,192,192, or in lengths, e.g. 20um,5um,5um or 20um (default: from the data)",
     )
     _add_preset(model)
     model.add_argument(
@@ -320,7 +322,9 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
         help="folder with images/, labels/ and, optionally, masks/ (several: NAME=DATA names one)",
     )
     parser.add_argument("--config-path", metavar="YAML", help="experiment file")
-    parser.add_argument("--patch-size", metavar="Z,Y,X", help="patch in voxels (default: from the data)")
+    parser.add_argument(
+        "--patch-size", metavar="Z,Y,X", help="patch in voxels or lengths (default: from the data)"
+    )
     parser.add_argument(
         "--check",
         action="store_true",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from volumen.config.experiment_file import (
     read_experiment,
     shipped_sections,
 )
+from volumen.data.space.units import parse_length
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
 from volumen.version import __version__
@@ -241,22 +243,25 @@ def experiment_sections(options: argparse.Namespace) -> tuple[dict[str, dict[str
     return sections, origin
 
 
-def parse_patch_size(text: str) -> list[int]:
-    """Read `192,192,192` (also with x or spaces).
+def parse_patch_size(text: str) -> list[int | str] | str:
+    """Read `192,192,192` (also with x or spaces), or lengths: `20um,5um,5um`, or `20um` for every axis.
 
     Raises:
-        VolumenError: the text is not two or three positive whole numbers.
+        VolumenError: the text is not two or three positive whole numbers or lengths, or one length.
     """
-    parts = text.replace("x", ",").replace(" ", ",").strip("[]()").split(",")
-    try:
-        size = [int(part) for part in parts if part]
-    except ValueError:
-        size = []
-    if len(size) not in (2, 3) or min(size) < 1:
+    words = re.sub(r"(\d\.?)\s+([^\W\d_])", r"\1\2", text.replace("x", ",").strip("[]()"))
+    parts = [part for part in re.split(r"[,\s]+", words) if part]
+    size = [int(part) if part.isdecimal() else part for part in parts]
+    lengths = [part for part in size if isinstance(part, str)]
+    known = all(parse_length(part) is not None for part in lengths)
+    counted = len(size) in (2, 3) or (len(size) == 1 and bool(lengths))
+    if not known or not counted or any(isinstance(part, int) and part < 1 for part in size):
         raise VolumenError(
-            "--patch-size", expected="two or three positive numbers such as 64,64,64", found=repr(text)
+            "--patch-size",
+            expected="two or three positive numbers such as 64,64,64, or lengths such as 20um,5um,5um or 20um",
+            found=repr(text),
         )
-    return size
+    return lengths[0] if len(size) == 1 else size
 
 
 def _set_losses(sections: dict[str, dict[str, Any]], words: Sequence[str]) -> None:

@@ -47,6 +47,8 @@ def log_experiment(config: ConfigManager) -> None:
     logger.info("%s", _machine(config))
     train, val = config.split.train, config.split.val
     logger.info("split: train on %s; validate on %s", _regions(train), _regions(val) or "nothing")
+    if config.patch_line:
+        logger.info("%s", config.patch_line)
     logger.info("network plan:\n%s", config.plan.table())
     for line in without_effect(config):
         logger.warning("%s", line)

@@ -16,7 +16,16 @@ from volumen.config.parts.common import FILE_NAME, STRICT_KEYS
 from volumen.config.parts.network import ModelConfig
 from volumen.config.parts.setup import TrainingSetup
 from volumen.config.prediction import InferenceConfig
-from volumen.config.value_types import NAMES_FILE, Amount, AmpMode, Count, PatchSize, Positive, Share
+from volumen.config.value_types import (
+    NAMES_FILE,
+    Amount,
+    AmpMode,
+    Count,
+    PatchSetting,
+    PatchSize,
+    Positive,
+    Share,
+)
 from volumen.metrics.score_names import VALIDATION_PATTERN, VALIDATION_SCORES
 
 _DURATION = r"^\s*(\d+(\.\d+)?\s*[dhmsDHMS]\s*)+$"
@@ -67,7 +76,11 @@ class TrainingConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
     patch_size: Annotated[
-        PatchSize | None, Field(description="Patch in voxels, (Z, Y, X) or (Y, X); null: from the data.")
+        PatchSetting | None,
+        Field(
+            description="Patch in voxels, (Z, Y, X) or (Y, X), or in lengths with a unit, such as [20um, 5um, 5um], or"
+            " 20um for every axis; null: from the data."
+        ),
     ] = None
     batch_size: Annotated[
         Positive | None,

@@ -29,4 +29,29 @@ class FalseMeansOff:
         )
 
 
+class LengthsToo:
+    """Annotation of the type of a patch: voxels per axis, or lengths with a unit, one per axis or one for all."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return a schema that checks lengths here and leaves voxels to pydantic."""
+        from pydantic_core import PydanticCustomError
+        from pydantic_core.core_schema import no_info_wrap_validator_function
+
+        from volumen.data.space.units import parse_length
+
+        def check(value: Any, check_voxels: Any) -> Any:
+            entries = list(value) if isinstance(value, list | tuple) else [value]
+            texts = [entry for entry in entries if isinstance(entry, str)]
+            for text in texts:
+                if parse_length(text) is None:
+                    raise PydanticCustomError("length", "a length with its unit, such as 20um or 0.5mm")
+            if not texts:
+                return check_voxels(value)
+            check_voxels([entry for entry in entries if not isinstance(entry, str)])
+            return value if isinstance(value, str) else entries
+
+        return no_info_wrap_validator_function(check, handler.generate_schema(PatchSize))
+
+
+PatchSetting = Annotated[list[Positive | str] | str, LengthsToo()]
 AmpMode = Annotated[Literal["auto", "off", "float16", "bfloat16"], FalseMeansOff()]

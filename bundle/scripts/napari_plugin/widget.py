@@ -105,7 +105,7 @@ class TrainAndPredict(QScrollArea):
         self.batch_size = _spin(1, 1024, 2)
         form.addRow("patches per step", self.batch_size)
         self.patch_size = QLineEdit()
-        self.patch_size.setPlaceholderText("Z,Y,X in voxels; empty: by the data")
+        self.patch_size.setPlaceholderText("Z,Y,X in voxels, or 20um; empty: by the data")
         form.addRow("patch size", self.patch_size)
         ticks = QHBoxLayout()
         self.also = {key: QCheckBox(key) for key in ALSO}

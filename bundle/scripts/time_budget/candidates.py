@@ -120,9 +120,10 @@ def preset_candidate(config: ConfigManager, preset: Preset) -> Candidate:
     training, model = config.tr_config, config.model_config
     given = config.given["tr_config"]
     decoders_are_given = "separate_decoders" in config.given["model_config"]
-    patch = training.patch_size or default_patch_size(
-        config.cases, config.spacing, config.device.type, voxels=preset.voxels
-    )
+    if training.patch_size is not None:
+        patch = config.requested_patch_size
+    else:
+        patch = default_patch_size(config.cases, config.spacing, config.device.type, voxels=preset.voxels)
     width = model.features_per_stage[0] if model.features_per_stage else preset.features
     most = min(model.max_features, LIGHT_WIDENING * width) if preset.light else model.max_features
     planned = config.variant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isclose
 
@@ -57,6 +58,22 @@ OME_SYMBOLS = {
     "foot": "ft",
 }
 """Symbols of the OME schema's `UnitsLength`."""
+
+
+_LENGTH = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([^\W\d_]+)\s*")
+
+
+def parse_length(text: str) -> tuple[float, str] | None:
+    """Return the number and the unit of a length such as "20um" or "0.5 mm"; None if the text is none above 0.
+
+    >>> parse_length("20um"), parse_length("20"), parse_length("20 parsec")
+    ((20.0, 'micrometer'), None, None)
+    """
+    match = _LENGTH.fullmatch(text)
+    unit = unit_name(match[2]) if match else None
+    if match is None or unit not in _METRES or float(match[1]) <= 0:
+        return None
+    return float(match[1]), unit
 
 
 def unit_name(text: object) -> str | None:
