@@ -7,7 +7,7 @@ from collections import Counter
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from volumen.config.experiment_network import ExperimentNetwork
 from volumen.data.case_names import known_name
@@ -16,6 +16,7 @@ from volumen.utils.suggest import closest
 
 if TYPE_CHECKING:
     from volumen.config.dataset import Profiles
+    from volumen.config.targets import Target
     from volumen.data.datalist import CaseItems
     from volumen.data.pairing import Case
     from volumen.data.sampling.split import Split
@@ -189,6 +190,88 @@ class ExperimentSplit(ExperimentNetwork):
             if target.kind == "multiclass"
         }
         return self.data.class_profiles(self.tr_setup.compute_loss_on_labeled_only, classes)
+
+    @property
+    def loss_sections(self) -> dict[str, dict[str, Any]]:
+        """Arguments of `MultiTaskLoss` by target, with the weights of classes in the losses that take them."""
+        from volumen.losses.class_weights import weighed_losses
+
+        sections = super().loss_sections
+        for name, weights in self.class_weights.items():
+            if name in sections:
+                exclusive = sections[name]["kind"] == "multiclass"
+                losses = weighed_losses(sections[name]["losses"], weights, exclusive=exclusive)
+                if not any({"weight", "pos_weight"} & set(entry["kwargs"]) for entry in losses):
+                    raise VolumenError(
+                        f"{self.origin}: targets.{name}.class_weights",
+                        expected="a loss with weights of classes, such as "
+                        + ("CrossEntropyLoss" if exclusive else "BCEWithLogitsLoss"),
+                        found=", ".join(entry["name"] for entry in losses),
+                        remedy="add one to its losses, or leave class_weights out",
+                    )
+                sections[name]["losses"] = losses
+        return sections
+
+    @cached_property
+    def class_weights(self) -> dict[str, list[float]]:
+        """Weight of each class by target, for targets whose entry states `class_weights`.
+
+        Raises:
+            VolumenError: a target without classes, or none of whose voxels is known.
+        """
+        found = {}
+        for name, target in self.primary_targets.items():
+            if target.class_weights is None:
+                continue
+            if target.kind not in ("binary", "multiclass", "multilabel") or target.instances is not None:
+                raise VolumenError(
+                    f"{self.origin}: targets.{name}.class_weights",
+                    expected="a target of classes",
+                    found=f"the kind {target.kind}" if target.instances is None else "instances",
+                    remedy="leave it out",
+                )
+            given = target.class_weights
+            found[name] = self._automatic_weights(target) if isinstance(given, str) else list(given)
+        return found
+
+    def _automatic_weights(self, target: Target) -> list[float]:
+        """Return the weights of a target's classes by their share of the training part, and log them."""
+        from volumen.config.dataset import cache_folder
+        from volumen.data.index.class_counts import class_counts
+        from volumen.losses.class_weights import automatic_weights
+        from volumen.metrics.target_metrics import class_names
+
+        exclusive = target.kind == "multiclass"
+        voxels, known = class_counts(
+            self.cases,
+            self.split.train,
+            target.name,
+            target.out_channels,
+            exclusive=exclusive,
+            ignore=self.ignore_labels.get(target.name),
+            cache_dir=cache_folder(self.dataset_config),
+        )
+        if not known.any():
+            raise VolumenError(
+                f"{self.origin}: targets.{target.name}.class_weights",
+                expected="labelled voxels in the training part",
+                found="none",
+                remedy="give the weights as a list, or leave class_weights out",
+            )
+        shares = [float(value) for value in voxels / known.clip(1)]
+        weights = automatic_weights(shares, exclusive=exclusive)
+        section = {"out_channels": target.out_channels, "classes": target.classes}
+        labels = class_names(target.name, target.kind, section)
+        names = ["background", *labels] if exclusive else [label or "foreground" for label in labels]
+        logger.info(
+            "target %s: class weights %s",
+            target.name,
+            ", ".join(
+                f"{name} {weight:g} ({100 * share:.3g} %)"
+                for name, weight, share in zip(names, weights, shares, strict=True)
+            ),
+        )
+        return weights
 
     def split_text(self) -> str:
         """Return the text of the run's split file."""

@@ -475,6 +475,13 @@ class TargetConfig:
         list[LossSpec], Field(description="Losses; empty: cross-entropy and Dice, binary or by class.")
     ] = field(default_factory=list)
     weight: Annotated[Amount, Field(description="Weight of the target in the total.")] = 1.0
+    class_weights: Annotated[
+        Literal["auto"] | list[Amount] | None,
+        Field(
+            description="Weight of each class in the cross-entropy; auto: 1 / ln(1.02 + share of the training voxels),"
+            " for independent channels against their background; null: all alike."
+        ),
+    ] = None
     ignore_label: Annotated[int | None, Field(description="Label value that means unknown.")] = None
     ignore_index: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None
     ignore_value: Annotated[int | None, Field(description="The same as `ignore_label`.")] = None

@@ -46,6 +46,7 @@ class Target:
         regions: label values of each channel by its name, of a target whose channels are regions of a label map.
         region_values: the value of each region in a predicted label map.
         head: whether the network predicts it; a derived target without a head serves losses of its source.
+        class_weights: weight of each class in the losses that take one, "auto" or None.
         fuse: "none", "auto" or the heads that the label is read from besides its own.
     """
 
@@ -66,6 +67,7 @@ class Target:
     invert: bool = False
     regions: dict[str, list[int]] | None = None
     region_values: tuple[int, ...] | None = None
+    class_weights: str | tuple[float, ...] | None = None
     fuse: str | tuple[str, ...] = "none"
     head: bool = True
 
@@ -108,6 +110,9 @@ class Target:
             **head,
             "activation": self.activation,
             "weight": self.weight,
+            "class_weights": list(self.class_weights)
+            if isinstance(self.class_weights, tuple)
+            else self.class_weights,
             "ignore_label": self.ignore_label,
             "kind": self.kind,
             "instances": self.instances,
@@ -241,6 +246,9 @@ def make_target(
         invert=config.invert,
         regions=config.regions,
         region_values=tuple(config.region_values) if config.region_values else None,
+        class_weights=tuple(config.class_weights)
+        if isinstance(config.class_weights, list)
+        else config.class_weights,
         fuse=config.fuse if isinstance(config.fuse, str) else tuple(config.fuse),
     )
 
