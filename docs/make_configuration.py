@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from volumen.config.described import Described, setting_fields  # noqa: E402
+from volumen.config.parts.unlabelled import UnlabelledConfig  # noqa: E402
 from volumen.config.sections import (  # noqa: E402
     ALIASES,
     RETIRED,
@@ -124,6 +125,7 @@ def page() -> str:
     parts += [section(f"`{name}`", cls, name) for name, cls in SECTIONS.items()]
     parts.append(section("A target", TargetConfig))
     parts.append(section("A loss of a target", LossSpec))
+    parts.append(section("`unlabelled`", UnlabelledConfig))
     parts.append(tasks())
     parts.append(requests())
     return "\n".join(parts)

@@ -6,10 +6,14 @@ from functools import cached_property
 from typing import Any
 
 from volumen.config.experiment_split import ExperimentSplit
+from volumen.config.parts.unlabelled import UnlabelledConfig
 from volumen.utils.errors import VolumenError
 
 FEWEST_FINAL_WINDOWS = 2000
 """Number of windows that may always be used to score the last and the best epoch, even if training is short."""
+TEACHER_DECAY = 0.99
+"""Decay of a mean teacher's weights, unless `tr_config.ema_decay` states one (Tarvainen & Valpola 2017, ramp-up phase;
+Yu et al. 2019)."""
 
 
 class ExperimentTraining(ExperimentSplit):
@@ -135,6 +139,36 @@ class ExperimentTraining(ExperimentSplit):
         """Training patches per epoch, summed over all processes; None: each valid patch once."""
         steps = self.tr_config.max_steps_per_epoch
         return None if steps is None else steps * self.tr_config.batch_size * self.world_size
+
+    @property
+    def unlabelled(self) -> UnlabelledConfig:
+        """How the network learns from unlabelled patches, if it does."""
+        return self.tr_config.unlabelled or UnlabelledConfig()
+
+    @property
+    def unlabelled_per_batch(self) -> int:
+        """Unlabelled patches in a batch of one process; 0 if the network learns from labels alone."""
+        if self.tr_config.unlabelled is None:
+            return 0
+        return max(1, round(self.unlabelled.ratio * self.tr_config.batch_size))
+
+    @property
+    def ema_decay(self) -> float | None:
+        """Decay of the moving average of the weights; a mean teacher needs one."""
+        decay = self.tr_config.ema_decay
+        return TEACHER_DECAY if decay is None and self.unlabelled_per_batch else decay
+
+    @property
+    def taught_kinds(self) -> dict[str, str]:
+        """Kinds of the targets whose heads learn from a mean teacher, as their losses see them."""
+        from volumen.losses.multitask import trained_kind
+
+        every = self.unlabelled.heads == "all"
+        return {
+            name: trained_kind(section)
+            for name, section in self.loss_sections.items()
+            if every or name in self.primary_targets
+        }
 
     @property
     def validation_windows(self) -> int | None:

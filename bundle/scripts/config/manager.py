@@ -99,7 +99,7 @@ class ConfigManager(ExperimentTraining):
         plain = {name: values for name, values in sections.items() if not isinstance(values, SECTIONS[name])}
         check_section_names({**plain, "auxiliary_tasks": tasks}, origin)
         refuse_code({**plain, "auxiliary_tasks": tasks}, origin)
-        checked = check_sections(sections, origin)
+        checked = _with_unlabelled(check_sections(sections, origin))
         for line in retired_keys(plain, origin):
             logger.warning("%s", line)
         super().__init__(
@@ -223,6 +223,13 @@ class ConfigManager(ExperimentTraining):
                 if target.auxiliary_task
             },
         }
+
+
+def _with_unlabelled(checked: dict[str, Any]) -> dict[str, Any]:
+    """Accept images without labels where the training learns from them."""
+    if checked["tr_config"].unlabelled is None:
+        return checked
+    return {**checked, "dataset_config": replace(checked["dataset_config"], allow_unlabeled_data=True)}
 
 
 def _data(

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from volumen.config.parts.common import FILE_NAME, STRICT_KEYS
 from volumen.config.parts.network import ModelConfig
 from volumen.config.parts.setup import TrainingSetup
+from volumen.config.parts.unlabelled import UnlabelledConfig
 from volumen.config.prediction import InferenceConfig
 from volumen.config.value_types import (
     NAMES_FILE,
@@ -255,7 +256,13 @@ class TrainingConfig:
     ] = field(default_factory=dict)
     ema_decay: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None,
-        Field(description="Moving average of the weights; null: none."),
+        Field(description="Moving average of the weights; null: none, or 0.99 with `unlabelled`."),
+    ] = None
+    unlabelled: Annotated[
+        UnlabelledConfig | None,
+        Field(
+            description="Learn from patches without labels too, such as {ratio: 1}, see docs/unlabelled.md; null: no."
+        ),
     ] = None
     max_nonfinite_steps: Annotated[
         Count, Field(description="Steps with a NaN or infinite loss that are skipped before the run stops.")

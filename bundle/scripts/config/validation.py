@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from volumen.config.parts.unlabelled import UnlabelledConfig
 from volumen.config.sections import (
     ALIASES,
     PATTERN_MEANINGS,
@@ -190,7 +191,8 @@ def _one_line_error(error: ValidationError, where: str) -> VolumenError:
     if first["type"] == "missing":
         return VolumenError(key, "is missing", remedy="add it")
     if first["type"] == "unexpected_keyword_argument":
-        remedy = closest(path[-1], [item.name for item in fields(LossSpec)])
+        nested = UnlabelledConfig if path[0] == "unlabelled" else LossSpec
+        remedy = closest(path[-1], [item.name for item in fields(nested)])
         return VolumenError(key, "unknown key", remedy=remedy or "remove it")
     expected = dict.fromkeys(_expected(detail) for detail in of_key if _path(detail) == path)
     return VolumenError(
@@ -232,4 +234,7 @@ def _as_yaml(value: Any) -> str:
 
 def _is_type_label(part: str) -> bool:
     """Whether a part of pydantic's path names a member of a union rather than a key of ours."""
-    return part in {"int", "float", "str", "none", "bool", "constrained-int", "LossSpec"} or "[" in part
+    return (
+        part in {"int", "float", "str", "none", "bool", "constrained-int", "LossSpec", "UnlabelledConfig"}
+        or "[" in part
+    )

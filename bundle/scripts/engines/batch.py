@@ -9,7 +9,8 @@ import torch
 from monai.data import MetaTensor
 
 from volumen.networks.placement import memory_format
-from volumen.utils.sample_keys import DEFERRED
+from volumen.transforms.device.augment import both_views
+from volumen.utils.sample_keys import DEFERRED, RAW_VIEWS, STRONG, WEAK
 
 if TYPE_CHECKING:
     from volumen.transforms.derive_batch import DeriveBatch
@@ -73,6 +74,20 @@ class PrepareBatch:
         **_: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return image and targets on the device; see `prepare_batch`."""
+        image, targets = self._labelled(batch, device, non_blocking)
+        if RAW_VIEWS in batch:
+            weak, strong = both_views(batch[RAW_VIEWS].to(image.device, non_blocking), image.device)
+            targets = {**targets, WEAK: weak, STRONG: strong}
+        if self.channels_last:
+            targets = {
+                **targets,
+                **{key: _ordered(targets[key], True) for key in (WEAK, STRONG) if key in targets},
+            }
+        return image, targets
+
+    def _labelled(
+        self, batch: Mapping[str, Any], device: str | torch.device | None, non_blocking: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if DEFERRED in batch:
             return self._augmented(batch, torch.device(device or "cpu"), non_blocking)
         image, tensors = prepare_batch(batch, device, non_blocking, channels_last=self.channels_last)

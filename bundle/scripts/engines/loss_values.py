@@ -48,14 +48,21 @@ class LossValues(Mapping[str, float]):
         return repr(self._floats())
 
 
-def loss_values(total: Tensor, loss_function: Any) -> LossValues:
+UNLABELLED_LOSS = "unlabelled"
+"""Name of what a network learns from unlabelled patches; no target may have it then."""
+
+
+def loss_values(total: Tensor, loss_function: Any, unlabelled: Tensor | None = None) -> LossValues:
     """Return the values of a loss that was just computed.
 
     Args:
         total: scalar.
         loss_function: may have `components`, name to scalar, and `present`, target to bool scalar.
+        unlabelled: the part of the total that unlabelled patches have, if there are any.
     """
     components: dict[str, Tensor] = dict(getattr(loss_function, "components", None) or {})
+    if unlabelled is not None:
+        components[UNLABELLED_LOSS] = unlabelled
     present: dict[str, Tensor] = dict(getattr(loss_function, "present", None) or {})
     total = total.detach()
     values = torch.stack([_scalar(value, total) for value in (total, *components.values())])

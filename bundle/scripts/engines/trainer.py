@@ -20,6 +20,7 @@ from monai.utils.enums import CommonKeys as Keys
 from volumen.engines.amp import AmpPolicy
 from volumen.engines.guard import NonFiniteGuard
 from volumen.engines.loss_values import loss_values
+from volumen.engines.mean_teacher import MeanTeacher
 from volumen.utils import distributed
 from volumen.utils.memory import limit_kept_memory
 
@@ -47,12 +48,16 @@ class TrainStep:
     `read_every` steps and at the epoch's end, `gradient_norm` is a tensor, and `stepped` is always True. Other
     optimizers cannot be skipped on the device; with them every step reads the values.
 
+    Unlabelled patches of a batch, if it has any, make a second forward and backward pass, of which no more memory is
+    needed than of the labelled ones; their gradients are added, and `losses` has the weighted loss as "unlabelled".
+
     Args:
         amp: number format and gradient scaler.
         gradient_clip: maximum norm of the whole gradient; None or 0 does not clip.
         guard: handles a loss or gradient that is not finite; by default ten steps are skipped before
             training stops.
         read_every: steps between two reads of values from the device.
+        teacher: teaches the network with the unlabelled patches; None: there are none.
     """
 
     def __init__(
@@ -62,11 +67,13 @@ class TrainStep:
         gradient_clip: float | None = None,
         guard: NonFiniteGuard | None = None,
         read_every: int = 1,
+        teacher: MeanTeacher | None = None,
     ) -> None:
         self.amp = amp or AmpPolicy("off")
         self.gradient_clip = gradient_clip or None
         self.guard = guard or NonFiniteGuard()
         self.read_every = read_every
+        self.teacher = teacher
         self._group_failed = False
         self._bad_loss: torch.Tensor | None = None
 
@@ -82,6 +89,7 @@ class TrainStep:
         if first:
             engine.optimizer.zero_grad(set_to_none=True)
             self._group_failed, self._bad_loss = False, None
+        views = None if self.teacher is None else self.teacher.take(targets)
 
         output: dict[str, Any] = {
             Keys.IMAGE: image,
@@ -91,20 +99,42 @@ class TrainStep:
         }
         engine.state.output = output
         waits = self.read_every <= 1 or not skips_on_device(engine.optimizer)
+        unlabelled = None if views is None else self._learn_unlabelled(engine, views, size)
         with distributed.without_gradient_sync(engine.network, active=not last):
-            self._forward_and_backward(engine, batch, size, waits)
+            self._forward_and_backward(engine, batch, size, waits, unlabelled)
         if last and waits:
             self._finish_group(engine, batch)
         elif last:
             self._finish_group_on_device(engine, batch)
         if not waits and _ends_interval(engine, self.read_every):
             self.guard.read_flags()
+        if self.teacher is not None:
+            self.teacher.count_labels(targets)
+            if _ends_epoch(engine):
+                self.teacher.end_epoch(engine)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         limit_kept_memory()
         return output
 
+    def _learn_unlabelled(
+        self, engine: SupervisedTrainer, views: tuple[torch.Tensor, torch.Tensor], size: int
+    ) -> torch.Tensor:
+        """Add the gradients of the unlabelled patches; return their loss."""
+        assert self.teacher is not None
+        # The gradients are exchanged once, together with those of the labelled patches.
+        with distributed.without_gradient_sync(engine.network, active=True):
+            with self.amp.autocast():
+                loss = self.teacher.loss(engine, views)
+            self.amp.scaler.scale(loss / size).backward()
+        return loss.detach()
+
     def _forward_and_backward(
-        self, engine: SupervisedTrainer, batch: Mapping[str, Any], size: int, waits: bool
+        self,
+        engine: SupervisedTrainer,
+        batch: Mapping[str, Any],
+        size: int,
+        waits: bool,
+        unlabelled: torch.Tensor | None = None,
     ) -> None:
         output = engine.state.output
         with self.amp.autocast():
@@ -115,7 +145,8 @@ class TrainStep:
         output[Keys.LOSS] = loss
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
-        output["losses"] = loss_values(loss, engine.loss_function)
+        total = loss if unlabelled is None else loss.detach() + unlabelled
+        output["losses"] = loss_values(total, engine.loss_function, unlabelled)
         # All processes must agree; otherwise some would wait forever for the gradients of the one that skips.
         if waits and distributed.any_rank(not math.isfinite(output["losses"]["loss"]), engine.state.device):
             self._group_failed = True
@@ -123,10 +154,10 @@ class TrainStep:
         else:
             self.amp.scaler.scale(loss / size).backward()
         if not waits:
-            bad = ~torch.isfinite(loss.detach())
+            bad = ~torch.isfinite(total.detach())
             self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
             self.guard.watch_loss(engine, batch, output["losses"], predictions, bad)
-        output[Keys.LOSS] = loss.detach()
+        output[Keys.LOSS] = total.detach()
         output[Keys.PRED] = detach(predictions)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
 
@@ -175,13 +206,16 @@ class TrainStep:
             del optimizer.grad_scale, optimizer.found_inf
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scaler's state and the number of skipped steps."""
-        return {"scaler": self.amp.state_dict(), "guard": self.guard.state_dict()}
+        """Return the scaler's state, the number of skipped steps, and the teacher's state if there is one."""
+        state = {"scaler": self.amp.state_dict(), "guard": self.guard.state_dict()}
+        return state if self.teacher is None else {**state, "teacher": self.teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
         self.amp.load_state_dict(state["scaler"])
         self.guard.load_state_dict(state["guard"])
+        if self.teacher is not None and "teacher" in state:
+            self.teacher.load_state_dict(state["teacher"])
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
@@ -192,8 +226,12 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _ends_interval(engine: SupervisedTrainer, every: int) -> bool:
-    iteration, length = engine.state.iteration, engine.state.epoch_length
-    return iteration % every == 0 or (length is not None and iteration % length == 0)
+    return engine.state.iteration % every == 0 or _ends_epoch(engine)
+
+
+def _ends_epoch(engine: SupervisedTrainer) -> bool:
+    length = engine.state.epoch_length
+    return length is not None and engine.state.iteration % length == 0
 
 
 def accumulation_group(iteration: int, epoch_length: int | None, steps: int) -> tuple[bool, bool, int]:

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAMPLED_BLOCKS = 8
-_LEAST_SHARE = 0.4
-"""Smallest width of an image's intensities, as a share of the narrowest training volume's; below it is too flat."""
-_MOST_BEYOND = 0.5
-"""How far an image may reach beyond the range of the training volumes, as a share of that range's width."""
-_MOST_SHIFT = 0.4
-"""How far its mean may lie outside the means of the training volumes, as a share of the same width."""
 
 
 def check_intensities(config: Mapping[str, Any], normalizer: Normalizer, image: Volume) -> None:
@@ -37,7 +31,7 @@ def check_intensities(config: Mapping[str, Any], normalizer: Normalizer, image: 
     known = trained_ranges(config)
     if len(known) != image.channels or normalizer.goes_by_volume(image.dtype):
         return
-    from volumen.transforms.intensity_properties import channel_statistics, sample_values
+    from volumen.transforms.intensity_properties import channel_statistics, is_unlike, sample_values
 
     try:
         sampled = sample_values(image, SAMPLED_BLOCKS)
@@ -80,28 +74,6 @@ def trained_ranges(config: Mapping[str, Any]) -> list[Mapping[str, Sequence[floa
         }
         for c in channels
     ]
-
-
-def is_unlike(found: Mapping[str, float], trained: Mapping[str, Sequence[float]]) -> bool:
-    """Whether a channel's intensities are unlike those of training, by the limits at the top of this module.
-
-    Args:
-        found: statistics of an image's channel.
-        trained: statistics of the training volumes, see `trained_ranges`.
-    """
-    low, high = found["percentile_00_5"], found["percentile_99_5"]
-    lowest, highest = trained["percentile_00_5"][0], trained["percentile_99_5"][1]
-    width = highest - lowest
-    if found["max"] <= found["min"] or width <= 0:
-        return False
-    narrowest = max(trained["percentile_99_5"][0] - trained["percentile_00_5"][1], 0.0)
-    return (
-        low < lowest - _MOST_BEYOND * width
-        or high > highest + _MOST_BEYOND * width
-        or high - low < _LEAST_SHARE * narrowest
-        or found["mean"] < trained["mean"][0] - _MOST_SHIFT * width
-        or found["mean"] > trained["mean"][1] + _MOST_SHIFT * width
-    )
 
 
 def _span(low: float, high: float) -> str:

@@ -33,8 +33,8 @@ class Cost:
     """Times in seconds, and the size of the network.
 
     Args:
-        step: one optimizer step on a prepared batch: forward, losses, backward, update.
-        patch: reading, augmenting and deriving the targets of one patch.
+        step: one optimizer step on a prepared batch: forward, losses, backward, update, also of unlabelled patches.
+        patch: reading, augmenting and deriving the targets of one labelled patch and its share of the unlabelled ones.
         forward: one batch through the network without gradients.
         parameters: number of parameters of the network with all heads.
     """
@@ -133,7 +133,9 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
         return None
     step, forward, parameters = network
     patch = distributed.largest(median(seconds[1:]), config.device)
-    return Cost(step, patch, forward, parameters)
+    # Of an unlabelled patch the teacher makes a forward pass, and the network a step.
+    more = config.unlabelled_per_batch / batch_size
+    return Cost(step + more * (step + forward), (1 + more) * patch, forward, parameters)
 
 
 def training_objects(config: ConfigManager) -> Any:

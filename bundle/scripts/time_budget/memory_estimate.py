@@ -72,16 +72,18 @@ def step_memory(config: ConfigManager) -> StepMemory:
         Bytes of one process, without what the process occupies before the training, and without its workers.
     """
     training, device = config.tr_config, config.device.type
-    batch, patch = training.batch_size, config.patch_size
+    # Unlabelled patches make a pass of their own.
+    batch, patch = max(training.batch_size, config.unlabelled_per_batch), config.patch_size
     network = _network_memory(config, (batch, config.in_channels, *patch))
     voxels, weights = batch * math.prod(patch), network.weights
     stored, changing = _optimizer_factors(training.optimizer, training.optimizer_kwargs)
     # On a GPU torch updates all weights together, on a CPU one after the other.
     updated = weights + round(weights if device == "cuda" else changing * network.largest)
     work = max(network.peak, network.features + round(_loss_bytes(config) * voxels), updated)
-    kept = round(stored * weights) + (weights if training.ema_decay else 0)
+    kept = round(stored * weights) + (weights if config.ema_decay else 0)
     labels = sum(target.out_channels + 1 for target in config.targets.values())
-    given = 4 * voxels * (config.in_channels + labels)
+    views = 2 * config.in_channels + labels if config.unlabelled_per_batch else 0
+    given = 4 * voxels * (config.in_channels + labels + views)
     live = weights + kept + work + given
     extra = round((OVERHEAD.get(device, 1.1) - 1) * live) + CONTEXT.get(device, 0)
     return StepMemory(weights, kept, work, given, extra, network.parameters)

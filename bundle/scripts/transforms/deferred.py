@@ -17,7 +17,7 @@ from torch import Tensor
 
 from volumen.data.validity import known_voxels
 from volumen.transforms.kernels.grid import Grid, Region
-from volumen.utils.sample_keys import DEFERRED
+from volumen.utils.sample_keys import DEFERRED, RAW_VIEWS, STRONG, WEAK
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,22 @@ class DeferredBatch:
 
 
 def collate_patches(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Collate samples like MONAI's `list_data_collate`; raw patches become a `DeferredBatch`."""
+    """Collate samples like MONAI's `list_data_collate`; raw patches become a `DeferredBatch`.
+
+    Samples of unlabelled patches become entries of their own, see `volumen.utils.sample_keys.UNLABELLED`.
+    """
+    views = [sample for sample in samples if WEAK in sample or RAW_VIEWS in sample]
+    if not views:
+        return _collate_labelled(samples)
+    batch = _collate_labelled(
+        [sample for sample in samples if WEAK not in sample and RAW_VIEWS not in sample]
+    )
+    if RAW_VIEWS in views[0]:
+        return {**batch, RAW_VIEWS: DeferredBatch([sample[RAW_VIEWS] for sample in views])}
+    return {**batch, **{key: torch.stack([sample[key] for sample in views]) for key in (WEAK, STRONG)}}
+
+
+def _collate_labelled(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     patches = [sample[DEFERRED] for sample in samples if DEFERRED in sample]
     if not patches:
         return list_data_collate(samples)

@@ -23,6 +23,12 @@ _DEFAULT_BLOCK = 64
 _DISAGREEMENT = 3.0  # ratio of intensity ranges from which volumes cannot share one
 _REGIONS_PER_VOLUME = 32
 _LONGEST_PERMUTATION = 2**20
+_LEAST_SHARE = 0.4
+"""Smallest width of an image's intensities, as a share of the narrowest training volume's; below it is too flat."""
+_MOST_BEYOND = 0.5
+"""How far an image may reach beyond the range of the training volumes, as a share of that range's width."""
+_MOST_SHIFT = 0.4
+"""How far its mean may lie outside the means of the training volumes, as a share of the same width."""
 
 Box = Sequence[Sequence[int]]
 
@@ -328,3 +334,25 @@ def channel_statistics(values: np.ndarray) -> dict[str, float]:
         "percentile_99_5": float(high),
         "count": int(values.size),
     }
+
+
+def is_unlike(found: Mapping[str, float], trained: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a channel's intensities are unlike those of training, by the limits at the top of this module.
+
+    Args:
+        found: statistics of an image's channel.
+        trained: statistics of the training volumes, see `volume_ranges`.
+    """
+    low, high = found["percentile_00_5"], found["percentile_99_5"]
+    lowest, highest = trained["percentile_00_5"][0], trained["percentile_99_5"][1]
+    width = highest - lowest
+    if found["max"] <= found["min"] or width <= 0:
+        return False
+    narrowest = max(trained["percentile_99_5"][0] - trained["percentile_00_5"][1], 0.0)
+    return (
+        low < lowest - _MOST_BEYOND * width
+        or high > highest + _MOST_BEYOND * width
+        or high - low < _LEAST_SHARE * narrowest
+        or found["mean"] < trained["mean"][0] - _MOST_SHIFT * width
+        or found["mean"] > trained["mean"][1] + _MOST_SHIFT * width
+    )

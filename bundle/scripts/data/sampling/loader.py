@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.data import DataLoader
 
+from volumen.data.sampling.unlabelled import JoinedBatches, JoinedPatches, UnlabelledStream
 from volumen.utils.sample_keys import PACKED
 
 
@@ -17,10 +18,22 @@ class PatchLoader(DataLoader):
     Args:
         dataset: the samples.
         device: device of the training; only for CUDA something changes.
+        unlabelled: patches without labels that are added to every batch; None: none.
         arguments: further arguments of MONAI's `DataLoader`.
     """
 
-    def __init__(self, dataset: Any, device: str | torch.device = "cpu", **arguments: Any) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        device: str | torch.device = "cpu",
+        unlabelled: UnlabelledStream | None = None,
+        **arguments: Any,
+    ) -> None:
+        if unlabelled is not None:
+            dataset = JoinedPatches(dataset, unlabelled.patches)
+            arguments["batch_sampler"] = JoinedBatches(
+                arguments.pop("sampler"), arguments.pop("batch_size"), unlabelled.per_batch
+            )
         super().__init__(dataset, **arguments)
         self.device = torch.device(device)
 

@@ -127,6 +127,18 @@ class AugmentBatch:
         return values[(slice(None), *spans)]
 
 
+@torch.no_grad()
+def both_views(batch: DeferredBatch, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Return the views of unlabelled patches as `WeakAndStrongd` makes them in a worker: each float32 (U, C, *patch).
+
+    Args:
+        batch: the patches, whose tensors lie on `device`.
+        device: the training device.
+    """
+    image = torch.stack([_image(patch, torch.device(device)) for patch in batch.patches])
+    return image, change_intensities(image.clone(), [patch.stages for patch in batch.patches])
+
+
 def _image(patch: RawPatch, device: torch.device) -> Tensor:
     if patch.image is None:
         return torch.zeros((patch.channels, *patch.image_shape), device=device)
