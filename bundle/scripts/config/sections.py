@@ -264,6 +264,13 @@ class TrainingConfig:
             description="Learn from patches without labels too, such as {ratio: 1}, see docs/unlabelled.md; null: no."
         ),
     ] = None
+    average_last: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(
+            description="Last epochs whose weights are averaged when training ends: a whole number from 2, or a"
+            " fraction of all epochs below 1; the average is the best model if it validates better; null: none."
+        ),
+    ] = None
     max_nonfinite_steps: Annotated[
         Count, Field(description="Steps with a NaN or infinite loss that are skipped before the run stops.")
     ] = 10

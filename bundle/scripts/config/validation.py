@@ -126,6 +126,14 @@ def _checked(name: str, values: Mapping[str, Any], origin: str) -> Any:
         raise VolumenError(
             f"{origin}: model_config.pool_op_kernel_sizes", "contradicts strides", remedy="keep strides alone"
         )
+    if name == "tr_config" and checked.average_last is not None:
+        count = checked.average_last
+        if count >= 1 and (count < 2 or count != int(count)):
+            raise VolumenError(
+                f"{origin}: {name}.average_last",
+                expected="a whole number of epochs from 2, or a fraction below 1",
+                found=f"{count:g}",
+            )
     if name == "dataset_config":
         _refuse_two_splits(checked, f"{origin}: {name}")
         if checked.normalize_per_volume and not isinstance(checked.normalization_scheme, str):

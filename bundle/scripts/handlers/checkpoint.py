@@ -99,6 +99,7 @@ class Checkpointer:
         self.fusion = fusion
         #: The best epochs, the best one first: [metric, epoch].
         self.ranking: list[list[float]] = []
+        self._chosen = ""  # what the best model is, if it is no epoch
         self._saved_iteration = -1
         self._restored = False
 
@@ -107,6 +108,7 @@ class Checkpointer:
         engine.add_event_handler(Events.STARTED, self._on_start)
 
     def _on_start(self, engine: SupervisedTrainer) -> None:
+        self._chosen = ""
         if not engine.has_event_handler(self._on_epoch, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch)
         if not engine.has_event_handler(self._on_end, Events.COMPLETED):
@@ -125,9 +127,22 @@ class Checkpointer:
     def _log_best(self, engine: SupervisedTrainer) -> None:
         """Log the path of the best checkpoint, which is the one to predict with."""
         path = self.directory.file("best.pth")
-        if self.ranking and distributed.is_main() and path.is_file():
+        if self._chosen and distributed.is_main():
+            logger.info("best model: %s: %s", self._chosen, path)
+        elif self.ranking and distributed.is_main() and path.is_file():
             value, epoch = self.ranking[0]
             logger.info("best epoch: %d, %s %.4g: %s", epoch, self.key_metric.resolve(engine), value, path)
+
+    def replace_best(self, file: str, said: str) -> None:
+        """Make another file than an epoch's the best model, until the run goes on.
+
+        Args:
+            file: its name after the model's, which exists in the run's folder.
+            said: what it is, for the log.
+        """
+        self._chosen = said
+        if distributed.is_main():
+            link_atomically(self.directory.file(file), self.directory.file("best.pth"))
 
     def _on_epoch(self, engine: SupervisedTrainer) -> None:
         epoch = engine.state.epoch

@@ -120,20 +120,47 @@ class FinalScores:
             metrics = run_validator(self.validator, last)
         return {"scored": scored, "metrics": dict(sorted(metrics.items()))}
 
+    def measure(self, engine: Workflow, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Return the metrics of other weights on the whole validation part; the network's own weights do not change."""
+        with self._loaded(engine, weights, weights), self._all_blocks():
+            return run_validator(self.validator, engine.state.epoch)
+
+    def best_value(self, name: str) -> float | None:
+        """Return a metric of the best epoch on the whole validation part; None if it was not measured.
+
+        Args:
+            name: of the key metric, without "val/".
+        """
+        if not self.checkpointer.ranking:
+            return None
+        value, epoch = self.checkpointer.ranking[0]
+        if not self.blocks.is_drawn:
+            return value
+        scored = distributed.broadcast(read_scores(self.directory.path) if distributed.is_main() else None)
+        return scored.get(int(epoch), {}).get("metrics", {}).get(name)
+
     @contextmanager
     def _weights(self, engine: Engine, epoch: int | None) -> Iterator[None]:
         """Load the weights of an epoch's checkpoint into the network for a `with` block; None leaves the weights."""
         if epoch is None:
             yield
             return
+        weights, averaged = distributed.broadcast(self._best() if distributed.is_main() else None)
+        with self._loaded(engine, weights, None if averaged is None else averaged["weights"]):
+            yield
+
+    @contextmanager
+    def _loaded(
+        self, engine: Engine, weights: Mapping[str, Any], averaged: Mapping[str, Any] | None
+    ) -> Iterator[None]:
+        """Load weights, and those of their moving average if there is one, for a `with` block."""
         network, average = unwrap(self.network), registered_state(engine).get(AVERAGE)
         own = {name: value.detach().clone() for name, value in network.state_dict().items()}
         own_average = None if average is None else average.state_dict()
-        weights, averaged = distributed.broadcast(self._best() if distributed.is_main() else None)
         try:
             network.load_state_dict(weights)
             if average is not None and averaged is not None:
-                average.load_state_dict(averaged)
+                average.load_state_dict({**average.state_dict(), "weights": averaged})
             yield
         finally:
             network.load_state_dict(own)
