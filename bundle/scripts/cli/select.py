@@ -12,7 +12,7 @@ from volumen.utils.terminal.console import make_console, make_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from volumen.tuning.select import Entry, Selection
+    from volumen.tuning.selection import Entry, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -126,11 +126,9 @@ def _difference(entry: Entry) -> str:
 
 def _tell(found: Selection) -> None:
     chosen = found.entries[0]
-    runs = {run.path: run for entry in found.entries for run in entry.candidate.runs}
-    single = [run for run in runs.values() if len(run.members) == 1]
-    several = [run for run in runs.values() if len(run.members) > 1]
-    longest = max((sum(m.patches for m in run.members) for run in several), default=0)
-    if several and not any(sum(m.patches for m in run.members) >= 0.9 * longest for run in single):
+    several = found.several
+    if several and not found.as_long:
+        longest = max(sum(member.patches for member in run.members) for run in several)
         logger.warning(
             "no run here is one network trained for as long as the folds together (%d patches), which may be better:"
             " train one with --split %s/splits.json --fold 0/%d, and compare it too",
@@ -140,4 +138,5 @@ def _tell(found: Selection) -> None:
         logger.info(
             "each region was predicted by the folds that had not seen it; a new image gets the mean of all"
         )
+    logger.info("report: %s", found.file.with_suffix(".html"))
     logger.info("chosen: %s; volumen predict -m %s", chosen.candidate.name, found.file.parent)

@@ -47,6 +47,7 @@ def load_model(
     given = [checkpoint] if isinstance(checkpoint, str | PathLike) else list(checkpoint)
     found = [(path, settings) for item in given for path, settings in find_members(item)]
     device, settings = torch.device(device), found[0][1]
+    fuse = settings.get("fuse") if fuse is None else fuse
 
     def load(path: Path, place: torch.device) -> Predictor:
         if results_folder(path) is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from volumen.inference.ensemble import find_members, join
 from volumen.inference.predictor import Predictor, load_predictor
@@ -28,11 +28,25 @@ class Member:
         checkpoint: its file.
         split: of its run.
         predictor: the network.
+        fusion: the rules by which it reads labels from several heads; None: it has none.
     """
 
     checkpoint: Path
     split: Split
     predictor: Predictor
+    fusion: Mapping[str, Any] | None = None
+
+    def reading(self, fused: bool | None) -> Predictor:
+        """Return the network after it was set to read its labels from several heads, or each from its own alone.
+
+        Args:
+            fused: by its rules; False: without them; None: as it is.
+        """
+        if self.fusion is None or fused is None:
+            return self.predictor
+        network: Any = self.predictor.network
+        network.fuse(self.fusion if fused else None)
+        return self.predictor if fused else replace(self.predictor, fused={})
 
     def has_seen(self, name: str, box: Box) -> bool:
         """Whether it was trained on a voxel of a region."""
@@ -75,15 +89,19 @@ class Candidate:
     Args:
         runs: at least one.
         tta: none, mirror or rotate.
+        fused: whether labels are read from several heads, by the rules of networks that have some; None: none has.
     """
 
     runs: tuple[Run, ...]
     tta: str
+    fused: bool | None = None
 
     @property
     def name(self) -> str:
         """What it is called in tables."""
-        return " + ".join(run.name for run in self.runs) + ("" if self.tta == "none" else f", tta {self.tta}")
+        fused = ", fused heads" if self.fused else ""
+        tta = "" if self.tta == "none" else f", tta {self.tta}"
+        return " + ".join(run.name for run in self.runs) + fused + tta
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -92,7 +110,7 @@ class Candidate:
 
     def predictor_for(self, name: str, box: Box) -> Predictor:
         """Return the members that have not seen a region, as one network or an ensemble."""
-        unseen = [member.predictor for run in self.runs for member in run.unseen_by(name, box)]
+        unseen = [member.reading(self.fused) for run in self.runs for member in run.unseen_by(name, box)]
         return unseen[0] if len(unseen) == 1 else join(unseen)
 
 
@@ -108,10 +126,7 @@ def load_runs(paths: Sequence[str], device: torch.device) -> tuple[Run, ...]:
     """
     runs = []
     for path, name in zip(paths, _names(paths), strict=True):
-        members = tuple(
-            Member(checkpoint, split_of(checkpoint), load_predictor(checkpoint, device))
-            for checkpoint, _ in find_members(path, selected=False)
-        )
+        members = tuple(_member(checkpoint, device) for checkpoint, _ in find_members(path, selected=False))
         runs.append(Run(name, path, members))
     first = runs[0].members[0].predictor
     for run in runs:
@@ -120,6 +135,13 @@ def load_runs(paths: Sequence[str], device: torch.device) -> tuple[Run, ...]:
                 join([first, member.predictor])  # refuses what cannot be averaged
                 check_one_grid(first, member.predictor)
     return tuple(runs)
+
+
+def _member(checkpoint: Path, device: torch.device) -> Member:
+    predictor = load_predictor(checkpoint, device, fuse=True)
+    network: Any = predictor.network
+    rules = dict(network.final_config["fusion"]) if predictor.fused else None
+    return Member(checkpoint, split_of(checkpoint), predictor, rules)
 
 
 def check_one_grid(first: Predictor, other: Predictor) -> None:
@@ -148,13 +170,21 @@ def _level(predictor: Predictor) -> int:
 
 
 def make_candidates(runs: Sequence[Run], ttas: Sequence[str]) -> list[Candidate]:
-    """Return every run, every pair, and all of them together, with each augmentation; the plainest first."""
+    """Return every run, every pair, and all of them together, with each augmentation; the plainest first.
+
+    Where networks have rules for fused heads, each is there without and with them.
+    """
     sets: list[tuple[Run, ...]] = [(run,) for run in runs]
     if len(runs) > 1:
         sets += list(itertools.combinations(runs, 2))
     if len(runs) > 2:
         sets.append(tuple(runs))
-    return [Candidate(chosen, tta) for tta in ttas for chosen in sets]
+    return [Candidate(chosen, tta, fused) for tta in ttas for chosen in sets for fused in _readings(chosen)]
+
+
+def _readings(runs: Sequence[Run]) -> tuple[bool | None, ...]:
+    has_rules = any(member.fusion is not None for run in runs for member in run.members)
+    return (False, True) if has_rules else (None,)
 
 
 def common_regions(runs: Sequence[Run]) -> list[tuple[str, Box]]:

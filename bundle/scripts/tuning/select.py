@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from volumen.evaluation.differences import Difference, differences
+from volumen.evaluation.differences import differences
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
 from volumen.inference.jobs import make_job
@@ -32,6 +32,8 @@ from volumen.tuning.candidates import Candidate, common_regions, load_runs, make
 from volumen.tuning.grid import candidates as combinations
 from volumen.tuning.grid import make_grid
 from volumen.tuning.held_out import HeldOut, experiment_of, held_out_regions, predict_region
+from volumen.tuning.selection import Entry, Selection
+from volumen.tuning.selection_report import render_selection
 from volumen.tuning.subject import Subject, find_subject
 from volumen.tuning.tune import evaluation_of, maps_of, stored_request, warnings_allowed
 from volumen.tuning.validation_part import PredictedRegion
@@ -78,44 +80,6 @@ class SelectRequest:
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A candidate with its best settings.
-
-    Args:
-        candidate: the runs and the augmentation.
-        settings: of the label map.
-        evaluation: its scores by region.
-        difference: to the chosen one, over the same regions; None of the chosen one.
-        passes: forward passes per window of a new image.
-        patches: training patches of all its networks.
-    """
-
-    candidate: Candidate
-    settings: dict[str, float]
-    evaluation: Evaluation
-    difference: Difference | None
-    passes: int
-    patches: int
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What was found.
-
-    Args:
-        subject: what was scored.
-        regions: number of scored regions.
-        entries: all candidates, the chosen one first, then by their score.
-        file: what `volumen predict -m` takes.
-    """
-
-    subject: Subject
-    regions: int
-    entries: tuple[Entry, ...]
-    file: Path
-
-
 def select(request: SelectRequest, tell: ProgressCallback | None = None) -> Selection:
     """Choose by a score, and write what `volumen predict` uses.
 
@@ -159,7 +123,9 @@ def select(request: SelectRequest, tell: ProgressCallback | None = None) -> Sele
             f"--score {score}", "it is undefined for every candidate", remedy="give another score"
         )
     _write(file, ordered, subject, len(regions))
-    return Selection(subject, len(regions), tuple(ordered), file)
+    found = Selection(subject, len(regions), tuple(ordered), file)
+    write_atomically(file.with_suffix(".html"), render_selection(found).encode())
+    return found
 
 
 def _folder_of(run: str) -> str:
@@ -319,6 +285,8 @@ def _write(file: Path, entries: Sequence[Entry], subject: Subject, regions: int)
     folder = file.parent.resolve()
     # The default settings leave it to the prediction whether it writes probabilities or labels.
     settings = subject.as_config(chosen.settings) if chosen.settings != subject.default else {}
+    if chosen.candidate.fused is not None:
+        settings = {**settings, "fuse": chosen.candidate.fused}
     content: dict[str, Any] = {
         "members": [
             os.path.relpath(member.checkpoint.resolve(), folder) for member in chosen.candidate.members
