@@ -132,6 +132,14 @@ def test_candidates_grow_and_leave_the_user_s_settings(folder):
     assert fixed == [Candidate((16, 16, 16), 3, (4, 8), (1, 1), 0.01)]
 
 
+@pytest.mark.parametrize("given", [12, 32])
+def test_candidates_have_the_user_s_features_of_the_first_stage(folder, given):
+    own = candidates(config_of(folder, model_config={"base_features": given}))
+    assert {candidate.features_per_stage[0] for candidate in own} == {given}
+    assert len({candidate.features_per_stage[0] for candidate in candidates(config_of(folder))}) > 1
+    assert config_of(folder).plan.features_per_stage[0] == 32
+
+
 def test_small_networks_share_a_decoder_where_there_are_several_targets(folder):
     task = {"type": "distance_transform", "source_target": "ball", "losses": [{"name": "SmoothL1Loss"}]}
     assert all(candidate.separate_decoders for candidate in candidates(config_of(folder)))

@@ -96,7 +96,7 @@ class ExperimentNetwork(ExperimentTargets):
     def plan(self) -> NetworkPlan:
         """The network's plan, in which values of `model_config` replace planned ones."""
         from volumen.networks.plan_settings import apply_settings
-        from volumen.networks.planning import plan_network
+        from volumen.networks.planning import BASE_FEATURES, plan_network
 
         model = self.model_config
         patch_size = self.requested_patch_size  # outside `try`: its errors already name the setting
@@ -108,7 +108,7 @@ class ExperimentNetwork(ExperimentTargets):
                 kernel_sizes=model.kernel_sizes,
                 blocks_per_stage=model.n_blocks_per_stage,
                 n_stages=model.n_stages,
-                base_features=model.base_features,
+                base_features=model.base_features or BASE_FEATURES,
                 max_features=model.max_features,
                 adjust_patch=self.tr_setup.autoconfigure or self.patch_in_lengths,
             )

@@ -611,7 +611,7 @@ SECTIONS: dict[str, type] = {
 # the user gave the same value.
 UNSET: dict[str, dict[str, Any]] = {
     "tr_config": {"batch_size": 2, "initial_lr": 1e-3, "augment_strength": 1.0},
-    "model_config": {"separate_decoders": True},
+    "model_config": {"separate_decoders": True, "base_features": 32},
     "dataset_config": {"min_labeled_ratio": 0.10},
 }
 

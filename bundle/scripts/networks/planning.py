@@ -13,6 +13,7 @@ from volumen.utils.terminal.text import aligned, by
 ANISOTROPY = 2.0
 # Spacings come from headers as float32; a ratio this close to 2 counts as 2, and so is not "less than 2".
 TIE = 1e-5
+BASE_FEATURES = 32
 FIRST_STAGES_BLOCKS = (1, 3, 4)
 LATER_STAGES_BLOCKS = 6
 
@@ -92,7 +93,7 @@ def plan_network(
     patch_size: Sequence[int],
     spacing: Sequence[float],
     *,
-    base_features: int = 32,
+    base_features: int = BASE_FEATURES,
     max_features: int = 320,
     min_feature_size: int = 4,
     max_pools: int | None = None,
@@ -140,7 +141,9 @@ def plan_network(
     )
 
 
-def plan_features(stages: int, base_features: int = 32, max_features: int = 320) -> tuple[int, ...]:
+def plan_features(
+    stages: int, base_features: int = BASE_FEATURES, max_features: int = 320
+) -> tuple[int, ...]:
     """Return min(base_features * 2^i, max_features) for every stage i."""
     return tuple(min(base_features * 2**stage, max_features) for stage in range(stages))
 

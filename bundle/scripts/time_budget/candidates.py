@@ -124,7 +124,11 @@ def preset_candidate(config: ConfigManager, preset: Preset) -> Candidate:
         patch = config.requested_patch_size
     else:
         patch = default_patch_size(config.cases, config.spacing, config.device.type, voxels=preset.voxels)
-    width = model.features_per_stage[0] if model.features_per_stage else preset.features
+    width = preset.features
+    if model.features_per_stage:
+        width = model.features_per_stage[0]
+    elif "base_features" in config.given["model_config"]:
+        width = model.base_features or preset.features
     most = min(model.max_features, LIGHT_WIDENING * width) if preset.light else model.max_features
     planned = config.variant(
         tr_config=replace(training, patch_size=list(patch)),

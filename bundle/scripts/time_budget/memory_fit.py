@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from volumen.networks.planning import BASE_FEATURES
 from volumen.time_budget.candidates import Candidate, Preset, preset_candidate
 from volumen.utils import distributed
 from volumen.utils.errors import VolumenError
@@ -265,17 +266,19 @@ def _candidates(config: ConfigManager) -> Iterator[Candidate]:
     default = _default(config)
     if _kind(config) == "cuda" or config.tr_config.preset is not None:
         for side in _SIDES[dims]:
-            yield preset_candidate(
-                config, Preset(side**dims, config.model_config.base_features, False, _BATCH[dims])
-            )
+            yield preset_candidate(config, Preset(side**dims, _base_features(config), False, _BATCH[dims]))
     else:
         yield default
         for side in _SIDES[dims]:
             if side**dims < math.prod(default.patch_size):
-                features = config.model_config.base_features
+                features = _base_features(config)
                 yield preset_candidate(config, Preset(side**dims, features, False, default.batch_size))
     for preset in _SMALLER[dims]:
         yield preset_candidate(config, preset)
+
+
+def _base_features(config: ConfigManager) -> int:
+    return config.model_config.base_features or BASE_FEATURES
 
 
 def _grown(

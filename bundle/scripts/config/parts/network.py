@@ -31,7 +31,13 @@ class ModelConfig:
             "time budget is short."
         ),
     ] = None
-    base_features: Annotated[Positive, Field(description="Features of the first stage when planned.")] = 32
+    base_features: Annotated[
+        Positive | None,
+        Field(
+            description="Features of the first stage when planned; null: 32, or what a time budget or the memory"
+            " chooses."
+        ),
+    ] = None
     max_features: Annotated[Positive, Field(description="Most features of a stage when planned.")] = 320
     features_per_stage: Annotated[
         list[Positive] | None, Field(description="Features per stage; null: min(base * 2^i, max).")
