@@ -31,7 +31,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,19 @@ def labelled(box: Box, share: float, rng: np.random.Generator) -> list[tuple[sli
     return [(*whole[:-2], *(slice(start, start + side) for start, side in zip(starts, sides)))]
 
 
-def sparse_folder(data: DataSet, share: float, seed: int, folder: Path) -> str:
+def sparse_folder(
+    data: DataSet, share: float, seed: int, folder: Path, parts: Callable[..., Sequence[Any]] = labelled
+) -> str:
     """Return a data folder in which only a share of the training part is labelled; the rest is as in the original.
 
     Images and labels are links, masks are written.
+
+    Args:
+        data: the data set.
+        share: of the voxels of the training part.
+        seed: draws what is labelled.
+        folder: new folder.
+        parts: returns the labelled parts of a box, as `labelled` does.
     """
     if share >= 1:
         return data.folder
@@ -178,7 +187,7 @@ def sparse_folder(data: DataSet, share: float, seed: int, folder: Path) -> str:
         allowed = known.copy()
         for box in data.parts[TRAIN].get(case.name, ()):
             known[tuple(slice(start, stop) for start, stop in box)] = False
-            for part in labelled(box, share, rng):
+            for part in parts(box, share, rng):
                 known[part] = allowed[part]
         name = folder / "masks" / f"{case.name}_{data.target}"
         if known.ndim == 3:
@@ -189,9 +198,15 @@ def sparse_folder(data: DataSet, share: float, seed: int, folder: Path) -> str:
 
 
 def train(
-    data: DataSet, folder: str, arm: str, seed: int, steps: int, output: str
+    data: DataSet,
+    folder: str,
+    arm: str,
+    seed: int,
+    steps: int,
+    output: str,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[ConfigManager, StepClock]:
-    """Train an arm for about this many steps."""
+    """Train an arm for about this many steps; `more` are further settings."""
     epochs = EPOCHS if steps >= 4 * EPOCHS else 1
     sections = {
         "tr_setup": {"seed": seed},
@@ -211,7 +226,7 @@ def train(
     parts = [{name: list(found) for name, found in data.parts[part].items()} for part in (TRAIN, VALID)]
     valid = parts[1] if arm == "fused" and steps > TRIAL_STEPS else {}
     config = ConfigManager(
-        **merge(merge(shipped_sections(), sections), arm_sections(arm, data.target)),
+        **merge(merge(merge(shipped_sections(), sections), arm_sections(arm, data.target)), more or {}),
         dataset_dir=folder, output_dir=output, device="cpu", split=Split(parts[0], valid, 1.0, seed),
     )  # fmt: skip
     clock = StepClock()

@@ -1,0 +1,172 @@
+# ruff: noqa: E402
+"""Do unlabelled voxels help? Trains cells of data, labels, arm and seed for equal CPU time; scores a held-out part.
+
+    python benchmarks/unlabelled_gain.py -o RUNS --csv benchmarks/results/unlabelled_gain.csv
+        --sets phantom --shares 5 --shapes slices --arms alone average teacher --seeds 0 1 2 [--seconds 60]
+    python benchmarks/unlabelled_gain.py -o RUNS --csv ... --sets fib25 -i fib25=FIB25 -i neurons=FIB25_NEURONS
+    python benchmarks/unlabelled_gain.py -o RUNS --csv ... --table
+
+`shares` of 2, 5 or 10 % of the voxels of the training part are labelled: whole slices (a box in 2D), one box per image,
+or whole volumes; others for every seed, the same for all arms of a seed. Arms:
+
+- alone: the labels, which all other arms are compared with;
+- average: the labels, predicted with a running average of the weights, as a teacher's student is;
+- teacher: a mean teacher on the unlabelled rest of the training part, with as many unlabelled patches as labelled ones;
+  teacher-sure: where the teacher is certain; teacher-mixed: with two unlabelled patches in a batch at least, so that
+  boxes of one patch lie in the other.
+
+Every cell first takes a few steps to measure the cost of one, then trains for as many steps as fit into the CPU time,
+with the learning rate annealed to their end; one thread. The last checkpoint is scored on the held-out part, with the
+threshold and the smallest size that are best on the validation part (`auxiliary_gain.py`). Each cell adds a row as soon
+as it is done, and a cell that is in the table already is skipped, so the benchmark can be interrupted. `--table` prints
+means, and for each arm the mean difference to the label alone over the same seeds with its 95 % interval (Student's t).
+"""
+
+from __future__ import annotations
+
+import os
+
+# Set before NumPy is imported: one thread for all libraries.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from auxiliary_gain import (
+    ALONE,
+    FIELDS,
+    SCORES,
+    TRIAL_STEPS,
+    fewer_settings,
+    labelled,
+    scores,
+    sparse_folder,
+    table,
+    train,
+)
+from ranking import append, done
+from ranking_sets import SETS, TRAIN, DataSet
+
+from volumen.inference.predictor import load_predictor
+from volumen.utils.boxes import Box
+
+TEACHER: dict[str, dict[str, Any]] = {
+    "teacher": {"ratio": 1.0},
+    "teacher-sure": {"ratio": 1.0, "uncertainty": True},
+    "teacher-mixed": {},
+}
+DECAY = 0.99
+ARMS = (ALONE, "average", *TEACHER)
+SHAPES = ("slices", "boxes", "volumes")
+Parts = Callable[[Box, float, np.random.Generator], Sequence[tuple[slice, ...]]]
+
+
+def arm_settings(arm: str, batch: int) -> dict[str, Any]:
+    """Return the settings of an arm.
+
+    Args:
+        arm: one of `ARMS`.
+        batch: labelled patches of a batch.
+    """
+    if arm == "average":
+        return {"tr_config": {"ema_decay": DECAY}}
+    if arm in TEACHER:
+        return {
+            "tr_config": {"ema_decay": DECAY, "unlabelled": {"ratio": max(1.0, 2.0 / batch), **TEACHER[arm]}}
+        }
+    return {}
+
+
+def labelled_box(box: Box, share: float, rng: np.random.Generator) -> list[tuple[slice, ...]]:
+    """Return a box of about a share of another one, with the same proportions."""
+    part = share ** (1 / len(box))
+    sides = [min(stop - start, max(1, round(part * (stop - start)))) for start, stop in box]
+    starts = [start + int(rng.integers(stop - start - side + 1)) for (start, stop), side in zip(box, sides)]
+    return [tuple(slice(start, start + side) for start, side in zip(starts, sides))]
+
+
+def labelled_volumes(count: int, share: float, seed: int) -> Parts:
+    """Return what labels a share of the volumes wholly, at least one, and the others not at all.
+
+    Args:
+        count: number of volumes, which have one box each.
+        share: of them.
+        seed: draws which ones.
+    """
+    chosen = set(np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))].tolist())
+    numbers = itertools.count()
+
+    def parts(box: Box, share: float, rng: np.random.Generator) -> list[tuple[slice, ...]]:
+        return [tuple(slice(start, stop) for start, stop in box)] if next(numbers) in chosen else []
+
+    return parts
+
+
+def measure(data: DataSet, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a cell and return its row."""
+    arm, seed = str(cell["arm"]), int(cell["seed"])
+    percent, shape = str(cell["labels"]).split("% ")
+    share = float(percent) / 100
+    of_shape: dict[str, Parts] = {"slices": labelled, "boxes": labelled_box}
+    if shape == "volumes":
+        of_shape[shape] = labelled_volumes(sum(map(len, data.parts[TRAIN].values())), share, seed)
+    more = arm_settings(arm, data.batch)
+    with tempfile.TemporaryDirectory() as place:
+        folder = sparse_folder(data, share, seed, Path(place, "data"), of_shape[shape])
+        trial = train(data, folder, ALONE, seed, TRIAL_STEPS, str(Path(place, "trial")), more)[1]
+        steps = max(TRIAL_STEPS + 1, int(float(cell["seconds"]) / trial.step))
+        config, clock = train(data, folder, ALONE, seed, steps, str(Path(place, "run")), more)
+        name = f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
+        predictor = load_predictor(config.run_dir / name)
+    spent = {"steps": len(clock.times) - 1, "cpu_seconds": round(clock.total, 1)}
+    return {**cell, **spent, **scores(predictor, data)}
+
+
+def main() -> None:
+    """Measure the cells that the table lacks, or print it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "-i", "--input", action="append", default=[], metavar="NAME=FOLDER", help="data folders"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the phantom")
+    parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per cell")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["phantom"])
+    parser.add_argument("--shares", type=float, nargs="+", default=[2, 5, 10], help="labelled, in percent")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["slices", "boxes"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[ALONE, "average", "teacher"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="CPU seconds of training per cell (default: 60)"
+    )
+    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.table:
+        print(table(done(options.csv)))
+        return
+    folders = dict(entry.split("=", 1) for entry in options.input)
+    sources = {name: (folders.get(name),) for name in SETS} | {
+        "phantom": (options.output / "phantom",),
+        "fib25": (folders.get("fib25"), folders.get("neurons")),
+    }
+    labels = [f"{share:g}% {shape}" for share, shape in itertools.product(options.shares, options.shapes)]
+    for seed, name, labels_of, arm in itertools.product(options.seeds, options.sets, labels, options.arms):
+        cell = dict(zip(FIELDS, (name, labels_of, arm, seed, options.seconds)))
+        if tuple(map(str, cell.values())) in {tuple(row[key] for key in FIELDS) for row in done(options.csv)}:
+            continue
+        row = measure(fewer_settings(SETS[name](*sources[name])), cell)
+        append(options.csv, row)
+        print({key: value for key, value in row.items() if key in (*FIELDS, "steps", *SCORES)}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
