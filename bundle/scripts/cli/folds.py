@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +80,7 @@ def train_folds(options: argparse.Namespace, sections: Mapping[str, Any], origin
             "-o/--output", "no output folder is given", remedy="give -o or tr_setup.ckpt_out_base"
         )
     folder = Path(output) / sections["tr_setup"]["model_name"]
-    with _locked(folder):
+    with locked(folder):
         plan = _plan(options, sections, origin, folder)
         return Supervisor(plan, options).run()
 
@@ -144,7 +144,7 @@ class Plan:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder of the run, so that no second command trains the same folds."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def _plan(options: argparse.Namespace, sections: Mapping[str, Any], origin: str,
 
     given = dict(sections)
     text = sections["tr_config"].get("time_budget")
-    settings = _member_sections(given, options)
+    settings = shared_sections(given, options)
     budget = None
     if text is not None:
         try:
@@ -188,13 +188,7 @@ def _plan(options: argparse.Namespace, sections: Mapping[str, Any], origin: str,
         done = sum(map(plan.is_trained, range(plan.count)))
         logger.info("%s: going on, %d of %d folds are trained", folder, done, plan.count)
         return plan
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", SPLITS, EXPERIMENT))
-    if foreign:
-        raise VolumenError(
-            folder,
-            f"holds other files, such as {foreign[0]}",
-            remedy="choose another --model-name or output folder",
-        )
+    refuse_foreign_files(folder, (".lock", SPLITS, EXPERIMENT))
     splits, fingerprint = _splits(options, sections, origin)
     write_atomically(folder / SPLITS, (json.dumps(splits, indent=1) + "\n").encode())
     write_atomically(folder / EXPERIMENT, yaml.safe_dump(settings, sort_keys=False).encode())
@@ -210,17 +204,39 @@ def _plan(options: argparse.Namespace, sections: Mapping[str, Any], origin: str,
     return plan
 
 
-def _member_sections(sections: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that all members share, as plain values."""
+def refuse_foreign_files(folder: Path, ours: Sequence[str]) -> None:
+    """Refuse a folder with other files than an interrupted start leaves.
+
+    Raises:
+        VolumenError: names such a file.
+    """
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if foreign:
+        raise VolumenError(
+            folder,
+            f"holds other files, such as {foreign[0]}",
+            remedy="choose another --model-name or output folder",
+        )
+
+
+def shared_sections(
+    sections: Mapping[str, Any], options: argparse.Namespace, *, keeps_split: bool = False
+) -> dict[str, Any]:
+    """Return the settings that all runs of a folder share, as plain values.
+
+    Args:
+        sections: the merged sections.
+        options: the parsed options of `volumen train`.
+        keeps_split: leave the settings of the split as they are.
+    """
     settings = {name: dict(sections[name]) for name in SECTION_NAMES}
     settings["tr_config"].update(time_budget=None)
     settings["tr_setup"].update(resume=False, ckpt_out_base=None)
     data = options.input or settings["dataset_config"].get("data_path")
     several = [data] if isinstance(data, str) else list(data or [])
-    settings["dataset_config"].update(
-        data_path=several[0] if len(several) == 1 else several or None,
-        group_by=None, split_path=None, fold=None,
-    )  # fmt: skip
+    settings["dataset_config"]["data_path"] = several[0] if len(several) == 1 else several or None
+    if not keeps_split:
+        settings["dataset_config"].update(group_by=None, split_path=None, fold=None)
     return settings
 
 

@@ -215,6 +215,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--max-epochs", type=int, metavar="N", help="epochs (default: 1000)")
     training.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="self-training: each round also learns from what the one before is sure of; the same command goes on",
+    )
+    training.add_argument(
         "--time-budget",
         metavar="TIME",
         help="train for this long, e.g. 35m or 12h: network, patch and steps are chosen to fit (default: no limit)",

@@ -63,10 +63,14 @@ def run_train(options: argparse.Namespace) -> int:
     """
     if options.nproc < 1:
         raise VolumenError("--nproc", expected="at least 1", found=options.nproc)
-    if options.nproc > 1 and "RANK" not in os.environ and options.folds is None:
+    if options.nproc > 1 and "RANK" not in os.environ and options.folds is None and options.rounds is None:
         return run_processes(options.nproc, options.words)
     sections, origin = experiment_sections(options)
     check_early(sections, origin)
+    if options.rounds is not None:
+        from volumen.cli.rounds import train_rounds
+
+        return train_rounds(options, sections, origin)
     if options.folds is not None:
         from volumen.cli.folds import train_folds
 

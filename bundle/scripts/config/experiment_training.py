@@ -153,10 +153,15 @@ class ExperimentTraining(ExperimentSplit):
         return max(1, round(self.unlabelled.ratio * self.tr_config.batch_size))
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether a mean teacher labels unlabelled patches; else they have pseudo-labels, or there are none."""
+        return bool(self.unlabelled_per_batch) and self.unlabelled.pseudo_labels is None
+
+    @property
     def ema_decay(self) -> float | None:
         """Decay of the moving average of the weights; a mean teacher needs one."""
         decay = self.tr_config.ema_decay
-        return TEACHER_DECAY if decay is None and self.unlabelled_per_batch else decay
+        return TEACHER_DECAY if decay is None and self.has_teacher else decay
 
     @property
     def taught_kinds(self) -> dict[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from volumen.data.index.patches import find_valid_patches
+from volumen.data.pseudo_labels import pseudo_layout, with_pseudo_labels
 from volumen.data.resampled import stored_volume
 from volumen.data.sampling.dataset import PatchDataset
 from volumen.data.sampling.unlabelled import UnlabelledStream, samples_needed
@@ -24,6 +27,7 @@ from volumen.utils.errors import VolumenError
 if TYPE_CHECKING:
     from volumen.config.manager import ConfigManager
     from volumen.data.index.patch_index import PatchIndex
+    from volumen.data.layout import OpenCase
     from volumen.data.sampling.sampler import PatchSampler
 
 logger = logging.getLogger(__name__)
@@ -36,14 +40,18 @@ _MOST_COMPARED = 64
 
 
 def unlabelled_stream(
-    config: ConfigManager, transform: Callable[[dict], Any], sampler: PatchSampler
+    config: ConfigManager,
+    transform: Callable[[dict], Any],
+    sampler: PatchSampler,
+    labelled: Callable[[dict], Any] | None = None,
 ) -> UnlabelledStream | None:
     """Return the unlabelled patches of the training part; None if the network learns from labels alone.
 
     Args:
         config: the experiment.
-        transform: makes the views of a patch, see `WeakAndStrongd`.
+        transform: makes the views of a patch for a mean teacher, see `WeakAndStrongd`.
         sampler: of the labelled patches.
+        labelled: transforms a labelled patch, for patches with pseudo-labels.
 
     Raises:
         VolumenError: no patch of the training part is unlabelled, or a target has that name.
@@ -51,6 +59,9 @@ def unlabelled_stream(
     per_batch = config.unlabelled_per_batch
     if not per_batch:
         return None
+    if config.unlabelled.pseudo_labels is not None:
+        cases, index = find_pseudo_labelled_patches(config)
+        return UnlabelledStream(_patches(config, cases, index, labelled, sampler), per_batch)
     if UNLABELLED in config.targets:
         raise VolumenError(
             f"target {UNLABELLED!r}",
@@ -58,16 +69,26 @@ def unlabelled_stream(
             remedy="rename it",
         )
     warn_of_unlike(config)
-    patches = PatchDataset(
+    found = find_unlabelled_patches(config)
+    return UnlabelledStream(_patches(config, config.cases, found, transform, sampler), per_batch)
+
+
+def _patches(
+    config: ConfigManager,
+    cases: Sequence[OpenCase],
+    index: PatchIndex,
+    transform: Callable[[dict], Any] | None,
+    sampler: PatchSampler,
+) -> PatchDataset:
+    return PatchDataset(
         (),
-        find_unlabelled_patches(config),
+        index,
         transform,
         seed=config.tr_setup.seed + _SEED_OFFSET,
-        samples_per_epoch=samples_needed(sampler, per_batch),
+        samples_per_epoch=samples_needed(sampler, config.unlabelled_per_batch),
         chunk_cache_mib=config.dataset_config.chunk_cache_mib,
-        cases=config.cases,
+        cases=cases,
     )
-    return UnlabelledStream(patches, per_batch)
 
 
 def find_unlabelled_patches(config: ConfigManager) -> PatchIndex:
@@ -113,6 +134,45 @@ def find_unlabelled_patches(config: ConfigManager) -> PatchIndex:
             " or leave unlabelled out",
         )
     return index
+
+
+def find_pseudo_labelled_patches(config: ConfigManager) -> tuple[list[OpenCase], PatchIndex]:
+    """Return the cases with pseudo-labels beside a person's, and the patches of the training part that have some.
+
+    Raises:
+        VolumenError: there is none, or the volumes are resampled, on whose grid pseudo-labels do not lie.
+    """
+    folder, settings = Path(config.unlabelled.pseudo_labels or ""), config.unlabelled
+    if config.dataset_config.target_spacing is not None:
+        raise VolumenError(
+            "tr_config.unlabelled.pseudo_labels",
+            "lie on the stored voxels, and dataset_config.target_spacing resamples them",
+            remedy="leave target_spacing out, or learn by a mean teacher",
+        )
+    layout = pseudo_layout(folder, config.layout)
+    if not any(case.labels for case in layout.cases):
+        raise VolumenError(
+            folder, expected="labels/<image>_<target>.zarr and masks/ of images of the data", found="none"
+        )
+    pseudo = replace(config.data, given_layout=layout, given_cases=None).cases
+    index = find_valid_patches(
+        config.cases,
+        config.split.train,
+        config.patch_size,
+        targets=tuple(config.primary_targets),
+        min_labeled_ratio=settings.min_unlabelled,
+        stride=config.dataset_config.patch_stride,
+        jitter=True,
+        search_cases=pseudo,
+        cache_dir=config.cache_dir,
+        relax=True,
+        part="pseudo-labelled",
+    )
+    joined = [
+        with_pseudo_labels(case, other, config.ignore_labels)
+        for case, other in zip(config.cases, pseudo, strict=True)
+    ]
+    return joined, index
 
 
 def warn_of_unlike(config: ConfigManager) -> None:

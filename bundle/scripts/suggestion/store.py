@@ -149,13 +149,13 @@ def new_data(
         for folder in ("images", "labels", "masks"):
             (temporary / folder).mkdir(parents=True)
         for case in layout.cases:
-            _link(case.image, temporary / "images", case.name)
+            link_volume(case.image, temporary / "images", case.name)
             for target, path in case.labels.items():
                 if (case.name, target) not in painted:
-                    _link(path, temporary / "labels", f"{case.name}_{target}")
+                    link_volume(path, temporary / "labels", f"{case.name}_{target}")
             for target, path in case.masks.items():
                 if (case.name, target) not in painted:
-                    _link(path, temporary / "masks", f"{case.name}_{target}")
+                    link_volume(path, temporary / "masks", f"{case.name}_{target}")
         for (name, target), boxes in painted.items():
             image = images[name]
             file = f"{name}_{target}.zarr"
@@ -170,7 +170,7 @@ def new_data(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _link(path: str, folder: Path, name: str) -> None:
+def link_volume(path: str, folder: Path, name: str) -> None:
     """Link to a volume under the name that pairs it.
 
     Raises:
@@ -210,7 +210,7 @@ def _write_label(path: Path, image: LabelledImage, target: str, boxes: Sequence[
         path,
         image.image.shape,
         dtype,
-        _geometry(image),
+        label_geometry(image),
         channels=channels,
         fill=fill,
         attributes={MARK: True},
@@ -225,7 +225,7 @@ def _write_mask(path: Path, image: LabelledImage, target: str, boxes: Sequence[P
     """Write a mask: the earlier one, or nothing where there was no label, and the boxes."""
     labelling = image.labels[target]
     array = create_volume(
-        path, image.image.shape, np.dtype(np.uint8), _geometry(image), attributes={MARK: True}
+        path, image.image.shape, np.dtype(np.uint8), label_geometry(image), attributes={MARK: True}
     )
     if labelling.label is not None and labelling.labelled_only:
         # What a person has looked at: training counts the same voxels of it, those above 0.
@@ -262,7 +262,7 @@ def _place(array: Any, region: Region) -> tuple[slice, ...]:
     return (slice(None),) * (array.ndim - len(region)) + region
 
 
-def _geometry(image: LabelledImage) -> Geometry:
+def label_geometry(image: LabelledImage) -> Geometry:
     """Return the geometry that a label of an image states: that of the image, as far as OME-Zarr can."""
     geometry = image.image.geometry
     if geometry.frame != GRID or geometry.spacing is None:

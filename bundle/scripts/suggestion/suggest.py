@@ -80,8 +80,8 @@ def suggest(request: SuggestRequest, *, progress: Tell | None = None) -> Suggest
     folder = Path(request.output)
     if (folder / RECORD).is_file():
         return _earlier(folder, asked)
-    outputs = _predict(predictor, images, subjects, request, how, progress)
-    predicted = {name: _stored(output, subjects) for name, output in outputs.items()}
+    outputs = predict_images(predictor, images, subjects, request, how, progress)
+    predicted = {name: open_predictions(output, subjects) for name, output in outputs.items()}
     tables = {
         image.name: _table(
             image, predicted[image.name], outputs[image.name], subjects, predictor, size, folder, progress
@@ -164,7 +164,7 @@ def _earlier(folder: Path, asked: Mapping[str, Any]) -> Suggestions:
     return found
 
 
-def _predict(
+def predict_images(
     predictor: Predictor,
     images: Sequence[LabelledImage],
     subjects: Sequence[Subject],
@@ -196,7 +196,7 @@ def _predict(
     return outputs
 
 
-def _stored(output: Path, subjects: Sequence[Subject]) -> dict[str, Volume]:
+def open_predictions(output: Path, subjects: Sequence[Subject]) -> dict[str, Volume]:
     """Open the stored probabilities of a volume by target."""
     return {
         subject.name: open_volume(

@@ -133,9 +133,9 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
         return None
     step, forward, parameters = network
     patch = distributed.largest(median(seconds[1:]), config.device)
-    # Of an unlabelled patch the teacher makes a forward pass, and the network a step.
-    more = config.unlabelled_per_batch / batch_size
-    return Cost(step + more * (step + forward), (1 + more) * patch, forward, parameters)
+    # Of an unlabelled patch the teacher, if there is one, makes a forward pass, and the network a step.
+    more, taught = config.unlabelled_per_batch / batch_size, forward if config.has_teacher else 0.0
+    return Cost(step + more * (step + taught), (1 + more) * patch, forward, parameters)
 
 
 def training_objects(config: ConfigManager) -> Any:

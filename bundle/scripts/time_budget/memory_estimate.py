@@ -72,8 +72,10 @@ def step_memory(config: ConfigManager) -> StepMemory:
         Bytes of one process, without what the process occupies before the training, and without its workers.
     """
     training, device = config.tr_config, config.device.type
-    # Unlabelled patches make a pass of their own.
-    batch, patch = max(training.batch_size, config.unlabelled_per_batch), config.patch_size
+    # Patches of a mean teacher make a pass of their own; those with pseudo-labels are part of the batch.
+    labelled, unlabelled = training.batch_size, config.unlabelled_per_batch
+    batch = max(labelled, unlabelled) if config.has_teacher else labelled + unlabelled
+    patch = config.patch_size
     network = _network_memory(config, (batch, config.in_channels, *patch))
     voxels, weights = batch * math.prod(patch), network.weights
     stored, changing = _optimizer_factors(training.optimizer, training.optimizer_kwargs)
@@ -82,7 +84,7 @@ def step_memory(config: ConfigManager) -> StepMemory:
     work = max(network.peak, network.features + round(_loss_bytes(config) * voxels), updated)
     kept = round(stored * weights) + (weights if config.ema_decay else 0)
     labels = sum(target.out_channels + 1 for target in config.targets.values())
-    views = 2 * config.in_channels + labels if config.unlabelled_per_batch else 0
+    views = 2 * config.in_channels + labels if config.has_teacher else 0
     given = 4 * voxels * (config.in_channels + labels + views)
     live = weights + kept + work + given
     extra = round((OVERHEAD.get(device, 1.1) - 1) * live) + CONTEXT.get(device, 0)

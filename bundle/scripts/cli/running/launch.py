@@ -14,7 +14,7 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-def run_passing_signals(command: Sequence[str]) -> int:
+def run_passing_signals(command: Sequence[str], *, ends_with_parent: bool = False) -> int:
     """Run a launcher of processes and forward Ctrl-C and SIGTERM to it; a closed terminal counts as SIGTERM.
 
     The launcher runs in a separate session, so that Ctrl-C in a terminal reaches the training processes once, through
@@ -22,6 +22,7 @@ def run_passing_signals(command: Sequence[str]) -> int:
 
     Args:
         command: the program and its arguments.
+        ends_with_parent: give the launcher a pipe as its standard input, which closes when this process dies.
 
     Returns:
         The launcher's exit code; 130, 143 or 129 (a closed terminal) after a signal.
@@ -46,7 +47,8 @@ def run_passing_signals(command: Sequence[str]) -> int:
     # Before the launcher starts, so that earlier signals are stored and forwarded to it.
     former = {number: signal.signal(number, receive) for number in heard}
     try:
-        process = subprocess.Popen(command, start_new_session=True)
+        pipe = subprocess.PIPE if ends_with_parent else None
+        process = subprocess.Popen(command, stdin=pipe, start_new_session=True)
         pass_on()
         code = process.wait()
     finally:

@@ -8,15 +8,23 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from volumen.config.parts.common import STRICT_KEYS
-from volumen.config.value_types import Amount, Share
+from volumen.config.value_types import NAMES_FILE, Amount, Share
 
 
 @dataclass(frozen=True)
 class UnlabelledConfig:
-    """`tr_config.unlabelled`: what the network learns from patches without labels, by a mean teacher."""
+    """`tr_config.unlabelled`: what the network learns from patches without labels."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT_KEYS
 
+    pseudo_labels: Annotated[
+        str | None,
+        NAMES_FILE,
+        Field(
+            description="Folder with pseudo-labels that the patches have, as `volumen train --rounds` writes it; null:"
+            " a mean teacher labels them while the network trains."
+        ),
+    ] = None
     ratio: Annotated[
         Annotated[float, Field(gt=0, le=16)],
         Field(description="Unlabelled patches of a batch per labelled patch; at least one patch."),
