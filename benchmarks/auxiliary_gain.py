@@ -205,8 +205,9 @@ def train(
     steps: int,
     output: str,
     more: Mapping[str, Any] | None = None,
+    validates: bool = False,
 ) -> tuple[ConfigManager, StepClock]:
-    """Train an arm for about this many steps; `more` are further settings."""
+    """Train an arm for about this many steps, with further settings, and on request with a validation part."""
     epochs = EPOCHS if steps >= 4 * EPOCHS else 1
     sections = {
         "tr_setup": {"seed": seed},
@@ -224,7 +225,7 @@ def train(
     }  # fmt: skip
     # A fusion is fitted on the validation part, after the last step.
     parts = [{name: list(found) for name, found in data.parts[part].items()} for part in (TRAIN, VALID)]
-    valid = parts[1] if arm == "fused" and steps > TRIAL_STEPS else {}
+    valid = parts[1] if validates or (arm == "fused" and steps > TRIAL_STEPS) else {}
     config = ConfigManager(
         **merge(merge(merge(shipped_sections(), sections), arm_sections(arm, data.target)), more or {}),
         dataset_dir=folder, output_dir=output, device="cpu", split=Split(parts[0], valid, 1.0, seed),

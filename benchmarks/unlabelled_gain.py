@@ -13,7 +13,9 @@ or whole volumes; others for every seed, the same for all arms of a seed. Arms:
 - average: the labels, predicted with a running average of the weights, as a teacher's student is;
 - teacher: a mean teacher on the unlabelled rest of the training part, with as many unlabelled patches as labelled ones;
   teacher-sure: where the teacher is certain; teacher-mixed: with two unlabelled patches in a batch at least, so that
-  boxes of one patch lie in the other.
+  boxes of one patch lie in the other;
+- rounds: half of the time trains on the labels; then all images are predicted, which takes its time, and the rest
+  trains on the labels and on pseudo-labels, which are calibrated on the validation part.
 
 Every cell first takes a few steps to measure the cost of one, then trains for as many steps as fit into the CPU time,
 with the learning rate annealed to their end; one thread. The last checkpoint is scored on the held-out part, with the
@@ -33,6 +35,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
 import argparse
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,9 @@ from auxiliary_gain import (
 from ranking import append, done
 from ranking_sets import SETS, TRAIN, DataSet
 
+from volumen.config.manager import ConfigManager
 from volumen.inference.predictor import load_predictor
+from volumen.suggestion.pseudo_labels import write_pseudo_labels
 from volumen.utils.boxes import Box
 
 TEACHER: dict[str, dict[str, Any]] = {
@@ -63,7 +68,8 @@ TEACHER: dict[str, dict[str, Any]] = {
     "teacher-mixed": {},
 }
 DECAY = 0.99
-ARMS = (ALONE, "average", *TEACHER)
+ROUNDS = "rounds"
+ARMS = (ALONE, "average", *TEACHER, ROUNDS)
 SHAPES = ("slices", "boxes", "volumes")
 Parts = Callable[[Box, float, np.random.Generator], Sequence[tuple[slice, ...]]]
 
@@ -121,12 +127,52 @@ def measure(data: DataSet, cell: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = sparse_folder(data, share, seed, Path(place, "data"), of_shape[shape])
         trial = train(data, folder, ALONE, seed, TRIAL_STEPS, str(Path(place, "trial")), more)[1]
-        steps = max(TRIAL_STEPS + 1, int(float(cell["seconds"]) / trial.step))
-        config, clock = train(data, folder, ALONE, seed, steps, str(Path(place, "run")), more)
-        name = f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
-        predictor = load_predictor(config.run_dir / name)
-    spent = {"steps": len(clock.times) - 1, "cpu_seconds": round(clock.total, 1)}
+        seconds = float(cell["seconds"])
+        if arm == ROUNDS:
+            last, spent = two_rounds(data, folder, seed, trial.step, seconds, place)
+        else:
+            steps = max(TRIAL_STEPS + 1, int(seconds / trial.step))
+            last, clock = train(data, folder, ALONE, seed, steps, str(Path(place, "run")), more)
+            spent = {"steps": len(clock.times) - 1, "cpu_seconds": round(clock.total, 1)}
+        predictor = load_predictor(last_checkpoint(last))
     return {**cell, **spent, **scores(predictor, data)}
+
+
+def two_rounds(
+    data: DataSet, folder: str, seed: int, step: float, seconds: float, place: str
+) -> tuple[ConfigManager, dict[str, Any]]:
+    """Train two rounds.
+
+    Args:
+        data: the data set.
+        folder: the same with few labels.
+        seed: of the training.
+        step: CPU seconds of a step on labelled patches.
+        seconds: CPU seconds for all.
+        place: folder for the runs.
+
+    Returns:
+        The last run, and the columns of the row that say what was spent.
+    """
+    half = max(TRIAL_STEPS + 1, int(seconds / 2 / step))
+    first, clock = train(data, folder, ALONE, seed, half, str(Path(place, "first")), validates=True)
+    started, pseudo = time.process_time(), Path(place, "pseudo")
+    write_pseudo_labels(first.run_dir, pseudo, "cpu")
+    spent = clock.total + time.process_time() - started
+    more = {
+        "tr_setup": {"checkpoint_path": str(last_checkpoint(first)), "load_weights_only": True},
+        "tr_config": {"unlabelled": {"pseudo_labels": str(pseudo), "ratio": 1.0}},
+    }
+    # A batch has twice as many patches.
+    left = max(TRIAL_STEPS + 1, int((seconds - spent) / (2 * step)))
+    last, more_clock = train(data, folder, ALONE, seed, left, str(Path(place, "run")), more)
+    steps = len(clock.times) + len(more_clock.times) - 2
+    return last, {"steps": steps, "cpu_seconds": round(spent + more_clock.total, 1)}
+
+
+def last_checkpoint(config: ConfigManager) -> Path:
+    """Return the checkpoint of a run's last epoch."""
+    return config.run_dir / f"{config.tr_setup.model_name}_{config.tr_config.max_epoch}.pth"
 
 
 def main() -> None:

@@ -53,6 +53,6 @@ def test_every_arm_is_a_valid_experiment(tmp_path):
         settings = {"tr_config": {"patch_size": [16, 16, 16], **arm_settings(arm, 1).get("tr_config", {})}}
         config = ConfigManager(**settings, dataset_dir=str(folder), output_dir=str(tmp_path), device="cpu")
         assert bool(config.unlabelled_per_batch) == arm.startswith("teacher")
-        assert (config.ema_decay is None) == (arm == "alone")
+        assert (config.ema_decay is None) == (arm in ("alone", "rounds"))
         if config.unlabelled_per_batch:
             assert len(find_unlabelled_patches(config))
