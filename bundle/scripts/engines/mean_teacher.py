@@ -60,12 +60,15 @@ class MeanTeacher:
     the largest entropy to the largest (Yu et al. 2019, arXiv:1907.07034, who estimate the entropy from eight passes
     with dropout; here it is that of the one pass of the averaged weights).
 
+    With several processes the loss is the mean of their losses.
+
     A teacher that decides one class everywhere, in an epoch after the ramp-up, although the labels have several, has
     collapsed: the training says so and goes on without it.
 
     Args:
         average: holds the teacher's weights.
         kinds: kind of each target whose head learns from the teacher.
+        target_weights: weight of each of these targets; None or a missing one: 1.
         weight: of the consistency after the ramp-up.
         ramp_up: share of the training.
         uncertainty: leave out voxels of which the teacher is uncertain.
@@ -77,6 +80,7 @@ class MeanTeacher:
         average: Averaged,
         kinds: Mapping[str, str],
         *,
+        target_weights: Mapping[str, float] | None = None,
         weight: float = 10.0,
         ramp_up: float = 0.3,
         uncertainty: bool = False,
@@ -86,6 +90,7 @@ class MeanTeacher:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {value}")
         self.average, self.kinds = average, dict(kinds)
+        self.target_weights = dict(target_weights or {})
         self.weight, self.ramp_up, self.uncertainty, self.mix = weight, ramp_up, uncertainty, mix
         self.collapsed = False
         self._decided = _Decisions()
@@ -123,7 +128,8 @@ class MeanTeacher:
         # Every head belongs to the graph, since distributed training waits for the gradients of all of them.
         total = sum((zero_of(_finest(output)) for output in student.values()), zero_of(strong))
         for name, kind in self.kinds.items():
-            total = total + consistency(_finest(student[name]), taught[name], kind, certain.get(name))
+            difference = consistency(_finest(student[name]), taught[name], kind, certain.get(name))
+            total = total + self.target_weights.get(name, 1.0) * difference
         return total * (self.weight * rise)
 
     def rise(self, engine: SupervisedTrainer) -> float:

@@ -53,8 +53,8 @@ def consistency(student: Tensor, taught: Tensor, kind: str, weight: Tensor | Non
 
     - labels: squared difference of probabilities, the mean over channels (Tarvainen & Valpola 2017, arXiv:1703.01780);
     - "vector": half of 1 - cos of the angle; "axis": 1 - cos^2, which has no sign;
-    - other values: squared difference divided by the variance of the teacher's values, so that their unit does not
-      matter.
+    - other values: squared difference divided by four times the variance of the teacher's values: their unit does not
+      matter, and their variance becomes the largest one of a probability.
 
     Args:
         student: (B, C, *spatial), logits or values of the head; gradients flow here.
@@ -70,7 +70,7 @@ def consistency(student: Tensor, taught: Tensor, kind: str, weight: Tensor | Non
     else:
         difference = (own - taught).square().mean(dim=1, keepdim=True)
         if kind not in LABEL_KINDS:
-            difference = difference / taught.var(unbiased=False).clamp_min(_SMALLEST)
+            difference = difference / (4 * taught.var(unbiased=False)).clamp_min(_SMALLEST)
     if weight is None:
         return difference.mean()
     return (difference * weight).sum() / weight.sum().clamp_min(1.0)
