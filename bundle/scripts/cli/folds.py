@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,6 +204,27 @@ def _plan(options: argparse.Namespace, sections: Mapping[str, Any], origin: str,
     return plan
 
 
+def wait_for(run: Path, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Wait until a process that an earlier command has left behind has saved its run and ended.
+
+    Args:
+        run: folder of the run.
+        stopped: whether to give up.
+    """
+    if not run.is_dir():
+        return
+    until, told = time.monotonic() + WAIT_SECONDS, False
+    while time.monotonic() < until and not stopped():
+        try:
+            ProcessLock(run / ".lock").release()
+            return
+        except LockHeldError as error:
+            if not told:
+                logger.info("%s: waiting for %s, which saves it and ends", run, error)
+            told = True
+            time.sleep(0.5)
+
+
 def refuse_foreign_files(folder: Path, ours: Sequence[str]) -> None:
     """Refuse a folder with other files than an interrupted start leaves.
 
@@ -357,7 +378,7 @@ class Supervisor:
     def _launch(self, number: int, device: str, *, trains: bool) -> None:
         plan, name = self.plan, self.plan.name(number)
         if trains:
-            self._wait_for(plan.folder / name)
+            wait_for(plan.folder / name, lambda: bool(self.signals))
             logger.info("fold %d of %d: training in %s", number, plan.count, plan.folder / name)
             words = ["train", *self._train_words(number, device)]
         else:
@@ -392,21 +413,6 @@ class Supervisor:
             words += ["--tracking", options.tracking]
         seconds = plan.seconds_of(number)
         return words if seconds is None else [*words, "--time-budget", f"{seconds:.0f}s"]
-
-    def _wait_for(self, member: Path) -> None:
-        """Wait until a process that an earlier command has left behind has saved its fold and ended."""
-        if not member.is_dir():
-            return
-        until, told = time.monotonic() + WAIT_SECONDS, False
-        while time.monotonic() < until and not self.signals:
-            try:
-                ProcessLock(member / ".lock").release()
-                return
-            except LockHeldError as error:
-                if not told:
-                    logger.info("%s: waiting for %s, which saves it and ends", member, error)
-                told = True
-                time.sleep(0.5)
 
     def _collect(self) -> None:
         for entry in list(self.running):

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from volumen.cli.folds import MEMBER, locked, refuse_foreign_files, shared_sections
+from volumen.cli.folds import MEMBER, locked, refuse_foreign_files, shared_sections, wait_for
 from volumen.cli.running.launch import run_passing_signals
 from volumen.inference.run_files import ENSEMBLE
 from volumen.utils.errors import VolumenError
@@ -192,6 +192,7 @@ class Rounds:
         """Train a round unless it is trained; return an exit code."""
         if self.final(number).is_file():
             return 0
+        wait_for(self.run_of(number))
         logger.info("round %d of %d: training in %s", number, self.count, self.run_of(number))
         words = [
             "train", "--config-path", str(self._settings_of(number)), "-o", str(self.folder),
