@@ -1,10 +1,10 @@
 """`volumen train --rounds N`: self-training, in which each round learns from what the one before it is sure of.
 
 Round 1 trains on the labels. Then it predicts the images of the training part, and what it predicts with enough
-confidence where nobody labelled becomes pseudo-labels: the thresholds, one per class, are those from which on at least
-95 % of the predictions are right on the validation part. The next round starts from its weights and trains on both:
-every batch has as many patches with pseudo-labels as labelled ones. All rounds have the same validation part; the best
-by the key metric is what `volumen predict -m` takes.
+confidence where nobody labelled becomes pseudo-labels; the thresholds, one per class, are calibrated on the validation
+part (`volumen.suggestion.pseudo_labels`). The next round starts from its weights and trains on both: every batch has as
+many patches with pseudo-labels as labelled ones. All rounds have the same validation part; the best by the key metric
+is what `volumen predict -m` takes.
 
 The folder of the run holds `rounds.json`, the settings of each round, a run per round (`round_1`, ...) and its
 pseudo-labels (`pseudo_1`, ...), which a person can open and correct. The same command goes on where an earlier one
@@ -68,6 +68,8 @@ def train_rounds(options: argparse.Namespace, sections: Mapping[str, Any], origi
                 break
             code = rounds.train(number) or (rounds.label(number) if number < rounds.count else 0)
             if code:
+                if rounds.final(number).is_file():
+                    rounds.choose()  # so that what is trained can be used, even if nothing is sure enough to go on
                 return code
         rounds.choose()
     return 0

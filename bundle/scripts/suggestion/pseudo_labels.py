@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 RECORD = "pseudo_labels.json"
 """In the folder of pseudo-labels, written last: thresholds, and the share of the voxels that each class has."""
 PRECISION = 0.95
-"""Share of a class's pseudo-labels that is right on the validation part."""
+"""Share of a class's pseudo-labels that is right on the validation part. The wrong ones are also at most the rest, 5 %,
+of the voxels of all other classes: background would else be taken everywhere, as missed objects are few beside it."""
 FEWEST = 100
 """Voxels of the validation part from which a precision is estimated."""
 _SIDE = {2: 1024, 3: 128}
@@ -201,6 +202,7 @@ def calibrate(
     """
     classes = max(2, subject.head.channels)
     counts = np.zeros((classes, FULL + 1, 2), np.int64)
+    voxels = np.zeros(classes, np.int64)
     for image in images:
         labelling = image.labels[subject.name]
         for region in itertools.chain.from_iterable(map(blocks, boxes.get(image.name, ()))):
@@ -212,19 +214,25 @@ def calibrate(
             right = (found == truth)[known]
             places = (found[known].astype(np.int64) * (FULL + 1) + sure[known]) * 2 + right
             counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
-    return {number: least_confidence(counts[number], precision) for number in range(classes)}
+            voxels += np.bincount(truth[known].astype(np.int64), minlength=classes)
+    others = voxels.sum() - voxels
+    return {
+        number: least_confidence(counts[number], precision, int(others[number])) for number in range(classes)
+    }
 
 
-def least_confidence(counts: np.ndarray, precision: float) -> int | None:
+def least_confidence(counts: np.ndarray, precision: float, others: int) -> int | None:
     """Return the least confidence from which on enough voxels are right; None if there is none.
 
     Args:
         counts: voxels by confidence, wrong and right ones, (FULL + 1, 2).
-        precision: required share of right voxels among all that are at least as sure.
+        precision: required share of right voxels among all that are at least as sure; as many voxels of other classes,
+            as a share of these, may be wrong at most.
+        others: voxels of other classes.
     """
     above = counts[::-1].cumsum(axis=0)[::-1]
     total = above.sum(axis=1)
-    good = (total >= FEWEST) & (above[:, 1] >= precision * total)
+    good = (total >= FEWEST) & (above[:, 0] <= (1 - precision) * np.minimum(total, others) + 1e-6)
     return int(good.argmax()) if good.any() else None
 
 
