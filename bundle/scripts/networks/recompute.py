@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from volumen.networks.blocks import Decoder, ResidualBlock, ResidualEncoder
+from volumen.networks.masked_autoencoder import MaskedAutoencoder
 from volumen.utils.errors import VolumenError
 
 
@@ -53,7 +54,9 @@ def recompute_activations(network: nn.Module) -> None:
             remedy="set it to false, or choose another model_config.norm_op",
         )
     for module in network.modules():
-        if isinstance(module, Decoder):
+        if isinstance(module, MaskedAutoencoder):
+            module.recomputes = True
+        elif isinstance(module, Decoder):
             module.forward = partial(_decoded, module)  # type: ignore[method-assign]
         elif isinstance(module, ResidualBlock):
             module.forward = partial(_recomputed, module)  # type: ignore[method-assign]
