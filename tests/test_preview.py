@@ -11,7 +11,13 @@ from ignite.engine import Engine
 from PIL import Image
 
 from volumen.handlers.preview import colours
-from volumen.handlers.preview.handler import PreviewHandler, encode, most_foreground, shown_voxels
+from volumen.handlers.preview.handler import (
+    PreviewHandler,
+    encode,
+    most_foreground,
+    shown_voxels,
+    write_preview,
+)
 from volumen.handlers.preview.render import HEADER, KEY, MARGIN, probabilities, render_preview
 from volumen.handlers.records.logs import TensorBoardLog
 from volumen.handlers.records.run_directory import RunDirectory
@@ -232,10 +238,9 @@ def test_every_letter_of_a_picture_is_one_that_the_font_has():
 
 def test_history_keeps_the_newest(tmp_path):
     run = directory(tmp_path)
-    handler = PreviewHandler(run, KINDS, history=2)
     frames = render_preview(*sample((16, 16)), KINDS)
     for epoch in (1, 2, 9, 10):
-        handler._write(frames, epoch)
+        write_preview(run, frames, epoch, history=2)
     names = sorted(path.name for path in run.path.iterdir())
     assert names == ["a.model_debug.png", "a.model_debug_10.png", "a.model_debug_9.png"]
 

@@ -303,8 +303,7 @@ def _check_resumable(config: ConfigManager, run_directory: RunDirectory, resume:
     import torch
 
     from volumen.handlers.records.resumable import check_resumable
-    from volumen.networks.multihead import MultiHeadDynUNet
 
     with torch.device("meta"):
-        network = MultiHeadDynUNet.from_config(config.network_config)
+        network = config.new_network()
     check_resumable(run_directory, resume, network, config.fingerprints)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
-from volumen.checkpoints.file import CHECKSUM, read_file, verify_checksum
+from volumen.checkpoints.file import CHECKSUM, DamagedCheckpoint, read_file, verify_checksum
 from volumen.checkpoints.nnunet import WEIGHTS_KEY, is_nnunet_state, load_nnunet, safe_globals
+from volumen.checkpoints.pretrained import load_encoder, pretraining_of
 from volumen.checkpoints.weights import LoadReport, load_partial
 from volumen.networks.placement import unwrap
 from volumen.utils.errors import VolumenError
+from volumen.utils.terminal.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,10 @@ class Finetune:
         if self._loaded:
             return
         self._loaded = True
-        report = load_weights(unwrap(self.network), self.path)
-        for line in report_lines(report):
+        network = unwrap(self.network)
+        report = load_weights(network, self.path)
+        lines = encoder_lines(report) if report.is_encoder else report_lines(report)
+        for line in lines:
             logger.info("%s: %s", self.path, line)
 
 
@@ -76,13 +80,29 @@ def report_lines(report: LoadReport) -> list[str]:
     return lines
 
 
+def encoder_lines(report: LoadReport) -> list[str]:
+    """Return log lines about a pretrained encoder: what was taken, what not, and what is new, by part."""
+
+    def by_part(names: Sequence[str], depth: int) -> str:
+        parts = Counter(".".join(name.split(".")[:depth]) for name in names)
+        return ", ".join(f"{part} {count}" for part, count in parts.items()) or "nothing"
+
+    return [
+        f"took the whole encoder, {counted(len(report.loaded), 'weight')}: {by_part(report.loaded, 2)}",
+        f"not taken, since it completes images: {by_part(report.unexpected, 1)}",
+        f"new, left as initialised: {by_part(report.missing, 2)}",
+    ]
+
+
 def load_weights(network: torch.nn.Module, path: Path) -> LoadReport:
-    """Copy into a network every weight of a file whose name and shape match.
+    """Copy into a network every weight of a file whose name and shape match; of a pretraining, the whole encoder.
 
     Raises:
-        VolumenError: the file is not a checkpoint, or no weight in it matches.
+        VolumenError: the file is not a checkpoint, no weight in it matches, or a pretrained encoder is another one.
     """
-    content = _read(path)
+    content = read_weights_file(path)
+    if pretraining_of(content) is not None:
+        return load_encoder(network, content, path)
     weights = content.get(WEIGHTS_KEY, content)
     if isinstance(weights, Mapping) and is_nnunet_state(weights) and hasattr(network, "targets"):
         report = load_nnunet(network, content)  # type: ignore[arg-type]
@@ -106,8 +126,25 @@ def inference_weights(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    content = read_file(path, allowed=safe_globals())
+def read_weights_file(path: Path, *, shapes_only: bool = False) -> Mapping[str, Any]:
+    """Return the content of a checkpoint of any program, without running code from it.
+
+    Args:
+        path: the file.
+        shapes_only: read no values of weights; the checksum is not verified then.
+
+    Raises:
+        VolumenError: the file is damaged or no checkpoint.
+    """
+    where, allowed = "meta" if shapes_only else "cpu", safe_globals()
+    try:
+        content = read_file(path, map_location=where, mmap=shapes_only, allowed=allowed)
+    except DamagedCheckpoint:
+        if not shapes_only:
+            raise
+        content = read_file(path, map_location=where, allowed=allowed)  # files of old torch cannot be mapped
     if not isinstance(content, Mapping):
         raise VolumenError(path, expected="a checkpoint or a state_dict", found=type(content).__name__)
-    return verify_checksum(content, path) if CHECKSUM in content else content
+    if shapes_only or CHECKSUM not in content:
+        return content
+    return verify_checksum(content, path)

@@ -18,12 +18,14 @@ class LoadReport:
         missing: names that only the module has; their values do not change.
         unexpected: names that only the state has.
         mismatched: names that both have, with the module's shape and the state's.
+        is_encoder: whether the state is a pretrained encoder, of which all was loaded.
     """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    is_encoder: bool = False
 
     def summary(self, names: int = 5) -> str:
         """Return one line with the counts and the first few names of what was not loaded."""

@@ -21,6 +21,11 @@ exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
 
 _COMMANDS = (
     ("new", "volumen.cli.new", "write a commented experiment file for a data folder"),
+    (
+        "pretrain",
+        "volumen.cli.pretrain",
+        "train the encoder on images without labels, to start a training from",
+    ),
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
     ("view", "volumen.cli.view", "show images, predictions and errors in napari or Neuroglancer"),
@@ -239,7 +244,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="go on from the newest checkpoint of the run, or from FILE",
     )
-    training.add_argument("--finetune", metavar="FILE", help="start from the weights of a checkpoint")
+    training.add_argument(
+        "--finetune",
+        metavar="FILE",
+        help="start from the weights of a checkpoint, or from a pretrained encoder",
+    )
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")

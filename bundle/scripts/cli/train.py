@@ -89,7 +89,7 @@ def run_train(options: argparse.Namespace) -> int:
         if value is not None:
             overrides[key] = value
     for overlay in options.config_file:
-        _check_overlay(overlay)
+        check_overlay(overlay)
     # Otherwise the bundle would choose a default folder, which may be the installed package.
     overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
     if options.tracking:
@@ -127,9 +127,16 @@ def check_tracking(tracking: str) -> None:
         raise VolumenError("--tracking", "mlflow is not installed", remedy="pip install 'volumen[mlflow]'")
 
 
-def _check_overlay(overlay: str) -> None:
+def check_overlay(overlay: str, names: Sequence[str] = ("train.yaml",)) -> None:
     """Refuse an overlay with experiment settings, which would be overridden silently, unknown objects, or changes
     inside of a copy.
+
+    Args:
+        overlay: the bundle config that the user gave.
+        names: the bundle's own configs below it.
+
+    Raises:
+        VolumenError: names the file and its key.
     """
     from monai.bundle import ConfigParser
 
@@ -138,7 +145,9 @@ def _check_overlay(overlay: str) -> None:
     content = ConfigParser.load_config_file(overlay)
     for target in _targets(content):
         _check_importable(target, overlay)
-    shipped = ConfigParser.load_config_file(configs_dir() / "train.yaml")
+    shipped: dict[str, Any] = {}
+    for name in names:
+        shipped.update(ConfigParser.load_config_file(configs_dir() / name))
     for key in content:
         places = str(key).lstrip("+").replace("::", "#").split("#")
         _refuse_inside_copy(shipped, places, f"{overlay}: {key}")

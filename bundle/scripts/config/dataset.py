@@ -79,8 +79,8 @@ class OpenedData:
             where="train#dataset#data",
         )
         names = None if val is None else tuple(case.name for case in layout.cases[len(train) :])
-        chosen = _chosen(layout, self.settings.volumes, self.origin)
-        return replace(self, given_layout=chosen, given_cases=None, validation_cases=names)
+        layout = chosen(layout, self.settings.volumes, self.origin)
+        return replace(self, given_layout=layout, given_cases=None, validation_cases=names)
 
     @cached_property
     def layout(self) -> Layout:
@@ -103,7 +103,7 @@ class OpenedData:
             layout = discover_any(several[0], **options)
         else:
             layout = discover_all(several, **options)
-        return _chosen(layout, self.settings.volumes, self.origin)
+        return chosen(layout, self.settings.volumes, self.origin)
 
     @property
     def validation_names(self) -> tuple[str, ...] | None:
@@ -347,7 +347,7 @@ def cache_folder(settings: DatasetConfig) -> Path | None:
     return default_cache_dir() if settings.cache_valid_patches else None
 
 
-def _chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
+def chosen(layout: Layout, volumes: list[str] | None, origin: str) -> Layout:
     """Return the layout with only the volumes that `dataset_config.volumes` names."""
     from volumen.data.case_names import known_name
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from volumen.config.sections import InferenceConfig, TargetConfig, TrainingSetup
 from volumen.utils.errors import VolumenError
@@ -70,6 +70,9 @@ class Experiment:
     run_device: RunDevice
     data: OpenedData
     given_split: Split | None = None
+
+    bundle_configs: ClassVar[tuple[str, ...]] = ("train.yaml",)
+    """The bundle's configs whose objects run this experiment; a later one replaces parts of an earlier one."""
 
     @property
     def target_configs(self) -> Mapping[str, TargetConfig]:

@@ -11,6 +11,8 @@ from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import by
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from volumen.networks.planning import NetworkPlan
 
 _LEAST_VOXELS = 0.5
@@ -121,6 +123,17 @@ class ExperimentNetwork(ExperimentTargets):
     def patch_size(self) -> tuple[int, ...]:
         """Patch in voxels, of a size that the network accepts."""
         return tuple(self.plan.patch_size)
+
+    def new_network(self) -> nn.Module:
+        """Return a new network of this experiment, with random weights, on torch's default device."""
+        from volumen.networks.multihead import MultiHeadDynUNet
+
+        return MultiHeadDynUNet.from_config(self.network_config)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.in_channels
 
     @cached_property
     def network_config(self) -> dict[str, Any]:

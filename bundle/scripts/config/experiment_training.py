@@ -128,6 +128,11 @@ class ExperimentTraining(ExperimentSplit):
         return setting
 
     @property
+    def trains_decoders_first(self) -> bool:
+        """Whether the encoder waits until the new decoders have learned something."""
+        return self.tr_config.finetune_schedule == "sawtooth"
+
+    @property
     def read_every(self) -> int:
         """Steps between two reads of losses from the device: a GPU waits while the host reads."""
         from volumen.utils.device import READ_EVERY

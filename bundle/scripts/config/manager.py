@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from volumen.config.dataset import OpenedData
 from volumen.config.experiment import RunDevice
@@ -68,6 +68,9 @@ class ConfigManager(ExperimentTraining):
         VolumenError: an unknown key or a wrong value; names file, key and remedy.
     """
 
+    opened: ClassVar[type[OpenedData]] = OpenedData
+    """How the data are opened."""
+
     def __init__(
         self,
         *,
@@ -109,7 +112,8 @@ class ConfigManager(ExperimentTraining):
             origin=origin,
             output_dir=output_dir or checked["tr_setup"].ckpt_out_base,
             run_device=device if isinstance(device, RunDevice) else RunDevice(device),
-            data=data or _data(checked["dataset_config"], checked["model_config"], dataset_dir, origin),
+            data=data
+            or _data(self.opened, checked["dataset_config"], checked["model_config"], dataset_dir, origin),
             given_split=split,
         )
 
@@ -129,7 +133,7 @@ class ConfigManager(ExperimentTraining):
                 computed from the sections.
             **sections: checked sections by name, such as `tr_config`.
         """
-        return ConfigManager(
+        return type(self)(
             **{**{name: getattr(self, name) for name in SECTION_NAMES}, **sections},
             output_dir=self.output_dir,
             device=self.run_device,
@@ -233,10 +237,14 @@ def _with_unlabelled(checked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _data(
-    settings: DatasetConfig, model: ModelConfig, dataset_dir: str | Sequence[str] | None, origin: str
+    kind: type[OpenedData],
+    settings: DatasetConfig,
+    model: ModelConfig,
+    dataset_dir: str | Sequence[str] | None,
+    origin: str,
 ) -> OpenedData:
     paths = dataset_dir or settings.data_path or ()
-    return OpenedData(
+    return kind(
         folders=(str(paths),) if isinstance(paths, str | os.PathLike) else tuple(map(str, paths)),
         settings=settings,
         target_configs=_target_configs(settings.targets, model.targets, origin),

@@ -115,6 +115,18 @@ class TrainingConfig:
         ),
     ] = field(default_factory=dict)
     warmup_epochs: Annotated[Count, Field(description="Epochs of linear warm-up before the schedule.")] = 0
+    finetune_schedule: Annotated[
+        Literal["auto", "sawtooth", "warmup", "none"],
+        Field(
+            description="Learning rate after `--finetune`. sawtooth: the decoders alone rise and fall, then the whole"
+            " network warms up, then `scheduler`; warmup: the second and third alone; none: `scheduler`; auto: sawtooth"
+            " after a pretraining without labels, else none."
+        ),
+    ] = "auto"
+    finetune_warmup: Annotated[
+        Annotated[float, Field(gt=0, le=0.4)],
+        Field(description="Share of the epochs for each of the first two parts of `finetune_schedule`."),
+    ] = 0.1
     preset: Annotated[
         Literal["small", "medium", "large", "xlarge"] | None,
         Field(
@@ -196,6 +208,26 @@ class TrainingConfig:
             " about a third of the memory, for about a third more time."
         ),
     ] = False
+    pretrain_mask_ratio: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(
+            description="Share of a patch's blocks that `volumen pretrain` hides; null: 0.75 in 3D, 0.6 in 2D."
+        ),
+    ] = None
+    pretrain_mask_block: Annotated[
+        list[Positive] | None,
+        Field(
+            description="Voxels per axis of a hidden block, a multiple of the product of the strides; null: that"
+            " product, doubled up to 8 voxels of the smallest spacing while four blocks fit into the patch."
+        ),
+    ] = None
+    pretrain_empty_below: Annotated[
+        Share,
+        Field(
+            description="`volumen pretrain` leaves out places whose standard deviation is below this share of that of"
+            " the volume's places with the most contrast (the 99th percentile); at 0 only constant places."
+        ),
+    ] = 0.1
     validity: Annotated[
         Literal["auto", "exact", "informed", "completed"],
         Field(

@@ -90,6 +90,34 @@ def discover_all(
     )
 
 
+def discover_images(roots: Sequence[str | PathLike], *, format: str | None = None) -> Layout:
+    """Find the images of one or several data folders, whatever labels there are, for learning without labels.
+
+    Args:
+        roots, format: as for `discover_all`.
+
+    Returns:
+        A layout whose cases have no labels and no masks.
+
+    Raises:
+        VolumenError: as `discover_all`, but for labels.
+    """
+    folders = folder_names(roots)
+    layouts = {name: discover_any(root, format=format, partial=True) for name, root in folders.items()}
+    members = _distinct_cases(layouts)
+    bare = {
+        name: tuple(replace(case, labels={}, masks={}) for case in cases) for name, cases in members.items()
+    }
+    return Layout(
+        root=", ".join(folders.values()),
+        format=" and ".join(dict.fromkeys(layout.format for layout in layouts.values())),
+        cases=tuple(case for cases in bare.values() for case in cases),
+        targets=(),
+        validates=_validating(layouts, members),
+        members={folders[name]: tuple(case.name for case in cases) for name, cases in bare.items()},
+    )
+
+
 def _validating(
     layouts: Mapping[str, Layout], renamed: Mapping[str, Sequence[Case]]
 ) -> tuple[str, ...] | None:

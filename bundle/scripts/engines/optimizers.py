@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from volumen.engines.finetune_schedule import ENCODER, PART
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 
@@ -33,6 +34,7 @@ def build_optimizer(
     *,
     decay_norm_and_bias: bool = True,
     undecayed: Iterable[torch.nn.Parameter] = (),
+    encoder: Iterable[torch.nn.Parameter] = (),
     options: Mapping[str, Any] | None = None,
     fused: bool | None = False,
     **kwargs: Any,
@@ -47,6 +49,7 @@ def build_optimizer(
         decay_norm_and_bias: False exempts parameters with one axis (biases, normalisation) from weight
             decay.
         undecayed: further parameters that are always exempt from weight decay.
+        encoder: those of `params` that get groups of their own, named "encoder", for `FinetuneSchedule`.
         options: the optimizer's other arguments as a mapping, e.g. `tr_config.optimizer_kwargs`.
         fused: update all weights in one kernel; None: if the optimizer has one and `options` chooses no other way.
         kwargs: the same as keywords, e.g. `momentum=0.99, nesterov=True`.
@@ -98,11 +101,15 @@ def build_optimizer(
         )
     parameters = list(params.parameters() if isinstance(params, torch.nn.Module) else params)
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters}]
+    apart = {id(parameter) for parameter in encoder}
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in apart]}]
+    if apart:
+        groups.append({"params": [p for p in parameters if id(p) in apart], PART: ENCODER})
     if not decay_norm_and_bias and weight_decay:
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {**group, "params": [p for p in group["params"] if (p.ndim > 1) == decays], **exempt}
+            for group in groups
+            for decays, exempt in ((True, {}), (False, {"weight_decay": 0.0}))
         ]
     more = [parameter for parameter in undecayed if parameter.requires_grad]
     if more:

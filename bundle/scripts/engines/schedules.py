@@ -166,6 +166,14 @@ def build_scheduler(
     Raises:
         VolumenError: the schedule does not exist, or it does not have one of the arguments.
     """
+    curve, warmup = named_curve(name, total, warmup=warmup, options=options)
+    return Schedule(optimizer, curve, total, warmup)
+
+
+def named_curve(
+    name: str | None, total: int, *, warmup: int = 0, options: Mapping[str, Any] | None = None
+) -> tuple[Curve, int]:
+    """Return the curve and the warm-up of a schedule's name; see `build_scheduler`."""
     key = str(name or "constant").lower()
     if key.startswith("warmup_"):
         key = key.removeprefix("warmup_")
@@ -180,7 +188,7 @@ def build_scheduler(
         )
     given = dict(options or {})
     _check_options(key, given)
-    return Schedule(optimizer, CURVES[key](**given), total, warmup)
+    return CURVES[key](**given), warmup
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ from volumen.utils.device import sent
 from volumen.utils.errors import VolumenError
 from volumen.utils.memory import limit_kept_memory
 from volumen.utils.precision import autocast
+from volumen.utils.sample_keys import PRETRAINED
 
 if TYPE_CHECKING:
     from volumen.data.formats.volumes import ArrayVolume
@@ -272,6 +273,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             found="weights alone" if weights_alone else f"none of its keys {missing}",
             remedy=f"put the model's {description.name} beside it" if weights_alone else "use another file",
         )
+    if PRETRAINED in state["model_config"]:
+        raise VolumenError(
+            path, "an encoder pretrained without labels predicts no target",
+            remedy="start a training from it with volumen train --finetune, and predict with that",
+        )  # fmt: skip
     return state
 
 

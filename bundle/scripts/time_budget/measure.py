@@ -139,7 +139,7 @@ def _measure(config: ConfigManager, enough: float) -> Cost | None:
 
 
 def training_objects(config: ConfigManager) -> Any:
-    """Return a parser of the bundle's `train.yaml` whose objects use a configuration.
+    """Return a parser of the bundle's configs, such as `train.yaml`, whose objects use a configuration.
 
     Args:
         config: the configuration.
@@ -149,7 +149,7 @@ def training_objects(config: ConfigManager) -> Any:
     from volumen.utils.bundle_root import configs_dir
 
     parser = ConfigParser()
-    parser.read_config(str(configs_dir() / "train.yaml"))
+    parser.read_config([str(configs_dir() / name) for name in config.bundle_configs])
     parser["experiment"] = parser["config"] = config
     return parser
 

@@ -76,7 +76,7 @@ def step_memory(config: ConfigManager) -> StepMemory:
     labelled, unlabelled = training.batch_size, config.unlabelled_per_batch
     batch = max(labelled, unlabelled) if config.has_teacher else labelled + unlabelled
     patch = config.patch_size
-    network = _network_memory(config, (batch, config.in_channels, *patch))
+    network = _network_memory(config, (batch, config.input_channels, *patch))
     voxels, weights = batch * math.prod(patch), network.weights
     stored, changing = _optimizer_factors(training.optimizer, training.optimizer_kwargs)
     # On a GPU torch updates all weights together, on a CPU one after the other.
@@ -137,12 +137,11 @@ class _NetworkMemory:
 
 def _network_memory(config: ConfigManager, shape: Sequence[int]) -> _NetworkMemory:
     from volumen.engines.amp import AmpPolicy
-    from volumen.networks.multihead import MultiHeadDynUNet
     from volumen.networks.recompute import recompute_activations
 
     amp = AmpPolicy(config.tr_config.amp, config.device)
     with FakeTensorMode(), torch.device(_shape_device(config.device)) as device:
-        network = MultiHeadDynUNet.from_config(config.network_config).train()
+        network = config.new_network().train()
         if config.tr_config.activation_checkpointing:
             recompute_activations(network)
         sizes = [weight.numel() * weight.element_size() for weight in network.parameters()]

@@ -76,7 +76,7 @@ class PreviewHandler:
             return  # without the folder no training has begun, as when another program evaluates
         frames = self.frames(engine)
         try:
-            self._write(frames, engine.state.epoch)
+            write_preview(self.directory, frames, engine.state.epoch, self.history)
         except VolumenError as error:
             logger.warning("no preview: %s", error)
         if self.tensorboard is not None:
@@ -106,20 +106,32 @@ class PreviewHandler:
             unit=self.length,
         )
 
-    def _write(self, frames: list[Image.Image], epoch: int) -> None:
-        suffix, data = encode(frames)
-        write_run_file(self.directory.file(f"debug.{suffix}"), data)
-        if not self.history:
-            return
-        write_run_file(self.directory.file(f"debug_{epoch}.{suffix}"), data)
-        pattern = re.compile(re.escape(self.directory.model_name) + r"_debug_(\d+)\.(gif|png)")
-        found = [
-            (int(match[1]), path)
-            for path in self.directory.path.iterdir()
-            if (match := pattern.fullmatch(path.name))
-        ]
-        for _, path in sorted(found)[: -self.history]:
-            path.unlink(missing_ok=True)
+
+def write_preview(
+    directory: RunDirectory, frames: Sequence[Image.Image], epoch: int, history: int = 0
+) -> None:
+    """Write a preview as `<model_name>_debug`, and retain some of earlier epochs as `<model_name>_debug_<epoch>`.
+
+    Args:
+        directory: the run's folder.
+        frames: one for a PNG, several for a GIF.
+        epoch: number of the epoch.
+        history: number of numbered pictures to retain.
+
+    Raises:
+        VolumenError: the disk is full or cannot be written.
+    """
+    suffix, data = encode(frames)
+    write_run_file(directory.file(f"debug.{suffix}"), data)
+    if not history:
+        return
+    write_run_file(directory.file(f"debug_{epoch}.{suffix}"), data)
+    pattern = re.compile(re.escape(directory.model_name) + r"_debug_(\d+)\.(gif|png)")
+    found = [
+        (int(match[1]), path) for path in directory.path.iterdir() if (match := pattern.fullmatch(path.name))
+    ]
+    for _, path in sorted(found)[:-history]:
+        path.unlink(missing_ok=True)
 
 
 def shown_voxels(labels: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
