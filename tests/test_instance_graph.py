@@ -14,16 +14,19 @@ from scipy import ndimage
 
 from volumen.derived.arrays.descriptors import local_shape_descriptors
 from volumen.derived.arrays.instance_distance import instance_distance
+from volumen.inference.postprocess.blocks import block_box, block_counts
 from volumen.inference.postprocess.graph import edges as edge_tables
-from volumen.inference.postprocess.graph import flooding
 from volumen.inference.postprocess.graph.agglomerate import agglomerate
-from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, add_rows
-from volumen.inference.postprocess.graph.flooding import flood, table_of_regions
+from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, RegionTable, add_rows, links_of
+from volumen.inference.postprocess.graph.flooding import flood
 from volumen.inference.postprocess.graph.fragments import pieces_of
 from volumen.inference.postprocess.graph.landscape import CERTAIN, Landscape
+from volumen.inference.postprocess.graph.links import join_pieces, shell_of
+from volumen.inference.postprocess.graph.passes import FACE_BITS, NO_PASS, check_faces
 from volumen.inference.postprocess.graph.sources import Source
 from volumen.inference.postprocess.graph.volume import VolumeGraph, instances_of
 from volumen.inference.rules import InstanceRules
+from volumen.utils.errors import VolumenError
 
 pytest.importorskip("bioimage_cpp", exc_type=ImportError)
 
@@ -290,28 +293,95 @@ def direct_peaks(landscape):
     return found
 
 
-def test_fragments_are_the_basins_of_steepest_descent():
+def direct_regions(landscape):
+    """Return the seed's number for each voxel, by basins and a sorted list of all passes; 0 without a seed."""
+    bottoms, peaks = direct_bottoms(landscape), direct_peaks(landscape)
+    height, tree, seeded = landscape.height.astype(int), {}, set(bottoms[peaks])
+    passes = []
+    for place in map(tuple, np.argwhere(landscape.inside)):
+        for axis in range(3):
+            there = tuple(n + (axis == k) for k, n in enumerate(place))
+            if there[axis] < height.shape[axis] and landscape.inside[there]:
+                passes.append(
+                    (max(height[place], height[there]), place, axis, bottoms[place], bottoms[there])
+                )
+
+    def end(bottom):
+        while tree.get(bottom, bottom) != bottom:
+            bottom = tree[bottom]
+        return bottom
+
+    for *_, first, second in sorted(passes):
+        u, v = end(first), end(second)
+        if u != v and not (u in seeded and v in seeded):
+            tree[max(u, v)] = min(u, v)
+            if u in seeded or v in seeded:
+                seeded.add(min(u, v))
+    found = np.zeros(height.shape, np.int64)
+    for place in map(tuple, np.argwhere(landscape.inside)):
+        root = end(bottoms[place])
+        found[place] = (root + 1) * (root in seeded)
+    return found
+
+
+def numbered_by_first(labels):
+    """Return labels by the order of their first voxels."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
+
+
+def small_landscape():
     heads, source = boundary_case()
     part = (slice(None), slice(0, 12), slice(0, 20), slice(0, 18))
-    landscape = source.landscape(
-        {"wall": heads["wall"][part]}, mask_of(SHAPE)[part[1:]] & (heads["wall"][0][part[1:]] != 7)
-    )
-    pieces = pieces_of(landscape, whole_box(landscape.wall), landscape.wall.shape, (0, 0, 0))
-    assert pieces.ends[:, 1].all()
-    inside = landscape.inside
+    mask = mask_of(SHAPE)[part[1:]] & (heads["wall"][0][part[1:]] != 7)
+    return source.landscape({"wall": heads["wall"][part]}, mask)
+
+
+@pytest.mark.parametrize("block", [(12, 20, 18), (5, 9, 7), (12, 20, 1), (1, 1, 1)], ids=str)
+def test_fragments_are_parts_of_what_flooding_joins(block):
+    """Basins and regions by loops over voxels: a fragment is a union of basins of one region, with one seed at most."""
+    landscape = small_landscape()
+    shape = landscape.wall.shape
+    counts = block_counts(shape, block)
+    local, files = np.zeros(shape, np.uint32), {}
+    for number in range(int(np.prod(counts))):
+        box = block_box(number, shape, block)
+        pieces = pieces_of(landscape, box, shape, (0, 0, 0))
+        local[box] = pieces.labels
+        files[number] = {**vars(pieces), **shell_of(pieces.labels, box, shape)}
+    found = join_pieces(lambda number, *_: files[number], shape, block)
+    fragment = np.zeros(shape, np.int64)
+    for number in files:
+        box = block_box(number, shape, block)
+        own = found.number[found.offsets[number] : found.offsets[number + 1]]
+        fragment[box] = np.concatenate([[0], own])[local[box]]
+    inside, bottoms, peaks = landscape.inside, direct_bottoms(landscape), direct_peaks(landscape)
     assert 0 < inside.sum() < inside.size
-    np.testing.assert_array_equal(
-        pieces.ends[pieces.labels[inside] - 1, 0], direct_bottoms(landscape)[inside]
-    )
-    np.testing.assert_array_equal(pieces.labels == 0, ~inside)
-    np.testing.assert_array_equal(pieces.sizes, np.bincount(pieces.labels.ravel())[1:])
-    peaks = direct_peaks(landscape)
+    np.testing.assert_array_equal(fragment > 0, inside)
+    regions = direct_regions(landscape)
+    for inner, outer in ((bottoms, fragment), (fragment, regions)):
+        pairs = np.unique(np.stack([inner[inside], outer[inside]]), axis=1)
+        assert (
+            len(np.unique(pairs[0])) == pairs.shape[1]
+        )  # each of the finer division lies in one of the coarser
+    for number in range(1, len(found.sizes) + 1):
+        chosen = fragment == number
+        assert found.sizes[number - 1] == chosen.sum()
+        assert found.lowest[number - 1] == landscape.height[chosen].min()
+        assert found.seeds[number - 1] == peaks[chosen].sum()
+        assert found.bottoms[number - 1] == bottoms[chosen].min()
+        assert len(np.unique(bottoms[chosen & np.isin(bottoms, bottoms[peaks])])) <= 1
+    assert (np.diff(found.bottoms) > 0).all()
+    sums = EdgeSums(fragment.astype(np.uint32), whole_box(fragment))
+    sums.add_faces(landscape.wall, landscape.height)
+    rows = sums.rows()
+    flooded = np.concatenate([[0], flood(lambda: [links_of(rows)], found.seeds)])[fragment]
+    np.testing.assert_array_equal(numbered_by_first(flooded), numbered_by_first(regions))
+    if block == shape:
+        assert len(found.sizes) < len(np.unique(bottoms)) / 2
+        assert (found.seeds > 0).all()
     parts, count = ndimage.label(landscape.free)
     assert len(np.unique(parts[peaks])) == count
-    for number in range(1, len(pieces.sizes) + 1):
-        chosen = pieces.labels == number
-        assert pieces.lowest[number - 1] == landscape.height[chosen].min()
-        assert pieces.seeds[number - 1] == peaks[chosen].sum()
 
 
 def test_flooding_gives_each_fragment_to_the_seed_over_the_lowest_pass():
@@ -320,15 +390,17 @@ def test_flooding_gives_each_fragment_to_the_seed_over_the_lowest_pass():
         count = 25
         pairs = np.array([pair for pair in itertools.combinations(range(count), 2) if rng.random() < 0.12])
         passes = rng.permutation(10 * len(pairs))[: len(pairs)]
-        table = np.zeros((len(pairs), 7), np.int64)
-        table[:, :2], table[:, 4] = pairs + 1, passes
+        table = np.zeros((len(pairs) + 1, 7), np.int64)
+        table[:-1, :2], table[:-1, 4] = pairs + 1, passes
+        table[-1, :2], table[-1, 4] = (1, count), NO_PASS  # distant pairs are no way
         seeds = (rng.random(count) < 0.2).astype(np.int64)
         height = np.full((count, count), np.inf)
         np.fill_diagonal(height, -1)
         height[pairs[:, 0], pairs[:, 1]] = height[pairs[:, 1], pairs[:, 0]] = passes
         for middle in range(count):
             height = np.minimum(height, np.maximum(height[:, [middle]], height[[middle]]))
-        found = flood(table, seeds)
+        links = links_of(rng.permutation(table))
+        found = flood(lambda links=links: np.array_split(links, 3), seeds)
         chosen = np.flatnonzero(seeds)
         for number in range(count):
             reached = height[number, chosen]
@@ -339,22 +411,27 @@ def test_flooding_gives_each_fragment_to_the_seed_over_the_lowest_pass():
         assert set(found) - {0} == set(range(1, len(chosen) + 1))
 
 
-def test_edges_of_regions_are_the_sums_of_those_of_their_fragments(monkeypatch):
+@pytest.mark.parametrize("rows", [1, 1 << 20])
+def test_edges_of_regions_are_the_sums_of_those_of_their_fragments(rows, monkeypatch):
+    monkeypatch.setattr(edge_tables, "ROWS", rows)
     rng = np.random.default_rng(3)
     pairs = np.array(list(itertools.combinations(range(1, 13), 2)))
     table = np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1)
+    table[:, 4] = (table[:, 4] << FACE_BITS) | rng.integers(0, 99, len(pairs))
     region = rng.integers(0, 4, 12).astype(np.uint32)
     expected = {}
     for row in table:
         u, v = sorted(int(region[n - 1]) for n in row[:2])
         if u and u != v:
+            row = [*row[2:4], row[4] >> FACE_BITS, *row[5:]]
             old = expected.setdefault((u, v), [0, 0, 1 << 17, 0, 0])
-            expected[u, v] = [a + b if k != 2 else min(a, b) for k, (a, b) in enumerate(zip(old, row[2:]))]
-    for rows in (5, 1 << 20):
-        monkeypatch.setattr(flooding, "ROWS", rows)
-        found = table_of_regions(table, region)
-        assert [tuple(row[:2]) for row in found] == sorted(expected)
-        assert {tuple(row[:2]): list(row[2:]) for row in found} == expected
+            expected[u, v] = [a + b if k != 2 else min(a, b) for k, (a, b) in enumerate(zip(old, row))]
+    sums = RegionTable()
+    for part in np.array_split(table, 5):
+        sums.add(part, region)
+    found = sums.rows()
+    assert [tuple(row[:2]) for row in found] == sorted(expected)
+    assert {tuple(row[:2]): list(row[2:]) for row in found} == expected
 
 
 def direct_rows(labels, wall, height, links=None, affinities=(), offsets=()):
@@ -363,7 +440,7 @@ def direct_rows(labels, wall, height, links=None, affinities=(), offsets=()):
 
     def add(u, v, columns):
         if u and v and u != v:
-            row = found.setdefault((min(u, v), max(u, v)), [0, 0, 1 << 17, 0, 0])
+            row = found.setdefault((min(u, v), max(u, v)), [0, 0, NO_PASS, 0, 0])
             for column, value in columns.items():
                 row[column] = min(row[column], value) if column == 2 else row[column] + value
 
@@ -375,6 +452,7 @@ def direct_rows(labels, wall, height, links=None, affinities=(), offsets=()):
                 over = max(int(height[place]), int(height[there]))
                 if links is not None and links[(axis, *there)]:
                     over = (1 << 16) + int(links[(axis, *there)])
+                over = (over << FACE_BITS) + 3 * int(np.ravel_multi_index(place, shape)) + axis
                 sums = {} if wall is None else {0: 1, 1: int(wall[place]) + int(wall[there])}
                 add(labels[place], labels[there], {**sums, 2: over})
         for values, offset in zip(affinities, offsets):
@@ -418,33 +496,63 @@ def test_many_edges_outgrow_the_first_table():
     np.testing.assert_array_equal(sums.rows(), direct_rows(labels, wall, height))
 
 
-@pytest.mark.parametrize("rows", [1, 100, 10**6])
-def test_runs_are_merged_in_parts_of_any_size(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(edge_tables, "MERGED_ROWS", rows)
+def test_passes_are_numbered_by_the_volume_in_whatever_part_they_are_found():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 30, (6, 7, 8)).astype(np.uint32)
+    height = rng.integers(0, 3, labels.shape).astype(np.uint16)  # many equal heights
+    whole = {tuple(row[:2]): row[4] for row in direct_rows(labels, height, height)}
+    found = {}
+    for start in (0, 3):
+        part = (slice(start, start + 4), *[slice(None)] * 2)
+        owned = (slice(0, 3), slice(0, 7), slice(0, 8))
+        sums = EdgeSums(labels[part], owned, (start, 0, 0), labels.shape)
+        sums.add_faces(None, height[part])
+        for row in sums.rows():
+            key = tuple(row[:2])
+            found[key] = min(found.get(key, NO_PASS), row[4])
+    assert found == whole
+    assert len(set(found.values())) == len(found)
+
+
+def test_a_volume_with_more_faces_than_numbers_is_refused():
+    check_faces((20_000, 30_000, 30_000))
+    with pytest.raises(VolumenError, match="at most 23456248059221 voxels, found 30000x30000x30000"):
+        check_faces((30_000, 30_000, 30_000))
+
+
+def test_regions_and_their_edges_are_stored_once(tmp_path, monkeypatch):
+    """Rows of several blocks, by the places of bottoms: flooded, then added up, as by the rows in memory."""
+    monkeypatch.setattr(edge_tables, "LINKS", 70)
     rng = np.random.default_rng(0)
     files = EdgeFiles(tmp_path)
+    bottoms, seeds = np.arange(90) * 7 + 3, (rng.random(90) < 0.2).astype(np.int64)
     runs = []
     for number in range(4):
         pairs = np.sort(rng.integers(1, 90, (300 * (number != 2), 2)), axis=1)
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-        run = add_rows(np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1))
-        runs.append(run)
-    bottoms = np.arange(90) * 7 + 3
-    for number, run in enumerate(runs):
-        named = run.copy()
-        named[:, :2] = bottoms[run[:, :2] - 1]
+        run = np.concatenate([pairs, rng.integers(0, 99, (len(pairs), 5))], axis=1)
+        run[:, 4] = (run[:, 4] << FACE_BITS) + rng.permutation(len(run)) + 1000 * number
+        runs.append(add_rows(run))
+        named = runs[-1].copy()
+        named[:, :2] = bottoms[named[:, :2] - 1]
         files.save(number, named)
-    files.merge(4, bottoms)
-    np.testing.assert_array_equal(files.table(), add_rows(np.concatenate(runs)))
-    expected = {}
-    for row in np.concatenate(runs):
-        old = expected.get((row[0], row[1]), np.array([0, 0, 1 << 17, 0, 0]))
-        new = old + row[2:]
-        new[2] = min(old[2], row[4])
-        expected[row[0], row[1]] = new
-    assert {(row[0], row[1]): tuple(row[2:]) for row in files.table()} == {
-        k: tuple(v) for k, v in expected.items()
-    }
+    everything = np.concatenate(runs)
+    files.merge(4, bottoms, seeds)
+    region = flood(lambda: [links_of(everything)], seeds)
+    np.testing.assert_array_equal(files.regions(), region)
+    table = RegionTable()
+    table.add(everything.copy(), region)
+    np.testing.assert_array_equal(files.table(), table.rows())
+    assert len(files.table())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["regions.npy", "regions_table.npy", *(f"rows_{number}.npy" for number in range(4))]
+    )
+    before = files.table()
+    files.save(0, named)
+    files.merge(4, bottoms, seeds)  # the table exists
+    np.testing.assert_array_equal(files.table(), before)
+    files.forget(0)
+    assert not files.has_table
 
 
 def rows_of(*edges):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from volumen.inference.postprocess.graph.passes import FACE_BITS, NO_PASS
 from volumen.utils.jit import compiled
 
 COUNT, SUM, LOWEST, FAR_COUNT, FAR_SUM = range(5)
@@ -38,7 +39,7 @@ def _enlarge(keys, sums):
 
 
 @compiled
-def sum_faces(labels, wall, height, links, owned, keys, sums, used):
+def sum_faces(labels, wall, height, links, owned, first, shape, keys, sums, used):
     """Add the faces between fragments: for each voxel of a region the faces towards its next voxel on every axis.
 
     Args:
@@ -48,13 +49,16 @@ def sum_faces(labels, wall, height, links, owned, keys, sums, used):
         links: uint16 (3, Z, Y, X), the wall between a voxel and the previous one on each axis, or of shape
             (0, 0, 0, 0).
         owned: int64 (3, 2), start and stop of the region per axis.
+        first: int64 (3,), place of the labels in the volume.
+        shape: int64 (3,), of the volume.
         keys, sums, used: the table, and how many places of it are used.
 
     Returns:
         keys, sums and used. `COUNT` counts faces, `SUM` is the sum of the walls on both sides, `LOWEST` the lowest
-        pass: the higher of both sides, or over a wall between, which is higher than all heights, 65536 plus that wall.
+        pass, see `passes`: its height is the higher of both sides, or over a wall between, which is higher than all
+        heights, 65536 plus that wall.
     """
-    shape = labels.shape
+    nz, ny, nx = labels.shape
     for z in range(owned[0, 0], owned[0, 1]):
         for y in range(owned[1, 0], owned[1, 1]):
             last_key = np.zeros(3, np.uint64)
@@ -65,7 +69,7 @@ def sum_faces(labels, wall, height, links, owned, keys, sums, used):
                     continue
                 for axis in range(3):
                     a, b, c = z + (axis == 0), y + (axis == 1), x + (axis == 2)
-                    if a >= shape[0] or b >= shape[1] or c >= shape[2]:
+                    if a >= nz or b >= ny or c >= nx:
                         continue
                     v = np.uint64(labels[a, b, c])
                     if v == 0 or v == u:
@@ -79,7 +83,7 @@ def sum_faces(labels, wall, height, links, owned, keys, sums, used):
                                 at = _place(keys, key)
                                 last_key[:] = 0
                             keys[at] = key
-                            sums[at, LOWEST] = 1 << 17
+                            sums[at, LOWEST] = NO_PASS
                             used += 1
                         last_key[axis], last_at[axis] = key, at
                     at = last_at[axis]
@@ -89,7 +93,8 @@ def sum_faces(labels, wall, height, links, owned, keys, sums, used):
                     saddle = max(np.int64(height[z, y, x]), np.int64(height[a, b, c]))
                     if links.shape[0] and links[axis, a, b, c] > 0:
                         saddle = (1 << 16) + np.int64(links[axis, a, b, c])
-                    sums[at, LOWEST] = min(sums[at, LOWEST], saddle)
+                    place = ((z + first[0]) * shape[1] + y + first[1]) * shape[2] + x + first[2]
+                    sums[at, LOWEST] = min(sums[at, LOWEST], (saddle << FACE_BITS) | (3 * place + axis))
     return keys, sums, used
 
 
@@ -133,7 +138,7 @@ def sum_offset(labels, wall, owned, offset, far, keys, sums, used):
                             keys, sums = _enlarge(keys, sums)
                             at = _place(keys, key)
                         keys[at] = key
-                        sums[at, LOWEST] = 1 << 17
+                        sums[at, LOWEST] = NO_PASS
                         used += 1
                     last_key, last_at = key, at
                 value = np.int64(wall[z - owned[0, 0], y - owned[1, 0], x - owned[2, 0]])

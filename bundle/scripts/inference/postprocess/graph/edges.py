@@ -1,31 +1,34 @@
-"""The table of edges between fragments: sums per block in sorted files, which are merged to one file for the volume.
+"""The edges between fragments: sums per block in sorted files, and the table of edges between regions.
 
 A row describes two fragments: their numbers, the smaller one first (in the files of blocks the places of their
-bottoms); their faces, the sum of the walls on both sides of these, and the lowest pass between them; their distant
-pairs of voxels, and twice the sum of the walls between these. All are integers, so that the table does not depend on
-the order of additions.
+bottoms); their faces, the sum of the walls on both sides of these, and the lowest pass between them, see `passes`;
+their distant pairs of voxels, and twice the sum of the walls between these. All are integers, so that sums do not
+depend on the order of additions. The table of regions has the same columns, with the height of the pass alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from volumen.derived.distance_window import three_axes
 from volumen.inference.postprocess.graph import edge_kernels
+from volumen.inference.postprocess.graph.flooding import flood
+from volumen.inference.postprocess.graph.passes import FACE_BITS, NO_PASS
 from volumen.utils.files.arrays import read_array
 from volumen.utils.files.atomic import write_atomically
 
 FIRST, SECOND, FACES, FACE_SUM, LOWEST, PAIRS, PAIR_SUM = range(7)
 """Columns of the table."""
 COLUMNS = 7
-MERGED_ROWS = 1 << 21
-"""Rows that are merged at once; memory holds about 400 MB for them, whatever the number of edges is."""
-BINS = 1 << 12
-"""Intervals of fragments by which the rows are counted before they are merged."""
+ROWS = 1 << 18
+"""Rows that are added up at once, at least."""
+LINK = np.dtype([("first", "<u4"), ("second", "<u4"), ("over", "<i8")])
+"""A pass between two fragments, as it is flooded."""
+LINKS = 1 << 18
+"""Links that are read at once."""
 
 Region = tuple[slice, ...]
 
@@ -36,13 +39,19 @@ class EdgeSums:
     Args:
         labels: uint32 (*space), fragment numbers of the block and its surroundings, 0 for none.
         owned: the block as a part of the labels.
+        first: place of the labels in the volume; (): they are the volume.
+        shape: shape of the volume; (): that of the labels.
     """
 
-    def __init__(self, labels: np.ndarray, owned: Region) -> None:
+    def __init__(
+        self, labels: np.ndarray, owned: Region, first: Sequence[int] = (), shape: Sequence[int] = ()
+    ) -> None:
         self._pad = 3 - labels.ndim
         self._labels = np.ascontiguousarray(labels).reshape(three_axes(labels.shape))
         bounds = [(0, 1)] * self._pad + [(part.start, part.stop) for part in owned]
         self._owned = np.array(bounds, np.int64)
+        self._first = np.array([0] * self._pad + list(first or (0,) * labels.ndim), np.int64)
+        self._shape = np.array(three_axes(tuple(shape) or labels.shape), np.int64)
         self._keys = np.zeros(1 << 12, np.uint64)
         self._sums = np.zeros((1 << 12, edge_kernels.COLUMNS), np.int64)
         self._used = 0
@@ -62,6 +71,8 @@ class EdgeSums:
             np.ascontiguousarray(height).reshape(shape),
             three_links(links, shape),
             self._owned,
+            self._first,
+            self._shape,
             self._keys,
             self._sums,
             self._used,
@@ -137,30 +148,26 @@ class EdgeFiles:
         self._table.unlink(missing_ok=True)
         self._run(number).unlink(missing_ok=True)
 
-    def merge(self, blocks: int, bottoms: np.ndarray) -> None:
-        """Merge the rows of all blocks to the table, unless it exists.
+    def merge(self, blocks: int, bottoms: np.ndarray, seeds: np.ndarray) -> None:
+        """Flood the fragments of all blocks, and write regions and the table of their edges, unless it exists.
+
+        Memory holds the rows of one block, 24 bytes per fragment and about 170 for each edge between regions.
 
         Args:
             blocks: number of blocks.
             bottoms: place of the bottom of each fragment, ascending.
+            seeds: peaks in each fragment.
         """
         if self.has_table:
             return
-        if not len(bottoms):
-            write_atomically(self._table, b"")
-            return
-        runs = [read_array(self._run(number)) for number in range(blocks)]
-        bounds = _intervals(runs, bottoms)
-        cuts = np.array([np.searchsorted(run[:, FIRST], bounds) for run in runs])
-
-        def write(stream: Any) -> None:
-            for low, high in zip(cuts.T[:-1], cuts.T[1:], strict=True):
-                parts = [run[a:b] for run, a, b in zip(runs, low, high, strict=True)]
-                rows = add_rows(np.concatenate(parts))
-                rows[:, :2] = np.searchsorted(bottoms, rows[:, :2]) + 1
-                stream.write(rows.tobytes())
-
-        write_atomically(self._table, write)
+        self._write_links(blocks, bottoms)
+        region = flood(self._read_links, seeds)
+        self._links.unlink()
+        write_atomically(self._regions, lambda stream: np.save(stream, region))
+        table = RegionTable()
+        for number in range(blocks):
+            table.add(self._numbered(number, bottoms), region)
+        write_atomically(self._table, lambda stream: np.save(stream, table.rows()))
 
     @property
     def has_table(self) -> bool:
@@ -168,30 +175,82 @@ class EdgeFiles:
         return self._table.exists()
 
     def table(self) -> np.ndarray:
-        """Return the table, int64 (edges, `COLUMNS`), mapped into memory."""
-        count = self._table.stat().st_size // (8 * COLUMNS)
-        if not count:
-            return np.zeros((0, COLUMNS), np.int64)
-        return np.memmap(self._table, np.int64, "r", shape=(count, COLUMNS))
+        """Return the table of edges between regions, int64 (edges, `COLUMNS`)."""
+        return read_array(self._table, mapped=False)
+
+    def regions(self) -> np.ndarray:
+        """Return the region of each fragment, see `flood`."""
+        return read_array(self._regions, mapped=False)
+
+    def _write_links(self, blocks: int, bottoms: np.ndarray) -> None:
+        with self._links.open("wb") as stream:
+            for number in range(blocks):
+                stream.write(links_of(self._numbered(number, bottoms)).tobytes())
+
+    def _read_links(self) -> Iterator[np.ndarray]:
+        with self._links.open("rb") as stream:
+            while len(links := np.fromfile(stream, LINK, LINKS)):
+                yield links
+
+    def _numbered(self, number: int, bottoms: np.ndarray) -> np.ndarray:
+        """Return the rows of a block by the numbers of fragments."""
+        rows = read_array(self._run(number), mapped=False)
+        rows[:, :2] = np.searchsorted(bottoms, rows[:, :2]) + 1
+        return rows
 
     @property
     def _table(self) -> Path:
-        return self.folder / "edges.bin"
+        return self.folder / "regions_table.npy"
+
+    @property
+    def _regions(self) -> Path:
+        return self.folder / "regions.npy"
+
+    @property
+    def _links(self) -> Path:
+        return self.folder / "links.bin"
 
     def _run(self, number: int) -> Path:
-        return self.folder / f"run_{number}.npy"
+        return self.folder / f"rows_{number}.npy"
 
 
-def _intervals(runs: Sequence[np.ndarray], bottoms: np.ndarray) -> list[int]:
-    """Return bounds of intervals of bottoms, each with at most `MERGED_ROWS` rows if it has more than one bin."""
-    edges = np.unique(np.concatenate([bottoms[:: max(1, -(-len(bottoms) // BINS))], bottoms[-1:] + 1]))
-    rows = np.zeros(len(edges) - 1, np.int64)
-    for run in runs:
-        rows += np.diff(np.searchsorted(run[:, FIRST], edges))
-    bounds, total = [int(edges[0])], 0
-    for number, count in enumerate(rows):
-        if total and total + count > MERGED_ROWS:
-            bounds.append(int(edges[number]))
-            total = 0
-        total += int(count)
-    return [*bounds, int(edges[-1])]
+def links_of(rows: np.ndarray) -> np.ndarray:
+    """Return the passes of the rows of fragments that touch, `LINK`."""
+    rows = rows[rows[:, LOWEST] < NO_PASS]
+    links = np.empty(len(rows), LINK)
+    links["first"], links["second"], links["over"] = rows[:, FIRST], rows[:, SECOND], rows[:, LOWEST]
+    return links
+
+
+class RegionTable:
+    """Adds up the edges between regions from those between fragments, block by block."""
+
+    def __init__(self) -> None:
+        self._found = np.zeros((0, COLUMNS), np.int64)
+        self._new: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray, region: np.ndarray) -> None:
+        """Add the edges between fragments.
+
+        Args:
+            rows: by the numbers of fragments.
+            region: region of each fragment, 0 for none.
+        """
+        pairs = np.sort(region[rows[:, :2] - 1].astype(np.int64), axis=1)
+        apart = (pairs[:, 0] > 0) & (pairs[:, 0] != pairs[:, 1])
+        rows = rows[apart]
+        rows[:, :2] = pairs[apart]
+        self._new.append(add_rows(rows))
+        if sum(map(len, self._new)) > max(ROWS, len(self._found)):
+            self._add_up()
+
+    def rows(self) -> np.ndarray:
+        """Return the table, sorted by both regions, with the heights of the passes."""
+        self._add_up()
+        found = self._found.copy()
+        found[:, LOWEST] >>= FACE_BITS
+        return found
+
+    def _add_up(self) -> None:
+        self._found = add_rows(np.concatenate([self._found, *self._new]))
+        self._new = []

@@ -2,85 +2,70 @@
 
 A watershed from seeds assigns each voxel to the seed that it reaches over the lowest pass. Between fragments, which are
 basins of steepest descent, this is a minimum spanning forest of the graph by the passes (Meyer 1994; Cousty et al.
-2009).
+2009). It is found in rounds, in each of which every tree without a seed grows over its lowest pass (Boruvka 1926). So
+the passes need no order and no place in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 
-from volumen.inference.postprocess.graph.edges import FIRST, LOWEST, SECOND, add_rows
+from volumen.inference.postprocess.graph.contracting import join_over_passes
+from volumen.inference.postprocess.graph.passes import NO_PASS
 from volumen.utils.jit import compiled
 
-ROWS = 1 << 21
-"""Rows of the table that are read at once."""
 
-
-def flood(table: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def flood(links: Callable[[], Iterable[np.ndarray]], seeds: np.ndarray) -> np.ndarray:
     """Return the region of each fragment, uint32 from 1 in the order of their first fragments, 0 without a seed.
 
-    Memory holds 24 bytes per edge. Of equal passes that of the smaller fragment numbers is flooded first.
+    Memory holds 24 bytes per fragment. The links are read once per round, of which there are few: in each, the trees
+    that can grow become at most half as many.
 
     Args:
-        table: the edges.
+        links: returns the passes in arrays of `LINK`, the same at each call; several between two fragments count as
+            the lowest one.
         seeds: peaks in each fragment.
     """
-    order = np.argsort(np.asarray(table[:, LOWEST]).astype(np.int32), kind="stable")
-    root = np.arange(len(seeds), dtype=np.int64)
-    has_seed = seeds > 0
-    _join(
-        order,
-        np.ascontiguousarray(table[:, FIRST]).astype(np.uint32),
-        np.ascontiguousarray(table[:, SECOND]).astype(np.uint32),
-        root,
-        has_seed,
-    )
-    _, first, region = np.unique(root, return_index=True, return_inverse=True)
-    kept = has_seed[root[first]]
-    rank = np.zeros(len(first), np.uint32)
-    by_first = np.argsort(first)
-    rank[by_first[kept[by_first]]] = np.arange(1, kept.sum() + 1, dtype=np.uint32)
-    return rank[region]
+    root = np.arange(len(seeds) + 1, dtype=np.uint32)
+    bound = np.concatenate([[True], seeds > 0])
+    best, behind = np.empty(len(root), np.int64), np.zeros(len(root), np.uint32)
+    while True:
+        best[:] = NO_PASS
+        for part in links():
+            _find_lowest(part["first"], part["second"], part["over"], root, bound, best, behind)
+        if not join_over_passes(root, bound, best, behind):
+            return _numbered(root, np.concatenate([[False], seeds > 0]))
 
 
 @compiled
-def _root_of(root, number):
-    """Return the root of a number, and shorten the path to it."""
-    end = number
-    while root[end] != end:
-        end = root[end]
-    while root[number] != end:
-        root[number], number = end, root[number]
-    return end
-
-
-@compiled
-def _join(order, first, second, root, has_seed):
-    """Join fragments over edges in an order, unless both sides hold a seed; afterwards `root` is that of each."""
-    for i in range(order.size):
-        u = _root_of(root, np.int64(first[order[i]]) - 1)
-        v = _root_of(root, np.int64(second[order[i]]) - 1)
-        if u == v or (has_seed[u] and has_seed[v]):
+def _find_lowest(first, second, over, root, bound, best, behind):
+    """Write the lowest pass out of each tree that can grow, and the tree behind it; see `find_lowest_passes`."""
+    for i in range(over.size):
+        u, v = root[first[i]], root[second[i]]
+        if u == v:
             continue
-        low, high = min(u, v), max(u, v)
-        root[high] = low
-        has_seed[low] = has_seed[low] or has_seed[high]
-    for i in range(root.size):
-        root[i] = _root_of(root, i)
+        if not bound[u] and over[i] < best[u]:
+            best[u], behind[u] = over[i], v
+        if not bound[v] and over[i] < best[v]:
+            best[v], behind[v] = over[i], u
 
 
-def table_of_regions(table: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return the edges between regions, rows of the same two added up.
-
-    Args:
-        table: the edges between fragments.
-        region: region of each fragment, 0 for none.
-    """
-    found = np.zeros((0, table.shape[1]), np.int64)
-    for start in range(0, len(table), ROWS):
-        rows = np.array(table[start : start + ROWS])
-        pairs = np.sort(region[rows[:, :2] - 1].astype(np.int64), axis=1)
-        rows[:, :2] = pairs
-        rows = rows[(pairs[:, 0] > 0) & (pairs[:, 0] != pairs[:, 1])]
-        found = add_rows(np.concatenate([found, add_rows(rows)]))
-    return found
+@compiled
+def _numbered(root, has_seed):
+    """Return the number of the tree of each fragment, from 1 in the order of the first fragments; 0 without a seed."""
+    grown = np.zeros(root.size, np.bool_)
+    for number in range(1, root.size):
+        grown[root[number]] |= has_seed[number]
+    rank = np.zeros(root.size, np.uint32)
+    region = np.zeros(root.size - 1, np.uint32)
+    count = 0
+    for number in range(1, root.size):
+        tree = root[number]
+        if grown[tree]:
+            if rank[tree] == 0:
+                count += 1
+                rank[tree] = count
+            region[number - 1] = rank[tree]
+    return region

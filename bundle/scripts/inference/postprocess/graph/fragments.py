@@ -2,7 +2,10 @@
 
 A bottom may lie in another block. So a block is divided into pieces, each of which ends at a bottom or steps into
 another block. `volumen.inference.postprocess.graph.links` joins pieces to fragments. As every step depends on a bounded
-surrounding alone, the fragments of a volume are the same for all divisions into blocks.
+surrounding alone, the basins of a volume are the same for all divisions into blocks.
+
+Most basins have no seed. Within a block they are flooded at once, see `contracting`, so that a fragment is one basin or
+several. Which ones depends on the blocks; the regions that flooding makes of the fragments do not.
 """
 
 from __future__ import annotations
@@ -14,8 +17,18 @@ import numpy as np
 
 from volumen.derived.distance_window import three_axes
 from volumen.inference.postprocess.graph import kernels
+from volumen.inference.postprocess.graph.contracting import (
+    contracted_numbers,
+    least_of,
+    relabel,
+    roots_of,
+    sums_of,
+)
 from volumen.inference.postprocess.graph.edges import three_links
 from volumen.inference.postprocess.graph.landscape import Landscape
+
+NO_PLACE = np.iinfo(np.int64).max
+"""Place of the bottom of a piece without one."""
 
 Region = tuple[slice, ...]
 
@@ -31,6 +44,7 @@ class Pieces:
         sizes: int64 (pieces,), voxels.
         lowest: int64 (pieces,), the lowest height of each piece.
         seeds: int64 (pieces,), peaks of the depth in each piece.
+        bottoms: int64 (pieces,), index in the volume of the first bottom in each piece, `NO_PLACE` for none.
     """
 
     labels: np.ndarray
@@ -38,10 +52,11 @@ class Pieces:
     sizes: np.ndarray
     lowest: np.ndarray
     seeds: np.ndarray
+    bottoms: np.ndarray
 
 
 def pieces_of(landscape: Landscape, inner: Region, shape: Sequence[int], first: Sequence[int]) -> Pieces:
-    """Return the pieces of a block.
+    """Return the pieces of a block, after those without a seed were flooded that have all neighbours in the block.
 
     Args:
         landscape: the block and its surroundings.
@@ -59,22 +74,23 @@ def pieces_of(landscape: Landscape, inner: Region, shape: Sequence[int], first: 
     peak = np.zeros(volume, bool)
     kernels.find_peaks(free, depth, region, peak)
     step = np.full(volume, kernels.NONE, np.uint8)
-    kernels.descend(inside, height, three_links(landscape.links, volume), region, step)
+    links = three_links(landscape.links, volume)
+    kernels.descend(inside, height, links, region, step)
     count = kernels.count_ends(step, region)
     labels = np.zeros([stop - start for start, stop in region], np.uint32)
     ends = np.zeros((count, 2), np.int64)
     sizes, lowest, seeds = np.zeros((3, count), np.int64)
-    kernels.number_pieces(
-        step,
-        peak,
-        height,
-        region,
-        np.array(three_axes(shape), np.int64),
-        np.array([0] * pad + list(first), np.int64),
-        labels,
-        ends,
-        sizes,
-        lowest,
-        seeds,
+    space, corner = np.array(three_axes(shape), np.int64), np.array([0] * pad + list(first), np.int64)
+    kernels.number_pieces(step, peak, height, region, space, corner, labels, ends, sizes, lowest, seeds)
+    root = roots_of(labels, height, links, region, corner, space, seeds)
+    numbers, roots = contracted_numbers(root)
+    relabel(labels, numbers)
+    group, groups = numbers[1:].astype(np.int64) - 1, len(roots)
+    return Pieces(
+        labels.reshape(labels.shape[pad:]),
+        ends[roots - 1],
+        sums_of(sizes, group, groups),
+        least_of(lowest, group, groups),
+        sums_of(seeds, group, groups),
+        least_of(np.where(ends[:, 1] == 1, ends[:, 0], NO_PLACE), group, groups),
     )
-    return Pieces(labels.reshape(labels.shape[pad:]), ends, sizes, lowest, seeds)

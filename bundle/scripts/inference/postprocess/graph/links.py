@@ -1,4 +1,4 @@
-"""Joins the pieces of all blocks to fragments, and numbers these by the place of their bottoms."""
+"""Joins the pieces of all blocks to fragments, and numbers these by the place of their first bottoms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Load = Callable[..., Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Fragments:
-    """Fragments of a volume, numbered from 1 in the order of their bottoms.
+    """Fragments of a volume, numbered from 1 in the order of their first bottoms.
 
     Args:
         offsets: first piece of each block, and their count, int64 (blocks + 1,).
@@ -24,7 +24,7 @@ class Fragments:
         sizes: voxels of each fragment, int64 (fragments,).
         lowest: the lowest height of each fragment, int64 (fragments,).
         seeds: peaks in each fragment, int64 (fragments,).
-        bottoms: index in the volume of the bottom of each fragment, int64 (fragments,), ascending.
+        bottoms: index in the volume of the first bottom of each fragment, int64 (fragments,), ascending.
     """
 
     offsets: np.ndarray
@@ -47,46 +47,75 @@ def shell_of(labels: np.ndarray, box: Region, shape: Sequence[int]) -> dict[str,
 
 
 def join_pieces(load: Load, shape: Sequence[int], block: Sequence[int]) -> Fragments:
-    """Join the pieces of all blocks; memory holds about 50 bytes per piece.
+    """Join the pieces of all blocks; memory holds about 40 bytes per piece.
 
     Args:
-        load: returns the arrays `ends`, `sizes`, `lowest`, `seeds` and those of `shell_of` of a block.
+        load: returns the arrays of `Pieces` and those of `shell_of` of a block.
         shape: shape of the volume.
         block: shape of a block.
     """
-    counts = block_counts(shape, block)
-    blocks = math.prod(counts)
-    found = [load(number, "ends", "sizes", "lowest", "seeds") for number in range(blocks)]
-    offsets = np.concatenate([[0], np.cumsum([len(part["sizes"]) for part in found])]).astype(np.int64)
-    ends, sizes, lowest, seeds = (
-        np.concatenate([part[name] for part in found]) for name in ("ends", "sizes", "lowest", "seeds")
-    )
-    del found
-    root = np.arange(len(ends))
-    leaving = np.flatnonzero(ends[:, 1] == 0)
-    places = np.stack(np.unravel_index(ends[leaving, 0], tuple(shape)), axis=1)
-    owner = np.ravel_multi_index(tuple((places // np.array(block)).T), counts)
-    order = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[order], np.arange(blocks + 1))
+    blocks = math.prod(block_counts(shape, block))
+    offsets = np.zeros(blocks + 1, np.int64)
+    parts, leaving, places = [], [], []
     for number in range(blocks):
+        found = load(number, "ends", "bottoms")
+        offsets[number + 1] = offsets[number] + len(found["ends"])
+        parts.append(found["bottoms"])
+        out = np.flatnonzero(found["ends"][:, 1] == 0)
+        leaving.append(out + offsets[number])
+        places.append(found["ends"][out, 0])
+    least = np.concatenate(parts)
+    del parts
+    root = _following(load, offsets, np.concatenate(leaving), np.concatenate(places), shape, block)
+    del leaving, places
+    np.minimum.at(least, root, least.copy())
+    ends = np.flatnonzero(root == np.arange(len(root), dtype=np.uint32))
+    ends = ends[np.argsort(least[ends], kind="stable")]
+    bottoms = least[ends]
+    del least
+    of_end = np.zeros(len(root), np.uint32)
+    of_end[ends] = np.arange(1, len(ends) + 1)
+    fragment = of_end[root]
+    del root, of_end
+    sizes, seeds = np.zeros((2, len(ends)), np.int64)
+    lowest = np.full(len(ends), np.iinfo(np.int64).max)
+    for number in range(blocks):
+        found = load(number, "sizes", "lowest", "seeds")
+        own = fragment[offsets[number] : offsets[number + 1]].astype(np.int64) - 1
+        np.add.at(sizes, own, found["sizes"])
+        np.add.at(seeds, own, found["seeds"])
+        np.minimum.at(lowest, own, found["lowest"])
+    return Fragments(offsets, fragment, sizes, lowest, seeds, bottoms)
+
+
+def _following(
+    load: Load,
+    offsets: np.ndarray,
+    leaving: np.ndarray,
+    places: np.ndarray,
+    shape: Sequence[int],
+    block: Sequence[int],
+) -> np.ndarray:
+    """Return the piece in which the way from each piece ends, uint32 (pieces,).
+
+    Args:
+        load, shape, block: see `join_pieces`.
+        offsets: first piece of each block, and their count.
+        leaving: pieces whose last step leads to another block.
+        places: indices in the volume to which it leads.
+    """
+    counts = block_counts(shape, block)
+    root = np.arange(offsets[-1], dtype=np.uint32)
+    where = np.stack(np.unravel_index(places, tuple(shape)), axis=1)
+    owner = np.ravel_multi_index(tuple((where // np.array(block)).T), counts)
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(len(offsets)))
+    for number in range(len(offsets) - 1):
         chosen = order[starts[number] : starts[number + 1]]
         if len(chosen):
-            box = block_box(number, shape, block)
-            local = _on_shell(load(number), places[chosen], box)
+            local = _on_shell(load(number), where[chosen], block_box(number, shape, block))
             root[leaving[chosen]] = offsets[number] + local.astype(np.int64) - 1
-    root = _ends_of_chains(root)
-    bottoms = np.flatnonzero(ends[:, 1] == 1)
-    bottoms = bottoms[np.argsort(ends[bottoms, 0], kind="stable")]
-    of_bottom = np.zeros(len(ends), np.uint32)
-    of_bottom[bottoms] = np.arange(1, len(bottoms) + 1)
-    fragment = of_bottom[root]
-    total, inner = (
-        np.bincount(fragment, weights=values, minlength=len(bottoms) + 1)[1:].astype(np.int64)
-        for values in (sizes, seeds)
-    )
-    least = np.full(len(bottoms) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(least, fragment, lowest)
-    return Fragments(offsets, fragment, total, least[1:], inner, ends[bottoms, 0])
+    return _ends_of_chains(root)
 
 
 def _on_shell(planes: Mapping[str, np.ndarray], places: np.ndarray, box: Region) -> np.ndarray:

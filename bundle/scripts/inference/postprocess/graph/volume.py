@@ -19,11 +19,12 @@ from volumen.derived.distance_window import surroundings
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, block_box, block_counts
 from volumen.inference.postprocess.graph.agglomerate import agglomerate
-from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums
-from volumen.inference.postprocess.graph.flooding import flood, table_of_regions
+from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, RegionTable, links_of
+from volumen.inference.postprocess.graph.flooding import flood
 from volumen.inference.postprocess.graph.fragments import pieces_of
 from volumen.inference.postprocess.graph.landscape import CERTAIN, Heads
 from volumen.inference.postprocess.graph.links import Fragments, join_pieces, shell_of
+from volumen.inference.postprocess.graph.passes import check_faces
 from volumen.inference.postprocess.graph.sources import Source
 from volumen.utils.files.arrays import read_array
 from volumen.utils.files.atomic import write_atomically
@@ -61,7 +62,7 @@ class VolumeGraph:
     @property
     def pieces(self) -> BlockFiles:
         """The files of the pieces of each block, and of the fragment of each piece."""
-        return BlockFiles(self.folder / "pieces")
+        return BlockFiles(self.folder / "flooded_pieces")
 
     @property
     def edges(self) -> EdgeFiles:
@@ -69,7 +70,12 @@ class VolumeGraph:
         return EdgeFiles(self.folder / "edges")
 
     def create(self) -> None:
-        """Create the folders."""
+        """Create the folders.
+
+        Raises:
+            VolumenError: the volume has too many voxels.
+        """
+        check_faces(self.shape)
         for folder in (self.pieces.folder, self.edges.folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -103,7 +109,7 @@ class VolumeGraph:
         pieces = pieces_of(landscape, inner, self.shape, first)
         raise_if_cancelled()
         write(box, pieces.labels)
-        names = ("ends", "sizes", "lowest", "seeds")
+        names = ("ends", "sizes", "lowest", "seeds", "bottoms")
         content = {name: getattr(pieces, name) for name in names}
         self.pieces.save(number, {**content, **shell_of(pieces.labels, box, self.shape)})
 
@@ -133,7 +139,11 @@ class VolumeGraph:
             content: Any = before
             write_atomically(self._before, lambda stream: np.savez(stream, **content))
         halo = [(width, width) for width in self.source.halo]
-        self.pieces.forget(number for number, _ in self._parts(self._widened(region, halo)))
+        again = [number for number, _ in self._parts(self._widened(region, halo))]
+        self.pieces.forget(again)
+        # Its pieces may change everywhere in a block, as one flooding depends on another.
+        for number in again:
+            self._forget_edges_at(self.box(number))
         behind = [
             (after + width, before + width)
             for (before, after), width in zip(self.source.edge_halo, self.source.halo, strict=True)
@@ -145,14 +155,18 @@ class VolumeGraph:
         """Forget the edges of the blocks of which, or around which, a piece belongs to another fragment than before."""
         if not self._before.exists():
             return
-        behind = [(after, before) for before, after in self.source.edge_halo]
         with np.load(self._before) as content:
             for number in range(self.count):
                 part = slice(found.offsets[number], found.offsets[number + 1])
                 now = found.bottoms[found.number[part].astype(np.int64) - 1]
                 if not np.array_equal(now, content[str(number)]):
-                    for other, _ in self._parts(self._widened(self.box(number), behind)):
-                        self.edges.forget(other)
+                    self._forget_edges_at(self.box(number))
+
+    def _forget_edges_at(self, region: Region) -> None:
+        """Forget the edges of the blocks that read the fragments of a region."""
+        behind = [(after, before) for before, after in self.source.edge_halo]
+        for number, _ in self._parts(self._widened(region, behind)):
+            self.edges.forget(number)
 
     def _widened(self, region: Region, widths: Sequence[tuple[int, int]]) -> Region:
         """Return a region with voxels before and behind it, within the volume."""
@@ -185,7 +199,8 @@ class VolumeGraph:
         values = heads(wide)
         landscape = self.source.landscape(values, mask(wide)).cropped(_inside(near, wide))
         owned = {name: head[(slice(None), *_inside(box, wide))] for name, head in values.items()}
-        sums = EdgeSums(self._fragments(near, labels), _inside(box, near))
+        first = [part.start for part in near]
+        sums = EdgeSums(self._fragments(near, labels), _inside(box, near), first, self.shape)
         self.source.add_edges(sums, landscape, owned, _inside(box, near))
         raise_if_cancelled()
         rows = sums.rows()
@@ -193,14 +208,11 @@ class VolumeGraph:
         self.edges.save(number, rows)
 
     def agglomerate(self) -> int:
-        """Merge the edges of all blocks, then fragments, and number instances; return the number of instances."""
-        sizes = read_array(self._file("sizes"), mapped=False)
-        self.edges.merge(self.count, read_array(self._file("bottoms"), mapped=False))
-        lowest, seeds = (
-            read_array(self._file("lowest"), mapped=False),
-            read_array(self._file("seeds"), mapped=False),
-        )
-        final = merge_fragments(self.edges.table(), sizes, lowest, seeds, self.source)
+        """Flood the fragments of all blocks, then merge regions and number instances; return how many there are."""
+        seeds = read_array(self._file("seeds"), mapped=False)
+        self.edges.merge(self.count, read_array(self._file("bottoms"), mapped=False), seeds)
+        sizes, lowest = (read_array(self._file(name), mapped=False) for name in ("sizes", "lowest"))
+        final = merge_regions(self.edges.table(), self.edges.regions(), sizes, lowest, self.source)
         write_atomically(self._file("final"), lambda stream: np.save(stream, final))
         return int(final.max(initial=0))
 
@@ -252,38 +264,32 @@ class VolumeGraph:
         return self.folder / f"{name}.npy"
 
 
-def merge_fragments(
-    table: np.ndarray, sizes: np.ndarray, lowest: np.ndarray, seeds: np.ndarray, source: Source
+def merge_regions(
+    table: np.ndarray, region: np.ndarray, sizes: np.ndarray, lowest: np.ndarray, source: Source
 ) -> np.ndarray:
     """Return the instance of each fragment, uint32 from 1 without a gap, 0 for none and for small instances.
 
-    Fragments are flooded from those with seeds; the regions are merged by their edges, see `agglomerate`.
-
     Args:
-        table: the edges.
+        table: the edges between regions.
+        region: region of each fragment, see `flood`.
         sizes: voxels of each fragment.
         lowest: the lowest height of each fragment.
-        seeds: peaks in each fragment.
-        source: how heads are read.
+        source: how heads are read, and by which rules regions merge, see `agglomerate`.
     """
-    region = flood(table, seeds)
     regions = int(region.max(initial=0))
     deepest = np.full(regions + 1, CERTAIN)
     np.minimum.at(deepest, region, lowest)
+    voxels = np.bincount(region, weights=sizes, minlength=regions + 1)
+    rules = source.rules
     clusters = agglomerate(
-        table_of_regions(table, region),
-        regions,
-        source.agglomeration,
-        source.rules.merge_threshold,
-        deepest[1:],
-        source.neck_power,
+        table, regions, source.agglomeration, rules.merge_threshold, deepest[1:], source.neck_power
     )
-    cluster = np.concatenate([np.zeros(1, np.int64), clusters.astype(np.int64) + 1])[region]
-    total = np.bincount(cluster, weights=sizes, minlength=1)
-    kept = np.flatnonzero(total >= source.rules.min_size)
+    cluster = np.concatenate([np.zeros(1, np.int64), clusters.astype(np.int64) + 1])
+    total = np.bincount(cluster, weights=voxels)
+    kept = np.flatnonzero(total >= rules.min_size)
     number = np.zeros(len(total), np.uint32)
     number[kept[kept > 0]] = np.arange(1, (kept > 0).sum() + 1)
-    return number[cluster]
+    return number[cluster][region]
 
 
 def _inside(region: Region, around: Region) -> Region:
@@ -307,6 +313,10 @@ def instances_of(heads: Heads, source: Source, mask: np.ndarray | None = None) -
     numbers = np.concatenate([np.zeros(1, np.uint32), found.number])
     sums = EdgeSums(numbers[pieces.labels], everything)
     source.add_edges(sums, landscape, heads, everything)
-    final = merge_fragments(sums.rows(), found.sizes, found.lowest, found.seeds, source)
+    rows = sums.rows()
+    region = flood(lambda: [links_of(rows)], found.seeds)
+    table = RegionTable()
+    table.add(rows, region)
+    final = merge_regions(table.rows(), region, found.sizes, found.lowest, source)
     instances = final[found.number.astype(np.int64) - 1]
     return np.concatenate([np.zeros(1, np.uint32), instances])[pieces.labels]
