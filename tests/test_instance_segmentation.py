@@ -18,6 +18,7 @@ from volumen.derived.arrays.instance_distance import instance_distance
 from volumen.inference.postprocess.blocks import aligned_block
 from volumen.inference.postprocess.graph.sources import Source
 from volumen.inference.postprocess.graph.volume import instances_of
+from volumen.inference.postprocess.instance_output import resolve_request
 from volumen.inference.predict import predict
 from volumen.inference.record.reproduce import settings_to_reproduce
 from volumen.inference.request import PredictRequest
@@ -294,6 +295,19 @@ def test_a_predicted_distance_parts_nuclei_in_any_blocks(tmp_path):
         VolumenError, match=r"--instances: expected predicted targets with a distance: cell, found ink"
     ):
         predict(replace(request, instances=rules), predictor=predictor)
+
+
+@pytest.mark.parametrize(("learned", "foreground"), [("boundary", None), ("foreground", "neuron")])
+def test_a_head_of_borders_is_no_foreground(learned, foreground):
+    predictor = identity_predictor({"neuron": (1, "sigmoid", "binary"), "lsd": (10, "none", "field")})
+    predictor.config["dataset_config"] = {"targets": {"neuron": {"instances": learned}, "other": None}}
+    predictor.config["auxiliary_tasks"] = {
+        "lsd": {"type": "local_shape_descriptors", "source_target": "neuron"}
+    }
+    request = PredictRequest("s.zarr", "random.pth", "p.zarr", instances=read_rules("lsd"))
+    rules = resolve_request(request, predictor).instances
+    assert rules.foreground == foreground
+    assert rules.sources == (("neuron", "lsd") if foreground else ("lsd",))
 
 
 def test_affinities_without_neighbours_are_refused(tmp_path):

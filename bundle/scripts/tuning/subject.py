@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from volumen.inference.postprocess.instance_output import resolve_request
+from volumen.inference.postprocess.instance_output import head_kinds, resolve_request
 from volumen.inference.rules import resolve_rules
 from volumen.inference.windows.heads import PROBABILITIES
 from volumen.metrics.score_names import (
@@ -127,7 +127,8 @@ def _of_instances(predictor: Predictor, score: str, rules: InstanceRules, truth:
 def _of_labels(predictor: Predictor, request: PredictRequest, score: str, target: str) -> Subject:
     (head,) = predictor.heads([target])
     if request.instances is not None:
-        resolved = resolve_rules(request.instances, predictor.config.get("auxiliary_tasks") or {})
+        tasks = predictor.config.get("auxiliary_tasks") or {}
+        resolved = resolve_rules(request.instances, tasks, head_kinds(predictor))
         if target in resolved.sources:
             raise VolumenError(
                 "--target",

@@ -35,8 +35,9 @@ def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictReq
     """
     if request.instances is None:
         return request
-    kinds = {head.name: head.kind for head in predictor.heads()}
-    rules = resolve_rules(request.instances, predictor.config.get("auxiliary_tasks") or {}, kinds)
+    rules = resolve_rules(
+        request.instances, predictor.config.get("auxiliary_tasks") or {}, head_kinds(predictor)
+    )
     heads = {head.name: head for head in predictor.heads(request.targets)}
     for key in HEADS:
         name = getattr(rules, key)
@@ -59,6 +60,13 @@ def resolve_request(request: PredictRequest, predictor: Predictor) -> PredictReq
             "--instances", "bioimage-cpp is not installed", remedy='pip install "volumen[instances]"'
         )
     return replace(request, instances=rules)
+
+
+def head_kinds(predictor: Predictor) -> dict[str, str]:
+    """Return the kind of each head; "boundary" for one that learned borders of instances, which is no foreground."""
+    targets = (predictor.config.get("dataset_config") or {}).get("targets") or {}
+    borders = {name for name, target in targets.items() if (target or {}).get("instances") == "boundary"}
+    return {head.name: "boundary" if head.name in borders else head.kind for head in predictor.heads()}
 
 
 def _can_be(head: Head, key: str) -> bool:
