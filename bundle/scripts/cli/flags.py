@@ -54,6 +54,24 @@ def add_field_flags(
     return headings
 
 
+def open_box(text: str, flag: str = "--region") -> tuple[tuple[int | None, int | None], ...]:
+    """Return bounds per axis; None where a bound is left out.
+
+    Raises:
+        VolumenError: something else than start:stop per axis.
+    """
+    bounds = []
+    for part in text.split(","):
+        start, colon, stop = part.partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            bounds.append((int(start) if start else None, int(stop) if stop else None))
+        except ValueError:
+            raise VolumenError(flag, expected="start:stop per axis, by commas", found=repr(text)) from None
+    return tuple(bounds)
+
+
 def flag_of(name: str) -> str:
     """Return the flag of a field."""
     return f"--{name.replace('_', '-')}"

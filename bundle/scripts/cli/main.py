@@ -27,6 +27,7 @@ _COMMANDS = (
         "train the encoder on images without labels, to start a training from",
     ),
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
+    ("instances", "volumen.cli.instances", "find instances again where a prediction was edited"),
     ("evaluate", "volumen.cli.evaluate", "score predictions against labels"),
     ("view", "volumen.cli.view", "show images, predictions and errors in napari or Neuroglancer"),
     ("mesh", "volumen.cli.mesh", "write meshes of objects or of a surface"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from volumen.cli.flags import add_field_flags, given_fields
+from volumen.cli.flags import add_field_flags, given_fields, open_box
 from volumen.config.prediction import HOW, RESULT, WHAT
 from volumen.inference.request import SEVERAL, PredictRequest
 from volumen.inference.rules import read_rules
@@ -45,7 +45,7 @@ def request_from(arguments: argparse.Namespace, settings: Mapping[str, Any] | No
         from volumen.inference.record.reproduce import provenance_of, settings_to_reproduce
 
         given.update(settings_to_reproduce(provenance_of(Path(arguments.like))))
-    readers: dict[str, Any] = {"region": _region, "instances": read_rules, "checkpoint": _one_or_several}
+    readers: dict[str, Any] = {"region": open_box, "instances": read_rules, "checkpoint": _one_or_several}
     given.update(given_fields(arguments, PredictRequest, readers))
     for name in ("input", "checkpoint"):
         if name not in given:
@@ -69,22 +69,6 @@ def _inference_section(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _one_or_several(paths: list[str]) -> str | tuple[str, ...]:
     return paths[0] if len(paths) == 1 else tuple(paths)
-
-
-def _region(text: str) -> tuple[tuple[int | None, int | None], ...]:
-    """Return bounds per axis; None where a bound is left out."""
-    bounds = []
-    for part in text.split(","):
-        start, colon, stop = part.partition(":")
-        try:
-            if not colon:
-                raise ValueError
-            bounds.append((int(start) if start else None, int(stop) if stop else None))
-        except ValueError:
-            raise VolumenError(
-                "--region", expected="start:stop per axis, by commas", found=repr(text)
-            ) from None
-    return tuple(bounds)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:

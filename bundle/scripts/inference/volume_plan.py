@@ -65,7 +65,7 @@ def make_plan(
     )
 
 
-def resolve_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None:
+def resolve_region(region: OpenBox | None, shape: tuple[int, ...], flag: str = "--region") -> Box | None:
     """Return a region with a number for every bound.
 
     Raises:
@@ -77,7 +77,7 @@ def resolve_region(region: OpenBox | None, shape: tuple[int, ...]) -> Box | None
         box = tuple((a or 0, n if b is None else b) for (a, b), n in zip(region, shape, strict=True))
         if all(0 <= a < b <= n for (a, b), n in zip(box, shape, strict=True)):
             return box
-    raise VolumenError("--region", expected=f"start:stop per axis inside {shape}", found=region)
+    raise VolumenError(flag, expected=f"start:stop per axis inside {shape}", found=region)
 
 
 def output_spec(head: Head, request: PredictRequest) -> OutputSpec:

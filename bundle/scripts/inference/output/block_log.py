@@ -27,10 +27,12 @@ from volumen.utils.files.positioned_io import BINARY, read_at
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".volumen"
+GRAPH_FOLDER = ".volumen_graph"
+"""Folder of the graph of the instances, which `volumen instances` stores; the dot hides it from viewers."""
 PROVENANCE, LOG, WORKER_LOGS, TOKEN = "recipe.json", "blocks", "workers", "run-"
 ATTRIBUTE = "volumen"
 # Entries that may differ between two runs of the same prediction: they describe where it ran, not what it computes.
-INFORMATIVE = ("versions", "machine", "made_of")
+INFORMATIVE = ("versions", "machine", "made_of", "voxel_size")
 
 
 def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +174,7 @@ class OutputState:
         Raises:
             VolumenError: the folder holds other files.
         """
-        made = {"zarr.json", "OME", LABELS, STATE_FOLDER, *old.get("targets", {})}
+        made = {"zarr.json", "OME", LABELS, STATE_FOLDER, GRAPH_FOLDER, *old.get("targets", {})}
         foreign = sorted(entry.name for entry in self.output.iterdir() if entry.name not in made)
         if (self.output / LABELS).is_dir() and LABELS not in old.get("targets", {}):
             # A user who corrects a prediction may have stored more labels beside it.

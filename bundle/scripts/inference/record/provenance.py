@@ -55,6 +55,7 @@ def make_provenance(predictor: Predictor, work: VolumeWork, machine: Machine) ->
         "nonfinite": nonfinite_rule(request, predictor),
         "format": format_of(request.output, request.format)[0],
         "instances": None if request.instances is None else request.instances.plain(),
+        "voxel_size": list(work.voxel_size),
         "versions": dict(machine.versions),
         "machine": {"threads": machine.threads, "device": machine.name},
         "made_of": plain(predictor.config),

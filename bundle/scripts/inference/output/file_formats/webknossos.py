@@ -74,6 +74,26 @@ def write_layer(path: Path, arrays: ZarrOutput, target: str, *, compress: str) -
     (path / _LAYER).write_text(json.dumps(entry))
 
 
+def add_attachment(layer: Path, kind: str, name: str, file: str) -> None:
+    """Name a file of a layer in the layer's entry for the dataset's description.
+
+    Args:
+        layer: the folder that `write_layer` created.
+        kind: what the file is for, such as agglomerates.
+        name: under which WEBKNOSSOS shows it.
+        file: path in the layer's folder, HDF5.
+    """
+    entry = json.loads((layer / _LAYER).read_text())
+    found = {"name": name, "path": f"./{final_path(layer).name}/{file}", "dataFormat": "hdf5"}
+    entry.setdefault("attachments", {}).setdefault(kind, []).append(found)
+    (layer / _LAYER).write_text(json.dumps(entry))
+
+
+def first_voxel_of(layer: Path) -> list[int]:
+    """Return the first voxel (x, y, z) of a layer in the coordinates of the dataset."""
+    return list(json.loads((layer / _LAYER).read_text())["boundingBox"]["topLeft"])
+
+
 def write_description(dataset: Path, arrays: ZarrOutput, layers: Sequence[Path]) -> None:
     """Write the description of a dataset from those of its finished layers."""
     by = scale_to(arrays, "nanometer")

@@ -19,7 +19,14 @@ from volumen.derived.distance_window import surroundings
 from volumen.inference.postprocess.block_files import BlockFiles
 from volumen.inference.postprocess.blocks import Region, block_box, block_counts
 from volumen.inference.postprocess.graph.agglomerate import agglomerate
-from volumen.inference.postprocess.graph.edges import EdgeFiles, EdgeSums, RegionTable, links_of
+from volumen.inference.postprocess.graph.edges import (
+    FACE_SUM,
+    FACES,
+    EdgeFiles,
+    EdgeSums,
+    RegionTable,
+    links_of,
+)
 from volumen.inference.postprocess.graph.flooding import flood
 from volumen.inference.postprocess.graph.fragments import pieces_of
 from volumen.inference.postprocess.graph.landscape import CERTAIN, Heads
@@ -34,6 +41,23 @@ ReadMask = Callable[[Region], np.ndarray | None]
 ReadLabels = Callable[[Region], np.ndarray]
 Write = Callable[[Region, np.ndarray], None]
 CancellationCheck = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Of which regions the instances consist.
+
+    Args:
+        instance: instance of each region, 0 for none, int64 (regions + 1,); the place 0 means no region.
+        places: a voxel of each region, int64 (regions + 1, axes).
+        edges: regions of one instance that touch, int64 (n, 2).
+        affinities: 1 minus the mean wall between them, float64 (n,).
+    """
+
+    instance: np.ndarray
+    places: np.ndarray
+    edges: np.ndarray
+    affinities: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -223,11 +247,34 @@ class VolumeGraph:
             number: number of the block.
             labels: reads the numbers that `find_fragments` wrote.
         """
+        return self._mapped(number, labels, read_array(self._file("final")))
+
+    def regions(self, number: int, labels: ReadLabels) -> tuple[Region, np.ndarray]:
+        """Return the region of a block and the numbers of its flooded regions, uint32, of which instances consist."""
+        return self._mapped(number, labels, self.edges.regions())
+
+    def composition(self) -> Composition:
+        """Return of which regions the instances consist."""
+        region = self.edges.regions().astype(np.int64)
+        bottoms, final = read_array(self._file("bottoms"), mapped=False), read_array(self._file("final"))
+        count = int(region.max(initial=0))
+        instance, place = np.zeros((2, count + 1), np.int64)
+        instance[region] = final
+        instance[0] = 0
+        first = np.unique(region, return_index=True)
+        place[first[0]] = bottoms[first[1]]
+        where = np.stack(np.unravel_index(place, self.shape), axis=1)
+        table = self.edges.table()
+        sides = instance[table[:, :2]]
+        inner = table[(table[:, FACES] > 0) & (sides[:, 0] > 0) & (sides[:, 0] == sides[:, 1])]
+        walls = inner[:, FACE_SUM] / (2 * CERTAIN * inner[:, FACES])
+        return Composition(instance, where, inner[:, :2], 1 - walls)
+
+    def _mapped(self, number: int, labels: ReadLabels, of_fragment: np.ndarray) -> tuple[Region, np.ndarray]:
         box = self.box(number)
-        final = read_array(self._file("final"))
         pieces = self.pieces.table(number)
-        instances = np.array(final[pieces.astype(np.int64) - 1])
-        return box, np.concatenate([np.zeros(1, np.uint32), instances])[labels(box)]
+        found = np.array(of_fragment[pieces.astype(np.int64) - 1], np.uint32)
+        return box, np.concatenate([np.zeros(1, np.uint32), found])[labels(box)]
 
     def _fragments(self, region: Region, labels: ReadLabels) -> np.ndarray:
         """Return the fragment numbers of a region, uint32, 0 for none."""
