@@ -153,8 +153,8 @@ def child(what: str, how: str, side: int) -> None:
             start = time.process_time()
             on_disk(source, array, shape, Path(folder))
             row["seconds"] = time.process_time() - start
-            table = Path(folder) / "graph" / "edges" / "edges.bin"
-            row["edges"] = table.stat().st_size // 56
+            stored = {"fragments": "sizes.npy", "edges": "edges/regions_table.npy"}
+            row |= {key: len(np.load(Path(folder) / "graph" / name)) for key, name in stored.items()}
     else:
         part = (slice(0, side),) * 3
         whole = np.ascontiguousarray(np.tile(head, (1, times, times, times))[(slice(None), *part)])
@@ -204,12 +204,16 @@ def main() -> None:
         return
     for what in [options.what] if options.what else [WALLS, AFFINITIES]:
         if options.sizes:
-            print(f"{what:11} {'voxels':>9} {'CPU s':>8} {'us a voxel':>10} {'peak MB':>8} {'edges':>9}")
+            print(
+                f"{what:11} {'voxels':>9} {'CPU s':>8} {'us a voxel':>10} {'before MB':>9} {'peak MB':>8} "
+                f"{'fragments':>9} {'edges of regions':>16}"
+            )
             for side in map(int, options.sizes.split(",")):
                 row = measure(what, DISK, side)
                 each = 1e6 * row["seconds"] / side**3
                 print(
-                    f"{'':11} {side:>7}^3 {row['seconds']:8.1f} {each:10.2f} {row['peak']:8.0f} {row['edges']:9}"
+                    f"{'':11} {side:>7}^3 {row['seconds']:8.1f} {each:10.2f} {row['before']:9.0f} {row['peak']:8.0f} "
+                    f"{row['fragments']:9} {row['edges']:16}"
                 )
             continue
         print(

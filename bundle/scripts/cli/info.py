@@ -18,7 +18,7 @@ from volumen.version import __version__
 _NAME = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]*")
 _EXTRA = re.compile(r"extra\s*==\s*[\"']([^\"']+)[\"']")
 #: Extras of people who change the program; a report does not need them.
-_OF_DEVELOPERS = ("test", "docs", "benchmark")
+_OF_DEVELOPERS = ("test", "test-s3", "docs", "benchmark")
 
 
 def add_info_arguments(parser: argparse.ArgumentParser) -> None:
