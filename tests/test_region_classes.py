@@ -15,6 +15,7 @@ from volumen.cli.main import main
 from volumen.config.manager import ConfigManager
 from volumen.data.formats.label_view import RegionLabel
 from volumen.data.formats.volumes import ArrayVolume
+from volumen.data.index.patches import find_valid_patches
 from volumen.data.labels.label_channels import region_representatives
 from volumen.evaluation.pairing import find_cases
 from volumen.evaluation.request import EvaluateRequest
@@ -66,6 +67,47 @@ def test_later_regions_lie_over_earlier_ones():
     stored = OutputSpec(Head("t", 2, "sigmoid", "multilabel", values=values), "labels", 0.5)
     result = np.array([[0.9, 0.9, 0.1, 0.5], [0.1, 0.9, 0.9, 0.4]])[:, None, None]
     assert stored.convert(result).ravel().tolist() == [4, 7, 7, 4]
+
+
+@pytest.mark.parametrize("regions", [REGIONS, None], ids=["regions", "channels"])
+def test_a_rare_region_or_channel_is_drawn_by_class(tmp_path, regions):
+    """Overlapping classes are drawn equally often, each in the middle of its patches; one of them is in a corner."""
+    label = np.zeros((16, 32, 96), np.uint8)
+    label[:, :, 8:80] = 1
+    label[4:8, 4:8, 88:92] = 3
+    masks = [label > 0, np.isin(label, [3])]
+    image = (50 * label + 10).astype(np.uint8)
+    stored = label if regions else np.stack(masks).astype(np.uint8)
+    write_tiff_folder(tmp_path, {"a": {"t": stored}}, images={"a": image})
+    target = {"regions": {"whole": [1, 3], "rare": [3]}} if regions else {"kind": "multilabel"}
+    config = ConfigManager(
+        dataset_config={"class_oversampling": 1.0, "targets": {"t": target}, "min_labeled_ratio": 0.001},
+        tr_config={"patch_size": [16, 16, 16]},
+        model_config={"features_per_stage": [4, 8]},
+        tr_setup={"tr_val_split": 1.0},
+        dataset_dir=str(tmp_path),
+    )
+    index = find_valid_patches(
+        config.cases,
+        config.split.train,
+        config.patch_size,
+        targets=["t"],
+        min_labeled_ratio=0.001,
+        classes=config.sampled_classes,
+        jitter=True,
+    )
+    assert len(index.classes) == 2
+    rows = [i for i in range(len(index.foreground.start)) if index.foreground.class_shifts[1, i]]
+    seen = []
+    for row in rows:
+        for seed in range(5):
+            at = index.random_location(row, np.random.default_rng(seed), background=False, class_row=1)
+            part = tuple(slice(low, low + size) for low, size in zip(at.start, at.size, strict=True))
+            seen.append(masks[1][part].any())
+    assert seen
+    assert all(seen)
+    # Most patches do not show the rare class.
+    assert len(rows) < 0.3 * len(index.foreground.start)
 
 
 @pytest.mark.parametrize(

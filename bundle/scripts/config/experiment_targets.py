@@ -259,7 +259,8 @@ class ExperimentTargets(ExperimentData):
     def class_scores(self) -> dict[str, tuple[str, int]]:
         """The Dice of each class by its name in a validation, without "val/": target and label value.
 
-        The value is `ANY_OBJECT` for the single Dice of a target without classes.
+        The value of a channel, such as a region, is its `channel_class`. It is `ANY_OBJECT` for the single Dice of a
+        target without classes.
         """
         from volumen.data.index.label_counts import ANY_OBJECT
         from volumen.metrics.target_metrics import class_names
@@ -270,14 +271,15 @@ class ExperimentTargets(ExperimentData):
                 continue
             section = {"out_channels": target.out_channels, "classes": target.classes}
             names = class_names(name, target.kind, section)
-            for value, label in enumerate(names, start=1):
+            values = _values_of_classes(target) or [ANY_OBJECT] * len(names)
+            for value, label in zip(values, names, strict=True):
                 key = f"{name}/dice/{label}" if len(names) > 1 else f"{name}/dice"
-                found[key] = (name, value if target.kind == "multiclass" else ANY_OBJECT)
+                found[key] = (name, value)
         return found
 
     @cached_property
     def sampled_classes(self) -> dict[str, list[int]]:
-        """Label values by target whose presence in a patch is recorded, for sampling by class.
+        """Label values or channels by target whose presence in a patch is recorded, for sampling by class.
 
         Targets without classes have the single value `ANY_OBJECT`.
         """
@@ -286,6 +288,14 @@ class ExperimentTargets(ExperimentData):
         if not self.dataset_config.class_oversampling:
             return {}
         return {
-            name: list(range(1, target.out_channels)) if target.kind == "multiclass" else [ANY_OBJECT]
-            for name, target in self.primary_targets.items()
+            name: _values_of_classes(target) or [ANY_OBJECT] for name, target in self.primary_targets.items()
         }
+
+
+def _values_of_classes(target: Target) -> list[int]:
+    """Return the label value of each class, or what stands for its channel; none of a target without classes."""
+    from volumen.data.index.label_counts import channel_class
+
+    if target.kind == "multilabel":
+        return [channel_class(channel) for channel in range(target.out_channels)]
+    return list(range(1, target.out_channels)) if target.kind == "multiclass" else []

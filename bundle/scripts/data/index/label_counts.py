@@ -31,6 +31,12 @@ MAX_CLASSES = 63
 ANY_OBJECT = -(2**63)
 """Stands for a class: any label except 0, for targets whose labels are no classes."""
 
+
+def channel_class(channel: int) -> int:
+    """Return what stands for a class that is a channel of a label: any value except 0 there."""
+    return ANY_OBJECT + 1 + channel
+
+
 MIN_TILE_VOXELS = 64**3
 """Smaller chunks are read several at a time, since each read has a fixed overhead."""
 
@@ -57,7 +63,8 @@ class CountRequest:
         known: also count the voxels whose label is known (inside the mask and not `ignore`).
         foreground: also count the known voxels with a label other than 0.
         extent: also record the bounding box of the labelled voxels of each cell.
-        classes: label values (at most 63), or `ANY_OBJECT`, whose presence is recorded per cell.
+        classes: label values (at most 63), `ANY_OBJECT`, or channels as `channel_class`, whose presence is recorded
+            per cell.
         objects_only: inside a mask, count only voxels with a label other than 0 as labelled, instead of all voxels.
     """
 
@@ -238,7 +245,8 @@ class LabelReader:
                 if value == ANY_OBJECT:
                     holds = np.array(foreground)
                 else:
-                    holds = holds_value(label, value)
+                    in_channel = value < channel_class(MAX_CLASSES)
+                    holds = label[value - channel_class(0)] != 0 if in_channel else holds_value(label, value)
                     if known is not None:
                         holds &= known
                 if holds.any():
