@@ -73,6 +73,18 @@ def test_a_prediction_is_shown_with_its_image_truth_and_errors(dataset):
         find_view([str(dataset / "out")], case="c")
 
 
+def test_a_record_is_shown_with_the_truth_of_its_image(dataset):
+    request = PredictRequest(
+        str(dataset / "d"), "m", str(dataset / "files"), amp="off", device="cpu", format="tif"
+    )
+    predict(request, predictor=make_predictor(3, (8, 8, 8), HEADS))
+    view = find_view([str(dataset / "files" / "b.volumen.json")])
+    layers = {layer.name: layer for layer in view.layers}
+    assert set(layers) == {"image", "ink", "normals", "depth", "ink truth", "ink errors"}
+    truth = np.roll(IMAGE[::-1] > 128, 9, 1)
+    np.testing.assert_array_equal(whole(layers["ink truth"].levels[0])[0] > 0, truth)
+
+
 def test_a_report_is_shown_at_the_worst_place_of_its_worst_case(dataset):
     evaluate(EvaluateRequest(str(dataset / "out"), str(dataset / "d"), str(dataset / "r")))
     scores = json.loads((dataset / "r" / "metrics.json").read_text())["cases"]

@@ -1,4 +1,4 @@
-"""`volumen view`: flags in, a viewer or a server out."""
+"""`volumen view`: flags in, a viewer, a server or a picture out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from volumen.utils.errors import VolumenError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,16 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=0, metavar="N", help="port of the server (default: a free one)"
     )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="write a picture (.png, .jpg, .webp) of a plane of every layer instead of opening a viewer",
+    )
+    parser.add_argument(
+        "--at",
+        metavar="Z,Y,X",
+        help="voxel through which the plane of --picture goes (default: the worst place of a report, else the middle)",
+    )
 
 
 def run_view(arguments: argparse.Namespace) -> int:
@@ -54,6 +67,15 @@ def run_view(arguments: argparse.Namespace) -> int:
 
     view = find_view(arguments.paths, labels=arguments.labels, case=arguments.case, level=arguments.level)
     logger.info("%s: %s", view.title, ", ".join(layer.name for layer in view.layers))
+    if arguments.picture is not None:
+        from volumen.utils.terminal.console import make_console
+        from volumen.viewing.picture import write_picture
+
+        path = write_picture(view, Path(arguments.picture), _voxel(arguments.at))
+        make_console().print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)
+        return 0
+    if arguments.at is not None:
+        raise VolumenError("--at", "belongs to --picture", remedy="leave it out")
     if arguments.viewer == "napari":
         from volumen.viewing.napari_window import show
 
@@ -70,6 +92,15 @@ def run_view(arguments: argparse.Namespace) -> int:
             server.serve_forever(poll_interval=0.1)
         logger.info("stopped")
     return 0
+
+
+def _voxel(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise VolumenError("--at", expected="voxels such as 40,100,100", found=text) from None
 
 
 @contextmanager

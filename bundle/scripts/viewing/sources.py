@@ -157,8 +157,10 @@ def _truth_of(place: Path, recipe: Mapping[str, Any], name: str, first: Volume) 
     folder = next((parent for parent in image.parents if parent.name == "images"), None)
     if folder is None or not (folder.parent / "labels").is_dir():
         return []
+    # A record stands for the files beside it, of which those of this image are chosen below.
+    predictions = str(place.parent if place.name.endswith(_RECORD) else place)
     try:
-        cases = find_cases(EvaluateRequest(str(place), str(folder.parent), str(place)))
+        cases = find_cases(EvaluateRequest(predictions, str(folder.parent), predictions))
     except VolumenError as error:
         logger.info("no truth is shown: %s", error)
         return []
