@@ -11,8 +11,9 @@ from scipy.spatial import cKDTree
 
 from volumen.data.formats.opening import open_volume
 from volumen.data.layout import discover, open_cases
+from volumen.phantom.command import main
 from volumen.phantom.geometry import Roll, sheet_geometry
-from volumen.phantom.volume import labelled_slabs, main, scan, write_phantom
+from volumen.phantom.volume import labelled_slabs, labelled_slices, scan, write_phantom
 from volumen.utils.errors import VolumenError
 
 SHAPE = (48, 64, 72)
@@ -145,6 +146,14 @@ def test_the_scan_is_hard_for_a_threshold_and_not_hopeless(folder):
     )
     assert 0.4 < dice < 0.8
     assert image[truth].mean() > image[~truth].mean() + 15
+
+
+def test_slices_are_labelled_in_turn(tmp_path):
+    assert main(["-o", str(tmp_path / "x"), "--size", "64,48,48", "--labelled", "slices"]) == 0
+    mask = read(tmp_path / "x/masks/scroll_surface.zarr")[0]
+    assert np.array_equal(mask, labelled_slices((64, 48, 48)))
+    assert (mask.min(axis=(1, 2)) == mask.max(axis=(1, 2))).all()
+    assert mask[:, 0, 0].reshape(4, 16).sum(axis=1).tolist() == [5] * 4
 
 
 def test_noise_can_be_left_out(geometry):

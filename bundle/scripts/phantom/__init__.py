@@ -1,1 +1,1 @@
-"""A test data set of rolled sheets whose geometry is known exactly."""
+"""Test data sets that are computed: rolled sheets of known geometry, nerve tissue, nuclei, and scans of organs."""

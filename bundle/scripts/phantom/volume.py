@@ -1,11 +1,7 @@
-"""Writes a phantom data set: a rolled thin sheet in a simulated noisy scan, whose geometry is known exactly.
-
-python -m volumen.phantom -o FOLDER --size 192
-"""
+"""Writes a phantom data set: a rolled thin sheet in a simulated noisy scan, whose geometry is known exactly."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 from collections.abc import Sequence
@@ -14,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from volumen.phantom.textures import clouds, grain
 from volumen.utils.errors import VolumenError
 from volumen.utils.terminal.text import by
 
@@ -22,7 +19,10 @@ logger = logging.getLogger(__name__)
 IMAGE, TARGET = "scroll", "surface"
 SMALLEST = 48
 SLAB, SLAB_PERIOD = 0.35, 0.5
+SLICES, SLICE_PERIOD = 5, 16
 CHUNK = 64
+PARTS = ("images", "labels", "masks", "truth", "heldout")
+"""What a phantom has in its folder."""
 
 
 def write_phantom(
@@ -52,7 +52,7 @@ def write_phantom(
         spacing: size of a voxel.
         unit: unit of the spacing.
         noise: standard deviation of the noise; the sheet is 0.34 brighter than air.
-        labelled: "slabs" or "all".
+        labelled: "slabs", "slices" (5 of every 16 slices) or "all".
 
     Returns:
         The folder.
@@ -61,19 +61,18 @@ def write_phantom(
         VolumenError: if the folder already holds a data set, or the shape is too small.
     """
     folder, size = Path(folder), _checked_shape(shape)
-    if labelled not in ("slabs", "all"):
-        raise ValueError(f"labelled must be 'slabs' or 'all', got {labelled!r}")
-    if any((folder / name).exists() for name in ("images", "labels", "masks")):
-        raise VolumenError(folder, "already holds a data set", remedy="choose another folder or remove it")
+    if labelled not in MASKS:
+        raise ValueError(f"labelled must be one of {', '.join(MASKS)}, got {labelled!r}")
+    check_new(folder)
     if heldout_shape is None:
         heldout_shape = tuple(max(min(voxels, 96), voxels // 2) for voxels in size)
     heldout = _checked_shape(heldout_shape)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _write_roll(folder, size, seed, (spacing, unit), noise, sparse=labelled == "slabs")
-        _write_roll(folder / "heldout", heldout, seed + 1000, (spacing, unit), noise, sparse=False)
+        _write_roll(folder, size, seed, (spacing, unit), noise, labelled)
+        _write_roll(folder / "heldout", heldout, seed + 1000, (spacing, unit), noise, "all")
     except BaseException:
-        for name in ("images", "labels", "masks", "truth", "heldout"):
+        for name in PARTS:
             shutil.rmtree(folder / name, ignore_errors=True)
         raise
     return folder
@@ -86,6 +85,32 @@ def labelled_slabs(shape: Sequence[int]) -> np.ndarray:
     for start in (0.125, 0.125 + SLAB_PERIOD):
         mask[round(start * depth) : round((start + SLAB) * depth)] = 1
     return mask
+
+
+def labelled_slices(shape: Sequence[int]) -> np.ndarray:
+    """Return the uint8 mask (Z, Y, X) of the labelled voxels: 5 of every 16 slices, the first gap half as wide."""
+    mask = np.zeros(tuple(shape), np.uint8)
+    for start in range((SLICE_PERIOD - SLICES) // 2, shape[0], SLICE_PERIOD):
+        mask[start : start + SLICES] = 1
+    return mask
+
+
+def _labelled_everywhere(shape: Sequence[int]) -> np.ndarray:
+    return np.ones(tuple(shape), np.uint8)
+
+
+MASKS = {"slabs": labelled_slabs, "slices": labelled_slices, "all": _labelled_everywhere}
+"""What is labelled of a roll."""
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder with a data set.
+
+    Raises:
+        VolumenError: the folder has an entry that a phantom would write.
+    """
+    if any((folder / name).exists() for name in PARTS):
+        raise VolumenError(folder, "already holds a data set", remedy="choose another folder or remove it")
 
 
 def scan(distance: np.ndarray, along: np.ndarray, seed: int, noise: float = 0.10) -> np.ndarray:
@@ -105,33 +130,14 @@ def scan(distance: np.ndarray, along: np.ndarray, seed: int, noise: float = 0.10
     height = np.arange(shape[0], dtype=np.float32)[:, None, None]
     # The profile of a thin sheet after a scanner's blur of about 0.7 voxels.
     image = 1 / (1 + np.exp(np.clip(distance, -8, 8) / 0.45))
-    worn = np.clip(1.35 + 0.55 * _clouds(shape, generator, cell=28), 0.25, 1)
+    worn = np.clip(1.35 + 0.55 * clouds(shape, generator, cell=28), 0.25, 1)
     fibres = 1 + 0.10 * np.sin(along * 0.9 + 0.3 * height) + 0.08 * np.sin(height * 0.8 + along * 0.05)
     image *= (worn * fibres).astype(np.float32)
-    dust = np.clip(_clouds(shape, generator, cell=9) - 1.6, 0, 1)
+    dust = np.clip(clouds(shape, generator, cell=9) - 1.6, 0, 1)
     image = 0.30 + 0.34 * image + 0.25 * dust
-    image *= 1 + 0.18 * _clouds(shape, generator, cell=max(shape) / 2)
-    image += noise * _grain(shape, generator)
+    image *= 1 + 0.18 * clouds(shape, generator, cell=max(shape) / 2)
+    image += noise * grain(shape, generator)
     return np.clip(255 * image, 0, 255).astype(np.uint8)
-
-
-def _clouds(shape: tuple[int, ...], generator: np.random.Generator, cell: float) -> np.ndarray:
-    """Return smooth noise of about unit variance whose details are `cell` voxels large."""
-    from scipy.ndimage import zoom
-
-    coarse = generator.standard_normal([max(2, round(voxels / cell) + 1) for voxels in shape])
-    factors = [voxels / cells for voxels, cells in zip(shape, coarse.shape)]
-    # Linear interpolation lowers the variance; 1.5 restores it on average.
-    return 1.5 * zoom(coarse.astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
-
-
-def _grain(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    """Return noise of unit variance, correlated between neighbours like the noise of a reconstruction."""
-    from scipy.ndimage import gaussian_filter
-
-    white = generator.standard_normal(shape, dtype=np.float32)
-    grain = gaussian_filter(white, 0.6)
-    return grain / grain.std()
 
 
 def _write_roll(
@@ -140,14 +146,13 @@ def _write_roll(
     seed: int,
     scale: tuple[float, str],
     noise: float,
-    *,
-    sparse: bool,
+    labelled: str,
 ) -> None:
     from volumen.phantom.geometry import Roll, sheet_geometry
 
     geometry = sheet_geometry(Roll.draw(shape, seed), shape)
     label = (geometry.distance <= 0).astype(np.uint8)
-    mask = labelled_slabs(shape) if sparse else np.ones(shape, np.uint8)
+    mask = MASKS[labelled](shape)
     image = scan(geometry.distance, geometry.along, seed, noise)
     named = f"{IMAGE}_{TARGET}.zarr"
     arrays = {
@@ -191,26 +196,3 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape) < SMALLEST:
         raise VolumenError("shape", expected=f"three axes of at least {SMALLEST} voxels", found=tuple(shape))
     return int(shape[0]), int(shape[1]), int(shape[2])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a phantom from the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m volumen.phantom",
-        description="Write a phantom: a scan of a rolled thin sheet, sparse labels, and the exact truth.",
-    )
-    parser.add_argument("-o", "--output", required=True, help="folder to write")
-    parser.add_argument("--size", default="192", help="voxels, one number or Z,Y,X (default: 192)")
-    parser.add_argument("--seed", type=int, default=0, help="another number, another roll (default: 0)")
-    parser.add_argument("--noise", type=float, default=0.10, help="0 is none, 0.2 is hard (default: 0.10)")
-    parser.add_argument("--labelled", choices=("slabs", "all"), default="slabs", help="default: slabs")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        sizes = [int(voxels) for voxels in given.size.split(",")]
-        shape = sizes * 3 if len(sizes) == 1 else sizes
-        write_phantom(given.output, shape, given.seed, noise=given.noise, labelled=given.labelled)
-    except (VolumenError, ValueError, OSError) as error:
-        logger.error("%s", error)
-        return 2
-    return 0
