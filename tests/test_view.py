@@ -18,7 +18,9 @@ from test_file_writers import HEADS, IMAGE, PLACE, REGION, SHAPE, SPACING, run
 from test_placement import write_ome
 
 from volumen.cli.main import main
+from volumen.data.formats.label_view import RegionLabel
 from volumen.data.formats.opening import open_volume
+from volumen.data.formats.volumes import ArrayVolume
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
 from volumen.inference.predict import predict
@@ -71,6 +73,17 @@ def test_a_prediction_is_shown_with_its_image_truth_and_errors(dataset):
     assert find_view([str(dataset / "out")], case="b").layers[0].levels[0].path.endswith("b.zarr/0")
     with pytest.raises(VolumenError, match="expected an image: a, b, found c"):
         find_view([str(dataset / "out")], case="c")
+
+
+def test_overlapping_channels_of_a_label_are_shown_as_one_map():
+    """Without this only the first channel would be shown: a whole organ, and neither its tumour nor other organs."""
+    label = np.zeros((8, 9, 10), np.uint8)
+    label[2:6], label[3:5, 4:6], label[7] = 1, 2, 3
+    regions = RegionLabel(ArrayVolume(label, axes="zyx"), [[1, 2], [2], [3]])
+    layer = layer_of("truth", regions, "labels")
+    assert layer.content.channels == 1
+    np.testing.assert_array_equal(whole(layer.levels[0])[0], label)
+    assert whole(layer.levels[0]).dtype == layer.levels[0].dtype
 
 
 def test_a_record_is_shown_with_the_truth_of_its_image(dataset):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from volumen.data.formats.label_view import LabelView
 from volumen.data.formats.volumes import HasGeometry, Region, SingleLevelError, Volume
 from volumen.evaluation.cases import ScoredCase
 from volumen.inference.output.file_formats.neuroglancer_state import LayerContent
@@ -101,6 +102,26 @@ class ErrorVolume(HasGeometry):
         return errors[None]
 
 
+class ClassMap(LabelView):
+    """A label of overlapping channels, such as regions, as one label map: 1, 2, ... by channel, later ones on top.
+
+    Args:
+        volume: a label of several channels, each 0 or 1; other values are unknown and shown as 0.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__(volume, 1)
+        self.dtype = np.dtype(np.uint16)
+
+    def read(self, region: Region) -> np.ndarray:
+        """Return (1, *region shape)."""
+        stored = self.volume.read(region)
+        found = np.zeros((1, *stored.shape[1:]), np.uint16)
+        for number, channel in enumerate(stored, 1):
+            found[0][channel == 1] = number
+        return found
+
+
 def levels_of(volume: Volume) -> tuple[Volume, ...]:
     """Return a volume with its coarser levels, as far as its format has them."""
     from volumen.data.formats.opening import open_volume
@@ -144,6 +165,8 @@ def layer_of(
         visible: whether it is shown at first.
         coarser: its coarser levels; None: those in its file.
     """
+    if kind == "labels" and volume.channels > 1:
+        volume, coarser = ClassMap(volume), ()
     levels = levels_of(volume) if coarser is None else (volume, *coarser)
     largest = 255.0 if volume.dtype == np.uint8 else 1.0
     start = (0,) * len(volume.shape) if first is None else start_of(volume, first)
