@@ -20,7 +20,7 @@ from conftest import ROOT
 from data_folders import ball, image_of, write_tiff_folder
 
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("stories/*.md")])
 GENERATORS = sorted(DOCS.glob("make_*.py"))
 
 
@@ -76,7 +76,12 @@ def test_every_dependency_has_a_reason():
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(block.language == "python" for block in blocks(page))],
+    [
+        page
+        for page in PAGES
+        # Stories run whole, in test_stories.py.
+        if page.parent == DOCS and any(block.language == "python" for block in blocks(page))
+    ],
     ids=lambda p: p.stem,
 )
 def test_python_blocks_run(page, tmp_path, monkeypatch):

@@ -44,7 +44,9 @@ def site(tmp_path_factory):
 
 
 def pages() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    found = [*docs.glob("*.md"), *docs.glob("stories/*.md")]
+    return sorted(path.relative_to(docs).with_suffix("").as_posix() for path in found)
 
 
 CASES = [(name, width, "light") for name in pages() for width in WIDTHS] + [("index", 1300, "dark")]
@@ -63,5 +65,5 @@ def test_a_page_shows_all_it_has(site, name, width, scheme, tmp_path):
 
 def test_no_page_is_left_out():
     """The list of pages above is that of the site's navigation."""
-    listed = set(re.findall(r": (\w+)\.md", (ROOT / "mkdocs.yml").read_text()))
+    listed = set(re.findall(r": ([\w/]+)\.md", (ROOT / "mkdocs.yml").read_text()))
     assert set(pages()) == listed
