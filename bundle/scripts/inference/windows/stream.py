@@ -205,7 +205,7 @@ def stream(
         for lane, batch, windows in _ahead(readers, prepare, jobs, threads + 1):
             present = [window for window in windows if window is not None]
             skipped = {p for p, window in zip(batch, windows, strict=True) if window is None}
-            outputs = lanes[lane].network(np.stack(present)) if present else None
+            outputs = lanes[lane].network(_stacked(present)) if present else None
             while len(adding) >= 2:
                 adding.popleft().result()
             adding.append(adder.submit(add, lane, batch, skipped, outputs))
@@ -218,6 +218,11 @@ def stream(
         for future in writing:
             future.result()
     return counts
+
+
+def _stacked(windows: list[np.ndarray]) -> np.ndarray:
+    """Return windows (C, *patch) as one array (B, C, *patch), a view of a single one."""
+    return windows[0][None] if len(windows) == 1 else np.stack(windows)
 
 
 def _ahead(
