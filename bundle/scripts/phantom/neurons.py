@@ -45,7 +45,7 @@ def neurites(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     curves = _curves(shape, generator)
     tree = cKDTree(np.concatenate(curves))
     owner = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
-    places = np.stack(np.indices(shape, dtype=np.float32))
+    places = np.indices(shape, dtype=np.float32)
     places += np.stack([2.2 * clouds(shape, generator, cell=11) for _ in range(3)])
     _, nearest = tree.query(places.reshape(3, -1).T, workers=1)
     return _connected(owner[nearest].reshape(shape))
@@ -144,7 +144,7 @@ def _mitochondria(
     if not len(wide):
         return []
     count = max(1, round(depth.size / 60_000))
-    grid = np.stack(np.indices(depth.shape, dtype=np.float32), axis=-1)
+    grid = np.moveaxis(np.indices(depth.shape, dtype=np.float32), 0, -1)
     found = []
     for centre in wide[generator.integers(0, len(wide), count)]:
         radii = generator.uniform((6, 3.2, 3.2), (14, 4.6, 4.6))

@@ -43,7 +43,7 @@ def nuclei(shape: Sequence[int], seed: int) -> np.ndarray:
     """
     generator = np.random.default_rng((seed, 4))
     spacing = _spacing(shape)
-    places = np.stack(np.indices(tuple(shape), dtype=np.float32), axis=-1) * spacing
+    places = np.moveaxis(np.indices(tuple(shape), dtype=np.float32), 0, -1) * spacing
     extent = np.array(shape) * spacing
     nearest = np.full(tuple(shape), 1.0, np.float32)
     label = np.zeros(tuple(shape), np.uint16)
