@@ -85,9 +85,9 @@ class Setting:
 
 SETS = {
     "hippocampus": Setting(
-        "hippocampus", 2, (12, 12, 12), (24, 24, 24), (8, 16, 32), 300, slice(0, 30), slice(85, 100)
+        "hippocampus", 2, (12, 12, 12), (24, 24, 24), (8, 16, 32), 600, slice(0, 30), slice(85, 100)
     ),
-    "drive": Setting("vessel", 1, (48, 48), (96, 96), (8, 16, 32), 300, slice(0, 12), slice(12, 20)),
+    "drive": Setting("vessel", 1, (48, 48), (96, 96), (8, 16, 32), 900, slice(0, 12), slice(12, 20)),
     "fib25": Setting(
         "membrane", 1, (16, 16, 16), (32, 32, 32), (8, 16, 32), 150, slice(0, 150), slice(160, 250), split_axis=2
     ),
@@ -360,8 +360,42 @@ def summary(table: Table, picture: Path | None) -> None:
                     f"{name:12} {strategy:11} round {number}: {100 * shares[0]:5.2f} % of voxels,"
                     f" {100 * shares[1]:5.1f} % of foreground, Dice {fmean(dice):.3f} +- {spread:.3f} ({len(dice)})"
                 )
+    for line in mean_over_rounds(table.rows):
+        print(line)
     if picture is not None:
         _draw(lines, picture)
+
+
+def mean_over_rounds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table: the mean Dice over all rounds, and its difference to random boxes of the same seed.
+
+    Seeds count that have every round of every strategy, so that all means are over the same rounds.
+    """
+    lines = [
+        "| set | strategy | mean Dice over the rounds | over random, per seed |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        scores: dict[tuple[str, str], dict[str, float]] = {}
+        for row in rows:
+            if row["set"] == name and row["strategy"] != "start":
+                scores.setdefault((row["strategy"], row["seed"]), {})[row["round"]] = float(row["dice"])
+        most = max(len(each) for each in scores.values())
+        seeds = sorted({seed for _, seed in scores})
+        whole = [seed for seed in seeds if all(len(scores.get((s, seed), ())) == most for s in STRATEGIES)]
+        for strategy in STRATEGIES:
+            means = {
+                (s, seed): sum(scores[s, seed].values()) / most
+                for s in ("random", strategy)
+                for seed in whole
+            }
+            gains = ", ".join(f"{means[strategy, seed] - means['random', seed]:+.3f}" for seed in whole)
+            mean = sum(means[strategy, seed] for seed in whole) / max(1, len(whole))
+            if whole:
+                lines.append(
+                    f"| {name} | {strategy} | {mean:.3f} | {'' if strategy == 'random' else gains} |"
+                )
+    return lines
 
 
 def _draw(lines: Mapping[tuple[str, str, int], tuple[float, float, float]], path: Path) -> None:

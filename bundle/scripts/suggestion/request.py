@@ -54,11 +54,11 @@ class SuggestRequest:
     strategy: Annotated[
         Strategy,
         Described(
-            "Uncertain boxes of every class, drawn with noise and spread out (power), the most uncertain ones "
-            "(entropy), random ones with predicted foreground in two of three (foreground), or random ones.",
+            "Random boxes with predicted foreground in two of three (foreground), uncertain ones of every class, drawn "
+            "with noise and spread out (power), the most uncertain ones (entropy), or random ones.",
             group=CHOICE,
         ),
-    ] = "power"
+    ] = "foreground"
     beta: Annotated[
         float,
         Described(
