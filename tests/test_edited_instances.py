@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import zarr
 from instance_cases import cells, predicted, walls
+from prediction import make_predictor
 from scipy import ndimage
 from test_instance_graph import OFFSETS, affinity_case
 from test_instance_segmentation import identity_predictor, write_image
 
 from volumen.cli.main import main
 from volumen.data.formats.opening import open_volume
+from volumen.inference import edited_instances
 from volumen.inference.edited_instances import RECORD, update_instances
 from volumen.inference.output.block_log import GRAPH_FOLDER
 from volumen.inference.output.file_formats.agglomerates import Mapping, agglomerate_arrays
@@ -329,3 +331,33 @@ def test_an_agglomerate_file_joins_the_regions_to_the_instances(tmp_path):
     assert sorted(file.name for file in (path / GRAPH_FOLDER).iterdir() if "regions-" in file.name) == []
     with pytest.raises(VolumenError, match="expected a new folder, found an existing one"):
         update_instances(path, agglomerates=dataset)
+
+
+def test_an_image_of_two_axes_has_agglomerates_in_one_plane(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    image = np.rint(255 * predicted(walls(cells((40, 60), 8)), 0.2)).astype(np.uint8)
+    write_image(tmp_path / "s.zarr", image)
+    predictor = make_predictor(2, (16, 16), {"wall": (1, "sigmoid", "binary")})
+    rules = read_rules("boundary=wall,halo=3,block=16x16")
+    words = (str(tmp_path / "s.zarr"), "random.pth", str(tmp_path / "p.zarr"))
+    predict(PredictRequest(*words, amp="off", instances=rules), predictor=predictor)
+    path, dataset = tmp_path / "p.zarr", tmp_path / "out.webknossos"
+    zarr.open_array(path / "wall" / "0", mode="r+")[:] = image  # an edit of everything
+    with monkeypatch.context() as patch:
+        patch.setattr(edited_instances, "write_agglomerates", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            update_instances(path, agglomerates=dataset)
+    assert not dataset.exists()
+    found = update_instances(path, agglomerates=dataset)
+    source = Source(InstanceRules("wall", halo=3), (1.0, 1.0))
+    instances = stored(path, "labels/wall_instances")
+    np.testing.assert_array_equal(instances, instances_of({"wall": image[None]}, source))
+    assert found.instances == instances.max() > 3
+    layer = open_volume(str(dataset / "wall_regions"))
+    regions = layer.read(tuple(slice(0, n) for n in layer.shape))[0]
+    with h5py.File(dataset / "wall_regions" / "agglomerates" / "wall_instances.hdf5") as file:
+        owner, places = file["segment_to_agglomerate"][...], file["agglomerate_to_positions"][...].astype(int)
+        segments = file["agglomerate_to_segments"][...]
+    np.testing.assert_array_equal(owner[regions].reshape(instances.shape), instances)
+    assert (places[:, 2] == 0).all()
+    np.testing.assert_array_equal(regions.reshape(instances.shape)[places[:, 1], places[:, 0]], segments)

@@ -105,7 +105,11 @@ def update_instances(
     stored.compute(workers, progress)
     count = stored.write(workers, progress)
     if agglomerates is not None:
-        stored.write_agglomerates(agglomerates, workers, progress)
+        try:
+            stored.write_agglomerates(agglomerates, workers, progress)
+        except BaseException:
+            shutil.rmtree(agglomerates, ignore_errors=True)
+            raise
     return Update(stored.rules.name, count, changed)
 
 
