@@ -211,6 +211,9 @@ def _one_process(rank: int, folder: str, device_name: str, features: tuple[int, 
     several = device_name.startswith("cuda") and torch.cuda.device_count() > 1
     backend = "nccl" if several else "gloo"
     device = torch.device("cuda", rank) if several else torch.device(device_name)
+    if several:
+        # Otherwise the barrier, which has no tensor, would meet on GPU 0 in both processes.
+        torch.cuda.set_device(device)
     dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     net = torch.nn.Sequential(
