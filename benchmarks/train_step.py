@@ -149,8 +149,29 @@ def measure(arguments: argparse.Namespace) -> None:
             torch.cuda.synchronize()
         seconds.append(clock() - start)
     used = torch.cuda.max_memory_allocated() / 2**10 if cuda else peak_kib() - baseline
-    figures = {"parameters": parameters, "seconds": seconds[-arguments.steps :], "peak": used / 2**10}
-    print(json.dumps(figures))
+    print(
+        json.dumps(
+            {
+                "parameters": parameters,
+                "seconds": seconds[-arguments.steps :],
+                "peak": used / 2**10,
+                "operations": operations(kind, heads, arguments),
+            }
+        )
+    )
+
+
+def operations(kind: str, heads: str | None, arguments: argparse.Namespace) -> float:
+    """Return 1e9 floating-point operations of the convolutions in a forward and backward pass, without running it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build(kind, arguments.features, heads)
+        outputs = network(torch.rand(arguments.batch, 1, *[arguments.size] * 3))
+        outputs = outputs.values() if isinstance(outputs, dict) else [outputs]
+        sum(out.sum() for out in outputs).backward()
+    return counter.get_total_flops() / 1e9
 
 
 def train_step(network, optimizer, image, truth, dtype) -> None:
@@ -202,7 +223,8 @@ def run_all(names: list[str], arguments: argparse.Namespace) -> dict[str, dict]:
             command = [sys.executable, __file__, "--case", name, "--features", *map(str, arguments.features)]
             for option in ("size", "batch", "steps", "device"):
                 command += [f"--{option}", str(getattr(arguments, option))]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT / "bundle"), "OMP_NUM_THREADS": "1"}
+            paths = os.pathsep.join(filter(None, (str(ROOT / "bundle"), os.environ.get("PYTHONPATH", ""))))
+            environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
             answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(answer.stdout.splitlines()[-1])
             earlier = figures.get(name, {"seconds": [], "peak": 0})
@@ -220,11 +242,14 @@ def report(figures: dict[str, dict], arguments: argparse.Namespace) -> None:
         f"one step, {arguments.device}, patch {arguments.size}^3, batch {arguments.batch},"
         f" features {'-'.join(map(str, arguments.features))}"
     )
-    print(f"{'':46}{unit:>9}{'ratio':>8}{'M weights':>11}{'peak MiB':>10}")
+    print(f"{'':46}{unit:>9}{'ratio':>8}{'M weights':>11}{'peak MiB':>10}{'GFLOP':>8}")
     for name, found in figures.items():
         ratio = time_of[name] / time_of[REFERENCE]
         weights = found["parameters"] / 1e6
-        print(f"{name:46}{time_of[name] * scale:9.2f}{ratio:8.2f}{weights:11.2f}{found['peak']:10.0f}")
+        print(
+            f"{name:46}{time_of[name] * scale:9.2f}{ratio:8.2f}{weights:11.2f}{found['peak']:10.0f}"
+            f"{found['operations']:8.0f}"
+        )
     for above, below in (
         ("fp32", REFERENCE),
         ("fp32", "nnU-Net fp32, memory kept"),
@@ -237,7 +262,10 @@ def report(figures: dict[str, dict], arguments: argparse.Namespace) -> None:
         ("fp32, 4 more targets, shared decoder, aligned", "fp32, 4 more targets, shared decoder"),
     ):
         if above in time_of and below in time_of:
-            print(f"{above} / {below}: {time_of[above] / time_of[below]:.2f}")
+            arithmetic = figures[above]["operations"] / figures[below]["operations"]
+            print(
+                f"{above} / {below}: {time_of[above] / time_of[below]:.2f}, of the operations {arithmetic:.2f}"
+            )
 
 
 if __name__ == "__main__":
