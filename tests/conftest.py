@@ -49,6 +49,17 @@ def real_data():
     return folder
 
 
+@pytest.fixture
+def without_compiler():
+    """Let PyTorch find no C++ compiler."""
+    from torch._inductor import config, cpp_builder
+
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        cpp_builder.cpp_compiler_search.cache_clear()
+        yield
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was(monkeypatch):
     """Undo what a command run inside a test does to logging and warnings, which are the process's."""

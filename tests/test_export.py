@@ -41,6 +41,8 @@ def outputs_of(path, to, images):
         return torch.jit.load(str(path))(images)
     if to == "pt2":
         return torch.export.load(path).module()(images)
+    if to == "aoti":
+        return torch._inductor.aoti_load_package(str(path))(images)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -57,6 +59,8 @@ def metadata_in(path, to):
         files = {"metadata.json": ""}
         torch.export.load(path, extra_files=files)
         return json.loads(files["metadata.json"])
+    if to == "aoti":
+        return json.loads(torch._inductor.aoti_load_package(str(path)).get_metadata()["metadata"])
     import onnx
 
     return json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["metadata"])
@@ -75,12 +79,14 @@ def test_the_command_offers_every_format():
         ("onnx", 3),
         pytest.param("pt2", 2, marks=pytest.mark.slow),
         pytest.param("onnx", 2, marks=pytest.mark.slow),
+        pytest.param("aoti", 2, marks=pytest.mark.slow),
+        pytest.param("aoti", 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_file_agrees_with_the_network_at_sizes_it_was_not_made_with(tmp_path, to, ndim):
     need(to)
     checkpoint = save_checkpoint(tmp_path / "m.pth", ndim, (8,) * ndim, in_channels=ndim - 1)
-    path = tmp_path / f"file.{to}"
+    path = tmp_path / ("file.pt2" if to == "aoti" else f"file.{to}")
     report = export(checkpoint, path, to)
     assert report.worst <= 1e-4
     assert report.size == path.stat().st_size
@@ -133,8 +139,13 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path):
 @pytest.mark.parametrize(
     ("output", "to", "line"),
     [
-        ("a.ts", "tensorrt", "--to: expected one of torchscript, onnx, pt2, bioimageio, found 'tensorrt'"),
+        (
+            "a.ts",
+            "tensorrt",
+            "--to: expected one of torchscript, onnx, pt2, aoti, bioimageio, found 'tensorrt'",
+        ),
         ("a.rdf", "bioimageio", "-o/--output: expected a name that ends in .zip, found a.rdf"),
+        ("a.aoti", "aoti", "-o/--output: expected a name that ends in .pt2, found a.aoti"),
         ("no/a.ts", "pt2", "no: there is no such folder; make it, or give another -o"),
         (".", "pt2", "expected a file's name, found a folder; give another -o"),
     ],
@@ -150,6 +161,16 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(VolumenError, match=r"needs the package onnx; pip install 'volumen\[export\]'"):
         export(save_checkpoint(tmp_path / "m.pth"), tmp_path / "a.onnx", "onnx")
+
+
+def test_a_missing_compiler_is_named(tmp_path, without_compiler):
+    with pytest.raises(VolumenError) as caught:
+        export(save_checkpoint(tmp_path / "m.pth"), tmp_path / "a.pt2", "aoti")
+    assert str(caught.value) == (
+        "--to aoti: expected a C++ compiler, which compiles the network, found none; "
+        "install one, such as g++, or export --to pt2"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pth"]
 
 
 def test_the_command_prints_the_agreement(tmp_path, caplog):

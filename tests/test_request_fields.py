@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 import zarr
 from prediction import save_checkpoint
@@ -36,9 +37,9 @@ from volumen.utils.errors import VolumenError
 GROUPS = (WHAT, HOW, SEVERAL, RESULT)
 FLAGS = {
     "predict": "-i --input -m --checkpoint -o --output --like --config-path --targets --mask --region --axes --level "
-    "--overlap --patch-size --batch-size --tta --device --amp --workers --no-skip-empty --on-corrupt --nonfinite "
-    "--nworkers --scheduler --dtype --threshold --min-size --keep-largest --fill-holes --instances --format "
-    "--compress --no-fuse --no-pyramid --overwrite",
+    "--overlap --patch-size --batch-size --compile --tta --device --amp --workers --no-skip-empty --on-corrupt "
+    "--nonfinite --nworkers --scheduler --dtype --threshold --min-size --keep-largest --fill-holes --instances "
+    "--format --compress --no-fuse --no-pyramid --overwrite",
     "evaluate": "-p --predictions -l --labels -o --output --masks --targets --metrics --instances --threshold "
     "--tolerance --spacing --worst --ignore-label --require-all --seed --connectivity --surface-border "
     "--no-diagnostics",
@@ -227,8 +228,9 @@ def test_a_record_gives_every_setting_back():
     }
 
 
-def test_a_predictions_record_gives_its_request_back(tmp_path):
+def test_a_predictions_record_gives_its_request_back(tmp_path, monkeypatch):
     """So no other entry of the record takes a setting's place."""
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # the compiler takes half a minute
     image = np.random.default_rng(0).integers(0, 256, (9, 12, 11), dtype=np.uint8)
     for name, content in (("a", image), ("mask", np.ones_like(image))):
         array = zarr.create_array(

@@ -41,7 +41,7 @@ _COMMANDS = (
     (
         "export",
         "volumen.cli.share",
-        "write a network as TorchScript, ONNX, pt2 or for bioimage.io",
+        "write a network as TorchScript, ONNX, pt2, AOTInductor or for bioimage.io",
     ),
     ("package", "volumen.cli.share", "write a trained model as a MONAI bundle that runs elsewhere"),
     ("info", "volumen.cli.info", "print versions, devices and extras, for a report of a problem"),

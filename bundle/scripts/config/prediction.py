@@ -25,6 +25,14 @@ class PredictionSettings:
         Annotated[Amount, Lt(1.0)], Described("Share of a window that the next one covers.", "SHARE", HOW)
     ] = 0.5
     amp: Annotated[AmpMode, Described("Mixed precision; auto: the device's fast one.", group=HOW)] = "auto"
+    compile: Annotated[
+        bool,
+        Described(
+            "Compile the network with torch.compile and log its largest difference from the network; pays for large "
+            "volumes.",
+            group=HOW,
+        ),
+    ] = False
     tta: Annotated[
         Literal["none", "mirror", "rotate"],
         Described(

@@ -21,6 +21,7 @@ from volumen.data.space.geometry import AxisTurn, Geometry
 from volumen.derived.channel_layout import ChannelLayout, make_layout
 from volumen.inference.resampling import TrainedGrid
 from volumen.inference.windows.blending import gaussian_window
+from volumen.inference.windows.compiled import CompiledNetwork
 from volumen.inference.windows.heads import PROBABILITIES, Head, encode_all, split_channels
 from volumen.inference.windows.plan import fit_window
 from volumen.inference.windows.sliding import SlidingWindow
@@ -371,6 +372,7 @@ class WindowNetwork:
         compare: whether to append the outputs without augmentation as further channels.
         turn: how windows are turned before they enter the network; the outputs are turned back. None: not turned.
         stays: return tensors on the device, so that windows are blended there.
+        compile: compile the network, see `CompiledNetwork`.
     """
 
     def __init__(
@@ -384,6 +386,7 @@ class WindowNetwork:
         compare: bool = False,
         turn: AxisTurn | None = None,
         stays: bool = False,
+        compile: bool = False,
     ) -> None:
         self.stays = stays
         self.predictor = predictor
@@ -402,6 +405,9 @@ class WindowNetwork:
         )
         self.precision = precision
         self.device = predictor.device
+        self._network: Any = (
+            CompiledNetwork(predictor.network, self.device, precision) if compile else predictor.network
+        )
         later = predictor.window_rules.later_centre
         weights = gaussian_window(tuple(patch_size), later_centre=later)
         self._weights = torch.from_numpy(weights).to(self.device)
@@ -428,7 +434,7 @@ class WindowNetwork:
         plain: Tensor | None = None
         for turn in self.turns:
             with autocast(self.precision, self.device):
-                outputs = self.predictor.network(turn.apply(images).contiguous(), targets=self.names)
+                outputs = self._network(turn.apply(images).contiguous(), targets=self.names)
             turned = {head.name: outputs[head.name].float() for head in self.heads}
             for step in (turn, *((self.base,) if self.base else ())):
                 turned = {head.name: _turned_back(step, head, turned[head.name]) for head in self.heads}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from volumen.networks.recompute import recompute_activations
-from volumen.utils.compilation import compile_arguments
+from volumen.utils.compilation import compile_arguments, compiling
 from volumen.utils.distributed import is_distributed
 
 
@@ -35,6 +35,9 @@ def prepare_network(
 
     Returns:
         The network, inside `DistributedDataParallel` when there are several processes, and compiled if required.
+
+    Raises:
+        VolumenError: it shall be compiled and there is no compiler, or its activations cannot be recomputed.
     """
     device = torch.device(device)
     if activation_checkpointing:
@@ -52,7 +55,9 @@ def prepare_network(
         )
     if compile:
         arguments = compile_arguments(compile, **(compile_kwargs or {}))
-        network = torch.compile(network, **arguments)  # type: ignore[assignment]
+        # The compiler runs at the first step; here a missing one is found.
+        with compiling("tr_config.compile", device):
+            network = torch.compile(network, **arguments)  # type: ignore[assignment]
     return network
 
 

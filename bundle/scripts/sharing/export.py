@@ -15,7 +15,7 @@ from torch import Tensor
 
 from volumen.checkpoints.file import writing_failed
 from volumen.inference.predictor import Predictor, load_predictor
-from volumen.sharing.exchange_formats import OPENERS, WRITERS
+from volumen.sharing.exchange_formats import OPENERS, SUFFIXES, WRITERS
 from volumen.sharing.exporters import Extras, Run, network_of, sample
 from volumen.sharing.metadata import build_metadata, read_metrics, training_summary
 from volumen.utils.errors import VolumenError
@@ -83,7 +83,7 @@ def export(
     Args:
         checkpoint: trained network.
         output: the file to write.
-        to: "torchscript", "onnx", "pt2" or "bioimageio".
+        to: "torchscript", "onnx", "pt2", "aoti" or "bioimageio".
         overwrite: whether an existing file may be replaced.
         description: purpose of the model; "" for a sentence generated from its targets.
         authors: authors of the model.
@@ -98,8 +98,9 @@ def export(
         raise VolumenError("--to", expected=f"one of {', '.join(WRITERS)}", found=repr(to))
     output = Path(output)
     check_output(output, overwrite)
-    if to == "bioimageio" and output.suffix != ".zip":
-        raise VolumenError("-o/--output", expected="a name that ends in .zip", found=output.name)
+    suffix = SUFFIXES.get(to)
+    if suffix is not None and output.suffix != suffix:
+        raise VolumenError("-o/--output", expected=f"a name that ends in {suffix}", found=output.name)
     predictor = load_predictor(checkpoint)
     folder = Path(checkpoint).resolve().parent
     metadata = build_metadata(

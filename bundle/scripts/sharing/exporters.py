@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from volumen.inference.predictor import Predictor
 from volumen.networks.multihead import MultiHeadDynUNet, NamedHeads
+from volumen.utils.compilation import compiling
 from volumen.utils.errors import VolumenError
 
 METADATA_FILE = "metadata.json"
 METADATA_KEY = "metadata"
+AOTI_FLAG = "--to aoti"
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 """A function from images to outputs by name."""
@@ -70,22 +72,48 @@ def open_torchscript(path: Path) -> Run:
 
 def write_pt2(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
     """Write a program of `torch.export` that returns a dictionary from target to tensor."""
+    with _exported(network_of(predictor)) as program:
+        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+@contextmanager
+def _exported(network: MultiHeadDynUNet) -> Iterator[torch.export.ExportedProgram]:
+    """Provide the network as a program of `torch.export`, and the settings under which it is processed further."""
     from torch.fx.experimental import _config
 
     tracing: Any = _config  # the import defines `patch`
-    network = network_of(predictor)
     # Otherwise the program refuses sides of one divisor, because tracing specialises a size of 1 in the last stage.
     with quiet(), tracing.patch(backed_size_oblivious=True):
-        program = torch.export.export(
-            network, (sample(network),), dynamic_shapes={"x": dynamic_shape(network)}
-        )
-        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+        yield torch.export.export(network, (sample(network),), dynamic_shapes={"x": dynamic_shape(network)})
 
 
 def open_pt2(path: Path) -> Run:
     """Return a function that runs a `torch.export` file."""
     with quiet():
         return torch.export.load(path).module()
+
+
+def write_aoti(predictor: Predictor, path: Path, metadata: Mapping[str, Any], extras: Extras) -> None:
+    """Write an AOTInductor package: the network as a compiled library for CPUs of this kind, without Python.
+
+    Raises:
+        VolumenError: there is no C++ compiler, or it fails.
+    """
+    with (
+        compiling(AOTI_FLAG, torch.device("cpu"), remedy="or export --to pt2"),
+        _exported(network_of(predictor)) as program,
+    ):
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)}},
+        )
+
+
+def open_aoti(path: Path) -> Run:
+    """Return a function that runs an AOTInductor package."""
+    with quiet():
+        return torch._inductor.aoti_load_package(str(path))
 
 
 class TupleOfHeads(nn.Module):

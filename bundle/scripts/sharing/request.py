@@ -55,7 +55,9 @@ class ExportRequest:
     """The model to export, and the format."""
 
     checkpoint: Checkpoint
-    to: Annotated[Literal["torchscript", "onnx", "pt2", "bioimageio"], Described("Format of the file.")]
+    to: Annotated[
+        Literal["torchscript", "onnx", "pt2", "aoti", "bioimageio"], Described("Format of the file.")
+    ]
     output: Annotated[str, Described("File to write.", "FILE", short="-o", once=True)]
     overwrite: Annotated[bool, Described("Replace the file if it is there.")] = False
     description: Annotated[str, Described(_PURPOSE, group=ABOUT)] = ""

@@ -82,6 +82,7 @@ def make_blocks(
             compare=gain is not None,
             turn=member.turn,
             stays=blends_there,
+            compile=request.compile,
         )
         for model, member in zip(predictor.networks, work.members, strict=True)
     ]
