@@ -29,8 +29,9 @@ PASSES = {
     "zarr": (
         "/components/tissue-0/block_",
         "/tissue/0/c/",
-        "/instances/pieces/block_",
-        "/instances/edges/run_",
+        "/instances/flooded_pieces/block_",
+        "/instances/edges/rows_",
+        "/instances/edges/regions",
         "/ink_instances/0/c/",
         "/ink/1/c/",
         "os.rmdir",
