@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process per core, each with whole files of tests, since the tests of a file share their trainings.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: link demo picture test test-all platforms lint format docs dist clean help
 
@@ -45,10 +47,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: lint dist docs
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" $(PARALLEL)
 	$(BIN)/python tests/platforms.py
 
 platforms: $(STAMP)

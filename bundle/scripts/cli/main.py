@@ -11,12 +11,9 @@ from importlib import import_module
 from volumen.cli.flags import Once
 from volumen.version import __version__
 
-_DESCRIPTION = """\
-Train one network on many targets of a volume, labelled and derived ones.
-`volumen COMMAND --help` tells every option."""
+_DESCRIPTION = "Train one network on many targets of a volume. Options: volumen COMMAND --help"
 _EPILOG = """\
-exit codes: 0 done; 1 a defect; 2 input or settings to mend, told in one line;
-130 stopped by Ctrl-C, 143 by SIGTERM, both saved"""
+exit codes: 0 done, 1 defect, 2 input to mend; 130 and 143: stopped and saved"""
 
 
 _COMMANDS = (
@@ -24,7 +21,7 @@ _COMMANDS = (
     (
         "pretrain",
         "volumen.cli.pretrain",
-        "train the encoder on images without labels, to start a training from",
+        "train the encoder on images without labels",
     ),
     ("predict", "volumen.cli.predict", "predict volumes of any size with a trained model"),
     ("instances", "volumen.cli.instances", "find instances again where a prediction was edited"),
@@ -41,7 +38,7 @@ _COMMANDS = (
     (
         "export",
         "volumen.cli.share",
-        "write a network as TorchScript, ONNX, pt2, AOTInductor or for bioimage.io",
+        "write a network as ONNX, pt2 or another format",
     ),
     ("package", "volumen.cli.share", "write a trained model as a MONAI bundle that runs elsewhere"),
     ("info", "volumen.cli.info", "print versions, devices and extras, for a report of a problem"),
