@@ -340,13 +340,23 @@ def run_cell(
         one_round(name, strategy, seed, step, folder, parts, table)
 
 
+def finished_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of seeds that have every round of every strategy, so that all means are over the same seeds."""
+    most = max(int(row["round"]) for row in rows)
+    number: dict[tuple[str, str], int] = {}
+    for row in rows:
+        number[row["set"], row["seed"]] = number.get((row["set"], row["seed"]), 0) + 1
+    return [row for row in rows if number[row["set"], row["seed"]] == 1 + most * len(STRATEGIES)]
+
+
 def summary(table: Table, picture: Path | None) -> None:
-    """Print the mean Dice by set, round and strategy, and draw the curves."""
+    """Print the mean Dice of finished seeds by set, round and strategy, and draw the curves."""
     from statistics import fmean, stdev
 
     lines = {}
-    for name in dict.fromkeys(row["set"] for row in table.rows):
-        rows = [row for row in table.rows if row["set"] == name]
+    finished = finished_seeds(table.rows)
+    for name in dict.fromkeys(row["set"] for row in finished):
+        rows = [row for row in finished if row["set"] == name]
         for strategy in ("start", *STRATEGIES):
             for number in sorted({int(row["round"]) for row in rows if row["strategy"] == strategy}):
                 own = [row for row in rows if row["strategy"] == strategy and int(row["round"]) == number]
@@ -360,47 +370,35 @@ def summary(table: Table, picture: Path | None) -> None:
                     f"{name:12} {strategy:11} round {number}: {100 * shares[0]:5.2f} % of voxels,"
                     f" {100 * shares[1]:5.1f} % of foreground, Dice {fmean(dice):.3f} +- {spread:.3f} ({len(dice)})"
                 )
-    for line in mean_over_rounds(table.rows):
+    for line in mean_over_rounds(finished):
         print(line)
     if picture is not None:
         _draw(lines, picture)
 
 
 def mean_over_rounds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a table: the mean Dice over all rounds, and its difference to random boxes of the same seed.
-
-    Seeds count that have every round of every strategy, so that all means are over the same rounds.
-    """
+    """Return a table: the mean Dice over all rounds, and its difference to random boxes of the same seed."""
     lines = [
         "| set | strategy | mean Dice over the rounds | over random, per seed |",
         "| --- | --- | --- | --- |",
     ]
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        scores.setdefault((row["set"], row["strategy"], row["seed"]), []).append(float(row["dice"]))
+    means = {key: sum(each) / len(each) for key, each in scores.items()}
     for name in dict.fromkeys(row["set"] for row in rows):
-        scores: dict[tuple[str, str], dict[str, float]] = {}
-        for row in rows:
-            if row["set"] == name and row["strategy"] != "start":
-                scores.setdefault((row["strategy"], row["seed"]), {})[row["round"]] = float(row["dice"])
-        most = max(len(each) for each in scores.values())
-        seeds = sorted({seed for _, seed in scores})
-        whole = [seed for seed in seeds if all(len(scores.get((s, seed), ())) == most for s in STRATEGIES)]
+        seeds = sorted({key[2] for key in means if key[0] == name})
         for strategy in STRATEGIES:
-            means = {
-                (s, seed): sum(scores[s, seed].values()) / most
-                for s in ("random", strategy)
-                for seed in whole
-            }
-            gains = ", ".join(f"{means[strategy, seed] - means['random', seed]:+.3f}" for seed in whole)
-            mean = sum(means[strategy, seed] for seed in whole) / max(1, len(whole))
-            if whole:
-                lines.append(
-                    f"| {name} | {strategy} | {mean:.3f} | {'' if strategy == 'random' else gains} |"
-                )
+            own = [means[name, strategy, seed] for seed in seeds]
+            gains = [f"{mean - means[name, 'random', seed]:+.3f}" for mean, seed in zip(own, seeds)]
+            told = "" if strategy == "random" else ", ".join(gains)
+            lines.append(f"| {name} | {strategy} | {sum(own) / len(own):.3f} | {told} |")
     return lines
 
 
 def _draw(lines: Mapping[tuple[str, str, int], tuple[float, float, float]], path: Path) -> None:
     """Write an SVG: Dice against labelled voxels, a panel per set, a line with standard deviations per strategy."""
-    width, height, left, low = 330, 230, 48, 36
+    width, height, left, low = 350, 230, 48, 36
     names = list(dict.fromkeys(key[0] for key in lines))
     parts = []
     for place, name in enumerate(names):
@@ -409,11 +407,13 @@ def _draw(lines: Mapping[tuple[str, str, int], tuple[float, float, float]], path
         x_most, y_least, y_most = max(xs) * 1.05, min(ys) - 0.02, max(ys) + 0.02
 
         def point(x: float, y: float) -> tuple[float, float]:
-            across = (width - left - 10) * x / x_most  # noqa: B023
+            across = (width - left - 24) * x / x_most  # noqa: B023
             up = (height - low - 20) * (y - y_least) / (y_most - y_least)  # noqa: B023
             return left + across, height - low - up
 
-        panel = [f'<text x="{width / 2:.0f}" y="14" text-anchor="middle">{name}</text>']
+        panel = [
+            f'<text x="{width / 2:.0f}" y="14" text-anchor="middle">{name}: Dice by labelled voxels</text>'
+        ]
         for value in np.linspace(y_least, y_most, 5):
             y = point(0, float(value))[1]
             panel.append(
@@ -439,7 +439,8 @@ def _draw(lines: Mapping[tuple[str, str, int], tuple[float, float, float]], path
         parts.append(f'<g transform="translate({place * width} 0)">{"".join(panel)}</g>')
     size = f'width="{width * len(names)}" height="{height}"'
     style = 'font-family="sans-serif" font-size="11"'
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>\n')
+    page = '<rect width="100%" height="100%" fill="white"/>'  # dark pages have light text
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{page}{"".join(parts)}</svg>\n')
 
 
 def main() -> None:
