@@ -170,6 +170,19 @@ def test_every_division_into_blocks_gives_the_bytes_of_the_whole(case, block, tm
     np.testing.assert_array_equal(Run(heads, source, block, tmp_path, mask)(), whole)
 
 
+@pytest.mark.parametrize("case", ["walls", "affinities", "foreground"])
+def test_one_instance_that_fills_the_volume_is_warned_of(case, tmp_path, caplog):
+    heads, source = CASES[case]()
+    Run(heads, source, SHAPE, tmp_path / "parted")()
+    assert not caplog.records
+    walls = source.rules.boundary
+    weak = {name: np.full_like(values, 255 * (name != walls)) for name, values in heads.items()}
+    found = Run(weak, source, SHAPE, tmp_path / "weak")()
+    assert found.max() == 1
+    # A foreground without a gap may well be one object.
+    assert ("instances: one of them has 100 % of all voxels" in caplog.text) is (case != "foreground")
+
+
 def test_a_flat_volume_without_blocks_is_one_instance_or_none(tmp_path):
     source = Source(InstanceRules("wall"), (1.0, 1.0))
     for value, count in ((0, 1), (255, 0)):

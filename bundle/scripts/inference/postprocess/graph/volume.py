@@ -6,6 +6,7 @@ so that an interrupted run continues. The result is the same for every division 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from volumen.inference.postprocess.graph.sources import Source
 from volumen.utils.files.arrays import read_array
 from volumen.utils.files.atomic import write_atomically
 
+logger = logging.getLogger(__name__)
+
+ONE = 0.9
+"""Share of all voxels from which one instance is taken for a failure of what should part it."""
 ReadHeads = Callable[[Region], Heads]
 ReadMask = Callable[[Region], np.ndarray | None]
 ReadLabels = Callable[[Region], np.ndarray]
@@ -238,6 +243,7 @@ class VolumeGraph:
         sizes, lowest = (read_array(self._file(name), mapped=False) for name in ("sizes", "lowest"))
         final = merge_regions(self.edges.table(), self.edges.regions(), sizes, lowest, self.source)
         write_atomically(self._file("final"), lambda stream: np.save(stream, final))
+        warn_of_one(final, sizes, self.source)
         return int(final.max(initial=0))
 
     def numbered(self, number: int, labels: ReadLabels) -> tuple[Region, np.ndarray]:
@@ -337,6 +343,29 @@ def merge_regions(
     number = np.zeros(len(total), np.uint32)
     number[kept[kept > 0]] = np.arange(1, (kept > 0).sum() + 1)
     return number[cluster][region]
+
+
+def warn_of_one(final: np.ndarray, sizes: np.ndarray, source: Source) -> None:
+    """Warn where walls or affinities part hardly anything, since the result is useless and looks finished.
+
+    Args:
+        final: the instance of each fragment, 0 for none.
+        sizes: voxels of each fragment.
+        source: how heads are read.
+    """
+    rules = source.rules
+    parted = rules.boundary or rules.affinities
+    if parted is None or rules.foreground is not None or not final.any():
+        return
+    share = float(np.bincount(final, weights=sizes)[1:].max() / sizes.sum())
+    if share > ONE:
+        logger.warning(
+            "instances: one of them has %.0f %% of all voxels: %s parts hardly any at the threshold of %g; find"
+            " threshold and merge_threshold by volumen tune --instances",
+            100 * share,
+            parted,
+            rules.threshold,
+        )
 
 
 def _inside(region: Region, around: Region) -> Region:
