@@ -7,10 +7,12 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_evaluate import write
 from test_report_browser import CHROMIUM, FLAGS
 
@@ -60,6 +62,23 @@ def violations(axe, page, profile, scheme):
     found = re.search(r"<title>AXE(.*?)</title>", shown, re.DOTALL)
     assert found, "axe-core did not run"
     return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages."""
+    pytest.importorskip("mkdocs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["", "quickstart", "targets", "stories/nuclei"])
+def test_a_page_has_no_violation(axe, site, page, scheme, tmp_path):
+    assert violations(axe, site / page / "index.html", tmp_path / "profile", scheme) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
