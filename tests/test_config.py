@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, asdict, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tifffile
 import yaml
 from data_folders import ball, image_of, shells, write_tiff_folder
 
-from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment
+from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment, recipes
 from volumen.config.manager import ConfigManager
 from volumen.config.sections import SECTIONS, ModelConfig, TargetConfig, TrainingConfig
 from volumen.config.targets import make_target
@@ -623,3 +624,13 @@ def test_a_time_budget_leaves_what_the_user_gave(tmp_path):
     fixed = candidates(ConfigManager(**data, model_config={"separate_decoders": True}))
     assert {(choice.batch_size, choice.learning_rate) for choice in fixed} == {(2, 0.001)}
     assert all(choice.separate_decoders for choice in fixed)
+
+
+def test_a_recipe_is_read_by_its_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"nuclei", "neurons", "nnunet"} <= set(recipes())
+    assert read_experiment("nuclei") == read_experiment(recipes()["nuclei"])
+    Path("nuclei").write_text("tr_config: {max_epoch: 3}")
+    assert read_experiment("nuclei") == {"tr_config": {"max_epoch": 3}}
+    with pytest.raises(VolumenError, match=r"nucl\b.*or name a recipe: .*nuclei"):
+        read_experiment("nucl")

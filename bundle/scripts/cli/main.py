@@ -167,7 +167,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="data format (default: by content)",
     )
     data.add_argument(
-        "--config-path", metavar="YAML", help="experiment file: any part of the sections, data only"
+        "--config-path",
+        metavar="YAML",
+        help="experiment file: any part of the sections, data only; or a recipe of the bundle: nuclei, neurons, nnunet",
     )
     data.add_argument(
         "--config-file",

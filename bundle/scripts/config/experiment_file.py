@@ -44,7 +44,8 @@ def read_experiment(path: str | Path) -> dict[str, dict[str, Any]]:
     """Read a user's experiment file.
 
     Args:
-        path: a YAML (or JSON) file with any part of the sections.
+        path: a YAML (or JSON) file with any part of the sections, or the name of a recipe of the bundle, such as
+            nuclei, where there is no such file.
 
     Returns:
         The sections in the file, plain values only.
@@ -53,12 +54,16 @@ def read_experiment(path: str | Path) -> dict[str, dict[str, Any]]:
         VolumenError: the file is missing or malformed, has an unknown section, or contains code: an expression
             (`$...`), a reference or macro (`@...`, `%...`) or a `_target_`.
     """
-    path = Path(path)
+    path = _recipe(path) or Path(path)
     try:
         # -sig, since editors on Windows write a byte order mark at the start of a file.
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise VolumenError(path, f"cannot be read ({error.strerror})", remedy="check --config-path") from None
+        raise VolumenError(
+            path,
+            f"cannot be read ({error.strerror})",
+            remedy=f"check --config-path, or name a recipe: {', '.join(recipes())}",
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise VolumenError(
@@ -73,6 +78,16 @@ def read_experiment(path: str | Path) -> dict[str, dict[str, Any]]:
     check_section_names(content, str(path))
     refuse_code(content, str(path))
     return {name: dict(content[name] or {}) for name in SECTION_NAMES if name in content}
+
+
+def recipes() -> dict[str, Path]:
+    """Return the experiment files of the bundle by their name."""
+    return {path.stem: path for path in sorted((configs_dir() / "recipes").glob("*.yaml"))}
+
+
+def _recipe(path: str | Path) -> Path | None:
+    """Return the file of a recipe; None where a file of that name exists, which counts, and for other names."""
+    return None if Path(path).exists() else recipes().get(str(path))
 
 
 def _malformed(path: Path, error: yaml.YAMLError) -> VolumenError:
