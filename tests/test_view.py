@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from volumen.evaluation.score import evaluate
 from volumen.inference.predict import predict
 from volumen.inference.request import PredictRequest
 from volumen.utils.errors import VolumenError
-from volumen.viewing.layers import ADDED, MISSED, layer_of
+from volumen.viewing.layers import ADDED, CONFUSED, MISSED, ErrorVolume, layer_of
 from volumen.viewing.server import ViewServer
 from volumen.viewing.sources import find_view
 
@@ -329,3 +330,20 @@ def test_without_napari_the_extra_is_named(tmp_path, monkeypatch):
         VolumenError, match=r"--with napari: napari is not installed; pip install 'volumen\[napari\]'"
     ):
         show(find_view([str(tmp_path / "a.zarr")]))
+
+
+def test_a_region_that_is_wrong_within_another_is_an_error():
+    """A tumour (channel 1) in an organ (channel 0): missed as a part of the organ, and outside of it."""
+    truth = np.array([[1, 1, 1, 0, 0], [0, 1, 0, 0, 0]], np.float32)[:, None]
+    found = np.array([[1, 1, 1, 1, 0], [0, 0, 1, 0, 0]], np.float32)[:, None]
+    volume = SimpleNamespace(
+        path="p", shape=(1, 5), geometry=None, chunks=None, affine=None, fingerprint=lambda: ""
+    )
+    case = SimpleNamespace(
+        prediction=volume,
+        kind="multilabel",
+        scale=1,
+        read=lambda region: (found, truth, np.ones((1, 5), bool)),
+    )
+    errors = ErrorVolume(case, 0.5).read((slice(0, 1), slice(0, 5)))
+    assert errors.tolist() == [[[0, CONFUSED, CONFUSED, ADDED, 0]]]

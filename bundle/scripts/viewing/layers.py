@@ -91,13 +91,16 @@ class ErrorVolume(HasGeometry):
         if self._case.kind == "multiclass":
             predicted = found.argmax(0) if len(found) > 1 else found[0]
             true = truth.argmax(0) if len(truth) > 1 else truth[0]
+            differs = true != predicted
         else:
             level = self._threshold if self._case.scale else 0.5
+            # Where channels overlap, such as a tumour in an organ, one of them may be wrong within the other.
+            differs = ((found >= level) != (truth > 0)).any(0)
             predicted, true = (found >= level).any(0), (truth > 0).any(0)
         errors = np.zeros(known.shape, np.uint8)
         errors[(true != 0) & (predicted == 0)] = MISSED
         errors[(true == 0) & (predicted != 0)] = ADDED
-        errors[(true != 0) & (predicted != 0) & (true != predicted)] = CONFUSED
+        errors[(true != 0) & (predicted != 0) & differs] = CONFUSED
         errors[~known] = 0
         return errors[None]
 

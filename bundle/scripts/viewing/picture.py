@@ -184,7 +184,7 @@ def _scattered(numbers: np.ndarray) -> np.ndarray:
 
 
 def _caption(layer: ViewLayer) -> str:
-    return f"{layer.name}: missed, added" if layer.content.kind == "errors" else layer.name
+    return f"{layer.name}: missed, added, confused" if layer.content.kind == "errors" else layer.name
 
 
 def _fitting(shape: Sequence[int], step: Sequence[float]) -> tuple[int, int]:
