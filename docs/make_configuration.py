@@ -16,15 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from volumen.config.described import Described, setting_fields  # noqa: E402
+from volumen.config.parts.targets import AuxiliaryTaskConfig, LossSpec, TargetConfig  # noqa: E402
 from volumen.config.parts.unlabelled import UnlabelledConfig  # noqa: E402
-from volumen.config.sections import (  # noqa: E402
-    ALIASES,
-    RETIRED,
-    SECTIONS,
-    AuxiliaryTaskConfig,
-    LossSpec,
-    TargetConfig,
-)
+from volumen.config.sections import ALIASES, RETIRED, SECTIONS  # noqa: E402
 
 INTRODUCTION = """# Configuration
 

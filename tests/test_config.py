@@ -14,7 +14,10 @@ from data_folders import ball, image_of, shells, write_tiff_folder
 
 from volumen.config.experiment_file import assign, merge, parse_assignment, read_experiment, recipes
 from volumen.config.manager import ConfigManager
-from volumen.config.sections import SECTIONS, ModelConfig, TargetConfig, TrainingConfig
+from volumen.config.parts.network import ModelConfig
+from volumen.config.parts.targets import TargetConfig
+from volumen.config.parts.training import TrainingConfig
+from volumen.config.sections import SECTIONS
 from volumen.config.targets import make_target
 from volumen.data.sampling.split import Split
 from volumen.losses.multitask import MultiTaskLoss

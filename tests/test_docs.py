@@ -228,7 +228,7 @@ def check_experiment(text: str, folder: Path) -> None:
     names = [*config.target_configs, *(task.get("source_target") for task in tasks.values())]
     primary = {}
     for name in dict.fromkeys(names or ["surface"]):
-        from volumen.config.sections import TargetConfig
+        from volumen.config.parts.targets import TargetConfig
 
         entry = config.target_configs.get(name) or TargetConfig()
         channels = entry.out_channels or 1

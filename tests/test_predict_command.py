@@ -13,7 +13,7 @@ from prediction import save_checkpoint
 
 from volumen.cli.main import main
 from volumen.cli.predict import _inference_section, add_predict_arguments, request_from
-from volumen.config.sections import InferenceConfig
+from volumen.config.prediction import InferenceConfig
 from volumen.inference.request import PredictRequest
 from volumen.inference.settings import request_fields
 from volumen.utils.errors import VolumenError

@@ -202,7 +202,7 @@ def test_kernels_compile_where_no_cache_can_be_written(tmp_path):
 def test_a_derivation_accepts_the_keys_that_the_configuration_checks_for_every_task():
     from dataclasses import fields
 
-    from volumen.config.sections import AuxiliaryTaskConfig
+    from volumen.config.parts.targets import AuxiliaryTaskConfig
     from volumen.derived.registry import COMMON_KEYS
 
     assert {field.name for field in fields(AuxiliaryTaskConfig)} == COMMON_KEYS

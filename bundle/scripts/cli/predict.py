@@ -59,7 +59,7 @@ def _inference_section(arguments: argparse.Namespace) -> dict[str, Any]:
     if getattr(arguments, "config_path", None) is None:
         return {}
     from volumen.config.experiment_file import read_experiment
-    from volumen.config.sections import InferenceConfig
+    from volumen.config.prediction import InferenceConfig
     from volumen.config.validation import check_section
 
     section = read_experiment(arguments.config_path).get("inference_config", {})

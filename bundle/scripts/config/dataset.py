@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from volumen.config.sections import DatasetConfig, TargetConfig
+from volumen.config.parts.dataset import DatasetConfig
+from volumen.config.parts.targets import TargetConfig
 from volumen.config.targets import read_target
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest

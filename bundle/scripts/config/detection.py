@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from volumen.config.sections import TargetConfig
+from volumen.config.parts.targets import TargetConfig
 from volumen.data.formats.volumes import Volume
 from volumen.data.labels.instance_labels import look_like_instances
 from volumen.data.layout import OpenCase

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from volumen.config.sections import InferenceConfig, TargetConfig, TrainingSetup
+from volumen.config.parts.setup import TrainingSetup
+from volumen.config.parts.targets import TargetConfig
+from volumen.config.prediction import InferenceConfig
 from volumen.utils.errors import VolumenError
 
 if TYPE_CHECKING:

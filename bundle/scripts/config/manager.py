@@ -19,15 +19,13 @@ from volumen.config.dataset import OpenedData
 from volumen.config.experiment import RunDevice
 from volumen.config.experiment_file import SECTION_NAMES, check_section_names, refuse_code
 from volumen.config.experiment_training import ExperimentTraining
-from volumen.config.sections import (
-    SECTIONS,
-    DatasetConfig,
-    InferenceConfig,
-    ModelConfig,
-    TargetConfig,
-    TrainingConfig,
-    TrainingSetup,
-)
+from volumen.config.parts.dataset import DatasetConfig
+from volumen.config.parts.network import ModelConfig
+from volumen.config.parts.setup import TrainingSetup
+from volumen.config.parts.targets import TargetConfig
+from volumen.config.parts.training import TrainingConfig
+from volumen.config.prediction import InferenceConfig
+from volumen.config.sections import SECTIONS
 from volumen.config.targets import read_target
 from volumen.config.validation import check_sections, given_keys, retired_keys
 from volumen.utils.errors import VolumenError
@@ -46,7 +44,7 @@ class ConfigManager(ExperimentTraining):
     """The checked sections of an experiment, and the properties that follow from them and the data. Immutable.
 
     Args:
-        tr_setup: training setup; see `volumen.config.sections.TrainingSetup`. This and every other section is a
+        tr_setup: training setup; see `volumen.config.parts.setup.TrainingSetup`. This and every other section is a
             mapping of keys to values, or its dataclass.
         tr_config: training parameters.
         model_config: network settings.

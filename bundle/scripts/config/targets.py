@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from volumen.config.sections import AuxiliaryTaskConfig, LossSpec, TargetConfig
+from volumen.config.parts.targets import AuxiliaryTaskConfig, LossSpec, TargetConfig
 from volumen.config.validation import check_section
 from volumen.data.labels.label_channels import region_representatives
 from volumen.derived.registry import (

@@ -9,15 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from volumen.config.parts.targets import LossSpec
 from volumen.config.parts.unlabelled import UnlabelledConfig
-from volumen.config.sections import (
-    ALIASES,
-    PATTERN_MEANINGS,
-    RETIRED,
-    SECTIONS,
-    UNSET,
-    LossSpec,
-)
+from volumen.config.sections import ALIASES, PATTERN_MEANINGS, RETIRED, SECTIONS, UNSET
 from volumen.utils.errors import VolumenError
 from volumen.utils.suggest import closest
 

@@ -66,7 +66,7 @@ COMMON_KEYS = DERIVATION_KEYS | {
     "optional",
     "ds_interpolation",
 }
-"""Keys of every derived target besides those of its type: the fields of `volumen.config.sections.AuxiliaryTaskConfig`,
+"""Keys of every derived target besides those of its type: the fields of `volumen.config.parts.targets.AuxiliaryTaskConfig`,
 whose values the configuration checks. A derivation ignores those that concern the head and its losses."""
 
 

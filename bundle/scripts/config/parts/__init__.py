@@ -1,1 +1,1 @@
-"""Sections of the experiment with a file of their own; `volumen.config.sections` collects all of them."""
+"""The sections of the experiment, a file each; `volumen.config.sections` collects them."""
