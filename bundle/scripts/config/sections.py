@@ -1,7 +1,7 @@
 """The experiment's sections, frozen dataclasses of `volumen.config.parts`, and rules for all of their keys.
 
-The documentation's table of keys is generated from the descriptions of the fields. `volumen.config.validation` refuses unknown
-keys and names the closest known one; then pydantic checks types and ranges.
+The table of keys in the documentation is generated from the descriptions of the fields. `volumen.config.validation`
+refuses unknown keys and names the closest known one; then pydantic checks types and ranges.
 """
 
 from __future__ import annotations

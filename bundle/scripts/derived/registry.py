@@ -66,8 +66,9 @@ COMMON_KEYS = DERIVATION_KEYS | {
     "optional",
     "ds_interpolation",
 }
-"""Keys of every derived target besides those of its type: the fields of `volumen.config.parts.targets.AuxiliaryTaskConfig`,
-whose values the configuration checks. A derivation ignores those that concern the head and its losses."""
+"""Keys of every derived target besides those of its type: the fields of
+`volumen.config.parts.targets.AuxiliaryTaskConfig`, whose values the configuration checks. A derivation ignores
+those that concern the head and its losses."""
 
 
 class DerivedTask:
