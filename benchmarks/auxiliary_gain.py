@@ -24,14 +24,14 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 
-import argparse
 import dataclasses
 import itertools
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -333,47 +333,82 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure the cells that the table lacks, or print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def cell_parser(
+    text: str | None, arms: Iterable[str], default: Sequence[str], seconds: int
+) -> ArgumentParser:
+    """Return a parser of the options that all benchmarks of cells have.
+
+    Args:
+        text: what the benchmark does.
+        arms: what may be compared.
+        default: what is compared by default.
+        seconds: CPU seconds of a cell by default.
+    """
+    parser = ArgumentParser(description=text, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "-i", "--input", action="append", default=[], metavar="NAME=FOLDER", help="data folders"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the phantom")
     parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per cell")
+    parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(default))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--seconds", type=int, default=seconds, help=f"CPU seconds per cell (default: {seconds})"
+    )
+    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
+    return parser
+
+
+def measure_missing(
+    options: Namespace,
+    fields: Sequence[str],
+    cells: Iterable[Sequence[Any]],
+    measure: Callable[[DataSet, Mapping[str, Any]], dict[str, Any]],
+    shown: Sequence[str],
+) -> None:
+    """Measure the cells that the table lacks, and add a row for each as soon as it is done.
+
+    The table is read before every cell, so that several processes may share it.
+
+    Args:
+        options: of `cell_parser`.
+        fields: columns that name a cell; the first is the data set.
+        cells: their values.
+        measure: returns the row of a cell.
+        shown: columns that are printed besides.
+    """
+    torch.set_num_threads(1)
+    folders = dict(entry.split("=", 1) for entry in options.input)
+    sources = {name: (folders.get(name),) for name in SETS} | {
+        "phantom": (options.output / "phantom",),
+        "fib25": (folders.get("fib25"), folders.get("neurons")),
+    }
+    for values in cells:
+        if tuple(map(str, values)) in {tuple(row[key] for key in fields) for row in done(options.csv)}:
+            continue
+        row = measure(fewer_settings(SETS[values[0]](*sources[values[0]])), dict(zip(fields, values)))
+        append(options.csv, row)
+        print({key: value for key, value in row.items() if key in (*fields, "steps", *shown)}, flush=True)
+
+
+def main() -> None:
+    """Measure the cells that the table lacks, or print it."""
+    parser = cell_parser(__doc__, ARMS, ARMS, seconds=60)
     parser.add_argument(
         "--sets", nargs="+", choices=["phantom", "fib25", "vnc", "drive"], default=["phantom"]
     )
     parser.add_argument("--labels", nargs="+", choices=list(SHARES), default=list(SHARES))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--seconds", type=int, default=60, help="CPU seconds of training per cell (default: 60)"
-    )
-    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.table:
         print(table(done(options.csv)))
         return
-    folders = dict(entry.split("=", 1) for entry in options.input)
-    sources = {
-        "phantom": (options.output / "phantom",),
-        "fib25": (folders.get("fib25"), folders.get("neurons")),
-        "vnc": (folders.get("vnc"),),
-        "drive": (folders.get("drive"),),
-    }
-    for seed, name, labels, arm in itertools.product(
-        options.seeds, options.sets, options.labels, options.arms
-    ):
-        cell = dict(zip(FIELDS, (name, labels, arm, seed, options.seconds)))
-        if tuple(map(str, cell.values())) in {tuple(row[key] for key in FIELDS) for row in done(options.csv)}:
-            continue
-        row = measure(fewer_settings(SETS[name](*sources[name])), cell)
-        append(options.csv, row)
-        print({key: value for key, value in row.items() if key in (*FIELDS, "steps", *SCORES)}, flush=True)
+    cells = (
+        (name, labels, arm, seed, options.seconds)
+        for seed, name, labels, arm in itertools.product(
+            options.seeds, options.sets, options.labels, options.arms
+        )
+    )
+    measure_missing(options, FIELDS, cells, measure, SCORES)
 
 
 if __name__ == "__main__":

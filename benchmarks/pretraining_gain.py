@@ -30,7 +30,6 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 
-import argparse
 import itertools
 import math
 import statistics
@@ -39,10 +38,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from auxiliary_gain import TRIAL_STEPS, StepClock, difference, fewer_settings, scores, sparse_folder
-from ranking import append, done
-from ranking_sets import SETS, TRAIN, DataSet
+from auxiliary_gain import (
+    ALONE,
+    TRIAL_STEPS,
+    StepClock,
+    cell_parser,
+    difference,
+    measure_missing,
+    scores,
+    sparse_folder,
+)
+from ranking import done
+from ranking_sets import TRAIN, DataSet
 from scipy.stats import t as student
 
 from volumen.config.experiment_file import merge, shipped_sections
@@ -55,7 +62,6 @@ from volumen.run import run_bundle
 from volumen.utils.bundle_root import configs_dir
 
 EPOCHS = 20
-ALONE = "alone"
 FIELDS = ("set", "share", "arm", "seed", "seconds")
 ARMS: dict[str, tuple[float, str]] = {
     ALONE: (0.0, "none"),
@@ -191,45 +197,24 @@ def _cell(arm: str, pairs: Sequence[tuple[float, float]]) -> str:
 
 def main() -> None:
     """Measure the cells that the table lacks, or print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "-i", "--input", action="append", default=[], metavar="NAME=FOLDER", help="data folders"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the phantom")
-    parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per cell")
+    parser = cell_parser(__doc__, ARMS, tuple(ARMS), seconds=120)
     parser.add_argument(
         "--sets", nargs="+", choices=["phantom", "fib25", "vnc", "drive"], default=["phantom"]
     )
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.05], help="labelled share of the training part"
     )
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--seconds", type=int, default=120, help="CPU seconds per cell (default: 120)")
-    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.table:
         print(table(done(options.csv)))
         return
-    folders = dict(entry.split("=", 1) for entry in options.input)
-    sources = {
-        "phantom": (options.output / "phantom",),
-        "fib25": (folders.get("fib25"), folders.get("neurons")),
-        "vnc": (folders.get("vnc"),),
-        "drive": (folders.get("drive"),),
-    }
-    for seed, name, share, arm in itertools.product(
-        options.seeds, options.sets, options.shares, options.arms
-    ):
-        cell = dict(zip(FIELDS, (name, share, arm, seed, options.seconds)))
-        if tuple(map(str, cell.values())) in {tuple(row[key] for key in FIELDS) for row in done(options.csv)}:
-            continue
-        row = measure(fewer_settings(SETS[name](*sources[name])), cell)
-        append(options.csv, row)
-        print({key: value for key, value in row.items() if key in (*FIELDS, "steps", *SHOWN)}, flush=True)
+    cells = (
+        (name, share, arm, seed, options.seconds)
+        for seed, name, share, arm in itertools.product(
+            options.seeds, options.sets, options.shares, options.arms
+        )
+    )
+    measure_missing(options, FIELDS, cells, measure, SHOWN)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -41,20 +40,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from auxiliary_gain import (
     ALONE,
     FIELDS,
     SCORES,
     TRIAL_STEPS,
-    fewer_settings,
+    cell_parser,
     labelled,
+    measure_missing,
     scores,
     sparse_folder,
     table,
     train,
 )
-from ranking import append, done
+from ranking import done
 from ranking_sets import SETS, TRAIN, DataSet
 
 from volumen.config.manager import ConfigManager
@@ -177,41 +176,20 @@ def last_checkpoint(config: ConfigManager) -> Path:
 
 def main() -> None:
     """Measure the cells that the table lacks, or print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "-i", "--input", action="append", default=[], metavar="NAME=FOLDER", help="data folders"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the phantom")
-    parser.add_argument("--csv", type=Path, required=True, help="table that gets a row per cell")
+    parser = cell_parser(__doc__, ARMS, (ALONE, "average", "teacher"), seconds=60)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["phantom"])
     parser.add_argument("--shares", type=float, nargs="+", default=[2, 5, 10], help="labelled, in percent")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["slices", "boxes"])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[ALONE, "average", "teacher"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--seconds", type=int, default=60, help="CPU seconds of training per cell (default: 60)"
-    )
-    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.table:
         print(table(done(options.csv)))
         return
-    folders = dict(entry.split("=", 1) for entry in options.input)
-    sources = {name: (folders.get(name),) for name in SETS} | {
-        "phantom": (options.output / "phantom",),
-        "fib25": (folders.get("fib25"), folders.get("neurons")),
-    }
     labels = [f"{share:g}% {shape}" for share, shape in itertools.product(options.shares, options.shapes)]
-    for seed, name, labels_of, arm in itertools.product(options.seeds, options.sets, labels, options.arms):
-        cell = dict(zip(FIELDS, (name, labels_of, arm, seed, options.seconds)))
-        if tuple(map(str, cell.values())) in {tuple(row[key] for key in FIELDS) for row in done(options.csv)}:
-            continue
-        row = measure(fewer_settings(SETS[name](*sources[name])), cell)
-        append(options.csv, row)
-        print({key: value for key, value in row.items() if key in (*FIELDS, "steps", *SCORES)}, flush=True)
+    cells = (
+        (name, labels_of, arm, seed, options.seconds)
+        for seed, name, labels_of, arm in itertools.product(options.seeds, options.sets, labels, options.arms)
+    )
+    measure_missing(options, FIELDS, cells, measure, SCORES)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_evaluate import write
 from test_report_browser import CHROMIUM, FLAGS
+from test_site import build_site
 
 from volumen.evaluation.request import EvaluateRequest
 from volumen.evaluation.score import evaluate
@@ -67,12 +66,7 @@ def violations(axe, page, profile, scheme):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The built pages."""
-    pytest.importorskip("mkdocs")
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -29,14 +29,19 @@ LOOK = """
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built pages, each with a script that looks at it."""
+def build_site(folder):
+    """Build the pages in a folder, and return it."""
     pytest.importorskip("mkdocs")
-    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages, each with a script that looks at it."""
+    folder = build_site(tmp_path_factory.mktemp("site"))
     for page in folder.rglob("index.html"):
         text = page.read_text()
         page.write_text(text.replace("</body>", LOOK + "</body>").replace('loading="lazy"', ""))

@@ -74,15 +74,24 @@ def train_folds(options: argparse.Namespace, sections: Mapping[str, Any], origin
             "names one checkpoint",
             remedy="leave the file out: every fold goes on from its newest one",
         )
+    folder = run_folder(options, sections)
+    with locked(folder):
+        plan = _plan(options, sections, origin, folder)
+        return Supervisor(plan, options).run()
+
+
+def run_folder(options: argparse.Namespace, sections: Mapping[str, Any]) -> Path:
+    """Return the folder of a run that consists of several.
+
+    Raises:
+        VolumenError: none is given.
+    """
     output = options.output or sections["tr_setup"].get("ckpt_out_base")
     if not output:
         raise VolumenError(
             "-o/--output", "no output folder is given", remedy="give -o or tr_setup.ckpt_out_base"
         )
-    folder = Path(output) / sections["tr_setup"]["model_name"]
-    with locked(folder):
-        plan = _plan(options, sections, origin, folder)
-        return Supervisor(plan, options).run()
+    return Path(output) / sections["tr_setup"]["model_name"]
 
 
 @dataclass

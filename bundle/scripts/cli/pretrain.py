@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from typing import Any
 
 from volumen.cli.flags import Once
 from volumen.utils.bundle_root import configs_dir
 from volumen.utils.errors import VolumenError
-from volumen.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +98,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
     Raises:
         VolumenError: the options, the experiment file or the data are wrong.
     """
-    from volumen.cli.train import check_early, check_overlay, experiment_sections, run_processes
+    from volumen.cli.train import (
+        bundle_overrides,
+        check_early,
+        check_overlay,
+        experiment_sections,
+        run_processes,
+    )
 
     if options.nproc < 1:
         raise VolumenError("--nproc", expected="at least 1", found=options.nproc)
@@ -111,20 +115,9 @@ def run_pretrain(options: argparse.Namespace) -> int:
     if options.mask_ratio is not None:
         sections["tr_config"]["pretrain_mask_ratio"] = options.mask_ratio
     check_early(sections, origin)
-    data = options.input or sections["dataset_config"].get("data_path")
-    if data:
-        shown = data if isinstance(data, str) else ", ".join(map(str, data))
-        logger.info("volumen %s: pretraining on %s, without labels", __version__, shown)
-    overrides: dict[str, Any] = dict(sections)
-    overrides["experiment#origin"] = origin
-    for key, value in (
-        ("dataset_dir", options.input), ("output_dir", options.output), ("device_name", options.device),
-    ):  # fmt: skip
-        if value is not None:
-            overrides[key] = value
+    overrides = bundle_overrides(options, sections, origin, "pretraining on %s, without labels")
     for overlay in options.config_file:
         check_overlay(overlay, ("train.yaml", "pretrain.yaml"))
-    overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
     from volumen.run import run_bundle
 
     return run_bundle("train.yaml", [str(configs_dir() / "pretrain.yaml"), *options.config_file], overrides)

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from volumen.cli.folds import MEMBER, locked, refuse_foreign_files, shared_sections, wait_for
+from volumen.cli.folds import MEMBER, locked, refuse_foreign_files, run_folder, shared_sections, wait_for
 from volumen.cli.running.launch import run_passing_signals
 from volumen.inference.run_files import ENSEMBLE
 from volumen.utils.errors import VolumenError
@@ -55,12 +55,7 @@ def train_rounds(options: argparse.Namespace, sections: Mapping[str, Any], origi
         VolumenError: settings that do not go together, or a folder of another experiment.
     """
     _check(options, sections, origin)
-    output = options.output or sections["tr_setup"].get("ckpt_out_base")
-    if not output:
-        raise VolumenError(
-            "-o/--output", "no output folder is given", remedy="give -o or tr_setup.ckpt_out_base"
-        )
-    folder = Path(output) / sections["tr_setup"]["model_name"]
+    folder = run_folder(options, sections)
     with locked(folder):
         rounds = Rounds.of(options, sections, folder)
         for number in range(1, rounds.count + 1):

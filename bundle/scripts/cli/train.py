@@ -75,12 +75,32 @@ def run_train(options: argparse.Namespace) -> int:
         from volumen.cli.folds import train_folds
 
         return train_folds(options, sections, origin)
+    overrides = bundle_overrides(options, sections, origin, "training on %s")
+    for overlay in options.config_file:
+        check_overlay(overlay)
+    if options.tracking:
+        check_tracking(options.tracking)
+    from volumen.run import run_bundle
+
+    return run_bundle("train.yaml", options.config_file, overrides, tracking=options.tracking)
+
+
+def bundle_overrides(
+    options: argparse.Namespace, sections: Mapping[str, Any], origin: str, said: str
+) -> dict[str, Any]:
+    """Return what replaces values of the bundle's config, and log on what data the run works.
+
+    Args:
+        options: the parsed options.
+        sections: the merged sections.
+        origin: name of the file that they come from.
+        said: what is logged, with a place for the data.
+    """
     data = options.input or sections["dataset_config"].get("data_path")
     if data:
         shown = data if isinstance(data, str) else ", ".join(map(str, data))
-        logger.info("volumen %s: training on %s", __version__, shown)
-    overrides: dict[str, Any] = dict(sections)
-    overrides["experiment#origin"] = origin
+        logger.info(f"volumen %s: {said}", __version__, shown)
+    overrides: dict[str, Any] = {**sections, "experiment#origin": origin}
     for key, value in (
         ("dataset_dir", options.input),
         ("output_dir", options.output),
@@ -88,15 +108,9 @@ def run_train(options: argparse.Namespace) -> int:
     ):
         if value is not None:
             overrides[key] = value
-    for overlay in options.config_file:
-        check_overlay(overlay)
     # Otherwise the bundle would choose a default folder, which may be the installed package.
     overrides.setdefault("output_dir", sections["tr_setup"].get("ckpt_out_base"))
-    if options.tracking:
-        check_tracking(options.tracking)
-    from volumen.run import run_bundle
-
-    return run_bundle("train.yaml", options.config_file, overrides, tracking=options.tracking)
+    return overrides
 
 
 def check_early(sections: Mapping[str, Mapping[str, Any]], origin: str) -> None:

@@ -83,6 +83,13 @@ class OpenedData:
         layout = chosen(layout, self.settings.volumes, self.origin)
         return replace(self, given_layout=layout, given_cases=None, validation_cases=names)
 
+    def need_folders(self) -> None:
+        """Raise an error where no data folder is given."""
+        if not self.folders:
+            raise VolumenError(
+                "-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path"
+            )
+
     @cached_property
     def layout(self) -> Layout:
         """Which images, labels and masks there are."""
@@ -90,10 +97,7 @@ class OpenedData:
 
         if self.given_layout is not None:
             return self.given_layout
-        if not self.folders:
-            raise VolumenError(
-                "-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path"
-            )
+        self.need_folders()
         several = [*self.folders, *([self.settings.val_path] if self.settings.val_path else [])]
         options: dict[str, Any] = {
             "format": self.settings.format,

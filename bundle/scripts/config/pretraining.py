@@ -46,10 +46,7 @@ class OpenedImages(OpenedData):
 
         if self.given_layout is not None:
             return self.given_layout
-        if not self.folders:
-            raise VolumenError(
-                "-i/--input", "no data folder is given", remedy="give -i or dataset_config.data_path"
-            )
+        self.need_folders()
         return chosen(
             discover_images(self.folders, format=self.settings.format), self.settings.volumes, self.origin
         )
